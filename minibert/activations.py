@@ -1,0 +1,138 @@
+"""Every activation transformers knows, by definition rather than by name.
+
+Source: `ACT2CLS` in transformers' `activations.py`. `gelu` is the exact one (Hendrycks & Gimpel,
+arXiv:1606.08415); `gelu_new`, `gelu_pytorch_tanh`, `gelu_python_tanh` and `gelu_accurate` are its
+tanh form. `prelu` and `xielu` have parameters of their own, which a checkpoint holds.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from minibert.layers import SHAPES_ONLY, Module, constant
+
+
+def _gelu(x: Array) -> Array:
+    # erfc keeps the digits that 1 + erf loses where x is negative
+    return 0.5 * x * jax.lax.erfc(-x * math.sqrt(0.5))
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _gelu_fast(x: Array) -> Array:
+    return 0.5 * x * (1 + jnp.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x)))
+
+
+def _laplace(x: Array) -> Array:
+    return 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
+
+
+def _softplus(x: Array) -> Array:
+    # torch's softplus is the identity above 20
+    return jnp.where(x > 20, x, jnp.log1p(jnp.exp(jnp.minimum(x, 20))))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": _gelu,
+    "gelu_python": _gelu,
+    "gelu_10": lambda x: jnp.clip(_gelu(x), -10, 10),
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_python_tanh": _gelu_tanh,
+    "gelu_accurate": _gelu_tanh,
+    "gelu_fast": _gelu_fast,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "hardswish": jax.nn.hard_swish,
+    "laplace": _laplace,
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.01),
+    "linear": lambda x: x,
+    "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "sqrtsoftplus": lambda x: jnp.sqrt(_softplus(x)),
+    "tanh": jnp.tanh,
+}
+
+
+class Activation(Module):
+    """An activation without parameters, computed in float32 or wider."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.summary = name
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the activation elementwise; shape and dtype stay."""
+        return ACTIVATIONS[self.name](_widened(x)).astype(x.dtype)
+
+
+class PReLU(Module):
+    """`torch.nn.PReLU`: negative values times one learned weight (He et al., arXiv:1502.01852)."""
+
+    summary = "1"
+
+    def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
+        key = (rngs or SHAPES_ONLY).params()
+        self.weight = nnx.Param(constant(0.25)(key, (1,), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the activation elementwise; shape and dtype stay."""
+        wide = _widened(x)
+        return jnp.where(wide >= 0, wide, self.weight[...] * wide).astype(x.dtype)
+
+
+class Buffer(nnx.Variable):
+    """A constant that Hugging Face keeps in the checkpoint; not a parameter, never trained."""
+
+
+class XIELU(Module):
+    """transformers' xIELU (Huang, arXiv:2411.13010), with its two parameters and two constants."""
+
+    summary = ""
+
+    def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
+        key = (rngs or SHAPES_ONLY).params()
+        self.alpha_p = nnx.Param(constant(math.log(math.expm1(0.8)))(key, (1,), param_dtype))
+        self.alpha_n = nnx.Param(constant(math.log(math.expm1(0.3)))(key, (1,), param_dtype))
+        self.beta = Buffer(constant(0.5)(key, (), param_dtype))
+        self.eps = Buffer(constant(-1e-6)(key, (), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the activation elementwise; shape and dtype stay."""
+        wide, beta = _widened(x), self.beta[...]
+        alpha_p = _softplus(self.alpha_p[...])
+        alpha_n = beta + _softplus(self.alpha_n[...])
+        above = alpha_p * wide * wide + beta * wide
+        below = (jnp.expm1(jnp.minimum(wide, self.eps[...])) - wide) * alpha_n + beta * wide
+        return jnp.where(wide > 0, above, below).astype(x.dtype)
+
+
+ACTIVATION_NAMES = (*ACTIVATIONS, "prelu", "xielu")
+
+
+def activation(
+    name: str, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike, dtype: DTypeLike | None = None
+) -> Module:
+    """The module of that name, one of `ACTIVATION_NAMES`; the input's dtype decides `dtype`."""
+    match name:
+        case "prelu":
+            return PReLU(rngs=rngs, param_dtype=param_dtype)
+        case "xielu":
+            return XIELU(rngs=rngs, param_dtype=param_dtype)
+        case _:
+            return Activation(name)
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,151 @@
+"""Writing a folder so that it is there complete, or not at all.
+
+The folder is written under a sibling name of ours, flushed to the disk, checked, and renamed into
+place. The writer holds a lock on its folder as long as it lives, so that a later run can tell what
+was left behind by one that was killed: it puts back an old folder that was moved aside, and removes
+the rest.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+
+from minibert.errors import TargetError
+
+PREFIX = ".minibert-"
+
+
+@contextlib.contextmanager
+def atomic_folder(
+    target: str, *, overwrite: bool = False, check: Callable[[str], None] | None = None
+) -> Iterator[str]:
+    """Yields a new, empty folder that becomes `target` when the block ends without an error.
+
+    Args:
+        target: where the folder shall be. It may exist if it is empty, or with `overwrite`.
+        overwrite: whether to replace an existing folder, as a whole.
+        check: called with the finished folder before it is moved; it raises if it is not right.
+
+    Raises:
+        TargetError: the target exists and is not empty, or cannot be written.
+    """
+    target = os.path.realpath(target)
+    parent, name = os.path.split(target)
+    with _reported(target):
+        os.makedirs(parent, exist_ok=True)
+        _recover(parent, name)
+        _refuse_occupied(target, overwrite)
+        folder, lock = _locked_folder(parent, f"{PREFIX}new-{name}-")
+    try:
+        with _reported(target):
+            yield folder
+            if check is not None:
+                check(folder)
+            _flush(folder)
+            _move_in(folder, target, overwrite)
+            _flush_one(parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _reported(target: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as reason:
+        raise TargetError(f"{target}: cannot be written ({reason.strerror or reason})") from reason
+
+
+def _refuse_occupied(target: str, overwrite: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not os.path.isdir(target):
+        raise TargetError(f"{target}: exists and is not a folder")
+    if os.listdir(target) and not overwrite:
+        raise TargetError(
+            f"{target}: exists and is not empty; choose another, or pass overwrite=True "
+            "(python -m convert: --overwrite) to replace it as a whole"
+        )
+
+
+def _locked_folder(parent: str, prefix: str) -> tuple[str, int]:
+    while True:
+        folder = os.path.join(parent, prefix + secrets.token_hex(4))
+        os.mkdir(folder)
+        lock = os.open(folder, os.O_RDONLY)
+        if _lock(lock) and os.path.isdir(folder):  # else a sweep was faster
+            return folder, lock
+        os.close(lock)
+
+
+def _lock(file: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _move_in(folder: str, target: str, overwrite: bool) -> None:
+    _refuse_occupied(target, overwrite)
+    if not os.path.isdir(target) or not os.listdir(target):
+        os.rename(folder, target)
+        return
+    parent, name = os.path.split(target)
+    aside = os.path.join(parent, f"{PREFIX}old-{name}-{secrets.token_hex(4)}")
+    lock = os.open(target, os.O_RDONLY)  # the lock follows the folder through its renames
+    try:
+        _lock(lock)
+        os.rename(target, aside)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _recover(parent: str, name: str) -> None:
+    """Undoes what a killed run left: puts an old folder back, and sweeps the rest."""
+    target = os.path.join(parent, name)
+    for entry in sorted(os.listdir(parent)):
+        kind, _, rest = entry.removeprefix(PREFIX).partition("-")
+        ours = entry.startswith(PREFIX) and kind in ("new", "old")
+        if not ours or rest.rpartition("-")[0] != name:
+            continue
+        path = os.path.join(parent, entry)
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another run was faster
+        try:
+            if not _lock(lock):
+                continue  # its owner lives
+            if kind == "old" and not os.path.lexists(target):
+                os.rename(path, target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _flush(folder: str) -> None:
+    for root, _, files in os.walk(folder):
+        for file in files:
+            _flush_one(os.path.join(root, file))
+        _flush_one(root)
+
+
+def _flush_one(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

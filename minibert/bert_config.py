@@ -1,0 +1,74 @@
+"""The shape and settings of a BERT, as transformers' `configuration_bert.py` has them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from minibert.activations import ACTIVATION_NAMES
+from minibert.config import Config, non_negative, one_of, positive, probability, ruled, size, switch
+from minibert.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig(Config):
+    """The shape and settings of a BERT; field names and defaults are Hugging Face's."""
+
+    model_type: ClassVar[str] = "bert"
+    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "position_embedding_type": ("absolute", None),
+        "pruned_heads": ({}, None),
+        "quantization_config": (None,),
+        "is_decoder": (False, None),
+        "add_cross_attention": (False, None),
+    }
+
+    vocab_size: int = size(30522)
+    hidden_size: int = size(768)
+    num_hidden_layers: int = size(12)
+    num_attention_heads: int = size(12)
+    intermediate_size: int = size(3072)
+    hidden_act: str = one_of("gelu", ACTIVATION_NAMES)
+    hidden_dropout_prob: float = probability(0.1)
+    attention_probs_dropout_prob: float = probability(0.1)
+    classifier_dropout: float | None = probability(None, optional=True)
+    max_position_embeddings: int = size(512)
+    type_vocab_size: int = size(2)
+    initializer_range: float = non_negative(0.02)
+    layer_norm_eps: float = positive(1e-12)
+    pad_token_id: int | None = ruled(
+        0, "a whole number or null", lambda v: v is None or type(v) is int
+    )
+    tie_word_embeddings: bool = switch(True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size}), "
+                f"found {self.num_attention_heads}"
+            )
+        if self.pad_token_id is not None and not (
+            -self.vocab_size <= self.pad_token_id < self.vocab_size
+        ):
+            raise ConfigError(
+                f"pad_token_id: expected an index into the vocabulary of {self.vocab_size}, "
+                f"found {self.pad_token_id}"
+            )
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """BERT-base: 12 layers of 768, 110 million parameters."""
+        return cls(**changes)
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """BERT-large: 24 layers of 1024, 335 million parameters."""
+        sizes = {"hidden_size": 1024, "num_hidden_layers": 24}
+        return cls(**sizes | {"num_attention_heads": 16, "intermediate_size": 4096} | changes)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """Two layers of 24 with every size different: for trying things out."""
+        sizes = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2}
+        sizes |= {"num_attention_heads": 3, "intermediate_size": 80, "max_position_embeddings": 40}
+        return cls(**sizes | changes)

@@ -1,0 +1,341 @@
+"""BERT with its heads: pre-training, masked words, classification, tagging, answering.
+
+Devlin et al., arXiv:1810.04805, and transformers' `modeling_bert.py`, whose names these are. Every
+model here is called with `BertModel`'s arguments, by the same names and in the same order.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from minibert.activations import activation
+from minibert.bert import BertModel, BertPreTrainedModel
+from minibert.bert_config import BertConfig
+from minibert.errors import ConfigError, InputError
+from minibert.layers import SHAPES_ONLY, Dropout, Module, constant, layer_norm, linear, normal
+from minibert.outputs import (
+    BertForPreTrainingOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+TIED_DECODER = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+class BertPredictionHeadTransform(Module):
+    """Dense, activation, LayerNorm: what precedes the decoder."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        hidden = config.hidden_size
+        self.dense = linear(hidden, hidden, stddev=config.initializer_range, **options)
+        self.transform_act_fn = activation(config.hidden_act, **options)
+        self.LayerNorm = layer_norm(hidden, epsilon=config.layer_norm_eps, **options)
+
+    def __call__(self, hidden: Float[Array, "batch seq hidden"]) -> Float[Array, "batch seq hidden"]:
+        """Transforms every position."""
+        return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
+
+
+class TiedLinear(nnx.Linear):
+    """A linear layer whose kernel, bias or both may be someone else's: then its own is None."""
+
+    kernel: nnx.Param | None
+    bias: nnx.Param | None
+
+    def __init__(self, in_features: int, out_features: int, *, tied: bool, stddev: float, **options):
+        super().__init__(
+            in_features,
+            out_features,
+            kernel_init=normal(stddev),
+            bias_init=constant(0.0),
+            **options | {"rngs": (None if tied else options["rngs"]) or SHAPES_ONLY},
+        )
+        if tied:
+            self.kernel = nnx.data(None)
+            self.bias = nnx.data(None)
+
+    def __call__(  # ty: ignore[invalid-method-override]
+        self,
+        inputs: Float[Array, "*batch features"],
+        table: Float[Array, "outputs features"],
+        bias: Float[Array, " outputs"],
+    ) -> Float[Array, "*batch outputs"]:
+        """Projects with its own kernel and bias, else with `table` transposed and `bias`."""
+        kernel = table.T if self.kernel is None else self.kernel[...]
+        bias = bias if self.bias is None else self.bias[...]
+        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        return inputs @ kernel + bias
+
+
+class BertLMPredictionHead(Module):
+    """Scores every word of the vocabulary at every position."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        self.transform = BertPredictionHeadTransform(config, **options)
+        self.decoder = TiedLinear(
+            config.hidden_size,
+            config.vocab_size,
+            tied=config.tie_word_embeddings and options["rngs"] is not None,
+            stddev=config.initializer_range,
+            **options,
+        )
+        key = (options["rngs"] or SHAPES_ONLY).params()
+        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
+    ) -> Float[Array, "batch seq vocab"]:
+        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
+        return self.decoder(self.transform(hidden), table, self.bias[...])
+
+
+class BertOnlyMLMHead(Module):
+    """The head of a masked language model."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        self.predictions = BertLMPredictionHead(config, **options)
+
+
+class BertOnlyNSPHead(Module):
+    """The head that tells whether the second sentence follows the first."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        stddev = config.initializer_range
+        self.seq_relationship = linear(config.hidden_size, 2, stddev=stddev, **options)
+
+
+class BertPreTrainingHeads(Module):
+    """Both heads of BERT's pre-training."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        stddev = config.initializer_range
+        self.predictions = BertLMPredictionHead(config, **options)
+        self.seq_relationship = linear(config.hidden_size, 2, stddev=stddev, **options)
+
+
+class _BertWithHead(BertPreTrainedModel):
+    """A `BertModel` under the name `bert`, and a head built by `add_head`.
+
+    Args:
+        config: the shape and settings.
+        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
+        dtype: what to compute in; None for the parameters' own dtype.
+        param_dtype: what to store parameters in.
+    """
+
+    pooled: bool
+
+    def __init__(
+        self,
+        config: BertConfig,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.bert = BertModel(config, add_pooling_layer=self.pooled, **options)
+        self.add_head(config, **options)
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds the head's modules."""
+        raise TypeError(f"{type(self).__name__} has no head; use one of the BertFor… classes")
+
+    def add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
+        """Builds a dropout and a linear classifier."""
+        rate = config.classifier_dropout
+        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        stddev = config.initializer_range
+        self.classifier = linear(config.hidden_size, outputs, stddev=stddev, **options)
+
+
+def _rest(outputs: Any) -> dict[str, Any]:
+    return {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+
+
+class BertForPreTraining(_BertWithHead):
+    """BERT as it was pre-trained: masked words and next sentence."""
+
+    pooled = True
+    tied = TIED_DECODER
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds both pre-training heads."""
+        self.cls = BertPreTrainingHeads(config, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
+        """Takes `BertModel`'s arguments; index 0 of the second output means "it follows"."""
+        outputs = self.bert(*args, **kwargs)
+        table = self.bert.embeddings.word_embeddings.embedding[...]
+        return BertForPreTrainingOutput(
+            prediction_logits=self.cls.predictions(outputs.last_hidden_state, table),
+            seq_relationship_logits=self.cls.seq_relationship(outputs.pooler_output),
+            **_rest(outputs),
+        )
+
+
+class BertForMaskedLM(_BertWithHead):
+    """BERT with its masked-word head."""
+
+    pooled = False
+    tied = TIED_DECODER
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds the masked-word head."""
+        self.cls = BertOnlyMLMHead(config, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
+        """Takes `BertModel`'s arguments; returns a score for every word at every position."""
+        outputs = self.bert(*args, **kwargs)
+        table = self.bert.embeddings.word_embeddings.embedding[...]
+        logits = self.cls.predictions(outputs.last_hidden_state, table)
+        return MaskedLMOutput(logits=logits, **_rest(outputs))
+
+
+class BertForNextSentencePrediction(_BertWithHead):
+    """BERT with its next-sentence head."""
+
+    pooled = True
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds the next-sentence head."""
+        self.cls = BertOnlyNSPHead(config, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
+        """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
+        outputs = self.bert(*args, **kwargs)
+        logits = self.cls.seq_relationship(outputs.pooler_output)
+        return NextSentencePredictorOutput(logits=logits, **_rest(outputs))
+
+
+class BertForSequenceClassification(_BertWithHead):
+    """BERT with a classifier over the pooled first token."""
+
+    pooled = True
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds the classifier, one output a label."""
+        self.add_classifier(config, config.num_labels, **options)
+
+    def __call__(
+        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """Takes `BertModel`'s arguments; returns a score for every label."""
+        outputs = self.bert(*args, rngs=rngs, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output, rngs))
+        return SequenceClassifierOutput(logits=logits, **_rest(outputs))
+
+
+class BertForMultipleChoice(_BertWithHead):
+    """BERT with a score for each of several continuations."""
+
+    pooled = True
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds the classifier, one output."""
+        self.add_classifier(config, 1, **options)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        *args: Any,
+        rngs: nnx.Rngs | None = None,
+        **kwargs: Any,
+    ) -> MultipleChoiceModelOutput:
+        """Takes `BertModel`'s arguments, each array but `head_mask` with an axis of choices.
+
+        That axis is the second: `input_ids` is `(batch, choices, seq)`. Returns a score for every
+        choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
+        """
+        words = inputs_embeds if input_ids is None else input_ids
+        if words is None or np.ndim(words) < 3:
+            raise InputError(
+                "input_ids, inputs_embeds: expected (batch, choices, seq) or "
+                f"(batch, choices, seq, hidden), found {None if words is None else np.shape(words)}"
+            )
+        outputs = self.bert(
+            *(
+                array if array is None else _joined(array)
+                for array in (input_ids, attention_mask, token_type_ids, position_ids)
+            ),
+            head_mask,
+            None if inputs_embeds is None else _joined(inputs_embeds),
+            *args,
+            rngs=rngs,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output, rngs))
+        logits = logits.reshape(np.shape(words)[:2])
+        return MultipleChoiceModelOutput(logits=logits, **_rest(outputs))
+
+
+def _joined(array: Any) -> Any:
+    array = array if isinstance(array, jax.Array) else np.asarray(array)
+    if array.ndim < 3:
+        raise InputError(f"expected (batch, choices, seq, …), found {array.shape}")
+    return array.reshape(-1, *array.shape[2:])
+
+
+class BertForTokenClassification(_BertWithHead):
+    """BERT with a classifier at every position."""
+
+    pooled = False
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds the classifier, one output a label."""
+        self.add_classifier(config, config.num_labels, **options)
+
+    def __call__(
+        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
+    ) -> TokenClassifierOutput:
+        """Takes `BertModel`'s arguments; returns a score for every label at every position."""
+        outputs = self.bert(*args, rngs=rngs, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
+        return TokenClassifierOutput(logits=logits, **_rest(outputs))
+
+
+class BertForQuestionAnswering(_BertWithHead):
+    """BERT with a start and an end score at every position."""
+
+    pooled = False
+
+    def add_head(self, config: BertConfig, **options: Any) -> None:
+        """Builds the two-output head.
+
+        Raises:
+            ConfigError: `num_labels` is not 2.
+        """
+        if config.num_labels != 2:
+            raise ConfigError(
+                "num_labels: expected 2 for question answering (start and end), "
+                f"found {config.num_labels}"
+            )
+        stddev = config.initializer_range
+        self.qa_outputs = linear(config.hidden_size, 2, stddev=stddev, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
+        """Takes `BertModel`'s arguments; returns start and end scores at every position."""
+        outputs = self.bert(*args, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        return QuestionAnsweringModelOutput(
+            start_logits=logits[..., 0], end_logits=logits[..., 1], **_rest(outputs)
+        )

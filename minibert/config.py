@@ -1,0 +1,274 @@
+"""Reading `config.json`: every field honoured, or refused by name.
+
+A config is a frozen dataclass with Hugging Face's field names. A field of the file falls into one
+of four groups: a field of our class (validated, honoured); one that Hugging Face's class defines
+and that would change the numbers, but is not implemented (refused unless it has the value that
+changes nothing); one that Hugging Face's class defines and that leaves a forward pass alone
+(kept); one that Hugging Face's class does not know, and so ignores (kept, and listed in the
+loading info). What is kept is written back by `save_pretrained`.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from flax.core import FrozenDict, freeze, unfreeze
+
+from minibert.errors import ConfigError, UnsupportedConfigError
+
+MAX_CONFIG_BYTES = 1 << 20
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# Fields of transformers' PreTrainedConfig, 4.57 and 5.23 together, that leave a forward pass alone.
+INERT_FIELDS = frozenset(
+    """
+    _attn_implementation_internal _commit_hash _configuration_file _experts_implementation_internal
+    _from_auto _from_pipeline _name_or_path _output_attentions _post_init_done architectures
+    attn_implementation bad_words_ids begin_suppress_tokens bos_token_id cache_dir
+    chunk_size_feed_forward commit_message cross_attention_hidden_size decoder_start_token_id
+    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    experts_implementation exponential_decay_length_penalty finetuning_task force_download
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing is_encoder_decoder
+    length_penalty local_files_only max_length min_length model_type name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix proxies
+    remove_invalid_values repetition_penalty repo_id resume_download return_dict
+    return_dict_in_generate return_unused_kwargs revision sep_token_id subfolder suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder token tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version trust_remote_code typical_p use_auth_token
+    use_bfloat16 use_cache
+    """.split()
+)
+
+
+def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) -> Any:
+    """Parses strict JSON: UTF-8, no duplicate keys, no NaN or infinite numbers.
+
+    Args:
+        text: the bytes.
+        where: what they are, for the message.
+        error: the type of error to raise.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise error(f"{where}: the key {key!r} appears twice")
+            found[key] = value
+        return found
+
+    def finite(literal: str) -> float:
+        number = float(literal)
+        if not math.isfinite(number):
+            raise error(f"{where}: {literal} is not a finite number")
+        return number
+
+    try:
+        return json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=finite,
+            parse_float=finite,
+        )
+    except UnicodeDecodeError as reason:
+        raise error(f"{where}: not UTF-8 text ({reason})") from None
+    except json.JSONDecodeError as reason:
+        raise error(f"{where}: not JSON ({reason})") from None
+    except RecursionError:
+        raise error(f"{where}: nested too deeply") from None
+    except ValueError as reason:
+        if isinstance(reason, error):
+            raise
+        raise error(f"{where}: {reason}") from None  # an integer of thousands of digits
+
+
+def read_json(
+    path: str, error: type[Exception] = ConfigError, limit: int = MAX_CONFIG_BYTES
+) -> Any:
+    """Reads a JSON file of at most `limit` bytes; see `parse_json`."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise error(f"{path}: not a regular file")
+        with open(path, "rb") as file:
+            text = file.read(limit + 1)
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror or reason})") from None
+    if len(text) > limit:
+        raise error(f"{path}: larger than {limit:,} bytes")
+    return parse_json(text, path, error)
+
+
+def ruled(default: Any, expected: str, rule: Callable[[Any], bool]) -> Any:
+    """A dataclass field whose value must satisfy `rule`, described by `expected`."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "expected": expected})
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    )
+
+
+def size(default: int) -> Any:
+    """A field that counts something: a whole number of at least 1."""
+    return ruled(default, "a whole number of at least 1", lambda v: _is_int(v) and 1 <= v < 2**31)
+
+
+def probability(default: float | None, optional: bool = False) -> Any:
+    """A field that is a dropout rate."""
+    expected = "a number from 0 to 1" + (" or null" if optional else "")
+    return ruled(
+        default, expected, lambda v: (optional and v is None) or (_is_real(v) and 0 <= v <= 1)
+    )
+
+
+def positive(default: float) -> Any:
+    """A field that is a positive, finite number."""
+    return ruled(default, "a positive number", lambda v: _is_real(v) and v > 0)
+
+
+def non_negative(default: float) -> Any:
+    """A field that is a finite number of at least zero."""
+    return ruled(default, "a number of at least 0", lambda v: _is_real(v) and v >= 0)
+
+
+def switch(default: bool) -> Any:
+    """A field that is true or false."""
+    return ruled(default, "true or false", lambda v: isinstance(v, bool))
+
+
+def one_of(default: str | None, choices: tuple[str, ...], optional: bool = False) -> Any:
+    """A field that names one of `choices`."""
+    expected = "one of " + ", ".join(choices) + (" or null" if optional else "")
+    return ruled(
+        default,
+        expected,
+        lambda v: (optional and v is None) or (isinstance(v, str) and v in choices),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every model's config has, and the reading and writing of it.
+
+    Attributes:
+        num_labels: the width of a classification head; the length of `id2label`.
+        id2label: class index → name; `LABEL_0`, `LABEL_1`, … when not given.
+        label2id: class name → index; the inverse of `id2label` when not given.
+        problem_type: one of `PROBLEM_TYPES`, or None.
+        output_hidden_states: whether a call returns hidden states when it is not told.
+        output_attentions: whether a call returns attention weights when it is not told.
+        extra: the other fields of the file, kept for `save_pretrained`. It takes no part in
+            equality, so that two checkpoints of one architecture have equal tree definitions.
+    """
+
+    model_type: ClassVar[str]
+    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
+
+    num_labels: int | None = None
+    id2label: Mapping[int, str] | None = None
+    label2id: Mapping[str, int] | None = None
+    problem_type: str | None = one_of(None, PROBLEM_TYPES, optional=True)
+    output_hidden_states: bool = switch(False)
+    output_attentions: bool = switch(False)
+    extra: Mapping[str, Any] = dataclasses.field(
+        default_factory=FrozenDict, compare=False, repr=False
+    )
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "rule" in field.metadata and not field.metadata["rule"](value):
+                expected = field.metadata["expected"]
+                raise ConfigError(f"{field.name}: expected {expected}, found {value!r}")
+        id2label = _labels(self.id2label, self.num_labels)
+        label2id = self.label2id
+        if label2id is None:
+            label2id = {name: index for index, name in id2label.items()}
+        elif not isinstance(label2id, Mapping) or not all(map(_is_int, label2id.values())):
+            raise ConfigError(f"label2id: expected name → index, found {label2id!r}")
+        object.__setattr__(self, "num_labels", len(id2label))
+        object.__setattr__(self, "id2label", FrozenDict(id2label))
+        object.__setattr__(self, "label2id", FrozenDict(label2id))
+        object.__setattr__(self, "extra", freeze(dict(self.extra)))
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; new labels replace the old in both directions."""
+        if "id2label" in changes or "num_labels" in changes:
+            changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "config") -> Self:
+        """Builds a config from the contents of a config.json.
+
+        Raises:
+            ConfigError: a field holds an impossible value.
+            UnsupportedConfigError: a field asks for what is not implemented.
+        """
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
+        if data.get("model_type", cls.model_type) != cls.model_type:
+            raise ConfigError(
+                f"{where}: model_type: expected {cls.model_type!r}, found {data['model_type']!r}"
+            )
+        for name, neutral in cls.refused_fields.items():
+            if name in data and data[name] not in neutral:
+                raise UnsupportedConfigError(
+                    f"{where}: {name}: {data[name]!r} is not implemented "
+                    f"(only {neutral[0]!r}, which changes nothing)"
+                )
+        ours = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        extra = {name: value for name, value in data.items() if name not in ours}
+        try:
+            return cls(**{name: data[name] for name in ours & data.keys()}, extra=extra)
+        except ConfigError as reason:
+            raise type(reason)(f"{where}: {reason}") from None
+
+    @classmethod
+    def from_json(cls, path: str) -> Self:
+        """Reads a config.json file; see `from_dict`."""
+        return cls.from_dict(read_json(path), path)
+
+    @property
+    def ignored_fields(self) -> tuple[str, ...]:
+        """The fields of the file that Hugging Face's class does not know, and so ignores."""
+        return tuple(sorted(self.extra.keys() - INERT_FIELDS - self.refused_fields.keys()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json, `extra` included; default labels are left out."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data = {**unfreeze(fields.pop("extra")), **fields, "model_type": self.model_type}
+        del data["num_labels"]
+        if self.id2label == _labels(None, None):
+            del data["id2label"]
+            del data["label2id"]
+        else:
+            data["id2label"] = {str(index): name for index, name in self.id2label.items()}
+            data["label2id"] = dict(self.label2id)
+        return data
+
+
+def _labels(id2label: Any, num_labels: Any) -> dict[int, str]:
+    if num_labels is not None and not (_is_int(num_labels) and 1 <= num_labels < 2**31):
+        raise ConfigError(f"num_labels: expected a whole number of at least 1, found {num_labels}")
+    if id2label is None:
+        return {index: f"LABEL_{index}" for index in range(num_labels or 2)}
+    try:
+        labels = {int(index): name for index, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ConfigError(f"id2label: expected index → name, found {id2label!r}") from None
+    if not labels or len(labels) != len(id2label):
+        raise ConfigError(f"id2label: expected distinct indices, found {id2label!r}")
+    if num_labels not in (None, len(labels)):
+        raise ConfigError(f"num_labels: {num_labels}, but id2label has {len(labels)} entries")
+    return labels

@@ -1,0 +1,60 @@
+"""Every error minibert raises on purpose.
+
+All are `MinibertError`, itself a `ValueError`, and each message names the file, tensor, field or
+argument, what was expected and what was found.
+"""
+
+
+class MinibertError(ValueError):
+    """Base class of the library's own errors."""
+
+
+class ConfigError(MinibertError):
+    """A config.json or a config object holds a value that cannot be right."""
+
+
+class UnsupportedConfigError(ConfigError):
+    """A config asks for something that would change the numbers and is not implemented."""
+
+
+class SourceError(MinibertError):
+    """A model source (folder or hub id) does not exist or holds no weights."""
+
+
+class WeightsFileError(MinibertError):
+    """A weights file is damaged, malformed or of the wrong kind."""
+
+
+class PickleRefusedError(WeightsFileError):
+    """A weights file is a pickle, which can run code; the caller has not allowed it."""
+
+
+class ShardIndexError(WeightsFileError):
+    """A shard index names files or tensors that are not there, or are not allowed."""
+
+
+class CheckpointMismatchError(MinibertError):
+    """The tensors of a checkpoint and the leaves of a model are not in one-to-one correspondence.
+
+    Attributes:
+        faults: every fault found, one sentence each.
+    """
+
+    def __init__(self, where: str, faults: list[str]):
+        self.faults = tuple(faults)
+        shown = [f"  - {fault}" for fault in faults[:20]]
+        more = [f"  … and {len(faults) - 20} more"] if len(faults) > 20 else []
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__("\n".join([f"{where}: {count}:", *shown, *more]))
+
+
+class MissingHeadError(CheckpointMismatchError):
+    """The model has a head that the checkpoint lacks, and the caller did not ask for a new one."""
+
+
+class InputError(MinibertError):
+    """An argument of a model call is out of range, of the wrong shape or contradictory."""
+
+
+class TargetError(MinibertError):
+    """An output folder cannot be written: it exists, is in use, or the disk refuses."""

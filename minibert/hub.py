@@ -1,0 +1,87 @@
+"""From a model's name to a folder on this machine: a path, or a repository of the Hugging Face Hub.
+
+Downloads, the cache, tokens and the offline switches (`HF_HOME`, `HF_HUB_OFFLINE`, …) are
+huggingface_hub's own.
+"""
+
+import os
+from typing import Any
+
+from minibert.errors import SourceError
+from minibert.sources import PICKLE, SAFETENSORS, read_index
+
+
+def model_folder(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+) -> str:
+    """Finds the folder that holds a model's config and weights, fetching it if need be.
+
+    Args:
+        source: a folder, or a repository such as `google-bert/bert-base-uncased`.
+        revision: a branch, tag or commit of the repository.
+        subfolder: where in the folder or repository the model is.
+        cache_dir: in place of the Hub's usual cache.
+        token: for private repositories; True for the one stored by `hf auth login`.
+        local_files_only: whether to use the cache alone.
+        allow_pickle: whether to fetch `pytorch_model.bin` when there is no safetensors file.
+
+    Raises:
+        SourceError: there is no such folder, repository, revision or file.
+    """
+    source = os.fspath(source)
+    if os.path.isdir(source):
+        folder = os.path.join(source, subfolder)
+        if not os.path.isfile(os.path.join(folder, "config.json")):
+            raise SourceError(f"{folder}: no config.json in this folder")
+        return folder
+    looks_like_path = os.path.isabs(source) or source.startswith((".", "~")) or source.count("/") > 1
+    if looks_like_path or os.path.exists(source):
+        raise SourceError(f"{source}: expected a folder or a repository of the Hub; no such folder")
+    options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    options |= {"revision": revision, "subfolder": subfolder or None}
+    return _fetch(source, (SAFETENSORS, PICKLE) if allow_pickle else (SAFETENSORS,), options)
+
+
+def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> str:
+    from huggingface_hub import errors, hf_hub_download
+
+    def fetch(name: str) -> str:
+        return hf_hub_download(repository, name, **options)
+
+    def fetch_if_there(name: str) -> str | None:
+        try:
+            return fetch(name)
+        except errors.EntryNotFoundError:
+            return None
+
+    try:
+        folder = os.path.dirname(fetch("config.json"))
+        for kind in kinds:
+            if fetch_if_there(kind):
+                return folder
+            if index := fetch_if_there(f"{kind}.index.json"):
+                for shard in sorted(set(read_index(index, kind)["weight_map"].values())):
+                    fetch(shard)
+                return folder
+    except errors.LocalEntryNotFoundError as reason:
+        raise SourceError(
+            f"{repository}: not a folder here, not in the cache, and the Hub cannot be reached "
+            f"({_first_line(reason)})"
+        ) from None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
+        raise SourceError(f"{repository}: not found on the Hub ({_first_line(reason)})") from None
+    raise SourceError(
+        f"{repository}: no {' and no '.join(kinds)} in this repository; one that has only a "
+        "pickle wants allow_pickle=True"
+    )
+
+
+def _first_line(reason: Exception) -> str:
+    return str(reason).strip().partition("\n")[0]

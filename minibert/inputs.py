@@ -1,0 +1,159 @@
+"""Validation of model inputs, before anything is dispatched.
+
+JAX does not raise on a bad index: it clamps, wraps or fills. So inputs that are concrete are
+checked by value here; under a caller's own `jax.jit` only shapes and dtypes can be, and an index
+that slips through turns into NaN in `layers.Embed`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from minibert.attention import attention_mask_to_bool
+from minibert.errors import InputError
+
+
+class EncoderInputs(NamedTuple):
+    """The arguments of an encoder's call, checked, with the defaults filled in.
+
+    Attributes:
+        input_ids: `(batch, seq)` integers, or None.
+        inputs_embeds: `(batch, seq, hidden)` floats, or None.
+        token_type_ids: `(batch or 1, seq)` integers.
+        position_ids: `(batch or 1, seq)` integers.
+        mask: `(batch, 1, seq or 1, seq)` booleans, True where a query may look at a key; or None.
+        head_mask: `(layers, heads)` floats, or None.
+    """
+
+    input_ids: Array | None
+    inputs_embeds: Array | None
+    token_type_ids: Array
+    position_ids: Array
+    mask: Array | None
+    head_mask: Array | None
+
+
+def encoder_inputs(
+    config: Any,
+    *,
+    input_ids: Any,
+    inputs_embeds: Any,
+    attention_mask: Any,
+    token_type_ids: Any,
+    position_ids: Any,
+    head_mask: Any,
+) -> EncoderInputs:
+    """Checks an encoder's arguments against its config; `BertModel.__call__` says what they are.
+
+    Raises:
+        InputError: an argument is of the wrong shape or type, out of range or contradictory.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise InputError("input_ids, inputs_embeds: give exactly one of the two")
+    if input_ids is not None:
+        input_ids = _indices("input_ids", input_ids, config.vocab_size, "vocab_size")
+        batch, seq = _lengths("input_ids", input_ids, (), config.max_position_embeddings)
+    else:
+        inputs_embeds = _floats("inputs_embeds", inputs_embeds)
+        batch, seq = _lengths(
+            "inputs_embeds", inputs_embeds, (config.hidden_size,), config.max_position_embeddings
+        )
+    rows = [(batch, seq), (1, seq)]
+    if token_type_ids is None:
+        token_type_ids = jnp.zeros((1, seq), jnp.int32)
+    types = _indices("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
+    if position_ids is None:
+        position_ids = jnp.arange(seq)[None]
+    positions = _indices(
+        "position_ids", position_ids, config.max_position_embeddings, "max_position_embeddings"
+    )
+    if attention_mask is not None:
+        attention_mask = _mask("attention_mask", attention_mask)
+        _shaped("attention_mask", attention_mask, [(batch, seq), (batch, seq, seq)])
+        attention_mask = attention_mask_to_bool(attention_mask)
+    if head_mask is not None:
+        heads = (config.num_attention_heads,)
+        layers_heads = (config.num_hidden_layers, *heads)
+        head_mask = _shaped("head_mask", _floats("head_mask", head_mask), [heads, layers_heads])
+        head_mask = jnp.broadcast_to(head_mask, layers_heads)
+    return EncoderInputs(
+        input_ids=input_ids,
+        inputs_embeds=inputs_embeds,
+        token_type_ids=_shaped("token_type_ids", types, rows),
+        position_ids=_shaped("position_ids", positions, rows),
+        mask=attention_mask,
+        head_mask=head_mask,
+    )
+
+
+def _indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
+    ids = _as_array(name, ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"{name}: expected integers, found {ids.dtype}")
+    for value in _extremes(ids):
+        if not 0 <= int(value) < limit:
+            raise InputError(
+                f"{name}: {value} is out of range; expected 0 to {limit - 1} ({limit_name} {limit})"
+            )
+    return jnp.asarray(ids)
+
+
+def _mask(name: str, mask: Any) -> Array:
+    mask = _as_array(name, mask)
+    if not (jnp.issubdtype(mask.dtype, jnp.integer) or mask.dtype == bool):
+        raise InputError(
+            f"{name}: expected integers or booleans, 1 to keep and 0 to mask; found {mask.dtype}"
+        )
+    for value in _extremes(mask):
+        if value not in (0, 1):
+            raise InputError(f"{name}: expected only 0 and 1, found {value}")
+    return jnp.asarray(mask)
+
+
+def _floats(name: str, values: Any) -> Array:
+    values = _as_array(name, values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise InputError(f"{name}: expected floating-point numbers, found {values.dtype}")
+    return jnp.asarray(values)
+
+
+def _lengths(name: str, array: Array, tail: tuple[int, ...], longest: int) -> tuple[int, int]:
+    if array.ndim != 2 + len(tail) or array.shape[2:] != tail:
+        expected = ", ".join(["batch", "seq", *map(str, tail)])
+        raise InputError(f"{name}: expected shape ({expected}), found {array.shape}")
+    batch, seq = array.shape[:2]
+    if not 1 <= seq <= longest:
+        raise InputError(
+            f"{name}: {seq} positions; expected 1 to {longest} (max_position_embeddings)"
+        )
+    return batch, seq
+
+
+def _shaped(name: str, array: Array, shapes: list[tuple[int, ...]]) -> Array:
+    if array.shape not in shapes:
+        expected = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
+    return array
+
+
+def _extremes(array: Any) -> tuple[Any, ...]:
+    if isinstance(array, jax.core.Tracer) or not array.size or array.dtype == bool:
+        return ()
+    values = np.asarray(array)
+    return values.min(), values.max()
+
+
+def _as_array(name: str, value: Any) -> Any:
+    if isinstance(value, jax.Array | np.ndarray):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as reason:
+        found = type(value).__name__
+        raise InputError(f"{name}: expected an array, found {found} ({reason})") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name}: expected an array of numbers, found {type(value).__name__}")
+    return array

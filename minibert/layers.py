@@ -1,0 +1,221 @@
+"""The small modules both model families are made of.
+
+`Embed`, `linear` and `layer_norm` are Flax NNX's own layers with every default that matters to
+exactness written out. Constructors take `rngs=None` to build a tree of shapes (`jax.ShapeDtypeStruct`) instead of random
+weights: what `from_pretrained` fills.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
+
+from minibert.errors import InputError
+
+SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
+
+
+def normal(stddev: float) -> Callable[..., Any]:
+    """An initializer: normal with mean 0, or only the shape when there is no key."""
+    return _initializer(lambda key, shape, dtype: stddev * jax.random.normal(key, shape, dtype))
+
+
+def constant(value: float) -> Callable[..., Any]:
+    """An initializer: one value everywhere, or only the shape when there is no key."""
+    return _initializer(lambda key, shape, dtype: jnp.full(shape, value, dtype))
+
+
+def _initializer(draw: Callable[..., Array]) -> Callable[..., Any]:
+    def initialize(key: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        if key is None:
+            return jax.ShapeDtypeStruct(shape, dtype)
+        return draw(key, shape, dtype)
+
+    return initialize
+
+
+class Module(nnx.Module):
+    """An `nnx.Module` that prints as PyTorch's do, and whose `train()` and `eval()` return it."""
+
+    summary: str | None = None  # a leaf module's arguments, on its line of the printed tree
+
+    def train(self, **attributes: Any) -> Self:
+        """Switches dropout on, in place, and returns the module."""
+        super().train(**attributes)
+        return self
+
+    def eval(self, **attributes: Any) -> Self:
+        """Switches dropout off, in place, and returns the module."""
+        super().eval(**attributes)
+        return self
+
+    def __repr__(self) -> str:
+        return tree(self)
+
+    def __str__(self) -> str:
+        return tree(self)
+
+
+def tree(module: nnx.Module) -> str:
+    """The module tree as text, one line a leaf module, equal neighbours in a list once."""
+    return "\n".join(_tree_lines(module))
+
+
+def children(module: Any) -> list[tuple[str, Any]]:
+    """The modules and variables a module holds, by name, in the order they were made."""
+    items = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
+    return [(str(k), v) for k, v in items if isinstance(v, nnx.Module | nnx.Variable)]
+
+
+def _tree_lines(module: Any) -> list[str]:
+    name = type(module).__name__
+    match module:
+        case nnx.Linear():
+            return [f"{name}({module.in_features}, {module.out_features})"]
+        case nnx.Embed():
+            return [f"{name}({module.num_embeddings}, {module.features})"]
+        case nnx.LayerNorm():
+            return [f"{name}({module.num_features}, epsilon={module.epsilon:g})"]
+        case Module() if module.summary is not None:
+            return [f"{name}({module.summary})"]
+        case nnx.Variable():
+            return [f"{name}{module.shape}"]
+    parts = [(key, _tree_lines(child)) for key, child in children(module)]
+    if isinstance(module, nnx.List):
+        parts = _grouped([lines for _, lines in parts])
+    lines = [f"{name}("]
+    for key, child in parts:
+        lines += [f"  ({key}): {child[0]}", *(f"  {line}" for line in child[1:])]
+    return [*lines, ")"]
+
+
+def _grouped(blocks: list[list[str]]) -> list[tuple[str, list[str]]]:
+    groups: list[tuple[int, list[str]]] = []
+    for index, block in enumerate(blocks):
+        if not groups or blocks[index - 1] != block:
+            groups.append((index, block))
+    ends = [start for start, _ in groups[1:]] + [len(blocks)]
+    return [
+        (str(start), block)
+        if end - start == 1
+        else (f"{start}-{end - 1}", [f"{end - start} x {block[0]}", *block[1:]])
+        for (start, block), end in zip(groups, ends, strict=True)
+    ]
+
+
+class Embed(nnx.Embed):
+    """A lookup table that cannot return the wrong row.
+
+    An index below 0 or past the end gives NaN (`nnx.Embed` wraps −1 to the last row, 64-bit
+    indices to the first ones, and ignores the index when there is one row). The row `padding_idx`
+    receives no gradient from a lookup, as in `torch.nn.Embedding`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        padding_idx: int | None = None,
+        stddev: float,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
+    ):
+        super().__init__(
+            num_embeddings,
+            features,
+            embedding_init=normal(stddev),
+            rngs=rngs or SHAPES_ONLY,
+            param_dtype=param_dtype,
+        )
+        self.dtype = dtype  # nnx.Embed would freeze the table's present dtype
+        self.padding_idx = padding_idx
+        if rngs is not None and padding_idx is not None:
+            self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
+
+    def __call__(self, inputs: Int[Array, "*axes"], out_sharding: Any = None) -> Float[Array, "..."]:
+        """Returns row `inputs[...]` of the table for each index, NaN where there is no such row."""
+        table = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
+        valid = (inputs >= 0) & (inputs < self.num_embeddings)
+        rows = jnp.where(valid, inputs, self.num_embeddings).astype(jnp.uint32)
+        found = table.at[rows].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
+        if self.padding_idx is None:
+            return found
+        padding = (inputs == self.padding_idx)[..., None]
+        return jnp.where(padding, jax.lax.stop_gradient(found), found)
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    stddev: float,
+    rngs: nnx.Rngs | None,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike,
+) -> nnx.Linear:
+    """An `nnx.Linear` with a bias, its kernel drawn with the given standard deviation."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=normal(stddev),
+        bias_init=constant(0.0),
+        rngs=rngs or SHAPES_ONLY,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+
+
+def layer_norm(
+    num_features: int,
+    *,
+    epsilon: float,
+    rngs: nnx.Rngs | None,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike,
+) -> nnx.LayerNorm:
+    """An `nnx.LayerNorm` with an exact variance, its statistics in float32 or wider."""
+    return nnx.LayerNorm(
+        num_features,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        scale_init=constant(1.0),
+        bias_init=constant(0.0),
+        rngs=rngs or SHAPES_ONLY,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+
+
+class Dropout(Module):
+    """Inverted dropout that holds no random state: the keys come with the call."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self.summary = f"{rate:g}"
+        self.deterministic = False
+
+    def __call__(self, x: Array, rngs: nnx.Rngs | None = None) -> Array:
+        """Drops each element with probability `rate`, if in training mode.
+
+        Raises:
+            InputError: in training mode, with a positive rate, without `rngs`.
+        """
+        if self.deterministic or self.rate == 0:
+            return x
+        if rngs is None:
+            raise InputError(
+                "rngs: dropout is on (training mode) and needs random keys: pass "
+                "rngs=nnx.Rngs(dropout=key), or switch it off with model.eval()"
+            )
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        keep = 1 - self.rate
+        return jnp.where(jax.random.bernoulli(rngs.dropout(), keep, x.shape), x / keep, 0)

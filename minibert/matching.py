@@ -1,0 +1,266 @@
+"""Matching a checkpoint's tensors with a model's leaves: a strict one-to-one correspondence.
+
+Every leaf is filled, every tensor is read or named as left or ignored with its reason, every shape
+is equal; all faults are found before any is raised. What differs between models is data on their
+classes (see `PretrainedModel`): trunk, heads, tied copies, optional rooms, buffers.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from minibert.checkpoint import Leaf, leaves, set_leaf
+from minibert.errors import CheckpointMismatchError, MissingHeadError
+from minibert.tensor_files import TensorSource
+
+WRAPPERS = ("model.", "module.", "0.auto_model.")
+LEGACY_LAYER_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadingInfo:
+    """What a load did with every tensor and every leaf.
+
+    Attributes:
+        model: the class.
+        source: the folder.
+        files: the weights files read.
+        matched: tensors that filled a leaf, as the tree names them.
+        tied: tensors found equal to the one they are tied to: copy → original.
+        left: head tensors this class has no use for, left in the file.
+        ignored: buffers not read: name → reason.
+        new: leaves of a fresh head.
+        absent: optional rooms the checkpoint does not have.
+        renamed: tensors found under another name: name in the file → name in the tree.
+        dtypes: how many leaves are stored in each dtype.
+        config_ignored: fields of config.json that Hugging Face ignores, and so does minibert.
+        suspicious: what is legal and yet worth a look, one sentence each.
+    """
+
+    model: str
+    source: str
+    files: tuple[str, ...]
+    matched: tuple[str, ...]
+    tied: Mapping[str, str]
+    left: tuple[str, ...]
+    ignored: Mapping[str, str]
+    new: tuple[str, ...]
+    absent: tuple[str, ...]
+    renamed: Mapping[str, str]
+    dtypes: Mapping[str, int]
+    config_ignored: tuple[str, ...]
+    suspicious: tuple[str, ...]
+
+    def __str__(self) -> str:
+        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
+        lines = [f"{self.model} from {self.source}", f"  matched: {len(self.matched)} ({dtypes})"]
+        for title in ("tied", "left", "ignored", "new", "absent", "config_ignored", "suspicious"):
+            found = getattr(self, title)
+            if isinstance(found, Mapping):
+                found = [f"{key} ({value})" for key, value in found.items()]
+            if found:
+                lines.append(f"  {title.replace('_', ' ')}: {', '.join(found)}")
+        if self.renamed:
+            old, new = next(iter(self.renamed.items()))
+            lines.append(f"  renamed: {len(self.renamed)}, such as {old} to {new}")
+        return "\n".join(lines)
+
+
+class Matching:
+    """The correspondence between a tree of shapes and the tensors of a source, being worked out.
+
+    Args:
+        model: a model built with `rngs=None`, with every leaf its class can have.
+        source: the tensors.
+        new_head: whether a missing head may be started afresh.
+        relabelled: whether the caller asked for other labels than the file has, so that a head of
+            another shape is left in the file and started afresh.
+    """
+
+    def __init__(self, model: Any, source: TensorSource, *, new_head: bool, relabelled: bool):
+        self.model, self.source = model, source
+        self.new_head, self.relabelled = new_head, relabelled
+        self.faults: list[str] = []
+        self.missing_heads: list[str] = []
+        self.tied: dict[str, str] = {}
+        self.absent: list[str] = []
+        self.fresh: list[Leaf] = []
+        self.suspicious: list[str] = []
+        self.found = self._canonical_names()
+        self.renamed = {raw: name for name, raw in self.found.items() if raw != name}
+        self._settle_optional_rooms()
+        self._settle_tied_copies()
+        self.expected = {leaf.name: leaf for leaf in leaves(model)}
+        self._settle_heads()
+        self._compare()
+
+    def _canonical_names(self) -> dict[str, str]:
+        """Maps each tensor's name in the tree, trunk prefix included, to its name in the file."""
+        raws = list(self.source.tensors)
+        trunk, rooms = f"{self.model.trunk}.", self.model.rooms
+        wrapper = next((w for w in WRAPPERS if raws and all(r.startswith(w) for r in raws)), "")
+        names = {raw: raw.removeprefix(wrapper) for raw in raws}
+        prefixed = any(name.startswith(trunk) for name in names.values())
+        paths = {leaf.path: leaf.name for leaf in leaves(self.model)}
+        found: dict[str, str] = {}
+        for raw, name in names.items():
+            if not prefixed and name.split(".")[0] in rooms:
+                name = trunk + name
+            if self.source.layout == "flax":
+                name = paths.get(name, name)
+            for old, new in LEGACY_LAYER_NORM.items():
+                if name.endswith(f".{old}"):
+                    name = name.removesuffix(old) + new
+            if name in found:
+                self.faults.append(f"{raw!r} and {found[name]!r} are both {name!r}")
+            found[name] = raw
+        return found
+
+    def _settle_optional_rooms(self) -> None:
+        for room in self.model.optional:
+            if not any(name.startswith(f"{room}.") for name in self.found):
+                self._drop(room)
+                self.absent.append(room)
+
+    def _settle_tied_copies(self) -> None:
+        copies = {leaf.name: leaf for leaf in leaves(self.model) if leaf.name in self.model.tied}
+        for copy, leaf in copies.items():
+            original = self.model.tied[copy]
+            same_head = self._head(copy) == self._head(original)
+            if copy in self.found and original not in self.found and same_head:
+                self.found[original] = self.found.pop(copy)
+                self.tied[copy] = original
+            elif copy in self.found:
+                if not self.model.config.tie_word_embeddings or not self._equal(copy, original):
+                    continue
+                del self.found[copy]
+                self.tied[copy] = original
+            elif not self.model.config.tie_word_embeddings and not same_head:
+                continue
+            setattr(leaf.owner, leaf.attribute, nnx.data(None))
+
+    def _equal(self, copy: str, original: str) -> bool:
+        if original not in self.found:
+            return False
+        here, there = self.found[copy], self.found[original]
+        one, other = self.source.tensors[here], self.source.tensors[there]
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return np.array_equal(_bytes(self.source.read(here)), _bytes(self.source.read(there)))
+
+    def _settle_heads(self) -> None:
+        ours: dict[str, list[Leaf]] = {}
+        for leaf in self.expected.values():
+            if head := self._head(leaf.name):
+                ours.setdefault(head, []).append(leaf)
+        for head, parts in ours.items():
+            here = [leaf for leaf in parts if leaf.name in self.found]
+            reshaped = self.relabelled and any(
+                self.source.tensors[self.found[leaf.name]].shape != leaf.file_shape for leaf in here
+            )
+            if len(here) == len(parts) and not (reshaped and self.new_head):
+                continue
+            if here and not reshaped:
+                continue  # half a head: the rest is missing, which `_compare` reports
+            if self.new_head:
+                self.fresh += parts
+                for leaf in parts:
+                    del self.expected[leaf.name]
+            else:
+                self.missing_heads.append(head)
+
+    def _compare(self) -> None:
+        for name in self.expected.keys() - self.found.keys():
+            head = self._head(name)
+            if head not in self.missing_heads:
+                half = f" (half of the head {head!r})" if head else ""
+                shape = self.expected[name].file_shape
+                self.faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
+        ours = {self._head(name) for name in self.expected}
+        self.ignored: dict[str, str] = {}
+        self.left: list[str] = []
+        for name in self.found.keys() - self.expected.keys():
+            head = self._head(name)
+            if name in self.model.buffers:
+                self.ignored[name] = self.model.buffers[name]
+            elif head and head not in ours:
+                self.left.append(name)
+            else:
+                info = self.source.tensors[self.found[name]]
+                self.faults.append(
+                    f"{self.found[name]!r}: {info.dtype} of shape {info.shape} in the file, and no "
+                    f"leaf of {type(self.model).__name__} of that name"
+                )
+        for name in self.matched:
+            info, leaf = self.source.tensors[self.found[name]], self.expected[name]
+            flax = self.source.layout == "flax"
+            shape = leaf.variable.shape if flax else leaf.file_shape
+            if info.shape != shape:
+                self.faults.append(f"{name!r}: expected shape {shape}, found {info.shape}")
+            if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
+                self.faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
+
+    @property
+    def matched(self) -> list[str]:
+        """The names on both sides."""
+        return [name for name in self.expected if name in self.found]
+
+    def _head(self, name: str) -> str | None:
+        return next((h for h in self.model.heads if name.startswith(f"{h}.")), None)
+
+    def _drop(self, room: str) -> None:
+        *parents, last = room.removeprefix(f"{self.model.trunk}." * self.model.is_trunk).split(".")
+        module = self.model
+        for parent in parents:
+            module = getattr(module, parent)
+        setattr(module, last, nnx.data(None))
+
+    def check(self, where: str) -> None:
+        """Raises what was found wrong.
+
+        Raises:
+            CheckpointMismatchError: tensors and leaves do not correspond.
+            MissingHeadError: only a head is missing.
+        """
+        heads = [
+            f"the head {head!r} is not in the file, or is of another shape; pass new_head=True, "
+            "rngs=nnx.Rngs(0) to start it afresh"
+            for head in self.missing_heads
+        ]
+        if self.faults:
+            raise CheckpointMismatchError(where, sorted(self.faults) + heads)
+        if heads:
+            raise MissingHeadError(where, heads)
+
+    def fill(self, where: str, param_dtype: DTypeLike | None) -> None:
+        """Reads every matched tensor into its leaf, a few at a time.
+
+        Raises:
+            CheckpointMismatchError: a tensor holds NaN or infinity, or does not fit `param_dtype`.
+        """
+        torch_layout = self.source.layout == "torch"
+
+        def fill_leaf(name: str) -> str | None:
+            leaf, raw = self.expected[name], self.found[name]
+            array = self.source.read(raw)
+            dtype = np.dtype(param_dtype or array.dtype)
+            if isinstance(leaf.owner, nnx.LayerNorm) and leaf.attribute == "scale":
+                if not array.any():
+                    self.suspicious.append(f"{raw} is zero everywhere")
+            fault = set_leaf(leaf, array, dtype, transpose=leaf.transposed and torch_layout)
+            return fault and f"{raw!r}: {fault}"
+
+        with ThreadPoolExecutor() as pool:
+            faults = [fault for fault in pool.map(fill_leaf, self.matched) if fault]
+        if faults:
+            raise CheckpointMismatchError(where, sorted(faults))
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,0 +1,118 @@
+"""What models return: frozen dataclasses with Hugging Face's names, counts and order.
+
+Every output is a JAX pytree. `out.logits`, `out["logits"]` and `out[0]` all work; as in
+transformers, positions count only the fields that are not None.
+"""
+
+import dataclasses
+from typing import Any, dataclass_transform
+
+import jax
+from jax import Array
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class ModelOutput:
+    """Base of the outputs; subclasses are registered as pytrees and frozen dataclasses."""
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the fields that are not None, in order."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(getattr(self, name) for name in self.keys())
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            if key not in self.keys():
+                raise KeyError(key)
+            return getattr(self, key)
+        return self.to_tuple()[key]
+
+
+class BaseModelOutput(ModelOutput):
+    """The output of a stack of layers.
+
+    Attributes:
+        last_hidden_state: `(batch, seq, hidden)`.
+        hidden_states: the embeddings' output and each layer's, each `(batch, seq, hidden)`.
+        attentions: each layer's weights, `(batch, heads, queries, keys)`.
+    """
+
+    last_hidden_state: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class BaseModelOutputWithPooling(ModelOutput):
+    """The output of an encoder; `pooler_output` is `(batch, hidden)`, None without a pooler."""
+
+    last_hidden_state: Array
+    pooler_output: Array | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class MaskedLMOutput(ModelOutput):
+    """`logits`: a score for every word of the vocabulary, `(batch, seq, vocab)`."""
+
+    logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class BertForPreTrainingOutput(ModelOutput):
+    """`prediction_logits` `(batch, seq, vocab)`; `seq_relationship_logits` `(batch, 2)`."""
+
+    prediction_logits: Array
+    seq_relationship_logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class NextSentencePredictorOutput(ModelOutput):
+    """`logits` `(batch, 2)`: index 0 means "the second sentence follows the first"."""
+
+    logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class SequenceClassifierOutput(ModelOutput):
+    """`logits`: a score for every label, `(batch, labels)`."""
+
+    logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class MultipleChoiceModelOutput(ModelOutput):
+    """`logits`: a score for every choice, `(batch, choices)`."""
+
+    logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class TokenClassifierOutput(ModelOutput):
+    """`logits`: a score for every label at every position, `(batch, seq, labels)`."""
+
+    logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+class QuestionAnsweringModelOutput(ModelOutput):
+    """`start_logits` and `end_logits`: a score for every position, `(batch, seq)` each."""
+
+    start_logits: Array
+    end_logits: Array
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None

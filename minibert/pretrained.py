@@ -1,0 +1,236 @@
+"""Models that come from a checkpoint and go back into one."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from minibert.checkpoint import leaves, stored_dtypes
+from minibert.config import Config
+from minibert.errors import ConfigError, InputError
+from minibert.hub import model_folder
+from minibert.layers import Module
+from minibert.matching import LoadingInfo, Matching
+from minibert.saving import save_model
+from minibert.sources import open_source
+from minibert.tensor_files import TensorSource
+
+
+class PretrainedModel(Module):
+    """Base of all models. What their checkpoints may hold is data on the class.
+
+    Attributes:
+        config_class: the config's class.
+        trunk: the name of the bare model inside a model with a head, and its tensors' prefix.
+        is_trunk: whether this class is the bare model, whose own files have no such prefix.
+        rooms: the trunk's rooms, by which a file without the prefix is known.
+        heads: all heads of the family, as prefixes of tensor names.
+        optional: rooms of this class that a checkpoint need not have.
+        tied: tensors that are copies of another unless the checkpoint says otherwise.
+        buffers: tensors that are never read, each with the reason.
+    """
+
+    config_class: ClassVar[type[Config]]
+    trunk: ClassVar[str]
+    is_trunk: ClassVar[bool] = False
+    rooms: ClassVar[tuple[str, ...]]
+    heads: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
+    tied: ClassVar[Mapping[str, str]] = {}
+    buffers: ClassVar[Mapping[str, str]]
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[False] = False,
+        **options: Any,
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, output_loading_info: Literal[True], **options: Any
+    ) -> tuple[Self, LoadingInfo]: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        new_head: bool = False,
+        rngs: nnx.Rngs | None = None,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        allow_pickle: bool = False,
+        output_loading_info: bool = False,
+    ) -> Self | tuple[Self, LoadingInfo]:
+        """Loads a model from a folder or the Hugging Face Hub; in evaluation mode, and strictly.
+
+        Args:
+            source: a folder with config.json and weights, or a repository of the Hub.
+            revision: a branch, tag or commit of the repository.
+            subfolder: where in the folder or repository the model is.
+            cache_dir: in place of the Hub's usual cache.
+            token: for private repositories.
+            local_files_only: whether to use the Hub's cache alone.
+            dtype: what to compute in; None for the parameters' own dtype.
+            param_dtype: what to store parameters in; None for each as it is in the file.
+            new_head: whether a head that the checkpoint lacks is started afresh.
+            rngs: random keys for a new head.
+            num_labels: how many labels, in place of the config's.
+            id2label: the labels' names, in place of the config's.
+            allow_pickle: whether a `pytorch_model.bin` may be opened.
+            output_loading_info: whether to return a `LoadingInfo` too.
+
+        Raises:
+            SourceError: there is no such model.
+            ConfigError: config.json is wrong, or asks for what is not implemented.
+            WeightsFileError: a weights file is damaged, or a pickle and not allowed.
+            CheckpointMismatchError: tensors and leaves do not correspond one to one.
+            MissingHeadError: the checkpoint lacks this class's head.
+        """
+        folder = model_folder(
+            source,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            allow_pickle=allow_pickle,
+        )
+        config = cls.config_class.from_json(os.path.join(folder, "config.json"))
+        labels = {"num_labels": num_labels, "id2label": id2label}
+        wanted = {name: value for name, value in labels.items() if value is not None}
+        with open_source(folder, allow_pickle=allow_pickle) as tensors:
+            model, info = assemble(
+                cls,
+                config.replace(**wanted) if wanted else config,
+                tensors,
+                folder,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                new_head=new_head,
+                rngs=rngs,
+                relabelled=bool(wanted),
+            )
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: str | int = "5GB",
+        overwrite: bool = False,
+    ) -> None:
+        """Writes a Hugging Face folder: config.json and safetensors that transformers reads.
+
+        The folder is there complete, flushed and checked, or not at all. Tied copies are left
+        out, as transformers does.
+
+        Args:
+            folder: where to. It must not exist, or be empty, unless `overwrite`.
+            max_shard_size: larger models are split into shards and an index.
+            overwrite: whether to replace an existing folder, as a whole.
+
+        Raises:
+            TargetError: the folder exists, or cannot be written.
+        """
+        save_model(self, os.fspath(folder), max_shard_size=max_shard_size, overwrite=overwrite)
+
+
+Model = TypeVar("Model", bound=PretrainedModel)
+
+
+def assemble(
+    cls: type[Model],
+    config: Any,
+    source: TensorSource,
+    where: str,
+    *,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
+    new_head: bool = False,
+    rngs: nnx.Rngs | None = None,
+    relabelled: bool = False,
+) -> tuple[Model, LoadingInfo]:
+    """Builds a tree of shapes, matches it with the tensors of `source`, and fills it.
+
+    Args:
+        cls: the model's class.
+        config: its config.
+        source: the tensors.
+        where: the folder, for messages.
+        relabelled: whether the labels are not the checkpoint's own.
+
+    The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
+    """
+    for name, wanted in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if wanted is not None and not jnp.issubdtype(wanted, jnp.floating):
+            raise InputError(f"{name}: expected a floating-point type, found {wanted}")
+    if config.num_hidden_layers > len(source.tensors):
+        raise ConfigError(
+            f"{where}: num_hidden_layers: {config.num_hidden_layers} layers, but the checkpoint "
+            f"holds {len(source.tensors)} tensors"
+        )
+    stored = param_dtype or _prevailing_dtype(source)
+    model = cls(config, rngs=None, dtype=dtype, param_dtype=stored)
+    matching = Matching(model, source, new_head=new_head, relabelled=relabelled)
+    matching.check(where)
+    if matching.fresh:
+        if rngs is None:
+            raise InputError("rngs: a new head needs random keys: pass rngs=nnx.Rngs(0)")
+        fresh = _fresh_leaves(cls, config, {leaf.path for leaf in matching.fresh}, rngs, stored)
+        for leaf in matching.fresh:
+            leaf.variable.set_value(fresh[leaf.path])
+    matching.fill(where, param_dtype)
+    unfilled = [leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)]
+    assert not unfilled, unfilled
+    info = LoadingInfo(
+        model=cls.__name__,
+        source=where,
+        files=tuple(sorted({info.file for info in source.tensors.values()})),
+        matched=tuple(matching.matched),
+        tied=matching.tied,
+        left=tuple(sorted(matching.left)),
+        ignored=matching.ignored,
+        new=tuple(leaf.name for leaf in matching.fresh),
+        absent=tuple(matching.absent),
+        renamed=matching.renamed,
+        dtypes=stored_dtypes(model),
+        config_ignored=config.ignored_fields,
+        suspicious=tuple(sorted(matching.suspicious)),
+    )
+    return model.eval(), info
+
+
+def _prevailing_dtype(source: TensorSource) -> DTypeLike:
+    dtypes = [info.dtype for info in source.tensors.values()]
+    floats = Counter(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
+    return floats.most_common(1)[0][0] if floats else np.dtype(np.float32)
+
+
+def _fresh_leaves(
+    cls: type[PretrainedModel], config: Any, paths: set[str], rngs: nnx.Rngs, dtype: DTypeLike
+) -> dict[str, jax.Array]:
+    def build(key: jax.Array) -> dict[str, jax.Array]:
+        model = cls(config, rngs=nnx.Rngs(params=key), param_dtype=dtype)
+        return {leaf.path: leaf.variable[...] for leaf in leaves(model) if leaf.path in paths}
+
+    # compiled, so that only the leaves asked for are ever drawn
+    return jax.jit(build)(rngs.params())

@@ -1,0 +1,123 @@
+"""Writing a model folder: config.json and safetensors, single or in shards, whole or not at all."""
+
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from minibert.atomic import atomic_folder
+from minibert.checkpoint import Leaf, leaves
+from minibert.errors import InputError, TargetError
+from minibert.sources import SAFETENSORS, open_source
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str | int) -> int:
+    """Reads a size such as `5GB`, `200MiB` or `4096`, in bytes.
+
+    Raises:
+        InputError: it is not a positive size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
+    unit = UNITS.get(found[2].upper()) if found else None
+    size = int(float(found[1]) * unit) if found and unit else 0
+    if size < 1:
+        raise InputError(f"max_shard_size: expected a size such as 5GB or 200MiB, found {text!r}")
+    return size
+
+
+def save_model(
+    model: Any, folder: str, *, max_shard_size: str | int = "5GB", overwrite: bool = False
+) -> None:
+    """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
+    limit = parse_size(max_shard_size)
+
+    def check(written: str) -> None:
+        check_saved(model, written)
+
+    with atomic_folder(folder, overwrite=overwrite, check=check) as new:
+        write_model(model, new, limit)
+
+
+def write_model(model: Any, folder: str, limit: int) -> None:
+    """Writes config.json and shards of at most `limit` bytes into an existing folder."""
+    write_config(model, folder)
+    shards = _shards(model, limit)
+    if len(shards) == 1:
+        _write_shard(shards[0], os.path.join(folder, SAFETENSORS))
+        return
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        total += _write_shard(shard, os.path.join(folder, file))
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(index, os.path.join(folder, f"{SAFETENSORS}.index.json"))
+
+
+def write_config(model: Any, folder: str) -> None:
+    """Writes config.json, naming the class and the dtype the parameters are stored in."""
+    data = model.config.to_dict()
+    data["architectures"] = [type(model).__name__]
+    dtypes = {str(leaf.variable[...].dtype) for leaf in leaves(model)}
+    stored = dtypes.pop() if len(dtypes) == 1 else None
+    if stored is not None:
+        data["dtype"] = stored
+        if "torch_dtype" in data:
+            data["torch_dtype"] = stored
+    _write_json(data, os.path.join(folder, "config.json"))
+
+
+def file_leaves(model: Any) -> dict[str, Leaf]:
+    """The leaves of a model by the tensor names of its own checkpoint."""
+    prefix = f"{model.trunk}." if model.is_trunk else ""
+    return {leaf.name.removeprefix(prefix): leaf for leaf in leaves(model)}
+
+
+def check_saved(model: Any, folder: str) -> None:
+    """Compares what was written with the model, byte for byte.
+
+    Raises:
+        TargetError: they differ.
+    """
+    expected = file_leaves(model)
+    with open_source(folder) as source:
+        if source.tensors.keys() != expected.keys():
+            raise TargetError(f"{folder}: the tensors written are not those of the model")
+        for name, leaf in expected.items():
+            read, meant = source.read(name), leaf.to_file()
+            same = (read.dtype, read.shape) == (meant.dtype, meant.shape)
+            if not same or read.tobytes() != meant.tobytes():
+                raise TargetError(f"{folder}: {name!r} was not written as it is in memory")
+
+
+def _shards(model: Any, limit: int) -> list[dict[str, Leaf]]:
+    shards: list[dict[str, Leaf]] = [{}]
+    room = limit
+    for name, leaf in file_leaves(model).items():
+        size = leaf.variable[...].nbytes
+        if size > room and shards[-1]:
+            shards.append({})
+            room = limit
+        shards[-1][name] = leaf
+        room -= size
+    return shards
+
+
+def _write_shard(shard: dict[str, Leaf], path: str) -> int:
+    arrays: dict[str, np.ndarray] = {name: leaf.to_file() for name, leaf in shard.items()}
+    try:
+        save_file(arrays, path, metadata={"format": "pt"})
+    except Exception as reason:  # SafetensorError carries the operating system's error as text
+        raise TargetError(f"{path}: cannot be written ({reason})") from None
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _write_json(data: dict[str, Any], path: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        file.write("\n")

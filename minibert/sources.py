@@ -1,0 +1,211 @@
+"""From a model folder to its tensors: which file, which shards, and whether it may be opened."""
+
+import os
+import re
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from minibert.config import read_json
+from minibert.errors import PickleRefusedError, ShardIndexError, SourceError, WeightsFileError
+from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource
+
+SAFETENSORS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+ORBAX = "orbax"
+FLAX = "flax_model.msgpack"
+MAX_INDEX_BYTES = 64 << 20
+MIN_TORCH = (2, 10)  # the first whose weights_only unpickler has no known escape
+
+
+def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
+    """Opens the weights of a model folder.
+
+    Looks for `model.safetensors`, its shards, an Orbax checkpoint in `orbax/`, and
+    `pytorch_model.bin` or its shards, in that order.
+
+    Raises:
+        SourceError: there are none.
+        PickleRefusedError: there is only a pickle, and `allow_pickle` is False.
+        ShardIndexError: the shard index is not to be trusted.
+        WeightsFileError: a file is damaged.
+    """
+
+    def path(name: str) -> str:
+        return os.path.join(folder, name)
+
+    if os.path.lexists(path(SAFETENSORS)):
+        return SafetensorsSource([path(SAFETENSORS)])
+    if os.path.lexists(path(f"{SAFETENSORS}.index.json")):
+        return _open_shards(folder, SAFETENSORS)
+    if os.path.isdir(path(ORBAX)):
+        return _open_orbax(path(ORBAX))
+    for name in (PICKLE, f"{PICKLE}.index.json"):
+        if os.path.lexists(path(name)):
+            if not allow_pickle:
+                raise PickleRefusedError(
+                    f"{path(name)}: the weights are a pickle, which can run code when it is "
+                    f"opened. Prefer a {SAFETENSORS}; or, if you trust its author, pass "
+                    "allow_pickle=True (python -m convert: --allow-pickle)"
+                )
+            return _open_shards(folder, PICKLE) if name != PICKLE else _unpickle([path(PICKLE)])
+    if os.path.lexists(path(FLAX)):
+        raise SourceError(
+            f"{path(FLAX)}: weights of the old Flax classes; convert them first: "
+            f"python -m convert {folder} OUT"
+        )
+    raise SourceError(f"{folder}: no {SAFETENSORS}, no {SAFETENSORS}.index.json, no {PICKLE}")
+
+
+def read_index(path: str, kind: str) -> dict[str, Any]:
+    """Reads a shard index; every shard it names is a plain file name with the ending of `kind`.
+
+    Raises:
+        ShardIndexError: it is damaged, or names something else.
+    """
+    index = read_json(path, ShardIndexError, MAX_INDEX_BYTES)
+    match index:
+        case {"weight_map": dict(weight_map)} if weight_map:
+            pass
+        case _:
+            raise ShardIndexError(f"{path}: expected an object with a weight_map")
+    ending = os.path.splitext(kind)[1]
+    plain = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]*{re.escape(ending)}")
+    for name, shard in weight_map.items():
+        if not (isinstance(shard, str) and plain.fullmatch(shard)):
+            raise ShardIndexError(
+                f"{path}: {name!r}: expected the plain name of a {ending} file beside the "
+                f"index, found {shard!r}"
+            )
+    return index
+
+
+def _open_shards(folder: str, kind: str) -> TensorSource:
+    index_path = os.path.join(folder, f"{kind}.index.json")
+    index = read_index(index_path, kind)
+    shards = sorted(set(index["weight_map"].values()))
+    for shard in shards:
+        _check_inside(folder, shard, index_path)
+    paths = [os.path.join(folder, shard) for shard in shards]
+    source = SafetensorsSource(paths) if kind == SAFETENSORS else _unpickle(paths)
+    try:
+        _check_index(index, source, index_path)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _check_inside(folder: str, shard: str, index_path: str) -> None:
+    path = os.path.join(folder, shard)
+    if not os.path.exists(path):
+        raise ShardIndexError(f"{index_path}: the shard {shard!r} is not there")
+    real, home = os.path.realpath(path), os.path.realpath(folder)
+    # the hub's cache keeps a snapshot's files as links to ../../blobs
+    blobs = os.path.join(os.path.dirname(os.path.dirname(home)), "blobs")
+    in_cache = os.path.basename(os.path.dirname(home)) == "snapshots"
+    if os.path.dirname(real) != home and not (in_cache and os.path.dirname(real) == blobs):
+        raise ShardIndexError(f"{index_path}: the shard {shard!r} is a link to {real}, outside")
+
+
+def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -> None:
+    for name, shard in index["weight_map"].items():
+        if name not in source.tensors:
+            raise ShardIndexError(f"{index_path}: {name!r} is not in any shard, nor in {shard!r}")
+        found = os.path.basename(source.tensors[name].file)
+        if found != shard:
+            raise ShardIndexError(f"{index_path}: {name!r}: expected in {shard!r}, found in {found!r}")
+    unlisted = sorted(source.tensors.keys() - index["weight_map"].keys())
+    if unlisted:
+        raise ShardIndexError(f"{index_path}: shards hold tensors it does not list: {unlisted[:5]}")
+    metadata = index.get("metadata", {})
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    size = sum(i.dtype.itemsize * int(np.prod(i.shape)) for i in source.tensors.values())
+    if isinstance(source, SafetensorsSource) and total not in (None, size):
+        raise ShardIndexError(f"{index_path}: total_size: expected {size}, found {total!r}")
+
+
+def _unpickle(paths: list[str]) -> TensorSource:
+    arrays: dict[str, np.ndarray] = {}
+    files: dict[str, str] = {}
+    for path in paths:
+        for name, array in _load_pickle(path).items():
+            if name in arrays:
+                raise WeightsFileError(f"{path}: the tensor {name!r} is in {files[name]} too")
+            arrays[name], files[name] = array, path
+    source = ArraySource(arrays, paths[0])
+    source.tensors = {n: info._replace(file=files[n]) for n, info in source.tensors.items()}
+    return source
+
+
+def _load_pickle(path: str) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise WeightsFileError(f"{path}: reading a pickle needs torch, which is absent") from None
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < MIN_TORCH:
+        raise WeightsFileError(
+            f"{path}: reading a pickle safely needs torch 2.10 or newer, found {torch.__version__}"
+        )
+    if not os.path.isfile(path):
+        raise WeightsFileError(f"{path}: expected a regular file")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise WeightsFileError(f"{path}: a compressed archive, which torch never writes")
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsFileError:
+        raise
+    except Exception as reason:  # torch raises a dozen types for a bad file
+        raise WeightsFileError(f"{path}: not a file of weights ({str(reason)[:300]})") from None
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()
+    ):
+        raise WeightsFileError(f"{path}: expected a dictionary of named tensors")
+    return {name: _to_numpy(tensor, f"{path}: {name!r}") for name, tensor in loaded.items()}
+
+
+def _to_numpy(tensor: Any, where: str) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise WeightsFileError(f"{where}: expected a dense tensor, found {tensor.layout}")
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    try:
+        return tensor.contiguous().numpy()
+    except TypeError:
+        raise WeightsFileError(f"{where}: unsupported dtype {tensor.dtype}") from None
+
+
+def _open_orbax(path: str) -> TensorSource:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise WeightsFileError(
+            f"{path}: reading it needs orbax-checkpoint: pip install 'minibert-jax[train]'"
+        ) from None
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            shapes = checkpointer.metadata(path).item_metadata.tree
+            as_numpy = _map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            restored = checkpointer.restore(path, restore_args=as_numpy)
+    except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
+        raise WeightsFileError(f"{path}: not an Orbax checkpoint ({str(reason)[:300]})") from None
+    return ArraySource(_flat(restored), path, layout="flax")
+
+
+def _map(function: Any, node: Any) -> Any:
+    return {k: _map(function, v) for k, v in node.items()} if isinstance(node, dict) else function(node)
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    leaves: dict[str, np.ndarray] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        leaves |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: np.asarray(value)}
+    return leaves

@@ -1,0 +1,223 @@
+"""Weights files, read tensor by tensor.
+
+safetensors files are parsed here rather than mapped: `pread` into fresh memory keeps nothing of
+the file resident, survives the file being replaced or truncated meanwhile, and the parser refuses
+the duplicate keys that the reference implementation accepts. Format:
+https://huggingface.co/docs/safetensors (an 8-byte little-endian header length, a JSON header, data).
+"""
+
+import math
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import ml_dtypes
+import numpy as np
+
+from minibert.config import parse_json
+from minibert.errors import WeightsFileError
+
+MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor is and what it looks like."""
+
+    file: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int = 0
+
+
+class TensorSource:
+    """Named tensors of a checkpoint.
+
+    Attributes:
+        layout: "torch" when names and kernels are as PyTorch keeps them, "flax" when they are the
+            paths and kernels of the module tree.
+        tensors: what there is, by name.
+    """
+
+    layout = "torch"
+    tensors: Mapping[str, TensorInfo]
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one tensor into memory of its own."""
+        raise KeyError(name)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ArraySource(TensorSource):
+    """Tensors that are in memory already, as they are after unpickling."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], file: str, layout: str = "torch"):
+        self.layout = layout
+        self.arrays = arrays
+        self.tensors = {
+            name: TensorInfo(file, array.dtype, array.shape) for name, array in arrays.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns the array itself."""
+        return self.arrays[name]
+
+
+class SafetensorsSource(TensorSource):
+    """The tensors of one or several safetensors files.
+
+    Raises:
+        WeightsFileError: a file cannot be read, or breaks the format.
+    """
+
+    def __init__(self, paths: list[str]):
+        self.files: dict[str, int] = {}
+        self.tensors = {}
+        try:
+            for path in paths:
+                self.files[path] = _open(path)
+                for name, info in read_header(self.files[path], path).items():
+                    if name in self.tensors:
+                        other = self.tensors[name].file
+                        raise WeightsFileError(f"{path}: the tensor {name!r} is in {other} too")
+                    self.tensors[name] = info
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one tensor, into memory aligned so that JAX can adopt it without a copy."""
+        info = self.tensors[name]
+        buffer = aligned_empty(info.dtype.itemsize * math.prod(info.shape))
+        done = 0
+        while done < buffer.nbytes:
+            try:
+                got = os.preadv(self.files[info.file], [buffer[done:]], info.offset + done)
+            except OSError as reason:
+                raise WeightsFileError(f"{info.file}: {name!r}: {reason.strerror}") from None
+            if not got:
+                raise WeightsFileError(
+                    f"{info.file}: {name!r}: expected {buffer.nbytes} bytes, found {done}; "
+                    "the file was cut short while it was read"
+                )
+            done += got
+        return buffer.view(info.dtype).reshape(info.shape)
+
+    def close(self) -> None:
+        """Closes the files."""
+        while self.files:
+            os.close(self.files.popitem()[1])
+
+
+def aligned_empty(size: int) -> np.ndarray:
+    """`size` uninitialised bytes at an address that is a multiple of 64."""
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size]
+
+
+def _open(path: str) -> int:
+    try:
+        # O_NONBLOCK: a FIFO must not hang
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as reason:
+        raise WeightsFileError(f"{path}: cannot be opened ({reason.strerror})") from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise WeightsFileError(f"{path}: expected a regular file")
+    return file
+
+
+def read_header(file: int, path: str) -> dict[str, TensorInfo]:
+    """Parses and checks the header of an open safetensors file.
+
+    Every byte of the data must belong to exactly one tensor, and every tensor's bytes must be as
+    many as its dtype and shape say.
+
+    Raises:
+        WeightsFileError: the file breaks the format.
+    """
+    length = os.fstat(file).st_size
+    start = os.pread(file, 8, 0)
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        raise WeightsFileError(f"{path}: this is a pickle, not a safetensors file")
+    if len(start) < 8:
+        raise WeightsFileError(f"{path}: expected a safetensors file, found {length} bytes")
+    header_length = int.from_bytes(start, "little")
+    if header_length > min(length - 8, MAX_HEADER_BYTES):
+        raise WeightsFileError(
+            f"{path}: the header is said to take {header_length} bytes, of a file of {length}; "
+            "truncated, or not a safetensors file"
+        )
+    text = os.pread(file, header_length, 8)
+    header = parse_json(text, f"{path}: header", WeightsFileError)
+    if not isinstance(header, dict) or text[:1] != b"{":
+        raise WeightsFileError(f"{path}: header: expected a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise WeightsFileError(f"{path}: __metadata__: expected an object of strings")
+    spans = {name: _span(entry, f"{path}: {name!r}") for name, entry in header.items()}
+    end = 0
+    for name, (begin, stop, _, _) in sorted(spans.items(), key=lambda item: item[1][:2]):
+        if begin != end:
+            raise WeightsFileError(
+                f"{path}: {name!r}: expected its data at {end}, found it at {begin} "
+                "(tensors overlap, or leave a hole)"
+            )
+        end = stop
+    if end != length - 8 - header_length:
+        raise WeightsFileError(
+            f"{path}: the header describes {end} bytes of data, the file holds "
+            f"{length - 8 - header_length}: truncated, or with something after the end"
+        )
+    data = 8 + header_length
+    return {
+        name: TensorInfo(path, dtype, shape, data + begin)
+        for name, (begin, _, dtype, shape) in spans.items()
+    }
+
+
+def _span(entry: Any, where: str) -> tuple[int, int, np.dtype, tuple[int, ...]]:
+    match entry:
+        case {"dtype": str(name), "shape": list(shape), "data_offsets": [begin, end]} if (
+            len(entry) == 3 and all(type(n) is int and n >= 0 for n in [*shape, begin, end])
+        ):
+            pass
+        case _:
+            raise WeightsFileError(
+                f"{where}: expected dtype, shape and data_offsets (whole numbers), found {entry!r}"[:500]
+            )
+    if name not in DTYPES:
+        raise WeightsFileError(f"{where}: unknown or unsupported dtype {name!r}")
+    size = math.prod(shape) * DTYPES[name].itemsize
+    if end - begin != size:
+        raise WeightsFileError(
+            f"{where}: {name} of shape {tuple(shape)} takes {size} bytes, found {end - begin}"[:500]
+        )
+    return begin, end, DTYPES[name], tuple(shape)
