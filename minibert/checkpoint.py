@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -78,19 +77,19 @@ def _leaves(module: Any, prefix: str) -> Iterator[Leaf]:
         yield Leaf(f"{prefix}{tensor}", f"{prefix}{key}", module, key, transposed)
 
 
-def set_leaf(leaf: Leaf, array: np.ndarray, dtype: np.dtype, *, transpose: bool) -> str | None:
-    """Puts an array from a checkpoint into a leaf, or says in a sentence why it must not.
+def leaf_array(array: np.ndarray, dtype: np.dtype, *, transpose: bool) -> np.ndarray | str:
+    """Makes the array a leaf will hold of the one a checkpoint holds.
 
     Args:
-        leaf: the leaf.
-        array: its numbers, of the right shape.
+        array: the checkpoint's numbers.
         dtype: what to store them in.
-        transpose: whether the array is the leaf transposed.
+        transpose: whether the leaf is the array transposed.
+
+    Returns:
+        The array; or, where it must not be used, a sentence that says why.
     """
     if not _finite(array):
         return "expected finite numbers, found NaN or infinity"
-    if dtype != jax.dtypes.canonicalize_dtype(dtype):
-        return f"{dtype} needs jax.enable_x64(True); or pass param_dtype=jnp.float32"
     if transpose:
         array = _transposed(array)
     if dtype != array.dtype:
@@ -98,8 +97,7 @@ def set_leaf(leaf: Leaf, array: np.ndarray, dtype: np.dtype, *, transpose: bool)
             array = array.astype(dtype)
         if not _finite(array):
             return f"too large for param_dtype {dtype}"
-    leaf.variable.set_value(jax.device_put(array))
-    return None
+    return array
 
 
 def stored_dtypes(model: Any) -> dict[str, int]:

@@ -37,7 +37,7 @@ def model_folder(
     """
     source = os.fspath(source)
     if os.path.isdir(source):
-        folder = os.path.join(source, subfolder)
+        folder = os.path.join(source, subfolder) if subfolder else source
         if not os.path.isfile(os.path.join(folder, "config.json")):
             raise SourceError(f"{folder}: no config.json in this folder")
         return folder

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.checkpoint import Leaf, leaves, set_leaf
+from minibert.checkpoint import Leaf, leaf_array, leaves
 from minibert.errors import CheckpointMismatchError, MissingHeadError
 from minibert.tensor_files import TensorSource
 
@@ -246,18 +247,27 @@ class Matching:
         """
         torch_layout = self.source.layout == "torch"
 
-        def fill_leaf(name: str) -> str | None:
+        def read(name: str) -> np.ndarray | str:
             leaf, raw = self.expected[name], self.found[name]
             array = self.source.read(raw)
+            if isinstance(leaf.owner, nnx.LayerNorm) and "scale" in leaf.path and not array.any():
+                self.suspicious.append(f"{raw} is zero everywhere")
             dtype = np.dtype(param_dtype or array.dtype)
-            if isinstance(leaf.owner, nnx.LayerNorm) and leaf.attribute == "scale":
-                if not array.any():
-                    self.suspicious.append(f"{raw} is zero everywhere")
-            fault = set_leaf(leaf, array, dtype, transpose=leaf.transposed and torch_layout)
-            return fault and f"{raw!r}: {fault}"
+            return leaf_array(array, dtype, transpose=leaf.transposed and torch_layout)
 
+        faults: list[str] = []
         with ThreadPoolExecutor() as pool:
-            faults = [fault for fault in pool.map(fill_leaf, self.matched) if fault]
+            # JAX's own settings (precision, device) belong to this thread: arrays enter it here
+            for name, array in zip(self.matched, pool.map(read, self.matched), strict=True):
+                if isinstance(array, str):
+                    faults.append(f"{self.found[name]!r}: {array}")
+                elif array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
+                    faults.append(
+                        f"{self.found[name]!r}: {array.dtype} needs jax.enable_x64(True); or pass "
+                        "param_dtype=jnp.float32"
+                    )
+                else:
+                    self.expected[name].variable.set_value(jax.device_put(array))
         if faults:
             raise CheckpointMismatchError(where, sorted(faults))
 
