@@ -71,22 +71,22 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
     kind = config.get("model_type", "bert") if isinstance(config, dict) else None
     if kind != BertModel.config_class.model_type:
         raise ConfigError(f"{where}: model_type: expected 'bert', found {kind!r}")
-    return class_by_tensors(names, where)
-
-
-def class_by_tensors(names: Iterable[str], where: str) -> type[PretrainedModel]:
-    """Chooses the class whose heads are those among the tensors; see `model_class`."""
-    present = set()
-    for name in names:
-        full = f"bert.{name}" if name.startswith("pooler.") else name
-        present |= {head for head in BertModel.heads if f".{full}".find(f".{head}.") >= 0}
-    cls = BY_HEADS.get(frozenset(present))
+    cls = class_by_tensors(names)
     if cls is None:
         raise SourceError(
-            f"{where}: config.json has no architectures, and tensors with the heads "
-            f"{sorted(present)} fit several classes; name one: minibert.BertFor….from_pretrained"
+            f"{where}: config.json has no architectures, and its tensors fit several classes or "
+            "none; name one: minibert.BertFor….from_pretrained"
         )
     return cls
+
+
+def class_by_tensors(names: Iterable[str]) -> type[PretrainedModel] | None:
+    """The one class whose heads are those among the tensors; None if there is no such class."""
+    heads = set()
+    for name in names:
+        full = f".bert.{name}" if name.startswith("pooler.") else f".{name}"
+        heads |= {head for head in BertModel.heads if f".{head}." in full}
+    return BY_HEADS.get(frozenset(heads))
 
 
 def load(

@@ -6,7 +6,7 @@ classes (see `PretrainedModel`): trunk, heads, tied copies, optional rooms, buff
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.checkpoint import Leaf, leaf_array, leaves
+from minibert.checkpoint import Leaf, leaf_array, leaves, stored_dtypes
 from minibert.errors import CheckpointMismatchError, MissingHeadError
 from minibert.tensor_files import TensorSource
 
@@ -221,6 +221,30 @@ class Matching:
         for parent in parents:
             module = getattr(module, parent)
         setattr(module, last, nnx.data(None))
+
+    def info(self, where: str) -> LoadingInfo:
+        """The report on a load that is done, with names as the model's own tree has them."""
+        model = self.model
+        prefix = f"{model.trunk}." if model.is_trunk else ""
+
+        def own(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(name.removeprefix(prefix) for name in names)
+
+        return LoadingInfo(
+            model=type(model).__name__,
+            source=where,
+            files=tuple(sorted({info.file for info in self.source.tensors.values()})),
+            matched=own(self.matched),
+            tied=dict(zip(own(self.tied), own(self.tied.values()), strict=True)),
+            left=own(sorted(self.left)),
+            ignored=dict(zip(own(self.ignored), self.ignored.values(), strict=True)),
+            new=own(leaf.name for leaf in self.fresh),
+            absent=own(self.absent),
+            renamed={r: n for r, n in zip(self.renamed, own(self.renamed.values()), strict=True) if r != n},
+            dtypes=stored_dtypes(model),
+            config_ignored=model.config.ignored_fields,
+            suspicious=tuple(sorted(self.suspicious)),
+        )
 
     def check(self, where: str) -> None:
         """Raises what was found wrong.

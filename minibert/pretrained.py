@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.checkpoint import leaves, stored_dtypes
+from minibert.checkpoint import leaves
 from minibert.config import Config
 from minibert.errors import ConfigError, InputError
 from minibert.hub import model_folder
@@ -201,22 +201,7 @@ def assemble(
     matching.fill(where, param_dtype)
     unfilled = [leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)]
     assert not unfilled, unfilled
-    info = LoadingInfo(
-        model=cls.__name__,
-        source=where,
-        files=tuple(sorted({info.file for info in source.tensors.values()})),
-        matched=tuple(matching.matched),
-        tied=matching.tied,
-        left=tuple(sorted(matching.left)),
-        ignored=matching.ignored,
-        new=tuple(leaf.name for leaf in matching.fresh),
-        absent=tuple(matching.absent),
-        renamed=matching.renamed,
-        dtypes=stored_dtypes(model),
-        config_ignored=config.ignored_fields,
-        suspicious=tuple(sorted(matching.suspicious)),
-    )
-    return model.eval(), info
+    return model.eval(), matching.info(where)
 
 
 def _prevailing_dtype(source: TensorSource) -> DTypeLike:

@@ -111,7 +111,11 @@ def _shards(model: Any, limit: int) -> list[dict[str, Leaf]]:
 def _write_shard(shard: dict[str, Leaf], path: str) -> int:
     arrays: dict[str, np.ndarray] = {name: leaf.to_file() for name, leaf in shard.items()}
     try:
+        with open(path, "xb"):  # with the permissions any new file has; save_file's are 0600
+            pass
+        mode = os.stat(path).st_mode
         save_file(arrays, path, metadata={"format": "pt"})
+        os.chmod(path, mode)
     except Exception as reason:  # SafetensorError carries the operating system's error as text
         raise TargetError(f"{path}: cannot be written ({reason})") from None
     return sum(array.nbytes for array in arrays.values())

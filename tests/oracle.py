@@ -8,10 +8,15 @@ import contextlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import minibert
 import numpy as np
 import torch
 import transformers
+from minibert.saving import file_leaves
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 
 TINY = {
     "vocab_size": 97,
@@ -99,3 +104,20 @@ def errors(ours: Any, theirs: Any, mask: np.ndarray | None = None) -> dict[str, 
             key = f"{name}[{index}]" if isinstance(one, tuple) else name
             found[key] = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
     return found
+
+
+def saved(name: str, folder: Any, **config: Any) -> Any:
+    """A re-randomised PyTorch model, saved into a folder, and itself."""
+    model = torch_model(name, **config)
+    model.save_pretrained(folder)
+    return model
+
+
+def ours(name: str, folder: Any, **options: Any) -> Any:
+    """Our model of that class, loaded from a folder."""
+    return getattr(minibert, name).from_pretrained(folder, **options)
+
+
+def named_arrays(model: Any) -> dict[str, np.ndarray]:
+    """The arrays of our model (or of its gradient) as the tensors a checkpoint would hold."""
+    return {name: leaf.to_file() for name, leaf in file_leaves(model).items()}

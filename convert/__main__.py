@@ -1,0 +1,134 @@
+"""The command line: `python -m convert SOURCE OUT`."""
+
+import enum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from convert.conversion import Conversion, ParityError, convert, verify_only
+from convert.verify import table, torch_installed
+from minibert.errors import MinibertError
+
+REFUSED, DIFFERS = 1, 3
+STEPS = 7  # reading, writing, four runs to compare, flushing
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+output, problems = Console(), Console(stderr=True)
+
+
+class Format(enum.StrEnum):
+    """What to write."""
+
+    hf = "hf"
+    orbax = "orbax"
+
+
+class DType(enum.StrEnum):
+    """What to store parameters in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@app.command()
+def main(
+    source: Annotated[str, typer.Argument(help="A model folder, or a repository of the Hub.")],
+    out: Annotated[
+        str | None, typer.Argument(help="The folder to write; it must not exist, or be empty.")
+    ] = None,
+    to: Annotated[Format, typer.Option(help="Hugging Face's format, or Orbax.")] = Format.hf,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Store the parameters in this; else each as it is.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Split larger models (hf only).")] = "5GB",
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Open pytorch_model.bin. Only if you trust it.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, as a whole, if it exists.")
+    ] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare with PyTorch.")
+    ] = False,
+    only_verify: Annotated[
+        bool, typer.Option("--verify-only", help="Compare SOURCE with PyTorch; write nothing.")
+    ] = False,
+) -> None:
+    """Converts BERT weights to and from Hugging Face's format, and proves them equal to PyTorch's.
+
+    Reads safetensors (single or sharded), pytorch_model.bin, the flax_model.msgpack of the old
+    Flax classes, and Orbax folders written here. OUT is there complete and verified, or not at all.
+
+    Exit status: 0 done; 1 refused, nothing written; 2 wrong usage; 3 differs from PyTorch,
+    nothing written.
+    """
+    if only_verify == (out is not None):
+        raise typer.BadParameter("give OUT, or --verify-only", param_hint="OUT")
+    if only_verify and no_verify:
+        raise typer.BadParameter("--verify-only and --no-verify exclude each other")
+    try:
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=problems,
+            transient=True,
+        ) as bar:
+            task = bar.add_task("starting", total=STEPS)
+
+            def progress(step: str) -> None:
+                bar.update(task, description=step, advance=1)
+
+            if out is None:
+                done = verify_only(
+                    source, revision=revision, allow_pickle=allow_pickle, progress=progress
+                )
+            else:
+                done = convert(
+                    source,
+                    out,
+                    to=to.value,
+                    dtype=None if dtype is None else dtype.value,
+                    max_shard_size=max_shard_size,
+                    revision=revision,
+                    allow_pickle=allow_pickle,
+                    overwrite=overwrite,
+                    verified=not no_verify,
+                    progress=progress,
+                )
+    except ParityError as reason:
+        output.print(table(reason.found))
+        _fail(str(reason), DIFFERS)
+    except MinibertError as reason:
+        _fail(str(reason), REFUSED)
+    _report(done, out)
+
+
+def _report(done: Conversion, out: str | None) -> None:
+    output.print(str(done.info), markup=False, highlight=False, soft_wrap=True)
+    if done.copied:
+        copied = f"  copied: {', '.join(done.copied)}"
+        output.print(copied, markup=False, highlight=False, soft_wrap=True)
+    if done.verification is not None:
+        output.print(table(done.verification))
+    elif torch_installed():
+        output.print("[yellow]Not verified[/], as asked.")
+    else:
+        output.print("[yellow]Not verified[/]: torch is not installed, so nothing was compared.")
+    if out is not None:
+        output.print(f"Wrote {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fail(message: str, status: int) -> None:
+    problems.print("[bold red]error:[/]", end=" ")
+    problems.print(message, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m convert")

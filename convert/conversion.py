@@ -1,0 +1,188 @@
+"""The conversion itself: read strictly, write whole, verify what was written."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Literal
+
+from jax.typing import DTypeLike
+
+from convert.flax_msgpack import open_flax
+from convert.folders import copy_companions, locate, refuse_nested
+from convert.orbax_folder import write_orbax
+from convert.verify import Verification, torch_installed, verify, write_report
+from minibert.atomic import atomic_folder
+from minibert.auto import class_by_tensors, model_class
+from minibert.config import read_json
+from minibert.errors import MinibertError, SourceError
+from minibert.matching import LoadingInfo
+from minibert.pretrained import PretrainedModel, assemble
+from minibert.saving import check_saved, parse_size, write_config, write_model
+from minibert.sources import FLAX, open_source
+from minibert.tensor_files import TensorSource
+
+Progress = Callable[[str], None]
+
+
+class ParityError(MinibertError):
+    """The model does not compute what PyTorch computes.
+
+    Attributes:
+        found: the comparison.
+    """
+
+    def __init__(self, message: str, found: Verification):
+        self.found = found
+        super().__init__(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What a conversion or a verification did.
+
+    Attributes:
+        info: what became of every tensor.
+        copied: the other files that came along.
+        verification: the comparison with PyTorch; None if there was none.
+    """
+
+    info: LoadingInfo
+    copied: list[str]
+    verification: Verification | None
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    to: Literal["hf", "orbax"] = "hf",
+    dtype: DTypeLike | None = None,
+    max_shard_size: str = "5GB",
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    verified: bool = True,
+    progress: Progress = lambda step: None,
+) -> Conversion:
+    """Converts a checkpoint into a folder that is there complete and verified, or not at all.
+
+    Args:
+        source: a folder or a repository of the Hub.
+        target: the folder to write.
+        to: Hugging Face's format, or an Orbax checkpoint with its config.json.
+        dtype: what to store the parameters in; None for each as it is.
+        max_shard_size: larger models are split (Hugging Face's format only).
+        revision: a branch, tag or commit of the repository.
+        allow_pickle: whether a `pytorch_model.bin` may be opened.
+        overwrite: whether to replace an existing folder, as a whole.
+        verified: whether to compare with PyTorch, if it is installed.
+        progress: told what happens next.
+
+    Raises:
+        MinibertError: a source, config, tensor or target is not right; nothing was written.
+        ParityError: the result does not compute what PyTorch computes; nothing was written.
+    """
+    limit = parse_size(max_shard_size)
+    folder = locate(source, revision=revision, allow_pickle=allow_pickle)
+    refuse_nested(folder, target)
+    found = None
+    with atomic_folder(target, overwrite=overwrite) as new:
+        progress("reading")
+        model, info = read(folder, param_dtype=dtype, allow_pickle=allow_pickle)
+        progress("writing")
+        copied = copy_companions(folder, new)
+        if to == "hf":
+            write_model(model, new, limit)
+            check_saved(model, new)
+        else:
+            write_config(model, new)
+            write_orbax(model, new)
+        if verified and torch_installed():
+            found = verify(
+                model,
+                lambda wide: type(model).from_pretrained(new, param_dtype=wide),
+                folder,
+                instead="the parameters were cast" if dtype else _unreadable_by_torch(folder),
+                progress=progress,
+            )
+            if not found.passed:
+                raise ParityError(f"{source}: differs from PyTorch; nothing was written", found)
+            write_report(found, new)
+        progress("flushing")
+    return Conversion(info, copied, found)
+
+
+def verify_only(
+    source: str,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    progress: Progress = lambda step: None,
+) -> Conversion:
+    """Compares a checkpoint, as minibert reads it, with PyTorch; writes nothing.
+
+    Raises:
+        MinibertError: it cannot be read, or torch is not installed.
+        ParityError: it does not compute what PyTorch computes.
+    """
+    if not torch_installed():
+        raise SourceError("torch is not installed: nothing can be verified")
+    folder = locate(source, revision=revision, allow_pickle=allow_pickle)
+    progress("reading")
+    model, info = read(folder, allow_pickle=allow_pickle)
+    found = verify(
+        model,
+        lambda wide: read(folder, param_dtype=wide, allow_pickle=allow_pickle)[0],
+        folder,
+        instead=_unreadable_by_torch(folder),
+        progress=progress,
+    )
+    if not found.passed:
+        raise ParityError(f"{source}: differs from PyTorch", found)
+    return Conversion(info, [], found)
+
+
+def read(
+    folder: str, *, param_dtype: DTypeLike | None = None, allow_pickle: bool = False
+) -> tuple[PretrainedModel, LoadingInfo]:
+    """Reads a folder into the class that holds most of it.
+
+    That is the class named by `architectures`, unless its tensors fit another that leaves fewer
+    of them behind: the hub's bert-base-uncased calls itself a masked language model, and is a
+    whole pre-training checkpoint.
+
+    Raises:
+        MinibertError: see `PretrainedModel.from_pretrained`.
+    """
+    path = os.path.join(folder, "config.json")
+    data = read_json(path)
+    with _open(folder, allow_pickle) as tensors:
+        named = model_class(data, tensors.tensors, folder)
+
+        def assembled(cls: type[PretrainedModel]) -> tuple[PretrainedModel, LoadingInfo]:
+            config = cls.config_class.from_dict(data, path)
+            return assemble(cls, config, tensors, folder, param_dtype=param_dtype)
+
+        model, info = assembled(named)
+        if info.left:
+            wider = class_by_tensors(tensors.tensors)
+            if wider is not None and wider is not named:
+                return min((model, info), assembled(wider), key=lambda pair: len(pair[1].left))
+    return model, info
+
+
+def _open(folder: str, allow_pickle: bool) -> TensorSource:
+    if _holds_only_flax(folder):
+        return open_flax(folder)
+    return open_source(folder, allow_pickle=allow_pickle)
+
+
+def _holds_only_flax(folder: str) -> bool:
+    others = ("model.safetensors", "pytorch_model.bin")
+    names = [name + ending for name in others for ending in ("", ".index.json")]
+    there = [name for name in names if os.path.exists(os.path.join(folder, name))]
+    return not there and os.path.exists(os.path.join(folder, FLAX))
+
+
+def _unreadable_by_torch(folder: str) -> str:
+    return "transformers 5 does not read Flax weights" if _holds_only_flax(folder) else ""

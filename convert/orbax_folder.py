@@ -1,0 +1,42 @@
+"""Writing a model as an Orbax checkpoint, which `minibert.load` and plain Orbax both read."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from minibert.checkpoint import leaves
+from minibert.errors import TargetError
+from minibert.sources import ORBAX, open_source
+
+
+def write_orbax(model: Any, folder: str) -> None:
+    """Writes the model's tree into `orbax/` of an existing folder, and compares what was written.
+
+    The tree is nested dictionaries with the names of the modules; a list's indices are text.
+
+    Raises:
+        TargetError: orbax-checkpoint is not installed, or what was written is not the model.
+    """
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise TargetError("--to orbax needs orbax-checkpoint: pip install 'minibert-jax[train]'") from None
+    prefix = f"{model.trunk}." if model.is_trunk else ""
+    arrays = {leaf.path.removeprefix(prefix): leaf.variable[...] for leaf in leaves(model)}
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *rooms, last = path.split(".")
+        node = tree
+        for room in rooms:
+            node = node.setdefault(room, {})
+        node[last] = array
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(os.path.abspath(os.path.join(folder, ORBAX)), tree)
+    with open_source(folder) as written:
+        if written.tensors.keys() != arrays.keys():
+            raise TargetError(f"{folder}: the arrays written are not those of the model")
+        for path, array in arrays.items():
+            read = written.read(path)
+            if read.dtype != array.dtype or read.tobytes() != np.asarray(array).tobytes():
+                raise TargetError(f"{folder}: {path!r} was not written as it is in memory")

@@ -1,0 +1,182 @@
+"""The proof: every output of a converted model beside PyTorch's, in float32 and in float64.
+
+Float64 separates a faithful copy (1e-14) from the faintest mistake (a wrong epsilon, 1e-6) by nine
+orders of magnitude; float32 then shows that the error left is rounding, no larger than PyTorch's
+own. Rounding grows with the numbers, so both tolerances are relative to an output's largest.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FLOAT32 = 2e-5
+FLOAT64 = 1e-9
+TEXT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "LICENSE")
+WORDS_A_ROW = (90, 60, 25, 75, 8, 80, 45, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """How one output compares: largest differences, and errors against float64.
+
+    Attributes:
+        output: its name, such as `hidden_states[3]`.
+        scale: the largest number in it, at least 1.
+        ours_torch: max |ours − PyTorch|, both float32.
+        ours_float64: max |ours float32 − PyTorch float64|.
+        torch_float64: max |PyTorch float32 − PyTorch float64|.
+        rms_ratio: our float32 RMS error against float64, over PyTorch's.
+        float64: max |ours float64 − PyTorch float64|.
+    """
+
+    output: str
+    scale: float
+    ours_torch: float
+    ours_float64: float
+    torch_float64: float
+    rms_ratio: float
+    float64: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether both precisions are within their tolerance; NaN is not."""
+        return self.ours_torch <= FLOAT32 * self.scale and self.float64 <= FLOAT64 * self.scale
+
+
+def ragged_inputs(config: Any, folder: str) -> dict[str, np.ndarray]:
+    """A fixed ragged batch: over 2,000 tokens of the Apache licence, or random ids.
+
+    Args:
+        config: the model's config.
+        folder: where its tokenizer may be; without one, the ids are drawn with a fixed seed.
+
+    Returns:
+        `input_ids`, `attention_mask` and `token_type_ids`, each `(batch, seq)`.
+    """
+    rows = _tokenized(config, folder) or _drawn(config)
+    seq = max(map(len, rows))
+    ids = np.full((len(rows), seq), config.pad_token_id or 0, np.int64)
+    mask, types = np.zeros_like(ids), np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)], mask[index, : len(row)] = row, 1
+        types[index, len(row) // 2 : len(row)] = index % min(2, config.type_vocab_size)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def _tokenized(config: Any, folder: str) -> list[list[int]]:
+    import tokenizers
+
+    path = os.path.join(folder, "tokenizer.json")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(path)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        rows = [tokenizer.encode(text).ids for text in _passages()]
+    except Exception:  # no tokenizer, or one that tokenizers refuses: random ids will do
+        return []
+    longest = config.max_position_embeddings
+    usable = all(row and max(row) < config.vocab_size for row in rows)
+    return [row[:longest] for row in rows] if usable else []
+
+
+def _passages() -> Iterator[str]:
+    with open(TEXT, encoding="utf-8") as file:
+        words = file.read().split()
+    row = start = 0
+    while start < len(words):
+        end = start + WORDS_A_ROW[row % len(WORDS_A_ROW)]
+        yield " ".join(words[start:end])
+        row, start = row + 1, end
+
+
+def _drawn(config: Any) -> list[list[int]]:
+    draw = np.random.default_rng(0)
+    lengths = [min(2 * words, config.max_position_embeddings) for words in WORDS_A_ROW * 3]
+    return [draw.integers(0, config.vocab_size, length).tolist() for length in lengths]
+
+
+def shaped(inputs: dict[str, np.ndarray], model_name: str) -> dict[str, np.ndarray]:
+    """The inputs as a class takes them: multiple choice has an axis of choices."""
+    if model_name != "BertForMultipleChoice":
+        return inputs
+    return {name: array[None] for name, array in inputs.items()}
+
+
+def compare(
+    load_ours: Callable[[Any], Any],
+    load_theirs: Callable[[], Any],
+    inputs: dict[str, np.ndarray],
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[Row]:
+    """Runs both models in both precisions and compares every output.
+
+    Args:
+        load_ours: from a param_dtype to our model.
+        load_theirs: to the PyTorch model, in float32.
+        inputs: `input_ids`, `attention_mask` and `token_type_ids`, as the models take them.
+        progress: told what happens next.
+    """
+    progress("PyTorch, float32")
+    theirs = load_theirs().float()
+    torch32 = _run_torch(theirs, inputs)
+    progress("PyTorch, float64")
+    torch64 = _run_torch(theirs.double(), inputs)
+    del theirs
+    progress("minibert, float32")
+    ours32 = _run_jax(load_ours(jnp.float32), inputs)
+    progress("minibert, float64")
+    with jax.enable_x64(True):
+        ours64 = _run_jax(load_ours(jnp.float64), inputs)
+    mask = inputs["attention_mask"].reshape(-1, inputs["attention_mask"].shape[-1]) == 1
+    runs = (ours32, torch32, ours64, torch64)
+    return [_row(name, *(_unpadded(name, run[name], mask) for run in runs)) for name in torch64]
+
+
+def _run_torch(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    import torch
+
+    with torch.no_grad():
+        arguments = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        outputs = model(**arguments, output_hidden_states=True)
+    return {name: value.numpy() for name, value in _named(outputs)}
+
+
+def _run_jax(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    with jax.default_matmul_precision("highest"):
+        outputs = jax.jit(lambda m, kwargs: m(**kwargs, output_hidden_states=True))(model, inputs)
+    return {name: np.asarray(value) for name, value in _named(outputs)}
+
+
+def _named(outputs: Any) -> Iterator[tuple[str, Any]]:
+    hidden = outputs["hidden_states"]
+    yield from ((f"hidden_states[{index}]", state) for index, state in enumerate(hidden))
+    others = [key for key in outputs.keys() if key not in ("hidden_states", "last_hidden_state")]
+    yield from ((key, outputs[key]) for key in sorted(others))
+
+
+def _unpadded(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    a_position_each = array.ndim > 2 or name in ("start_logits", "end_logits")
+    return array[mask] if a_position_each else array
+
+
+def _row(output: str, ours32: Any, torch32: Any, ours64: Any, torch64: Any) -> Row:
+    def largest(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max())
+
+    def rms(one: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((one.astype(np.float64) - torch64) ** 2)))
+
+    return Row(
+        output=output,
+        scale=max(1.0, float(np.abs(torch64).max())),
+        ours_torch=largest(ours32, torch32),
+        ours_float64=largest(ours32, torch64),
+        torch_float64=largest(torch32, torch64),
+        rms_ratio=rms(ours32) / max(rms(torch32), np.finfo(np.float64).tiny),
+        float64=largest(ours64, torch64),
+    )

@@ -1,0 +1,173 @@
+"""Verifying a model folder against PyTorch, and reporting it: a table and `parity.json`."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+import minibert
+from convert.parity import FLOAT32, FLOAT64, Row, compare, ragged_inputs, shaped
+
+PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What a verification found.
+
+    Attributes:
+        model: the class.
+        theirs: the folder PyTorch read.
+        why: why that is not the source itself, or "".
+        rows: a row an output.
+        inputs: what both models were given.
+    """
+
+    model: str
+    theirs: str
+    why: str
+    rows: list[Row]
+    inputs: dict[str, np.ndarray]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within both tolerances."""
+        return all(row.passed for row in self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were compared."""
+        return int(self.inputs["attention_mask"].sum())
+
+
+def torch_installed() -> bool:
+    """Whether there is a PyTorch to compare with."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def verify(
+    model: Any,
+    load_ours: Callable[[Any], Any],
+    source: str,
+    *,
+    instead: str,
+    progress: Callable[[str], None],
+) -> Verification:
+    """Compares a model with PyTorch's reading of its source.
+
+    Where PyTorch cannot read the source (Flax weights, a wrapper's prefix), or the conversion
+    changed the numbers (a cast), it reads the model as minibert writes it, in Hugging Face's format.
+
+    Args:
+        model: the model, for its class and config.
+        load_ours: loads the model to compare, from a param_dtype.
+        source: the folder it comes from.
+        instead: why PyTorch shall not read the source; "" to let it try.
+        progress: told what happens next.
+    """
+    name = type(model).__name__
+    inputs = shaped(ragged_inputs(model.config, source), name)
+    with tempfile.TemporaryDirectory() as scratch:
+        theirs, why = source, instead or _unreadable(name, source)
+        if why:
+            theirs = os.path.join(scratch, "written")
+            model.save_pretrained(theirs)
+        rows = compare(load_ours, lambda: _load_torch(name, theirs)[0], inputs, progress)
+    return Verification(name, "minibert's own copy" if why else source, why, rows, inputs)
+
+
+def _load_torch(name: str, folder: str) -> tuple[Any, dict[str, Any]]:
+    import torch
+    import transformers
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, info = getattr(transformers, name).from_pretrained(
+            folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+        )
+    return model.eval(), info
+
+
+def _unreadable(name: str, source: str) -> str:
+    try:
+        _, info = _load_torch(name, source)
+    except Exception as reason:  # transformers raises many types for what it cannot read
+        return f"transformers cannot read it: {str(reason).splitlines()[0][:200]}"
+    missing = [*info["missing_keys"], *info["mismatched_keys"]]
+    return f"transformers misses tensors in it: {missing[:3]}" if missing else ""
+
+
+def table(found: Verification) -> Table:
+    """The verification as a table, a row an output."""
+    title = f"{found.model}: {found.tokens:,} tokens, against PyTorch"
+    caption = (
+        f"PyTorch read {found.theirs}{f' ({found.why})' if found.why else ''}. Largest absolute "
+        f"differences; f32, f64: float32, float64. Bounds, times the output's largest number where "
+        f"that is over 1: {FLOAT32:g} for ours f32 – torch f32, {FLOAT64:g} for ours f64 – torch f64."
+    )
+    result = Table(title=title, caption=caption, caption_justify="left")
+    result.add_column("output", no_wrap=True)
+    for column in ("ours – torch\nf32", "ours f32 –\ntorch f64", "torch f32 –\ntorch f64"):
+        result.add_column(column, justify="right")
+    result.add_column("RMS error\nours / torch", justify="right")
+    result.add_column("ours – torch\nf64", justify="right")
+    result.add_column("verdict")
+    for row in found.rows:
+        figures = (row.ours_torch, row.ours_float64, row.torch_float64)
+        result.add_row(
+            row.output,
+            *(f"{figure:.1e}" for figure in figures),
+            f"{row.rms_ratio:.2f}",
+            f"{row.float64:.1e}",
+            "[green]equal[/]" if row.passed else "[bold red]DIFFERS[/]",
+        )
+    return result
+
+
+def write_report(found: Verification, folder: str) -> None:
+    """Writes `parity.json`: the figures, the inputs, the versions, the weights' checksums."""
+    report = {
+        "model": found.model,
+        "reference": found.why and f"{found.theirs} ({found.why})" or found.theirs,
+        "passed": found.passed,
+        "tolerances": {"float32": FLOAT32, "float64": FLOAT64, "relative_to": "max(1, scale)"},
+        "outputs": [dataclasses.asdict(row) | {"passed": row.passed} for row in found.rows],
+        "inputs": {name: array.tolist() for name, array in found.inputs.items()},
+        "versions": {name: _version(name) for name in PACKAGES},
+        "sha256": _checksums(folder),
+    }
+    with open(os.path.join(folder, "parity.json"), "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1)
+        file.write("\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return minibert.__version__ if package == "minibert-jax" else None
+
+
+def _checksums(folder: str) -> dict[str, str]:
+    sums = {}
+    for root, _, files in os.walk(folder):
+        for name in sorted(files):
+            path = os.path.join(root, name)
+            if name.endswith(".safetensors") or os.path.basename(root) != os.path.basename(folder):
+                with open(path, "rb") as file:
+                    sums[os.path.relpath(path, folder)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums

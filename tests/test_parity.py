@@ -1,0 +1,203 @@
+"""Every output and every gradient of tiny models, beside PyTorch's, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import FLOAT64, GRADIENT
+
+torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+
+import oracle  # noqa: E402
+from minibert.activations import ACTIVATION_NAMES  # noqa: E402
+
+HEADS = {
+    "BertModel": {},
+    "BertForPreTraining": {},
+    "BertForMaskedLM": {},
+    "BertForNextSentencePrediction": {},
+    "BertForSequenceClassification": {"num_labels": 5},
+    "BertForMultipleChoice": {},
+    "BertForTokenClassification": {"num_labels": 5},
+    "BertForQuestionAnswering": {},
+}
+
+
+def arguments(name: str, **options) -> dict[str, np.ndarray]:
+    given = oracle.inputs(**options)
+    if name == "BertForMultipleChoice":
+        return {key: array[None] for key, array in given.items()}
+    return given
+
+
+def worst(name: str, folder, theirs, given, **extra) -> float:
+    """The largest difference of any output, all of them on; `extra` goes to our model only."""
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    expected = oracle.run_torch(theirs.double(), given, **flags)
+    with oracle.float64():
+        model = oracle.ours(name, folder, param_dtype=jnp.float64)
+        found = model(**given | extra, **flags)
+        mask = given.get("attention_mask")
+        mask = None if mask is None else mask.reshape(-1, mask.shape[-1])
+        errors = oracle.errors(found, expected, mask)
+    hidden = [key for key in errors if key.startswith("hidden_states")]
+    assert len(hidden) == len(expected.hidden_states)
+    assert len(errors) > len(hidden)
+    return max(errors.values())
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
+@pytest.mark.parametrize("name", HEADS)
+def test_heads(name, padded, tmp_path):
+    theirs = oracle.saved(name, tmp_path, **HEADS[name])
+    given = arguments(name)
+    if not padded:
+        del given["attention_mask"]
+    assert worst(name, tmp_path, theirs, given) <= FLOAT64
+
+
+@pytest.mark.parametrize("act", ACTIVATION_NAMES)
+def test_activations(act, tmp_path):
+    theirs = oracle.saved("BertForMaskedLM", tmp_path, hidden_act=act)
+    assert worst("BertForMaskedLM", tmp_path, theirs, arguments("")) <= FLOAT64
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"layer_norm_eps": 1e-5},
+        {"layer_norm_eps": 1e-3},
+        {"type_vocab_size": 1},
+        {"type_vocab_size": 5},
+        {"num_attention_heads": 1},
+        {"num_attention_heads": 8},
+        {"num_attention_heads": 24},
+        {"num_hidden_layers": 1},
+        {"num_hidden_layers": 5},
+        {"pad_token_id": None},
+        {"pad_token_id": 3},
+        {"chunk_size_feed_forward": 11},
+        {"tie_word_embeddings": False},
+    ],
+    ids=lambda config: "-".join(f"{key}={value}" for key, value in config.items()),
+)
+def test_config_switches(config, tmp_path):
+    theirs = oracle.saved("BertForPreTraining", tmp_path, **config)
+    given = arguments("", segments=config.get("type_vocab_size", 2))
+    assert worst("BertForPreTraining", tmp_path, theirs, given) <= FLOAT64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_type_ids": None},
+        {"position_ids": np.tile(np.arange(10, -1, -1), (3, 1))},
+        {"position_ids": np.random.default_rng(0).integers(0, 40, (3, 11))},
+        {"attention_mask": np.array([[1, 0] * 5 + [1]] * 3)},
+        {"attention_mask": np.eye(11, dtype=int)[[0, 4, 10]]},
+    ],
+    ids=["no segments", "positions reversed", "positions drawn", "mask with holes", "mask of one"],
+)
+def test_inputs(change, tmp_path):
+    theirs = oracle.saved("BertModel", tmp_path)
+    given = {k: v for k, v in (arguments("") | change).items() if v is not None}
+    assert worst("BertModel", tmp_path, theirs, given) <= FLOAT64
+
+
+def test_inputs_embeds(tmp_path):
+    theirs = oracle.saved("BertForMaskedLM", tmp_path)
+    given = arguments("")
+    del given["input_ids"]
+    given["inputs_embeds"] = np.random.default_rng(0).normal(size=(3, 11, 24))
+    assert worst("BertForMaskedLM", tmp_path, theirs, given) <= FLOAT64
+
+
+def test_full_mask(tmp_path):
+    theirs = oracle.saved("BertModel", tmp_path)
+    given = arguments("")
+    draw = np.random.default_rng(0)
+    full = (draw.random((3, 11, 11)) < 0.6).astype(int)
+    full[1, 2] = 0  # a query that may look nowhere
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    expected = oracle.run_torch(
+        theirs.double(), given | {"attention_mask": oracle.additive(full)}, **flags
+    )
+    with oracle.float64():
+        found = oracle.ours("BertModel", tmp_path, param_dtype=jnp.float64)(
+            **given | {"attention_mask": full}, **flags
+        )
+    assert max(oracle.errors(found, expected).values()) <= FLOAT64
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)], ids=["heads", "layers by heads"])
+def test_head_mask(shape, tmp_path):
+    theirs = oracle.saved("BertForSequenceClassification", tmp_path, num_labels=5)
+    factors = np.random.default_rng(0).random(shape)
+    given = arguments("")
+    with oracle.float64():
+        model = oracle.ours("BertForSequenceClassification", tmp_path, param_dtype=jnp.float64)
+        found = model(**given, head_mask=factors, output_hidden_states=True)
+    oracle.scale_heads(theirs.double(), np.broadcast_to(factors, (2, 3)))
+    expected = oracle.run_torch(theirs, given, output_hidden_states=True)
+    assert max(oracle.errors(found, expected, given["attention_mask"]).values()) <= FLOAT64
+
+
+def test_head_mask_scales_the_returned_weights(tmp_path):
+    oracle.saved("BertModel", tmp_path)
+    model, given = oracle.ours("BertModel", tmp_path), arguments("")
+    plain = model(**given, output_attentions=True).attentions[0]
+    masked = model(**given, output_attentions=True, head_mask=np.array([0.5, 0.0, 2.0])).attentions[0]
+    np.testing.assert_allclose(masked, plain * np.array([0.5, 0, 2])[:, None, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("act", ["gelu", "prelu", "xielu"])
+@pytest.mark.parametrize("name", HEADS)
+def test_gradients(name, act, tmp_path):
+    """The gradient of every parameter, of a weighted sum of every output at unpadded positions."""
+    if act != "gelu" and name != "BertForMaskedLM":
+        pytest.skip("parametric activations are tested with one head")
+    theirs = oracle.saved(name, tmp_path, hidden_act=act, **HEADS[name]).double()
+    given = arguments(name)
+    mask = given["attention_mask"].reshape(-1, 11)
+    draw = np.random.default_rng(1)
+
+    def weighted(outputs, weights, like):
+        total = 0.0
+        for key in sorted(set(outputs.keys()) - {"hidden_states", "attentions"}):
+            value = outputs[key]
+            if key not in weights:
+                weights[key] = draw.normal(size=value.shape)
+                if value.shape[:2] == mask.shape:
+                    weights[key] *= mask.reshape(mask.shape + (1,) * (value.ndim - 2))
+            total = total + (value * like(weights[key])).sum()
+        return total
+
+    weights: dict[str, np.ndarray] = {}
+    outputs = theirs(**{key: torch.as_tensor(array) for key, array in given.items()})
+    weighted(outputs, weights, torch.as_tensor).backward()
+    expected = {path: parameter.grad for path, parameter in theirs.named_parameters()}
+    with oracle.float64():
+        model = oracle.ours(name, tmp_path, param_dtype=jnp.float64)
+        gradient = jax.grad(lambda m: weighted(m(**given), weights, jnp.asarray))(model)
+        found = oracle.named_arrays(gradient)
+    used = {path: grad.numpy() for path, grad in expected.items() if grad is not None}
+    assert used
+    assert found.keys() >= used.keys()
+    for path, theirs_grad in used.items():
+        scale = np.abs(theirs_grad).max()
+        assert np.abs(found[path] - theirs_grad).max() <= GRADIENT * max(scale, 1e-3), path
+
+
+@pytest.mark.parametrize("act", [n for n in ACTIVATION_NAMES if n not in ("prelu", "xielu")])
+def test_activation_by_itself(act):
+    """Each activation over a wide range, and its float32 value beside torch's float64."""
+    from minibert.activations import Activation
+    from transformers.activations import ACT2FN
+
+    x = np.concatenate([np.linspace(-30, 30, 2001), [0.0, 20.0, np.nextafter(20, 21)]])
+    expected = ACT2FN[act](torch.tensor(x)).numpy()
+    with oracle.float64():
+        found = np.asarray(Activation(act)(jnp.asarray(x)))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    single = np.asarray(Activation(act)(jnp.asarray(x, jnp.float32)))
+    np.testing.assert_allclose(single, expected, rtol=2e-5, atol=1e-5)
