@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from minibert.activations import ACTIVATION_NAMES
 from minibert.config import Config, non_negative, one_of, positive, probability, ruled, size, switch
@@ -56,18 +56,18 @@ class BertConfig(Config):
             )
 
     @classmethod
-    def base(cls, **changes: Any) -> Self:
+    def base(cls, **changes: Any) -> "BertConfig":
         """BERT-base: 12 layers of 768, 110 million parameters."""
         return cls(**changes)
 
     @classmethod
-    def large(cls, **changes: Any) -> Self:
+    def large(cls, **changes: Any) -> "BertConfig":
         """BERT-large: 24 layers of 1024, 335 million parameters."""
         sizes = {"hidden_size": 1024, "num_hidden_layers": 24}
         return cls(**sizes | {"num_attention_heads": 16, "intermediate_size": 4096} | changes)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> Self:
+    def tiny(cls, **changes: Any) -> "BertConfig":
         """Two layers of 24 with every size different: for trying things out."""
         sizes = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2}
         sizes |= {"num_attention_heads": 3, "intermediate_size": 80, "max_position_embeddings": 40}

@@ -14,7 +14,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from flax.core import FrozenDict, freeze, unfreeze
 
@@ -103,9 +103,15 @@ def read_json(
     return parse_json(text, path, error)
 
 
-def ruled(default: Any, expected: str, rule: Callable[[Any], bool]) -> Any:
+def ruled(
+    default: Any,
+    expected: str,
+    rule: Callable[[Any], bool],
+    convert: Callable[[Any], Any] = lambda value: value,
+) -> Any:
     """A dataclass field whose value must satisfy `rule`, described by `expected`."""
-    return dataclasses.field(default=default, metadata={"rule": rule, "expected": expected})
+    metadata = {"rule": rule, "expected": expected, "convert": convert}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _is_int(value: Any) -> bool:
@@ -118,6 +124,10 @@ def _is_real(value: Any) -> bool:
     )
 
 
+def _to_float(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
 def size(default: int) -> Any:
     """A field that counts something: a whole number of at least 1."""
     return ruled(default, "a whole number of at least 1", lambda v: _is_int(v) and 1 <= v < 2**31)
@@ -127,18 +137,21 @@ def probability(default: float | None, optional: bool = False) -> Any:
     """A field that is a dropout rate."""
     expected = "a number from 0 to 1" + (" or null" if optional else "")
     return ruled(
-        default, expected, lambda v: (optional and v is None) or (_is_real(v) and 0 <= v <= 1)
+        default,
+        expected,
+        lambda v: (optional and v is None) or (_is_real(v) and 0 <= v <= 1),
+        _to_float,
     )
 
 
 def positive(default: float) -> Any:
     """A field that is a positive, finite number."""
-    return ruled(default, "a positive number", lambda v: _is_real(v) and v > 0)
+    return ruled(default, "a positive number", lambda v: _is_real(v) and v > 0, _to_float)
 
 
 def non_negative(default: float) -> Any:
     """A field that is a finite number of at least zero."""
-    return ruled(default, "a number of at least 0", lambda v: _is_real(v) and v >= 0)
+    return ruled(default, "a number of at least 0", lambda v: _is_real(v) and v >= 0, _to_float)
 
 
 def switch(default: bool) -> Any:
@@ -154,6 +167,9 @@ def one_of(default: str | None, choices: tuple[str, ...], optional: bool = False
         expected,
         lambda v: (optional and v is None) or (isinstance(v, str) and v in choices),
     )
+
+
+AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,30 +201,39 @@ class Config:
     )
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if "rule" in field.metadata and not field.metadata["rule"](value):
-                expected = field.metadata["expected"]
-                raise ConfigError(f"{field.name}: expected {expected}, found {value!r}")
-        id2label = _labels(self.id2label, self.num_labels)
-        label2id = self.label2id
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, value in self._checked(given).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _checked(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields given, and all about labels, checked and in their final form."""
+        values = dict(given)
+        for field in dataclasses.fields(cls):
+            if field.name in values and "rule" in field.metadata:
+                value = values[field.name]
+                if not field.metadata["rule"](value):
+                    expected = field.metadata["expected"]
+                    raise ConfigError(f"{field.name}: expected {expected}, found {value!r}")
+                values[field.name] = field.metadata["convert"](value)
+        id2label = _labels(values.get("id2label"), values.get("num_labels"))
+        label2id = values.get("label2id")
         if label2id is None:
-            label2id = {name: index for index, name in id2label.items()}
+            label2id = {str(name): index for index, name in id2label.items()}
         elif not isinstance(label2id, Mapping) or not all(map(_is_int, label2id.values())):
             raise ConfigError(f"label2id: expected name → index, found {label2id!r}")
-        object.__setattr__(self, "num_labels", len(id2label))
-        object.__setattr__(self, "id2label", FrozenDict(id2label))
-        object.__setattr__(self, "label2id", FrozenDict(label2id))
-        object.__setattr__(self, "extra", freeze(dict(self.extra)))
+        labels = {"id2label": FrozenDict(id2label), "label2id": FrozenDict(label2id)}
+        extra = freeze(dict(values.get("extra", {})))
+        return values | labels | {"num_labels": len(id2label), "extra": extra}
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
         """A copy with some fields changed; new labels replace the old in both directions."""
         if "id2label" in changes or "num_labels" in changes:
             changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
         return dataclasses.replace(self, **changes)
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "config") -> Self:
+    def from_dict(cls: type[AnyConfig], data: Any, where: str = "config") -> AnyConfig:
         """Builds a config from the contents of a config.json.
 
         Raises:
@@ -230,12 +255,13 @@ class Config:
         ours = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         extra = {name: value for name, value in data.items() if name not in ours}
         try:
-            return cls(**{name: data[name] for name in ours & data.keys()}, extra=extra)
+            given = {name: data[name] for name in ours & data.keys()}
+            return cls(**cls._checked(given | {"extra": extra}))
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 
     @classmethod
-    def from_json(cls, path: str) -> Self:
+    def from_json(cls: type[AnyConfig], path: str) -> AnyConfig:
         """Reads a config.json file; see `from_dict`."""
         return cls.from_dict(read_json(path), path)
 

@@ -7,7 +7,7 @@ weights: what `from_pretrained` fills.
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +40,20 @@ def _initializer(draw: Callable[..., Array]) -> Callable[..., Any]:
     return initialize
 
 
+AnyModule = TypeVar("AnyModule", bound="Module")
+
+
 class Module(nnx.Module):
     """An `nnx.Module` that prints as PyTorch's do, and whose `train()` and `eval()` return it."""
 
     summary: str | None = None  # a leaf module's arguments, on its line of the printed tree
 
-    def train(self, **attributes: Any) -> Self:
+    def train(self: AnyModule, **attributes: Any) -> AnyModule:
         """Switches dropout on, in place, and returns the module."""
         super().train(**attributes)
         return self
 
-    def eval(self, **attributes: Any) -> Self:
+    def eval(self: AnyModule, **attributes: Any) -> AnyModule:
         """Switches dropout off, in place, and returns the module."""
         super().eval(**attributes)
         return self

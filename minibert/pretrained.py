@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, TypeVar, overload
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from minibert.matching import LoadingInfo, Matching
 from minibert.saving import save_model
 from minibert.sources import open_source
 from minibert.tensor_files import TensorSource
+
+
+Model = TypeVar("Model", bound="PretrainedModel")
 
 
 class PretrainedModel(Module):
@@ -48,22 +51,26 @@ class PretrainedModel(Module):
     @overload
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         source: str | os.PathLike[str],
         *,
         output_loading_info: Literal[False] = False,
         **options: Any,
-    ) -> Self: ...
+    ) -> Model: ...
 
     @overload
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, output_loading_info: Literal[True], **options: Any
-    ) -> tuple[Self, LoadingInfo]: ...
+        cls: type[Model],
+        source: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[True],
+        **options: Any,
+    ) -> tuple[Model, LoadingInfo]: ...
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         source: str | os.PathLike[str],
         *,
         revision: str | None = None,
@@ -79,7 +86,7 @@ class PretrainedModel(Module):
         id2label: Mapping[int, str] | None = None,
         allow_pickle: bool = False,
         output_loading_info: bool = False,
-    ) -> Self | tuple[Self, LoadingInfo]:
+    ) -> Model | tuple[Model, LoadingInfo]:
         """Loads a model from a folder or the Hugging Face Hub; in evaluation mode, and strictly.
 
         Args:
@@ -152,9 +159,6 @@ class PretrainedModel(Module):
             TargetError: the folder exists, or cannot be written.
         """
         save_model(self, os.fspath(folder), max_shard_size=max_shard_size, overwrite=overwrite)
-
-
-Model = TypeVar("Model", bound=PretrainedModel)
 
 
 def assemble(

@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +67,7 @@ class TensorSource:
     def close(self) -> None:
         """Lets go of the files."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TensorSource":
         return self
 
     def __exit__(self, *_: object) -> None:
