@@ -164,8 +164,8 @@ def read_header(file: int, path: str) -> dict[str, TensorInfo]:
         WeightsFileError: the file breaks the format.
     """
     length = os.fstat(file).st_size
-    start = os.pread(file, 8, 0)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    start, brace = os.pread(file, 8, 0), os.pread(file, 1, 8)
+    if brace != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise WeightsFileError(f"{path}: this is a pickle, not a safetensors file")
     if len(start) < 8:
         raise WeightsFileError(f"{path}: expected a safetensors file, found {length} bytes")
