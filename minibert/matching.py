@@ -165,24 +165,21 @@ class Matching:
             reshaped = self.relabelled and any(
                 self.source.tensors[self.found[leaf.name]].shape != leaf.file_shape for leaf in here
             )
-            if len(here) == len(parts) and not (reshaped and self.new_head):
-                continue
             if here and not reshaped:
-                continue  # half a head: the rest is missing, which `_compare` reports
+                continue  # whole; or half, and then `_compare` reports the rest as missing
             if self.new_head:
                 self.fresh += parts
-                for leaf in parts:
-                    del self.expected[leaf.name]
             else:
                 self.missing_heads.append(head)
+            for leaf in parts:
+                del self.expected[leaf.name]
 
     def _compare(self) -> None:
         for name in self.expected.keys() - self.found.keys():
             head = self._head(name)
-            if head not in self.missing_heads:
-                half = f" (half of the head {head!r})" if head else ""
-                shape = self.expected[name].file_shape
-                self.faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
+            half = f" (half of the head {head!r})" if head else ""
+            shape = self.expected[name].file_shape
+            self.faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
         ours = {self._head(name) for name in self.expected}
         self.ignored: dict[str, str] = {}
         self.left: list[str] = []

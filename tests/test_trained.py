@@ -1,0 +1,82 @@
+"""Trained weights and BERT-base's size, in float32, beside PyTorch in float32 and float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import FLOAT32
+
+torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+
+import minibert  # noqa: E402
+import oracle  # noqa: E402
+import transformers  # noqa: E402
+from convert.parity import compare, ragged_inputs  # noqa: E402
+
+RMS_EVERY, RMS_LAST = 1.5, 1.3
+
+
+@pytest.mark.slow
+def test_minilm(minilm):
+    """All 7 hidden states and the pooler, over 2,000 tokens of English."""
+    config = minibert.BertConfig.from_json(f"{minilm}/config.json")
+    inputs = ragged_inputs(config, minilm)
+    assert inputs["attention_mask"].sum() >= 2000
+    rows = compare(
+        lambda dtype: minibert.BertModel.from_pretrained(minilm, param_dtype=dtype),
+        lambda: transformers.BertModel.from_pretrained(minilm, attn_implementation="eager"),
+        inputs,
+    )
+    assert [row.output for row in rows] == [f"hidden_states[{i}]" for i in range(7)] + [
+        "pooler_output"
+    ]
+    for row in rows:
+        assert row.ours_torch <= FLOAT32, row
+        assert row.rms_ratio <= RMS_EVERY, row
+        assert row.float64 <= 1e-12, row
+    assert rows[6].rms_ratio <= RMS_LAST
+
+
+@pytest.mark.slow
+def test_base_size(tmp_path):
+    """BERT-base's shape with every parameter drawn: all 13 hidden states and the pooler."""
+    config = transformers.BertConfig()
+    config._attn_implementation = "eager"
+    theirs = transformers.BertModel(config).eval()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for path, parameter in theirs.named_parameters():
+            noise = torch.randn(parameter.shape, generator=draw)
+            norm = path.endswith("LayerNorm.weight")
+            parameter.copy_(1 + 0.1 * noise if norm else 0.04 * noise)
+    theirs.save_pretrained(tmp_path)
+    lengths = np.array([64, 41, 17])
+    ids = np.random.default_rng(0).integers(0, 30522, (3, 64))
+    given = {"input_ids": ids, "attention_mask": (np.arange(64) < lengths[:, None]).astype(int)}
+    expected = oracle.run_torch(theirs, given, output_hidden_states=True)
+    model = minibert.BertModel.from_pretrained(tmp_path)
+    found = jax.jit(lambda m, g: m(**g, output_hidden_states=True))(model, given)
+    errors = oracle.errors(found, expected, given["attention_mask"])
+    assert len(errors) == 15
+    assert max(errors.values()) <= FLOAT32, errors
+
+
+def test_bfloat16_stays_close(tmp_path):
+    """Compute in bfloat16 with float32 parameters, and parameters stored in bfloat16."""
+    theirs = oracle.saved("BertModel", tmp_path)
+    given = oracle.inputs()
+    exact = oracle.run_torch(theirs.double(), given)
+    rounded = oracle.run_torch(theirs.bfloat16(), given)
+    mask = given["attention_mask"] == 1
+
+    def rms(outputs):
+        states = np.asarray(outputs.last_hidden_state[mask], np.float64)
+        return np.sqrt(np.mean((states - exact.last_hidden_state[mask].numpy()) ** 2))
+
+    theirs_error = np.sqrt(
+        ((rounded.last_hidden_state.double() - exact.last_hidden_state)[mask] ** 2).mean().item()
+    )
+    for options in ({"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}):
+        found = oracle.ours("BertModel", tmp_path, **options)(**given)
+        assert found.last_hidden_state.dtype == jnp.bfloat16
+        assert 1e-4 < rms(found) <= 1.3 * theirs_error
