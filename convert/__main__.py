@@ -14,7 +14,9 @@ from minibert.errors import MinibertError
 REFUSED, DIFFERS = 1, 3
 STEPS = 7  # reading, writing, four runs to compare, flushing
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
 output, problems = Console(), Console(stderr=True)
 
 
@@ -35,9 +37,10 @@ class DType(enum.StrEnum):
 
 @app.command()
 def main(
-    source: Annotated[str, typer.Argument(help="A model folder, or a repository of the Hub.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model folder, or a repository of the Hub.")],
     out: Annotated[
-        str | None, typer.Argument(help="The folder to write; it must not exist, or be empty.")
+        str | None,
+        typer.Argument(metavar="OUT", help="The folder to write; it must not exist, or be empty."),
     ] = None,
     to: Annotated[Format, typer.Option(help="Hugging Face's format, or Orbax.")] = Format.hf,
     dtype: Annotated[
@@ -78,6 +81,7 @@ def main(
             TimeElapsedColumn(),
             console=problems,
             transient=True,
+            disable=not problems.is_terminal,
         ) as bar:
             task = bar.add_task("starting", total=STEPS)
 

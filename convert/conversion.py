@@ -18,7 +18,7 @@ from minibert.errors import MinibertError, SourceError
 from minibert.matching import LoadingInfo
 from minibert.pretrained import PretrainedModel, assemble
 from minibert.saving import check_saved, parse_size, write_config, write_model
-from minibert.sources import FLAX, open_source
+from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.tensor_files import TensorSource
 
 Progress = Callable[[str], None]
@@ -172,17 +172,17 @@ def read(
 
 
 def _open(folder: str, allow_pickle: bool) -> TensorSource:
-    if _holds_only_flax(folder):
+    if not _holds_torch_weights(folder) and os.path.exists(os.path.join(folder, FLAX)):
         return open_flax(folder)
     return open_source(folder, allow_pickle=allow_pickle)
 
 
-def _holds_only_flax(folder: str) -> bool:
-    others = ("model.safetensors", "pytorch_model.bin")
-    names = [name + ending for name in others for ending in ("", ".index.json")]
-    there = [name for name in names if os.path.exists(os.path.join(folder, name))]
-    return not there and os.path.exists(os.path.join(folder, FLAX))
+def _holds_torch_weights(folder: str) -> bool:
+    names = [name + ending for name in (SAFETENSORS, PICKLE) for ending in ("", ".index.json")]
+    return any(os.path.lexists(os.path.join(folder, name)) for name in names)
 
 
 def _unreadable_by_torch(folder: str) -> str:
-    return "transformers 5 does not read Flax weights" if _holds_only_flax(folder) else ""
+    if _holds_torch_weights(folder):
+        return ""
+    return "transformers reads neither Flax msgpack nor Orbax"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 import minibert
@@ -43,6 +44,11 @@ class Verification:
     def passed(self) -> bool:
         """Whether every output is within both tolerances."""
         return all(row.passed for row in self.rows)
+
+    @property
+    def reference(self) -> str:
+        """What PyTorch read, and why if it is not the source."""
+        return f"{self.theirs} ({self.why})" if self.why else self.theirs
 
     @property
     def tokens(self) -> int:
@@ -115,17 +121,17 @@ def table(found: Verification) -> Table:
     """The verification as a table, a row an output."""
     title = f"{found.model}: {found.tokens:,} tokens, against PyTorch"
     caption = (
-        f"PyTorch read {found.theirs}{f' ({found.why})' if found.why else ''}. Largest absolute "
-        f"differences; f32, f64: float32, float64. Bounds, times the output's largest number where "
-        f"that is over 1: {FLOAT32:g} for ours f32 – torch f32, {FLOAT64:g} for ours f64 – torch f64."
+        f"Largest absolute differences at unpadded positions; f64 alone is PyTorch's. RMS: errors "
+        f"against f64. Bounds: {FLOAT32:g} in f32, {FLOAT64:g} in f64, times the output's largest "
+        f"number where that is over 1. PyTorch read {found.reference}."
     )
-    result = Table(title=title, caption=caption, caption_justify="left")
+    result = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     result.add_column("output", no_wrap=True)
-    for column in ("ours – torch\nf32", "ours f32 –\ntorch f64", "torch f32 –\ntorch f64"):
-        result.add_column(column, justify="right")
-    result.add_column("RMS error\nours / torch", justify="right")
-    result.add_column("ours – torch\nf64", justify="right")
-    result.add_column("verdict")
+    for heading in ("ours –\ntorch\nf32", "ours\nf32 –\nf64", "torch\nf32 –\nf64"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("RMS\nours /\ntorch", justify="right", no_wrap=True)
+    result.add_column("ours –\ntorch\nf64", justify="right", no_wrap=True)
+    result.add_column("verdict", no_wrap=True)
     for row in found.rows:
         figures = (row.ours_torch, row.ours_float64, row.torch_float64)
         result.add_row(
@@ -142,7 +148,7 @@ def write_report(found: Verification, folder: str) -> None:
     """Writes `parity.json`: the figures, the inputs, the versions, the weights' checksums."""
     report = {
         "model": found.model,
-        "reference": found.why and f"{found.theirs} ({found.why})" or found.theirs,
+        "reference": found.reference,
         "passed": found.passed,
         "tolerances": {"float32": FLOAT32, "float64": FLOAT64, "relative_to": "max(1, scale)"},
         "outputs": [dataclasses.asdict(row) | {"passed": row.passed} for row in found.rows],

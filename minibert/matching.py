@@ -93,8 +93,8 @@ class Matching:
         self.absent: list[str] = []
         self.fresh: list[Leaf] = []
         self.suspicious: list[str] = []
+        self.renamed: dict[str, str] = {}
         self.found = self._canonical_names()
-        self.renamed = {raw: name for name, raw in self.found.items() if raw != name}
         self._settle_optional_rooms()
         self._settle_tied_copies()
         self.expected = {leaf.name: leaf for leaf in leaves(model)}
@@ -113,11 +113,13 @@ class Matching:
         for raw, name in names.items():
             if not prefixed and name.split(".")[0] in rooms:
                 name = trunk + name
-            if self.source.layout == "flax":
-                name = paths.get(name, name)
             for old, new in LEGACY_LAYER_NORM.items():
                 if name.endswith(f".{old}"):
                     name = name.removesuffix(old) + new
+            if name != raw:
+                self.renamed[raw] = name
+            if self.source.layout == "flax":
+                name = paths.get(name, name)
             if name in found:
                 self.faults.append(f"{raw!r} and {found[name]!r} are both {name!r}")
             found[name] = raw

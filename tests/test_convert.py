@@ -1,0 +1,306 @@
+"""The converter, by its command line: formats, verification, refusals, and being killed."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import minibert
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from convert.__main__ import DIFFERS, REFUSED, app
+from flax import nnx
+from minibert import activations
+from minibert.sources import open_source
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="verification needs torch")
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments: object):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def contents(folder) -> dict[str, tuple]:
+    with open_source(str(folder)) as source:
+        return {
+            name: (info.dtype, info.shape, source.read(name).tobytes())
+            for name, info in source.tensors.items()
+        }
+
+
+@pytest.fixture
+def source(tmp_path) -> pathlib.Path:
+    folder = tmp_path / "source"
+    model = minibert.BertForMaskedLM(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0))
+    model.save_pretrained(folder)
+    return folder
+
+
+@needs_torch
+def test_verifies_and_reports(source, tmp_path):
+    result = run(source, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "hidden_states[2]" in result.output
+    assert "equal" in result.output
+    assert contents(tmp_path / "out") == contents(source)
+    report = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert report["passed"]
+    assert [row["output"] for row in report["outputs"]] == [
+        *(f"hidden_states[{i}]" for i in range(3)),
+        "logits",
+    ]
+    assert all(row["float64"] < 1e-12 for row in report["outputs"])
+    assert report["versions"]["torch"]
+    assert list(report["sha256"]) == ["model.safetensors"]
+    assert np.array(report["inputs"]["attention_mask"]).sum() > 500
+
+
+@pytest.mark.skipif(HAS_TORCH, reason="torch is here: what is said without it cannot be seen")
+def test_says_so_without_torch(source, tmp_path):
+    result = run(source, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Not verified: torch is not installed" in result.output
+    assert contents(tmp_path / "out") == contents(source)
+    assert run("--verify-only", source).exit_code == REFUSED
+
+
+@needs_torch
+@pytest.mark.parametrize("arguments", [[], ["--verify-only"]], ids=["convert", "verify only"])
+def test_a_planted_mistake_is_refused(arguments, source, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        activations.ACTIVATIONS, "gelu", lambda x: jax.nn.gelu(x, approximate=True)
+    )
+    out = [] if arguments else [tmp_path / "out"]
+    result = run(*arguments, source, *out)
+    assert result.exit_code == DIFFERS
+    assert "DIFFERS" in result.output
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+@needs_torch
+def test_verify_only_writes_nothing(source):
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    assert run("--verify-only", source).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("flax_bert_base", "BertModel"),
+        ("flax_bert_pretraining", "BertForPreTraining"),
+        ("flax_bert_classification", "BertForSequenceClassification"),
+    ],
+)
+def test_flax_msgpack(folder, name, tmp_path):
+    """What the old Flax classes saved computes what they computed."""
+    result = run(FIXTURES / folder, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    recorded = load_file(FIXTURES / folder / "outputs.safetensors")
+    given = {k: recorded[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
+    model = minibert.load(tmp_path / "out")
+    assert type(model).__name__ == name
+    found = model(**given, output_hidden_states=True)
+    mask, compared = given["attention_mask"] == 1, 0
+    for key, expected in recorded.items():
+        if key in given:
+            continue
+        state, _, index = key.partition(".")
+        ours = found[state][int(index)] if index else found[key]
+        ours = np.asarray(ours)
+        if ours.ndim == 3:
+            ours, expected = ours[mask], expected[mask]
+        assert np.abs(ours - expected).max() < 2e-5, key
+        compared += 1
+    assert compared >= 4
+
+
+@needs_torch
+def test_orbax(source, tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    assert run(source, tmp_path / "orbax", "--to", "orbax").exit_code == 0
+    model = minibert.load(tmp_path / "orbax")
+    model.save_pretrained(tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(source)
+    assert run("--verify-only", tmp_path / "orbax").exit_code == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtype(dtype, source, tmp_path):
+    result = run(source, tmp_path / "out", "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    assert {str(d) for d, _, _ in contents(tmp_path / "out").values()} == {dtype}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    expected = minibert.load(source, param_dtype=getattr(jnp, dtype))
+    kernel = minibert.load(tmp_path / "out").bert.encoder.layer[1].output.dense.kernel[...]
+    np.testing.assert_array_equal(kernel, expected.bert.encoder.layer[1].output.dense.kernel[...])
+
+
+def test_shards(source, tmp_path):
+    result = run(source, tmp_path / "out", "--max-shard-size", "20KB", "--no-verify")
+    assert "Not verified" in result.output
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
+    assert contents(tmp_path / "out") == contents(source)
+
+
+def test_all_heads_of_a_file_come_along(tmp_path):
+    """A pre-training file that calls itself a masked language model, as the hub's does."""
+    model = minibert.BertForPreTraining(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0))
+    model.save_pretrained(tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    assert run(tmp_path / "in", tmp_path / "out", "--no-verify").exit_code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+
+
+def test_companions(minilm, tmp_path):
+    assert run(minilm, tmp_path / "out", "--no-verify").exit_code == 0
+    copied = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+    assert copied == {
+        "1_Pooling/config.json",
+        "config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+    original = pathlib.Path(minilm, "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == original
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("source", "is the source"),
+        ("source/inside", "inside it"),
+        (".", "around it"),
+        ("occupied", "not empty"),
+        ("file", "not a folder"),
+        ("file/below", "cannot be written"),
+    ],
+)
+def test_refused_targets(out, message, source, tmp_path):
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    result = run(source, tmp_path / out, *(["--overwrite"] if out in ("source", ".") else []))
+    assert result.exit_code == REFUSED
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_overwrite(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_text("old")
+    assert run(source, tmp_path / "out", "--overwrite", "--no-verify").exit_code == 0
+    assert "old.txt" not in os.listdir(tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(source)
+    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["nowhere/at/all", "out"], REFUSED, "no such folder"),
+        (["{empty}", "out"], REFUSED, "no config.json"),
+        (["{source}"], 2, "OUT"),
+        (["{source}", "out", "--verify-only"], 2, "OUT"),
+        (["{source}", "out", "--to", "torch"], 2, "torch"),
+        (["{source}", "out", "--max-shard-size", "much"], REFUSED, "max_shard_size"),
+        (["{damaged}", "out"], REFUSED, "model.safetensors"),
+        (["{flax}", "out"], REFUSED, "flax_model.msgpack"),
+    ],
+)
+def test_one_clear_line(arguments, status, message, source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for kind in ("damaged", "flax"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text((source / "config.json").read_text())
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"\x01")
+    (tmp_path / "flax" / "flax_model.msgpack").write_bytes(b"\x93\x01\x02")
+    names = {name: tmp_path / name for name in ("empty", "source", "damaged", "flax")}
+    filled = [argument.format(**names) for argument in arguments]
+    filled = [tmp_path / "out" if argument == "out" else argument for argument in filled]
+    result = run(*filled)
+    assert result.exit_code == status
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+    if status == REFUSED:
+        assert result.output.startswith("error: ")
+
+
+def test_wrong_weights_are_refused(source, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    del tensors["bert.encoder.layer.1.output.dense.bias"]
+    save_file(tensors, source / "model.safetensors")
+    result = run(source, tmp_path / "out")
+    assert result.exit_code == REFUSED
+    assert "bert.encoder.layer.1.output.dense.bias" in result.output
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwriting"])
+def test_killed_at_random_moments(overwrite, tmp_path):
+    """kill -9: the target is absent or complete, and the next run cleans up."""
+    small = minibert.BertConfig(num_hidden_layers=2)
+    minibert.BertModel(small, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "source")
+    expected, home = contents(tmp_path / "source"), tmp_path / "home"
+    draw, complete, died_writing = random.Random(0), 0, 0
+    for _ in range(10):
+        home.mkdir(exist_ok=True)
+        out = home / "out"
+        if overwrite and not out.exists():
+            minibert.BertModel(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0)).save_pretrained(out)
+        elif not overwrite and out.exists():
+            break
+        moment = draw.uniform(0, 0.8)
+        flags = ["--no-verify", *(["--overwrite"] if overwrite else [])]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "convert", tmp_path / "source", out, *flags],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and not list(home.glob(".minibert-new-*")):
+            time.sleep(0.005)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        died_writing += bool(list(home.glob(".minibert-*")))
+        if out.exists():
+            found = contents(out)
+            assert len(found) == 39 or found == expected
+            assert (out / "config.json").exists()
+            complete += found == expected
+        if not overwrite and out.exists():
+            for path in [*out.iterdir()]:
+                path.unlink()
+            out.rmdir()
+    assert died_writing
+    result = run(tmp_path / "source", home / "out", "--no-verify", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert os.listdir(home) == ["out"]
+    assert contents(home / "out") == expected
