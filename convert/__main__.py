@@ -14,9 +14,7 @@ from minibert.errors import MinibertError
 REFUSED, DIFFERS = 1, 3
 STEPS = 7  # reading, writing, four runs to compare, flushing
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 output, problems = Console(), Console(stderr=True)
 
 
@@ -37,7 +35,9 @@ class DType(enum.StrEnum):
 
 @app.command()
 def main(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model folder, or a repository of the Hub.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A model folder, or a repository of the Hub.")
+    ],
     out: Annotated[
         str | None,
         typer.Argument(metavar="OUT", help="The folder to write; it must not exist, or be empty."),

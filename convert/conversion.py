@@ -15,8 +15,8 @@ from minibert.atomic import atomic_folder
 from minibert.auto import class_by_tensors, model_class
 from minibert.config import read_json
 from minibert.errors import MinibertError, SourceError
-from minibert.matching import LoadingInfo
 from minibert.pretrained import PretrainedModel, assemble
+from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
 from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.tensor_files import TensorSource

@@ -55,7 +55,9 @@ def _fetch_companions(repository: str, revision: str | None) -> None:
     try:
         snapshot_download(repository, revision=revision, allow_patterns=wanted)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as reason:
-        raise SourceError(f"{repository}: its tokenizer files cannot be fetched ({reason})") from None
+        raise SourceError(
+            f"{repository}: its tokenizer files cannot be fetched ({reason})"
+        ) from None
 
 
 def companions(folder: str) -> list[str]:
@@ -64,7 +66,9 @@ def companions(folder: str) -> list[str]:
     for name in sorted(os.listdir(folder)):
         inner = os.path.join(folder, name)
         if MODULE_FOLDER.fullmatch(name) and os.path.isdir(inner):
-            found += [f"{name}/{file}" for file in sorted(os.listdir(inner)) if file in MODULE_FILES]
+            found += [
+                f"{name}/{file}" for file in sorted(os.listdir(inner)) if file in MODULE_FILES
+            ]
     return [path for path in found if os.path.isfile(os.path.join(folder, path))]
 
 

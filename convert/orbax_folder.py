@@ -21,7 +21,9 @@ def write_orbax(model: Any, folder: str) -> None:
     try:
         import orbax.checkpoint as ocp
     except ImportError:
-        raise TargetError("--to orbax needs orbax-checkpoint: pip install 'minibert-jax[train]'") from None
+        raise TargetError(
+            "--to orbax needs orbax-checkpoint: pip install 'minibert-jax[train]'"
+        ) from None
     prefix = f"{model.trunk}." if model.is_trunk else ""
     arrays = {leaf.path.removeprefix(prefix): leaf.variable[...] for leaf in leaves(model)}
     tree: dict[str, Any] = {}

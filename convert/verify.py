@@ -72,7 +72,7 @@ def verify(
     """Compares a model with PyTorch's reading of its source.
 
     Where PyTorch cannot read the source (Flax weights, a wrapper's prefix), or the conversion
-    changed the numbers (a cast), it reads the model as minibert writes it, in Hugging Face's format.
+    changed the numbers (a cast), it reads the model as minibert writes it to a Hugging Face folder.
 
     Args:
         model: the model, for its class and config.
@@ -175,5 +175,7 @@ def _checksums(folder: str) -> dict[str, str]:
             path = os.path.join(root, name)
             if name.endswith(".safetensors") or os.path.basename(root) != os.path.basename(folder):
                 with open(path, "rb") as file:
-                    sums[os.path.relpath(path, folder)] = hashlib.file_digest(file, "sha256").hexdigest()
+                    sums[os.path.relpath(path, folder)] = hashlib.file_digest(
+                        file, "sha256"
+                    ).hexdigest()
     return sums

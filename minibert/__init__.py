@@ -12,7 +12,7 @@ from minibert.bert_heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
-from minibert.matching import LoadingInfo
+from minibert.report import LoadingInfo
 
 __version__ = "0.1.0"
 

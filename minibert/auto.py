@@ -17,7 +17,6 @@ from minibert.bert_heads import (
 from minibert.config import read_json
 from minibert.errors import ConfigError, SourceError
 from minibert.hub import model_folder
-from minibert.matching import LoadingInfo
 from minibert.pretrained import PretrainedModel
 from minibert.sources import open_source
 

@@ -24,6 +24,7 @@ from minibert.pretrained import PretrainedModel
 Hidden = Float[Array, "batch seq hidden"]
 Weights = Float[Array, "batch heads seq seq"]
 Mask = Bool[Array, "batch 1 #seq seq"] | None
+HeadMask = Inexact[Array, " heads"] | None
 Rngs = nnx.Rngs | None
 
 
@@ -65,11 +66,7 @@ class BertSelfAttention(Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def __call__(
-        self,
-        hidden: Hidden,
-        mask: Mask = None,
-        head_mask: Inexact[Array, " heads"] | None = None,
-        rngs: Rngs = None,
+        self, hidden: Hidden, mask: Mask = None, head_mask: HeadMask = None, rngs: Rngs = None
     ) -> tuple[Hidden, Weights]:
         """Returns the joined heads and the attention weights."""
         split = (*hidden.shape[:2], self.heads, -1)
@@ -115,11 +112,7 @@ class BertAttention(Module):
         self.output = BertSelfOutput(config, **options)
 
     def __call__(
-        self,
-        hidden: Hidden,
-        mask: Mask = None,
-        head_mask: Inexact[Array, " heads"] | None = None,
-        rngs: Rngs = None,
+        self, hidden: Hidden, mask: Mask = None, head_mask: HeadMask = None, rngs: Rngs = None
     ) -> tuple[Hidden, Weights]:
         """Returns the new hidden states and the attention weights."""
         context, weights = self.self(hidden, mask, head_mask, rngs)
@@ -155,11 +148,7 @@ class BertLayer(Module):
         self.output = BertOutput(config, **options)
 
     def __call__(
-        self,
-        hidden: Hidden,
-        mask: Mask = None,
-        head_mask: Inexact[Array, " heads"] | None = None,
-        rngs: Rngs = None,
+        self, hidden: Hidden, mask: Mask = None, head_mask: HeadMask = None, rngs: Rngs = None
     ) -> tuple[Hidden, Weights]:
         """Returns the new hidden states and the attention weights."""
         hidden, weights = self.attention(hidden, mask, head_mask, rngs)
@@ -170,8 +159,7 @@ class BertEncoder(Module):
     """The stack of layers."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        layers = range(config.num_hidden_layers)
-        self.layer = nnx.List([BertLayer(config, **options) for _ in layers])
+        self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(
         self,
@@ -196,8 +184,8 @@ class BertPooler(Module):
     """The first token's state through a tanh layer: what classifiers look at."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        hidden = config.hidden_size
-        self.dense = linear(hidden, hidden, stddev=config.initializer_range, **options)
+        hidden, stddev = config.hidden_size, config.initializer_range
+        self.dense = linear(hidden, hidden, stddev=stddev, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
         """Pools `(batch, seq, hidden)` to `(batch, hidden)`."""

@@ -18,7 +18,7 @@ from minibert.activations import activation
 from minibert.bert import BertModel, BertPreTrainedModel
 from minibert.bert_config import BertConfig
 from minibert.errors import ConfigError, InputError
-from minibert.layers import SHAPES_ONLY, Dropout, Module, constant, layer_norm, linear, normal
+from minibert.layers import SHAPES_ONLY, Dropout, Module, TiedLinear, constant, layer_norm, linear
 from minibert.outputs import (
     BertForPreTrainingOutput,
     MaskedLMOutput,
@@ -44,40 +44,11 @@ class BertPredictionHeadTransform(Module):
         self.transform_act_fn = activation(config.hidden_act, **options)
         self.LayerNorm = layer_norm(hidden, epsilon=config.layer_norm_eps, **options)
 
-    def __call__(self, hidden: Float[Array, "batch seq hidden"]) -> Float[Array, "batch seq hidden"]:
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"]
+    ) -> Float[Array, "batch seq hidden"]:
         """Transforms every position."""
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
-
-
-class TiedLinear(nnx.Linear):
-    """A linear layer whose kernel, bias or both may be someone else's: then its own is None."""
-
-    kernel: nnx.Param | None
-    bias: nnx.Param | None
-
-    def __init__(self, in_features: int, out_features: int, *, tied: bool, stddev: float, **options):
-        super().__init__(
-            in_features,
-            out_features,
-            kernel_init=normal(stddev),
-            bias_init=constant(0.0),
-            **options | {"rngs": (None if tied else options["rngs"]) or SHAPES_ONLY},
-        )
-        if tied:
-            self.kernel = nnx.data(None)
-            self.bias = nnx.data(None)
-
-    def __call__(  # ty: ignore[invalid-method-override]
-        self,
-        inputs: Float[Array, "*batch features"],
-        table: Float[Array, "outputs features"],
-        bias: Float[Array, " outputs"],
-    ) -> Float[Array, "*batch outputs"]:
-        """Projects with its own kernel and bias, else with `table` transposed and `bias`."""
-        kernel = table.T if self.kernel is None else self.kernel[...]
-        bias = bias if self.bias is None else self.bias[...]
-        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
-        return inputs @ kernel + bias
 
 
 class BertLMPredictionHead(Module):
@@ -127,7 +98,7 @@ class BertPreTrainingHeads(Module):
 
 
 class _BertWithHead(BertPreTrainedModel):
-    """A `BertModel` under the name `bert`, and a head built by `add_head`.
+    """A `BertModel` under the name `bert`, and a head.
 
     Args:
         config: the shape and settings.
@@ -149,14 +120,12 @@ class _BertWithHead(BertPreTrainedModel):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.bert = BertModel(config, add_pooling_layer=self.pooled, **options)
-        self.add_head(config, **options)
+        self._add_head(config, **options)
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds the head's modules."""
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
         raise TypeError(f"{type(self).__name__} has no head; use one of the BertFor… classes")
 
-    def add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
-        """Builds a dropout and a linear classifier."""
+    def _add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
         rate = config.classifier_dropout
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
         stddev = config.initializer_range
@@ -173,8 +142,7 @@ class BertForPreTraining(_BertWithHead):
     pooled = True
     tied = TIED_DECODER
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds both pre-training heads."""
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertPreTrainingHeads(config, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
@@ -194,8 +162,7 @@ class BertForMaskedLM(_BertWithHead):
     pooled = False
     tied = TIED_DECODER
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds the masked-word head."""
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyMLMHead(config, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
@@ -211,8 +178,7 @@ class BertForNextSentencePrediction(_BertWithHead):
 
     pooled = True
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds the next-sentence head."""
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyNSPHead(config, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
@@ -227,9 +193,8 @@ class BertForSequenceClassification(_BertWithHead):
 
     pooled = True
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds the classifier, one output a label."""
-        self.add_classifier(config, config.num_labels, **options)
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        self._add_classifier(config, config.num_labels, **options)
 
     def __call__(
         self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
@@ -245,9 +210,8 @@ class BertForMultipleChoice(_BertWithHead):
 
     pooled = True
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds the classifier, one output."""
-        self.add_classifier(config, 1, **options)
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        self._add_classifier(config, 1, **options)
 
     def __call__(
         self,
@@ -300,9 +264,8 @@ class BertForTokenClassification(_BertWithHead):
 
     pooled = False
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds the classifier, one output a label."""
-        self.add_classifier(config, config.num_labels, **options)
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        self._add_classifier(config, config.num_labels, **options)
 
     def __call__(
         self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
@@ -318,12 +281,7 @@ class BertForQuestionAnswering(_BertWithHead):
 
     pooled = False
 
-    def add_head(self, config: BertConfig, **options: Any) -> None:
-        """Builds the two-output head.
-
-        Raises:
-            ConfigError: `num_labels` is not 2.
-        """
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
         if config.num_labels != 2:
             raise ConfigError(
                 "num_labels: expected 2 for question answering (start and end), "

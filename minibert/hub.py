@@ -41,7 +41,9 @@ def model_folder(
         if not os.path.isfile(os.path.join(folder, "config.json")):
             raise SourceError(f"{folder}: no config.json in this folder")
         return folder
-    looks_like_path = os.path.isabs(source) or source.startswith((".", "~")) or source.count("/") > 1
+    looks_like_path = (
+        os.path.isabs(source) or source.startswith((".", "~")) or source.count("/") > 1
+    )
     if looks_like_path or os.path.exists(source):
         raise SourceError(f"{source}: expected a folder or a repository of the Hub; no such folder")
     options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}

@@ -8,6 +8,7 @@ that slips through turns into NaN in `layers.Embed`.
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array

@@ -1,8 +1,8 @@
 """The small modules both model families are made of.
 
 `Embed`, `linear` and `layer_norm` are Flax NNX's own layers with every default that matters to
-exactness written out. Constructors take `rngs=None` to build a tree of shapes (`jax.ShapeDtypeStruct`) instead of random
-weights: what `from_pretrained` fills.
+exactness written out. Constructors take `rngs=None` to build a tree of shapes
+(`jax.ShapeDtypeStruct`) instead of random weights: what `from_pretrained` fills.
 """
 
 from collections.abc import Callable
@@ -143,7 +143,9 @@ class Embed(nnx.Embed):
         if rngs is not None and padding_idx is not None:
             self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
 
-    def __call__(self, inputs: Int[Array, "*axes"], out_sharding: Any = None) -> Float[Array, "..."]:
+    def __call__(
+        self, inputs: Int[Array, "*axes"], out_sharding: Any = None
+    ) -> Float[Array, "..."]:
         """Returns row `inputs[...]` of the table for each index, NaN where there is no such row."""
         table = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
         valid = (inputs >= 0) & (inputs < self.num_embeddings)
@@ -174,6 +176,39 @@ def linear(
         dtype=dtype,
         param_dtype=param_dtype,
     )
+
+
+class TiedLinear(nnx.Linear):
+    """A linear layer whose kernel, bias or both may be someone else's: then its own is None."""
+
+    kernel: nnx.Param | None
+    bias: nnx.Param | None
+
+    def __init__(
+        self, in_features: int, out_features: int, *, tied: bool, stddev: float, **options
+    ):
+        super().__init__(
+            in_features,
+            out_features,
+            kernel_init=normal(stddev),
+            bias_init=constant(0.0),
+            **options | {"rngs": (None if tied else options["rngs"]) or SHAPES_ONLY},
+        )
+        if tied:
+            self.kernel = nnx.data(None)
+            self.bias = nnx.data(None)
+
+    def __call__(  # ty: ignore[incompatible-method-override]
+        self,
+        inputs: Float[Array, "*batch features"],
+        table: Float[Array, "outputs features"],
+        bias: Float[Array, " outputs"],
+    ) -> Float[Array, "*batch outputs"]:
+        """Projects with its own kernel and bias, else with `table` transposed and `bias`."""
+        kernel = table.T if self.kernel is None else self.kernel[...]
+        bias = bias if self.bias is None else self.bias[...]
+        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        return inputs @ kernel + bias
 
 
 def layer_norm(

@@ -12,6 +12,7 @@ from jax import Array
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOutput:
     """Base of the outputs; subclasses are registered as pytrees and frozen dataclasses."""
 

@@ -16,11 +16,11 @@ from minibert.config import Config
 from minibert.errors import ConfigError, InputError
 from minibert.hub import model_folder
 from minibert.layers import Module
-from minibert.matching import LoadingInfo, Matching
+from minibert.matching import Matching
+from minibert.report import LoadingInfo
 from minibert.saving import save_model
 from minibert.sources import open_source
 from minibert.tensor_files import TensorSource
-
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -47,6 +47,16 @@ class PretrainedModel(Module):
     optional: ClassVar[tuple[str, ...]] = ()
     tied: ClassVar[Mapping[str, str]] = {}
     buffers: ClassVar[Mapping[str, str]]
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        raise TypeError(f"{type(self).__name__} is the base of models, not one itself")
 
     @overload
     @classmethod
@@ -203,7 +213,9 @@ def assemble(
         for leaf in matching.fresh:
             leaf.variable.set_value(fresh[leaf.path])
     matching.fill(where, param_dtype)
-    unfilled = [leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)]
+    unfilled = [
+        leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)
+    ]
     assert not unfilled, unfilled
     return model.eval(), matching.info(where)
 

@@ -116,7 +116,9 @@ def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -
             raise ShardIndexError(f"{index_path}: {name!r} is not in any shard, nor in {shard!r}")
         found = os.path.basename(source.tensors[name].file)
         if found != shard:
-            raise ShardIndexError(f"{index_path}: {name!r}: expected in {shard!r}, found in {found!r}")
+            raise ShardIndexError(
+                f"{index_path}: {name!r}: expected in {shard!r}, found in {found!r}"
+            )
     unlisted = sorted(source.tensors.keys() - index["weight_map"].keys())
     if unlisted:
         raise ShardIndexError(f"{index_path}: shards hold tensors it does not list: {unlisted[:5]}")
@@ -155,14 +157,17 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise WeightsFileError(f"{path}: a compressed archive, which torch never writes")
+                    raise WeightsFileError(
+                        f"{path}: a compressed archive, which torch never writes"
+                    )
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsFileError:
         raise
     except Exception as reason:  # torch raises a dozen types for a bad file
         raise WeightsFileError(f"{path}: not a file of weights ({str(reason)[:300]})") from None
     if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in loaded.items()
     ):
         raise WeightsFileError(f"{path}: expected a dictionary of named tensors")
     return {name: _to_numpy(tensor, f"{path}: {name!r}") for name, tensor in loaded.items()}
@@ -200,7 +205,11 @@ def _open_orbax(path: str) -> TensorSource:
 
 
 def _map(function: Any, node: Any) -> Any:
-    return {k: _map(function, v) for k, v in node.items()} if isinstance(node, dict) else function(node)
+    return (
+        {k: _map(function, v) for k, v in node.items()}
+        if isinstance(node, dict)
+        else function(node)
+    )
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 safetensors files are parsed here rather than mapped: `pread` into fresh memory keeps nothing of
 the file resident, survives the file being replaced or truncated meanwhile, and the parser refuses
 the duplicate keys that the reference implementation accepts. Format:
-https://huggingface.co/docs/safetensors (an 8-byte little-endian header length, a JSON header, data).
+https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the data).
 """
 
 import math
@@ -115,10 +115,10 @@ class SafetensorsSource(TensorSource):
         """Reads one tensor, into memory aligned so that JAX can adopt it without a copy."""
         info = self.tensors[name]
         buffer = aligned_empty(info.dtype.itemsize * math.prod(info.shape))
-        done = 0
+        memory, done = memoryview(buffer), 0
         while done < buffer.nbytes:
             try:
-                got = os.preadv(self.files[info.file], [buffer[done:]], info.offset + done)
+                got = os.preadv(self.files[info.file], [memory[done:]], info.offset + done)
             except OSError as reason:
                 raise WeightsFileError(f"{info.file}: {name!r}: {reason.strerror}") from None
             if not got:
@@ -205,13 +205,15 @@ def read_header(file: int, path: str) -> dict[str, TensorInfo]:
 
 def _span(entry: Any, where: str) -> tuple[int, int, np.dtype, tuple[int, ...]]:
     match entry:
-        case {"dtype": str(name), "shape": list(shape), "data_offsets": [begin, end]} if (
-            len(entry) == 3 and all(type(n) is int and n >= 0 for n in [*shape, begin, end])
-        ):
+        case {"dtype": str(name), "shape": list(shape), "data_offsets": [begin, end]} if len(
+            entry
+        ) == 3 and all(type(n) is int and n >= 0 for n in [*shape, begin, end]):
             pass
         case _:
             raise WeightsFileError(
-                f"{where}: expected dtype, shape and data_offsets (whole numbers), found {entry!r}"[:500]
+                f"{where}: expected dtype, shape and data_offsets (whole numbers), found {entry!r}"[
+                    :500
+                ]
             )
     if name not in DTYPES:
         raise WeightsFileError(f"{where}: unknown or unsupported dtype {name!r}")

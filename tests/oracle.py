@@ -8,12 +8,13 @@ import contextlib
 from typing import Any
 
 import jax
-import minibert
 import numpy as np
 import torch
 import transformers
-from minibert.saving import file_leaves
 from transformers.utils import logging as transformers_logging
+
+import minibert
+from minibert.saving import file_leaves
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()

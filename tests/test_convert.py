@@ -12,16 +12,17 @@ import time
 
 import jax
 import jax.numpy as jnp
-import minibert
 import numpy as np
 import pytest
-from conftest import FIXTURES
-from convert.__main__ import DIFFERS, REFUSED, app
 from flax import nnx
-from minibert import activations
-from minibert.sources import open_source
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
+
+import minibert
+from conftest import FIXTURES
+from convert.__main__ import DIFFERS, REFUSED, app
+from minibert import activations
+from minibert.sources import open_source
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="verification needs torch")
@@ -82,9 +83,7 @@ def test_says_so_without_torch(source, tmp_path):
 @needs_torch
 @pytest.mark.parametrize("arguments", [[], ["--verify-only"]], ids=["convert", "verify only"])
 def test_a_planted_mistake_is_refused(arguments, source, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        activations.ACTIVATIONS, "gelu", lambda x: jax.nn.gelu(x, approximate=True)
-    )
+    monkeypatch.setitem(activations.ACTIVATIONS, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
     out = [] if arguments else [tmp_path / "out"]
     result = run(*arguments, source, *out)
     assert result.exit_code == DIFFERS

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from conftest import FLOAT64, GRADIENT
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
@@ -146,7 +147,9 @@ def test_head_mask_scales_the_returned_weights(tmp_path):
     oracle.saved("BertModel", tmp_path)
     model, given = oracle.ours("BertModel", tmp_path), arguments("")
     plain = model(**given, output_attentions=True).attentions[0]
-    masked = model(**given, output_attentions=True, head_mask=np.array([0.5, 0.0, 2.0])).attentions[0]
+    masked = model(**given, output_attentions=True, head_mask=np.array([0.5, 0.0, 2.0])).attentions[
+        0
+    ]
     np.testing.assert_allclose(masked, plain * np.array([0.5, 0, 2])[:, None, None], rtol=1e-6)
 
 
@@ -192,8 +195,9 @@ def test_gradients(name, act, tmp_path):
 @pytest.mark.parametrize("act", [n for n in ACTIVATION_NAMES if n not in ("prelu", "xielu")])
 def test_activation_by_itself(act):
     """Each activation over a wide range, and its float32 value beside torch's float64."""
-    from minibert.activations import Activation
     from transformers.activations import ACT2FN
+
+    from minibert.activations import Activation
 
     x = np.concatenate([np.linspace(-30, 30, 2001), [0.0, 20.0, np.nextafter(20, 21)]])
     expected = ACT2FN[act](torch.tensor(x)).numpy()

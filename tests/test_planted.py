@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from conftest import FLOAT64
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")

@@ -9,13 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the other side is PyTorch")
 
-import minibert  # noqa: E402
-import oracle  # noqa: E402
 import transformers  # noqa: E402
 from flax import nnx  # noqa: E402
-from minibert.sources import open_source  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from test_parity import HEADS, arguments  # noqa: E402
+
+import minibert  # noqa: E402
+import oracle  # noqa: E402
+from minibert.sources import open_source  # noqa: E402
 
 
 def contents(folder) -> dict[str, tuple]:
@@ -60,7 +61,11 @@ def test_auto_classes_load_it(tmp_path):
 
 
 def test_config_survives(tmp_path):
-    junk = {"directionality": "bidi", "pooler_type": "first_token_transform", "auto_map": {"a": "b"}}
+    junk = {
+        "directionality": "bidi",
+        "pooler_type": "first_token_transform",
+        "auto_map": {"a": "b"},
+    }
     oracle.saved("BertForSequenceClassification", tmp_path / "in", num_labels=3, **junk)
     path = tmp_path / "in" / "config.json"
     model, info = minibert.BertForSequenceClassification.from_pretrained(
@@ -118,7 +123,9 @@ def test_every_class_from_one_legacy_file(name, left, tmp_path):
         "BertForQuestionAnswering",
     )
     assert bool(info.new) == has_new
-    assert list(info.ignored) == [("" if name == "BertModel" else "bert.") + "embeddings.position_ids"]
+    assert list(info.ignored) == [
+        ("" if name == "BertModel" else "bert.") + "embeddings.position_ids"
+    ]
     ours, given = getattr(model, "bert", model), oracle.inputs()
     reference = oracle.run_torch(theirs.bert, given, output_hidden_states=True)
     errors = oracle.errors(
@@ -130,7 +137,9 @@ def test_every_class_from_one_legacy_file(name, left, tmp_path):
             tmp_path, attn_implementation="eager", ignore_mismatched_sizes=False
         )
         key = "prediction_logits" if name == "BertForPreTraining" else "logits"
-        error = oracle.run_torch(expected.eval(), given)[key].numpy() - np.asarray(model(**given)[key])
+        error = oracle.run_torch(expected.eval(), given)[key].numpy() - np.asarray(
+            model(**given)[key]
+        )
         assert np.abs(error).max() < 5e-5
 
 
@@ -178,7 +187,9 @@ def test_relabelled_head_is_new_and_the_old_one_is_left(tmp_path):
     assert model(**oracle.inputs()).logits.shape == (3, 5)
 
 
-@pytest.mark.parametrize("kind", ["tied copy", "another matrix", "another bias", "decoder bias only"])
+@pytest.mark.parametrize(
+    "kind", ["tied copy", "another matrix", "another bias", "decoder bias only"]
+)
 def test_decoder(kind, tmp_path):
     """Tied, untied by the file, and the bias that acts: as transformers has them."""
     theirs = oracle.saved("BertForMaskedLM", tmp_path)
@@ -186,7 +197,9 @@ def test_decoder(kind, tmp_path):
     tensors = load_file(file)
     draw = torch.Generator().manual_seed(5)
     if kind == "tied copy":
-        tensors["cls.predictions.decoder.weight"] = theirs.cls.predictions.decoder.weight.detach().clone()
+        tensors["cls.predictions.decoder.weight"] = (
+            theirs.cls.predictions.decoder.weight.detach().clone()
+        )
         tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].clone()
     elif kind == "another matrix":
         tensors["cls.predictions.decoder.weight"] = torch.randn(97, 24, generator=draw)
@@ -198,11 +211,15 @@ def test_decoder(kind, tmp_path):
     expected = transformers.BertForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager")
     model, info = minibert.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     given = oracle.inputs()
-    errors = oracle.errors(model(**given), oracle.run_torch(expected.eval(), given), given["attention_mask"])
+    errors = oracle.errors(
+        model(**given), oracle.run_torch(expected.eval(), given), given["attention_mask"]
+    )
     assert max(errors.values()) < 5e-5
     assert bool(info.tied) == (kind in ("tied copy", "decoder bias only"))
     model.save_pretrained(tmp_path / "out")
-    back = transformers.BertForMaskedLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    back = transformers.BertForMaskedLM.from_pretrained(
+        tmp_path / "out", attn_implementation="eager"
+    )
     for key, value in expected.state_dict().items():
         assert torch.equal(back.state_dict()[key], value), key
 

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from conftest import FLOAT32
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
+import transformers  # noqa: E402
+
 import minibert  # noqa: E402
 import oracle  # noqa: E402
-import transformers  # noqa: E402
 from convert.parity import compare, ragged_inputs  # noqa: E402
 
 RMS_EVERY, RMS_LAST = 1.5, 1.3

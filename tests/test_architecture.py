@@ -1,0 +1,88 @@
+"""The invariants of ARCHITECTURE.md, each an absence."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
+# From the bottom up: a room imports only from rooms on lower floors.
+FLOORS = [
+    {"errors", "report"},
+    {"layers", "attention", "outputs", "config"},
+    {"activations", "inputs", "tensor_files", "atomic"},
+    {"checkpoint", "sources"},
+    {"hub", "saving", "matching"},
+    {"pretrained", "bert_config"},
+    {"bert"},
+    {"bert_heads"},
+    {"auto"},
+    {"__init__"},
+]
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_import_brings_in_nothing_heavy():
+    code = (
+        "import sys, time, jax, jax.numpy; start = time.perf_counter(); import minibert; "
+        "print(time.perf_counter() - start); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, modules = done.stdout.splitlines()
+    heavy = {"torch", "transformers", "tokenizers", "huggingface_hub", "orbax", "grain", "pandas"}
+    heavy |= {"typer", "matplotlib", "sentence_transformers", "convert"}
+    assert not heavy & set(modules.split())
+    assert float(seconds) < 5  # a loaded machine; a quiet one takes under a second
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_rooms(path):
+    level = next(index for index, floor in enumerate(FLOORS) if path.stem in floor)
+    below = {room for floor in FLOORS[:level] for room in floor}
+    for module in imports(path):
+        top, _, rest = module.partition(".")
+        assert top not in ("convert", "tests", "benchmarks"), module
+        room = rest.partition(".")[0]
+        if top == "minibert" and room:
+            assert room in below, f"{path.stem} imports {room}, which is not below it"
+    assert "from __future__" not in path.read_text()
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_no_global_jax_option_is_touched(path):
+    text = path.read_text()
+    assert "jax.config.update" not in text
+    assert "os.environ[" not in text
+
+
+def test_the_wheel_holds_the_library_alone():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["minibert"]
+    assert project["project"]["name"] == "minibert-jax"
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+def test_the_other_name_is_never_recommended():
+    for path in ROOT.glob("*.md"):
+        assert "pip install minibert\n" not in path.read_text()
+        assert "pip install minibert`" not in path.read_text()
+
+
+def test_loads_a_library_of_jax_010():
+    """No syntax newer than the oldest Python we promise."""
+    for path in LIBRARY:
+        ast.parse(path.read_text(), feature_version=(3, 11))
