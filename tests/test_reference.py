@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FIXTURES, FLOAT32, FLOAT64
 from safetensors.numpy import load_file
 
 import minibert
+from conftest import FIXTURES, FLOAT32, FLOAT64
 from minibert.auto import MODELS
 
 REFERENCE = FIXTURES / "reference"

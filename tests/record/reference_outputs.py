@@ -15,10 +15,11 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import oracle
 import torch
 import transformers
 from safetensors.numpy import save_file
+
+import oracle
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "reference"
 CLASSES: dict[str, dict[str, Any]] = {
