@@ -11,6 +11,7 @@ module that owns it:
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from minibert.layers import children
-from minibert.tensor_files import aligned_empty
+from minibert.tensor_files import TensorSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,27 +78,33 @@ def _leaves(module: Any, prefix: str) -> Iterator[Leaf]:
         yield Leaf(f"{prefix}{tensor}", f"{prefix}{key}", module, key, transposed)
 
 
-def leaf_array(array: np.ndarray, dtype: np.dtype, *, transpose: bool) -> np.ndarray | str:
-    """Makes the array a leaf will hold of the one a checkpoint holds.
+def leaf_array(
+    source: TensorSource, name: str, dtype: np.dtype, *, transpose: bool
+) -> np.ndarray | str:
+    """Reads the array a leaf will hold: each block is checked, cast and put in its place in cache.
 
     Args:
-        array: the checkpoint's numbers.
-        dtype: what to store them in.
-        transpose: whether the leaf is the array transposed.
+        source: the checkpoint.
+        name: the tensor's name there.
+        dtype: what to store the numbers in.
+        transpose: whether the leaf is the tensor transposed.
 
     Returns:
         The array; or, where it must not be used, a sentence that says why.
     """
-    if not _finite(array):
-        return "expected finite numbers, found NaN or infinity"
-    if transpose:
-        array = _transposed(array)
-    if dtype != array.dtype:
-        with np.errstate(over="ignore"):
-            array = array.astype(dtype)
-        if not _finite(array):
-            return f"too large for param_dtype {dtype}"
-    return array
+    shape = source.tensors[name].shape
+    result = _aligned_empty(shape[::-1] if transpose else shape, dtype)
+    rows = np.atleast_1d(result.T if transpose else result)
+    for start, block in source.blocks(name):
+        if not _finite(block):
+            return "expected finite numbers, found NaN or infinity"
+        if dtype != block.dtype:
+            with np.errstate(over="ignore"):
+                block = block.astype(dtype)
+            if not _finite(block):
+                return f"too large for param_dtype {dtype}"
+        rows[start : start + len(block)] = block
+    return result
 
 
 def stored_dtypes(model: Any) -> dict[str, int]:
@@ -105,22 +112,18 @@ def stored_dtypes(model: Any) -> dict[str, int]:
     return dict(Counter(str(leaf.variable[...].dtype) for leaf in leaves(model)).most_common())
 
 
-def _transposed(array: np.ndarray, block: int = 128) -> np.ndarray:
-    """A transposed copy, a block of rows at a time so that the reads stay in cache."""
-    rows, columns = array.shape
-    result = aligned_empty(array.nbytes).view(array.dtype).reshape(columns, rows)
-    for start in range(0, rows, block):
-        result[:, start : start + block] = array[start : start + block].T
-    return result
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array at a multiple of 64 bytes, so that JAX adopts it without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _finite(array: np.ndarray, chunk: int = 1 << 18) -> bool:
-    """Whether no exponent is all ones, by chunks that stay in cache."""
+def _finite(array: np.ndarray) -> bool:
+    """Whether no exponent is all ones."""
     info = jnp.finfo(array.dtype)
     bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")
     sign = 1 << (info.bits - 1)
     exponent = np.array(sign - (1 << info.nmant), bits.dtype)
-    return all(
-        (bits[start : start + chunk] & exponent).max() != exponent
-        for start in range(0, bits.size, chunk)
-    )
+    return bool((bits & exponent).max() != exponent)

@@ -227,11 +227,13 @@ class Matching:
 
         def read(name: str) -> np.ndarray | str:
             leaf, raw = self.expected[name], self.found[name]
-            array = self.source.read(raw)
-            if isinstance(leaf.owner, nnx.LayerNorm) and "scale" in leaf.path and not array.any():
+            dtype = np.dtype(param_dtype or self.source.tensors[raw].dtype)
+            transpose = leaf.transposed and torch_layout
+            array = leaf_array(self.source, raw, dtype, transpose=transpose)
+            norm = isinstance(leaf.owner, nnx.LayerNorm) and leaf.attribute == "scale"
+            if norm and isinstance(array, np.ndarray) and not array.any():
                 self.suspicious.append(f"{raw} is zero everywhere")
-            dtype = np.dtype(param_dtype or array.dtype)
-            return leaf_array(array, dtype, transpose=leaf.transposed and torch_layout)
+            return array
 
         faults: list[str] = []
         with ThreadPoolExecutor() as pool:
