@@ -13,12 +13,12 @@ from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.atomic import atomic_folder
 from minibert.auto import class_by_tensors, model_class
-from minibert.config import read_json
 from minibert.errors import MinibertError, SourceError
 from minibert.pretrained import PretrainedModel, assemble
 from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
 from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source
+from minibert.strict_json import read_json
 from minibert.tensor_files import TensorSource
 
 Progress = Callable[[str], None]

@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from minibert.errors import TargetError
 
@@ -20,7 +20,7 @@ PREFIX = ".minibert-"
 @contextlib.contextmanager
 def atomic_folder(
     target: str, *, overwrite: bool = False, check: Callable[[str], None] | None = None
-) -> Iterator[str]:
+) -> Generator[str]:
     """Yields a new, empty folder that becomes `target` when the block ends without an error.
 
     Args:
@@ -52,7 +52,7 @@ def atomic_folder(
 
 
 @contextlib.contextmanager
-def _reported(target: str) -> Iterator[None]:
+def _reported(target: str) -> Generator[None]:
     try:
         yield
     except OSError as reason:

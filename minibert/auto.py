@@ -14,11 +14,11 @@ from minibert.bert_heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
-from minibert.config import read_json
 from minibert.errors import ConfigError, SourceError
 from minibert.hub import model_folder
 from minibert.pretrained import PretrainedModel
 from minibert.sources import open_source
+from minibert.strict_json import read_json
 
 MODELS: dict[str, type[PretrainedModel]] = {
     cls.__name__: cls

@@ -32,7 +32,7 @@ class BertEmbeddings(Module):
     """Word, position and segment embeddings, summed and normalised."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        drawn = {"stddev": config.initializer_range, **options}
+        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
         vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
         self.word_embeddings = Embed(vocab, hidden, padding_idx=padding_idx, **drawn)
@@ -58,7 +58,8 @@ class BertSelfAttention(Module):
     """Multi-head self-attention, up to the joined heads."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        hidden, drawn = config.hidden_size, {"stddev": config.initializer_range, **options}
+        hidden = config.hidden_size
+        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
         self.heads = config.num_attention_heads
         self.query = linear(hidden, hidden, **drawn)
         self.key = linear(hidden, hidden, **drawn)
@@ -274,8 +275,9 @@ class BertModel(BertPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
         )
-        words = given.inputs_embeds
-        if words is None:
+        if given.input_ids is None:
+            words = given.inputs_embeds
+        else:
             words = self.embeddings.word_embeddings(given.input_ids)
         hidden = self.embeddings(words, given.token_type_ids, given.position_ids, rngs)
         encoded = self.encoder(hidden, given.mask, given.head_mask, rngs)

@@ -63,12 +63,23 @@ class BertConfig(Config):
     @classmethod
     def large(cls, **changes: Any) -> "BertConfig":
         """BERT-large: 24 layers of 1024, 335 million parameters."""
-        sizes = {"hidden_size": 1024, "num_hidden_layers": 24}
-        return cls(**sizes | {"num_attention_heads": 16, "intermediate_size": 4096} | changes)
+        large: dict[str, Any] = {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        }
+        return cls(**large | changes)
 
     @classmethod
     def tiny(cls, **changes: Any) -> "BertConfig":
         """Two layers of 24 with every size different: for trying things out."""
-        sizes = {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2}
-        sizes |= {"num_attention_heads": 3, "intermediate_size": 80, "max_position_embeddings": 40}
-        return cls(**sizes | changes)
+        tiny: dict[str, Any] = {
+            "vocab_size": 97,
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 80,
+            "max_position_embeddings": 40,
+        }
+        return cls(**tiny | changes)

@@ -151,7 +151,7 @@ class BertForPreTraining(_BertWithHead):
         table = self.bert.embeddings.word_embeddings.embedding[...]
         return BertForPreTrainingOutput(
             prediction_logits=self.cls.predictions(outputs.last_hidden_state, table),
-            seq_relationship_logits=self.cls.seq_relationship(outputs.pooler_output),
+            seq_relationship_logits=self.cls.seq_relationship(outputs["pooler_output"]),
             **_rest(outputs),
         )
 
@@ -184,7 +184,7 @@ class BertForNextSentencePrediction(_BertWithHead):
     def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
         """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
         outputs = self.bert(*args, **kwargs)
-        logits = self.cls.seq_relationship(outputs.pooler_output)
+        logits = self.cls.seq_relationship(outputs["pooler_output"])
         return NextSentencePredictorOutput(logits=logits, **_rest(outputs))
 
 
@@ -201,7 +201,7 @@ class BertForSequenceClassification(_BertWithHead):
     ) -> SequenceClassifierOutput:
         """Takes `BertModel`'s arguments; returns a score for every label."""
         outputs = self.bert(*args, rngs=rngs, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output, rngs))
+        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
         return SequenceClassifierOutput(logits=logits, **_rest(outputs))
 
 
@@ -247,7 +247,7 @@ class BertForMultipleChoice(_BertWithHead):
             rngs=rngs,
             **kwargs,
         )
-        logits = self.classifier(self.dropout(outputs.pooler_output, rngs))
+        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
         logits = logits.reshape(np.shape(words)[:2])
         return MultipleChoiceModelOutput(logits=logits, **_rest(outputs))
 

@@ -9,18 +9,13 @@ loading info). What is kept is written back by `save_pretrained`.
 """
 
 import dataclasses
-import json
-import math
-import os
-import stat
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from flax.core import FrozenDict, freeze, unfreeze
 
 from minibert.errors import ConfigError, UnsupportedConfigError
-
-MAX_CONFIG_BYTES = 1 << 20
+from minibert.strict_json import read_json
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -45,64 +40,6 @@ INERT_FIELDS = frozenset(
 )
 
 
-def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) -> Any:
-    """Parses strict JSON: UTF-8, no duplicate keys, no NaN or infinite numbers.
-
-    Args:
-        text: the bytes.
-        where: what they are, for the message.
-        error: the type of error to raise.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise error(f"{where}: the key {key!r} appears twice")
-            found[key] = value
-        return found
-
-    def finite(literal: str) -> float:
-        number = float(literal)
-        if not math.isfinite(number):
-            raise error(f"{where}: {literal} is not a finite number")
-        return number
-
-    try:
-        return json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_constant=finite,
-            parse_float=finite,
-        )
-    except UnicodeDecodeError as reason:
-        raise error(f"{where}: not UTF-8 text ({reason})") from None
-    except json.JSONDecodeError as reason:
-        raise error(f"{where}: not JSON ({reason})") from None
-    except RecursionError:
-        raise error(f"{where}: nested too deeply") from None
-    except ValueError as reason:
-        if isinstance(reason, error):
-            raise
-        raise error(f"{where}: {reason}") from None  # an integer of thousands of digits
-
-
-def read_json(
-    path: str, error: type[Exception] = ConfigError, limit: int = MAX_CONFIG_BYTES
-) -> Any:
-    """Reads a JSON file of at most `limit` bytes; see `parse_json`."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise error(f"{path}: not a regular file")
-        with open(path, "rb") as file:
-            text = file.read(limit + 1)
-    except OSError as reason:
-        raise error(f"{path}: cannot be read ({reason.strerror or reason})") from None
-    if len(text) > limit:
-        raise error(f"{path}: larger than {limit:,} bytes")
-    return parse_json(text, path, error)
-
-
 def ruled(
     default: Any,
     expected: str,
@@ -122,6 +59,11 @@ def _is_real(value: Any) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
     )
+
+
+def derived() -> Any:
+    """A field that is worked out from others when it is None."""
+    return dataclasses.field(default=None)
 
 
 def _to_float(value: Any) -> float | None:
@@ -190,9 +132,9 @@ class Config:
     model_type: ClassVar[str]
     refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
 
-    num_labels: int | None = None
-    id2label: Mapping[int, str] | None = None
-    label2id: Mapping[str, int] | None = None
+    num_labels: int = derived()
+    id2label: Mapping[int, str] = derived()
+    label2id: Mapping[str, int] = derived()
     problem_type: str | None = one_of(None, PROBLEM_TYPES, optional=True)
     output_hidden_states: bool = switch(False)
     output_attentions: bool = switch(False)
@@ -228,9 +170,11 @@ class Config:
 
     def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
         """A copy with some fields changed; new labels replace the old in both directions."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if "id2label" in changes or "num_labels" in changes:
-            changes = {"num_labels": None, "id2label": None, "label2id": None} | changes
-        return dataclasses.replace(self, **changes)
+            for name in ("num_labels", "id2label", "label2id"):
+                del fields[name]
+        return type(self)(**fields | changes)
 
     @classmethod
     def from_dict(cls: type[AnyConfig], data: Any, where: str = "config") -> AnyConfig:

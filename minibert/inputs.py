@@ -29,8 +29,8 @@ class EncoderInputs(NamedTuple):
         head_mask: `(layers, heads)` floats, or None.
     """
 
-    input_ids: Array | None
-    inputs_embeds: Array | None
+    input_ids: Any
+    inputs_embeds: Any
     token_type_ids: Array
     position_ids: Array
     mask: Array | None

@@ -8,8 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from minibert.config import read_json
 from minibert.errors import PickleRefusedError, ShardIndexError, SourceError, WeightsFileError
+from minibert.strict_json import read_json
 from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource
 
 SAFETENSORS = "model.safetensors"

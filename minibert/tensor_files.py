@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from minibert.config import parse_json
 from minibert.errors import WeightsFileError
+from minibert.strict_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 BLOCK_BYTES = 1 << 19  # read at once: stays in a core's second-level cache until it is used
