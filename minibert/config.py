@@ -9,13 +9,16 @@ loading info). What is kept is written back by `save_pretrained`.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from flax.core import FrozenDict, freeze, unfreeze
 
-from minibert.errors import ConfigError, UnsupportedConfigError
+from minibert.errors import ConfigError, UnsupportedConfigError, shown
 from minibert.strict_json import read_json
+
+MAX_LABELS = 1 << 20
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -57,7 +60,9 @@ def _is_int(value: Any) -> bool:
 
 def _is_real(value: Any) -> bool:
     return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
     )
 
 
@@ -156,14 +161,14 @@ class Config:
                 value = values[field.name]
                 if not field.metadata["rule"](value):
                     expected = field.metadata["expected"]
-                    raise ConfigError(f"{field.name}: expected {expected}, found {value!r}")
+                    raise ConfigError(f"{field.name}: expected {expected}, found {shown(value)}")
                 values[field.name] = field.metadata["convert"](value)
         id2label = _labels(values.get("id2label"), values.get("num_labels"))
         label2id = values.get("label2id")
         if label2id is None:
-            label2id = {str(name): index for index, name in id2label.items()}
+            label2id = {name: index for index, name in id2label.items()}
         elif not isinstance(label2id, Mapping) or not all(map(_is_int, label2id.values())):
-            raise ConfigError(f"label2id: expected name → index, found {label2id!r}")
+            raise ConfigError(f"label2id: expected name → index, found {shown(label2id)}")
         labels = {"id2label": FrozenDict(id2label), "label2id": FrozenDict(label2id)}
         extra = freeze(dict(values.get("extra", {})))
         return values | labels | {"num_labels": len(id2label), "extra": extra}
@@ -187,13 +192,12 @@ class Config:
         if not isinstance(data, dict):
             raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
         if data.get("model_type", cls.model_type) != cls.model_type:
-            raise ConfigError(
-                f"{where}: model_type: expected {cls.model_type!r}, found {data['model_type']!r}"
-            )
+            found = shown(data["model_type"])
+            raise ConfigError(f"{where}: model_type: expected {cls.model_type!r}, found {found}")
         for name, neutral in cls.refused_fields.items():
             if name in data and data[name] not in neutral:
                 raise UnsupportedConfigError(
-                    f"{where}: {name}: {data[name]!r} is not implemented "
+                    f"{where}: {name}: {shown(data[name])} is not implemented "
                     f"(only {neutral[0]!r}, which changes nothing)"
                 )
         ours = {field.name for field in dataclasses.fields(cls)} - {"extra"}
@@ -229,16 +233,20 @@ class Config:
 
 
 def _labels(id2label: Any, num_labels: Any) -> dict[int, str]:
-    if num_labels is not None and not (_is_int(num_labels) and 1 <= num_labels < 2**31):
-        raise ConfigError(f"num_labels: expected a whole number of at least 1, found {num_labels}")
+    if num_labels is not None and not (_is_int(num_labels) and 1 <= num_labels <= MAX_LABELS):
+        raise ConfigError(
+            f"num_labels: expected a whole number from 1 to {MAX_LABELS}, found {shown(num_labels)}"
+        )
     if id2label is None:
         return {index: f"LABEL_{index}" for index in range(num_labels or 2)}
     try:
         labels = {int(index): name for index, name in id2label.items()}
     except (AttributeError, TypeError, ValueError):
-        raise ConfigError(f"id2label: expected index → name, found {id2label!r}") from None
+        raise ConfigError(f"id2label: expected index → name, found {shown(id2label)}") from None
+    if not all(isinstance(name, str) or _is_int(name) for name in labels.values()):
+        raise ConfigError(f"id2label: expected index → name, found {shown(id2label)}")
     if not labels or len(labels) != len(id2label):
-        raise ConfigError(f"id2label: expected distinct indices, found {id2label!r}")
+        raise ConfigError(f"id2label: expected distinct indices, found {shown(id2label)}")
     if num_labels not in (None, len(labels)):
         raise ConfigError(f"num_labels: {num_labels}, but id2label has {len(labels)} entries")
-    return labels
+    return {index: str(name) for index, name in labels.items()}

@@ -4,6 +4,24 @@ All are `MinibertError`, itself a `ValueError`, and each message names the file,
 argument, what was expected and what was found.
 """
 
+import reprlib
+from typing import Any
+
+LONGEST = 160  # characters of one value in a message
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = LONGEST
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it: its repr, on one line, with the middle of a long one cut."""
+    try:
+        text = _REPR.repr(value).replace("\n", " ")
+    except ValueError:  # Python refuses to print an integer of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 30]} … {text[-20:]}"
+
 
 class MinibertError(ValueError):
     """Base class of the library's own errors."""
@@ -42,10 +60,11 @@ class CheckpointMismatchError(MinibertError):
 
     def __init__(self, where: str, faults: list[str]):
         self.faults = tuple(faults)
-        shown = [f"  - {fault}" for fault in faults[:20]]
-        more = [f"  … and {len(faults) - 20} more"] if len(faults) > 20 else []
+        lines = [f"  - {fault}" for fault in faults]
+        if len(lines) > 20:  # sorted by name, the first and the last are seldom of one kind
+            lines[10:-10] = [f"  … and {len(lines) - 20} more …"]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__("\n".join([f"{where}: {count}:", *shown, *more]))
+        super().__init__("\n".join([f"{where}: {count}:", *lines]))
 
 
 class MissingHeadError(CheckpointMismatchError):

@@ -7,7 +7,7 @@ huggingface_hub's own.
 import os
 from typing import Any
 
-from minibert.errors import SourceError
+from minibert.errors import SourceError, shown
 from minibert.sources import PICKLE, SAFETENSORS, read_index
 
 
@@ -45,7 +45,9 @@ def model_folder(
         os.path.isabs(source) or source.startswith((".", "~")) or source.count("/") > 1
     )
     if looks_like_path or os.path.exists(source):
-        raise SourceError(f"{source}: expected a folder or a repository of the Hub; no such folder")
+        raise SourceError(
+            f"{shown(source)}: expected a folder or a repository of the Hub; no such folder"
+        )
     options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     options |= {"revision": revision, "subfolder": subfolder or None}
     return _fetch(source, (SAFETENSORS, PICKLE) if allow_pickle else (SAFETENSORS,), options)
@@ -57,11 +59,16 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
     def fetch(name: str) -> str:
         return hf_hub_download(repository, name, **options)
 
+    unreachable: list[errors.LocalEntryNotFoundError] = []
+
     def fetch_if_there(name: str) -> str | None:
         try:
             return fetch(name)
+        except errors.LocalEntryNotFoundError as reason:  # an EntryNotFoundError, and no answer
+            unreachable.append(reason)
         except errors.EntryNotFoundError:
-            return None
+            pass
+        return None
 
     try:
         folder = os.path.dirname(fetch("config.json"))
@@ -74,16 +81,23 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
                 return folder
     except errors.LocalEntryNotFoundError as reason:
         raise SourceError(
-            f"{repository}: not a folder here, not in the cache, and the Hub cannot be reached "
-            f"({_first_line(reason)})"
+            f"{shown(repository)}: not a folder here, not in the cache, and the Hub cannot be "
+            f"reached ({_first_line(reason)})"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
-        raise SourceError(f"{repository}: not found on the Hub ({_first_line(reason)})") from None
+        raise SourceError(
+            f"{shown(repository)}: not found on the Hub ({_first_line(reason)})"
+        ) from None
+    if unreachable:
+        raise SourceError(
+            f"{shown(repository)}: its weights are not in the cache, and the Hub cannot be reached "
+            f"({_first_line(unreachable[0])})"
+        )
     raise SourceError(
-        f"{repository}: no {' and no '.join(kinds)} in this repository; one that has only a "
+        f"{shown(repository)}: no {' and no '.join(kinds)} in this repository; one that has only a "
         "pickle wants allow_pickle=True"
     )
 
 
 def _first_line(reason: Exception) -> str:
-    return str(reason).strip().partition("\n")[0]
+    return shown(str(reason).strip().partition("\n")[0])

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from minibert.checkpoint import Leaf, leaf_array, leaves, stored_dtypes
-from minibert.errors import CheckpointMismatchError, MissingHeadError
+from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
 from minibert.report import LoadingInfo
 from minibert.tensor_files import TensorSource
 
@@ -72,7 +72,7 @@ class Matching:
             if self.source.layout == "flax":
                 name = paths.get(name, name)
             if name in found:
-                self.faults.append(f"{raw!r} and {found[name]!r} are both {name!r}")
+                self.faults.append(f"{shown(raw)} and {shown(found[name])} are both {shown(name)}")
             found[name] = raw
         return found
 
@@ -145,15 +145,15 @@ class Matching:
             else:
                 info = self.source.tensors[self.found[name]]
                 self.faults.append(
-                    f"{self.found[name]!r}: {info.dtype} of shape {info.shape} in the file, and no "
-                    f"leaf of {type(self.model).__name__} of that name"
+                    f"{shown(self.found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
+                    f"file, and no leaf of {type(self.model).__name__} of that name"
                 )
         for name in self.matched:
             info, leaf = self.source.tensors[self.found[name]], self.expected[name]
             flax = self.source.layout == "flax"
             shape = leaf.variable.shape if flax else leaf.file_shape
             if info.shape != shape:
-                self.faults.append(f"{name!r}: expected shape {shape}, found {info.shape}")
+                self.faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
             if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
                 self.faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
 

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+from minibert.errors import shown
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadingInfo:
@@ -50,4 +52,4 @@ class LoadingInfo:
         if self.renamed:
             old, new = next(iter(self.renamed.items()))
             lines.append(f"  renamed: {len(self.renamed)}, such as {old} to {new}")
-        return "\n".join(lines)
+        return "\n".join(line if line.isprintable() else shown(line) for line in lines)

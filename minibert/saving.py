@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from minibert.atomic import atomic_folder
 from minibert.checkpoint import Leaf, leaves
-from minibert.errors import InputError, TargetError
+from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.sources import SAFETENSORS, open_source
 
 UNITS = {
@@ -33,10 +33,12 @@ def parse_size(text: str | int) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
     unit = UNITS.get(found[2].upper()) if found else None
-    size = int(float(found[1]) * unit) if found and unit else 0
-    if size < 1:
-        raise InputError(f"max_shard_size: expected a size such as 5GB or 200MiB, found {text!r}")
-    return size
+    size = float(found[1]) * unit if found and unit else 0
+    if not 1 <= size < float("inf"):
+        raise InputError(
+            f"max_shard_size: expected a size such as 5GB or 200MiB, found {shown(text)}"
+        )
+    return int(size)
 
 
 def save_model(
@@ -131,6 +133,10 @@ def _write_shard(shard: dict[str, Leaf], path: str) -> int:
 
 
 def _write_json(data: dict[str, Any], path: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+    try:
+        text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        content = f"{text}\n".encode()
+    except (TypeError, ValueError, RecursionError) as reason:
+        raise ConfigError(f"{path}: a value that JSON cannot hold ({reason})") from None
+    with open(path, "wb") as file:
+        file.write(content)

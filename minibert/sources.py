@@ -1,6 +1,7 @@
 """From a model folder to its tensors: which file, which shards, and whether it may be opened."""
 
 import os
+import pathlib
 import re
 import zipfile
 from typing import Any
@@ -8,7 +9,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from minibert.errors import PickleRefusedError, ShardIndexError, SourceError, WeightsFileError
+from minibert.errors import (
+    PickleRefusedError,
+    ShardIndexError,
+    SourceError,
+    WeightsFileError,
+    shown,
+)
 from minibert.strict_json import read_json
 from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource
 
@@ -76,8 +83,8 @@ def read_index(path: str, kind: str) -> dict[str, Any]:
     for name, shard in weight_map.items():
         if not (isinstance(shard, str) and plain.fullmatch(shard)):
             raise ShardIndexError(
-                f"{path}: {name!r}: expected the plain name of a {ending} file beside the "
-                f"index, found {shard!r}"
+                f"{path}: {shown(name)}: expected the plain name of a {ending} file beside the "
+                f"index, found {shown(shard)}"
             )
     return index
 
@@ -101,32 +108,43 @@ def _open_shards(folder: str, kind: str) -> TensorSource:
 def _check_inside(folder: str, shard: str, index_path: str) -> None:
     path = os.path.join(folder, shard)
     if not os.path.exists(path):
-        raise ShardIndexError(f"{index_path}: the shard {shard!r} is not there")
-    real, home = os.path.realpath(path), os.path.realpath(folder)
-    # the hub's cache keeps a snapshot's files as links to ../../blobs
-    blobs = os.path.join(os.path.dirname(os.path.dirname(home)), "blobs")
-    in_cache = os.path.basename(os.path.dirname(home)) == "snapshots"
-    if os.path.dirname(real) != home and not (in_cache and os.path.dirname(real) == blobs):
-        raise ShardIndexError(f"{index_path}: the shard {shard!r} is a link to {real}, outside")
+        raise ShardIndexError(f"{index_path}: the shard {shown(shard)} is not there")
+    real, home = pathlib.Path(os.path.realpath(path)), pathlib.Path(os.path.realpath(folder))
+    if real.parent not in (home, _blobs(home)):
+        raise ShardIndexError(
+            f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside"
+        )
+
+
+def _blobs(home: pathlib.Path) -> pathlib.Path | None:
+    """Where the Hub's cache keeps the files of a snapshot, which are links; None elsewhere."""
+    for revision in (home, *home.parents):
+        if revision.parent.name == "snapshots":
+            return revision.parent.parent / "blobs"
+    return None
 
 
 def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -> None:
     for name, shard in index["weight_map"].items():
         if name not in source.tensors:
-            raise ShardIndexError(f"{index_path}: {name!r} is not in any shard, nor in {shard!r}")
+            raise ShardIndexError(
+                f"{index_path}: {shown(name)} is in no shard, nor in {shown(shard)}"
+            )
         found = os.path.basename(source.tensors[name].file)
         if found != shard:
             raise ShardIndexError(
-                f"{index_path}: {name!r}: expected in {shard!r}, found in {found!r}"
+                f"{index_path}: {shown(name)}: expected in {shown(shard)}, found in {shown(found)}"
             )
     unlisted = sorted(source.tensors.keys() - index["weight_map"].keys())
     if unlisted:
-        raise ShardIndexError(f"{index_path}: shards hold tensors it does not list: {unlisted[:5]}")
+        raise ShardIndexError(
+            f"{index_path}: shards hold tensors it does not list: {shown(unlisted)}"
+        )
     metadata = index.get("metadata", {})
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     size = sum(i.dtype.itemsize * int(np.prod(i.shape)) for i in source.tensors.values())
     if isinstance(source, SafetensorsSource) and total not in (None, size):
-        raise ShardIndexError(f"{index_path}: total_size: expected {size}, found {total!r}")
+        raise ShardIndexError(f"{index_path}: total_size: expected {size}, found {shown(total)}")
 
 
 def _unpickle(paths: list[str]) -> TensorSource:
@@ -135,7 +153,7 @@ def _unpickle(paths: list[str]) -> TensorSource:
     for path in paths:
         for name, array in _load_pickle(path).items():
             if name in arrays:
-                raise WeightsFileError(f"{path}: the tensor {name!r} is in {files[name]} too")
+                raise WeightsFileError(f"{path}: the tensor {shown(name)} is in {files[name]} too")
             arrays[name], files[name] = array, path
     source = ArraySource(arrays, paths[0])
     source.tensors = {n: info._replace(file=files[n]) for n, info in source.tensors.items()}
@@ -164,26 +182,33 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
     except WeightsFileError:
         raise
     except Exception as reason:  # torch raises a dozen types for a bad file
-        raise WeightsFileError(f"{path}: not a file of weights ({str(reason)[:300]})") from None
+        why = shown(str(reason))
+        raise WeightsFileError(f"{path}: not a file of weights ({why})") from None
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in loaded.items()
     ):
         raise WeightsFileError(f"{path}: expected a dictionary of named tensors")
-    return {name: _to_numpy(tensor, f"{path}: {name!r}") for name, tensor in loaded.items()}
+    return {name: _to_numpy(tensor, f"{path}: {shown(name)}") for name, tensor in loaded.items()}
 
 
 def _to_numpy(tensor: Any, where: str) -> np.ndarray:
     import torch
 
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise WeightsFileError(f"{where}: expected a dense tensor, found {tensor.layout}")
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    if not dense or tensor.device.type != "cpu":
+        found = f"{tensor.layout} on {tensor.device}"
+        raise WeightsFileError(f"{where}: expected a dense tensor, found {found}")
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.numel() > stored:  # one number, shown as a matrix that no memory could hold
+        expected = f"expected {tensor.numel()} elements in the file, found {stored}"
+        raise WeightsFileError(f"{where}: {expected}")
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     try:
         return tensor.contiguous().numpy()
-    except TypeError:
+    except (TypeError, RuntimeError):
         raise WeightsFileError(f"{where}: unsupported dtype {tensor.dtype}") from None
 
 
@@ -198,10 +223,11 @@ def _open_orbax(path: str) -> TensorSource:
         with ocp.PyTreeCheckpointer() as checkpointer:
             shapes = checkpointer.metadata(path).item_metadata.tree
             as_numpy = _map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            restored = checkpointer.restore(path, restore_args=as_numpy)
+            arrays = _flat(checkpointer.restore(path, restore_args=as_numpy))
     except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
-        raise WeightsFileError(f"{path}: not an Orbax checkpoint ({str(reason)[:300]})") from None
-    return ArraySource(_flat(restored), path, layout="flax")
+        why = shown(str(reason))
+        raise WeightsFileError(f"{path}: not an Orbax checkpoint ({why})") from None
+    return ArraySource(arrays, path, layout="flax")
 
 
 def _map(function: Any, node: Any) -> Any:

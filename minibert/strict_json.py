@@ -1,4 +1,4 @@
-"""Strict JSON: what config files, shard indices and safetensors headers are read with."""
+"""Reading JSON that somebody else wrote: whatever two parsers could read differently is refused."""
 
 import json
 import math
@@ -6,13 +6,14 @@ import os
 import stat
 from typing import Any
 
-from minibert.errors import ConfigError
+from minibert.errors import ConfigError, shown
 
-MAX_CONFIG_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 64  # far below where Python's own recursion ends
 
 
 def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) -> Any:
-    """Parses strict JSON: UTF-8, no duplicate keys, no NaN or infinite numbers.
+    """Parses strict JSON: UTF-8, no duplicate keys, no NaN or infinite numbers, no deep nesting.
 
     Args:
         text: the bytes.
@@ -24,23 +25,34 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise error(f"{where}: the key {key!r} appears twice")
+                raise error(f"{where}: the key {shown(key)} appears twice")
             found[key] = value
         return found
 
     def finite(literal: str) -> float:
         number = float(literal)
         if not math.isfinite(number):
-            raise error(f"{where}: {literal} is not a finite number")
+            raise error(f"{where}: {literal[:40]} is not a finite number")
         return number
 
+    def whole(literal: str) -> int:
+        if literal == "-0":  # a float to other parsers, and so refused by some
+            raise error(f"{where}: -0 is not a whole number")
+        return int(literal)
+
     try:
-        return json.loads(
+        value = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=unique,
             parse_constant=finite,
             parse_float=finite,
+            parse_int=whole,
         )
+        if _depth(value) > MAX_DEPTH:
+            raise error(f"{where}: nested too deeply")
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return value
     except UnicodeDecodeError as reason:
         raise error(f"{where}: not UTF-8 text ({reason})") from None
     except json.JSONDecodeError as reason:
@@ -50,12 +62,19 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
     except ValueError as reason:
         if isinstance(reason, error):
             raise
-        raise error(f"{where}: {reason}") from None  # an integer of thousands of digits
+        raise error(f"{where}: {reason}") from None  # thousands of digits, half a character
 
 
-def read_json(
-    path: str, error: type[Exception] = ConfigError, limit: int = MAX_CONFIG_BYTES
-) -> Any:
+def _depth(value: Any) -> int:
+    depth, level = 0, [[value]]
+    while level:
+        inner = [node.values() if isinstance(node, dict) else node for node in level]
+        level = [child for nodes in inner for child in nodes if isinstance(child, dict | list)]
+        depth += 1
+    return depth
+
+
+def read_json(path: str, error: type[Exception] = ConfigError, limit: int = MAX_BYTES) -> Any:
     """Reads a JSON file of at most `limit` bytes; see `parse_json`."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

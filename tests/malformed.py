@@ -1,0 +1,167 @@
+"""Building malformed model folders, and demanding that they are refused in the right words."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import minibert
+from minibert.errors import CheckpointMismatchError, MinibertError
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+PICKLE = "pytorch_model.bin"
+LONGEST_LINE = 600  # of a message: a path of the test, and three values cut short
+
+Folder = pathlib.Path
+
+
+class Pristine:
+    """Valid folders of tiny models, each made once; `copy` gives one that may be spoiled."""
+
+    def __init__(self, home: Folder):
+        self.home = home
+
+    def folder(self, name: str = "BertModel", **options: Any) -> Folder:
+        folder = self.home / "-".join([name, *map(str, options.values())])
+        if not folder.exists():
+            model = getattr(minibert, name)(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0))
+            model.save_pretrained(folder, **options)
+        return folder
+
+    def copy(self, target: Folder, name: str = "BertModel", **options: Any) -> Folder:
+        return pathlib.Path(shutil.copytree(self.folder(name, **options), target))
+
+
+def load(folder: Folder, name: str = "BertModel", **options: Any) -> Any:
+    return getattr(minibert, name).from_pretrained(folder, **options)
+
+
+def refused(
+    error: type[Exception], fragments: tuple[str, ...], call: Callable[[], object]
+) -> Exception:
+    """Calls, and demands exactly this error, saying these things, in a message fit for a log."""
+    with pytest.raises(MinibertError) as caught:
+        call()
+    message = str(caught.value)
+    assert caught.type is error, message[:1000]
+    for fragment in fragments:
+        assert fragment in message, message[:1000]
+    lines = message.split("\n")
+    assert len(lines) <= (22 if isinstance(caught.value, CheckpointMismatchError) else 1)
+    assert max(map(len, lines)) <= LONGEST_LINE, message[:1000]
+    assert all(map(str.isprintable, lines)), repr(message[:1000])
+    return caught.value
+
+
+def split(weights: Folder) -> tuple[dict[str, Any], bytes]:
+    """The header and the data of a safetensors file."""
+    content = weights.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def join(weights: Folder, header: Any, data: bytes) -> None:
+    """Writes a safetensors file with this header, a dict or the bytes themselves."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def edit_header(folder: Folder, change: Callable[[dict[str, Any]], object]) -> None:
+    header, data = split(folder / WEIGHTS)
+    change(header)
+    join(folder / WEIGHTS, header, data)
+
+
+def edit_json(path: Folder, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_tensors(folder: Folder, change: Callable[[dict[str, Any]], object]) -> None:
+    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS)
+
+
+def cases(table: dict[str, tuple[Any, ...]]) -> list[Any]:
+    """The rows of a table of cases, named by its keys."""
+    return [pytest.param(*row, id=name) for name, row in table.items()]
+
+
+# What may take the place of a file.
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_link(target):
+    def apply(path):
+        path.unlink()
+        path.symlink_to(target)
+
+    return apply
+
+
+# Changes of a dict of tensors, for `edit_tensors`.
+
+FLOATS = "expected floating-point numbers"
+FINITE = "expected finite numbers, found NaN or infinity"
+ONES = np.ones(24, np.float32)
+
+
+def put(name, change):
+    """One tensor changed."""
+    return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+def cast(dtype):
+    return lambda array: array.astype(dtype)
+
+
+def holding(value, dtype=np.float32):
+    """The same numbers, and one that is not."""
+
+    def change(array):
+        array = array.astype(dtype)
+        array.flat[array.size // 2] = value
+        return array
+
+    return change
+
+
+def drop(*names):
+    return lambda tensors: [tensors.pop(name) for name in names]
+
+
+def rename(old, new):
+    """Every tensor whose name begins with `old`, renamed."""
+
+    def change(tensors):
+        for name in [name for name in tensors if name.startswith(old)]:
+            tensors[new + name.removeprefix(old)] = tensors.pop(name)
+
+    return change
+
+
+def both(*changes):
+    return lambda tensors: [change(tensors) for change in changes]
+
+
+def add(name, array):
+    return lambda tensors: tensors.update({name: array})
