@@ -1,0 +1,209 @@
+"""Fields of config.json: honoured or refused by name, kept, never resolved, never allocated for."""
+
+import json
+import os
+import resource
+import time
+
+import pytest
+from flax import nnx
+from malformed import cases, edit_json, load, refused
+
+import minibert
+from minibert.errors import (
+    CheckpointMismatchError,
+    ConfigError,
+    InputError,
+    UnsupportedConfigError,
+)
+
+CONFIG = "config.json"
+LONG = "n\n" * 10**5
+UNSUPPORTED = {
+    "relative-positions": ({"position_embedding_type": "relative_key"}, "'relative_key'"),
+    "relative-positions-query": ({"position_embedding_type": "relative_key_query"}, "_query'"),
+    "positions-junk": ({"position_embedding_type": ["absolute"]}, "['absolute']"),
+    "positions-long": ({"position_embedding_type": LONG}, "'n\\nn"),
+    "decoder": ({"is_decoder": True}, "True"),
+    "decoder-1": ({"is_decoder": 1}, "1"),
+    "decoder-string": ({"is_decoder": "false"}, "'false'"),
+    "cross-attention": ({"add_cross_attention": True}, "True"),
+    "pruned": ({"pruned_heads": {"0": [1]}}, "{'0': [1]}"),
+    "quantized": ({"quantization_config": {"bits": 4}}, "{'bits': 4}"),
+    "quantized-empty": ({"quantization_config": {}}, "{}"),
+    "quantized-false": ({"quantization_config": False}, "False"),
+}
+
+
+@pytest.mark.parametrize(("change", "found"), cases(UNSUPPORTED))
+def test_unsupported(change, found, folder):
+    edit_json(folder / CONFIG, lambda config: config.update(change))
+    said = (str(folder / CONFIG), f"{next(iter(change))}: ", found, "is not implemented")
+    refused(UnsupportedConfigError, said, lambda: load(folder))
+
+
+NEUTRAL = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+
+
+def test_neutral_values_are_kept(folder):
+    edit_json(folder / CONFIG, lambda config: config.update(NEUTRAL))
+    _, info = load(folder, output_loading_info=True)
+    assert info.config_ignored == ()
+
+
+SIZES = {
+    "vocab_size": (
+        96,
+        "'bert.embeddings.word_embeddings.weight': expected shape (96, 24), found (97",
+    ),
+    "vocab_size ": (
+        98,
+        "'bert.embeddings.word_embeddings.weight': expected shape (98, 24), found (97",
+    ),
+    "hidden_size": (27, "'bert.pooler.dense.weight': expected shape (27, 27), found (24, 24)"),
+    "intermediate_size": (81, "expected shape (81, 24), found (80, 24)"),
+    "max_position_embeddings": (512, "expected shape (512, 24), found (40, 24)"),
+    "type_vocab_size": (1, "expected shape (1, 24), found (2, 24)"),
+    "num_hidden_layers": (1, "'encoder.layer.1.attention.self.query.weight'"),
+    "num_hidden_layers ": (3, "'bert.encoder.layer.2.attention.self.query.weight': expected"),
+}
+
+
+@pytest.mark.parametrize(("name", "size", "said"), [(k, *v) for k, v in SIZES.items()])
+def test_size_that_is_not_the_checkpoints(name, size, said, folder):
+    edit_json(folder / CONFIG, lambda config: config.update({name.strip(): size}))
+    error = refused(CheckpointMismatchError, (str(folder),), lambda: load(folder))
+    assert said in "\n".join(error.faults)
+
+
+@pytest.mark.parametrize("size", [10**9, 2**31 - 1])
+@pytest.mark.parametrize(
+    "name",
+    ["vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "type_vocab_size",
+     "max_position_embeddings", "num_labels"],
+)  # fmt: skip
+def test_vast_sizes_are_refused_at_once(name, size, folder):
+    change = {name: size, "num_attention_heads": 1}
+    edit_json(folder / CONFIG, lambda config: config.update(change))
+    start, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((ConfigError, CheckpointMismatchError), match=f"{name}|{size}"):
+        load(folder)
+    assert time.monotonic() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kilobytes
+
+
+def test_more_layers_than_the_file_has(folder):
+    """Not more than it has tensors, which is refused before anything is built."""
+    edit_json(folder / CONFIG, lambda config: config.update(num_hidden_layers=39))
+    error = refused(CheckpointMismatchError, (), lambda: load(folder))
+    assert len(error.faults) == 37 * 16
+
+
+RESOLVED = {
+    "auto_map": {"AutoModel": "modeling_evil.EvilModel", "AutoConfig": "os--system"},
+    "_attn_implementation_internal": "modeling_evil.attention",
+    "_attn_implementation": "kernels-community/evil",
+    "attn_implementation": "evil",
+    "custom_pipelines": {"x": {"impl": "evil.Pipeline"}},
+    "tokenizer_class": "evil.Tokenizer",
+    "trust_remote_code": True,
+    "_target_": "os.system",
+    "__class__": "evil.Class",
+    "__reduce__": ["os.system", "true"],
+    "__init__": None,
+    "extra": {"extra": 1},
+    "self": "x",
+    "cls": 1,
+    "where": "elsewhere",
+}
+
+
+def test_class_paths_are_kept_and_never_resolved(folder, tmp_path, monkeypatch):
+    """Anything that tried to import it would find it, and leave a mark."""
+    mark = tmp_path / "ran"
+    for home in (folder, tmp_path / "path"):
+        home.mkdir(exist_ok=True)
+        for name in ("modeling_evil.py", "evil.py"):
+            (home / name).write_text(f"open({str(mark)!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    monkeypatch.chdir(folder)
+    edit_json(folder / CONFIG, lambda config: config.update(RESOLVED))
+    model = load(folder)
+    model.save_pretrained(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / CONFIG).read_text())
+    assert {name: written[name] for name in RESOLVED} == RESOLVED
+    assert not mark.exists()
+    assert sorted(os.listdir(tmp_path / "out")) == [CONFIG, "model.safetensors"]
+
+
+def test_architectures_are_not_a_path(folder):
+    edit_json(folder / CONFIG, lambda config: config.update(architectures=["os.system"]))
+    said = ("architectures", "'os.system'")
+    refused(ConfigError, said, lambda: minibert.load(folder))
+
+
+JUNK = {
+    "pooler_type": "first_token_transform",
+    "pooler_fc_size": 768,
+    "directionality": "bidi",
+    "nested": {"list": [1, 2.5, None, True, "ü\u2028"], "empty": {}},
+    "n" * 1000: "long",
+    "a\nb\0": "control",
+    "": "empty",
+}
+KNOWN = {"torch_dtype": "float32", "use_cache": True, "_name_or_path": "x", "bos_token_id": None}
+
+
+def test_junk_is_listed_and_kept(folder, tmp_path):
+    edit_json(folder / CONFIG, lambda config: config.update(JUNK | KNOWN))
+    model, info = load(folder, output_loading_info=True)
+    assert info.config_ignored == tuple(sorted(JUNK))
+    model.save_pretrained(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / CONFIG).read_text())
+    assert {name: written[name] for name in JUNK | KNOWN} == JUNK | KNOWN
+    assert load(tmp_path / "out").config == model.config
+
+
+LABELS = {
+    "numbers-for-names": ({"0": 7, "1": "b"}, {0: "7", 1: "b"}),
+    "indices-with-a-gap": ({"5": "a", "9": "b"}, {5: "a", 9: "b"}),
+    "equal-names": ({"0": "a", "1": "a"}, {0: "a", 1: "a"}),
+    "control-characters": ({"0": "a\n\0", "1": ""}, {0: "a\n\0", 1: ""}),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), cases(LABELS))
+def test_odd_labels_survive(given, expected, folder, tmp_path):
+    edit_json(folder / CONFIG, lambda config: config.update(id2label=given))
+    model = load(folder)
+    assert dict(model.config.id2label) == expected
+    model.save_pretrained(tmp_path / "out")
+    assert load(tmp_path / "out").config == model.config
+
+
+def unwritable():
+    """Fields that JSON cannot hold, which only a program can give."""
+    return {"surrogate": "\ud800", "set": {1}, "nan": float("nan"), "bytes": b"x"}
+
+
+@pytest.mark.parametrize("name", unwritable())
+def test_what_json_cannot_hold_is_not_written(name, tmp_path):
+    config = minibert.BertConfig.tiny(extra={"x": unwritable()[name]})
+    model = minibert.BertModel(config, rngs=nnx.Rngs(0))
+    said = ("config.json", "JSON cannot hold")
+    refused(ConfigError, said, lambda: model.save_pretrained(tmp_path / "out"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "5XB", "GB", "1e9", "nan", "9" * 400, "1 2"])
+def test_shard_size(size, pristine, tmp_path):
+    model = load(pristine.folder())
+    said = ("max_shard_size: expected a size such as 5GB",)
+    refused(InputError, said, lambda: model.save_pretrained(tmp_path / "x", max_shard_size=size))
+    assert os.listdir(tmp_path) == []
