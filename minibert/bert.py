@@ -17,7 +17,7 @@ from minibert.activations import activation
 from minibert.attention import attend
 from minibert.bert_config import BertConfig
 from minibert.inputs import encoder_inputs
-from minibert.layers import Dropout, Embed, Module, layer_norm, linear
+from minibert.layers import Dropout, Embed, LayerNorm, Linear, Module
 from minibert.outputs import BaseModelOutput, BaseModelOutputWithPooling
 from minibert.pretrained import PretrainedModel
 
@@ -38,7 +38,7 @@ class BertEmbeddings(Module):
         self.word_embeddings = Embed(vocab, hidden, padding_idx=padding_idx, **drawn)
         self.position_embeddings = Embed(config.max_position_embeddings, hidden, **drawn)
         self.token_type_embeddings = Embed(config.type_vocab_size, hidden, **drawn)
-        self.LayerNorm = layer_norm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
@@ -61,9 +61,9 @@ class BertSelfAttention(Module):
         hidden = config.hidden_size
         drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
         self.heads = config.num_attention_heads
-        self.query = linear(hidden, hidden, **drawn)
-        self.key = linear(hidden, hidden, **drawn)
-        self.value = linear(hidden, hidden, **drawn)
+        self.query = Linear(hidden, hidden, **drawn)
+        self.key = Linear(hidden, hidden, **drawn)
+        self.value = Linear(hidden, hidden, **drawn)
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def __call__(
@@ -87,8 +87,8 @@ class _Project(Module):
 
     def __init__(self, in_features: int, config: BertConfig, **options: Any):
         hidden = config.hidden_size
-        self.dense = linear(in_features, hidden, stddev=config.initializer_range, **options)
-        self.LayerNorm = layer_norm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dense = Linear(in_features, hidden, stddev=config.initializer_range, **options)
+        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
@@ -125,7 +125,7 @@ class BertIntermediate(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         width, stddev = config.intermediate_size, config.initializer_range
-        self.dense = linear(config.hidden_size, width, stddev=stddev, **options)
+        self.dense = Linear(config.hidden_size, width, stddev=stddev, **options)
         self.intermediate_act_fn = activation(config.hidden_act, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch seq intermediate"]:
@@ -186,7 +186,7 @@ class BertPooler(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden, stddev = config.hidden_size, config.initializer_range
-        self.dense = linear(hidden, hidden, stddev=stddev, **options)
+        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
         """Pools `(batch, seq, hidden)` to `(batch, hidden)`."""

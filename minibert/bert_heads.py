@@ -18,7 +18,7 @@ from minibert.activations import activation
 from minibert.bert import BertModel, BertPreTrainedModel
 from minibert.bert_config import BertConfig
 from minibert.errors import ConfigError, InputError
-from minibert.layers import SHAPES_ONLY, Dropout, Module, TiedLinear, constant, layer_norm, linear
+from minibert.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
 from minibert.outputs import (
     BertForPreTrainingOutput,
     MaskedLMOutput,
@@ -40,9 +40,9 @@ class BertPredictionHeadTransform(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden = config.hidden_size
-        self.dense = linear(hidden, hidden, stddev=config.initializer_range, **options)
+        self.dense = Linear(hidden, hidden, stddev=config.initializer_range, **options)
         self.transform_act_fn = activation(config.hidden_act, **options)
-        self.LayerNorm = layer_norm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
     def __call__(
         self, hidden: Float[Array, "batch seq hidden"]
@@ -85,7 +85,7 @@ class BertOnlyNSPHead(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         stddev = config.initializer_range
-        self.seq_relationship = linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
 
 
 class BertPreTrainingHeads(Module):
@@ -94,7 +94,7 @@ class BertPreTrainingHeads(Module):
     def __init__(self, config: BertConfig, **options: Any):
         stddev = config.initializer_range
         self.predictions = BertLMPredictionHead(config, **options)
-        self.seq_relationship = linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
 
 
 class _BertWithHead(BertPreTrainedModel):
@@ -129,7 +129,7 @@ class _BertWithHead(BertPreTrainedModel):
         rate = config.classifier_dropout
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
         stddev = config.initializer_range
-        self.classifier = linear(config.hidden_size, outputs, stddev=stddev, **options)
+        self.classifier = Linear(config.hidden_size, outputs, stddev=stddev, **options)
 
 
 def _rest(outputs: Any) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class BertForQuestionAnswering(_BertWithHead):
                 f"found {config.num_labels}"
             )
         stddev = config.initializer_range
-        self.qa_outputs = linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.qa_outputs = Linear(config.hidden_size, 2, stddev=stddev, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
         """Takes `BertModel`'s arguments; returns start and end scores at every position."""

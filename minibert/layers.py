@@ -1,6 +1,6 @@
 """The small modules both model families are made of.
 
-`Embed`, `linear` and `layer_norm` are Flax NNX's own layers with every default that matters to
+`Embed`, `Linear` and `LayerNorm` are Flax NNX's own layers with every default that matters to
 exactness written out. Constructors take `rngs=None` to build a tree of shapes
 (`jax.ShapeDtypeStruct`) instead of random weights: what `from_pretrained` fills.
 """
@@ -157,43 +157,64 @@ class Embed(nnx.Embed):
         return jnp.where(padding, jax.lax.stop_gradient(found), found)
 
 
-def linear(
-    in_features: int,
-    out_features: int,
-    *,
-    stddev: float,
-    rngs: nnx.Rngs | None,
-    dtype: DTypeLike | None,
-    param_dtype: DTypeLike,
-) -> nnx.Linear:
-    """An `nnx.Linear` with a bias, its kernel drawn with the given standard deviation."""
-    return nnx.Linear(
-        in_features,
-        out_features,
-        kernel_init=normal(stddev),
-        bias_init=constant(0.0),
-        rngs=rngs or SHAPES_ONLY,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+class Linear(nnx.Linear):
+    """An `nnx.Linear` that rounds once: it adds the bias in float32 or wider, as PyTorch does."""
 
-
-class TiedLinear(nnx.Linear):
-    """A linear layer whose kernel, bias or both may be someone else's: then its own is None."""
-
-    kernel: nnx.Param | None
-    bias: nnx.Param | None
+    kernel: Any
+    bias: Any
 
     def __init__(
-        self, in_features: int, out_features: int, *, tied: bool, stddev: float, **options
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        stddev: float,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
     ):
         super().__init__(
             in_features,
             out_features,
             kernel_init=normal(stddev),
             bias_init=constant(0.0),
-            **options | {"rngs": (None if tied else options["rngs"]) or SHAPES_ONLY},
+            rngs=rngs or SHAPES_ONLY,
+            dtype=dtype,
+            param_dtype=param_dtype,
         )
+
+    def __call__(
+        self, inputs: Float[Array, "*batch features"], out_sharding: Any = None
+    ) -> Float[Array, "*batch outputs"]:
+        """Multiplies with the kernel and adds the bias."""
+        return self.project(inputs, self.kernel[...], self.bias[...], out_sharding)
+
+    def project(
+        self,
+        inputs: Float[Array, "*batch features"],
+        kernel: Float[Array, "features outputs"],
+        bias: Float[Array, " outputs"],
+        out_sharding: Any = None,
+    ) -> Float[Array, "*batch outputs"]:
+        """Multiplies with any kernel and adds any bias, in this layer's dtype."""
+        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        wide = jnp.promote_types(inputs.dtype, jnp.float32)
+        product = self.dot_general(
+            inputs,
+            kernel,
+            (((inputs.ndim - 1,), (0,)), ((), ())),
+            precision=self.precision,
+            preferred_element_type=wide,
+            out_sharding=out_sharding,
+        )
+        return (product + bias.astype(wide)).astype(inputs.dtype)
+
+
+class TiedLinear(Linear):
+    """A linear layer whose kernel, bias or both may be someone else's: then its own is None."""
+
+    def __init__(self, in_features: int, out_features: int, *, tied: bool, rngs: Any, **options):
+        super().__init__(in_features, out_features, rngs=None if tied else rngs, **options)
         if tied:
             self.kernel = nnx.data(None)
             self.bias = nnx.data(None)
@@ -206,30 +227,31 @@ class TiedLinear(nnx.Linear):
     ) -> Float[Array, "*batch outputs"]:
         """Projects with its own kernel and bias, else with `table` transposed and `bias`."""
         kernel = table.T if self.kernel is None else self.kernel[...]
-        bias = bias if self.bias is None else self.bias[...]
-        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
-        return inputs @ kernel + bias
+        return self.project(inputs, kernel, bias if self.bias is None else self.bias[...])
 
 
-def layer_norm(
-    num_features: int,
-    *,
-    epsilon: float,
-    rngs: nnx.Rngs | None,
-    dtype: DTypeLike | None,
-    param_dtype: DTypeLike,
-) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
     """An `nnx.LayerNorm` with an exact variance, its statistics in float32 or wider."""
-    return nnx.LayerNorm(
-        num_features,
-        epsilon=epsilon,
-        use_fast_variance=False,
-        scale_init=constant(1.0),
-        bias_init=constant(0.0),
-        rngs=rngs or SHAPES_ONLY,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
+    ):
+        super().__init__(
+            num_features,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            scale_init=constant(1.0),
+            bias_init=constant(0.0),
+            rngs=rngs or SHAPES_ONLY,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
 
 
 class Dropout(Module):
