@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from minibert.attention import attention_mask_to_bool
-from minibert.errors import InputError
+from minibert.errors import InputError, shown
 
 
 class EncoderInputs(NamedTuple):
@@ -148,13 +148,14 @@ def _extremes(array: Any) -> tuple[Any, ...]:
 
 
 def _as_array(name: str, value: Any) -> Any:
-    if isinstance(value, jax.Array | np.ndarray):
+    if isinstance(value, jax.Array):
         return value
+    found = type(value).__name__
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as reason:
-        found = type(value).__name__
-        raise InputError(f"{name}: expected an array, found {found} ({reason})") from None
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{name}: expected an array of numbers, found {type(value).__name__}")
+    except Exception as reason:  # whatever the object's own conversion raises
+        why = shown(str(reason))
+        raise InputError(f"{name}: expected an array, found {found} ({why})") from None
+    if array.dtype.kind not in "biufV":  # V: bfloat16 and its like
+        raise InputError(f"{name}: expected an array of numbers, found {found} of {array.dtype}")
     return array

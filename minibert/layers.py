@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from minibert.errors import InputError
 
@@ -144,10 +144,12 @@ class Embed(nnx.Embed):
             self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
 
     def __call__(
-        self, inputs: Int[Array, "*axes"], out_sharding: Any = None
+        self, inputs: Integer[Array, "*axes"], out_sharding: Any = None
     ) -> Float[Array, "..."]:
         """Returns row `inputs[...]` of the table for each index, NaN where there is no such row."""
         table = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
+        if inputs.dtype.itemsize < 4:  # too narrow to hold the number of rows
+            inputs = inputs.astype(jnp.int32)
         valid = (inputs >= 0) & (inputs < self.num_embeddings)
         rows = jnp.where(valid, inputs, self.num_embeddings).astype(jnp.uint32)
         found = table.at[rows].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
