@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
 from minibert.errors import InputError
 
@@ -143,13 +144,17 @@ class Embed(nnx.Embed):
         if rngs is not None and padding_idx is not None:
             self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
 
-    def __call__(
-        self, inputs: Integer[Array, "*axes"], out_sharding: Any = None
-    ) -> Float[Array, "..."]:
-        """Returns row `inputs[...]` of the table for each index, NaN where there is no such row."""
+    def __call__(self, inputs: Any, out_sharding: Any = None) -> Array:
+        """Looks up rows: `(…)` integers to `(…, features)`, NaN where there is no such row.
+
+        Raises:
+            InputError: the indices are not integers.
+        """
+        if not isinstance(inputs, jax.Array):
+            inputs = np.asarray(inputs)  # compared at full width, before JAX narrows it
+        if not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise InputError(f"indices: expected integers, found {inputs.dtype}")
         table = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
-        if inputs.dtype.itemsize < 4:  # too narrow to hold the number of rows
-            inputs = inputs.astype(jnp.int32)
         valid = (inputs >= 0) & (inputs < self.num_embeddings)
         rows = jnp.where(valid, inputs, self.num_embeddings).astype(jnp.uint32)
         found = table.at[rows].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)

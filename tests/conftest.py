@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import pytest
+
 from minilm import minilm_folder
 
 FLOAT64 = 1e-9  # every output of a tiny model; noise is 4e-15, the faintest mistake 1.7e-6

