@@ -79,6 +79,8 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
                 for shard in sorted(set(read_index(index, kind)["weight_map"].values())):
                     fetch(shard)
                 return folder
+        if os.path.lexists(os.path.join(folder, PICKLE)):
+            return folder  # where `open_source` says what is wrong with it
     except errors.LocalEntryNotFoundError as reason:
         raise SourceError(
             f"{shown(repository)}: not a folder here, not in the cache, and the Hub cannot be "
