@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Generator
 
-from minibert.errors import TargetError
+from minibert.errors import TargetError, shown
 
 PREFIX = ".minibert-"
 
@@ -31,6 +31,8 @@ def atomic_folder(
     Raises:
         TargetError: the target exists and is not empty, or cannot be written.
     """
+    if not target or "\0" in target:
+        raise TargetError(f"{shown(target)}: not the name of a folder")
     target = os.path.realpath(target)
     parent, name = os.path.split(target)
     with _reported(target):
@@ -75,7 +77,10 @@ def _locked_folder(parent: str, prefix: str) -> tuple[str, int]:
     while True:
         folder = os.path.join(parent, prefix + secrets.token_hex(4))
         os.mkdir(folder)
-        lock = os.open(folder, os.O_RDONLY)
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # a sweep was faster
         if _lock(lock) and os.path.isdir(folder):  # else a sweep was faster
             return folder, lock
         os.close(lock)
@@ -97,7 +102,8 @@ def _move_in(folder: str, target: str, overwrite: bool) -> None:
         os.rename(folder, target)
         return
     parent, name = os.path.split(target)
-    aside = os.path.join(parent, f"{PREFIX}old-{name}-{secrets.token_hex(4)}")
+    token = secrets.token_hex(4)
+    aside, rubbish = (os.path.join(parent, f"{PREFIX}{k}-{name}-{token}") for k in ("old", "new"))
     lock = os.open(target, os.O_RDONLY)  # the lock follows the folder through its renames
     try:
         _lock(lock)
@@ -107,7 +113,8 @@ def _move_in(folder: str, target: str, overwrite: bool) -> None:
         except OSError:
             os.rename(aside, target)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(aside, rubbish)  # what is half deleted must never be put back
+        shutil.rmtree(rubbish, ignore_errors=True)
     finally:
         os.close(lock)
 
@@ -122,16 +129,16 @@ def _recover(parent: str, name: str) -> None:
             continue
         path = os.path.join(parent, entry)
         try:
-            lock = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # another run was faster
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # another run was faster; or it is no folder, or not ours to open
         try:
             if not _lock(lock):
                 continue  # its owner lives
-            if kind == "old" and not os.path.lexists(target):
-                os.rename(path, target)
-            else:
+            if kind == "new" or (os.path.isdir(target) and os.listdir(target)):
                 shutil.rmtree(path, ignore_errors=True)
+            elif os.path.isdir(target) or not os.path.lexists(target):
+                os.rename(path, target)
         finally:
             os.close(lock)
 

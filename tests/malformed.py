@@ -4,6 +4,9 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,7 @@ import safetensors.numpy
 from flax import nnx
 
 import minibert
+from minibert.atomic import atomic_folder
 from minibert.errors import CheckpointMismatchError, MinibertError
 
 WEIGHTS = "model.safetensors"
@@ -165,3 +169,40 @@ def both(*changes):
 
 def add(name, array):
     return lambda tensors: tensors.update({name: array})
+
+
+# Writing folders.
+
+NOT_EMPTY = "exists and is not empty"
+
+
+def contents(folder):
+    """Every file below a folder, and what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def write(target, text, **options):
+    with atomic_folder(str(target), **options) as new, open(os.path.join(new, "a"), "w") as file:
+        file.write(text)
+
+
+def full(path):
+    path.mkdir(parents=True)
+    (path / "mine").write_text("keep")
+
+
+def run_script(script, *arguments):
+    """Runs a script in a process of its own, and returns the JSON it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        cwd=pathlib.Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
