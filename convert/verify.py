@@ -125,7 +125,14 @@ def table(found: Verification) -> Table:
         f"against f64. Bounds: {FLOAT32:g} in f32, {FLOAT64:g} in f64, times the output's largest "
         f"number where that is over 1. PyTorch read {found.reference}."
     )
-    result = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
+    result = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     result.add_column("output", no_wrap=True)
     for heading in ("ours –\ntorch\nf32", "ours\nf32 –\nf64", "torch\nf32 –\nf64"):
         result.add_column(heading, justify="right", no_wrap=True)
