@@ -1,4 +1,4 @@
-"""BERT and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree."""
+"""BERT in JAX, exactly: a Flax NNX tree that is the Hugging Face tree."""
 
 from minibert.auto import load
 from minibert.bert import BertModel

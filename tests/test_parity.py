@@ -188,8 +188,9 @@ def test_gradients(name, act, tmp_path):
     assert used
     assert found.keys() >= used.keys()
     for path, theirs_grad in used.items():
-        scale = np.abs(theirs_grad).max()
-        assert np.abs(found[path] - theirs_grad).max() <= GRADIENT * max(scale, 1e-3), path
+        # a key's bias cannot change a softmax: its gradient is zero, and both sides only rounding
+        scale = max(np.abs(theirs_grad).max(), 1e-3)
+        assert np.abs(found[path] - theirs_grad).max() <= GRADIENT * scale, path
 
 
 @pytest.mark.parametrize("act", [n for n in ACTIVATION_NAMES if n not in ("prelu", "xielu")])
