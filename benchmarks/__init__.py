@@ -1,0 +1,1 @@
+"""Paired measurements against peers; each runs from a checkout as `python -m benchmarks.NAME`."""

@@ -1,0 +1,226 @@
+"""Time and memory of loading BERT-base from a folder, beside transformers in PyTorch.
+
+    python -m benchmarks.load [--repeats 9] [--json PATH] [--check]
+
+Every load is the first of a fresh process, and the contenders take turns, so that a busy machine
+slows all alike. Imports are not timed, JAX's start-up is; the file is in the page cache.
+transformers maps the file and reads a weight when it is first used. minibert's load ends with
+every weight in memory, checked and in its layout; so a third contender uses each weight once.
+
+Memory is the peak of the resident set during the load, less what was resident before, as a
+multiple of the file. The kernel keeps the peak (VmHWM, reset through /proc/self/clear_refs, so on
+Linux only): exact, where a thread that samples would miss peaks and slow the load.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MAX_RATIO = 4.0  # of the median times, minibert's to transformers'
+MAX_MEMORY = 1.5  # times the file
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "vocab_size": 97,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 80,
+    },
+    "medium": {
+        "vocab_size": 8000,
+        "hidden_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "intermediate_size": 2048,
+    },
+    "base": {},
+}
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WEIGHTS = "model.safetensors"
+
+
+def make_folder(folder: str, size: str) -> int:
+    """Writes a BERT of random float32 weights; returns the bytes of its file, then in the cache."""
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    BertModel(BertConfig(**SIZES[size])).save_pretrained(folder)
+    with open(os.path.join(folder, WEIGHTS), "rb") as file:
+        while file.read(1 << 24):
+            pass
+        return file.tell()
+
+
+def minibert_load() -> Callable[[str], Any]:
+    """Imports minibert; the load ends when every array is there."""
+    import jax
+
+    from minibert import BertModel
+
+    return lambda folder: jax.block_until_ready(jax.tree.leaves(BertModel.from_pretrained(folder)))
+
+
+def transformers_load() -> Callable[[str], Any]:
+    """Imports transformers and PyTorch."""
+    import torch  # noqa: F401  # transformers imports it late, and the clock must not see that
+    from transformers import BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return BertModel.from_pretrained
+
+
+def transformers_load_and_use() -> Callable[[str], Any]:
+    """As `transformers_load`, and then reads every weight once."""
+    load = transformers_load()
+
+    def load_and_use(folder: str) -> Any:
+        model = load(folder)
+        return model, [parameter.detach().sum() for parameter in model.parameters()]
+
+    return load_and_use
+
+
+CONTENDERS: dict[str, Callable[[], Callable[[str], Any]]] = {
+    "minibert": minibert_load,
+    "transformers": transformers_load,
+    "transformers, weights used once": transformers_load_and_use,
+}
+
+
+def load_here(contender: str, folder: str) -> dict[str, float]:
+    """Loads in this process: seconds, and bytes of memory at the peak."""
+    load = CONTENDERS[contender]()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # VmHWM becomes VmRSS; see proc_pid_clear_refs(5)
+    before = _resident("VmRSS")
+    start = time.perf_counter()
+    model = load(folder)
+    seconds = time.perf_counter() - start
+    peak = _resident("VmHWM")
+    del model
+    return {"seconds": seconds, "bytes": peak - before}
+
+
+def _resident(field: str) -> int:
+    with open("/proc/self/status") as file:
+        kilobytes = next(line.split()[1] for line in file if line.startswith(f"{field}:"))
+    return 1024 * int(kilobytes)
+
+
+def load_afresh(contender: str, folder: str) -> dict[str, float]:
+    """Loads in a new process: seconds, and bytes of memory at the peak."""
+    command = [sys.executable, "-m", "benchmarks.load", "--load", contender, folder]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{contender} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(size: str, repeats: int) -> dict[str, Any]:
+    """Makes a model and loads it with every contender in turn, `repeats` times."""
+    with tempfile.TemporaryDirectory() as folder:
+        file_bytes = make_folder(folder, size)
+        rounds = [
+            {contender: load_afresh(contender, folder) for contender in CONTENDERS}
+            for _ in range(repeats)
+        ]
+    results = {}
+    for contender in CONTENDERS:
+        seconds = [each[contender]["seconds"] for each in rounds]
+        results[contender] = {
+            "median": statistics.median(seconds),
+            "minimum": min(seconds),
+            "seconds": seconds,
+            "memory": max(each[contender]["bytes"] for each in rounds) / file_bytes,
+        }
+    ours, theirs = results["minibert"], results["transformers"]
+    return {
+        "size": size,
+        "repeats": repeats,
+        "file_bytes": file_bytes,
+        "results": results,
+        "ratio": {key: ours[key] / theirs[key] for key in ("median", "minimum")},
+        "memory": ours["memory"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "flax", "torch", "transformers")},
+        },
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report as a table."""
+    megabytes = report["file_bytes"] / 1e6
+    printed = Table(
+        title=f"Loading {megabytes:.1f} MB, {report['repeats']} times each",
+        caption=", ".join(f"{name} {number}" for name, number in report["versions"].items())
+        + f"; {report['machine']}",
+    )
+    for column in ("", "median", "minimum", "peak memory"):
+        printed.add_column(column, justify="right" if column else "left")
+    for contender, result in report["results"].items():
+        printed.add_row(
+            contender,
+            f"{1000 * result['median']:.0f} ms",
+            f"{1000 * result['minimum']:.0f} ms",
+            f"{result['memory']:.2f} × file",
+        )
+    ratio = report["ratio"]
+    printed.add_section()
+    printed.add_row(
+        "minibert / transformers", f"{ratio['median']:.1f} ×", f"{ratio['minimum']:.1f} ×", ""
+    )
+    return printed
+
+
+def faults(report: dict[str, Any]) -> list[str]:
+    """Which bounds the report breaks, a sentence each."""
+    found = []
+    if report["ratio"]["median"] > MAX_RATIO:
+        found.append(f"time: {report['ratio']['median']:.2f} × transformers', over {MAX_RATIO} ×")
+    if report["memory"] > MAX_MEMORY:
+        found.append(f"memory: {report['memory']:.2f} × the file, over {MAX_MEMORY} ×")
+    return found
+
+
+def main() -> None:
+    """Measures, prints, and with --check judges."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--size", choices=SIZES, default="base", help="of the model")
+    parser.add_argument("--repeats", type=int, default=9, help="loads of each contender")
+    parser.add_argument("--json", metavar="PATH", help="where to write the figures too")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
+    parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)  # what the new processes run
+    arguments = parser.parse_args()
+    if arguments.load:
+        print(json.dumps(load_here(*arguments.load)))
+        return
+    report = compare(arguments.size, arguments.repeats)
+    Console().print(table(report))
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(report, file, indent=2)
+    if arguments.check and (broken := faults(report)):
+        sys.exit("\n".join(broken))
+
+
+if __name__ == "__main__":
+    main()
