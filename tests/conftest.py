@@ -39,3 +39,11 @@ def pristine(tmp_path_factory):
 def folder(pristine, tmp_path) -> pathlib.Path:
     """A tiny model's folder, to be spoiled."""
     return pristine.copy(tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory) -> pathlib.Path:
+    """Folders of a very small model, and copies of them to be damaged at random."""
+    from fuzzing import make
+
+    return make(tmp_path_factory.mktemp("fuzz"))
