@@ -154,6 +154,8 @@ class Embed(nnx.Embed):
             inputs = np.asarray(inputs)  # compared at full width, before JAX narrows it
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise InputError(f"indices: expected integers, found {inputs.dtype}")
+        if inputs.dtype.itemsize < 4:  # too narrow to hold the number of rows
+            inputs = inputs.astype(jnp.int32)
         table = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
         valid = (inputs >= 0) & (inputs < self.num_embeddings)
         rows = jnp.where(valid, inputs, self.num_embeddings).astype(jnp.uint32)
