@@ -1,6 +1,9 @@
 """The command line: `python -m convert SOURCE OUT`."""
 
+import contextlib
 import enum
+import signal
+from collections.abc import Callable, Generator
 from typing import Annotated
 
 import typer
@@ -12,6 +15,7 @@ from convert.verify import table, torch_installed
 from minibert.errors import MinibertError
 
 REFUSED, DIFFERS = 1, 3
+DEFAULT_SHARD = "5GB"
 STEPS = 7  # reading, writing, four runs to compare, flushing
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -44,9 +48,12 @@ def main(
     ] = None,
     to: Annotated[Format, typer.Option(help="Hugging Face's format, or Orbax.")] = Format.hf,
     dtype: Annotated[
-        DType | None, typer.Option(help="Store the parameters in this; else each as it is.")
+        DType | None,
+        typer.Option(metavar="TYPE", help="Store the parameters as float32, float16 or bfloat16."),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Split larger models (hf only).")] = "5GB",
+    max_shard_size: Annotated[
+        str, typer.Option(help="Split larger models (hf only).")
+    ] = DEFAULT_SHARD,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Open pytorch_model.bin. Only if you trust it.")
@@ -70,22 +77,23 @@ def main(
     nothing written.
     """
     if only_verify == (out is not None):
-        raise typer.BadParameter("give OUT, or --verify-only", param_hint="OUT")
+        wanted = "not both OUT and --verify-only" if out else "OUT, or --verify-only"
+        raise typer.BadParameter(f"give {wanted}", param_hint="OUT")
+    if to is Format.orbax and max_shard_size != DEFAULT_SHARD:
+        raise typer.BadParameter("an Orbax checkpoint has no shards", param_hint="--max-shard-size")
     if only_verify and no_verify:
         raise typer.BadParameter("--verify-only and --no-verify exclude each other")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    quiet = not problems.is_terminal
     try:
-        with Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=problems,
-            transient=True,
-            disable=not problems.is_terminal,
-        ) as bar:
+        with (
+            _interruptible() as check_interrupted,
+            Progress(*columns, console=problems, transient=True, disable=quiet) as bar,
+        ):
             task = bar.add_task("starting", total=STEPS)
 
             def progress(step: str) -> None:
+                check_interrupted()
                 bar.update(task, description=step, advance=1)
 
             if out is None:
@@ -111,6 +119,27 @@ def main(
     except MinibertError as reason:
         _fail(str(reason), REFUSED)
     _report(done, out)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Generator[Callable[[], None]]:
+    """Remembers Ctrl-C, which a callback of JAX's swallows while it runs; yields its check."""
+    asked = False
+
+    def remember(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(done: Conversion, out: str | None) -> None:

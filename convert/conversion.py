@@ -1,9 +1,10 @@
 """The conversion itself: read strictly, write whole, verify what was written."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from jax.typing import DTypeLike
 
@@ -14,7 +15,8 @@ from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.atomic import atomic_folder
 from minibert.auto import class_by_tensors, model_class
 from minibert.errors import MinibertError, SourceError
-from minibert.pretrained import PretrainedModel, assemble
+from minibert.matching import Matching
+from minibert.pretrained import PretrainedModel, assemble, shapes_only
 from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
 from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source
@@ -157,18 +159,22 @@ def read(
     path = os.path.join(folder, "config.json")
     data = read_json(path)
     with _open(folder, allow_pickle) as tensors:
-        named = model_class(data, tensors.tensors, folder)
+        cls = model_class(data, tensors.tensors, folder)
+        wider = class_by_tensors(tensors.tensors)
+        if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
+            cls = wider
+        config = cls.config_class.from_dict(data, path)
+        return assemble(cls, config, tensors, folder, param_dtype=param_dtype)
 
-        def assembled(cls: type[PretrainedModel]) -> tuple[PretrainedModel, LoadingInfo]:
-            config = cls.config_class.from_dict(data, path)
-            return assemble(cls, config, tensors, folder, param_dtype=param_dtype)
 
-        model, info = assembled(named)
-        if info.left:
-            wider = class_by_tensors(tensors.tensors)
-            if wider is not None and wider is not named:
-                return min((model, info), assembled(wider), key=lambda pair: len(pair[1].left))
-    return model, info
+def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float:
+    """How many tensors a class would leave behind; infinitely many if it does not fit them."""
+    try:
+        model = shapes_only(cls, cls.config_class.from_dict(data), tensors, "")
+    except MinibertError:
+        return math.inf
+    matching = Matching(model, tensors, new_head=False, relabelled=False)
+    return math.inf if matching.faults or matching.missing_heads else len(matching.left)
 
 
 def _open(folder: str, allow_pickle: bool) -> TensorSource:

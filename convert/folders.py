@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 
 from minibert.errors import SourceError, TargetError
 from minibert.hub import model_folder
@@ -78,8 +77,17 @@ def copy_companions(source: str, target: str) -> list[str]:
     for path in paths:
         destination = os.path.join(target, path)
         os.makedirs(os.path.dirname(destination), exist_ok=True)
-        shutil.copyfile(os.path.join(source, path), destination)
+        with open(destination, "wb") as file:
+            file.write(_contents(os.path.join(source, path)))
     return paths
+
+
+def _contents(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as reason:
+        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from None
 
 
 def refuse_nested(source: str, target: str) -> None:

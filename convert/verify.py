@@ -18,6 +18,7 @@ from rich.table import Table
 
 import minibert
 from convert.parity import FLOAT32, FLOAT64, Row, compare, ragged_inputs, shaped
+from minibert.sources import ORBAX
 
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
 
@@ -28,7 +29,7 @@ class Verification:
 
     Attributes:
         model: the class.
-        theirs: the folder PyTorch read.
+        theirs: what PyTorch read.
         why: why that is not the source itself, or "".
         rows: a row an output.
         inputs: what both models were given.
@@ -89,7 +90,7 @@ def verify(
             theirs = os.path.join(scratch, "written")
             model.save_pretrained(theirs)
         rows = compare(load_ours, lambda: _load_torch(name, theirs)[0], inputs, progress)
-    return Verification(name, "minibert's own copy" if why else source, why, rows, inputs)
+    return Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
 
 
 def _load_torch(name: str, folder: str) -> tuple[Any, dict[str, Any]]:
@@ -163,9 +164,9 @@ def write_report(found: Verification, folder: str) -> None:
         "versions": {name: _version(name) for name in PACKAGES},
         "sha256": _checksums(folder),
     }
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items())
     with open(os.path.join(folder, "parity.json"), "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1)
-        file.write("\n")
+        file.write(f"{{\n{lines}\n}}\n")
 
 
 def _version(package: str) -> str | None:
@@ -177,12 +178,10 @@ def _version(package: str) -> str | None:
 
 def _checksums(folder: str) -> dict[str, str]:
     sums = {}
-    for root, _, files in os.walk(folder):
+    for root, _, files in sorted(os.walk(folder)):
         for name in sorted(files):
-            path = os.path.join(root, name)
-            if name.endswith(".safetensors") or os.path.basename(root) != os.path.basename(folder):
-                with open(path, "rb") as file:
-                    sums[os.path.relpath(path, folder)] = hashlib.file_digest(
-                        file, "sha256"
-                    ).hexdigest()
+            path = os.path.relpath(os.path.join(root, name), folder)
+            if name.endswith(".safetensors") or path.split(os.sep)[0] == ORBAX:
+                with open(os.path.join(root, name), "rb") as file:
+                    sums[path] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums

@@ -110,7 +110,7 @@ def _move_in(folder: str, target: str, overwrite: bool) -> None:
         os.rename(target, aside)
         try:
             os.rename(folder, target)
-        except OSError:
+        except BaseException:  # an interrupt, too
             os.rename(aside, target)
             raise
         os.rename(aside, rubbish)  # what is half deleted must never be put back

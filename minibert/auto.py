@@ -14,11 +14,8 @@ from minibert.bert_heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
-from minibert.errors import ConfigError, SourceError
-from minibert.hub import model_folder
-from minibert.pretrained import PretrainedModel
-from minibert.sources import open_source
-from minibert.strict_json import read_json
+from minibert.errors import ConfigError, SourceError, shown
+from minibert.pretrained import PretrainedModel, load_pretrained
 
 MODELS: dict[str, type[PretrainedModel]] = {
     cls.__name__: cls
@@ -60,16 +57,17 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
         ConfigError: `architectures` or `model_type` names nothing that minibert has.
         SourceError: neither the config nor the tensors decide.
     """
-    named = config.get("architectures") if isinstance(config, dict) else None
+    data = config if isinstance(config, dict) else {}
+    named = data.get("architectures")
     if named:
         name = named[0] if isinstance(named, list) else named
-        if name not in MODELS:
+        if not isinstance(name, str) or name not in MODELS:
             known = ", ".join(MODELS)
-            raise ConfigError(f"{where}: architectures: {name!r} is not one of {known}")
+            raise ConfigError(f"{where}: architectures: {shown(name)} is not one of {known}")
         return MODELS[name]
-    kind = config.get("model_type", "bert") if isinstance(config, dict) else None
+    kind = data.get("model_type", "bert")
     if kind != BertModel.config_class.model_type:
-        raise ConfigError(f"{where}: model_type: expected 'bert', found {kind!r}")
+        raise ConfigError(f"{where}: model_type: expected 'bert', found {shown(kind)}")
     cls = class_by_tensors(names)
     if cls is None:
         raise SourceError(
@@ -89,31 +87,11 @@ def class_by_tensors(names: Iterable[str]) -> type[PretrainedModel] | None:
 
 
 def load(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str = "",
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    allow_pickle: bool = False,
-    **options: Any,
+    source: str | os.PathLike[str], *, output_loading_info: bool = False, **options: Any
 ) -> Any:
     """Loads a checkpoint into the class named by its `architectures`, else by its tensors.
 
     Takes what `PretrainedModel.from_pretrained` takes, and returns and raises what it does.
     """
-    folder = model_folder(
-        source,
-        revision=revision,
-        subfolder=subfolder,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-        allow_pickle=allow_pickle,
-    )
-    config = read_json(os.path.join(folder, "config.json"))
-    with open_source(folder, allow_pickle=allow_pickle) as tensors:
-        names = list(tensors.tensors)
-    cls = model_class(config, names, folder)
-    return cls.from_pretrained(folder, allow_pickle=allow_pickle, **options)
+    model, info = load_pretrained(model_class, source, **options)
+    return (model, info) if output_loading_info else model

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Inexact, Integer
+from jaxtyping import Bool, Float, Inexact
 
 from minibert.activations import activation
 from minibert.attention import attend
@@ -43,13 +43,19 @@ class BertEmbeddings(Module):
 
     def __call__(
         self,
-        inputs_embeds: Hidden,
-        token_type_ids: Integer[Array, "#batch seq"],
-        position_ids: Integer[Array, "#batch seq"],
+        input_ids: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
         rngs: Rngs = None,
     ) -> Hidden:
-        """Adds segments and positions to the word embeddings."""
-        hidden = inputs_embeds + self.token_type_embeddings(token_type_ids)
+        """Embeds words, or takes `inputs_embeds`, and adds segments (0) and positions (0, 1, …)."""
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if token_type_ids is None:
+            token_type_ids = jnp.zeros((1, words.shape[1]), jnp.int32)
+        if position_ids is None:
+            position_ids = jnp.arange(words.shape[1])[None]
+        hidden = words + self.token_type_embeddings(token_type_ids)
         hidden = hidden + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(hidden), rngs)
 
@@ -70,7 +76,7 @@ class BertSelfAttention(Module):
         self, hidden: Hidden, mask: Mask = None, head_mask: HeadMask = None, rngs: Rngs = None
     ) -> tuple[Hidden, Weights]:
         """Returns the joined heads and the attention weights."""
-        split = (*hidden.shape[:2], self.heads, -1)
+        split = (*hidden.shape[:2], self.heads, hidden.shape[2] // self.heads)
         context, weights = attend(
             self.query(hidden).reshape(split),
             self.key(hidden).reshape(split),
@@ -275,11 +281,9 @@ class BertModel(BertPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
         )
-        if given.input_ids is None:
-            words = given.inputs_embeds
-        else:
-            words = self.embeddings.word_embeddings(given.input_ids)
-        hidden = self.embeddings(words, given.token_type_ids, given.position_ids, rngs)
+        hidden = self.embeddings(
+            given.input_ids, given.token_type_ids, given.position_ids, given.inputs_embeds, rngs
+        )
         encoded = self.encoder(hidden, given.mask, given.head_mask, rngs)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states

@@ -6,9 +6,7 @@ model here is called with `BertModel`'s arguments, by the same names and in the 
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -17,7 +15,8 @@ from jaxtyping import Float
 from minibert.activations import activation
 from minibert.bert import BertModel, BertPreTrainedModel
 from minibert.bert_config import BertConfig
-from minibert.errors import ConfigError, InputError
+from minibert.errors import ConfigError
+from minibert.inputs import joined_choices
 from minibert.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
 from minibert.outputs import (
     BertForPreTrainingOutput,
@@ -221,42 +220,32 @@ class BertForMultipleChoice(_BertWithHead):
         position_ids: Any = None,
         head_mask: Any = None,
         inputs_embeds: Any = None,
-        *args: Any,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
         rngs: nnx.Rngs | None = None,
-        **kwargs: Any,
     ) -> MultipleChoiceModelOutput:
         """Takes `BertModel`'s arguments, each array but `head_mask` with an axis of choices.
 
         That axis is the second: `input_ids` is `(batch, choices, seq)`. Returns a score for every
         choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
         """
-        words = inputs_embeds if input_ids is None else input_ids
-        if words is None or np.ndim(words) < 3:
-            raise InputError(
-                "input_ids, inputs_embeds: expected (batch, choices, seq) or "
-                f"(batch, choices, seq, hidden), found {None if words is None else np.shape(words)}"
-            )
+        lead, joined = joined_choices(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
         outputs = self.bert(
-            *(
-                array if array is None else _joined(array)
-                for array in (input_ids, attention_mask, token_type_ids, position_ids)
-            ),
-            head_mask,
-            None if inputs_embeds is None else _joined(inputs_embeds),
-            *args,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             rngs=rngs,
-            **kwargs,
+            **joined,
         )
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        logits = logits.reshape(np.shape(words)[:2])
-        return MultipleChoiceModelOutput(logits=logits, **_rest(outputs))
-
-
-def _joined(array: Any) -> Any:
-    array = array if isinstance(array, jax.Array) else np.asarray(array)
-    if array.ndim < 3:
-        raise InputError(f"expected (batch, choices, seq, …), found {array.shape}")
-    return array.reshape(-1, *array.shape[2:])
+        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **_rest(outputs))
 
 
 class BertForTokenClassification(_BertWithHead):

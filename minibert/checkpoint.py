@@ -96,12 +96,12 @@ def leaf_array(
     result = _aligned_empty(shape[::-1] if transpose else shape, dtype)
     rows = np.atleast_1d(result.T if transpose else result)
     for start, block in source.blocks(name):
-        if not _finite(block):
+        if not finite(block):
             return "expected finite numbers, found NaN or infinity"
         if dtype != block.dtype:
             with np.errstate(over="ignore"):
                 block = block.astype(dtype)
-            if not _finite(block):
+            if not finite(block):
                 return f"too large for param_dtype {dtype}"
         rows[start : start + len(block)] = _spread(block) if transpose else block
     return result
@@ -133,7 +133,7 @@ def _spread(block: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _finite(array: np.ndarray) -> bool:
+def finite(array: np.ndarray) -> bool:
     """Whether no exponent is all ones."""
     info = jnp.finfo(array.dtype)
     bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")

@@ -223,12 +223,13 @@ class Config:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data = {**unfreeze(fields.pop("extra")), **fields, "model_type": self.model_type}
         del data["num_labels"]
-        if self.id2label == _labels(None, None):
+        data["id2label"] = {str(index): name for index, name in self.id2label.items()}
+        data["label2id"] = dict(self.label2id)
+        plain = _labels(None, None)
+        if self.id2label == plain:
             del data["id2label"]
-            del data["label2id"]
-        else:
-            data["id2label"] = {str(index): name for index, name in self.id2label.items()}
-            data["label2id"] = dict(self.label2id)
+            if self.label2id == {name: index for index, name in plain.items()}:
+                del data["label2id"]
         return data
 
 

@@ -35,7 +35,11 @@ def model_folder(
     Raises:
         SourceError: there is no such folder, repository, revision or file.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise SourceError(f"{shown(source)}: expected a folder or the name of a repository")
     source = os.fspath(source)
+    if os.path.isfile(source):
+        raise SourceError(f"{shown(source)}: is a file; give the folder it is in")
     if os.path.isdir(source):
         folder = os.path.join(source, subfolder) if subfolder else source
         if not os.path.isfile(os.path.join(folder, "config.json")):
@@ -102,4 +106,4 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
 
 
 def _first_line(reason: Exception) -> str:
-    return shown(str(reason).strip().partition("\n")[0])
+    return str(reason).strip().partition("\n")[0][:300]

@@ -18,21 +18,21 @@ from minibert.errors import InputError, shown
 
 
 class EncoderInputs(NamedTuple):
-    """The arguments of an encoder's call, checked, with the defaults filled in.
+    """The arguments of an encoder's call, checked.
 
     Attributes:
         input_ids: `(batch, seq)` integers, or None.
         inputs_embeds: `(batch, seq, hidden)` floats, or None.
-        token_type_ids: `(batch or 1, seq)` integers.
-        position_ids: `(batch or 1, seq)` integers.
+        token_type_ids: `(batch or 1, seq)` integers, or None.
+        position_ids: `(batch or 1, seq)` integers, or None.
         mask: `(batch, 1, seq or 1, seq)` booleans, True where a query may look at a key; or None.
         head_mask: `(layers, heads)` floats, or None.
     """
 
     input_ids: Any
     inputs_embeds: Any
-    token_type_ids: Array
-    position_ids: Array
+    token_type_ids: Array | None
+    position_ids: Array | None
     mask: Array | None
     head_mask: Array | None
 
@@ -62,15 +62,15 @@ def encoder_inputs(
         batch, seq = _lengths(
             "inputs_embeds", inputs_embeds, (config.hidden_size,), config.max_position_embeddings
         )
-    rows = [(batch, seq), (1, seq)]
-    if token_type_ids is None:
-        token_type_ids = jnp.zeros((1, seq), jnp.int32)
-    types = _indices("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
-    if position_ids is None:
-        position_ids = jnp.arange(seq)[None]
-    positions = _indices(
-        "position_ids", position_ids, config.max_position_embeddings, "max_position_embeddings"
-    )
+    rows: list[tuple[int, ...]] = [(batch, seq), (1, seq)]
+    if token_type_ids is not None:
+        limit = config.type_vocab_size
+        token_type_ids = _indices("token_type_ids", token_type_ids, limit, "type_vocab_size")
+        _shaped("token_type_ids", token_type_ids, rows)
+    if position_ids is not None:
+        limit = config.max_position_embeddings
+        position_ids = _indices("position_ids", position_ids, limit, "max_position_embeddings")
+        _shaped("position_ids", position_ids, rows)
     if attention_mask is not None:
         attention_mask = _mask("attention_mask", attention_mask)
         _shaped("attention_mask", attention_mask, [(batch, seq), (batch, seq, seq)])
@@ -83,11 +83,42 @@ def encoder_inputs(
     return EncoderInputs(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
-        token_type_ids=_shaped("token_type_ids", types, rows),
-        position_ids=_shaped("position_ids", positions, rows),
+        token_type_ids=token_type_ids,
+        position_ids=position_ids,
         mask=attention_mask,
         head_mask=head_mask,
     )
+
+
+def joined_choices(**arrays: Any) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Joins the batch and choices axes of the arguments of a multiple-choice model.
+
+    Args:
+        arrays: the arguments that have both axes, by name; None for those not given.
+
+    Returns:
+        `(batch, choices)`, and the arguments with the two axes made one.
+
+    Raises:
+        InputError: an argument is too short of axes, or does not agree with the others.
+    """
+    name = "inputs_embeds" if arrays["input_ids"] is None else "input_ids"
+    if arrays[name] is None:
+        raise InputError("input_ids, inputs_embeds: give exactly one of the two")
+    words = _as_array(name, arrays[name])
+    if words.ndim < 3:
+        raise InputError(f"{name}: expected shape (batch, choices, seq, …), found {words.shape}")
+    lead, joined = words.shape[:2], dict(arrays)
+    for name, value in arrays.items():
+        if value is not None:
+            array = _as_array(name, value)
+            if array.ndim < 3 or array.shape[:2] != lead:
+                raise InputError(
+                    f"{name}: expected {lead[0]} rows of {lead[1]} choices first, as the words "
+                    f"have; found shape {array.shape}"
+                )
+            joined[name] = array.reshape(lead[0] * lead[1], *array.shape[2:])
+    return lead, joined
 
 
 def _indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:

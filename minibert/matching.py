@@ -115,9 +115,7 @@ class Matching:
                 ours.setdefault(head, []).append(leaf)
         for head, parts in ours.items():
             here = [leaf for leaf in parts if leaf.name in self.found]
-            reshaped = self.relabelled and any(
-                self.source.tensors[self.found[leaf.name]].shape != leaf.file_shape for leaf in here
-            )
+            reshaped = self.relabelled and any(map(self._differs_in_labels, here))
             if here and not reshaped:
                 continue  # whole; or half, and then `_compare` reports the rest as missing
             if self.new_head:
@@ -126,6 +124,15 @@ class Matching:
                 self.missing_heads.append(head)
             for leaf in parts:
                 del self.expected[leaf.name]
+
+    def _differs_in_labels(self, leaf: Leaf) -> bool:
+        """Whether a tensor has another number of labels, its last or first axis, and no more."""
+        flax = self.source.layout == "flax"
+        found = self.source.tensors[self.found[leaf.name]].shape
+        shape = leaf.variable.shape[::-1] if flax else leaf.file_shape
+        found = found[::-1] if flax else found
+        labels = (self.model.config.num_labels,)
+        return shape[:1] == labels != found[:1] and found[1:] == shape[1:]
 
     def _compare(self) -> None:
         for name in self.expected.keys() - self.found.keys():

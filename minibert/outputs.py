@@ -5,37 +5,40 @@ transformers, positions count only the fields that are not None.
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any, dataclass_transform
 
 import jax
 from jax import Array
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOutput:
-    """Base of the outputs; subclasses are registered as pytrees and frozen dataclasses."""
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ModelOutput(Mapping[str, Any]):
+    """Base of the outputs: frozen dataclasses, pytrees, and mappings of what is not None."""
 
     def __init_subclass__(cls) -> None:
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
         names = [field.name for field in dataclasses.fields(cls)]
         jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
-    def keys(self) -> tuple[str, ...]:
-        """The names of the fields that are not None, in order."""
+    def __iter__(self) -> Iterator[str]:
         names = [field.name for field in dataclasses.fields(self)]
-        return tuple(name for name in names if getattr(self, name) is not None)
+        return iter([name for name in names if getattr(self, name) is not None])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in list(iter(self)):
+            raise KeyError(key)
+        return getattr(self, key)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
-        return tuple(getattr(self, name) for name in self.keys())
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            if key not in self.keys():
-                raise KeyError(key)
-            return getattr(self, key)
-        return self.to_tuple()[key]
+        return tuple(getattr(self, name) for name in self)
 
 
 class BaseModelOutput(ModelOutput):

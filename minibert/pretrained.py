@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import jax
@@ -13,13 +13,14 @@ from jax.typing import DTypeLike
 
 from minibert.checkpoint import leaves
 from minibert.config import Config
-from minibert.errors import ConfigError, InputError
+from minibert.errors import ConfigError, InputError, shown
 from minibert.hub import model_folder
 from minibert.layers import Module
 from minibert.matching import Matching
 from minibert.report import LoadingInfo
 from minibert.saving import save_model
 from minibert.sources import open_source
+from minibert.strict_json import read_json
 from minibert.tensor_files import TensorSource
 
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -122,30 +123,22 @@ class PretrainedModel(Module):
             CheckpointMismatchError: tensors and leaves do not correspond one to one.
             MissingHeadError: the checkpoint lacks this class's head.
         """
-        folder = model_folder(
+        model, info = load_pretrained(
+            lambda data, names, where: cls,
             source,
             revision=revision,
             subfolder=subfolder,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            new_head=new_head,
+            rngs=rngs,
+            num_labels=num_labels,
+            id2label=id2label,
             allow_pickle=allow_pickle,
         )
-        config = cls.config_class.from_json(os.path.join(folder, "config.json"))
-        labels = {"num_labels": num_labels, "id2label": id2label}
-        wanted = {name: value for name, value in labels.items() if value is not None}
-        with open_source(folder, allow_pickle=allow_pickle) as tensors:
-            model, info = assemble(
-                cls,
-                config.replace(**wanted) if wanted else config,
-                tensors,
-                folder,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                new_head=new_head,
-                rngs=rngs,
-                relabelled=bool(wanted),
-            )
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -166,9 +159,52 @@ class PretrainedModel(Module):
             overwrite: whether to replace an existing folder, as a whole.
 
         Raises:
-            TargetError: the folder exists, or cannot be written.
+            TargetError: the folder exists, or cannot be written; or a parameter is NaN or infinite.
         """
         save_model(self, os.fspath(folder), max_shard_size=max_shard_size, overwrite=overwrite)
+
+
+def load_pretrained(
+    choose: Callable[[Any, Iterable[str], str], type[Model]],
+    source: str | os.PathLike[str],
+    *,
+    num_labels: int | None = None,
+    id2label: Mapping[int, str] | None = None,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
+    new_head: bool = False,
+    rngs: nnx.Rngs | None = None,
+    allow_pickle: bool = False,
+    **where: Any,
+) -> tuple[Model, LoadingInfo]:
+    """Finds a checkpoint, opens it once, and loads it into the class that `choose` names.
+
+    Args:
+        choose: from the contents of config.json, the tensors' names and the folder to the class.
+        source: a folder, or a repository of the Hub.
+        where: what else `hub.model_folder` takes.
+
+    The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
+    """
+    folder = model_folder(source, allow_pickle=allow_pickle, **where)
+    path = os.path.join(folder, "config.json")
+    data = read_json(path)
+    labels = {"num_labels": num_labels, "id2label": id2label}
+    wanted = {name: value for name, value in labels.items() if value is not None}
+    with open_source(folder, allow_pickle=allow_pickle) as tensors:
+        cls = choose(data, tensors.tensors, folder)
+        config = cls.config_class.from_dict(data, path)
+        return assemble(
+            cls,
+            config.replace(**wanted) if wanted else config,
+            tensors,
+            folder,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            new_head=new_head,
+            rngs=rngs,
+            relabelled=bool(wanted),
+        )
 
 
 def assemble(
@@ -194,16 +230,11 @@ def assemble(
 
     The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
     """
-    for name, wanted in (("dtype", dtype), ("param_dtype", param_dtype)):
-        if wanted is not None and not jnp.issubdtype(wanted, jnp.floating):
-            raise InputError(f"{name}: expected a floating-point type, found {wanted}")
-    if config.num_hidden_layers > len(source.tensors):
-        raise ConfigError(
-            f"{where}: num_hidden_layers: {config.num_hidden_layers} layers, but the checkpoint "
-            f"holds {len(source.tensors)} tensors"
-        )
+    dtype, param_dtype = _floating("dtype", dtype), _floating("param_dtype", param_dtype)
+    if rngs is not None and not isinstance(rngs, nnx.Rngs):
+        raise InputError(f"rngs: expected nnx.Rngs(0), found {shown(rngs)}")
     stored = param_dtype or _prevailing_dtype(source)
-    model = cls(config, rngs=None, dtype=dtype, param_dtype=stored)
+    model = shapes_only(cls, config, source, where, dtype=dtype, param_dtype=stored)
     matching = Matching(model, source, new_head=new_head, relabelled=relabelled)
     matching.check(where)
     if matching.fresh:
@@ -218,6 +249,30 @@ def assemble(
     ]
     assert not unfilled, unfilled
     return model.eval(), matching.info(where)
+
+
+def shapes_only(
+    cls: type[Model], config: Any, source: TensorSource, where: str, **options: Any
+) -> Model:
+    """The widest tree of a class, of shapes only; refused if the source cannot hold its layers."""
+    if config.num_hidden_layers > len(source.tensors):
+        raise ConfigError(
+            f"{where}: num_hidden_layers: {config.num_hidden_layers} layers, but the checkpoint "
+            f"holds {len(source.tensors)} tensors"
+        )
+    return cls(config, rngs=None, **options)
+
+
+def _floating(name: str, dtype: Any) -> np.dtype | None:
+    if dtype is None:
+        return None
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating) or found.itemsize < 2:
+        raise InputError(f"{name}: expected a floating-point type of JAX, found {shown(dtype)}")
+    return found
 
 
 def _prevailing_dtype(source: TensorSource) -> DTypeLike:

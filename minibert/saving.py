@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from minibert.atomic import atomic_folder
-from minibert.checkpoint import Leaf, leaves
+from minibert.checkpoint import Leaf, finite, leaves
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.sources import SAFETENSORS, open_source
 
@@ -121,6 +121,8 @@ def _shards(model: Any, limit: int) -> list[dict[str, Leaf]]:
 
 def _write_shard(shard: dict[str, Leaf], path: str) -> int:
     arrays: dict[str, np.ndarray] = {name: leaf.to_file() for name, leaf in shard.items()}
+    if damaged := [name for name, array in arrays.items() if not finite(array)]:
+        raise TargetError(f"{path}: NaN or infinity in {damaged[:3]}, which no load would accept")
     try:
         with open(path, "xb"):  # with the permissions any new file has; save_file's are 0600
             pass

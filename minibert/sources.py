@@ -6,6 +6,7 @@ import re
 import zipfile
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -17,7 +18,7 @@ from minibert.errors import (
     shown,
 )
 from minibert.strict_json import read_json
-from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource
+from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource, flat_arrays
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
@@ -219,28 +220,13 @@ def _open_orbax(path: str) -> TensorSource:
         raise WeightsFileError(
             f"{path}: reading it needs orbax-checkpoint: pip install 'minibert-jax[train]'"
         ) from None
+    path = os.path.abspath(path)  # Orbax takes no other
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             shapes = checkpointer.metadata(path).item_metadata.tree
-            as_numpy = _map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            arrays = _flat(checkpointer.restore(path, restore_args=as_numpy))
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            restored = checkpointer.restore(path, restore_args=as_numpy)
     except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
         why = shown(str(reason))
         raise WeightsFileError(f"{path}: not an Orbax checkpoint ({why})") from None
-    return ArraySource(arrays, path, layout="flax")
-
-
-def _map(function: Any, node: Any) -> Any:
-    return (
-        {k: _map(function, v) for k, v in node.items()}
-        if isinstance(node, dict)
-        else function(node)
-    )
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    leaves: dict[str, np.ndarray] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        leaves |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: np.asarray(value)}
-    return leaves
+    return ArraySource(flat_arrays(restored, path), path, layout="flax")

@@ -88,11 +88,14 @@ class TensorSource:
 
 
 class ArraySource(TensorSource):
-    """Tensors that are in memory already, as they are after unpickling."""
+    """Tensors that are in memory already, as they are after unpickling.
+
+    Reading one by blocks lets go of it, so that a model and its source are never both whole.
+    """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], file: str, layout: str = "torch"):
         self.layout = layout
-        self.arrays = arrays
+        self.arrays = dict(arrays)
         self.tensors = {
             name: TensorInfo(file, array.dtype, array.shape) for name, array in arrays.items()
         }
@@ -100,6 +103,30 @@ class ArraySource(TensorSource):
     def read(self, name: str) -> np.ndarray:
         """Returns the array itself."""
         return self.arrays[name]
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Gives out one tensor by blocks of whole rows, for the last time."""
+        yield from super().blocks(name)
+        del self.arrays[name]
+
+
+def flat_arrays(node: Any, where: str, prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a tree of dictionaries, by their dotted paths.
+
+    Raises:
+        WeightsFileError: a node is neither, or a name is not a plain one.
+    """
+    if not isinstance(node, dict):
+        if not isinstance(node, np.ndarray):
+            found = type(node).__name__
+            raise WeightsFileError(f"{where}: {shown(prefix)}: expected an array, found {found}")
+        return {prefix: node}
+    arrays: dict[str, np.ndarray] = {}
+    for key, value in node.items():
+        if not isinstance(key, str) or not key or "." in key:
+            raise WeightsFileError(f"{where}: {shown(key)}: expected a name without dots")
+        arrays |= flat_arrays(value, where, f"{prefix}.{key}" if prefix else key)
+    return arrays
 
 
 class SafetensorsSource(TensorSource):
