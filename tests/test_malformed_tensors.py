@@ -14,6 +14,7 @@ from malformed import (
     cases,
     cast,
     drop,
+    edit_json,
     edit_tensors,
     holding,
     load,
@@ -190,3 +191,54 @@ def test_float64_is_read_where_it_fits(folder):
 def test_dtype_that_is_not_floating(argument, dtype, pristine):
     said = (f"{argument}: expected a floating-point type",)
     refused(InputError, said, lambda: load(pristine.folder(), **{argument: dtype}))
+
+
+UP = "encoder.layer.0.intermediate.dense.weight"
+WIDE = 12_345  # rows of 24 numbers: more than two of the blocks a tensor is read by
+
+
+def widen(folder):
+    """Two tensors of several blocks, one of which is transposed; their numbers."""
+    draw = np.random.default_rng(0)
+    big = {name: draw.normal(size=(WIDE, 24)).astype(np.float32) for name in (WORDS, UP)}
+
+    def change(tensors):
+        for layer in range(2):
+            tensors[UP.replace("0", str(layer))] = big[UP]
+            tensors[f"encoder.layer.{layer}.intermediate.dense.bias"] = np.zeros(WIDE, np.float32)
+            tensors[f"encoder.layer.{layer}.output.dense.weight"] = big[UP].T.copy()
+        tensors[WORDS] = big[WORDS]
+
+    edit_tensors(folder, change)
+    sizes = {"vocab_size": WIDE, "intermediate_size": WIDE}
+    edit_json(folder / "config.json", lambda config: config.update(sizes))
+    return big
+
+
+def test_tensors_of_several_blocks(folder):
+    big = widen(folder)
+    model = load(folder)
+    np.testing.assert_array_equal(model.embeddings.word_embeddings.embedding[...], big[WORDS])
+    for layer in model.encoder.layer:
+        np.testing.assert_array_equal(layer.intermediate.dense.kernel[...], big[UP].T)
+        np.testing.assert_array_equal(layer.output.dense.kernel[...], big[UP])
+
+
+@pytest.mark.parametrize("place", [0, WIDE // 2, WIDE - 1])
+@pytest.mark.parametrize("name", [WORDS, UP, "encoder.layer.1.output.dense.weight"])
+def test_one_bad_number_in_any_block(name, place, folder):
+    widen(folder)
+
+    def spoil(value):
+        def change(tensors):
+            rows = tensors[name] if tensors[name].shape[0] == WIDE else tensors[name].T
+            rows[place, -1] = value
+
+        return change
+
+    edit_tensors(folder, spoil(np.nan))
+    refused(CheckpointMismatchError, (name, FINITE), lambda: load(folder))
+    edit_tensors(folder, spoil(7e4))
+    said = (name, "too large for param_dtype float16")
+    refused(CheckpointMismatchError, said, lambda: load(folder, param_dtype=np.float16))
+    assert load(folder).pooler is not None
