@@ -97,6 +97,7 @@ VALUES = {
     "size-2**31": ({"vocab_size": 2**31}, WHOLE, "2147483648"),
     "size-10**400": ({"vocab_size": 10**400}, WHOLE, "1000"),
     "size-long-text": ({"vocab_size": LONG}, WHOLE, "'n\\nn"),
+    "size-long-lists": ({"vocab_size": [[LONG[:2000]] * 9] * 9}, WHOLE, "[['n\\nn"),
     "heads-zero": ({"num_attention_heads": 0}, WHOLE, "0"),
     "heads-not-dividing": ({"num_attention_heads": 5}, "a divisor of hidden_size (24)", "5"),
     "heads-too-many": ({"num_attention_heads": 48}, "a divisor of hidden_size (24)", "48"),
