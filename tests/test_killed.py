@@ -1,4 +1,4 @@
-"""Conversions stopped from outside: the target is absent or complete, and nothing is left behind."""
+"""Conversions stopped from outside: the target is absent or complete, nothing is left behind."""
 
 import os
 import pathlib
