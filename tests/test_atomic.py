@@ -16,9 +16,8 @@ def model(pristine):
     return load(pristine.folder())
 
 
-# Kills a writer at its first, second, … call of the operating system, and then writes again. The
-# package's own __init__ is passed over: it imports JAX, which must not be forked.
-KILLED = """
+# The package's own __init__ is passed over: it imports JAX, which must not be forked.
+WRITER = """
     import json, os, pathlib, shutil, signal, sys, types
     package = types.ModuleType("minibert")
     package.__path__ = ["minibert"]
@@ -39,7 +38,12 @@ KILLED = """
             return "absent"
         texts = [path.read_text() for path in sorted(target.iterdir())]
         return texts[0] if len(texts) == 3 and len(set(texts)) == 1 else repr(texts)
+"""
 
+# Kills a writer at its first, second, … call of the operating system, and then writes again.
+KILLED = (
+    WRITER
+    + """
     def killed_at(step):
         left = step
 
@@ -80,6 +84,7 @@ KILLED = """
     found.append([state(), "", state(), sorted(os.listdir(home))])
     print(json.dumps(found))
 """
+)
 
 
 STARTS = {
@@ -101,6 +106,41 @@ def test_killed_at_every_step(start, between, after, tmp_path):
         assert said == "" if then == "next" else NOT_EMPTY in said
         assert then == first or first == "absent"
     assert found[-1] == ["new", "", "new", ["model"]]
+
+
+# Lets a writer's first or second rename fail, or be interrupted.
+FAILED = (
+    WRITER
+    + """
+    left = 0
+    error = OSError(5, "broken") if start == "OSError" else KeyboardInterrupt()
+
+    def fail(event, args):
+        global left
+        if event == "os.rename":
+            left -= 1
+            if left == 0:
+                raise error
+
+    home.mkdir()
+    write("old", overwrite=False)
+    sys.addaudithook(fail)
+    found = []
+    for left in (1, 2):
+        try:
+            write("new", overwrite=True)
+        except BaseException as reason:
+            found.append([type(reason).__name__, state(), os.listdir(home)])
+    print(json.dumps(found))
+"""
+)
+
+
+@pytest.mark.parametrize("error", ["OSError", "KeyboardInterrupt"])
+def test_rename_that_fails(error, tmp_path):
+    expected = "TargetError" if error == "OSError" else error
+    found = run_script(FAILED, tmp_path / "home", error)
+    assert found == [[expected, "old", ["model"]]] * 2
 
 
 def orphan(home, name):

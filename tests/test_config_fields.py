@@ -142,10 +142,23 @@ def test_class_paths_are_kept_and_never_resolved(folder, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "out")) == [CONFIG, "model.safetensors"]
 
 
-def test_architectures_are_not_a_path(folder):
-    edit_json(folder / CONFIG, lambda config: config.update(architectures=["os.system"]))
-    said = ("architectures", "'os.system'")
-    refused(ConfigError, said, lambda: minibert.load(folder))
+ARCHITECTURES = {
+    "path": (["os.system"], "'os.system'"),
+    "dunder": (["__class__"], "'__class__'"),
+    "of-another-family": (["RobertaModel"], "'RobertaModel'"),
+    "base-class": (["BertPreTrainedModel"], "'BertPreTrainedModel'"),
+    "null": ([None], "None"),
+    "number": (5, "5"),
+    "object": ([{"a": 1}], "{'a': 1}"),
+    "list": ([["BertModel"]], "['BertModel']"),
+    "long": ([LONG], "'n\\nn"),
+}
+
+
+@pytest.mark.parametrize(("given", "found"), cases(ARCHITECTURES))
+def test_architectures(given, found, folder):
+    edit_json(folder / CONFIG, lambda config: config.update(architectures=given))
+    refused(ConfigError, ("architectures: ", found), lambda: minibert.load(folder))
 
 
 JUNK = {

@@ -186,10 +186,10 @@ def test_float64_is_read_where_it_fits(folder):
         assert load(folder).embeddings.LayerNorm.scale[...].dtype == np.float64
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, "int8"])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, "int8", "floaty"])
 @pytest.mark.parametrize("argument", ["dtype", "param_dtype"])
 def test_dtype_that_is_not_floating(argument, dtype, pristine):
-    said = (f"{argument}: expected a floating-point type",)
+    said = (f"{argument}: expected a floating-point type", "found")
     refused(InputError, said, lambda: load(pristine.folder(), **{argument: dtype}))
 
 

@@ -39,7 +39,7 @@ def test_orbax_folder_that_is_none(content, folder):
 
 FOLDERS = {
     "absent": (lambda path: path, "no such folder"),
-    "file": (lambda path: path.touch() or path, "no such folder"),
+    "file": (lambda path: path.touch() or path, "is a file"),
     "empty": (lambda path: path.mkdir() or path, "no config.json"),
     "nul": (lambda path: f"{path}\0x", "no such folder"),
     "no-name": (lambda path: "", "''"),
