@@ -269,7 +269,7 @@ def test_nan_under_jit_with_64_bits(change, jitted):
         assert nan_rows(jitted, change) == [False, True]
 
 
-@pytest.mark.parametrize("size", [1, 97, 128, 200, 300, 2**15 + 8, 2**16 + 8])
+@pytest.mark.parametrize("size", [1, 128, 300, 2**15 + 8])
 @pytest.mark.parametrize(
     "dtype", ["int4", "int8", "int16", "int32", "uint4", "uint8", "uint16", "uint32"]
 )
