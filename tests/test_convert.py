@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import minibert
 from conftest import FIXTURES
 from convert.__main__ import DIFFERS, REFUSED, app
+from folders import contents
 from minibert import activations
-from minibert.sources import open_source
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="verification needs torch")
@@ -29,14 +29,6 @@ def run(*arguments: object):
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
     return result
-
-
-def contents(folder) -> dict[str, tuple]:
-    with open_source(str(folder)) as source:
-        return {
-            name: (info.dtype, info.shape, source.read(name).tobytes())
-            for name, info in source.tensors.items()
-        }
 
 
 @pytest.fixture

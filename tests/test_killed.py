@@ -12,17 +12,9 @@ import pytest
 from flax import nnx
 
 import minibert
-from minibert.sources import open_source
+from folders import contents
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def contents(folder) -> dict[str, tuple]:
-    with open_source(str(folder)) as source:
-        return {
-            name: (info.dtype, info.shape, source.read(name).tobytes())
-            for name, info in source.tensors.items()
-        }
 
 
 @pytest.fixture(scope="module")

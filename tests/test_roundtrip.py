@@ -16,15 +16,7 @@ from test_parity import HEADS, arguments  # noqa: E402
 
 import minibert  # noqa: E402
 import oracle  # noqa: E402
-from minibert.sources import open_source  # noqa: E402
-
-
-def contents(folder) -> dict[str, tuple]:
-    with open_source(str(folder)) as source:
-        return {
-            name: (info.dtype, info.shape, source.read(name).tobytes())
-            for name, info in source.tensors.items()
-        }
+from folders import contents  # noqa: E402
 
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["single", "sharded"])
