@@ -1,5 +1,6 @@
 """The benchmark of loading runs and judges; a load needs little more memory than its file."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +11,9 @@ import pytest
 from benchmarks import load
 from benchmarks.load import MAX_MEMORY, MAX_RATIO
 
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="the other contender is PyTorch"
+)
 measurable = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK),
     reason="needs Linux's /proc/self/clear_refs, by which peak memory is measured",
@@ -29,6 +33,7 @@ def test_judges(ratio, memory, broken):
 
 
 @measurable
+@needs_torch
 @pytest.mark.slow
 def test_runs(tmp_path):
     path = tmp_path / "report.json"
@@ -47,6 +52,7 @@ def test_runs(tmp_path):
 
 
 @measurable
+@needs_torch
 @pytest.mark.slow
 def test_a_load_needs_little_more_memory_than_its_file(tmp_path):
     file_bytes = load.make_folder(str(tmp_path), "medium")
