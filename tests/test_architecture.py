@@ -13,9 +13,9 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"errors"},
-    {"layers", "attention", "outputs", "report", "strict_json"},
+    {"layers", "attention", "outputs", "report", "strict_json", "processors", "sampling"},
     {"activations", "inputs", "tensor_files", "atomic", "config"},
-    {"checkpoint", "sources"},
+    {"checkpoint", "sources", "generation_config"},
     {"hub", "saving", "matching"},
     {"pretrained", "bert_config"},
     {"bert"},

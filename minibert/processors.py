@@ -1,0 +1,300 @@
+"""Logits processors: what makes a token likelier, unlikelier or certain, given the text so far.
+
+They follow Hugging Face's `generation/logits_process.py`, in its order, on each row without its
+padding. Presence and frequency penalties are OpenAI's; `forced_decoder_ids` was in version 4.
+
+Which processors act is static (a field that is None does not); every number in them is traced, and
+no shape depends on how many tokens a list names. So other numbers compile nothing. The axes:
+
+    rows     texts being continued: a batch, times its beams
+    slots    positions of a row, left-padded prompt first, then room for what is generated
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float32, Int
+
+# A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
+Leaf = Any
+Scores = Float32[Array, "rows vocab"]
+
+
+class History(NamedTuple):
+    """The texts so far.
+
+    Attributes:
+        tokens: `(rows, slots)` ids: prompts, padded on the left, and what was generated. A slot
+            that is not written yet may hold anything.
+        real: `(rows, slots)`, True where a slot holds text: neither padding nor unwritten.
+        start: how many slots the prompts take, padding included. Static.
+        step: how many tokens have been generated; the next goes to slot `start + step`.
+        limit: how many will be generated at most.
+    """
+
+    tokens: Int[Array, "rows slots"]
+    real: Bool[Array, "rows slots"]
+    start: int
+    step: Int[Array, ""]
+    limit: Int[Array, ""]
+
+    def lengths(self) -> Int[Array, " rows"]:
+        """How many tokens each text has, its prompt included."""
+        return self.real.sum(axis=1)
+
+    def prompt(self) -> Bool[Array, "rows slots"]:
+        """True where a slot holds text of the prompt."""
+        return self.real & (jnp.arange(self.real.shape[1]) < self.start)
+
+    def generated(self) -> Bool[Array, "rows slots"]:
+        """True where a slot holds generated text."""
+        return self.real & ~self.prompt()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phrases:
+    """Sequences of tokens, and what is added to the score of each one's last token.
+
+    Attributes:
+        tokens: `(n, longest)` ids, right-aligned.
+        lengths: `(n,)`, how many of them count.
+        bias: `(n,)`, added where the text ends with all tokens but the last.
+    """
+
+    tokens: Leaf
+    lengths: Leaf
+    bias: Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processors:
+    """The processors that act, in the order in which they do; None for one that does not.
+
+    `GenerationConfig.processors` builds it. Numbers are arrays without axes, masks `(vocab,)`
+    booleans; `end` is the mask of the tokens that end a text.
+
+    Attributes:
+        sequence_bias: `Phrases`.
+        encoder_repetition_penalty: a number above 1 favours the prompt's tokens.
+        repetition_penalty: a number above 1 disfavours tokens of prompt and text; positive scores
+            are divided by it, negative ones multiplied (Keskar et al., arXiv:1909.05858).
+        presence_penalty: taken off the score of every token generated before.
+        frequency_penalty: taken off once for every time it was.
+        no_repeat_ngram_size: n-grams of this size occur once (Paulus et al., arXiv:1705.04304).
+        encoder_no_repeat_ngram_size: n-grams of this size of the prompt do not occur again.
+        bad_words_ids: `Phrases` with a bias of −inf.
+        min_length: a number of tokens, prompt included, before which no text ends; and `end`.
+        min_new_tokens: a number of generated tokens before which no text ends; and `end`.
+        forced_bos_token_id: the mask of the token that follows a text of one token.
+        forced_eos_token_id: the mask of the tokens of which one is generated last.
+        remove_invalid_values: whether NaN becomes 0 and infinities the largest numbers. Static.
+        exponential_decay_length_penalty: the number of generated tokens after which ending becomes
+            likelier, the logarithm of the factor by which it does for each token, and `end`.
+        suppress_tokens: the mask of tokens that are never generated.
+        begin_suppress_tokens: the mask of tokens that are not generated first, and whether a
+            forced token comes before the first after a prompt of one token.
+        forced_decoder_ids: positions `(n,)` of a text and the tokens `(n,)` that stand there.
+    """
+
+    sequence_bias: Leaf = None
+    encoder_repetition_penalty: Leaf = None
+    repetition_penalty: Leaf = None
+    presence_penalty: Leaf = None
+    frequency_penalty: Leaf = None
+    no_repeat_ngram_size: Leaf = None
+    encoder_no_repeat_ngram_size: Leaf = None
+    bad_words_ids: Leaf = None
+    min_length: Leaf = None
+    min_new_tokens: Leaf = None
+    forced_bos_token_id: Leaf = None
+    forced_eos_token_id: Leaf = None
+    remove_invalid_values: bool = dataclasses.field(default=False, metadata={"static": True})
+    exponential_decay_length_penalty: Leaf = None
+    suppress_tokens: Leaf = None
+    begin_suppress_tokens: Leaf = None
+    forced_decoder_ids: Leaf = None
+
+    def __call__(self, scores: Scores, history: History) -> Scores:
+        """Processes the scores of each row's next token: logits, or beams' log-probabilities."""
+        for name, process in PROCESSORS.items():
+            numbers = getattr(self, name)
+            if numbers is not None and numbers is not False:
+                scores = process(numbers, scores, history)
+        return scores
+
+
+def add_phrase_bias(phrases: Phrases, scores: Scores, history: History) -> Scores:
+    """Adds each phrase's bias to its last token where the text ends with its other tokens."""
+    before = phrases.tokens.shape[1] - 1
+    slots = history.start + history.step - before + jnp.arange(before)
+    tail = jnp.take(history.tokens, slots, axis=1, mode="clip")
+    real = jnp.take(history.real, slots, axis=1, mode="clip") & (slots >= 0)
+    same = (tail[:, None] == phrases.tokens[:, :-1]) & real[:, None]
+    unused = jnp.arange(before) < before + 1 - phrases.lengths[:, None]
+    matching = jnp.all(same | unused, axis=-1)
+    bias = jnp.zeros_like(scores).at[:, phrases.tokens[:, -1]]
+    return scores + bias.add(jnp.where(matching, phrases.bias, 0))
+
+
+def penalize(penalty: Leaf, scores: Scores, tokens: Bool[Array, "rows vocab"]) -> Scores:
+    """Makes `tokens` unlikelier by a factor above 1, and likelier by one below."""
+    penalized = jnp.where(scores < 0, scores * penalty, scores / penalty)
+    return jnp.where(tokens, penalized, scores)
+
+
+def penalize_prompt(penalty: Leaf, scores: Scores, history: History) -> Scores:
+    """Favours the tokens of the prompt."""
+    return penalize(1 / penalty, scores, _seen(scores, history.tokens, history.prompt()))
+
+
+def penalize_text(penalty: Leaf, scores: Scores, history: History) -> Scores:
+    """Disfavours the tokens of the text."""
+    return penalize(penalty, scores, _seen(scores, history.tokens, history.real))
+
+
+def penalize_presence(penalty: Leaf, scores: Scores, history: History) -> Scores:
+    """Takes `penalty` off every token that was generated before."""
+    return jnp.where(_seen(scores, history.tokens, history.generated()), scores - penalty, scores)
+
+
+def penalize_frequency(penalty: Leaf, scores: Scores, history: History) -> Scores:
+    """Takes `penalty` off a token for each time it was generated."""
+    rows, columns = _indices(scores, history.tokens, history.generated())
+    counts = jnp.zeros_like(scores).at[rows, columns].add(1, mode="drop")
+    return scores - penalty * counts
+
+
+def ban_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
+    """Bans what would complete an n-gram of the text a second time."""
+    return _ban(scores, _seen(scores, history.tokens, _completes(history, size, history.real)))
+
+
+def ban_prompt_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
+    """Bans what would complete an n-gram of the prompt."""
+    return _ban(scores, _seen(scores, history.tokens, _completes(history, size, history.prompt())))
+
+
+def ban_end_before_length(numbers: Leaf, scores: Scores, history: History) -> Scores:
+    """Bans the end of texts that are too short, prompt included."""
+    least, end = numbers
+    return _ban(scores, end & (history.lengths() < least)[:, None])
+
+
+def ban_end_before_step(numbers: Leaf, scores: Scores, history: History) -> Scores:
+    """Bans the end before enough tokens are generated."""
+    least, end = numbers
+    return _ban(scores, end & (history.step < least))
+
+
+def force_second(mask: Leaf, scores: Scores, history: History) -> Scores:
+    """Forces the token that follows a text of one token."""
+    return _force(scores, mask, (history.lengths() == 1)[:, None])
+
+
+def force_last(mask: Leaf, scores: Scores, history: History) -> Scores:
+    """Forces the last of the tokens that may be generated."""
+    return _force(scores, mask, history.step == history.limit - 1)
+
+
+def remove_invalid(_: Leaf, scores: Scores, history: History) -> Scores:
+    """Replaces NaN by 0, and infinities by the largest finite numbers."""
+    return jnp.nan_to_num(scores, nan=0)
+
+
+def favour_end(numbers: Leaf, scores: Scores, history: History) -> Scores:
+    """Makes the end likelier with every token past a number of them."""
+    after, logarithm, end = numbers
+    past = jnp.asarray(history.step - after, scores.dtype)
+    largest = jnp.finfo(scores.dtype).max  # where the power overflows, 0 must not become NaN
+    growth = jnp.minimum(jnp.expm1(past * logarithm), largest)
+    favoured = scores + jnp.minimum(jnp.abs(scores) * growth, largest)
+    return jnp.where(end & (past > 0) & jnp.isfinite(scores), favoured, scores)
+
+
+def suppress(mask: Leaf, scores: Scores, history: History) -> Scores:
+    """Bans tokens."""
+    return _ban(scores, mask)
+
+
+def suppress_first(numbers: Leaf, scores: Scores, history: History) -> Scores:
+    """Bans tokens as the first that is generated; or as the second, after a forced one."""
+    mask, forced = numbers
+    first = jnp.where(forced & (history.prompt().sum(axis=1) <= 1), 1, 0)
+    return _ban(scores, mask & (history.step == first)[:, None])
+
+
+def force_positions(numbers: Leaf, scores: Scores, history: History) -> Scores:
+    """Forces the tokens that stand at given positions of a text."""
+    positions, tokens = numbers
+    here = positions == history.lengths()[:, None]
+    token = jnp.sum(jnp.where(here, tokens, 0), axis=1, keepdims=True)
+    mask = jnp.arange(scores.shape[1]) == token
+    return _force(scores, mask, here.any(axis=1, keepdims=True))
+
+
+PROCESSORS: Mapping[str, Callable[[Any, Array, History], Array]] = {
+    "sequence_bias": add_phrase_bias,
+    "encoder_repetition_penalty": penalize_prompt,
+    "repetition_penalty": penalize_text,
+    "presence_penalty": penalize_presence,
+    "frequency_penalty": penalize_frequency,
+    "no_repeat_ngram_size": ban_ngrams,
+    "encoder_no_repeat_ngram_size": ban_prompt_ngrams,
+    "bad_words_ids": add_phrase_bias,
+    "min_length": ban_end_before_length,
+    "min_new_tokens": ban_end_before_step,
+    "forced_bos_token_id": force_second,
+    "forced_eos_token_id": force_last,
+    "remove_invalid_values": remove_invalid,
+    "exponential_decay_length_penalty": favour_end,
+    "suppress_tokens": suppress,
+    "begin_suppress_tokens": suppress_first,
+    "forced_decoder_ids": force_positions,
+}
+
+
+def _indices(
+    scores: Scores, tokens: Int[Array, "rows slots"], where: Bool[Array, "rows slots"]
+) -> tuple[Int[Array, "rows 1"], Int[Array, "rows slots"]]:
+    """Indices into the scores of `tokens`; past the end where not `where`, or no such token."""
+    vocabulary = scores.shape[1]
+    known = where & (tokens >= 0) & (tokens < vocabulary)
+    return jnp.arange(scores.shape[0])[:, None], jnp.where(known, tokens, vocabulary)
+
+
+def _seen(
+    scores: Scores, tokens: Int[Array, "rows slots"], where: Bool[Array, "rows slots"]
+) -> Bool[Array, "rows vocab"]:
+    """True for every token that a row has at one of the slots `where`."""
+    rows, columns = _indices(scores, tokens, where)
+    return jnp.zeros(scores.shape, bool).at[rows, columns].set(True, mode="drop")
+
+
+def _completes(
+    history: History, size: Leaf, among: Bool[Array, "rows slots"]
+) -> Bool[Array, "rows slots"]:
+    """True at the slots of `among` that follow the same `size - 1` tokens as the next token."""
+    end = history.start + history.step
+    slots = jnp.arange(history.tokens.shape[1])
+
+    def narrow(back: Array, matching: Array) -> Array:
+        last = lax.dynamic_index_in_dim(history.tokens, end - back, axis=1)
+        real = lax.dynamic_index_in_dim(history.real, end - back, axis=1)
+        same = (jnp.roll(history.tokens, back, axis=1) == last) & (slots >= back)
+        return matching & same & real & jnp.roll(history.real, back, axis=1)
+
+    return lax.fori_loop(1, jnp.minimum(size, end + 1), narrow, among)
+
+
+def _ban(scores: Scores, tokens: Array) -> Scores:
+    return jnp.where(tokens, -jnp.inf, scores)
+
+
+def _force(scores: Scores, tokens: Array, where: Array) -> Scores:
+    return jnp.where(where, jnp.where(tokens, 0, -jnp.inf), scores)

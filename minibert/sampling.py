@@ -1,0 +1,217 @@
+"""Filters of sampled decoding, and the drawing of tokens.
+
+The filters follow Hugging Face's `generation/logits_process.py`, in its order, and keep the same
+tokens. Equal scores at the edge of a set that is cut by rank (`top_p`, `typical_p`, `top_h`) are
+kept lowest id first; PyTorch leaves open which.
+
+Which filters act is static (a field that is None does not); every number in them is traced.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float32, Int, Integer
+
+# A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
+Leaf = Any
+Scores = Float32[Array, "rows vocab"]
+
+TOP_H_CANDIDATES = 100  # the likeliest tokens, all that top-h looks at
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The filters that act, in the order in which they do; None for one that does not.
+
+    `GenerationConfig.sampling` builds it. All numbers are arrays without axes.
+
+    Attributes:
+        temperature: scores are divided by it.
+        top_h: keeps the likeliest tokens up to this share of the entropy (arXiv:2509.02510).
+        top_k: keeps the k likeliest tokens, and any as likely as the last (Fan et al.,
+            arXiv:1805.04833). A whole number.
+        top_p_rest: drops the least likely tokens whose mass together is at most this: 1 − p,
+            rounded once (Holtzman et al., arXiv:1904.09751).
+        min_p: drops tokens less likely than this share of the likeliest (arXiv:2407.01082).
+        typical_p: keeps the tokens of this mass whose information is nearest to the entropy
+            (Meister et al., arXiv:2202.00666).
+        epsilon_cutoff: drops tokens less likely than this (Hewitt et al., arXiv:2210.15191).
+        eta_cutoff: drops tokens less likely than this or, where the entropy is high, than less
+            (the same paper).
+        min_tokens_to_keep: the likeliest tokens that none of these drops; 1, or with beams more.
+            A whole number, always there.
+        renormalize: whether scores are made log-probabilities at the end. Static.
+    """
+
+    temperature: Leaf = None
+    top_h: Leaf = None
+    top_k: Leaf = None
+    top_p_rest: Leaf = None
+    min_p: Leaf = None
+    typical_p: Leaf = None
+    epsilon_cutoff: Leaf = None
+    eta_cutoff: Leaf = None
+    min_tokens_to_keep: Leaf = 1
+    renormalize: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __call__(self, scores: Scores) -> Scores:
+        """Divides by the temperature and puts −inf where a token must not be drawn."""
+        least = self.min_tokens_to_keep
+        if self.temperature is not None:
+            scores = scores / self.temperature
+        if self.top_h is not None:
+            scores = _keep(scores, top_h(scores, self.top_h))
+        if self.top_k is not None:
+            scores = _keep(scores, top_k(scores, jnp.maximum(self.top_k, least)))
+        if self.top_p_rest is not None:
+            scores = _keep(scores, top_p(scores, self.top_p_rest, least))
+        if self.min_p is not None:
+            scores = _keep(scores, min_p(scores, self.min_p) | top_k(scores, least))
+        if self.typical_p is not None:
+            scores = _keep(scores, typical_p(scores, self.typical_p, least))
+        if self.epsilon_cutoff is not None:
+            scores = _keep(scores, epsilon(scores, self.epsilon_cutoff) | top_k(scores, least))
+        if self.eta_cutoff is not None:
+            scores = _keep(scores, eta(scores, self.eta_cutoff) | top_k(scores, least))
+        return jax.nn.log_softmax(scores) if self.renormalize else scores
+
+
+def top_h(scores: Scores, share: Leaf) -> Bool[Array, "rows vocab"]:
+    """The likeliest tokens whose entropy terms sum to at most `share` of the entropy."""
+    best, tokens = lax.top_k(scores, min(TOP_H_CANDIDATES, scores.shape[1]))
+    logarithms = jax.nn.log_softmax(best)
+    possible = jnp.isfinite(logarithms)
+    terms = jnp.where(possible, -jnp.exp(logarithms) * logarithms, 0)
+    entropy = terms.sum(axis=1, keepdims=True)
+    kept = possible & (_running_sum(terms) <= entropy * share)
+    return _at(tokens, kept.at[:, 0].set(True), scores)
+
+
+def top_k(scores: Scores, count: Leaf) -> Bool[Array, "rows vocab"]:
+    """The `count` likeliest tokens, and any as likely as the last of them."""
+    return scores >= kth_largest(scores, jnp.minimum(count, scores.shape[1]))
+
+
+def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Bool[Array, "rows vocab"]:
+    """All but the least likely tokens that together have at most the mass `rest`."""
+    order = jnp.argsort(scores, axis=1, stable=True, descending=True)
+    ranked = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=1))
+    kept = _running_sum(ranked, reverse=True) > rest
+    return _at(order, kept | (jnp.arange(kept.shape[1]) < least), scores)
+
+
+def min_p(scores: Scores, share: Leaf) -> Bool[Array, "rows vocab"]:
+    """The tokens at least `share` times as likely as the likeliest."""
+    likely = jax.nn.softmax(scores)
+    return likely >= share * likely.max(axis=1, keepdims=True)
+
+
+def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Bool[Array, "rows vocab"]:
+    """The tokens whose information is nearest to the entropy, until they have `mass`."""
+    logarithms = jax.nn.log_softmax(scores)
+    distance = jnp.abs(-logarithms - _entropy(scores)[:, None])
+    order = jnp.argsort(distance, axis=1, stable=True)
+    ranked = jnp.take_along_axis(distance, order, axis=1)
+    likely = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=1))
+    last = jnp.sum(_running_sum(likely) < mass, axis=1, keepdims=True)
+    farthest = jnp.take_along_axis(ranked, jnp.minimum(last, ranked.shape[1] - 1), axis=1)
+    return _at(order, (ranked <= farthest) | (jnp.arange(ranked.shape[1]) < least), scores)
+
+
+def epsilon(scores: Scores, cutoff: Leaf) -> Bool[Array, "rows vocab"]:
+    """The tokens at least as likely as `cutoff`."""
+    return jax.nn.softmax(scores) >= cutoff
+
+
+def eta(scores: Scores, cutoff: Leaf) -> Bool[Array, "rows vocab"]:
+    """The tokens at least as likely as `cutoff`, or as √cutoff · exp(−entropy) if that is less."""
+    adapted = jnp.sqrt(cutoff) * jnp.exp(-_entropy(scores))
+    return jax.nn.softmax(scores) >= jnp.minimum(cutoff, adapted)[:, None]
+
+
+def kth_largest(scores: Scores, k: Leaf) -> Float32[Array, "rows 1"]:
+    """The k-th largest score of each row, equal ones counted apart; `k` is from 1 to vocab.
+
+    Found bit by bit, by counting. A sort of a large vocabulary takes several times as long, and
+    `lax.top_k` needs a static k.
+    """
+    bits = lax.bitcast_convert_type(scores, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    keys = jnp.where(bits < sign, bits | sign, ~bits)  # unsigned numbers, in the floats' order
+
+    def set_bit(index: Array, found: Array) -> Array:
+        higher = found | (sign >> jnp.asarray(index, jnp.uint32))
+        return jnp.where(jnp.sum(keys >= higher, axis=1, keepdims=True) >= k, higher, found)
+
+    found = lax.fori_loop(0, 32, set_bit, jnp.zeros_like(keys[:, :1]))
+    bits = jnp.where(found < sign, ~found, found ^ sign)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def row_keys(key: Array, rows: int) -> Array:
+    """A key for each row, which depends on `key` and the row's number only."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def draw(scores: Scores, keys: Array) -> Int[Array, " rows"]:
+    """Draws a token for each row, with probabilities softmax(scores).
+
+    Args:
+        scores: log-probabilities up to a constant of each row. A row of −inf gives token 0.
+        keys: one for each row, typed or raw.
+    """
+    return jax.vmap(jax.random.categorical)(keys, scores)
+
+
+def draw_distinct(scores: Scores, keys: Array, count: int) -> Integer[Array, "rows {count}"]:
+    """Draws `count` different tokens for each row, one after the other without replacement.
+
+    Adding Gumbel noise and taking the largest does that (Kool et al., arXiv:1903.06059). Where
+    fewer tokens are possible, impossible ones follow them.
+
+    Returns:
+        The tokens in the order in which they were drawn.
+    """
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], scores.dtype))(keys)
+    return lax.top_k(scores + noise, count)[1]
+
+
+def _keep(scores: Scores, kept: Bool[Array, "rows vocab"]) -> Scores:
+    return jnp.where(kept, scores, -jnp.inf)
+
+
+def _at(
+    tokens: Int[Array, "rows some"], kept: Bool[Array, "rows some"], scores: Scores
+) -> Bool[Array, "rows vocab"]:
+    """`kept` at the places of `tokens`, elsewhere False."""
+    rows = jnp.arange(scores.shape[0])[:, None]
+    return jnp.zeros(scores.shape, bool).at[rows, tokens].set(kept)
+
+
+def _entropy(scores: Scores) -> Float32[Array, " rows"]:
+    logarithms = jax.nn.log_softmax(scores)
+    terms = jnp.where(jnp.isfinite(logarithms), jnp.exp(logarithms) * logarithms, 0)
+    return -terms.sum(axis=1)
+
+
+def _running_sum(
+    values: Float32[Array, "rows some"], reverse: bool = False
+) -> Float32[Array, "rows some"]:
+    """Cumulative sums along a row, rounded once, as PyTorch's on a CPU are.
+
+    Each is kept as two numbers, the second what the first has lost to rounding (Knuth's TwoSum).
+    """
+
+    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        total = left[0] + right[0]
+        taken = total - left[0]
+        lost = (left[0] - (total - taken)) + (right[0] - taken)
+        return total, lost + left[1] + right[1]
+
+    pairs = (values, jnp.zeros_like(values))
+    total, lost = lax.associative_scan(add, pairs, reverse=reverse, axis=1)
+    return total + lost
