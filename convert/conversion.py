@@ -160,7 +160,7 @@ def read(
     data = read_json(path)
     with _open(folder, allow_pickle) as tensors:
         cls = model_class(data, tensors.tensors, folder)
-        wider = class_by_tensors(tensors.tensors)
+        wider = class_by_tensors(data, tensors.tensors)
         if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
             cls = wider
         config = cls.config_class.from_dict(data, path)

@@ -1,16 +1,29 @@
-"""BERT in JAX, exactly: a Flax NNX tree that is the Hugging Face tree."""
+"""BERT and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree."""
 
 from minibert.auto import load
 from minibert.bert import BertModel
 from minibert.bert_config import BertConfig
 from minibert.bert_heads import (
-    BertForMaskedLM,
     BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+)
+from minibert.bert_lm_heads import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertLMHeadModel,
+)
+from minibert.cache import KVCache
+from minibert.gpt2 import GPT2Model
+from minibert.gpt2_config import GPT2Config
+from minibert.gpt2_heads import (
+    GPT2DoubleHeadsModel,
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
 )
 from minibert.report import LoadingInfo
 
@@ -25,7 +38,16 @@ __all__ = [
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
+    "BertLMHeadModel",
     "BertModel",
+    "GPT2Config",
+    "GPT2DoubleHeadsModel",
+    "GPT2ForQuestionAnswering",
+    "GPT2ForSequenceClassification",
+    "GPT2ForTokenClassification",
+    "GPT2LMHeadModel",
+    "GPT2Model",
+    "KVCache",
     "LoadingInfo",
     "load",
 ]

@@ -6,15 +6,26 @@ from typing import Any
 
 from minibert.bert import BertModel
 from minibert.bert_heads import (
-    BertForMaskedLM,
     BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
 )
+from minibert.bert_lm_heads import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertLMHeadModel,
+)
 from minibert.errors import ConfigError, SourceError, shown
+from minibert.gpt2 import GPT2Model
+from minibert.gpt2_heads import (
+    GPT2DoubleHeadsModel,
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+)
 from minibert.pretrained import PretrainedModel, load_pretrained
 
 MODELS: dict[str, type[PretrainedModel]] = {
@@ -23,25 +34,44 @@ MODELS: dict[str, type[PretrainedModel]] = {
         BertModel,
         BertForPreTraining,
         BertForMaskedLM,
+        BertLMHeadModel,
         BertForNextSentencePrediction,
         BertForSequenceClassification,
         BertForMultipleChoice,
         BertForTokenClassification,
         BertForQuestionAnswering,
+        GPT2Model,
+        GPT2LMHeadModel,
+        GPT2DoubleHeadsModel,
+        GPT2ForSequenceClassification,
+        GPT2ForTokenClassification,
+        GPT2ForQuestionAnswering,
     )
 }
+FAMILIES = {cls.config_class.model_type: cls for cls in MODELS.values() if cls.is_trunk}
 
 # Which class a file without `architectures` holds, by the heads among its tensors.
-BY_HEADS: dict[frozenset[str], type[PretrainedModel]] = {
-    frozenset(): BertModel,
-    frozenset({"bert.pooler"}): BertModel,
-    frozenset({"cls.predictions", "cls.seq_relationship", "bert.pooler"}): BertForPreTraining,
-    frozenset({"cls.predictions"}): BertForMaskedLM,
-    frozenset({"cls.predictions", "bert.pooler"}): BertForMaskedLM,
-    frozenset({"cls.seq_relationship", "bert.pooler"}): BertForNextSentencePrediction,
-    frozenset({"qa_outputs"}): BertForQuestionAnswering,
-    frozenset({"qa_outputs", "bert.pooler"}): BertForQuestionAnswering,
-    frozenset({"classifier"}): BertForTokenClassification,
+BY_HEADS: dict[str, dict[frozenset[str], type[PretrainedModel]]] = {
+    "bert": {
+        frozenset(): BertModel,
+        frozenset({"bert.pooler"}): BertModel,
+        frozenset({"cls.predictions", "cls.seq_relationship", "bert.pooler"}): BertForPreTraining,
+        frozenset({"cls.predictions"}): BertForMaskedLM,
+        frozenset({"cls.predictions", "bert.pooler"}): BertForMaskedLM,
+        frozenset({"cls.seq_relationship", "bert.pooler"}): BertForNextSentencePrediction,
+        frozenset({"qa_outputs"}): BertForQuestionAnswering,
+        frozenset({"qa_outputs", "bert.pooler"}): BertForQuestionAnswering,
+        frozenset({"classifier"}): BertForTokenClassification,
+    },
+    "gpt2": {
+        frozenset(): GPT2LMHeadModel,
+        frozenset({"lm_head"}): GPT2LMHeadModel,
+        frozenset({"lm_head", "multiple_choice_head"}): GPT2DoubleHeadsModel,
+        frozenset({"multiple_choice_head"}): GPT2DoubleHeadsModel,
+        frozenset({"score"}): GPT2ForSequenceClassification,
+        frozenset({"classifier"}): GPT2ForTokenClassification,
+        frozenset({"qa_outputs"}): GPT2ForQuestionAnswering,
+    },
 }
 
 
@@ -65,10 +95,10 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
             known = ", ".join(MODELS)
             raise ConfigError(f"{where}: architectures: {shown(name)} is not one of {known}")
         return MODELS[name]
-    kind = data.get("model_type", "bert")
-    if kind != BertModel.config_class.model_type:
-        raise ConfigError(f"{where}: model_type: expected 'bert', found {shown(kind)}")
-    cls = class_by_tensors(names)
+    cls = class_by_tensors(data, names)
+    if cls is None and "model_type" in data and data["model_type"] not in tuple(FAMILIES):
+        known, found = " or ".join(map(repr, FAMILIES)), shown(data["model_type"])
+        raise ConfigError(f"{where}: model_type: expected {known}, found {found}")
     if cls is None:
         raise SourceError(
             f"{where}: config.json has no architectures, and its tensors fit several classes or "
@@ -77,13 +107,30 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
     return cls
 
 
-def class_by_tensors(names: Iterable[str]) -> type[PretrainedModel] | None:
-    """The one class whose heads are those among the tensors; None if there is no such class."""
-    heads = set()
+def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel] | None:
+    """The one class whose heads are those among the tensors; None if there is no such class.
+
+    The family is that of the config's `model_type`; without one, the first whose rooms are there.
+    """
+    names = list(names)
+    data = config if isinstance(config, dict) else {}
+    kind = data.get("model_type", _family(names))
+    if kind not in tuple(FAMILIES):
+        return None
+    trunk, heads = FAMILIES[kind], set()
     for name in names:
-        full = f".bert.{name}" if name.startswith("pooler.") else f".{name}"
-        heads |= {head for head in BertModel.heads if f".{head}." in full}
-    return BY_HEADS.get(frozenset(heads))
+        first = name.split(".")[0]
+        full = f".{trunk.trunk}.{name}" if first in trunk.rooms else f".{name}"
+        heads |= {head for head in trunk.heads if f".{head}." in full}
+    return BY_HEADS[kind].get(frozenset(heads))
+
+
+def _family(names: Iterable[str]) -> str:
+    parts = [name.split(".") for name in names]
+    for kind, trunk in FAMILIES.items():
+        if any(part in trunk.rooms for name in parts for part in name[:-1]):
+            return kind
+    return "bert"
 
 
 def load(

@@ -1,4 +1,4 @@
-"""BERT: the encoder and its blocks.
+"""BERT: the encoder, which can also be a decoder.
 
 Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
 Understanding", arXiv:1810.04805. Names, nesting and numbers follow transformers'
@@ -9,194 +9,19 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Inexact
 
-from minibert.activations import activation
-from minibert.attention import attend
+from minibert.bert_blocks import BertEmbeddings, BertEncoder, BertPooler
 from minibert.bert_config import BertConfig
-from minibert.inputs import encoder_inputs
-from minibert.layers import Dropout, Embed, LayerNorm, Linear, Module
-from minibert.outputs import BaseModelOutput, BaseModelOutputWithPooling
+from minibert.cache import KVCache
+from minibert.errors import InputError
+from minibert.inputs import model_inputs
+from minibert.layers import Dropout, Linear
+from minibert.outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from minibert.pretrained import PretrainedModel
+from minibert.stack import asked, past_and_mask
 
-Hidden = Float[Array, "batch seq hidden"]
-Weights = Float[Array, "batch heads seq seq"]
-Mask = Bool[Array, "batch 1 #seq seq"] | None
-HeadMask = Inexact[Array, " heads"] | None
 Rngs = nnx.Rngs | None
-
-
-class BertEmbeddings(Module):
-    """Word, position and segment embeddings, summed and normalised."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
-        vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
-        padding_idx = None if pad is None else pad % vocab
-        self.word_embeddings = Embed(vocab, hidden, padding_idx=padding_idx, **drawn)
-        self.position_embeddings = Embed(config.max_position_embeddings, hidden, **drawn)
-        self.token_type_embeddings = Embed(config.type_vocab_size, hidden, **drawn)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def __call__(
-        self,
-        input_ids: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
-        rngs: Rngs = None,
-    ) -> Hidden:
-        """Embeds words, or takes `inputs_embeds`, and adds segments (0) and positions (0, 1, …)."""
-        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if token_type_ids is None:
-            token_type_ids = jnp.zeros((1, words.shape[1]), jnp.int32)
-        if position_ids is None:
-            position_ids = jnp.arange(words.shape[1])[None]
-        hidden = words + self.token_type_embeddings(token_type_ids)
-        hidden = hidden + self.position_embeddings(position_ids)
-        return self.dropout(self.LayerNorm(hidden), rngs)
-
-
-class BertSelfAttention(Module):
-    """Multi-head self-attention, up to the joined heads."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        hidden = config.hidden_size
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
-        self.heads = config.num_attention_heads
-        self.query = Linear(hidden, hidden, **drawn)
-        self.key = Linear(hidden, hidden, **drawn)
-        self.value = Linear(hidden, hidden, **drawn)
-        self.dropout = Dropout(config.attention_probs_dropout_prob)
-
-    def __call__(
-        self, hidden: Hidden, mask: Mask = None, head_mask: HeadMask = None, rngs: Rngs = None
-    ) -> tuple[Hidden, Weights]:
-        """Returns the joined heads and the attention weights."""
-        split = (*hidden.shape[:2], self.heads, hidden.shape[2] // self.heads)
-        context, weights = attend(
-            self.query(hidden).reshape(split),
-            self.key(hidden).reshape(split),
-            self.value(hidden).reshape(split),
-            mask=mask,
-            head_mask=head_mask,
-            dropout=lambda weights: self.dropout(weights, rngs),
-        )
-        return context.reshape(hidden.shape), weights
-
-
-class _Project(Module):
-    """A projection to the hidden size, the residual, and their normalisation."""
-
-    def __init__(self, in_features: int, config: BertConfig, **options: Any):
-        hidden = config.hidden_size
-        self.dense = Linear(in_features, hidden, stddev=config.initializer_range, **options)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def __call__(
-        self, hidden: Float[Array, "batch seq features"], residual: Hidden, rngs: Rngs = None
-    ) -> Hidden:
-        """Projects `hidden`, adds it to the `residual` and normalises the sum."""
-        return self.LayerNorm(self.dropout(self.dense(hidden), rngs) + residual)
-
-
-class BertSelfOutput(_Project):
-    """What follows self-attention: projection, residual, normalisation."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        super().__init__(config.hidden_size, config, **options)
-
-
-class BertAttention(Module):
-    """Self-attention and its output projection."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        self.self = BertSelfAttention(config, **options)
-        self.output = BertSelfOutput(config, **options)
-
-    def __call__(
-        self, hidden: Hidden, mask: Mask = None, head_mask: HeadMask = None, rngs: Rngs = None
-    ) -> tuple[Hidden, Weights]:
-        """Returns the new hidden states and the attention weights."""
-        context, weights = self.self(hidden, mask, head_mask, rngs)
-        return self.output(context, hidden, rngs), weights
-
-
-class BertIntermediate(Module):
-    """The widening half of the feed-forward network."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        width, stddev = config.intermediate_size, config.initializer_range
-        self.dense = Linear(config.hidden_size, width, stddev=stddev, **options)
-        self.intermediate_act_fn = activation(config.hidden_act, **options)
-
-    def __call__(self, hidden: Hidden) -> Float[Array, "batch seq intermediate"]:
-        """Widens and applies `config.hidden_act`."""
-        return self.intermediate_act_fn(self.dense(hidden))
-
-
-class BertOutput(_Project):
-    """The narrowing half of the feed-forward network: projection, residual, normalisation."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        super().__init__(config.intermediate_size, config, **options)
-
-
-class BertLayer(Module):
-    """One post-norm transformer block."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        self.attention = BertAttention(config, **options)
-        self.intermediate = BertIntermediate(config, **options)
-        self.output = BertOutput(config, **options)
-
-    def __call__(
-        self, hidden: Hidden, mask: Mask = None, head_mask: HeadMask = None, rngs: Rngs = None
-    ) -> tuple[Hidden, Weights]:
-        """Returns the new hidden states and the attention weights."""
-        hidden, weights = self.attention(hidden, mask, head_mask, rngs)
-        return self.output(self.intermediate(hidden), hidden, rngs), weights
-
-
-class BertEncoder(Module):
-    """The stack of layers."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
-
-    def __call__(
-        self,
-        hidden: Hidden,
-        mask: Mask = None,
-        head_mask: Inexact[Array, "layers heads"] | None = None,
-        rngs: Rngs = None,
-    ) -> BaseModelOutput:
-        """Applies the layers, keeping every hidden state and every layer's attention weights."""
-        states, attentions = [hidden], []
-        for index, layer in enumerate(self.layer):
-            factors = None if head_mask is None else head_mask[index]
-            hidden, weights = layer(hidden, mask, factors, rngs)
-            states.append(hidden)
-            attentions.append(weights)
-        return BaseModelOutput(
-            last_hidden_state=hidden, hidden_states=tuple(states), attentions=tuple(attentions)
-        )
-
-
-class BertPooler(Module):
-    """The first token's state through a tanh layer: what classifiers look at."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        hidden, stddev = config.hidden_size, config.initializer_range
-        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
-
-    def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
-        """Pools `(batch, seq, hidden)` to `(batch, hidden)`."""
-        return jnp.tanh(self.dense(hidden[:, 0]))
 
 
 class BertPreTrainedModel(PretrainedModel):
@@ -211,6 +36,22 @@ class BertPreTrainedModel(PretrainedModel):
         "bert.embeddings.token_type_ids": "zeros, which the code makes itself",
     }
     config: BertConfig
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
+
+        Keys and values are kept in the dtype the model computes in.
+
+        Raises:
+            InputError: the model is not a decoder.
+        """
+        if not self.config.is_decoder:
+            raise InputError("init_cache: only a decoder has a cache, and config.is_decoder is off")
+        trunk = self if self.is_trunk else getattr(self, self.trunk)
+        words = trunk.embeddings.word_embeddings
+        return KVCache.empty(
+            self.config, batch_size, max_length, words.dtype or words.embedding[...].dtype
+        )
 
 
 class BertModel(BertPreTrainedModel):
@@ -250,21 +91,33 @@ class BertModel(BertPreTrainedModel):
         position_ids: Any = None,
         head_mask: Any = None,
         inputs_embeds: Any = None,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
         rngs: Rngs = None,
-    ) -> BaseModelOutputWithPooling:
-        """Encodes a batch.
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encodes a batch; with `config.is_decoder` every token sees only those before it.
 
         Args:
             input_ids: `(batch, seq)` word indices; or give `inputs_embeds`.
             attention_mask: `(batch, seq)`, 1 for a token and 0 for padding; or
-                `(batch, seq, seq)`, 1 where a query (second axis) may look at a key (third).
+                `(batch, seq, seq)`, 1 where a query (second axis) may look at a key (third). With
+                a cache it is `(batch, seq)`, of the tokens given now.
             token_type_ids: `(batch, seq)` segments; zeros by default.
-            position_ids: `(batch, seq)` or `(1, seq)` positions; 0, 1, 2, … by default.
+            position_ids: `(batch, seq)` or `(1, seq)` positions; 0, 1, 2, … by default, going on
+                from the cache.
             head_mask: `(heads,)` or `(layers, heads)`, a factor for each head's weights.
             inputs_embeds: `(batch, seq, hidden)` in place of the word embeddings.
+            encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention; the cache
+                remembers their keys and values, so that later calls need not give them.
+            encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
+            past_key_values: a decoder's memory of earlier calls (`init_cache` makes an empty one).
+            use_cache: whether a decoder makes one, of `max_position_embeddings` tokens, where none
+                is given.
             output_attentions: whether to return attention weights.
             output_hidden_states: whether to return every hidden state.
             rngs: random keys for dropout, needed in training mode only.
@@ -272,26 +125,78 @@ class BertModel(BertPreTrainedModel):
         Raises:
             InputError: an argument is of the wrong shape or type, out of range or contradictory.
         """
-        given = encoder_inputs(
-            self.config,
+        config = self.config
+        given = model_inputs(
+            config,
+            segments="type_vocab_size",
+            decoder=config.is_decoder,
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             head_mask=head_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
         )
+        mask, past = given.mask, None
+        if config.is_decoder:
+            mask, past = past_and_mask(
+                given,
+                lambda: self.init_cache(given.batch, config.max_position_embeddings),
+                use_cache,
+            )
         hidden = self.embeddings(
             given.input_ids, given.token_type_ids, given.position_ids, given.inputs_embeds, rngs
         )
-        encoded = self.encoder(hidden, given.mask, given.head_mask, rngs)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        return BaseModelOutputWithPooling(
-            last_hidden_state=encoded.last_hidden_state,
-            pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state),
-            hidden_states=encoded.hidden_states if output_hidden_states else None,
-            attentions=encoded.attentions if output_attentions else None,
+        done = self.encoder(
+            hidden,
+            mask=mask,
+            head_mask=given.head_mask,
+            encoded=given.encoder_hidden_states,
+            encoder_mask=given.encoder_mask,
+            past=past,
+            rngs=rngs,
         )
+        last = done.last_hidden_state
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last),
+            **asked(done, config, output_hidden_states, output_attentions),
+        )
+
+
+class BertWithHead(BertPreTrainedModel):
+    """A `BertModel` under the name `bert`, and a head.
+
+    Args:
+        config: the shape and settings.
+        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
+        dtype: what to compute in; None for the parameters' own dtype.
+        param_dtype: what to store parameters in.
+    """
+
+    pooled: bool
+
+    def __init__(
+        self,
+        config: BertConfig,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.bert = BertModel(config, add_pooling_layer=self.pooled, **options)
+        self._add_head(config, **options)
+
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        raise TypeError(f"{type(self).__name__} has no head; use one of the BertFor… classes")
+
+    def _add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
+        rate = config.classifier_dropout
+        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        stddev = config.initializer_range
+        self.classifier = Linear(config.hidden_size, outputs, stddev=stddev, **options)

@@ -18,8 +18,6 @@ class BertConfig(Config):
         "position_embedding_type": ("absolute", None),
         "pruned_heads": ({}, None),
         "quantization_config": (None,),
-        "is_decoder": (False, None),
-        "add_cross_attention": (False, None),
     }
 
     vocab_size: int = size(30522)
@@ -38,6 +36,8 @@ class BertConfig(Config):
     pad_token_id: int | None = ruled(
         0, "a whole number or null", lambda v: v is None or type(v) is int
     )
+    is_decoder: bool = switch(False)
+    add_cross_attention: bool = switch(False)
     tie_word_embeddings: bool = switch(True)
 
     def __post_init__(self):
@@ -47,6 +47,8 @@ class BertConfig(Config):
                 f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size}), "
                 f"found {self.num_attention_heads}"
             )
+        if self.add_cross_attention and not self.is_decoder:
+            raise ConfigError("add_cross_attention: only a decoder has it, and is_decoder is false")
         if self.pad_token_id is not None and not (
             -self.vocab_size <= self.pad_token_id < self.vocab_size
         ):

@@ -1,4 +1,4 @@
-"""BERT with its heads: pre-training, masked words, classification, tagging, answering.
+"""BERT with heads to fine-tune: classification, tagging, answering, choosing.
 
 Devlin et al., arXiv:1810.04805, and transformers' `modeling_bert.py`, whose names these are. Every
 model here is called with `BertModel`'s arguments, by the same names and in the same order.
@@ -6,188 +6,26 @@ model here is called with `BertModel`'s arguments, by the same names and in the 
 
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
-from jax import Array
-from jax.typing import DTypeLike
-from jaxtyping import Float
 
-from minibert.activations import activation
-from minibert.bert import BertModel, BertPreTrainedModel
+from minibert.bert import BertWithHead
 from minibert.bert_config import BertConfig
 from minibert.errors import ConfigError
 from minibert.inputs import joined_choices
-from minibert.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
+from minibert.layers import Linear
 from minibert.outputs import (
-    BertForPreTrainingOutput,
-    MaskedLMOutput,
     MultipleChoiceModelOutput,
-    NextSentencePredictorOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-
-TIED_DECODER = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-
-
-class BertPredictionHeadTransform(Module):
-    """Dense, activation, LayerNorm: what precedes the decoder."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        hidden = config.hidden_size
-        self.dense = Linear(hidden, hidden, stddev=config.initializer_range, **options)
-        self.transform_act_fn = activation(config.hidden_act, **options)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"]
-    ) -> Float[Array, "batch seq hidden"]:
-        """Transforms every position."""
-        return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
-
-
-class BertLMPredictionHead(Module):
-    """Scores every word of the vocabulary at every position."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        self.transform = BertPredictionHeadTransform(config, **options)
-        self.decoder = TiedLinear(
-            config.hidden_size,
-            config.vocab_size,
-            tied=config.tie_word_embeddings and options["rngs"] is not None,
-            stddev=config.initializer_range,
-            **options,
-        )
-        key = (options["rngs"] or SHAPES_ONLY).params()
-        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
-
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
-        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
-        return self.decoder(self.transform(hidden), table, self.bias[...])
-
-
-class BertOnlyMLMHead(Module):
-    """The head of a masked language model."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        self.predictions = BertLMPredictionHead(config, **options)
-
-
-class BertOnlyNSPHead(Module):
-    """The head that tells whether the second sentence follows the first."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        stddev = config.initializer_range
-        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
-
-
-class BertPreTrainingHeads(Module):
-    """Both heads of BERT's pre-training."""
-
-    def __init__(self, config: BertConfig, **options: Any):
-        stddev = config.initializer_range
-        self.predictions = BertLMPredictionHead(config, **options)
-        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
-
-
-class _BertWithHead(BertPreTrainedModel):
-    """A `BertModel` under the name `bert`, and a head.
-
-    Args:
-        config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
-    """
-
-    pooled: bool
-
-    def __init__(
-        self,
-        config: BertConfig,
-        *,
-        rngs: nnx.Rngs | None,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-    ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.bert = BertModel(config, add_pooling_layer=self.pooled, **options)
-        self._add_head(config, **options)
-
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        raise TypeError(f"{type(self).__name__} has no head; use one of the BertFor… classes")
-
-    def _add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
-        rate = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        stddev = config.initializer_range
-        self.classifier = Linear(config.hidden_size, outputs, stddev=stddev, **options)
 
 
 def _rest(outputs: Any) -> dict[str, Any]:
     return {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
 
 
-class BertForPreTraining(_BertWithHead):
-    """BERT as it was pre-trained: masked words and next sentence."""
-
-    pooled = True
-    tied = TIED_DECODER
-
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self.cls = BertPreTrainingHeads(config, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
-        """Takes `BertModel`'s arguments; index 0 of the second output means "it follows"."""
-        outputs = self.bert(*args, **kwargs)
-        table = self.bert.embeddings.word_embeddings.embedding[...]
-        return BertForPreTrainingOutput(
-            prediction_logits=self.cls.predictions(outputs.last_hidden_state, table),
-            seq_relationship_logits=self.cls.seq_relationship(outputs["pooler_output"]),
-            **_rest(outputs),
-        )
-
-
-class BertForMaskedLM(_BertWithHead):
-    """BERT with its masked-word head."""
-
-    pooled = False
-    tied = TIED_DECODER
-
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self.cls = BertOnlyMLMHead(config, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
-        """Takes `BertModel`'s arguments; returns a score for every word at every position."""
-        outputs = self.bert(*args, **kwargs)
-        table = self.bert.embeddings.word_embeddings.embedding[...]
-        logits = self.cls.predictions(outputs.last_hidden_state, table)
-        return MaskedLMOutput(logits=logits, **_rest(outputs))
-
-
-class BertForNextSentencePrediction(_BertWithHead):
-    """BERT with its next-sentence head."""
-
-    pooled = True
-
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self.cls = BertOnlyNSPHead(config, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
-        """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
-        outputs = self.bert(*args, **kwargs)
-        logits = self.cls.seq_relationship(outputs["pooler_output"])
-        return NextSentencePredictorOutput(logits=logits, **_rest(outputs))
-
-
-class BertForSequenceClassification(_BertWithHead):
+class BertForSequenceClassification(BertWithHead):
     """BERT with a classifier over the pooled first token."""
 
     pooled = True
@@ -204,7 +42,7 @@ class BertForSequenceClassification(_BertWithHead):
         return SequenceClassifierOutput(logits=logits, **_rest(outputs))
 
 
-class BertForMultipleChoice(_BertWithHead):
+class BertForMultipleChoice(BertWithHead):
     """BERT with a score for each of several continuations."""
 
     pooled = True
@@ -248,7 +86,7 @@ class BertForMultipleChoice(_BertWithHead):
         return MultipleChoiceModelOutput(logits=logits.reshape(lead), **_rest(outputs))
 
 
-class BertForTokenClassification(_BertWithHead):
+class BertForTokenClassification(BertWithHead):
     """BERT with a classifier at every position."""
 
     pooled = False
@@ -265,7 +103,7 @@ class BertForTokenClassification(_BertWithHead):
         return TokenClassifierOutput(logits=logits, **_rest(outputs))
 
 
-class BertForQuestionAnswering(_BertWithHead):
+class BertForQuestionAnswering(BertWithHead):
     """BERT with a start and an end score at every position."""
 
     pooled = False

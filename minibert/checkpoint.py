@@ -5,9 +5,12 @@ module that owns it:
 
     owner          leaf         tensor     transform
     nnx.Linear     kernel       weight     transpose
+    Conv1D         kernel       weight     none
     nnx.Embed      embedding    weight     none
     nnx.LayerNorm  scale        weight     none
     anything else  (any)        the same   none
+
+The old Flax classes had it the other way round: there a `Linear` is not transposed, a `Conv1D` is.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minibert.layers import children
+from minibert.layers import Conv1D, children
 from minibert.tensor_files import TensorSource
 
 
@@ -34,30 +37,30 @@ class Leaf:
         path: the leaf's own path, with the trunk's prefix.
         owner: the module that holds it.
         attribute: its name there.
-        transposed: whether the tensor is the array transposed.
+        transposed: the layout (see `TensorSource`) in which the tensor is the array transposed; ""
+            when there is none.
     """
 
     name: str
     path: str
     owner: Any
     attribute: str
-    transposed: bool
+    transposed: str
 
     @property
     def variable(self) -> Any:
         """The `nnx.Variable`."""
         return getattr(self.owner, self.attribute)
 
-    @property
-    def file_shape(self) -> tuple[int, ...]:
-        """The shape of the tensor on disk."""
+    def shape_in(self, layout: str) -> tuple[int, ...]:
+        """The shape of the tensor in a file of that layout."""
         shape = self.variable.shape
-        return shape[::-1] if self.transposed else shape
+        return shape[::-1] if self.transposed == layout else shape
 
     def to_file(self) -> np.ndarray:
-        """The tensor to write: the leaf on the host, in the file's layout."""
+        """The tensor to write: the leaf on the host, as PyTorch keeps it."""
         array = np.asarray(self.variable[...])
-        return np.ascontiguousarray(array.T if self.transposed else array)
+        return np.ascontiguousarray(array.T if self.transposed == "torch" else array)
 
 
 def leaves(model: Any) -> Iterator[Leaf]:
@@ -70,10 +73,12 @@ def _leaves(module: Any, prefix: str) -> Iterator[Leaf]:
         if not isinstance(child, nnx.Variable):
             yield from _leaves(child, f"{prefix}{key}.")
             continue
-        tensor, transposed = key, False
+        tensor, transposed = key, ""
         match module, key:
+            case Conv1D(), "kernel":
+                tensor, transposed = "weight", "flax"
             case nnx.Linear(), "kernel":
-                tensor, transposed = "weight", True
+                tensor, transposed = "weight", "torch"
             case (nnx.Embed(), "embedding") | (nnx.LayerNorm(), "scale"):
                 tensor = "weight"
         yield Leaf(f"{prefix}{tensor}", f"{prefix}{key}", module, key, transposed)

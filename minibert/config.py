@@ -9,6 +9,8 @@ loading info). What is kept is written back by `save_pretrained`.
 """
 
 import dataclasses
+import functools
+import operator
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -119,6 +121,20 @@ def one_of(default: str | None, choices: tuple[str, ...], optional: bool = False
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
+def aliased(cls: type[AnyConfig]) -> type[AnyConfig]:
+    """Lets a config class be built with, and read by, its `aliases` too."""
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def init(self: Any, **given: Any) -> None:
+        build(self, **cls._canonical(given))
+
+    cls.__init__ = init
+    for alias, name in cls.aliases.items():
+        setattr(cls, alias, property(operator.attrgetter(name), doc=f"Another name of `{name}`."))
+    return cls
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """What every model's config has, and the reading and writing of it.
@@ -132,10 +148,13 @@ class Config:
         output_attentions: whether a call returns attention weights when it is not told.
         extra: the other fields of the file, kept for `save_pretrained`. It takes no part in
             equality, so that two checkpoints of one architecture have equal tree definitions.
+        generation: the contents of generation_config.json, or None; kept likewise.
+        aliases: other names of fields, by which they can be given and read too.
     """
 
     model_type: ClassVar[str]
     refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     num_labels: int = derived()
     id2label: Mapping[int, str] = derived()
@@ -145,6 +164,9 @@ class Config:
     output_attentions: bool = switch(False)
     extra: Mapping[str, Any] = dataclasses.field(
         default_factory=FrozenDict, compare=False, repr=False
+    )
+    generation: Mapping[str, Any] | None = dataclasses.field(
+        default=None, compare=False, repr=False
     )
 
     def __post_init__(self):
@@ -170,8 +192,27 @@ class Config:
         elif not isinstance(label2id, Mapping) or not all(map(_is_int, label2id.values())):
             raise ConfigError(f"label2id: expected name → index, found {shown(label2id)}")
         labels = {"id2label": FrozenDict(id2label), "label2id": FrozenDict(label2id)}
-        extra = freeze(dict(values.get("extra", {})))
-        return values | labels | {"num_labels": len(id2label), "extra": extra}
+        kept = {"extra": freeze(dict(values.get("extra", {})))}
+        if (generation := values.get("generation")) is not None:
+            kept["generation"] = freeze(dict(generation))
+        return values | labels | {"num_labels": len(id2label)} | kept
+
+    @classmethod
+    def name_of(cls, field: str) -> str:
+        """The name under which this class keeps what others may call otherwise."""
+        return cls.aliases.get(field, field)
+
+    @classmethod
+    def _canonical(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields given, by their proper names."""
+        found = {name: value for name, value in given.items() if name not in cls.aliases}
+        for alias in cls.aliases.keys() & given.keys():
+            name = cls.aliases[alias]
+            if name in found and found[name] != given[alias]:
+                one, other = shown(found[name]), shown(given[alias])
+                raise ConfigError(f"{name}: {one}, but {alias}, its other name: {other}")
+            found[name] = given[alias]
+        return found
 
     def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
         """A copy with some fields changed; new labels replace the old in both directions."""
@@ -179,11 +220,13 @@ class Config:
         if "id2label" in changes or "num_labels" in changes:
             for name in ("num_labels", "id2label", "label2id"):
                 del fields[name]
-        return type(self)(**fields | changes)
+        return type(self)(**fields | self._canonical(changes))
 
     @classmethod
-    def from_dict(cls: type[AnyConfig], data: Any, where: str = "config") -> AnyConfig:
-        """Builds a config from the contents of a config.json.
+    def from_dict(
+        cls: type[AnyConfig], data: Any, where: str = "config", generation: Any = None
+    ) -> AnyConfig:
+        """Builds a config from the contents of a config.json (and of a generation_config.json).
 
         Raises:
             ConfigError: a field holds an impossible value.
@@ -200,11 +243,12 @@ class Config:
                     f"{where}: {name}: {shown(data[name])} is not implemented "
                     f"(only {neutral[0]!r}, which changes nothing)"
                 )
-        ours = {field.name for field in dataclasses.fields(cls)} - {"extra"}
-        extra = {name: value for name, value in data.items() if name not in ours}
+        ours = {field.name for field in dataclasses.fields(cls)} - {"extra", "generation"}
         try:
+            data = cls._canonical(data)
+            extra = {name: value for name, value in data.items() if name not in ours}
             given = {name: data[name] for name in ours & data.keys()}
-            return cls(**cls._checked(given | {"extra": extra}))
+            return cls(**cls._checked(given | {"extra": extra, "generation": generation}))
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 
@@ -221,6 +265,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json, `extra` included; default labels are left out."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["generation"]
         data = {**unfreeze(fields.pop("extra")), **fields, "model_type": self.model_type}
         del data["num_labels"]
         data["id2label"] = {str(index): name for index, name in self.id2label.items()}

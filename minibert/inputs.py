@@ -7,97 +7,187 @@ that slips through turns into NaN in `layers.Embed`.
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from minibert.attention import attention_mask_to_bool
+from minibert.cache import KVCache
+from minibert.checks import as_array, concrete, floats, indices, lengths, shaped, zeros_and_ones
 from minibert.errors import InputError, shown
 
 
-class EncoderInputs(NamedTuple):
-    """The arguments of an encoder's call, checked.
+class ModelInputs(NamedTuple):
+    """The arguments of a model's call, checked.
 
     Attributes:
         input_ids: `(batch, seq)` integers, or None.
         inputs_embeds: `(batch, seq, hidden)` floats, or None.
         token_type_ids: `(batch or 1, seq)` integers, or None.
-        position_ids: `(batch or 1, seq)` integers, or None.
+        position_ids: `(batch or 1, seq)` integers.
         mask: `(batch, 1, seq or 1, seq)` booleans, True where a query may look at a key; or None.
         head_mask: `(layers, heads)` floats, or None.
+        encoder_hidden_states: `(batch, encoder_seq, hidden)` floats, or None.
+        encoder_mask: `(batch, 1, 1, encoder_seq)` booleans, or None.
+        past: the cache given, or None.
+        batch, seq: the sizes.
     """
 
     input_ids: Any
     inputs_embeds: Any
     token_type_ids: Array | None
-    position_ids: Array | None
+    position_ids: Array
     mask: Array | None
     head_mask: Array | None
+    encoder_hidden_states: Array | None
+    encoder_mask: Array | None
+    past: KVCache | None
+    batch: int
+    seq: int
 
 
-def encoder_inputs(
+def model_inputs(
     config: Any,
     *,
+    segments: str,
+    decoder: bool,
     input_ids: Any,
     inputs_embeds: Any,
     attention_mask: Any,
     token_type_ids: Any,
     position_ids: Any,
     head_mask: Any,
-) -> EncoderInputs:
-    """Checks an encoder's arguments against its config; `BertModel.__call__` says what they are.
+    encoder_hidden_states: Any,
+    encoder_attention_mask: Any,
+    past_key_values: Any,
+) -> ModelInputs:
+    """Checks a call's arguments against the config; the models' calls say what they are.
+
+    Args:
+        config: the model's config.
+        segments: the config's field that says how many segments there are.
+        decoder: whether the model is one, and may be given a cache.
 
     Raises:
         InputError: an argument is of the wrong shape or type, out of range or contradictory.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError("input_ids, inputs_embeds: give exactly one of the two")
+    longest, limit_name = config.max_position_embeddings, config.name_of("max_position_embeddings")
     if input_ids is not None:
-        input_ids = _indices("input_ids", input_ids, config.vocab_size, "vocab_size")
-        batch, seq = _lengths("input_ids", input_ids, (), config.max_position_embeddings)
+        input_ids = indices("input_ids", input_ids, config.vocab_size, "vocab_size")
+        batch, seq = lengths("input_ids", input_ids, (), longest, limit_name)
     else:
-        inputs_embeds = _floats("inputs_embeds", inputs_embeds)
-        batch, seq = _lengths(
-            "inputs_embeds", inputs_embeds, (config.hidden_size,), config.max_position_embeddings
+        inputs_embeds = floats("inputs_embeds", inputs_embeds)
+        batch, seq = lengths(
+            "inputs_embeds", inputs_embeds, (config.hidden_size,), longest, limit_name
         )
     rows: list[tuple[int, ...]] = [(batch, seq), (1, seq)]
+    past = _cache(config, past_key_values, batch, seq, decoder)
     if token_type_ids is not None:
-        limit = config.type_vocab_size
-        token_type_ids = _indices("token_type_ids", token_type_ids, limit, "type_vocab_size")
-        _shaped("token_type_ids", token_type_ids, rows)
+        limit = getattr(config, segments)
+        token_type_ids = indices("token_type_ids", token_type_ids, limit, segments)
+        shaped("token_type_ids", token_type_ids, rows)
     if position_ids is not None:
-        limit = config.max_position_embeddings
-        position_ids = _indices("position_ids", position_ids, limit, "max_position_embeddings")
-        _shaped("position_ids", position_ids, rows)
+        position_ids = indices("position_ids", position_ids, longest, limit_name)
+        shaped("position_ids", position_ids, rows)
+    else:
+        start = 0 if past is None else past.index
+        if past is not None and (end := concrete(past.index) + seq) > longest:
+            raise InputError(
+                f"past_key_values: {end - seq} tokens and {seq} more; expected at most {longest} "
+                f"({limit_name})"
+            )
+        position_ids = (start + jnp.arange(seq))[None]
     if attention_mask is not None:
-        attention_mask = _mask("attention_mask", attention_mask)
-        _shaped("attention_mask", attention_mask, [(batch, seq), (batch, seq, seq)])
+        shapes: list[tuple[int, ...]] = [(batch, seq)]
+        if past is None:
+            shapes.append((batch, seq, seq))
+        attention_mask = shaped(
+            "attention_mask", zeros_and_ones("attention_mask", attention_mask), shapes
+        )
         attention_mask = attention_mask_to_bool(attention_mask)
     if head_mask is not None:
         heads = (config.num_attention_heads,)
         layers_heads = (config.num_hidden_layers, *heads)
-        head_mask = _shaped("head_mask", _floats("head_mask", head_mask), [heads, layers_heads])
+        head_mask = shaped("head_mask", floats("head_mask", head_mask), [heads, layers_heads])
         head_mask = jnp.broadcast_to(head_mask, layers_heads)
-    return EncoderInputs(
+    encoder, encoder_mask = _encoder(config, encoder_hidden_states, encoder_attention_mask, batch)
+    return ModelInputs(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
         token_type_ids=token_type_ids,
         position_ids=position_ids,
         mask=attention_mask,
         head_mask=head_mask,
+        encoder_hidden_states=encoder,
+        encoder_mask=encoder_mask,
+        past=past,
+        batch=batch,
+        seq=seq,
     )
 
 
-def joined_choices(**arrays: Any) -> tuple[tuple[int, int], dict[str, Any]]:
+def _cache(config: Any, past: Any, batch: int, seq: int, decoder: bool) -> KVCache | None:
+    if past is None:
+        return None
+    if not decoder:
+        raise InputError("past_key_values: only a decoder has a past, and config.is_decoder is off")
+    if not isinstance(past, KVCache):
+        found = shown(type(past).__name__)
+        raise InputError(f"past_key_values: expected a KVCache (model.init_cache), found {found}")
+    heads = config.num_attention_heads
+    shape = (batch, heads, past.length, config.hidden_size // heads)
+    layers = config.num_hidden_layers
+    if len(past.keys) != layers or past.keys[0].shape != shape:
+        raise InputError(
+            f"past_key_values: expected {layers} layers of shape {shape}, found {len(past.keys)} "
+            f"of {past.keys[0].shape}"
+        )
+    written = concrete(past.index)
+    if written + seq > past.length:
+        raise InputError(
+            f"past_key_values: room for {past.length} tokens, {written} taken; expected at most "
+            f"{past.length - written} more, found {seq}"
+        )
+    return past
+
+
+def _encoder(config: Any, states: Any, mask: Any, batch: int) -> tuple[Array | None, Array | None]:
+    if states is None:
+        if mask is not None:
+            raise InputError("encoder_attention_mask: given without encoder_hidden_states")
+        return None, None
+    if not config.add_cross_attention:
+        raise InputError(
+            "encoder_hidden_states: the model has no cross-attention (config.add_cross_attention)"
+        )
+    states = floats("encoder_hidden_states", states)
+    hidden = config.hidden_size
+    if states.ndim != 3 or (states.shape[0], states.shape[2]) != (batch, hidden):
+        raise InputError(
+            f"encoder_hidden_states: expected shape ({batch}, encoder_seq, {hidden}), found "
+            f"{states.shape}"
+        )
+    if not states.shape[1]:
+        raise InputError("encoder_hidden_states: 0 positions; expected at least 1")
+    if mask is not None:
+        mask = zeros_and_ones("encoder_attention_mask", mask)
+        shaped("encoder_attention_mask", mask, [states.shape[:2]])
+        mask = attention_mask_to_bool(mask)
+    return states, mask
+
+
+def joined_choices(
+    *, optional: bool = False, **arrays: Any
+) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Joins the batch and choices axes of the arguments of a multiple-choice model.
 
     Args:
+        optional: whether there may be no axis of choices; then nothing is joined.
         arrays: the arguments that have both axes, by name; None for those not given.
 
     Returns:
-        `(batch, choices)`, and the arguments with the two axes made one.
+        `(batch, choices)`, or `(batch,)`; and the arguments with the two axes made one.
 
     Raises:
         InputError: an argument is too short of axes, or does not agree with the others.
@@ -105,13 +195,15 @@ def joined_choices(**arrays: Any) -> tuple[tuple[int, int], dict[str, Any]]:
     name = "inputs_embeds" if arrays["input_ids"] is None else "input_ids"
     if arrays[name] is None:
         raise InputError("input_ids, inputs_embeds: give exactly one of the two")
-    words = _as_array(name, arrays[name])
+    words = as_array(name, arrays[name])
+    if optional and words.ndim == (2 if name == "input_ids" else 3):
+        return words.shape[:1], arrays
     if words.ndim < 3:
         raise InputError(f"{name}: expected shape (batch, choices, seq, …), found {words.shape}")
     lead, joined = words.shape[:2], dict(arrays)
     for name, value in arrays.items():
         if value is not None:
-            array = _as_array(name, value)
+            array = as_array(name, value)
             if array.ndim < 3 or array.shape[:2] != lead:
                 raise InputError(
                     f"{name}: expected {lead[0]} rows of {lead[1]} choices first, as the words "
@@ -121,72 +213,25 @@ def joined_choices(**arrays: Any) -> tuple[tuple[int, int], dict[str, Any]]:
     return lead, joined
 
 
-def _indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
-    ids = _as_array(name, ids)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise InputError(f"{name}: expected integers, found {ids.dtype}")
-    for value in _extremes(ids):
-        if not 0 <= int(value) < limit:
-            raise InputError(
-                f"{name}: {value} is out of range; expected 0 to {limit - 1} ({limit_name} {limit})"
-            )
-    return jnp.asarray(ids)
+def choice_indices(mc_token_ids: Any, lead: tuple[int, ...], seq: int) -> Array | None:
+    """Checks which token stands for each choice: integers of shape `lead`, below `seq`.
+
+    Raises:
+        InputError: they are not.
+    """
+    if mc_token_ids is None:
+        return None
+    return shaped("mc_token_ids", indices("mc_token_ids", mc_token_ids, seq, "seq"), [lead])
 
 
-def _mask(name: str, mask: Any) -> Array:
-    mask = _as_array(name, mask)
-    if not (jnp.issubdtype(mask.dtype, jnp.integer) or mask.dtype == bool):
+def kept_positions(hidden: Array, logits_to_keep: Any) -> Array:
+    """The last `logits_to_keep` positions of `(batch, seq, hidden)`; all of them for 0.
+
+    Raises:
+        InputError: it is not a number of positions.
+    """
+    if type(logits_to_keep) is not int or logits_to_keep < 0:
         raise InputError(
-            f"{name}: expected integers or booleans, 1 to keep and 0 to mask; found {mask.dtype}"
+            f"logits_to_keep: expected a whole number, 0 for all, found {shown(logits_to_keep)}"
         )
-    for value in _extremes(mask):
-        if value not in (0, 1):
-            raise InputError(f"{name}: expected only 0 and 1, found {value}")
-    return jnp.asarray(mask)
-
-
-def _floats(name: str, values: Any) -> Array:
-    values = _as_array(name, values)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise InputError(f"{name}: expected floating-point numbers, found {values.dtype}")
-    return jnp.asarray(values)
-
-
-def _lengths(name: str, array: Array, tail: tuple[int, ...], longest: int) -> tuple[int, int]:
-    if array.ndim != 2 + len(tail) or array.shape[2:] != tail:
-        expected = ", ".join(["batch", "seq", *map(str, tail)])
-        raise InputError(f"{name}: expected shape ({expected}), found {array.shape}")
-    batch, seq = array.shape[:2]
-    if not 1 <= seq <= longest:
-        raise InputError(
-            f"{name}: {seq} positions; expected 1 to {longest} (max_position_embeddings)"
-        )
-    return batch, seq
-
-
-def _shaped(name: str, array: Array, shapes: list[tuple[int, ...]]) -> Array:
-    if array.shape not in shapes:
-        expected = " or ".join(map(str, dict.fromkeys(shapes)))
-        raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
-    return array
-
-
-def _extremes(array: Any) -> tuple[Any, ...]:
-    if isinstance(array, jax.core.Tracer) or not array.size or array.dtype == bool:
-        return ()
-    values = np.asarray(array)
-    return values.min(), values.max()
-
-
-def _as_array(name: str, value: Any) -> Any:
-    if isinstance(value, jax.Array):
-        return value
-    found = type(value).__name__
-    try:
-        array = np.asarray(value)
-    except Exception as reason:  # whatever the object's own conversion raises
-        why = shown(str(reason))
-        raise InputError(f"{name}: expected an array, found {found} ({why})") from None
-    if array.dtype.kind not in "biufV":  # V: bfloat16 and its like
-        raise InputError(f"{name}: expected an array of numbers, found {found} of {array.dtype}")
-    return array
+    return hidden[:, -logits_to_keep:]

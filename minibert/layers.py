@@ -178,6 +178,7 @@ class Linear(nnx.Linear):
         out_features: int,
         *,
         stddev: float,
+        use_bias: bool = True,
         rngs: nnx.Rngs | None,
         dtype: DTypeLike | None,
         param_dtype: DTypeLike,
@@ -185,6 +186,7 @@ class Linear(nnx.Linear):
         super().__init__(
             in_features,
             out_features,
+            use_bias=use_bias,
             kernel_init=normal(stddev),
             bias_init=constant(0.0),
             rngs=rngs or SHAPES_ONLY,
@@ -196,13 +198,14 @@ class Linear(nnx.Linear):
         self, inputs: Float[Array, "*batch features"], out_sharding: Any = None
     ) -> Float[Array, "*batch outputs"]:
         """Multiplies with the kernel and adds the bias."""
-        return self.project(inputs, self.kernel[...], self.bias[...], out_sharding)
+        bias = None if self.bias is None else self.bias[...]
+        return self.project(inputs, self.kernel[...], bias, out_sharding)
 
     def project(
         self,
         inputs: Float[Array, "*batch features"],
         kernel: Float[Array, "features outputs"],
-        bias: Float[Array, " outputs"],
+        bias: Float[Array, " outputs"] | None,
         out_sharding: Any = None,
     ) -> Float[Array, "*batch outputs"]:
         """Multiplies with any kernel and adds any bias, in this layer's dtype."""
@@ -216,7 +219,13 @@ class Linear(nnx.Linear):
             preferred_element_type=wide,
             out_sharding=out_sharding,
         )
-        return (product + bias.astype(wide)).astype(inputs.dtype)
+        if bias is not None:
+            product = product + bias.astype(wide)
+        return product.astype(inputs.dtype)
+
+
+class Conv1D(Linear):
+    """A linear layer that GPT-2's checkpoints keep as (in, out): a convolution of width 1 once."""
 
 
 class TiedLinear(Linear):
@@ -232,7 +241,7 @@ class TiedLinear(Linear):
         self,
         inputs: Float[Array, "*batch features"],
         table: Float[Array, "outputs features"],
-        bias: Float[Array, " outputs"],
+        bias: Float[Array, " outputs"] | None = None,
     ) -> Float[Array, "*batch outputs"]:
         """Projects with its own kernel and bias, else with `table` transposed and `bias`."""
         kernel = table.T if self.kernel is None else self.kernel[...]

@@ -69,7 +69,7 @@ class Matching:
                     name = name.removesuffix(old) + new
             if name != raw:
                 self.renamed[raw] = name
-            if self.source.layout == "flax":
+            if self.source.layout != "torch":
                 name = paths.get(name, name)
             if name in found:
                 self.faults.append(f"{shown(raw)} and {shown(found[name])} are both {shown(name)}")
@@ -127,10 +127,10 @@ class Matching:
 
     def _differs_in_labels(self, leaf: Leaf) -> bool:
         """Whether a tensor has another number of labels, its last or first axis, and no more."""
-        flax = self.source.layout == "flax"
         found = self.source.tensors[self.found[leaf.name]].shape
-        shape = leaf.variable.shape[::-1] if flax else leaf.file_shape
-        found = found[::-1] if flax else found
+        shape = leaf.shape_in(self.source.layout)
+        if self.source.layout != "torch":  # there a kernel has its labels last
+            found, shape = found[::-1], shape[::-1]
         labels = (self.model.config.num_labels,)
         return shape[:1] == labels != found[:1] and found[1:] == shape[1:]
 
@@ -138,15 +138,20 @@ class Matching:
         for name in self.expected.keys() - self.found.keys():
             head = self._head(name)
             half = f" (half of the head {head!r})" if head else ""
-            shape = self.expected[name].file_shape
+            shape = self.expected[name].shape_in("torch")
             self.faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
         ours = {self._head(name) for name in self.expected}
+        buffers = {
+            name.replace("#", str(layer)): why
+            for layer in range(self.model.config.num_hidden_layers)
+            for name, why in self.model.buffers.items()
+        }
         self.ignored: dict[str, str] = {}
         self.left: list[str] = []
         for name in self.found.keys() - self.expected.keys():
             head = self._head(name)
-            if name in self.model.buffers:
-                self.ignored[name] = self.model.buffers[name]
+            if name in buffers:
+                self.ignored[name] = buffers[name]
             elif head and head not in ours:
                 self.left.append(name)
             else:
@@ -157,8 +162,7 @@ class Matching:
                 )
         for name in self.matched:
             info, leaf = self.source.tensors[self.found[name]], self.expected[name]
-            flax = self.source.layout == "flax"
-            shape = leaf.variable.shape if flax else leaf.file_shape
+            shape = leaf.shape_in(self.source.layout)
             if info.shape != shape:
                 self.faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
             if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
@@ -230,13 +234,12 @@ class Matching:
         Raises:
             CheckpointMismatchError: a tensor holds NaN or infinity, or does not fit `param_dtype`.
         """
-        torch_layout = self.source.layout == "torch"
+        layout = self.source.layout
 
         def read(name: str) -> np.ndarray | str:
             leaf, raw = self.expected[name], self.found[name]
             dtype = np.dtype(param_dtype or self.source.tensors[raw].dtype)
-            transpose = leaf.transposed and torch_layout
-            array = leaf_array(self.source, raw, dtype, transpose=transpose)
+            array = leaf_array(self.source, raw, dtype, transpose=leaf.transposed == layout)
             norm = isinstance(leaf.owner, nnx.LayerNorm) and leaf.attribute == "scale"
             if norm and isinstance(array, np.ndarray) and not array.any():
                 self.suspicious.append(f"{raw} is zero everywhere")

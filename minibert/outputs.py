@@ -11,6 +11,8 @@ from typing import Any, dataclass_transform
 import jax
 from jax import Array
 
+from minibert.cache import KVCache
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,25 +43,61 @@ class ModelOutput(Mapping[str, Any]):
         return tuple(getattr(self, name) for name in self)
 
 
-class BaseModelOutput(ModelOutput):
-    """The output of a stack of layers.
+class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
+    """The output of a decoder's trunk.
 
     Attributes:
         last_hidden_state: `(batch, seq, hidden)`.
-        hidden_states: the embeddings' output and each layer's, each `(batch, seq, hidden)`.
+        past_key_values: a `KVCache`, if one was given or asked for.
+        hidden_states: the embeddings' output and each layer's, each `(batch, seq, hidden)`; the
+            last one is `last_hidden_state`.
         attentions: each layer's weights, `(batch, heads, queries, keys)`.
+        cross_attentions: each layer's weights over the encoder's states.
     """
 
     last_hidden_state: Array
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+
+
+class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """The output of a BERT; `pooler_output` is `(batch, hidden)`, None without a pooler."""
+
+    last_hidden_state: Array
+    pooler_output: Array | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    past_key_values: KVCache | None = None
+    attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+
+
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """`logits`: a score for every next word at every position, `(batch, seq, vocab)`."""
+
+    logits: Array
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+
+
+class GPT2DoubleHeadsModelOutput(ModelOutput):
+    """`logits` `(batch, choices, seq, vocab)`; `mc_logits` a score a choice, `(batch, choices)`."""
+
+    logits: Array
+    mc_logits: Array
+    past_key_values: KVCache | None = None
     hidden_states: tuple[Array, ...] | None = None
     attentions: tuple[Array, ...] | None = None
 
 
-class BaseModelOutputWithPooling(ModelOutput):
-    """The output of an encoder; `pooler_output` is `(batch, hidden)`, None without a pooler."""
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """`logits`: a score for every label, `(batch, labels)`."""
 
-    last_hidden_state: Array
-    pooler_output: Array | None = None
+    logits: Array
+    past_key_values: KVCache | None = None
     hidden_states: tuple[Array, ...] | None = None
     attentions: tuple[Array, ...] | None = None
 

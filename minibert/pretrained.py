@@ -37,7 +37,7 @@ class PretrainedModel(Module):
         heads: all heads of the family, as prefixes of tensor names.
         optional: rooms of this class that a checkpoint need not have.
         tied: tensors that are copies of another unless the checkpoint says otherwise.
-        buffers: tensors that are never read, each with the reason.
+        buffers: tensors that are never read, each with the reason; `#` is any layer's number.
     """
 
     config_class: ClassVar[type[Config]]

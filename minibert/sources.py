@@ -229,4 +229,4 @@ def _open_orbax(path: str) -> TensorSource:
     except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
         why = shown(str(reason))
         raise WeightsFileError(f"{path}: not an Orbax checkpoint ({why})") from None
-    return ArraySource(flat_arrays(restored, path), path, layout="flax")
+    return ArraySource(flat_arrays(restored, path), path, layout="tree")

@@ -54,8 +54,9 @@ class TensorSource:
     """Named tensors of a checkpoint.
 
     Attributes:
-        layout: "torch" when names and kernels are as PyTorch keeps them, "flax" when they are the
-            paths and kernels of the module tree.
+        layout: "torch" when names and kernels are as PyTorch keeps them, "tree" when they are the
+            paths and kernels of the module tree, "flax" when they are those of the old Flax
+            classes (the same names; a `Conv1D` is the other way round).
         tensors: what there is, by name.
     """
 

@@ -1,0 +1,189 @@
+"""The key-value cache of a decoder: static shapes, so that one compiled step serves every token.
+
+Keys and values of all layers lie in arrays of a fixed length; `index` says how much of it is
+written. What has not been written, and what was padding, is never attended to.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int
+
+from minibert.attention import causal_mask
+
+Projected = Float[Array, "batch heads length head_dim"]
+
+
+class LayerCache(NamedTuple):
+    """What one layer sees of a `KVCache`.
+
+    Attributes:
+        key, value: the projections of earlier tokens, `(batch, heads, length, head_dim)`.
+        index: how many slots of them are written, a scalar.
+        cross_key, cross_value: those of the encoder's states, `(batch, heads, encoder_seq,
+            head_dim)`; None before they are known, or if there is no encoder.
+    """
+
+    key: Array
+    value: Array
+    index: Array
+    cross_key: Array | None = None
+    cross_value: Array | None = None
+
+    def append(self, key: Projected, value: Projected) -> "LayerCache":
+        """Writes new projections behind the old; NaN, if there is no room for all of them."""
+        fits = self.index + key.shape[2] <= self.key.shape[2]
+
+        def written(old: Array, new: Array) -> Array:
+            # dynamic_update_slice would move the start back and overwrite what is there
+            new = jnp.where(fits, new, jnp.nan).astype(old.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(old, new, self.index, axis=2)
+
+        return self._replace(key=written(self.key, key), value=written(self.value, value))
+
+
+class BlockOutput(NamedTuple):
+    """What a block returns.
+
+    Attributes:
+        hidden: the new hidden states, `(batch, seq, hidden)`.
+        weights: the attention weights, `(batch, heads, seq, keys)`.
+        cross_weights: those over the encoder's states; None without an encoder.
+        past: the cache; None without one.
+    """
+
+    hidden: Array
+    weights: Array
+    cross_weights: Array | None
+    past: LayerCache | None
+
+
+def encoder_projections(
+    project: Callable[[Array], tuple[Array, Array]], encoded: Array | None, past: LayerCache | None
+) -> tuple[Array | None, Array | None, LayerCache | None]:
+    """The keys and values of an encoder's states: projected if it is given, else remembered.
+
+    Returns:
+        The keys and values, None without an encoder; and the cache, which now remembers them.
+    """
+    if encoded is None:
+        return (None, None, None) if past is None else (past.cross_key, past.cross_value, past)
+    key, value = project(encoded)
+    if past is not None:
+        past = past._replace(cross_key=key, cross_value=value)
+    return key, value, past
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class KVCache:
+    """What a decoder remembers of the tokens it has seen; a JAX pytree.
+
+    Attributes:
+        keys, values: for each layer `(batch, heads, length, head_dim)`.
+        mask: `(batch, length)`, True where a slot holds a token that is not padding.
+        index: how many slots are written, a scalar; the same for every row.
+        cross_keys, cross_values: the same of the encoder's states; None without an encoder.
+        cross_mask: `(batch, 1, 1, encoder_seq)`, True where the encoder's states are not padding;
+            None if they all are real.
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    mask: Array
+    index: Array
+    cross_keys: tuple[Array, ...] | None = None
+    cross_values: tuple[Array, ...] | None = None
+    cross_mask: Array | None = None
+
+    @classmethod
+    def empty(cls, config: Any, batch: int, length: int, dtype: DTypeLike) -> "KVCache":
+        """A cache for `batch` rows of at most `length` tokens, with nothing written."""
+        heads = config.num_attention_heads
+        shape = (batch, heads, length, config.hidden_size // heads)
+        layers = range(config.num_hidden_layers)
+        return cls(
+            keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
+            values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+            mask=jnp.zeros((batch, length), bool),
+            index=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def batch(self) -> int:
+        """How many rows there are."""
+        return self.mask.shape[0]
+
+    @property
+    def length(self) -> int:
+        """How many tokens there is room for."""
+        return self.mask.shape[1]
+
+    def extended(self, tokens: Bool[Array, "batch seq"]) -> "KVCache":
+        """Marks the next slots as tokens (True) or padding; `with_layers` moves the index."""
+        mask = jax.lax.dynamic_update_slice_in_dim(self.mask, tokens, self.index, axis=1)
+        return dataclasses.replace(self, mask=mask)
+
+    def attention_mask(self, queries: int) -> Bool[Array, "batch 1 queries length"]:
+        """Where the next `queries` tokens may look: at tokens, up to themselves."""
+        return causal_mask(queries, self.length, self.index) & self.mask[:, None, None]
+
+    def layer(self, number: int) -> LayerCache:
+        """What layer `number` sees."""
+        cross = (None, None)
+        if self.cross_keys is not None and self.cross_values is not None:
+            cross = (self.cross_keys[number], self.cross_values[number])
+        return LayerCache(self.keys[number], self.values[number], self.index, *cross)
+
+    def with_layers(
+        self,
+        layers: list[LayerCache],
+        seq: int,
+        cross_mask: Bool[Array, "batch 1 1 encoder_seq"] | None,
+    ) -> "KVCache":
+        """The cache after `seq` tokens went through every layer."""
+        cross_keys = tuple(layer.cross_key for layer in layers if layer.cross_key is not None)
+        cross_values = tuple(layer.cross_value for layer in layers if layer.cross_value is not None)
+        return dataclasses.replace(
+            self,
+            keys=tuple(layer.key for layer in layers),
+            values=tuple(layer.value for layer in layers),
+            index=self.index + seq,
+            cross_keys=cross_keys or None,
+            cross_values=cross_values or None,
+            cross_mask=cross_mask,
+        )
+
+    def rows(self, indices: Int[Array, " rows"]) -> "KVCache":
+        """The rows of those numbers, in that order: how beam search follows its beams."""
+        index, rest = self.index, dataclasses.replace(self, index=None)
+        taken = jax.tree.map(lambda array: array[indices], rest)
+        return dataclasses.replace(taken, index=index)
+
+
+def decoder_mask(
+    batch: int, seq: int, mask: Bool[Array, "batch 1 #seq seq"] | None, past: KVCache | None
+) -> tuple[Bool[Array, "#batch 1 seq keys"], KVCache | None]:
+    """Where a decoder's tokens may look: back, and at no padding.
+
+    Args:
+        batch, seq: how many rows, of how many new tokens.
+        mask: `(batch, 1, 1, seq)`, True at tokens and False at padding; or with a row for each
+            query, `(batch, 1, seq, seq)`, which is then used as it is.
+        past: the cache, if there is one; the keys are then its slots.
+
+    Returns:
+        The mask, and the cache with the new tokens marked.
+    """
+    if past is not None:
+        tokens = jnp.ones((batch, seq), bool) if mask is None else mask[:, 0, 0]
+        past = past.extended(tokens)
+        return past.attention_mask(seq), past
+    if mask is None:
+        return causal_mask(seq, seq), None
+    return mask if mask.shape[2] > 1 else mask & causal_mask(seq, seq), None

@@ -1,0 +1,96 @@
+"""Checks of single arguments: dtype, shape and, where they are concrete, values.
+
+Every one raises an `InputError` that names the argument, what was expected and what was found.
+"""
+
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from minibert.errors import InputError, shown
+
+
+def indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
+    """Integers from 0 to `limit` - 1, by value where they are concrete."""
+    ids = as_array(name, ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"{name}: expected integers, found {ids.dtype}")
+    for value in _extremes(ids):
+        if not 0 <= int(value) < limit:
+            raise InputError(
+                f"{name}: {value} is out of range; expected 0 to {limit - 1} ({limit_name} {limit})"
+            )
+    return jnp.asarray(ids)
+
+
+def zeros_and_ones(name: str, mask: Any) -> Array:
+    """Integers or booleans, 0 and 1 only."""
+    mask = as_array(name, mask)
+    if not (jnp.issubdtype(mask.dtype, jnp.integer) or mask.dtype == bool):
+        raise InputError(
+            f"{name}: expected integers or booleans, 1 to keep and 0 to mask; found {mask.dtype}"
+        )
+    for value in _extremes(mask):
+        if value not in (0, 1):
+            raise InputError(f"{name}: expected only 0 and 1, found {value}")
+    return jnp.asarray(mask)
+
+
+def floats(name: str, values: Any) -> Array:
+    """Floating-point numbers."""
+    values = as_array(name, values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise InputError(f"{name}: expected floating-point numbers, found {values.dtype}")
+    return jnp.asarray(values)
+
+
+def lengths(
+    name: str, array: Array, tail: tuple[int, ...], longest: int, limit_name: str
+) -> tuple[int, int]:
+    """The batch and sequence sizes of an array of shape `(batch, seq, *tail)`."""
+    if array.ndim != 2 + len(tail) or array.shape[2:] != tail:
+        expected = ", ".join(["batch", "seq", *map(str, tail)])
+        raise InputError(f"{name}: expected shape ({expected}), found {array.shape}")
+    batch, seq = array.shape[:2]
+    if not 1 <= seq <= longest:
+        raise InputError(f"{name}: {seq} positions; expected 1 to {longest} ({limit_name})")
+    return batch, seq
+
+
+def shaped(name: str, array: Array, shapes: list[tuple[int, ...]]) -> Array:
+    """The array, if it has one of the shapes."""
+    if array.shape not in shapes:
+        expected = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
+    return array
+
+
+def _extremes(array: Any) -> tuple[Any, ...]:
+    if isinstance(array, jax.core.Tracer) or not array.size or array.dtype == bool:
+        return ()
+    values = np.asarray(array)
+    return values.min(), values.max()
+
+
+def as_array(name: str, value: Any) -> Any:
+    """An array of numbers, of numpy or of JAX: not yet at JAX's width."""
+    if isinstance(value, jax.Array):
+        return value
+    found = type(value).__name__
+    try:
+        array = np.asarray(value)
+    except Exception as reason:  # whatever the object's own conversion raises
+        why = shown(str(reason))
+        raise InputError(f"{name}: expected an array, found {found} ({why})") from None
+    if array.dtype.kind not in "biufV":  # V: bfloat16 and its like
+        raise InputError(f"{name}: expected an array of numbers, found {found} of {array.dtype}")
+    return array
+
+
+def concrete(number: Array) -> int:
+    """The number, or 0 while it is being traced."""
+    return 0 if isinstance(number, jax.core.Tracer) else int(number)

@@ -1,0 +1,120 @@
+"""The shape and settings of a GPT-2, as transformers' `configuration_gpt2.py` has them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from minibert.activations import ACTIVATION_NAMES
+from minibert.config import (
+    Config,
+    aliased,
+    non_negative,
+    one_of,
+    positive,
+    probability,
+    ruled,
+    size,
+    switch,
+)
+from minibert.errors import ConfigError
+
+SUMMARY_TYPES = ("last", "first", "mean", "cls_index")
+
+
+def _optional_size() -> Any:
+    expected = "a whole number of at least 1, or null"
+    return ruled(None, expected, lambda v: v is None or (type(v) is int and 1 <= v < 2**31))
+
+
+@aliased
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT2Config(Config):
+    """The shape and settings of a GPT-2; field names and defaults are Hugging Face's.
+
+    `hidden_size`, `max_position_embeddings`, `num_attention_heads` and `num_hidden_layers` are
+    other names of `n_embd`, `n_positions`, `n_head` and `n_layer`. `classifier_dropout`,
+    `hidden_dropout` and `summary_last_dropout` are not in Hugging Face's class, but its models
+    look for them. `reorder_and_upcast_attn` asks for attention scores in float32, which is how
+    they are always computed here.
+    """
+
+    model_type: ClassVar[str] = "gpt2"
+    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "pruned_heads": ({}, None),
+        "quantization_config": (None,),
+    }
+    aliases: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
+
+    vocab_size: int = size(50257)
+    n_positions: int = size(1024)
+    n_embd: int = size(768)
+    n_layer: int = size(12)
+    n_head: int = size(12)
+    n_inner: int | None = _optional_size()
+    activation_function: str = one_of("gelu_new", ACTIVATION_NAMES)
+    resid_pdrop: float = probability(0.1)
+    embd_pdrop: float = probability(0.1)
+    attn_pdrop: float = probability(0.1)
+    classifier_dropout: float | None = probability(None, optional=True)
+    hidden_dropout: float | None = probability(None, optional=True)
+    layer_norm_epsilon: float = positive(1e-5)
+    initializer_range: float = non_negative(0.02)
+    summary_type: str = one_of("cls_index", SUMMARY_TYPES)
+    summary_use_proj: bool = switch(True)
+    summary_activation: str | None = one_of(None, ACTIVATION_NAMES, optional=True)
+    summary_proj_to_labels: bool = switch(True)
+    summary_first_dropout: float = probability(0.1)
+    summary_last_dropout: float = probability(0.0)
+    scale_attn_weights: bool = switch(True)
+    scale_attn_by_inverse_layer_idx: bool = switch(False)
+    reorder_and_upcast_attn: bool = switch(False)
+    add_cross_attention: bool = switch(False)
+    tie_word_embeddings: bool = switch(True)
+    pad_token_id: int | None = ruled(
+        None, "a whole number or null", lambda v: v is None or type(v) is int
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"n_head: expected a divisor of n_embd ({self.n_embd}), found {self.n_head}"
+            )
+
+    @classmethod
+    def small(cls, **changes: Any) -> "GPT2Config":
+        """GPT-2 small: 12 layers of 768, 124 million parameters."""
+        return cls(**changes)
+
+    @classmethod
+    def medium(cls, **changes: Any) -> "GPT2Config":
+        """GPT-2 medium: 24 layers of 1024, 355 million parameters."""
+        return cls(**{"n_embd": 1024, "n_layer": 24, "n_head": 16} | cls._canonical(changes))
+
+    @classmethod
+    def large(cls, **changes: Any) -> "GPT2Config":
+        """GPT-2 large: 36 layers of 1280, 774 million parameters."""
+        return cls(**{"n_embd": 1280, "n_layer": 36, "n_head": 20} | cls._canonical(changes))
+
+    @classmethod
+    def xl(cls, **changes: Any) -> "GPT2Config":
+        """GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
+        return cls(**{"n_embd": 1600, "n_layer": 48, "n_head": 25} | cls._canonical(changes))
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> "GPT2Config":
+        """Two layers of 24 with every size different: for trying things out."""
+        tiny: dict[str, Any] = {
+            "vocab_size": 97,
+            "n_embd": 24,
+            "n_layer": 2,
+            "n_head": 3,
+            "n_inner": 80,
+            "n_positions": 40,
+        }
+        return cls(**tiny | cls._canonical(changes))

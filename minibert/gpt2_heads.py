@@ -1,0 +1,267 @@
+"""GPT-2 with its heads: next words, classification, tagging, answering, choosing.
+
+Radford et al. (2019), and transformers' `modeling_gpt2.py`, whose names these are. Every model here
+is called with `GPT2Model`'s arguments, by the same names and in the same order.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, Integer
+
+from minibert.activations import activation
+from minibert.errors import InputError
+from minibert.gpt2 import GPT2Model, GPT2PreTrainedModel
+from minibert.gpt2_config import GPT2Config
+from minibert.inputs import choice_indices, joined_choices, kept_positions
+from minibert.layers import Dropout, Linear, Module, TiedLinear
+from minibert.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    GPT2DoubleHeadsModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+
+TIED_HEAD = {"lm_head.weight": "transformer.wte.weight"}
+
+
+class _GPT2WithHead(GPT2PreTrainedModel):
+    """A `GPT2Model` under the name `transformer`, and a head.
+
+    Args:
+        config: the shape and settings.
+        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
+        dtype: what to compute in; None for the parameters' own dtype.
+        param_dtype: what to store parameters in.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.transformer = GPT2Model(config, **options)
+        self._add_head(config, **options)
+
+    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+
+    def _add_lm_head(self, config: GPT2Config, **options: Any) -> None:
+        self.lm_head = TiedLinear(
+            config.n_embd,
+            config.vocab_size,
+            tied=config.tie_word_embeddings and options["rngs"] is not None,
+            use_bias=False,
+            stddev=config.initializer_range,
+            **options,
+        )
+
+    def _next_words(self, hidden: Array) -> Array:
+        return self.lm_head(hidden, self.transformer.wte.embedding[...])
+
+
+def _rest(outputs: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}
+
+
+class GPT2LMHeadModel(_GPT2WithHead):
+    """GPT-2 with a score for every next word."""
+
+    tied = TIED_HEAD
+
+    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+        self._add_lm_head(config, **options)
+
+    def __call__(
+        self, *args: Any, logits_to_keep: int = 0, **kwargs: Any
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes `GPT2Model`'s arguments; returns scores at the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.transformer(*args, **kwargs)
+        hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
+        return CausalLMOutputWithCrossAttentions(
+            logits=self._next_words(hidden),
+            **_rest(outputs, "past_key_values", "cross_attentions"),
+        )
+
+
+class GPT2SequenceSummary(Module):
+    """One vector for a sequence, by the `summary_*` fields of the config."""
+
+    def __init__(self, config: GPT2Config, **options: Any):
+        self.kind = config.summary_type
+        hidden, stddev = config.n_embd, config.initializer_range
+        outputs = 1 if config.summary_proj_to_labels else hidden
+        projected = config.summary_use_proj
+        self.summary = nnx.data(
+            Linear(hidden, outputs, stddev=stddev, **options) if projected else None
+        )
+        name = config.summary_activation
+        self.activation = nnx.data(None if name is None else activation(name, **options))
+        self.first_dropout = Dropout(config.summary_first_dropout)
+        self.last_dropout = Dropout(config.summary_last_dropout)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "*batch seq hidden"],
+        index: Integer[Array, "*batch"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "..."]:
+        """Picks the token at `index` (by default the last), or what `summary_type` says."""
+        match self.kind:
+            case "last":
+                picked = hidden[:, -1]
+            case "first":
+                picked = hidden[:, 0]
+            case "mean":
+                picked = hidden.mean(axis=1)
+            case _ if index is None:
+                picked = hidden[..., -1, :]
+            case _:
+                picked = jnp.take_along_axis(hidden, index[..., None, None], axis=-2)[..., 0, :]
+        picked = self.first_dropout(picked, rngs)
+        if self.summary is not None:
+            picked = self.summary(picked)
+        if self.activation is not None:
+            picked = self.activation(picked)
+        return self.last_dropout(picked, rngs)
+
+
+class GPT2DoubleHeadsModel(_GPT2WithHead):
+    """GPT-2 with a score for every next word, and one for each of several continuations."""
+
+    tied = TIED_HEAD
+
+    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+        self._add_lm_head(config, **options)
+        self.multiple_choice_head = GPT2SequenceSummary(config, **options)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
+        mc_token_ids: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> GPT2DoubleHeadsModelOutput:
+        """Takes `GPT2Model`'s arguments, each array but `head_mask` with an axis of choices or not.
+
+        That axis is the second: `input_ids` is `(batch, choices, seq)`. `mc_token_ids`,
+        `(batch, choices)`, says which token stands for its choice: by default the last. Hidden
+        states and attentions have batch × choices rows. With choices, the `summary_type`s `last`,
+        `first` and `mean` look along them and not along the sequence, as in transformers.
+        """
+        lead, joined = joined_choices(
+            optional=True,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        outputs = self.transformer(
+            past_key_values=past_key_values,
+            head_mask=head_mask,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            rngs=rngs,
+            **joined,
+        )
+        hidden = outputs.last_hidden_state
+        hidden = hidden.reshape(*lead, *hidden.shape[1:])
+        index = choice_indices(mc_token_ids, lead, hidden.shape[-2])
+        scores = self.multiple_choice_head(hidden, index, rngs)
+        return GPT2DoubleHeadsModelOutput(
+            logits=self._next_words(hidden),
+            mc_logits=scores[..., 0] if scores.shape[-1] == 1 else scores,
+            **_rest(outputs, "past_key_values"),
+        )
+
+
+class GPT2ForSequenceClassification(_GPT2WithHead):
+    """GPT-2 with a classifier over the last token that is not padding."""
+
+    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+        stddev = config.initializer_range
+        self.score = Linear(
+            config.n_embd, config.num_labels, use_bias=False, stddev=stddev, **options
+        )
+
+    def __call__(
+        self, input_ids: Any = None, *args: Any, **kwargs: Any
+    ) -> SequenceClassifierOutputWithPast:
+        """Takes `GPT2Model`'s arguments; returns a score for every label.
+
+        Padding is known by `config.pad_token_id`, not by the mask. Of `inputs_embeds` the last
+        position is taken.
+
+        Raises:
+            InputError: several rows, and the config names no padding.
+        """
+        outputs = self.transformer(input_ids, *args, **kwargs)
+        hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
+        if pad is None and hidden.shape[0] > 1:
+            raise InputError(
+                f"input_ids: {hidden.shape[0]} rows, and config.pad_token_id, by which the last "
+                "token of each is found, is null; set it, or give one row"
+            )
+        last = hidden[:, -1]
+        if pad is not None and input_ids is not None:
+            at = jnp.argmax(jnp.arange(hidden.shape[1]) * (jnp.asarray(input_ids) != pad), axis=1)
+            last = jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0]
+        return SequenceClassifierOutputWithPast(
+            logits=self.score(last), **_rest(outputs, "past_key_values")
+        )
+
+
+class GPT2ForTokenClassification(_GPT2WithHead):
+    """GPT-2 with a classifier at every position."""
+
+    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+        rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
+        self.dropout = Dropout(next(rate for rate in rates if rate is not None))
+        stddev = config.initializer_range
+        self.classifier = Linear(config.n_embd, config.num_labels, stddev=stddev, **options)
+
+    def __call__(
+        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
+    ) -> TokenClassifierOutput:
+        """Takes `GPT2Model`'s arguments; returns a score for every label at every position."""
+        outputs = self.transformer(*args, rngs=rngs, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
+        return TokenClassifierOutput(logits=logits, **_rest(outputs))
+
+
+class GPT2ForQuestionAnswering(_GPT2WithHead):
+    """GPT-2 with a start and an end score at every position."""
+
+    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+        self.qa_outputs = Linear(config.n_embd, 2, stddev=config.initializer_range, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
+        """Takes `GPT2Model`'s arguments; returns start and end scores at every position."""
+        outputs = self.transformer(*args, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        return QuestionAnsweringModelOutput(
+            start_logits=logits[..., 0], end_logits=logits[..., 1], **_rest(outputs)
+        )
