@@ -28,10 +28,10 @@ def processors(config: Any, vocab_size: int) -> Processors:
     least = config.min_length if config.min_new_tokens is None else 0
     return Processors(
         sequence_bias=_phrases(config.sequence_bias),
-        encoder_repetition_penalty=_number(config.encoder_repetition_penalty, neutral=1),
-        repetition_penalty=_number(config.repetition_penalty, neutral=1),
-        presence_penalty=_number(config.presence_penalty, neutral=0),
-        frequency_penalty=_number(config.frequency_penalty, neutral=0),
+        encoder_repetition_penalty=_number(config.encoder_repetition_penalty, neutral=1.0),
+        repetition_penalty=_number(config.repetition_penalty, neutral=1.0),
+        presence_penalty=_number(config.presence_penalty, neutral=0.0),
+        frequency_penalty=_number(config.frequency_penalty, neutral=0.0),
         no_repeat_ngram_size=_count(config.no_repeat_ngram_size),
         encoder_no_repeat_ngram_size=_count(config.encoder_no_repeat_ngram_size),
         bad_words_ids=_phrases(_bad_words(config)),
@@ -56,14 +56,14 @@ def sampling(config: Any) -> Sampling:
     rest = 1 - config.top_p  # in double precision, as transformers does
     epsilon, eta = config.epsilon_cutoff % 1, config.eta_cutoff % 1  # 1 cuts nothing off either
     return Sampling(
-        temperature=_number(config.temperature, neutral=1),
+        temperature=_number(config.temperature, neutral=1.0),
         top_h=_number(config.top_h),
         top_k=_count(config.top_k),
-        top_p_rest=_number(rest, neutral=0),
+        top_p_rest=_number(rest, neutral=0.0),
         min_p=_number(config.min_p),
-        typical_p=_number(config.typical_p, neutral=1),
-        epsilon_cutoff=_number(epsilon, neutral=0),
-        eta_cutoff=_number(eta, neutral=0),
+        typical_p=_number(config.typical_p, neutral=1.0),
+        epsilon_cutoff=_number(epsilon, neutral=0.0),
+        eta_cutoff=_number(eta, neutral=0.0),
         min_tokens_to_keep=np.asarray(beams if config.num_beams > 1 else 1, np.int32),
         renormalize=config.renormalize_logits,
     )

@@ -95,18 +95,8 @@ class GenerationConfig:
     )
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = rules.plain(getattr(self, field.name))
-            if field.name == "extra":
-                value = freeze(dict(self.extra))
-            elif value is None:
-                value = field.default
-            elif not field.metadata["rule"](value):
-                expected = field.metadata["expected"]
-                raise ConfigError(f"{field.name}: expected {expected}, found {shown(value)}")
-            else:
-                value = field.metadata["convert"](value)
-            object.__setattr__(self, field.name, value)
+        for name, value in _checked(vars(self)).items():
+            object.__setattr__(self, name, value)
         if not self.use_cache:
             raise UnsupportedConfigError("use_cache: False is not implemented (only True)")
         if found := rules.faults(self):
@@ -128,7 +118,7 @@ class GenerationConfig:
             _refuse(data)
             extra = {name: value for name, value in data.items() if name not in OPTIONS}
             given = {name: value for name, value in data.items() if name in OPTIONS}
-            return cls(**given, extra=extra)
+            return cls(**_checked(given), extra=extra)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 
@@ -170,7 +160,7 @@ class GenerationConfig:
         if "top_k" in given and given["top_k"] is None:
             given["top_k"] = 0  # in a file, null is the default
         try:
-            config = dataclasses.replace(self, **given)
+            config = dataclasses.replace(self, **_checked(given))
         except UnsupportedConfigError:
             raise
         except ConfigError as reason:
@@ -241,6 +231,22 @@ class GenerationConfig:
 
 
 OPTIONS = frozenset(field.name for field in dataclasses.fields(GenerationConfig)) - {"extra"}
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields given, checked and in their final form."""
+    values = {"extra": freeze(dict(given["extra"]))} if "extra" in given else {}
+    for field in dataclasses.fields(GenerationConfig):
+        if field.name not in given or field.name == "extra":
+            continue
+        value = rules.plain(given[field.name])
+        if value is None:
+            value = field.default
+        if not field.metadata["rule"](value):
+            expected = field.metadata["expected"]
+            raise ConfigError(f"{field.name}: expected {expected}, found {shown(value)}")
+        values[field.name] = field.metadata["convert"](value)
+    return values
 
 
 def _refuse(given: Mapping[str, Any]) -> None:

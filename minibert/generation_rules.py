@@ -124,7 +124,7 @@ def count(default: int | None, least: int = 0) -> Any:
 
 def share(default: float | None, positive: bool = False) -> Any:
     """A field that is a probability, or a part of something."""
-    least = SMALLEST if positive else 0
+    least = SMALLEST if positive else 0.0
     expected = "a number above 0, to 1" if positive else "a number from 0 to 1"
     return _field(default, expected, lambda v: is_number(v, least) and v <= 1, float)
 

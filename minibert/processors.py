@@ -211,9 +211,9 @@ def favour_end(numbers: Leaf, scores: Scores, history: History) -> Scores:
     """Makes the end likelier with every token past a number of them."""
     after, logarithm, end = numbers
     past = jnp.asarray(history.step - after, scores.dtype)
-    largest = jnp.finfo(scores.dtype).max  # where the power overflows, 0 must not become NaN
+    largest = jnp.finfo(scores.dtype).max  # with infinities, 0 or softmax would become NaN
     growth = jnp.minimum(jnp.expm1(past * logarithm), largest)
-    favoured = scores + jnp.minimum(jnp.abs(scores) * growth, largest)
+    favoured = jnp.minimum(scores + jnp.abs(scores) * growth, largest)
     return jnp.where(end & (past > 0) & jnp.isfinite(scores), favoured, scores)
 
 
@@ -292,9 +292,9 @@ def _completes(
     return lax.fori_loop(1, jnp.minimum(size, end + 1), narrow, among)
 
 
-def _ban(scores: Scores, tokens: Array) -> Scores:
+def _ban(scores: Scores, tokens: Leaf) -> Scores:
     return jnp.where(tokens, -jnp.inf, scores)
 
 
-def _force(scores: Scores, tokens: Array, where: Array) -> Scores:
+def _force(scores: Scores, tokens: Leaf, where: Array) -> Scores:
     return jnp.where(where, jnp.where(tokens, 0, -jnp.inf), scores)
