@@ -5,6 +5,7 @@ import os
 import resource
 import time
 
+import numpy as np
 import pytest
 from flax import nnx
 from malformed import cases, edit_json, load, refused
@@ -24,10 +25,6 @@ UNSUPPORTED = {
     "relative-positions-query": ({"position_embedding_type": "relative_key_query"}, "_query'"),
     "positions-junk": ({"position_embedding_type": ["absolute"]}, "['absolute']"),
     "positions-long": ({"position_embedding_type": LONG}, "'n\\nn"),
-    "decoder": ({"is_decoder": True}, "True"),
-    "decoder-1": ({"is_decoder": 1}, "1"),
-    "decoder-string": ({"is_decoder": "false"}, "'false'"),
-    "cross-attention": ({"add_cross_attention": True}, "True"),
     "pruned": ({"pruned_heads": {"0": [1]}}, "{'0': [1]}"),
     "quantized": ({"quantization_config": {"bits": 4}}, "{'bits': 4}"),
     "quantized-empty": ({"quantization_config": {}}, "{}"),
@@ -40,6 +37,37 @@ def test_unsupported(change, found, folder):
     edit_json(folder / CONFIG, lambda config: config.update(change))
     said = (str(folder / CONFIG), f"{next(iter(change))}: ", found, "is not implemented")
     refused(UnsupportedConfigError, said, lambda: load(folder))
+
+
+def test_a_decoder_is_honoured(folder):
+    assert not load(folder).config.is_decoder
+    edit_json(folder / CONFIG, lambda config: config.update(is_decoder=True))
+    model = load(folder)
+    ids = [[5, 6, 7, 8]]
+    changed = model([[5, 6, 7, 9]]).last_hidden_state[0, :3]
+    np.testing.assert_array_equal(model(ids).last_hidden_state[0, :3], changed)
+
+
+DECODERS = {
+    "1": ({"is_decoder": 1}, "is_decoder: expected true or false, found 1"),
+    "string": ({"is_decoder": "false"}, "is_decoder: expected true or false, found 'false'"),
+    "crossed-encoder": ({"add_cross_attention": True}, "add_cross_attention: only a decoder has"),
+    "crossed-null": ({"add_cross_attention": None}, "expected true or false, found None"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), cases(DECODERS))
+def test_half_a_decoder(change, said, folder):
+    edit_json(folder / CONFIG, lambda config: config.update(change))
+    refused(ConfigError, (str(folder / CONFIG), said), lambda: load(folder))
+
+
+def test_cross_attention_that_the_file_lacks(folder):
+    change = {"is_decoder": True, "add_cross_attention": True}
+    edit_json(folder / CONFIG, lambda config: config.update(change))
+    error = refused(CheckpointMismatchError, (str(folder),), lambda: load(folder))
+    assert len(error.faults) == 2 * 10
+    assert all("crossattention" in fault for fault in error.faults)
 
 
 NEUTRAL = {

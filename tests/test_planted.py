@@ -12,7 +12,7 @@ from conftest import FLOAT64
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import oracle  # noqa: E402
-from minibert import activations, attention, bert  # noqa: E402
+from minibert import activations, attention, bert_blocks  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def in_attend(change):
         def wrong(query, key, value, **options):
             return change(original, query, key, value, options)
 
-        with swapped(bert, "attend", wrong):
+        with swapped(bert_blocks, "attend", wrong):
             yield
 
     return planted
@@ -139,20 +139,20 @@ MISTAKES = {
         lambda attend, q, k, v, options: attend(q * q.shape[-1] ** 0.5, k, v, **options)
     ),
     "1/sqrt(hidden) for 1/sqrt(d)": in_attend(
-        lambda attend, q, k, v, options: attend(q / q.shape[-2] ** 0.5, k, v, **options)
+        lambda attend, q, k, v, options: attend(q / q.shape[1] ** 0.5, k, v, **options)
     ),
     "mask inverted": in_attend(
         lambda attend, q, k, v, options: attend(q, k, v, **options | {"mask": ~options["mask"]})
     ),
     "heads in the wrong order": in_attend(
         lambda attend, q, k, v, options: (
-            attend(q, k, v, **options)[0][:, :, ::-1],
+            attend(q, k, v, **options)[0][:, ::-1],
             attend(q, k, v, **options)[1],
         )
     ),
     "causal for bidirectional": in_attend(
         lambda attend, q, k, v, options: attend(
-            q, k, v, **options | {"mask": options["mask"] & jnp.tri(q.shape[1], dtype=bool)}
+            q, k, v, **options | {"mask": options["mask"] & jnp.tri(q.shape[2], dtype=bool)}
         )
     ),
 }
