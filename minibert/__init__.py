@@ -16,6 +16,8 @@ from minibert.bert_lm_heads import (
     BertLMHeadModel,
 )
 from minibert.cache import KVCache
+from minibert.generation import generate, stream
+from minibert.generation_config import GenerationConfig
 from minibert.gpt2 import GPT2Model
 from minibert.gpt2_config import GPT2Config
 from minibert.gpt2_heads import (
@@ -47,7 +49,10 @@ __all__ = [
     "GPT2ForTokenClassification",
     "GPT2LMHeadModel",
     "GPT2Model",
+    "GenerationConfig",
     "KVCache",
     "LoadingInfo",
+    "generate",
     "load",
+    "stream",
 ]

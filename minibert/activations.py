@@ -70,7 +70,7 @@ class Activation(Module):
 
     def __init__(self, name: str):
         self.name = name
-        self.summary = name
+        self.printed = name
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
@@ -80,7 +80,7 @@ class Activation(Module):
 class PReLU(Module):
     """`torch.nn.PReLU`: negative values times one learned weight (He et al., arXiv:1502.01852)."""
 
-    summary = "1"
+    printed = "1"
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()
@@ -99,7 +99,7 @@ class Buffer(nnx.Variable):
 class XIELU(Module):
     """transformers' xIELU (Huang, arXiv:2411.13010), with its two parameters and two constants."""
 
-    summary = ""
+    printed = ""
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()

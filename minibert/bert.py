@@ -37,22 +37,6 @@ class BertPreTrainedModel(PretrainedModel):
     }
     config: BertConfig
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
-
-        Keys and values are kept in the dtype the model computes in.
-
-        Raises:
-            InputError: the model is not a decoder.
-        """
-        if not self.config.is_decoder:
-            raise InputError("init_cache: only a decoder has a cache, and config.is_decoder is off")
-        trunk = self if self.is_trunk else getattr(self, self.trunk)
-        words = trunk.embeddings.word_embeddings
-        return KVCache.empty(
-            self.config, batch_size, max_length, words.dtype or words.embedding[...].dtype
-        )
-
 
 class BertModel(BertPreTrainedModel):
     """The bare encoder, with the pooler if its checkpoint has one.
@@ -82,6 +66,20 @@ class BertModel(BertPreTrainedModel):
         self.embeddings = BertEmbeddings(config, **options)
         self.encoder = BertEncoder(config, **options)
         self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
+
+        Keys and values are kept in the dtype the model computes in.
+
+        Raises:
+            InputError: the model is not a decoder.
+        """
+        if not self.config.is_decoder:
+            raise InputError("init_cache: only a decoder has a cache, and config.is_decoder is off")
+        words = self.embeddings.word_embeddings
+        dtype = words.dtype or words.embedding[...].dtype
+        return KVCache.empty(self.config, batch_size, max_length, dtype)
 
     def __call__(
         self,
@@ -194,6 +192,10 @@ class BertWithHead(BertPreTrainedModel):
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         raise TypeError(f"{type(self).__name__} has no head; use one of the BertFor… classes")
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache: see `BertModel.init_cache`."""
+        return self.bert.init_cache(batch_size, max_length)
 
     def _add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
         rate = config.classifier_dropout

@@ -207,7 +207,7 @@ class BertLayer(Module):
         if self.crossattention is not None:
             cross = self.crossattention.self
             key, value, past = encoder_projections(cross.project, encoded, past)
-            if key is not None:
+            if key is not None and value is not None:
                 context, cross_weights = cross(hidden, key, value, encoder_mask, head_mask, rngs)
                 hidden = self.crossattention.output(context, hidden, rngs)
         hidden = self.output(self.intermediate(hidden), hidden, rngs)

@@ -151,6 +151,7 @@ class BertLMHeadModel(BertWithHead):
 
     pooled = False
     tied = TIED_DECODER
+    generates = True
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyMLMHead(config, **options)

@@ -129,7 +129,7 @@ def aliased(cls: type[AnyConfig]) -> type[AnyConfig]:
     def init(self: Any, **given: Any) -> None:
         build(self, **cls._canonical(given))
 
-    cls.__init__ = init
+    setattr(cls, "__init__", init)  # noqa: B010
     for alias, name in cls.aliases.items():
         setattr(cls, alias, property(operator.attrgetter(name), doc=f"Another name of `{name}`."))
     return cls

@@ -40,16 +40,6 @@ class GPT2PreTrainedModel(PretrainedModel):
     }
     config: GPT2Config
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
-
-        Keys and values are kept in the dtype the model computes in.
-        """
-        words = (self if self.is_trunk else getattr(self, self.trunk)).wte
-        return KVCache.empty(
-            self.config, batch_size, max_length, words.dtype or words.embedding[...].dtype
-        )
-
 
 class GPT2Model(GPT2PreTrainedModel):
     """The bare decoder.
@@ -79,6 +69,14 @@ class GPT2Model(GPT2PreTrainedModel):
         self.drop = Dropout(config.embd_pdrop)
         self.h = nnx.List(GPT2Block(config, layer, **options) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
+
+        Keys and values are kept in the dtype the model computes in.
+        """
+        dtype = self.wte.dtype or self.wte.embedding[...].dtype
+        return KVCache.empty(self.config, batch_size, max_length, dtype)
 
     def __call__(
         self,

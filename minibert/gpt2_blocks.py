@@ -152,9 +152,9 @@ class GPT2Block(Module):
         added, weights, past = self.attn(self.ln_1(hidden), mask, head_mask, past, rngs)
         hidden = hidden + added
         cross_weights = None
-        if self.crossattention is not None:
+        if self.crossattention is not None and self.ln_cross_attn is not None:
             key, value, past = encoder_projections(self.crossattention.project, encoded, past)
-            if key is not None:
+            if key is not None and value is not None:
                 added, cross_weights = self.crossattention(
                     self.ln_cross_attn(hidden), key, value, encoder_mask, head_mask, rngs
                 )

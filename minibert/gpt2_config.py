@@ -86,6 +86,11 @@ class GPT2Config(Config):
                 f"n_head: expected a divisor of n_embd ({self.n_embd}), found {self.n_head}"
             )
 
+    @property
+    def is_decoder(self) -> bool:
+        """True: the tokens of a GPT-2 see only those before them."""
+        return True
+
     @classmethod
     def small(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 small: 12 layers of 768, 124 million parameters."""
@@ -94,17 +99,20 @@ class GPT2Config(Config):
     @classmethod
     def medium(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 medium: 24 layers of 1024, 355 million parameters."""
-        return cls(**{"n_embd": 1024, "n_layer": 24, "n_head": 16} | cls._canonical(changes))
+        medium: dict[str, Any] = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
+        return cls(**medium | cls._canonical(changes))
 
     @classmethod
     def large(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 large: 36 layers of 1280, 774 million parameters."""
-        return cls(**{"n_embd": 1280, "n_layer": 36, "n_head": 20} | cls._canonical(changes))
+        large: dict[str, Any] = {"n_embd": 1280, "n_layer": 36, "n_head": 20}
+        return cls(**large | cls._canonical(changes))
 
     @classmethod
     def xl(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
-        return cls(**{"n_embd": 1600, "n_layer": 48, "n_head": 25} | cls._canonical(changes))
+        xl: dict[str, Any] = {"n_embd": 1600, "n_layer": 48, "n_head": 25}
+        return cls(**xl | cls._canonical(changes))
 
     @classmethod
     def tiny(cls, **changes: Any) -> "GPT2Config":

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Integer
 
 from minibert.activations import activation
+from minibert.cache import KVCache
 from minibert.errors import InputError
 from minibert.gpt2 import GPT2Model, GPT2PreTrainedModel
 from minibert.gpt2_config import GPT2Config
@@ -65,6 +66,10 @@ class _GPT2WithHead(GPT2PreTrainedModel):
             **options,
         )
 
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache: see `GPT2Model.init_cache`."""
+        return self.transformer.init_cache(batch_size, max_length)
+
     def _next_words(self, hidden: Array) -> Array:
         return self.lm_head(hidden, self.transformer.wte.embedding[...])
 
@@ -77,6 +82,7 @@ class GPT2LMHeadModel(_GPT2WithHead):
     """GPT-2 with a score for every next word."""
 
     tied = TIED_HEAD
+    generates = True
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
         self._add_lm_head(config, **options)

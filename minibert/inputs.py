@@ -111,7 +111,9 @@ def model_inputs(
         layers_heads = (config.num_hidden_layers, *heads)
         head_mask = shaped("head_mask", floats("head_mask", head_mask), [heads, layers_heads])
         head_mask = jnp.broadcast_to(head_mask, layers_heads)
-    encoder, encoder_mask = _encoder(config, encoder_hidden_states, encoder_attention_mask, batch)
+    encoder, encoder_mask = encoder_inputs(
+        config, encoder_hidden_states, encoder_attention_mask, batch
+    )
     return ModelInputs(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
@@ -152,7 +154,18 @@ def _cache(config: Any, past: Any, batch: int, seq: int, decoder: bool) -> KVCac
     return past
 
 
-def _encoder(config: Any, states: Any, mask: Any, batch: int) -> tuple[Array | None, Array | None]:
+def encoder_inputs(
+    config: Any, states: Any, mask: Any, batch: int
+) -> tuple[Array | None, Array | None]:
+    """Checks an encoder's states, `(batch, encoder_seq, hidden)`, and their padding mask.
+
+    Returns:
+        The states, and the mask as booleans `(batch, 1, 1, encoder_seq)`; None for what is not
+        given.
+
+    Raises:
+        InputError: they are of the wrong shape or type, or the model has no cross-attention.
+    """
     if states is None:
         if mask is not None:
             raise InputError("encoder_attention_mask: given without encoder_hidden_states")

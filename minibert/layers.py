@@ -47,7 +47,7 @@ AnyModule = TypeVar("AnyModule", bound="Module")
 class Module(nnx.Module):
     """An `nnx.Module` that prints as PyTorch's do, and whose `train()` and `eval()` return it."""
 
-    summary: str | None = None  # a leaf module's arguments, on its line of the printed tree
+    printed: str | None = None  # a leaf module's arguments, on its line of the printed tree
 
     def train(self: AnyModule, **attributes: Any) -> AnyModule:
         """Switches dropout on, in place, and returns the module."""
@@ -86,8 +86,8 @@ def _tree_lines(module: Any) -> list[str]:
             return [f"{name}({module.num_embeddings}, {module.features})"]
         case nnx.LayerNorm():
             return [f"{name}({module.num_features}, epsilon={module.epsilon:g})"]
-        case Module() if module.summary is not None:
-            return [f"{name}({module.summary})"]
+        case Module() if module.printed is not None:
+            return [f"{name}({module.printed})"]
         case nnx.Variable():
             return [f"{name}{module.shape}"]
     parts = [(key, _tree_lines(child)) for key, child in children(module)]
@@ -277,7 +277,7 @@ class Dropout(Module):
 
     def __init__(self, rate: float):
         self.rate = rate
-        self.summary = f"{rate:g}"
+        self.printed = f"{rate:g}"
         self.deterministic = False
 
     def __call__(self, x: Array, rngs: nnx.Rngs | None = None) -> Array:

@@ -158,3 +158,26 @@ class QuestionAnsweringModelOutput(ModelOutput):
     end_logits: Array
     hidden_states: tuple[Array, ...] | None = None
     attentions: tuple[Array, ...] | None = None
+
+
+class GenerateOutput(ModelOutput):
+    """Generated texts, on the host.
+
+    Attributes:
+        sequences: `(rows, seq + generated)` ids, prompts included.
+        log_probs: `(rows, generated)`, each token's under the model, before any rule; 0 behind a
+            text's end.
+        sequences_scores: `(rows,)`, of a beam search: log-probability over a power of the length.
+        scores: for every step `(rows, vocab)`: what the token was chosen by. Of a beam search the
+            rows are its beams.
+        logits: for every step `(rows, vocab)`: what the model said.
+        beam_indices: `(rows, generated)`, of a beam search: the row of `scores` in which each
+            token was chosen; −1 behind a text's end.
+    """
+
+    sequences: Any
+    log_probs: Any = None
+    sequences_scores: Any = None
+    scores: tuple[Any, ...] | None = None
+    logits: tuple[Any, ...] | None = None
+    beam_indices: Any = None

@@ -37,6 +37,7 @@ class PretrainedModel(Module):
         heads: all heads of the family, as prefixes of tensor names.
         optional: rooms of this class that a checkpoint need not have.
         tied: tensors that are copies of another unless the checkpoint says otherwise.
+        generates: whether it scores next words, so that `generate` can go by them.
         buffers: tensors that are never read, each with the reason; `#` is any layer's number.
     """
 
@@ -47,6 +48,7 @@ class PretrainedModel(Module):
     heads: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
     tied: ClassVar[Mapping[str, str]] = {}
+    generates: ClassVar[bool] = False
     buffers: ClassVar[Mapping[str, str]]
 
     def __init__(

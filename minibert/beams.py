@@ -1,0 +1,224 @@
+"""Beam search, inside one compiled program.
+
+The search is transformers' `_beam_search`: of all continuations of a prompt's beams the likeliest
+few are looked at; those that end are kept if they beat what is kept, the best of the others go on.
+Scores are log-probabilities divided by a power of the length (Wu et al., arXiv:1609.08144, without
+its constant). The axes:
+
+    batch        prompts
+    beams        texts being written for each, and texts kept for each
+    candidates   continuations looked at for each
+    slots        positions of a text: its prompt, padded on the left, then `steps`
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float32, Int
+
+from minibert.cache import KVCache
+from minibert.decoding import Logits, Plan, Prompt, Records, Rules, prefill, read, slots
+from minibert.processors import History
+from minibert.sampling import draw_distinct
+
+IMPOSSIBLE = -1e9
+
+
+class Texts(NamedTuple):
+    """Some texts for each prompt, the best first.
+
+    Attributes:
+        tokens: `(batch, some, slots)`.
+        scores: `(batch, some)`.
+        came_from: `(batch, some, steps)`, in which row each token was added; −1 where there is
+            none.
+        log_probs: `(batch, some, steps)`, each token's under the model, before any rule.
+    """
+
+    tokens: Array
+    scores: Array
+    came_from: Array
+    log_probs: Array
+
+    def taken(self, indices: Int[Array, "batch some"]) -> "Texts":
+        """The texts of those numbers, in that order."""
+        return Texts(*(_gather(array, indices) for array in self))
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        step: how many tokens the longest search took.
+        kept: the best texts, with scores.
+        records: what is kept of every step.
+    """
+
+    step: Array
+    kept: Texts
+    records: Records
+
+
+class Search(NamedTuple):
+    """Where a search stands.
+
+    Attributes:
+        step: how many tokens have been generated.
+        real: `(rows, slots)`, True at the prompts' words and at every generated slot.
+        running: the beams, with log-probabilities.
+        kept: the best texts that have ended, with scores.
+        ended: `(batch, beams)`, False for a kept text that is only a placeholder.
+        hopeful: `(batch,)`, whether a beam may still beat a kept text.
+        stuck: whether no candidate can go on.
+        cache: what the model has seen: all but the beams' last tokens.
+        records: what is kept of every step.
+    """
+
+    step: Array
+    real: Array
+    running: Texts
+    kept: Texts
+    ended: Array
+    hopeful: Array
+    stuck: Array
+    cache: KVCache
+    records: Records
+
+
+def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Found:
+    """Searches until no better text is to be expected."""
+    logits, cache = prefill(model, prompt, plan)
+    tokens, real = slots(prompt, plan)
+    batch, beams = len(prompt.ids), plan.copies
+    tokens = tokens.at[:, tokens.shape[1] - plan.steps :].set(rules.pad)
+    running = Texts(
+        tokens=tokens.reshape(batch, beams, -1),
+        # all beams are alike at first: only the first is continued
+        scores=jnp.full((batch, beams), IMPOSSIBLE, jnp.float32).at[:, 0].set(0),
+        came_from=jnp.full((batch, beams, plan.steps), -1, jnp.int32),
+        log_probs=jnp.zeros((batch, beams, plan.steps), jnp.float32),
+    )
+    start = Search(
+        step=jnp.zeros((), jnp.int32),
+        real=real,
+        running=running,
+        kept=running._replace(scores=jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)),
+        ended=jnp.zeros((batch, beams), bool),
+        hopeful=jnp.ones(batch, bool),
+        stuck=jnp.zeros((), bool),
+        cache=cache,
+        records=Records.empty(plan, logits),
+    )
+    done = jax.lax.while_loop(
+        lambda state: _unfinished(state, plan),
+        lambda state: _advance(model, state, rules, plan),
+        _extend(start, logits, rules, plan),
+    )
+    return Found(done.step, done.kept, done.records)
+
+
+def _unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
+    full = state.ended.all() if plan.early_stopping is True else jnp.zeros((), bool)
+    return state.hopeful.any() & ~full & ~state.stuck
+
+
+def _advance(model: Any, state: Search, rules: Rules, plan: Plan) -> Search:
+    rows = state.running.tokens.reshape(-1, state.real.shape[1])
+    last = rows[:, rows.shape[1] - plan.steps + state.step - 1]
+    logits, cache = read(model, last, state.cache)
+    return _extend(state._replace(cache=cache), logits, rules, plan)
+
+
+def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
+    """Looks at the likeliest continuations, keeps those that end, goes on with others."""
+    batch, beams = state.running.scores.shape
+    start = state.real.shape[1] - plan.steps
+    tokens = state.running.tokens.reshape(batch * beams, -1)
+    history = History(tokens, state.real, start, state.step, rules.limit)
+    likely = jax.nn.log_softmax(logits)
+    scores = rules.sampling(rules.processors(likely, history))
+    candidates, words = _candidates(state, scores, likely, rules, plan)
+    stops = rules.ends[words] | (state.step + 1 >= rules.limit)
+    among = jax.lax.top_k(candidates.scores + stops * jnp.float32(IMPOSSIBLE), beams)[1]
+    running = candidates.taken(among)
+    running = running._replace(scores=running.scores + _gather(stops, among) * IMPOSSIBLE)
+    kept, ended = _keep(state, candidates, stops, rules, plan)
+    rows = running.came_from[..., state.step].reshape(-1)
+    step = state.step + 1
+    longest = rules.limit if plan.early_stopping == "never" else step
+    best = running.scores[:, :1] / _power(rules, plan, step, longest)
+    worst = jnp.where(ended, kept.scores.min(axis=1, keepdims=True), IMPOSSIBLE)
+    return Search(
+        step=step,
+        real=state.real.at[:, start + state.step].set(True),
+        running=running,
+        kept=kept,
+        ended=ended,
+        hopeful=state.hopeful & (best > worst).any(axis=1),
+        stuck=stops.all(),
+        cache=state.cache.rows(rows),
+        records=state.records.kept(state.step, scores, logits),
+    )
+
+
+def _power(rules: Rules, plan: Plan, step: Array, longest: Array) -> Float32[Array, ""]:
+    """What the best running beam's log-probability may be divided by in the end."""
+    grows = rules.powers[1] < rules.powers[2]  # the length penalty is positive
+    return rules.powers[jnp.where(grows, longest, step)]
+
+
+def _candidates(
+    state: Search, scores: Logits, likely: Logits, rules: Rules, plan: Plan
+) -> tuple[Texts, Int[Array, "batch candidates"]]:
+    """The continuations to look at, with log-probabilities, and the word each of them adds."""
+    batch, beams = state.running.scores.shape
+    vocab = scores.shape[1]
+    totals = scores.reshape(batch, beams, vocab) + state.running.scores[..., None]
+    totals = totals.reshape(batch, beams * vocab)
+    if plan.sampled:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(rules.keys, state.step)
+        found = draw_distinct(totals, keys, plan.candidates)
+    else:
+        found = jax.lax.top_k(totals, plan.candidates)[1]
+    beam, words = found // vocab, found % vocab
+    texts = state.running.taken(beam)
+    slot = texts.tokens.shape[2] - plan.steps + state.step
+    rows = beam + jnp.arange(batch)[:, None] * beams
+    return (
+        Texts(
+            tokens=texts.tokens.at[..., slot].set(words.astype(texts.tokens.dtype)),
+            scores=_gather(totals, found),
+            came_from=texts.came_from.at[..., state.step].set(rows.astype(jnp.int32)),
+            log_probs=texts.log_probs.at[..., state.step].set(likely[rows, words]),
+        ),
+        words,
+    )
+
+
+def _keep(
+    state: Search,
+    candidates: Texts,
+    stops: Bool[Array, "batch candidates"],
+    rules: Rules,
+    plan: Plan,
+) -> tuple[Texts, Bool[Array, "batch beams"]]:
+    """The best of what was kept and of the candidates that end."""
+    beams = state.ended.shape[1]
+    # the other candidates only make sure that enough are left to go on
+    ends = stops & (jnp.arange(stops.shape[1]) < beams)
+    closed = ~state.hopeful
+    if plan.early_stopping is True:
+        closed = closed | state.ended.all(axis=1)
+    scores = candidates.scores / rules.powers[state.step + 1]
+    scores = scores + closed[:, None] * jnp.float32(IMPOSSIBLE)
+    scores = scores + ~ends * jnp.float32(IMPOSSIBLE)
+    pairs = zip(state.kept, candidates._replace(scores=scores), strict=True)
+    both = Texts(*(jnp.concatenate(pair, axis=1) for pair in pairs))
+    best = jax.lax.top_k(both.scores, beams)[1]
+    return both.taken(best), _gather(jnp.concatenate((state.ended, ends), axis=1), best)
+
+
+def _gather(array: Array, indices: Int[Array, "batch some"]) -> Array:
+    return jax.vmap(lambda row, chosen: row[chosen])(array, indices)

@@ -1,0 +1,246 @@
+"""The decoding loop: one token after the other, inside one compiled program.
+
+Everything here is traced. A `Plan` is what is static about a program; `Rules` are the numbers that
+may change from call to call. The axes:
+
+    batch    prompts
+    rows     texts being written: several for each prompt, neighbours in the batch
+    slots    positions of a row: its prompt, padded on the left, then room for what is generated
+    steps    the room for what is generated
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float32, Int
+
+from minibert.cache import KVCache
+from minibert.processors import History, Processors
+from minibert.sampling import Sampling, draw
+
+Logits = Float32[Array, "rows vocab"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is static about a program.
+
+    Attributes:
+        steps: the room for generated tokens.
+        copies: texts written for each prompt (the beams, if it is a beam search).
+        sampled: whether tokens are drawn.
+        scores: whether every step's processed scores are returned.
+        logits: whether every step's logits are returned.
+        candidates: of a beam search: how many continuations of a prompt's beams are looked at;
+            0 if it is not one.
+        early_stopping: of a beam search: True, False or "never".
+    """
+
+    steps: int
+    copies: int = 1
+    sampled: bool = False
+    scores: bool = False
+    logits: bool = False
+    candidates: int = 0
+    early_stopping: bool | str = False
+
+
+class Prompt(NamedTuple):
+    """What is continued.
+
+    Attributes:
+        ids: `(batch, start)` words, padded on the left.
+        mask: `(batch, start)`, True at words and False at padding.
+        encoder_hidden_states: `(batch, encoder_seq, hidden)`, or None.
+        encoder_attention_mask: `(batch, encoder_seq)`, or None.
+    """
+
+    ids: Any
+    mask: Any
+    encoder_hidden_states: Any = None
+    encoder_attention_mask: Any = None
+
+
+class Rules(NamedTuple):
+    """The numbers a program is run with.
+
+    Attributes:
+        processors, sampling: see there.
+        ends: `(vocab,)`, True for the words that end a text.
+        pad: what is written after the end.
+        limit: how many tokens to generate at most.
+        keys: a random key for each row, or, of a beam search, for each prompt; nothing, if none is
+            drawn from.
+        powers: of a beam search: `(steps + 1,)`, lengths to the power of the length penalty; else
+            nothing.
+    """
+
+    processors: Processors
+    sampling: Sampling
+    ends: Bool[Array, " vocab"]
+    pad: Int[Array, ""]
+    limit: Int[Array, ""]
+    keys: Any = None
+    powers: Any = None
+
+
+class Records(NamedTuple):
+    """What is kept of every step, `(rows, steps, vocab)` each; None where it is not asked for."""
+
+    scores: Array | None
+    logits: Array | None
+
+    @classmethod
+    def empty(cls, plan: Plan, logits: Logits) -> "Records":
+        """Room for every step."""
+        rows, vocab = logits.shape
+        room = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
+        return cls(room if plan.scores else None, room if plan.logits else None)
+
+    def kept(self, step: Array, scores: Array, logits: Array) -> "Records":
+        """The records with one more step."""
+
+        def put(room: Array | None, values: Array) -> Array | None:
+            return None if room is None else room.at[:, step].set(values)
+
+        return Records(put(self.scores, scores), put(self.logits, logits))
+
+
+class Written(NamedTuple):
+    """What a loop wrote.
+
+    Attributes:
+        step: how many tokens.
+        tokens, log_probs, records: see `State`.
+    """
+
+    step: Array
+    tokens: Array
+    log_probs: Array
+    records: Records
+
+
+class State(NamedTuple):
+    """Where the loop stands.
+
+    Attributes:
+        step: how many tokens have been generated.
+        tokens: `(rows, slots)` prompts and texts.
+        real: `(rows, slots)`, True at the prompts' words and at every generated slot.
+        done: `(rows,)`, True for the texts that have ended.
+        log_probs: `(rows, steps)`, each token's under the model, before any rule.
+        cache: what the model has seen: all but the last token.
+        records: what is kept of every step.
+    """
+
+    step: Array
+    tokens: Array
+    real: Array
+    done: Array
+    log_probs: Array
+    cache: KVCache
+    records: Records
+
+
+def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
+    """Reads the prompts, and makes `plan.copies` rows of each."""
+    batch, start = prompt.ids.shape
+    outputs = model(
+        input_ids=prompt.ids,
+        attention_mask=prompt.mask,
+        position_ids=jnp.maximum(jnp.cumsum(prompt.mask, axis=1) - 1, 0),
+        past_key_values=model.init_cache(batch, start + plan.steps),
+        encoder_hidden_states=prompt.encoder_hidden_states,
+        encoder_attention_mask=prompt.encoder_attention_mask,
+        logits_to_keep=1,
+    )
+    logits, cache = outputs.logits[:, -1].astype(jnp.float32), outputs.past_key_values
+    if plan.copies == 1:
+        return logits, cache
+    rows = jnp.repeat(jnp.arange(batch), plan.copies)
+    return logits[rows], cache.rows(rows)
+
+
+def read(model: Any, tokens: Int[Array, " rows"], cache: KVCache) -> tuple[Logits, KVCache]:
+    """Reads one more token of each row; its position is the number of words before it."""
+    outputs = model(
+        input_ids=tokens[:, None],
+        position_ids=cache.mask.sum(axis=1)[:, None],
+        past_key_values=cache,
+        logits_to_keep=1,
+    )
+    return outputs.logits[:, -1].astype(jnp.float32), outputs.past_key_values
+
+
+def slots(prompt: Prompt, plan: Plan) -> tuple[Int[Array, "rows slots"], Bool[Array, "rows slots"]]:
+    """The rows' tokens and which slots are words, before anything is generated."""
+    room = ((0, 0), (0, plan.steps))
+    tokens, real = jnp.pad(prompt.ids, room), jnp.pad(prompt.mask, room)
+    return jnp.repeat(tokens, plan.copies, axis=0), jnp.repeat(real, plan.copies, axis=0)
+
+
+def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
+    """Reads the prompts and generates the first token of every row."""
+    logits, cache = prefill(model, prompt, plan)
+    tokens, real = slots(prompt, plan)
+    rows = len(tokens)
+    state = State(
+        step=jnp.zeros((), jnp.int32),
+        tokens=tokens,
+        real=real,
+        done=jnp.zeros(rows, bool),
+        log_probs=jnp.zeros((rows, plan.steps), jnp.float32),
+        cache=cache,
+        records=Records.empty(plan, logits),
+    )
+    return _write(state, logits, rules, plan)
+
+
+def advance(model: Any, state: State, rules: Rules, plan: Plan) -> State:
+    """Reads the last token of every row and generates the next."""
+    last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1]
+    logits, cache = read(model, last, state.cache)
+    return _write(state._replace(cache=cache), logits, rules, plan)
+
+
+def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
+    """Whether a token may be generated, and some row wants one."""
+    return (state.step < rules.limit) & ~state.done.all()
+
+
+def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Written:
+    """Generates until every row has ended or there is no more to generate."""
+    done = jax.lax.while_loop(
+        lambda state: unfinished(state, rules),
+        lambda state: advance(model, state, rules, plan),
+        begin(model, prompt, rules, plan),
+    )
+    return Written(done.step, done.tokens, done.log_probs, done.records)
+
+
+def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
+    """Chooses the next token of every row, and writes it down."""
+    start = state.tokens.shape[1] - plan.steps
+    history = History(state.tokens, state.real, start, state.step, rules.limit)
+    scores = rules.sampling(rules.processors(logits, history))
+    if plan.sampled:
+        chosen = draw(scores, jax.vmap(jax.random.fold_in, (0, None))(rules.keys, state.step))
+    else:
+        chosen = jnp.argmax(scores, axis=-1)
+    chosen = jnp.where(state.done, rules.pad, chosen).astype(state.tokens.dtype)
+    likely = jax.nn.log_softmax(logits)
+    log_probs = jnp.take_along_axis(likely, chosen[:, None], axis=1)[:, 0]
+    log_probs = jnp.where(state.done, 0, log_probs)
+    slot = start + state.step
+    return State(
+        step=state.step + 1,
+        tokens=state.tokens.at[:, slot].set(chosen),
+        real=state.real.at[:, slot].set(True),
+        done=state.done | rules.ends[chosen],
+        log_probs=state.log_probs.at[:, state.step].set(log_probs),
+        cache=state.cache,
+        records=state.records.kept(state.step, scores, logits),
+    )

@@ -1,0 +1,260 @@
+"""Text generation: ids in, ids out. It knows nothing of tokenizers.
+
+A call picks a compiled program, by the model's architecture and the sizes of prompt and room, both
+rounded up, and runs it once: the loop is inside. The reference is `generate` of transformers'
+`generation/utils.py`; a row's tokens never depend on its padding or on its neighbours.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from minibert import beams, decoding
+from minibert.decoding import Plan, Prompt, Rules
+from minibert.errors import InputError, shown
+from minibert.generation_config import GenerationConfig
+from minibert.inputs import encoder_inputs
+from minibert.outputs import GenerateOutput
+from minibert.prompts import Prompts, prompts, rounded_up
+from minibert.sampling import row_keys
+
+PROGRAMS = 64  # kept in memory; the least recently used goes first
+
+
+def generate(
+    model: Any,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    generation_config: GenerationConfig | None = None,
+    key: Array | None = None,
+    encoder_hidden_states: Any = None,
+    encoder_attention_mask: Any = None,
+    **options: Any,
+) -> np.ndarray | GenerateOutput:
+    """Continues prompts.
+
+    Args:
+        model: a `GPT2LMHeadModel`, or a `BertLMHeadModel` that is a decoder, in evaluation mode.
+        input_ids: `(batch, seq)` words, shorter prompts padded on the left; or a list of lists of
+            different lengths.
+        attention_mask: `(batch, seq)`, 1 for a word and 0 for padding. By default the words that
+            are the pad token are padding, if that is not also an end token.
+        generation_config: in place of the checkpoint's own generation_config.json.
+        key: a random key (`jax.random.key(0)`), needed when tokens are drawn. Row `i` draws from
+            `fold_in(key, i)`, whatever the other rows.
+        encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
+        encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
+        options: fields of `GenerationConfig`, in place of the config's: `max_new_tokens=64`,
+            `do_sample=True, temperature=0.7`, `num_beams=4`, …
+
+    Returns:
+        `(batch × num_return_sequences, seq + generated)` ids, prompts included, each text followed
+        by the pad token up to the longest; with `return_dict_in_generate=True` a `GenerateOutput`.
+
+    Raises:
+        InputError: the prompts are empty, all padding, out of range or too long, or options are
+            unknown or contradict each other; before anything is computed.
+    """
+    config = _config(model, generation_config, options)
+    encoder = (encoder_hidden_states, encoder_attention_mask)
+    given = _given(model, input_ids, attention_mask, config, encoder)
+    plan, rules, prompt = _prepare(model, given, config, key)
+    leaves, treedef = jax.tree.flatten(model)
+    if config.num_beams > 1:
+        found = _program(treedef, plan, "beams")(leaves, prompt, rules)
+        output = _best(found, given, config)
+    else:
+        output = _written(_program(treedef, plan, "loop")(leaves, prompt, rules), given)
+    return output if config.return_dict_in_generate else output.sequences
+
+
+def stream(
+    model: Any,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    generation_config: GenerationConfig | None = None,
+    key: Array | None = None,
+    encoder_hidden_states: Any = None,
+    encoder_attention_mask: Any = None,
+    **options: Any,
+) -> Iterator[np.ndarray]:
+    """Continues prompts, and yields every token as soon as it is there.
+
+    Takes `generate`'s arguments, but no beams, and yields `(batch × num_return_sequences,)` ids at
+    each step: the columns that `generate` would return behind the prompts, one by one. Arguments
+    are checked when it is called, not at the first token.
+
+    Raises:
+        InputError: as `generate` does; or there are beams, or records are asked for.
+    """
+    config = _config(model, generation_config, options)
+    for name, plain in (("num_beams", 1), ("output_scores", False), ("output_logits", False)):
+        if getattr(config, name) != plain:
+            raise InputError(f"{name}: a stream has none; expected {plain!r}, or use generate")
+    encoder = (encoder_hidden_states, encoder_attention_mask)
+    given = _given(model, input_ids, attention_mask, config, encoder)
+    plan, rules, prompt = _prepare(model, given, config, key)
+    leaves, treedef = jax.tree.flatten(model)
+    begin, advance = _program(treedef, plan, "begin"), _program(treedef, plan, "step")
+    return _tokens(begin, advance, leaves, prompt, rules)
+
+
+def _tokens(
+    begin: Callable[..., Any],
+    advance: Callable[..., Any],
+    leaves: list[Any],
+    prompt: Any,
+    rules: Any,
+) -> Iterator[np.ndarray]:
+    state, token, more = begin(leaves, prompt, rules)
+    yield np.asarray(token)
+    while more:
+        state, token, more = advance(state, leaves, rules)
+        yield np.asarray(token)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
+    """A compiled function of the model's leaves: what is captured would be a constant in it."""
+
+    def model(leaves: list[Any]) -> Any:
+        return jax.tree.unflatten(treedef, leaves)
+
+    def streamed(state: decoding.State, rules: Rules) -> tuple[decoding.State, Array, Array]:
+        slot = state.tokens.shape[1] - plan.steps + state.step - 1
+        return state, state.tokens[:, slot], decoding.unfinished(state, rules)
+
+    def begin(leaves: list[Any], prompt: Prompt, rules: Rules) -> Any:
+        return streamed(decoding.begin(model(leaves), prompt, rules, plan), rules)
+
+    def step(state: decoding.State, leaves: list[Any], rules: Rules) -> Any:
+        return streamed(decoding.advance(model(leaves), state, rules, plan), rules)
+
+    def loop(leaves: list[Any], prompt: Prompt, rules: Rules) -> decoding.Written:
+        return decoding.run(model(leaves), prompt, rules, plan)
+
+    def search(leaves: list[Any], prompt: Prompt, rules: Rules) -> beams.Found:
+        return beams.search(model(leaves), prompt, rules, plan)
+
+    match kind:
+        case "begin":
+            return jax.jit(begin)
+        case "step":
+            return jax.jit(step, donate_argnums=0)
+        case "loop":
+            return jax.jit(loop)
+    return jax.jit(search)
+
+
+def _config(
+    model: Any, given: GenerationConfig | None, options: dict[str, Any]
+) -> GenerationConfig:
+    """The caller's config, or the checkpoint's, with the call's options in it."""
+    if not getattr(model, "generates", False):
+        raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
+    if not model.config.is_decoder:
+        raise InputError("model: only a decoder generates, and config.is_decoder is off")
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise InputError(f"generation_config: expected a GenerationConfig, found {shown(given)}")
+    if given is None and model.config.generation is not None:
+        given = GenerationConfig.from_dict(model.config.generation, "generation_config.json")
+    if given is None:
+        given = GenerationConfig.from_model_config(model.config.to_dict(), "config.json")
+    return given.replace(**options)
+
+
+def _given(
+    model: Any, input_ids: Any, mask: Any, config: GenerationConfig, encoder: tuple[Any, Any]
+) -> Prompts:
+    """The prompts, and how many tokens to generate: no more than the model has positions for."""
+    given = prompts(input_ids, mask, config, model.config.vocab_size)
+    encoder_inputs(model.config, *encoder, len(given.ids))
+    positions = model.config.max_position_embeddings
+    limit = config.limit(given.ids.shape[1], positions)
+    longest = int(given.mask.sum(axis=1).max())
+    if longest + limit > positions:
+        raise InputError(
+            f"input_ids: a prompt of {longest} tokens and {limit} new ones are {longest + limit}; "
+            f"expected at most {positions} ({model.config.name_of('max_position_embeddings')})"
+        )
+    return given._replace(limit=limit, encoder=encoder)
+
+
+def _prepare(
+    model: Any, given: Prompts, config: GenerationConfig, key: Any
+) -> tuple[Plan, Rules, Prompt]:
+    """What the program is, what it is run with, and what it continues."""
+    batch, beamed = len(given.ids), config.num_beams > 1
+    vocab, ends = model.config.vocab_size, list(config.end_ids)
+    plan = Plan(
+        steps=rounded_up(given.limit),
+        copies=config.num_beams if beamed else config.num_return_sequences,
+        sampled=config.do_sample,
+        scores=config.output_scores,
+        logits=config.output_logits,
+        candidates=max(2, 1 + len(ends)) * config.num_beams if beamed else 0,
+        early_stopping=config.early_stopping if beamed else False,
+    )
+    is_end = np.zeros(vocab, bool)
+    is_end[ends] = True
+    lengths = np.arange(plan.steps + 1, dtype=np.float64)
+    lengths[0] = 1  # a power that is never asked for, and might be infinite
+    rules = Rules(
+        processors=config.processors(vocab),
+        sampling=config.sampling(),
+        ends=jnp.asarray(is_end),
+        pad=jnp.int32(config.padding_id or 0),
+        limit=jnp.int32(given.limit),
+        keys=_keys(key, batch if beamed else batch * plan.copies) if config.do_sample else None,
+        powers=jnp.asarray(lengths**config.length_penalty, jnp.float32) if beamed else None,
+    )
+    return plan, rules, given.padded()
+
+
+def _keys(key: Any, rows: int) -> Array:
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
+    if not (typed and key.ndim == 0 or raw and key.ndim == 1):
+        found = "nothing" if key is None else shown(type(key).__name__)
+        raise InputError(
+            f"key: tokens are drawn: expected a random key, key=jax.random.key(0), found {found}"
+        )
+    return row_keys(jnp.asarray(key), rows)
+
+
+def _written(done: decoding.Written, given: Prompts) -> GenerateOutput:
+    steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
+    return GenerateOutput(
+        sequences=given.continued(np.asarray(done.tokens)[:, start : start + steps]),
+        log_probs=np.asarray(done.log_probs)[:, :steps],
+        **_records(done.records, steps),
+    )
+
+
+def _best(found: beams.Found, given: Prompts, config: GenerationConfig) -> GenerateOutput:
+    def best(texts: Array) -> np.ndarray:
+        return np.asarray(texts)[:, : config.num_return_sequences].reshape(-1, *texts.shape[2:])
+
+    tokens, came_from = best(found.kept.tokens), best(found.kept.came_from)
+    steps, start = int((came_from >= 0).sum(axis=1).max()), tokens.shape[1] - came_from.shape[1]
+    return GenerateOutput(
+        sequences=given.continued(tokens[:, start : start + steps]),
+        log_probs=best(found.kept.log_probs)[:, :steps],
+        sequences_scores=best(found.kept.scores),
+        beam_indices=came_from[:, :steps],
+        **_records(found.records, int(found.step)),
+    )
+
+
+def _records(records: decoding.Records, steps: int) -> dict[str, tuple[np.ndarray, ...] | None]:
+    def by_step(room: Any) -> tuple[np.ndarray, ...] | None:
+        return None if room is None else tuple(np.asarray(room).swapaxes(0, 1)[:steps])
+
+    return {"scores": by_step(records.scores), "logits": by_step(records.logits)}
