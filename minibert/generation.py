@@ -221,7 +221,7 @@ def _prepare(
 def _keys(key: Any, rows: int) -> Array:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
-    if not (typed and key.ndim == 0 or raw and key.ndim == 1):
+    if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
         found = "nothing" if key is None else shown(type(key).__name__)
         raise InputError(
             f"key: tokens are drawn: expected a random key, key=jax.random.key(0), found {found}"
