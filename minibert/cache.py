@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 
 from minibert.attention import causal_mask
 
+# A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
+Leaf = Any
 Projected = Float[Array, "batch heads length head_dim"]
 
 
@@ -93,13 +95,13 @@ class KVCache:
             None if they all are real.
     """
 
-    keys: tuple[Array, ...]
-    values: tuple[Array, ...]
-    mask: Array
-    index: Array
-    cross_keys: tuple[Array, ...] | None = None
-    cross_values: tuple[Array, ...] | None = None
-    cross_mask: Array | None = None
+    keys: tuple[Leaf, ...]
+    values: tuple[Leaf, ...]
+    mask: Leaf
+    index: Leaf
+    cross_keys: tuple[Leaf, ...] | None = None
+    cross_values: tuple[Leaf, ...] | None = None
+    cross_mask: Leaf = None
 
     @classmethod
     def empty(cls, config: Any, batch: int, length: int, dtype: DTypeLike) -> "KVCache":
