@@ -8,6 +8,7 @@ Which filters act is static (a field that is None does not); every number in the
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ Leaf = Any
 Scores = Float32[Array, "rows vocab"]
 
 TOP_H_CANDIDATES = 100  # the likeliest tokens, all that top-h looks at
+RANKED_FIRST = 1024  # the tokens that are sorted before all are
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +64,9 @@ class Sampling:
         """Divides by the temperature and puts −inf where a token must not be drawn."""
         least = self.min_tokens_to_keep
         if self.temperature is not None:
-            scores = scores / self.temperature
+            # Without the barrier XLA multiplies by the inverse, which rounds twice.
+            divisor = jnp.broadcast_to(self.temperature, scores.shape)
+            scores = scores / lax.optimization_barrier(divisor)
         if self.top_h is not None:
             scores = _keep(scores, top_h(scores, self.top_h))
         if self.top_k is not None:
@@ -98,10 +102,15 @@ def top_k(scores: Scores, count: Leaf) -> Bool[Array, "rows vocab"]:
 
 def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Bool[Array, "rows vocab"]:
     """All but the least likely tokens that together have at most the mass `rest`."""
-    order = jnp.argsort(scores, axis=1, stable=True, descending=True)
-    ranked = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=1))
-    kept = _running_sum(ranked, reverse=True) > rest
-    return _at(order, kept | (jnp.arange(kept.shape[1]) < least), scores)
+    likely = jax.nn.softmax(scores)
+
+    def keep(order: Array) -> Array:
+        lower = likely.at[jnp.arange(scores.shape[0])[:, None], order].set(0)
+        mass = _running_sum(jnp.take_along_axis(likely, order, axis=1), reverse=True)
+        kept = mass + lower.sum(axis=1, keepdims=True) > rest
+        return kept | (jnp.arange(order.shape[1]) < least)
+
+    return _keep_ranked(scores, keep)
 
 
 def min_p(scores: Scores, share: Leaf) -> Bool[Array, "rows vocab"]:
@@ -112,14 +121,17 @@ def min_p(scores: Scores, share: Leaf) -> Bool[Array, "rows vocab"]:
 
 def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Bool[Array, "rows vocab"]:
     """The tokens whose information is nearest to the entropy, until they have `mass`."""
-    logarithms = jax.nn.log_softmax(scores)
-    distance = jnp.abs(-logarithms - _entropy(scores)[:, None])
-    order = jnp.argsort(distance, axis=1, stable=True)
-    ranked = jnp.take_along_axis(distance, order, axis=1)
-    likely = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=1))
-    last = jnp.sum(_running_sum(likely) < mass, axis=1, keepdims=True)
-    farthest = jnp.take_along_axis(ranked, jnp.minimum(last, ranked.shape[1] - 1), axis=1)
-    return _at(order, (ranked <= farthest) | (jnp.arange(ranked.shape[1]) < least), scores)
+    likely = jax.nn.softmax(scores)
+    distance = jnp.abs(-jax.nn.log_softmax(scores) - _entropy(scores)[:, None])
+
+    def keep(order: Array) -> Array:
+        before = _running_sum(jnp.take_along_axis(likely, order, axis=1)) < mass
+        last = jnp.minimum(before.sum(axis=1, keepdims=True), order.shape[1] - 1)
+        ranked = jnp.take_along_axis(distance, order, axis=1)
+        farthest = jnp.take_along_axis(ranked, last, axis=1)
+        return (ranked <= farthest) | (jnp.arange(order.shape[1]) < least)
+
+    return _keep_ranked(-distance, keep)
 
 
 def epsilon(scores: Scores, cutoff: Leaf) -> Bool[Array, "rows vocab"]:
@@ -184,8 +196,30 @@ def _keep(scores: Scores, kept: Bool[Array, "rows vocab"]) -> Scores:
     return jnp.where(kept, scores, -jnp.inf)
 
 
+def _keep_ranked(
+    values: Scores, keep: Callable[[Integer[Array, "rows some"]], Bool[Array, "rows some"]]
+) -> Bool[Array, "rows vocab"]:
+    """What `keep` says of the tokens in descending order of `values`, from the first on.
+
+    As sorting a large vocabulary takes longer than all else, `keep` is first asked about a part of
+    it, and about all only where the last of that part is kept.
+    """
+
+    def ask(count: int) -> tuple[Array, Array]:
+        order = lax.top_k(values, count)[1]
+        kept = keep(order)
+        return _at(order, kept, values), kept[:, -1:]
+
+    vocabulary = values.shape[1]
+    few, more = ask(min(RANKED_FIRST, vocabulary))
+    if vocabulary <= RANKED_FIRST:
+        return few
+    # By rows, so that how a row's mass is rounded does not depend on its neighbours.
+    return lax.cond(more.any(), lambda: jnp.where(more, ask(vocabulary)[0], few), lambda: few)
+
+
 def _at(
-    tokens: Int[Array, "rows some"], kept: Bool[Array, "rows some"], scores: Scores
+    tokens: Integer[Array, "rows some"], kept: Bool[Array, "rows some"], scores: Scores
 ) -> Bool[Array, "rows vocab"]:
     """`kept` at the places of `tokens`, elsewhere False."""
     rows = jnp.arange(scores.shape[0])[:, None]
@@ -204,14 +238,20 @@ def _running_sum(
     """Cumulative sums along a row, rounded once, as PyTorch's on a CPU are.
 
     Each is kept as two numbers, the second what the first has lost to rounding (Knuth's TwoSum).
+    Every turn adds what stands 1, 2, 4, … places before (Hillis and Steele, 1986).
     """
+    places = jnp.arange(values.shape[1])
 
-    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-        total = left[0] + right[0]
-        taken = total - left[0]
-        lost = (left[0] - (total - taken)) + (right[0] - taken)
-        return total, lost + left[1] + right[1]
+    def add(level: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        shift = 1 << level
+        before = [jnp.where(places >= shift, jnp.roll(part, shift, axis=1), 0) for part in sums]
+        total = sums[0] + before[0]
+        taken = total - sums[0]
+        lost = (sums[0] - (total - taken)) + (before[0] - taken)
+        return total, lost + sums[1] + before[1]
 
-    pairs = (values, jnp.zeros_like(values))
-    total, lost = lax.associative_scan(add, pairs, reverse=reverse, axis=1)
-    return total + lost
+    values = values[:, ::-1] if reverse else values
+    levels = (values.shape[1] - 1).bit_length()
+    total, lost = lax.fori_loop(0, levels, add, (values, jnp.zeros_like(values)))
+    summed = total + lost
+    return summed[:, ::-1] if reverse else summed
