@@ -1,0 +1,113 @@
+"""A model as a fast callable: compiled once for each shape, with next to no cost a call.
+
+`nnx.jit` walks the module tree on every call, 10 ms and more of a twelve-layer model. Here the tree
+is flattened once: its definition is closed over, its leaves are passed as arguments (a captured
+weight would become a constant of the program).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from minibert.cache import KVCache
+from minibert.checks import as_array, indices, zeros_and_ones
+from minibert.errors import InputError, shown
+
+PROGRAMS = 64  # functions kept in memory, each with a program a shape; the oldest go first
+
+
+class Compiled:
+    """A model's call, compiled; made by `compiled`.
+
+    Attributes:
+        model: the model, as it was when it was compiled.
+        config: its config.
+    """
+
+    def __init__(self, model: Any):
+        self.model, self.config = model, model.config
+        self._leaves, self._treedef = jax.tree.flatten(model)
+        self._names = _parameter_names(model)
+        self._programs: dict[tuple[tuple[str, Any], ...], Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes the model's own arguments and returns its own output.
+
+        Raises:
+            InputError: an argument is wrong, as for the model; or `rngs` are given, which a
+                compiled model does not take: dropout is for training.
+        """
+        if len(args) > len(self._names):
+            raise InputError(f"{len(args)} arguments; expected at most {len(self._names)}")
+        given = dict(zip(self._names, args, strict=False))
+        if twice := given.keys() & kwargs.keys():
+            raise InputError(f"{sorted(twice)[0]}: given twice")
+        given = {name: value for name, value in (given | kwargs).items() if value is not None}
+        if "rngs" in given:
+            raise InputError("rngs: a compiled model has no dropout; call the model itself")
+        arrays = {n: v for n, v in given.items() if not isinstance(v, bool | int | str)}
+        static = tuple(sorted((n, v) for n, v in given.items() if n not in arrays))
+        if static not in self._programs:
+            self._programs[static] = _program(self._treedef, static)
+        return self._programs[static](self._leaves, _checked(self.config, arrays))
+
+    def __repr__(self) -> str:
+        return f"compiled({type(self.model).__name__})"
+
+
+def compiled(model: Any) -> Compiled:
+    """A model in evaluation mode as a fast callable, with its own signature and outputs.
+
+    It keeps the weights the model has now. Inputs are checked by value before every call. Models
+    of one architecture share their programs.
+
+    Raises:
+        InputError: it is no model, or in training mode.
+    """
+    if not hasattr(model, "config") or not callable(model):
+        raise InputError(f"model: expected a model, found {shown(type(model).__name__)}")
+    for _, module in nnx.iter_modules(model):
+        if getattr(module, "deterministic", True) is False and getattr(module, "rate", 0):
+            raise InputError("model: is in training mode; switch dropout off with model.eval()")
+    return Compiled(model)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _program(treedef: Any, static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    def call(leaves: list[Any], arrays: dict[str, Any]) -> Any:
+        return jax.tree.unflatten(treedef, leaves)(**arrays, **dict(static))
+
+    return jax.jit(call)
+
+
+def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, their values checked: shapes and dtypes are checked as they are traced."""
+    segments = "type_vocab_size" if hasattr(config, "type_vocab_size") else "vocab_size"
+    limits = {
+        "input_ids": "vocab_size",
+        "token_type_ids": segments,
+        "position_ids": config.name_of("max_position_embeddings"),
+    }
+    checked = {}
+    for name, value in arrays.items():
+        if isinstance(value, KVCache):
+            checked[name] = value
+        elif name in limits:
+            checked[name] = indices(name, value, getattr(config, limits[name]), limits[name])
+        elif name in ("attention_mask", "encoder_attention_mask"):
+            checked[name] = zeros_and_ones(name, value)
+        else:
+            checked[name] = as_array(name, value)
+    return checked
+
+
+def _parameter_names(model: Any) -> list[str]:
+    """The names of a model's positional arguments: its own, or its trunk's if it passes them on."""
+    own = inspect.signature(type(model).__call__).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
+        return _parameter_names(getattr(model, model.trunk))
+    return [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
