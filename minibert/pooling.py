@@ -79,8 +79,8 @@ def sum_of_last_four(states: Sequence[Tokens]) -> Tokens:
 
 
 def last_four_concatenated(states: Sequence[Tokens]) -> Float[Array, "batch seq four_hidden"]:
-    """The last four hidden states side by side, the last one first."""
-    return jnp.concatenate(list(states[:-5:-1]), axis=-1)
+    """The last four hidden states side by side, in their order."""
+    return jnp.concatenate(list(states[-4:]), axis=-1)
 
 
 LAYERS: dict[str, Callable[[Sequence[Tokens]], Tokens]] = {
