@@ -25,6 +25,7 @@ Weights = Float[Array, "batch heads seq keys"]
 Mask = Bool[Array, "#batch 1 #seq keys"] | None
 HeadMask = Inexact[Array, " heads"] | None
 Encoded = Float[Array, "batch encoder_seq hidden"] | None
+EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 Rngs = nnx.Rngs | None
 
 
@@ -196,7 +197,7 @@ class BertLayer(Module):
         mask: Mask = None,
         head_mask: HeadMask = None,
         encoded: Encoded = None,
-        encoder_mask: Mask = None,
+        encoder_mask: EncoderMask = None,
         past: LayerCache | None = None,
         rngs: Rngs = None,
     ) -> BlockOutput:

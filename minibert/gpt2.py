@@ -107,8 +107,9 @@ class GPT2Model(GPT2PreTrainedModel):
                 nothing else is masked, not even the future.
             token_type_ids: `(batch, seq)` indices, looked up among the words and added.
             position_ids: `(batch, seq)` or `(1, seq)`; by default they go on from the cache, 0, 1,
-                2, …, padding counted. Given without mask and cache, a position that does not
-                follow its neighbour starts a new text, which does not see those before it.
+                2, …, padding counted. Given without a mask and with `use_cache=False`, as in
+                transformers, a position that does not follow its neighbour starts a new text,
+                which does not see those before it.
             head_mask: `(heads,)` or `(layers, heads)`, a factor for each head's weights.
             inputs_embeds: `(batch, seq, hidden)` in place of the words' embeddings.
             encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention; the cache
@@ -139,7 +140,8 @@ class GPT2Model(GPT2PreTrainedModel):
         mask, past = past_and_mask(
             given, lambda: self.init_cache(given.batch, self.config.n_positions), use_cache
         )
-        if position_ids is not None and past is None and given.mask is None:
+        packed = position_ids is not None and use_cache is False
+        if packed and past is None and given.mask is None:
             mask = mask & same_text(given.position_ids)
         words = given.inputs_embeds if input_ids is None else self.wte(given.input_ids)
         hidden = words + self.wpe(given.position_ids)

@@ -20,6 +20,7 @@ from minibert.layers import Conv1D, Dropout, LayerNorm, Module
 
 Hidden = Float[Array, "batch seq hidden"]
 Encoded = Float[Array, "batch encoder_seq hidden"] | None
+EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 Weights = Float[Array, "batch heads seq keys"]
 Mask = Bool[Array, "#batch 1 #seq keys"] | None
 HeadMask = Inexact[Array, " heads"] | None
@@ -144,7 +145,7 @@ class GPT2Block(Module):
         mask: Mask = None,
         head_mask: HeadMask = None,
         encoded: Encoded = None,
-        encoder_mask: Mask = None,
+        encoder_mask: EncoderMask = None,
         past: LayerCache | None = None,
         rngs: Rngs = None,
     ) -> BlockOutput:

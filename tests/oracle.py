@@ -8,56 +8,109 @@ import contextlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
 import minibert
+from conftest import GRADIENT
 from minibert.saving import file_leaves
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 TINY = {
-    "vocab_size": 97,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 80,
-    "max_position_embeddings": 40,
-    "type_vocab_size": 2,
+    "bert": {
+        "vocab_size": 97,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 80,
+        "max_position_embeddings": 40,
+        "type_vocab_size": 2,
+    },
+    "gpt2": {
+        "vocab_size": 97,
+        "n_embd": 24,
+        "n_layer": 2,
+        "n_head": 3,
+        "n_inner": 80,
+        "n_positions": 40,
+    },
 }
+ENCODERS: dict[str, dict[str, Any]] = {
+    "BertModel": {},
+    "BertForPreTraining": {},
+    "BertForMaskedLM": {},
+    "BertForNextSentencePrediction": {},
+    "BertForSequenceClassification": {"num_labels": 5},
+    "BertForMultipleChoice": {},
+    "BertForTokenClassification": {"num_labels": 5},
+    "BertForQuestionAnswering": {},
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "BertLMHeadModel": {"is_decoder": True},
+    "GPT2Model": {},
+    "GPT2LMHeadModel": {},
+    "GPT2DoubleHeadsModel": {},
+    "GPT2ForSequenceClassification": {"num_labels": 5, "pad_token_id": 0},
+    "GPT2ForTokenClassification": {"num_labels": 5},
+    "GPT2ForQuestionAnswering": {},
+}
+CLASSES = ENCODERS | DECODERS
+WITH_CHOICES = ("BertForMultipleChoice", "GPT2DoubleHeadsModel")
+NORMS = ("LayerNorm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight", "ln_cross_attn.weight")
 BATCH, SEQ = 3, 11
 LENGTHS = (11, 7, 4)
+ALL = {"output_hidden_states": True, "output_attentions": True}
+
+
+def family(name: str) -> str:
+    """The `model_type` of a class."""
+    return "gpt2" if name.startswith("GPT2") else "bert"
 
 
 def torch_model(name: str, seed: int = 0, **config: Any) -> Any:
     """A re-randomised, eager PyTorch model in evaluation mode, in float32."""
-    settings = transformers.BertConfig(**TINY | config)
+    kind = {"bert": transformers.BertConfig, "gpt2": transformers.GPT2Config}[family(name)]
+    settings = kind(**TINY[family(name)] | config)
     settings._attn_implementation = "eager"
     model = getattr(transformers, name)(settings).eval()
     randomise(model, seed)
     return model
 
 
-def randomise(model: Any, seed: int) -> None:
+def randomise(model: Any, seed: int, norms: float = 0.3, others: float = 0.2) -> None:
     """Draws every parameter anew, norms around one and everything else around zero."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float32)
-            norm = path.endswith("LayerNorm.weight")
-            parameter.copy_(1 + 0.3 * noise if norm else 0.2 * noise)
+            parameter.copy_(1 + norms * noise if path.endswith(NORMS) else others * noise)
 
 
-def inputs(seed: int = 0, vocab: int = 97, segments: int = 2) -> dict[str, np.ndarray]:
-    """A ragged batch: ids, padding mask, segments."""
+def inputs(
+    seed: int = 0, vocab: int = 97, segments: int = 2, padding: str = "right"
+) -> dict[str, np.ndarray]:
+    """A ragged batch, padded on one side: ids, padding mask, segments."""
     draw = np.random.default_rng(seed)
     mask = (np.arange(SEQ) < np.array(LENGTHS)[:, None]).astype(np.int64)
+    mask = mask[:, ::-1].copy() if padding == "left" else mask
     ids = draw.integers(0, vocab, (BATCH, SEQ)) * mask
     types = draw.integers(0, segments, (BATCH, SEQ)) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
+    """`inputs` as a class takes them: some have an axis of choices; GPT-2's segments are words."""
+    if family(name) == "gpt2":
+        options = {"segments": 97} | options
+    given = inputs(**options)
+    if name in WITH_CHOICES:
+        return {key: array[None] for key, array in given.items()}
+    return given
 
 
 def run_torch(model: Any, arguments: dict[str, Any], **flags: Any) -> Any:
@@ -73,11 +126,21 @@ def additive(mask: np.ndarray) -> torch.Tensor:
 
 def scale_heads(model: Any, head_mask: np.ndarray) -> None:
     """Does in the weights what a `(layers, heads)` head mask does, which transformers 5 dropped."""
-    encoder = getattr(model, "bert", model).encoder
-    for layer, factors in zip(encoder.layer, head_mask, strict=True):
-        weight = layer.attention.output.dense.weight
+    trunk = getattr(model, model.base_model_prefix, model)
+    for layer, factors in zip(range(len(head_mask)), head_mask, strict=True):
+        if hasattr(trunk, "h"):
+            block = trunk.h[layer]
+            kernels = [block.attn.c_proj.weight]
+            if hasattr(block, "crossattention"):
+                kernels.append(block.crossattention.c_proj.weight)
+        else:
+            block = trunk.encoder.layer[layer]
+            kernels = [block.attention.output.dense.weight.T]
+            if hasattr(block, "crossattention"):
+                kernels.append(block.crossattention.output.dense.weight.T)
         with torch.no_grad():
-            weight *= torch.tensor(np.repeat(factors, weight.shape[1] // len(factors)))
+            for kernel in kernels:
+                kernel *= torch.tensor(np.repeat(factors, len(kernel) // len(factors)))[:, None]
 
 
 @contextlib.contextmanager
@@ -91,20 +154,96 @@ def errors(ours: Any, theirs: Any, mask: np.ndarray | None = None) -> dict[str, 
     """The largest absolute difference of every output, at unpadded positions only."""
     found: dict[str, float] = {}
     for name in ours.keys():
+        if name == "past_key_values":
+            continue
         one, other = ours[name], theirs[name]
         pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
         for index, (a, b) in enumerate(pairs):
             a, b = np.asarray(a), b.detach().numpy()
+            if name == "hidden_states" and b.ndim == 4:
+                b = b.reshape(-1, *b.shape[2:])  # the last one alone has an axis of choices there
             assert a.shape == b.shape, (name, a.shape, b.shape)
             assert np.isfinite(a).all(), name
             if mask is not None and a.shape[:2] == mask.shape:
                 a, b = a[mask == 1], b[mask == 1]
-            elif mask is not None and name == "attentions":
+            elif mask is not None and name.endswith("attentions"):
                 kept = np.broadcast_to(mask[:, None, :, None] == 1, a.shape)
                 a, b = a[kept], b[kept]
             key = f"{name}[{index}]" if isinstance(one, tuple) else name
             found[key] = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
     return found
+
+
+def worst(
+    name: str,
+    folder: Any,
+    theirs: Any,
+    given: dict[str, Any],
+    flags: dict[str, Any] = ALL,
+    **extra: Any,
+) -> float:
+    """The largest difference of any output in float64, all of them on.
+
+    Args:
+        name: the class.
+        folder: where `theirs` was saved.
+        theirs: the PyTorch model.
+        given: the arguments of both that are arrays.
+        flags: the arguments of both that are not.
+        extra: arguments of ours alone, which may take the place of some of those.
+    """
+    expected = run_torch(theirs.double(), given, **flags)
+    with float64():
+        model = ours(name, folder, param_dtype=jnp.float64)
+        found = model(**given | extra, **flags)
+        mask = given.get("attention_mask")
+        full = mask is None or mask.ndim > 3
+        mask = None if full else mask.reshape(-1, mask.shape[-1])
+        differences = errors(found, expected, mask)
+    hidden = [key for key in differences if key.startswith("hidden_states")]
+    assert len(hidden) == len(expected.hidden_states)
+    assert len(differences) > len(hidden)
+    crossed = expected.get("cross_attentions")
+    assert sum(key.startswith("cross") for key in differences) == len(crossed or ())
+    return max(differences.values())
+
+
+def worst_gradient(name: str, folder: Any, theirs: Any, given: dict[str, Any]) -> float:
+    """The largest error of any parameter's gradient, in tolerances.
+
+    The gradient is that of a weighted sum of every output at unpadded positions.
+    """
+    mask = given["attention_mask"].reshape(-1, given["attention_mask"].shape[-1])
+    draw = np.random.default_rng(1)
+    unused = {"hidden_states", "attentions", "cross_attentions", "past_key_values"}
+
+    def weighted(outputs: Any, weights: dict[str, np.ndarray], like: Any) -> Any:
+        total: Any = 0.0
+        for key in sorted(set(outputs.keys()) - unused):
+            value = outputs[key]
+            if key not in weights:
+                weights[key] = draw.normal(size=value.shape)
+                if value.shape[:2] == mask.shape:
+                    weights[key] *= mask.reshape(mask.shape + (1,) * (value.ndim - 2))
+            total = total + (value * like(weights[key])).sum()
+        return total
+
+    weights: dict[str, np.ndarray] = {}
+    outputs = theirs.double()(**{key: torch.as_tensor(array) for key, array in given.items()})
+    weighted(outputs, weights, torch.as_tensor).backward()
+    expected = {path: parameter.grad for path, parameter in theirs.named_parameters()}
+    with float64():
+        model = ours(name, folder, param_dtype=jnp.float64)
+        gradient = jax.grad(lambda m: weighted(m(**given), weights, jnp.asarray))(model)
+        found = named_arrays(gradient)
+    used = {path: grad.numpy() for path, grad in expected.items() if grad is not None}
+    assert used
+    assert found.keys() >= used.keys()
+    # a key's bias cannot change a softmax: its gradient is zero, and both sides only rounding
+    scales = {path: max(np.abs(grad).max(), 1e-3) for path, grad in used.items()}
+    return max(
+        np.abs(found[path] - grad).max() / (GRADIENT * scales[path]) for path, grad in used.items()
+    )
 
 
 def saved(name: str, folder: Any, **config: Any) -> Any:
