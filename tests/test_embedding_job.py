@@ -1,0 +1,186 @@
+"""A job over a file: the same bytes however often it is killed, and nothing done twice."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minibert import embedding_job
+from minibert.embedding_job import embed_file
+from minibert.errors import SourceError, TargetError
+
+TEXTS = [f"text {number}" for number in range(23)]
+MADE_BY = {"model": "a digest", "precision": "float32"}
+
+
+def encode(texts):
+    return np.array([[len(text), hash(text[5:]) % 97, 1.5] for text in texts], np.float32)
+
+
+def job(output, texts=TEXTS, made_by=MADE_BY, rows_a_part=4, **options):
+    return embed_file(
+        texts, encode, str(output), made_by=made_by, rows_a_part=rows_a_part, **options
+    )
+
+
+def read(output):
+    if output.suffix == ".npy":
+        return np.load(output)
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the output is parquet")
+    table = parquet.read_table(output)
+    assert table["row"].to_pylist() == list(range(len(TEXTS)))
+    return np.stack(table["embedding"].to_numpy())
+
+
+@pytest.mark.parametrize("kind", [".npy", ".parquet"])
+def test_whole(kind, tmp_path):
+    if kind == ".parquet":
+        pytest.importorskip("pyarrow", reason="the output is parquet")
+    output, seen = tmp_path / f"out{kind}", []
+    assert job(output, progress=lambda rows, new: seen.append((rows, new))) == (23, 23)
+    np.testing.assert_array_equal(read(output), encode(TEXTS))
+    assert seen == [(4, True)] * 5 + [(3, True)]
+    assert os.listdir(tmp_path) == [output.name]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8])
+def test_dtypes(dtype, tmp_path):
+    output = tmp_path / "out.npy"
+    embed_file(TEXTS, lambda t: encode(t).astype(dtype), str(output), made_by={}, rows_a_part=5)
+    assert np.load(output).dtype == dtype
+
+
+def killing(texts, after):
+    for number, text in enumerate(texts):
+        if number == after:
+            raise KeyboardInterrupt
+        yield text
+
+
+def test_goes_on_where_it_was(tmp_path):
+    output = tmp_path / "out.npy"
+    with pytest.raises(KeyboardInterrupt):
+        job(output, killing(TEXTS, 10))
+    assert not output.exists()
+    assert job(output) == (23, 15)
+    whole = tmp_path / "whole.npy"
+    job(whole)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_an_unfinished_part_is_made_again(tmp_path):
+    output = tmp_path / "out.npy"
+    with pytest.raises(KeyboardInterrupt):
+        job(output, killing(TEXTS, 10))
+    (tmp_path / "out.npy.parts" / "0000002.npz.new").write_bytes(b"half")
+    (tmp_path / "out.npy.parts" / "whole").write_bytes(b"half")
+    assert job(output) == (23, 15)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"texts": ["another", *TEXTS[1:]]}, "the input has changed"),
+        ({"texts": TEXTS[:4]}, "the input has changed"),
+        ({"made_by": MADE_BY | {"precision": "int8"}}, "another precision"),
+        ({"rows_a_part": 5}, "another rows_a_part"),
+    ],
+)
+def test_another_job_is_not_mixed_in(change, said, tmp_path):
+    output = tmp_path / "out.npy"
+    with pytest.raises(KeyboardInterrupt):
+        job(output, killing(TEXTS, 10))
+    with pytest.raises(TargetError, match=said):
+        job(output, **change)
+    rows, computed = job(output, restart=True, **change)
+    assert rows == computed == len(change.get("texts", TEXTS))
+
+
+def test_an_output_is_not_replaced_unasked(tmp_path):
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"precious")
+    with pytest.raises(TargetError, match="exists"):
+        job(output)
+    assert output.read_bytes() == b"precious"
+    job(output, overwrite=True)
+    assert len(np.load(output)) == 23
+
+
+def test_killed_behind_the_last_rename(tmp_path, monkeypatch):
+    output = tmp_path / "out.npy"
+
+    def killed(parts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedding_job, "_remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            job(output)
+    assert job(output) == (23, 0)
+    assert os.listdir(tmp_path) == ["out.npy"]
+
+
+def test_two_at_once(tmp_path):
+    output = tmp_path / "out.npy"
+
+    def texts():
+        with pytest.raises(TargetError, match="another job is at work"):
+            job(output)
+        yield from TEXTS
+
+    assert job(output, texts()) == (23, 23)
+
+
+@pytest.mark.parametrize(
+    ("output", "texts", "error", "said"),
+    [
+        ("out.csv", TEXTS, TargetError, "ends in .npy or .parquet"),
+        ("out.npy", [], SourceError, "no texts"),
+        ("missing/out.npy", TEXTS, None, None),
+        ("folder.npy", TEXTS, TargetError, "is a folder"),
+        ("file/out.npy", TEXTS, TargetError, "cannot be written"),
+    ],
+)
+def test_outputs(output, texts, error, said, tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "file").write_text("")
+    if error is None:
+        job(tmp_path / output, texts)
+    else:
+        with pytest.raises(error, match=said):
+            job(tmp_path / output, texts)
+
+
+SCRIPT = """
+import sys, time
+import numpy as np
+from minibert.embedding_job import embed_file
+
+def encode(texts):
+    time.sleep(0.01)
+    return np.array([[len(t), ord(t[-1])] for t in texts], np.float32)
+
+texts = (f"text {n}" for n in range(2000))
+embed_file(texts, encode, sys.argv[1], made_by={}, rows_a_part=16)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random(tmp_path):
+    draw = np.random.default_rng(0)
+    output = tmp_path / "out.npy"
+    command = [sys.executable, "-c", SCRIPT, str(output)]
+    kills = 0
+    while not output.exists():
+        process = subprocess.Popen(command)
+        try:
+            process.wait(timeout=draw.uniform(1.0, 2.5) if kills < 5 else 60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills
+    expected = np.array([[len(f"text {n}"), ord(f"text {n}"[-1])] for n in range(2000)], np.float32)
+    np.testing.assert_array_equal(np.load(output), expected)

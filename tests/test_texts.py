@@ -1,0 +1,98 @@
+"""Texts out of files: what comes out, how far it is, and what is refused."""
+
+import json
+
+import pytest
+
+from minibert.errors import InputError, SourceError
+from minibert.texts import open_texts
+
+TEXTS = ["one", "", "two words", 'a "quoted", text\nof two lines', "عربي 🙂", "x" * 200_000]
+
+
+def write(folder, kind, texts=TEXTS, column="text"):
+    path = folder / f"texts.{kind}"
+    if kind == "txt":
+        path.write_text("".join(text.replace("\n", " ") + "\n" for text in texts), "utf-8")
+    elif kind == "jsonl":
+        lines = [json.dumps({column: text, "n": n}) for n, text in enumerate(texts)]
+        path.write_text("\n".join(lines), "utf-8")
+    elif kind == "csv":
+        pytest.importorskip("pyarrow", reason="csv files are read by pyarrow")
+        import csv
+
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["n", column], *([n, t] for n, t in enumerate(texts))])
+    else:
+        pyarrow = pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"n": range(len(texts)), column: texts}), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_all_texts_in_order(kind, tmp_path):
+    expected = [t.replace("\n", " ") for t in TEXTS] if kind == "txt" else TEXTS
+    with open_texts(write(tmp_path, kind)) as texts:
+        assert list(texts) == expected
+        assert texts.done == texts.total > 0
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_another_column(kind, tmp_path):
+    with open_texts(write(tmp_path, kind, column="body"), "body") as texts:
+        assert list(texts) == TEXTS
+    with (
+        pytest.raises(InputError, match="'title'"),
+        open_texts(write(tmp_path, kind), "title") as texts,
+    ):
+        list(texts)
+
+
+def test_lines_keep_all_but_their_ends(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\n  two \n\nthree".encode())
+    with open_texts(str(path)) as texts:
+        assert list(texts) == ["one", "  two ", "", "three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"good\n\xff\xfe\n", "line 2: not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\nnonsense\n', "line 2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: expected an object with 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: text: expected a text, found 3"),
+        ("a.jsonl", b'{"text": null}\n', "expected a text, found None"),
+        ("a.jsonl", b'{"text": "a"}\n\n', "line 2: not JSON"),
+        ("a.csv", b"title\nx\n", "no column 'text'; it has \\['title'\\]"),
+        ("a.csv", b"", "no column 'text'"),
+        ("a.csv", b"n,text\n1,a\n1,b,c\n", "not a readable csv file"),
+        ("a.csv", b"text\n\xff\n", "csv"),
+        ("a.parquet", b"PAR1 nonsense", "not a parquet file"),
+    ],
+)
+def test_what_is_no_text_is_named(name, content, said, tmp_path):
+    if not name.endswith(("txt", "jsonl")):
+        pytest.importorskip("pyarrow", reason="tables are read by pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with (
+        pytest.raises(InputError, match=said) as found,
+        open_texts(str(tmp_path / name)) as texts,
+    ):
+        list(texts)
+    assert str(tmp_path / name) in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "error", "said"),
+    [
+        ("a.doc", None, SourceError, "expected a file that ends in"),
+        ("missing.txt", None, SourceError, "No such file"),
+        ("a.txt", "text", InputError, "has no columns"),
+    ],
+)
+def test_what_cannot_be_opened(name, column, error, said, tmp_path):
+    with pytest.raises(error, match=said), open_texts(str(tmp_path / name), column):
+        pass
