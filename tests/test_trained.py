@@ -16,6 +16,7 @@ import oracle  # noqa: E402
 from convert.parity import compare, ragged_inputs  # noqa: E402
 
 RMS_EVERY, RMS_LAST = 1.5, 1.3
+LOGITS = 5 * FLOAT32  # a sum over the hidden state, and larger
 
 
 @pytest.mark.slow
@@ -40,27 +41,29 @@ def test_minilm(minilm):
 
 
 @pytest.mark.slow
-def test_base_size(tmp_path):
-    """BERT-base's shape with every parameter drawn: all 13 hidden states and the pooler."""
-    config = transformers.BertConfig()
+@pytest.mark.parametrize(
+    ("name", "spread"),
+    [("BertModel", 0.04), ("GPT2LMHeadModel", 0.02)],  # nothing norms GPT-2's residual: it grows
+)
+def test_base_size(name, spread, tmp_path):
+    """BERT-base's and GPT-2's shape with every parameter drawn: all 13 hidden states."""
+    kind = transformers.GPT2Config if name.startswith("GPT2") else transformers.BertConfig
+    config = kind()
     config._attn_implementation = "eager"
-    theirs = transformers.BertModel(config).eval()
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for path, parameter in theirs.named_parameters():
-            noise = torch.randn(parameter.shape, generator=draw)
-            norm = path.endswith("LayerNorm.weight")
-            parameter.copy_(1 + 0.1 * noise if norm else 0.04 * noise)
+    theirs = getattr(transformers, name)(config).eval()
+    oracle.randomise(theirs, 0, norms=0.1, others=spread)
     theirs.save_pretrained(tmp_path)
     lengths = np.array([64, 41, 17])
     ids = np.random.default_rng(0).integers(0, 30522, (3, 64))
     given = {"input_ids": ids, "attention_mask": (np.arange(64) < lengths[:, None]).astype(int)}
     expected = oracle.run_torch(theirs, given, output_hidden_states=True)
-    model = minibert.BertModel.from_pretrained(tmp_path)
+    model = oracle.ours(name, tmp_path)
     found = jax.jit(lambda m, g: m(**g, output_hidden_states=True))(model, given)
     errors = oracle.errors(found, expected, given["attention_mask"])
-    assert len(errors) == 15
+    assert sum(key.startswith("hidden_states") for key in errors) == 13
+    logits = errors.pop("logits", 0)
     assert max(errors.values()) <= FLOAT32, errors
+    assert logits <= LOGITS
 
 
 def test_bfloat16_stays_close(tmp_path):
