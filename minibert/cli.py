@@ -1,0 +1,200 @@
+"""The `minibert` command: what the library does, on texts and files. Arguments and printing only.
+
+Exit status: 0 done; 1 refused, with one line that says why; 2 wrong usage; 130 interrupted.
+"""
+
+import dataclasses
+import sys
+from typing import Annotated, Any
+
+import jax
+import typer
+
+import minibert
+from minibert.cli_embed import embed, similar
+from minibert.cli_shared import (
+    AsJson,
+    Compute,
+    Device,
+    Model,
+    TopK,
+    computing,
+    output,
+    print_json,
+    print_rows,
+    settings,
+)
+from minibert.errors import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="BERT and GPT-2 in JAX: look into models, embed files, fill, classify, answer, generate.",
+    epilog="Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 130 interrupted.",
+)
+app.command()(embed)
+app.command()(similar)
+
+
+@app.command()
+def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> None:
+    """Shows what a checkpoint is: its tree, its parameters, and what became of every tensor."""
+    with settings(device):
+        loaded, info = minibert.load(model, output_loading_info=True)
+        leaves = jax.tree.leaves(loaded)
+        parameters = sum(leaf.size for leaf in leaves)
+        if as_json:
+            print_json(
+                {
+                    "model": type(loaded).__name__,
+                    "parameters": parameters,
+                    "bytes": sum(leaf.nbytes for leaf in leaves),
+                    "config": loaded.config.to_dict(),
+                    "loading": dataclasses.asdict(info),
+                }
+            )
+            return
+        output.print(str(loaded), markup=False)
+        output.print(f"\n{parameters:,} parameters", markup=False)
+        output.print(str(info), markup=False)
+
+
+@app.command("fill-mask")
+def fill_mask(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token in it.")],
+    top_k: TopK = 5,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Score this word only; may be repeated.")
+    ] = None,
+    device: Device = None,
+    dtype: Compute = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says which words fit a masked place: `minibert fill-mask MODEL "Paris is in [MASK]."`."""
+    with settings(device):
+        asked = {"targets": target} if target else {"top_k": top_k}
+        found = minibert.pipeline("fill-mask", model, **computing(dtype))(text, **asked)
+        if as_json:
+            print_json(found)
+            return
+        for one in found if isinstance(found[0], list) else [found]:
+            print_rows(
+                [{key: row[key] for key in ("score", "token_str", "sequence")} for row in one]
+            )
+
+
+@app.command()
+def classify(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="A text.")],
+    pair: Annotated[str | None, typer.Option(help="A second text, for models of pairs.")] = None,
+    top_k: TopK = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a text too long.")] = False,
+    device: Device = None,
+    dtype: Compute = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says which label a text has, or how probable every label is."""
+    with settings(device):
+        run = minibert.pipeline("text-classification", model, **computing(dtype))
+        given = text if pair is None else {"text": text, "text_pair": pair}
+        found = run(given, top_k=top_k, **({"truncation": True} if truncate else {}))
+        found = found if isinstance(found, list) else [found]
+        print_json(found) if as_json else print_rows(found)
+
+
+@app.command()
+def answer(
+    model: Model,
+    question: Annotated[str, typer.Argument(help="What to find out.")],
+    context: Annotated[str | None, typer.Option(help="The text that may hold the answer.")] = None,
+    context_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A file with that text.")
+    ] = None,
+    top_k: TopK = 1,
+    impossible: Annotated[
+        bool, typer.Option("--impossible", help="There may be no answer in the text.")
+    ] = False,
+    device: Device = None,
+    dtype: Compute = None,
+    as_json: AsJson = False,
+) -> None:
+    """Finds the part of a text that answers a question."""
+    if (context is None) == (context_file is None):
+        raise typer.BadParameter("give --context, or --context-file")
+    with settings(device):
+        if context is None:
+            context = _read(str(context_file))
+        found = minibert.pipeline("question-answering", model, **computing(dtype))(
+            question=question, context=context, top_k=top_k, handle_impossible_answer=impossible
+        )
+        found = found if isinstance(found, list) else [found]
+        print_json(found) if as_json else print_rows(found)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as reason:
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="What to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 64,
+    seed: Annotated[
+        int | None, typer.Option(help="Draw tokens, with this seed; else take the likeliest.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Flatter above 1 (--seed).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of the k likeliest only (--seed).")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of this mass only (--seed).")] = None,
+    beams: Annotated[int | None, typer.Option(min=2, help="Search with beams.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this; may be repeated.")] = None,
+    device: Device = None,
+    dtype: Compute = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continues a text, printing it as it comes."""
+    with settings(device):
+        asked: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "num_beams": beams,
+            "repetition_penalty": repetition_penalty,
+            "stop_strings": stop,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if seed is not None:
+            asked |= {"do_sample": True, "key": jax.random.key(seed)}
+        run = minibert.pipeline("text-generation", model, **computing(dtype))
+        streamed = not as_json and beams is None
+
+        def show(piece: str) -> None:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+        if streamed:
+            show(prompt)
+            asked["callback"] = show
+        found = run(prompt, max_new_tokens=max_new_tokens, **asked)
+        if as_json:
+            print_json(found)
+        else:
+            show("\n" if streamed else found[0]["generated_text"] + "\n")
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="minibert")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The commands on sentence embeddings: `minibert embed` and `minibert similar`."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Generator
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import minibert
+from minibert.cli_shared import (
+    AsJson,
+    Compute,
+    Device,
+    Model,
+    Precision,
+    TopK,
+    computing,
+    output,
+    print_json,
+    print_rows,
+    problems,
+    settings,
+)
+from minibert.embedding_job import embed_file
+from minibert.texts import TextFile, open_texts
+
+Pooling = Annotated[
+    str | None,
+    typer.Option(help="cls, mean, max, …: for a model folder that is not sentence-transformers'."),
+]
+Column = Annotated[
+    str | None, typer.Option(help="Of jsonl, csv and parquet: where the texts are; else `text`.")
+]
+
+
+def embed(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="INPUT", help="Texts: .txt (a line each), .jsonl, .csv, .parquet."),
+    ],
+    target: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="OUTPUT", help="What to write: .npy or .parquet."),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A sentence-transformers folder, or a repository.")
+    ],
+    column: Column = None,
+    prompt_name: Annotated[str | None, typer.Option(help="One of the model's prompts.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of length 1.")] = False,
+    truncate_dim: Annotated[
+        int | None, typer.Option(min=1, help="The first numbers of each vector only.")
+    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="What to store numbers in.")
+    ] = Precision.float32,
+    pooling: Pooling = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what a killed job has left.")
+    ] = False,
+    device: Device = None,
+    dtype: Compute = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embeds a file of any size: a row for each text, in the file's order.
+
+    It works in parts, which lie in OUTPUT.parts until all are there. A job that was killed goes on
+    where it was when the same command is given again, and gives the same bytes.
+    """
+    with settings(device):
+        encoder = _encoder(model, pooling, dtype)
+        asked: dict[str, Any] = {
+            "prompt_name": prompt_name,
+            "normalize_embeddings": normalize,
+            "truncate_dim": truncate_dim,
+            "precision": precision.value,
+        }
+
+        def encode(texts: list[str]) -> np.ndarray:
+            return np.asarray(encoder.encode(texts, show_progress=False, **asked))
+
+        made_by = {
+            **asked,
+            "model": _digest(encoder),
+            "column": column,
+            "device": str(jax.devices()[0]),
+        }
+        with open_texts(source, column) as texts, _progress(texts) as progress:
+            rows, computed = embed_file(
+                texts,
+                encode,
+                target,
+                made_by=made_by,
+                overwrite=overwrite,
+                restart=restart,
+                progress=progress,
+            )
+        if as_json:
+            print_json({"output": target, "rows": rows, "computed": computed})
+            return
+        found = f" ({rows - computed:,} found done)" if computed < rows else ""
+        output.print(f"Wrote {rows:,} rows{found} to {target}", markup=False)
+
+
+def similar(
+    model: Model,
+    query: Annotated[list[str], typer.Argument(help="What to look for; several may be given.")],
+    among: Annotated[
+        str, typer.Option(metavar="FILE", help="The texts to look among: .txt, .jsonl, .csv, …")
+    ],
+    column: Column = None,
+    top_k: TopK = 5,
+    pooling: Pooling = None,
+    device: Device = None,
+    dtype: Compute = None,
+    as_json: AsJson = False,
+) -> None:
+    """Finds the texts of a file that mean most nearly the same as a query."""
+    with settings(device):
+        encoder = _encoder(model, pooling, dtype)
+        with open_texts(among, column) as file:
+            texts = list(file)
+        corpus = encoder.encode_document(texts, show_progress=problems.is_terminal)
+        hits = encoder.semantic_search(encoder.encode_query(query), corpus, top_k=top_k)
+        found = [
+            {
+                "query": one,
+                "hits": [
+                    {
+                        "score": float(hit["score"]),
+                        "row": int(hit["corpus_id"]),
+                        "text": texts[hit["corpus_id"]],
+                    }
+                    for hit in some
+                ],
+            }
+            for one, some in zip(query, hits, strict=True)
+        ]
+        if as_json:
+            print_json(found)
+            return
+        for one in found:
+            if len(found) > 1:
+                output.print(one["query"], style="bold", markup=False)
+            print_rows(one["hits"])
+
+
+def _encoder(model: str, pooling: str | None, dtype: Any) -> Any:
+    given = {} if pooling is None else {"pooling": pooling}
+    return minibert.SentenceEncoder.from_pretrained(model, **given, **computing(dtype))
+
+
+def _digest(encoder: Any) -> str:
+    """Of the weights and of what is done with them: what a job's parts must have in common."""
+    digest = hashlib.sha256(repr(encoder).encode())
+    for leaf in jax.tree.leaves(encoder.model):
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _progress(texts: TextFile) -> Generator[Callable[[int, bool], None]]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.fields[rows]:,} texts"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:,.0f} texts/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=problems, transient=True, disable=not problems.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=texts.total, rows=0, rate=0.0)
+        rows, computed = 0, 0
+
+        def progress(some: int, new: bool) -> None:
+            nonlocal rows, computed
+            rows, computed = rows + some, computed + some * new
+            rate = computed / max(bar.tasks[0].elapsed or 0, 1e-9)
+            bar.update(task, completed=texts.done, rows=rows, rate=rate)
+
+        yield progress
