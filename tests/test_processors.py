@@ -11,7 +11,7 @@ import pytest
 from minibert.generation_config import GenerationConfig
 from minibert.processors import History
 
-VOCAB, SLOTS, START = 23, 16, 7
+VOCAB, SLOTS, START = 23, 12, 7  # full after five tokens
 ENDS = (5, 11)
 LENGTHS = (START, 1, 4, 2, START - 1)  # of the prompts; one token has rules of its own
 
@@ -84,6 +84,7 @@ CASES = [
     {"bad_words_ids": [[1], [2, 3], [0, 1, 2], [3, 3, 3, 1]]},
     {"bad_words_ids": [[5], [7], [5, 1], [1, 5]], **END},
     {"bad_words_ids": [[1, 1], [1, 1], [0]]},
+    {"bad_words_ids": [[0] * 9 + [1], [0] * 7 + [2], [0] * 8 + [3]]},
     {"sequence_bias": [[[1], 2.5], [[0, 1], -4.0], [[2, 1], 1.5], [[1, 2, 3, 0], 3.0]]},
     {"sequence_bias": [[[2], 1.0], [[2], -7.0], [[1, 2], float("-inf")]]},
     {"min_length": 6, **END},
@@ -133,7 +134,7 @@ def name(options: dict) -> str:
 def test_as_transformers_does_row_by_row(options, step):
     config = GenerationConfig.from_dict(options)
     for seed in range(4):
-        history, texts = histories(seed, step, alphabet=2 + seed)
+        history, texts = histories(seed, step, alphabet=1 + seed)
         scores = random_scores(seed)
         if "remove_invalid_values" in options:
             scores[:, ::5], scores[:, 1] = np.nan, np.inf
@@ -233,6 +234,17 @@ def test_other_numbers_compile_nothing():
         eager = config.processors(VOCAB)(jnp.asarray(random_scores(0)), history)
         np.testing.assert_allclose(found, eager, rtol=1e-6)
     assert process._cache_size() == 1
+
+
+def test_ids_that_are_no_tokens_touch_nothing():
+    config = EVERYTHING.replace(no_repeat_ngram_size=1, encoder_no_repeat_ngram_size=1)
+    history, _ = histories(0, 3)
+    results = []
+    for ids in ([VOCAB, VOCAB + 1, 2**31 - 1], [-1, -VOCAB, -(2**31)]):
+        tokens = jnp.asarray(np.resize(np.array(ids), history.tokens.shape), jnp.int32)
+        results.append(processed(config, random_scores(0), history._replace(tokens=tokens)))
+    np.testing.assert_array_equal(*results)
+    assert np.isfinite(results[0][0, 22])  # what −1 would be
 
 
 def test_what_is_neutral_does_not_act():
