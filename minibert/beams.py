@@ -19,7 +19,17 @@ from jax import Array
 from jaxtyping import Bool, Float32, Int
 
 from minibert.cache import KVCache
-from minibert.decoding import Logits, Plan, Prompt, Records, Rules, prefill, read, slots
+from minibert.decoding import (
+    Logits,
+    Plan,
+    Prompt,
+    Records,
+    Rules,
+    prefill,
+    read,
+    slots,
+    step_keys,
+)
 from minibert.processors import History
 from minibert.sampling import draw_distinct
 
@@ -178,8 +188,7 @@ def _candidates(
     totals = scores.reshape(batch, beams, vocab) + state.running.scores[..., None]
     totals = totals.reshape(batch, beams * vocab)
     if plan.sampled:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(rules.keys, state.step)
-        found = draw_distinct(totals, keys, plan.candidates)
+        found = draw_distinct(totals, step_keys(rules, state.step, batch), plan.candidates)
     else:
         found = jax.lax.top_k(totals, plan.candidates)[1]
     beam, words = found // vocab, found % vocab

@@ -16,6 +16,11 @@ from minibert.errors import InputError, shown
 
 def indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
     """Integers from 0 to `limit` - 1, by value where they are concrete."""
+    return jnp.asarray(checked_indices(name, ids, limit, limit_name))
+
+
+def checked_indices(name: str, ids: Any, limit: int, limit_name: str) -> Any:
+    """The same, left where they are: putting an array on a device compiles, for every shape."""
     ids = as_array(name, ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(f"{name}: expected integers, found {ids.dtype}")
@@ -24,11 +29,16 @@ def indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
             raise InputError(
                 f"{name}: {value} is out of range; expected 0 to {limit - 1} ({limit_name} {limit})"
             )
-    return jnp.asarray(ids)
+    return ids
 
 
 def zeros_and_ones(name: str, mask: Any) -> Array:
     """Integers or booleans, 0 and 1 only."""
+    return jnp.asarray(checked_zeros_and_ones(name, mask))
+
+
+def checked_zeros_and_ones(name: str, mask: Any) -> Any:
+    """The same, left where they are."""
     mask = as_array(name, mask)
     if not (jnp.issubdtype(mask.dtype, jnp.integer) or mask.dtype == bool):
         raise InputError(
@@ -37,7 +47,7 @@ def zeros_and_ones(name: str, mask: Any) -> Array:
     for value in _extremes(mask):
         if value not in (0, 1):
             raise InputError(f"{name}: expected only 0 and 1, found {value}")
-    return jnp.asarray(mask)
+    return mask
 
 
 def floats(name: str, values: Any) -> Array:
@@ -61,7 +71,7 @@ def lengths(
     return batch, seq
 
 
-def shaped(name: str, array: Array, shapes: list[tuple[int, ...]]) -> Array:
+def shaped(name: str, array: Any, shapes: list[tuple[int, ...]]) -> Any:
     """The array, if it has one of the shapes."""
     if array.shape not in shapes:
         expected = " or ".join(map(str, dict.fromkeys(shapes)))

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, Int
 
 from minibert.cache import KVCache
 from minibert.processors import History, Processors
-from minibert.sampling import Sampling, draw
+from minibert.sampling import Sampling, draw, row_keys
 
 Logits = Float32[Array, "rows vocab"]
 
@@ -72,18 +72,17 @@ class Rules(NamedTuple):
         ends: `(vocab,)`, True for the words that end a text.
         pad: what is written after the end.
         limit: how many tokens to generate at most.
-        keys: a random key for each row, or, of a beam search, for each prompt; nothing, if none is
-            drawn from.
+        key: the random key that is drawn from; nothing, if none is.
         powers: of a beam search: `(steps + 1,)`, lengths to the power of the length penalty; else
             nothing.
     """
 
     processors: Processors
     sampling: Sampling
-    ends: Bool[Array, " vocab"]
-    pad: Int[Array, ""]
-    limit: Int[Array, ""]
-    keys: Any = None
+    ends: Any
+    pad: Any
+    limit: Any
+    key: Any = None
     powers: Any = None
 
 
@@ -182,6 +181,11 @@ def slots(prompt: Prompt, plan: Plan) -> tuple[Int[Array, "rows slots"], Bool[Ar
     return jnp.repeat(tokens, plan.copies, axis=0), jnp.repeat(real, plan.copies, axis=0)
 
 
+def step_keys(rules: Rules, step: Array, rows: int) -> Array:
+    """What each row (of a beam search, each prompt) draws with at a step, whatever the others."""
+    return jax.vmap(jax.random.fold_in, (0, None))(row_keys(rules.key, rows), step)
+
+
 def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Reads the prompts and generates the first token of every row."""
     logits, cache = prefill(model, prompt, plan)
@@ -227,7 +231,7 @@ def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
     history = History(state.tokens, state.real, start, state.step, rules.limit)
     scores = rules.sampling(rules.processors(logits, history))
     if plan.sampled:
-        chosen = draw(scores, jax.vmap(jax.random.fold_in, (0, None))(rules.keys, state.step))
+        chosen = draw(scores, step_keys(rules, state.step, len(scores)))
     else:
         chosen = jnp.argmax(scores, axis=-1)
     chosen = jnp.where(state.done, rules.pad, chosen).astype(state.tokens.dtype)

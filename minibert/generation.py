@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 
 from minibert import beams, decoding
@@ -19,9 +20,9 @@ from minibert.decoding import Plan, Prompt, Rules
 from minibert.errors import InputError, shown
 from minibert.generation_config import GenerationConfig
 from minibert.inputs import encoder_inputs
+from minibert.layers import Dropout
 from minibert.outputs import GenerateOutput
 from minibert.prompts import Prompts, prompts, rounded_up
-from minibert.sampling import row_keys
 
 PROGRAMS = 64  # kept in memory; the least recently used goes first
 
@@ -125,7 +126,11 @@ def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
     """A compiled function of the model's leaves: what is captured would be a constant in it."""
 
     def model(leaves: list[Any]) -> Any:
-        return jax.tree.unflatten(treedef, leaves)
+        built = jax.tree.unflatten(treedef, leaves)
+        for _, part in nnx.iter_modules(built):
+            if isinstance(part, Dropout) and part.rate and not part.deterministic:
+                raise InputError("model: dropout is on (training mode); expected model.eval()")
+        return built
 
     def streamed(state: decoding.State, rules: Rules) -> tuple[decoding.State, Array, Array]:
         slot = state.tokens.shape[1] - plan.steps + state.step - 1
@@ -175,7 +180,7 @@ def _given(
 ) -> Prompts:
     """The prompts, and how many tokens to generate: no more than the model has positions for."""
     given = prompts(input_ids, mask, config, model.config.vocab_size)
-    encoder_inputs(model.config, *encoder, len(given.ids))
+    encoder = encoder_inputs(model.config, *encoder, len(given.ids))
     positions = model.config.max_position_embeddings
     limit = config.limit(given.ids.shape[1], positions)
     longest = int(given.mask.sum(axis=1).max())
@@ -191,34 +196,45 @@ def _prepare(
     model: Any, given: Prompts, config: GenerationConfig, key: Any
 ) -> tuple[Plan, Rules, Prompt]:
     """What the program is, what it is run with, and what it continues."""
-    batch, beamed = len(given.ids), config.num_beams > 1
-    vocab, ends = model.config.vocab_size, list(config.end_ids)
+    vocab, beamed = model.config.vocab_size, config.num_beams > 1
+    processors = config.processors(vocab)
     plan = Plan(
         steps=rounded_up(given.limit),
         copies=config.num_beams if beamed else config.num_return_sequences,
         sampled=config.do_sample,
         scores=config.output_scores,
         logits=config.output_logits,
-        candidates=max(2, 1 + len(ends)) * config.num_beams if beamed else 0,
+        candidates=_candidates(config, vocab) if beamed else 0,
         early_stopping=config.early_stopping if beamed else False,
     )
-    is_end = np.zeros(vocab, bool)
-    is_end[ends] = True
-    lengths = np.arange(plan.steps + 1, dtype=np.float64)
-    lengths[0] = 1  # a power that is never asked for, and might be infinite
     rules = Rules(
-        processors=config.processors(vocab),
+        processors=processors,
         sampling=config.sampling(),
-        ends=jnp.asarray(is_end),
-        pad=jnp.int32(config.padding_id or 0),
-        limit=jnp.int32(given.limit),
-        keys=_keys(key, batch if beamed else batch * plan.copies) if config.do_sample else None,
-        powers=jnp.asarray(lengths**config.length_penalty, jnp.float32) if beamed else None,
+        ends=np.isin(np.arange(vocab), config.end_ids),
+        pad=np.int32(config.padding_id or 0),
+        limit=np.int32(given.limit),
+        key=_key(key) if config.do_sample else None,
+        powers=_powers(plan.steps, config.length_penalty) if beamed else None,
     )
-    return plan, rules, given.padded()
+    return plan, rules, given.padded(model.config.max_position_embeddings)
 
 
-def _keys(key: Any, rows: int) -> Array:
+def _candidates(config: GenerationConfig, vocab: int) -> int:
+    """How many continuations to look at, so that enough can go on if the best of them end."""
+    ways = max(2, 1 + len(config.end_ids))
+    if not config.do_sample:  # more of them change nothing then, and few numbers make few programs
+        ways = 1 << (ways - 1).bit_length()
+    return config.num_beams * min(ways, vocab)
+
+
+def _powers(steps: int, penalty: float) -> np.ndarray:
+    lengths = np.maximum(np.arange(steps + 1.0), 1)
+    finite = np.finfo(np.float32)
+    with np.errstate(over="ignore"):
+        return np.clip(lengths**penalty, finite.tiny, finite.max).astype(np.float32)
+
+
+def _key(key: Any) -> Array:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
     if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
@@ -226,7 +242,7 @@ def _keys(key: Any, rows: int) -> Array:
         raise InputError(
             f"key: tokens are drawn: expected a random key, key=jax.random.key(0), found {found}"
         )
-    return row_keys(jnp.asarray(key), rows)
+    return key
 
 
 def _written(done: decoding.Written, given: Prompts) -> GenerateOutput:

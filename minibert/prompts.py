@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.checks import as_array, indices, shaped, zeros_and_ones
+from minibert.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
 from minibert.decoding import Prompt
 from minibert.errors import InputError, shown
 from minibert.generation_config import GenerationConfig
@@ -20,7 +20,8 @@ class Prompts(NamedTuple):
         ids: `(batch, seq)` words, padded on the left.
         mask: `(batch, seq)`, True at words and False at padding.
         limit: how many tokens to generate.
-        encoder: an encoder's states `(batch, encoder_seq, hidden)` and padding mask, or None.
+        encoder: an encoder's states `(batch, encoder_seq, hidden)` and their padding mask
+            `(batch, 1, 1, encoder_seq)`; None for what is not given.
     """
 
     ids: np.ndarray
@@ -28,11 +29,26 @@ class Prompts(NamedTuple):
     limit: int = 0
     encoder: tuple[Any, Any] = (None, None)
 
-    def padded(self) -> Prompt:
-        """The prompts with more padding on the left: few lengths, so few programs."""
-        more = ((0, 0), (rounded_up(self.ids.shape[1]) - self.ids.shape[1], 0))
-        ids, mask = np.pad(self.ids.astype(np.int32), more), np.pad(self.mask, more)
-        return Prompt(ids, mask, *self.encoder)
+    def padded(self, positions: int) -> Prompt:
+        """The prompts, and an encoder's states, in one of few lengths, so that programs are few.
+
+        Args:
+            positions: how many the model has.
+        """
+        words = self.mask.any(axis=0)
+        ids, mask = self.ids[:, words].astype(np.int32), self.mask[:, words]
+        seq = ids.shape[1]
+        more = ((0, 0), (max(min(rounded_up(seq), positions), seq) - seq, 0))
+        return Prompt(np.pad(ids, more), np.pad(mask, more), *self._padded_encoder())
+
+    def _padded_encoder(self) -> tuple[Any, Any]:
+        if self.encoder[0] is None:
+            return None, None
+        states, mask = np.asarray(self.encoder[0]), self.encoder[1]
+        batch, seq, _ = states.shape
+        mask = np.ones((batch, seq), bool) if mask is None else np.asarray(mask)[:, 0, 0]
+        more = rounded_up(seq) - seq
+        return np.pad(states, ((0, 0), (0, more), (0, 0))), np.pad(mask, ((0, 0), (0, more)))
 
     def continued(self, texts: np.ndarray) -> np.ndarray:
         """The prompts as they were given, with texts behind them; several for each prompt."""
@@ -56,20 +72,24 @@ def prompts(
     Raises:
         InputError: they are no words, empty, all padding, or padded on the right.
     """
-    if _ragged(input_ids):
-        if attention_mask is not None:
-            raise InputError("attention_mask: prompts of different lengths are padded for you")
-        input_ids, attention_mask = _padded_on_the_left(input_ids, config.padding_id or 0)
+    ragged = _ragged(input_ids)
+    if ragged and attention_mask is not None:
+        raise InputError(
+            "attention_mask: expected none, as input_ids has rows of different lengths, which are "
+            "padded for you"
+        )
+    if ragged:
+        input_ids, room = _padded_on_the_left(input_ids, config.padding_id or 0)
     words = as_array("input_ids", input_ids)
     if words.ndim != 2 or not words.size:
         raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
-    ids = np.asarray(indices("input_ids", words, vocab_size, "vocab_size"))
+    ids = np.asarray(checked_indices("input_ids", words, vocab_size, "vocab_size"))
     if attention_mask is None:
-        mask = np.ones(ids.shape, bool)
+        mask = room if ragged else np.ones(ids.shape, bool)
         if config.pad_token_id is not None and config.pad_token_id not in config.end_ids:
-            mask = ids != config.pad_token_id
+            mask = mask & (ids != config.pad_token_id)
     else:
-        given = zeros_and_ones("attention_mask", attention_mask)
+        given = checked_zeros_and_ones("attention_mask", attention_mask)
         mask = np.asarray(shaped("attention_mask", given, [ids.shape])).astype(bool)
     for row, real in enumerate(mask):
         if not real.any():
