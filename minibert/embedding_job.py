@@ -30,6 +30,7 @@ def embed_file(
     output: str,
     *,
     made_by: dict[str, Any],
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda vectors, ranges: vectors,
     rows_a_part: int = ROWS_A_PART,
     overwrite: bool = False,
     restart: bool = False,
@@ -42,6 +43,8 @@ def embed_file(
         encode: from some texts to an array with a row for each.
         output: `.npy`, an array `(texts, dim)`; or `.parquet`, with columns `row` and `embedding`.
         made_by: what the embeddings depend on besides the texts; as JSON holds it.
+        finish: what is done to the embeddings in the end, when the smallest and the largest number
+            of every column are known, `(2, dim)`: quantised, for example.
         rows_a_part: how many texts at a time.
         overwrite: whether to replace an existing output.
         restart: whether to throw away the parts of an earlier job.
@@ -80,7 +83,7 @@ def embed_file(
                 raise SourceError("no texts: there is nothing to embed")
             if os.path.exists(_name(parts, count)):
                 raise _changed(_name(parts, count))
-            _assemble(parts, count, rows, output)
+            _assemble(parts, count, rows, output, finish)
             _remove(parts)
     return rows, computed
 
@@ -103,10 +106,21 @@ def _part(path: str, texts: list[str], encode: Callable[[list[str]], np.ndarray]
     return True
 
 
-def _assemble(parts: str, count: int, rows: int, output: str) -> None:
+def _assemble(
+    parts: str,
+    count: int,
+    rows: int,
+    output: str,
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    def vectors() -> Iterator[np.ndarray]:
+        return (_vectors(_name(parts, number)) for number in range(count))
+
+    ranges = np.array([(part.min(axis=0), part.max(axis=0)) for part in vectors()])
+    ranges = np.stack([ranges[:, 0].min(axis=0), ranges[:, 1].max(axis=0)])
     new = os.path.join(parts, "whole")
     write = _write_npy if output.endswith(".npy") else _write_parquet
-    write(new, rows, (_vectors(_name(parts, number)) for number in range(count)))
+    write(new, rows, (np.ascontiguousarray(finish(part, ranges)) for part in vectors()))
     state = os.stat(new)
     with open(os.path.join(parts, "finished"), "w") as file:
         json.dump([state.st_ino, state.st_size, rows], file)
@@ -153,7 +167,7 @@ def _rows_of(output: str) -> int:
 
 def _vectors(path: str) -> np.ndarray:
     with np.load(path) as part:
-        return np.ascontiguousarray(part["vectors"])
+        return part["vectors"]
 
 
 def _name(parts: str, number: int) -> str:

@@ -52,6 +52,19 @@ def test_dtypes(dtype, tmp_path):
     assert np.load(output).dtype == dtype
 
 
+def test_finished_with_the_ranges_of_all(tmp_path):
+    output = tmp_path / "out.npy"
+
+    def finish(vectors, ranges):
+        lowest, highest = ranges
+        return np.round(255 * (vectors - lowest) / np.maximum(highest - lowest, 1)).astype(np.uint8)
+
+    job(output, finish=finish)
+    whole = encode(TEXTS)
+    expected = finish(whole, np.stack([whole.min(axis=0), whole.max(axis=0)]))
+    np.testing.assert_array_equal(np.load(output), expected)
+
+
 def killing(texts, after):
     for number, text in enumerate(texts):
         if number == after:
