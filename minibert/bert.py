@@ -67,13 +67,13 @@ class BertModel(BertPreTrainedModel):
         self.encoder = BertEncoder(config, **options)
         self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
 
         Keys and values are kept in the dtype the model computes in.
 
         Raises:
-            InputError: the model is not a decoder.
+            InputError: the model is not a decoder, or those are not sizes.
         """
         if not self.config.is_decoder:
             raise InputError("init_cache: only a decoder has a cache, and config.is_decoder is off")
@@ -193,7 +193,7 @@ class BertWithHead(BertPreTrainedModel):
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         raise TypeError(f"{type(self).__name__} has no head; use one of the BertFor… classes")
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
         """An empty cache: see `BertModel.init_cache`."""
         return self.bert.init_cache(batch_size, max_length)
 

@@ -157,7 +157,7 @@ class BertLMHeadModel(BertWithHead):
         self.cls = BertOnlyMLMHead(config, **options)
 
     def __call__(
-        self, *args: Any, logits_to_keep: int = 0, **kwargs: Any
+        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes `BertModel`'s arguments; returns scores at the last `logits_to_keep` positions.
 

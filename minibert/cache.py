@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from minibert.attention import causal_mask
+from minibert.checks import whole
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
 Leaf = Any
@@ -104,8 +105,13 @@ class KVCache:
     cross_mask: Leaf = None
 
     @classmethod
-    def empty(cls, config: Any, batch: int, length: int, dtype: DTypeLike) -> "KVCache":
-        """A cache for `batch` rows of at most `length` tokens, with nothing written."""
+    def empty(cls, config: Any, batch: Any, length: Any, dtype: DTypeLike) -> "KVCache":
+        """A cache for `batch` rows of at most `length` tokens, with nothing written.
+
+        Raises:
+            InputError: those are not whole numbers of at least 1.
+        """
+        batch, length = whole("batch_size", batch, 1), whole("max_length", length, 1)
         heads = config.num_attention_heads
         shape = (batch, heads, length, config.hidden_size // heads)
         layers = range(config.num_hidden_layers)

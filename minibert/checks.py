@@ -71,6 +71,15 @@ def lengths(
     return batch, seq
 
 
+def whole(name: str, number: Any, least: int) -> int:
+    """A whole number of at least `least`."""
+    if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < least:
+        raise InputError(
+            f"{name}: expected a whole number of at least {least}, found {shown(number)}"
+        )
+    return int(number)
+
+
 def shaped(name: str, array: Any, shapes: list[tuple[int, ...]]) -> Any:
     """The array, if it has one of the shapes."""
     if array.shape not in shapes:

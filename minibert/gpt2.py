@@ -70,10 +70,13 @@ class GPT2Model(GPT2PreTrainedModel):
         self.h = nnx.List(GPT2Block(config, layer, **options) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
 
         Keys and values are kept in the dtype the model computes in.
+
+        Raises:
+            InputError: those are not sizes.
         """
         dtype = self.wte.dtype or self.wte.embedding[...].dtype
         return KVCache.empty(self.config, batch_size, max_length, dtype)
@@ -81,7 +84,7 @@ class GPT2Model(GPT2PreTrainedModel):
     def __call__(
         self,
         input_ids: Any = None,
-        past_key_values: KVCache | None = None,
+        past_key_values: Any = None,
         attention_mask: Any = None,
         token_type_ids: Any = None,
         position_ids: Any = None,

@@ -66,7 +66,7 @@ class _GPT2WithHead(GPT2PreTrainedModel):
             **options,
         )
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
         """An empty cache: see `GPT2Model.init_cache`."""
         return self.transformer.init_cache(batch_size, max_length)
 
@@ -88,7 +88,7 @@ class GPT2LMHeadModel(_GPT2WithHead):
         self._add_lm_head(config, **options)
 
     def __call__(
-        self, *args: Any, logits_to_keep: int = 0, **kwargs: Any
+        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes `GPT2Model`'s arguments; returns scores at the last `logits_to_keep` positions.
 

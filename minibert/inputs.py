@@ -12,7 +12,16 @@ from jax import Array
 
 from minibert.attention import attention_mask_to_bool
 from minibert.cache import KVCache
-from minibert.checks import as_array, concrete, floats, indices, lengths, shaped, zeros_and_ones
+from minibert.checks import (
+    as_array,
+    concrete,
+    floats,
+    indices,
+    lengths,
+    shaped,
+    whole,
+    zeros_and_ones,
+)
 from minibert.errors import InputError, shown
 
 
@@ -140,10 +149,11 @@ def _cache(config: Any, past: Any, batch: int, seq: int, decoder: bool) -> KVCac
     heads = config.num_attention_heads
     shape = (batch, heads, past.length, config.hidden_size // heads)
     layers = config.num_hidden_layers
-    if len(past.keys) != layers or past.keys[0].shape != shape:
+    found = {array.shape for array in (*past.keys, *past.values)}
+    if len(past.keys) != layers or found != {shape}:
         raise InputError(
             f"past_key_values: expected {layers} layers of shape {shape}, found {len(past.keys)} "
-            f"of {past.keys[0].shape}"
+            f"of {' and '.join(map(str, sorted(found)))}"
         )
     written = concrete(past.index)
     if written + seq > past.length:
@@ -243,8 +253,5 @@ def kept_positions(hidden: Array, logits_to_keep: Any) -> Array:
     Raises:
         InputError: it is not a number of positions.
     """
-    if type(logits_to_keep) is not int or logits_to_keep < 0:
-        raise InputError(
-            f"logits_to_keep: expected a whole number, 0 for all, found {shown(logits_to_keep)}"
-        )
-    return hidden[:, -logits_to_keep:]
+    kept = whole("logits_to_keep", logits_to_keep, 0)
+    return hidden[:, -kept:]

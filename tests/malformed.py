@@ -33,15 +33,20 @@ class Pristine:
     def __init__(self, home: Folder):
         self.home = home
 
-    def folder(self, name: str = "BertModel", **options: Any) -> Folder:
-        folder = self.home / "-".join([name, *map(str, options.values())])
+    def folder(self, name: str = "BertModel", config: Any = None, **options: Any) -> Folder:
+        changes = config or {}
+        parts = [name, *(f"{key}={value}" for key, value in (changes | options).items())]
+        folder = self.home / "-".join(parts)
         if not folder.exists():
-            model = getattr(minibert, name)(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0))
+            cls = getattr(minibert, name)
+            model = cls(cls.config_class.tiny(**changes), rngs=nnx.Rngs(0))
             model.save_pretrained(folder, **options)
         return folder
 
-    def copy(self, target: Folder, name: str = "BertModel", **options: Any) -> Folder:
-        return pathlib.Path(shutil.copytree(self.folder(name, **options), target))
+    def copy(
+        self, target: Folder, name: str = "BertModel", config: Any = None, **options: Any
+    ) -> Folder:
+        return pathlib.Path(shutil.copytree(self.folder(name, config, **options), target))
 
 
 def load(folder: Folder, name: str = "BertModel", **options: Any) -> Any:

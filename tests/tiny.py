@@ -1,0 +1,24 @@
+"""Tiny models of minibert's own with every parameter drawn, for tests that need no PyTorch."""
+
+import zlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import minibert
+from minibert.checkpoint import leaves
+from minibert.layers import LayerNorm
+
+
+def drawn(name: str, seed: int = 0, **config: Any) -> Any:
+    """A model of that class, norms drawn around one and the rest around zero, in float64."""
+    cls = getattr(minibert, name)
+    model = cls(cls.config_class.tiny(**config), rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    for leaf in leaves(model):
+        draw = np.random.default_rng([seed, zlib.crc32(leaf.name.encode())])
+        noise = draw.standard_normal(leaf.variable.shape)
+        norm = isinstance(leaf.owner, LayerNorm) and leaf.attribute == "scale"
+        leaf.variable.set_value(jnp.asarray(1 + 0.3 * noise if norm else 0.2 * noise))
+    return model.eval()
