@@ -27,6 +27,7 @@ from minibert.gpt2_heads import (
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
 )
+from minibert.pipelines import pipeline
 from minibert.report import LoadingInfo
 
 __version__ = "0.1.0"
@@ -54,5 +55,6 @@ __all__ = [
     "LoadingInfo",
     "generate",
     "load",
+    "pipeline",
     "stream",
 ]

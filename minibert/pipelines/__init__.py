@@ -1,0 +1,97 @@
+"""Text in, answers out: `pipeline`, and a class for each task, to be used or overridden.
+
+The reference is transformers' `pipelines`: its tasks, names, options, keys and order.
+"""
+
+import os
+from typing import Any
+
+from minibert.errors import InputError, shown
+from minibert.pipelines import loading
+from minibert.pipelines.base import Pipeline
+from minibert.pipelines.feature_extraction import FeatureExtractionPipeline
+from minibert.pipelines.fill_mask import FillMaskPipeline
+from minibert.pipelines.options import routed, unknown
+from minibert.pipelines.question_answering import QuestionAnsweringPipeline
+from minibert.pipelines.text_classification import (
+    NextSentencePredictionPipeline,
+    TextClassificationPipeline,
+)
+from minibert.pipelines.text_generation import TextGenerationPipeline
+from minibert.pipelines.token_classification import TokenClassificationPipeline
+
+__all__ = [
+    "FeatureExtractionPipeline",
+    "FillMaskPipeline",
+    "NextSentencePredictionPipeline",
+    "Pipeline",
+    "QuestionAnsweringPipeline",
+    "TextClassificationPipeline",
+    "TextGenerationPipeline",
+    "TokenClassificationPipeline",
+    "pipeline",
+]
+
+TASKS: dict[str, type[Pipeline]] = {
+    cls.task: cls
+    for cls in (
+        FillMaskPipeline,
+        TextClassificationPipeline,
+        TokenClassificationPipeline,
+        QuestionAnsweringPipeline,
+        FeatureExtractionPipeline,
+        TextGenerationPipeline,
+        NextSentencePredictionPipeline,
+    )
+}
+ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
+
+
+def pipeline(
+    task: str,
+    model: Any,
+    *,
+    tokenizer: Any = None,
+    pipeline_class: type[Pipeline] | None = None,
+    **options: Any,
+) -> Pipeline:
+    """A task's pipeline, ready to be called with text.
+
+    Args:
+        task: fill-mask, text-classification, token-classification (ner), question-answering,
+            feature-extraction, text-generation or next-sentence-prediction.
+        model: a folder or a repository of the Hub, from which the task's class is loaded, whatever
+            class the checkpoint names; or a model.
+        tokenizer: a tokenizer of transformers, or where one is; by default where the model is.
+        pipeline_class: a class of your own, in place of the task's.
+        options: what `from_pretrained` takes; and the task's own options, as defaults.
+
+    Raises:
+        InputError: the task or an option is unknown, or model and task do not fit.
+        SourceError: there is no such model, or no tokenizer.
+        MissingHeadError: the checkpoint lacks the task's head.
+
+    What else a load raises is as in `from_pretrained`.
+    """
+    name = ALIASES.get(task, task) if isinstance(task, str) else task
+    if not isinstance(name, str) or name not in TASKS:
+        raise InputError(unknown(shown(task), {*TASKS, *ALIASES}, "task"))
+    cls = TASKS[name] if pipeline_class is None else pipeline_class
+    given = {n: options.pop(n) for n in sorted(options.keys() & loading.OPTIONS)}
+    own = {n: v for n, v in options.items() if n not in ("token_budget", "show_progress")}
+    routed(cls, own)  # an unknown option is found before a model is loaded
+    source = model if tokenizer is None else tokenizer
+    if _is_place(model):
+        model = loading.load_model(name, cls.models, model, **given)
+    elif given:
+        raise InputError(f"{min(given)}: the model is loaded already")
+    elif tokenizer is None:
+        raise InputError("tokenizer: expected one, as the model comes without a folder")
+    if _is_place(source):
+        place = {n: given[n] for n in loading.PLACE if n in given and tokenizer is None}
+        source = loading.load_tokenizer(source, **place)
+    return cls(model=model, tokenizer=source, **options)
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)

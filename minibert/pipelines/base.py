@@ -1,0 +1,275 @@
+"""What all pipelines share: three stages, batches by length, options, and whose error it is.
+
+The stages are those of transformers' `pipelines/base.py`: `preprocess` makes arrays `(1, seq)` of
+one input, `forward` takes a batch of them through the model, `postprocess` makes the answer to one
+input of its row. Each may be called by itself, and overridden.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from minibert import batching
+from minibert.batching import Batch
+from minibert.compilation import compiled
+from minibert.errors import InputError, shown
+from minibert.pipelines.batches import MODEL_INPUTS, collated, length, separated
+from minibert.pipelines.options import routed
+from minibert.pipelines.progress import ticking
+from minibert.pretrained import PretrainedModel
+
+CHUNK = 512  # inputs that are read, sorted by length and answered together
+
+Shares = Mapping[str, Mapping[str, Any]]
+
+
+class _Job(NamedTuple):
+    """An input on its way: its number, its rows' places, and whether it may have several."""
+
+    number: int
+    places: range
+    several: bool
+
+
+class Pipeline:
+    """Text in, answers out, in three stages.
+
+    Called with one input it returns its answer; with a list, the list of answers; with a generator
+    or another iterable, an iterator that reads it as answers are taken. Inputs of like length are
+    computed together; answers come in the inputs' order.
+
+    An option is a keyword argument of a stage. Those of the constructor are defaults, those of a
+    call count before them.
+
+    Args:
+        model: a model of one of the classes in `models`, in evaluation mode.
+        tokenizer: a tokenizer of transformers.
+        token_budget: rows × positions that are computed at once; by default what suits the device.
+        show_progress: whether long inputs have a progress bar; by default those that are lists of
+            a thousand or more, on a terminal.
+        options: of the stages.
+
+    Attributes:
+        task: the task's name.
+        models: the classes that fit, one for each family.
+        by_token: the outputs of `forward` with an axis of positions, the second.
+        open_stage: the stage that takes all options nobody names; None if there is none.
+        compiled: the model, as a compiled callable.
+
+    Raises:
+        InputError: the model or the tokenizer does not fit the task, or an option is unknown.
+    """
+
+    task: ClassVar[str]
+    models: ClassVar[tuple[type[PretrainedModel], ...]]
+    by_token: ClassVar[tuple[str, ...]] = ("logits",)
+    open_stage: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        *,
+        token_budget: int | None = None,
+        show_progress: bool | None = None,
+        **options: Any,
+    ):
+        if not isinstance(model, self.models):
+            wanted = " or a ".join(cls.__name__ for cls in self.models)
+            found = shown(model) if isinstance(model, str) else type(model).__name__
+            raise InputError(f"model: {self.task} wants a {wanted}, found {found}")
+        if not callable(tokenizer):
+            raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
+        self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
+        self.token_budget, self.show_progress = token_budget, show_progress
+        self._defaults = routed(type(self), options)
+
+    def preprocess(self, inputs: Any) -> Any:
+        """One input as arrays `(1, seq)`, by name; or a list of such, if it is cut into windows.
+
+        What else is in it, `postprocess` finds again.
+        """
+        raise NotImplementedError
+
+    def forward(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch through the model: the model's outputs and the inputs, by name."""
+        given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        return {**inputs, **self.compiled(**given)}
+
+    def postprocess(self, outputs: Any) -> Any:
+        """The answer to one input, of its row of `forward`'s outputs, or of a list of such."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Any, *, show_progress: bool | None = None, **options: Any) -> Any:
+        """Answers one input, a list of them, or, as they are asked for, those of an iterable.
+
+        Raises:
+            InputError: an option is unknown or impossible; or an input is, which is then named:
+                no text, no tokens, or more than the model can take and `truncation=True` not said.
+        """
+        shares = self._shares(options)
+        show = self.show_progress if show_progress is None else show_progress
+        if isinstance(inputs, list):
+            return list(self._answers(inputs, shares, len(inputs), show))
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | tuple | Mapping):
+            return self._answers(inputs, shares, None, show)
+        return next(self._answers([inputs], shares, 1, False, several=False))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__})"
+
+    def encoded(
+        self, text: Any, text_pair: Any = None, *, truncation: Any = False, **options: Any
+    ) -> dict[str, np.ndarray]:
+        """A text, or a pair of them, as the tokenizer's arrays `(1, seq)`.
+
+        Args:
+            text: the text.
+            text_pair: the second text.
+            truncation: whether a longer one is cut to what tokenizer and model can take, or to
+                `max_length`; or one of transformers' strategies.
+            options: what else the tokenizer takes.
+
+        Raises:
+            InputError: it is no text, or the tokenizer refuses it.
+        """
+        for part in (text,) if text_pair is None else (text, text_pair):
+            check_text(part)
+        if truncation not in (False, None, "do_not_truncate"):
+            options["max_length"] = options.get("max_length") or self.longest_cut
+        elif options.get("max_length") is not None and not options.get("padding"):
+            raise InputError("max_length: cuts nothing by itself; say truncation=True too")
+        rows = self.tokenized(text, text_pair, truncation=truncation or False, **options)
+        return {name: np.asarray(row)[None] for name, row in rows.items()}
+
+    def tokenized(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """What the tokenizer returns; its own errors are `InputError`s here."""
+        try:
+            return self.tokenizer(text, text_pair, verbose=False, **options)
+        except Exception as reason:  # tokenizers raises Exception itself
+            raise InputError(f"the tokenizer refuses it ({shown(str(reason))})") from None
+
+    @property
+    def positions(self) -> int:
+        """How many tokens the model can take."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def longest_cut(self) -> int:
+        """To how many tokens `truncation=True` cuts."""
+        return min(self.positions, getattr(self.tokenizer, "model_max_length", self.positions))
+
+    def _shares(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        given = routed(type(self), options)
+        return {stage: {**share, **given[stage]} for stage, share in self._defaults.items()}
+
+    def _answers(
+        self,
+        inputs: Iterable[Any],
+        shares: Shares,
+        total: int | None,
+        show: bool | None,
+        several: bool = True,
+    ) -> Iterator[Any]:
+        with ticking(self.task, total, show) as tick:
+            numbered = enumerate(inputs)
+            while chunk := list(itertools.islice(numbered, CHUNK)):
+                jobs, rows = self._prepared(chunk, shares, several)
+                yield from self._computed(jobs, rows, shares, tick)
+
+    def _prepared(
+        self, chunk: Sequence[tuple[int, Any]], shares: Shares, several: bool
+    ) -> tuple[list[_Job], list[Mapping[str, Any]]]:
+        jobs: list[_Job] = []
+        rows: list[Mapping[str, Any]] = []
+        for number, item in chunk:
+            with naming(number if several else None):
+                made = self.preprocess(item, **shares["preprocess"])
+                one = isinstance(made, Mapping)
+                windows = [made] if one else list(made)
+                for window in windows:
+                    self._check_length(length(window))
+            jobs.append(_Job(number, range(len(rows), len(rows) + len(windows)), not one))
+            rows += windows
+        return jobs, rows
+
+    def _computed(
+        self,
+        jobs: Sequence[_Job],
+        rows: Sequence[Mapping[str, Any]],
+        shares: Shares,
+        tick: Callable[[], None],
+    ) -> Iterator[Any]:
+        """The answers to jobs: an input's answer is made as soon as all its rows are computed."""
+        owner = [place for place, job in enumerate(jobs) for _ in job.places]
+        missing = [len(job.places) for job in jobs]
+        outputs: dict[int, Any] = {}
+        answers: list[Any] = [None] * len(jobs)
+        for batch in self._plan(rows, shares):
+            arrays = collated(rows, batch, self._pad, self._left)
+            numbers = [jobs[owner[index]].number for index in batch.indices]
+            computed = self._through(arrays, numbers, shares["forward"])
+            parts = separated(computed, rows, batch, self.by_token, self._left)
+            for index, part in zip(batch.indices, parts, strict=True):
+                outputs[index] = part
+                missing[owner[index]] -= 1
+                if not missing[owner[index]]:
+                    job = jobs[owner[index]]
+                    found = [outputs.pop(place) for place in job.places]
+                    given = found if job.several else found[0]
+                    answers[owner[index]] = self.postprocess(given, **shares["postprocess"])
+                    tick()
+        yield from answers
+
+    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Shares) -> list[Batch]:
+        return batching.plan([length(row) for row in rows], self.positions, self.token_budget)
+
+    def _through(
+        self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        return self.forward(arrays, **options)
+
+    @property
+    def _pad(self) -> int:
+        for pad in (self.model.config.pad_token_id, getattr(self.tokenizer, "pad_token_id", None)):
+            if pad is not None and 0 <= pad < self.model.config.vocab_size:
+                return pad
+        return 0
+
+    @property
+    def _left(self) -> bool:
+        return False
+
+    def _check_length(self, tokens: int) -> None:
+        if not tokens:
+            raise InputError("no tokens; expected at least one")
+        if tokens > self.positions:
+            name = self.model.config.name_of("max_position_embeddings")
+            raise InputError(
+                f"{tokens} tokens; expected at most {self.positions} ({name}); "
+                "truncation=True cuts what is too much"
+            )
+
+
+def check_text(text: Any) -> None:
+    """Raises an `InputError` if it is no text."""
+    if not isinstance(text, str):
+        raise InputError(f"expected a text, found {shown(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"expected a text, found half a character in {shown(text)}") from None
+
+
+@contextlib.contextmanager
+def naming(number: int | None) -> Generator[None]:
+    """Says in an `InputError` to which input it belongs; nothing if there is but one."""
+    try:
+        yield
+    except InputError as reason:
+        if number is None:
+            raise
+        raise type(reason)(f"input {number}: {reason}") from None

@@ -1,0 +1,57 @@
+"""A text's last hidden states; the reference is transformers' `pipelines/feature_extraction.py`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minibert.auto import FAMILIES
+from minibert.errors import InputError
+from minibert.pipelines.base import Pipeline
+from minibert.pipelines.batches import on_host
+
+
+class FeatureExtractionPipeline(Pipeline):
+    """The last hidden state of every token of a text, special ones included.
+
+    An answer is a nested list of floats, `(1, seq, hidden)`; with `return_tensors=True` an array.
+    Other options: `truncation`, `max_length`; `tokenize_kwargs` for the tokenizer.
+    """
+
+    task = "feature-extraction"
+    models = tuple(FAMILIES.values())
+    by_token = ("last_hidden_state",)
+
+    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+        trunk = getattr(model, "trunk", None)
+        if not isinstance(model, self.models) and isinstance(
+            getattr(model, trunk or "", None), self.models
+        ):
+            found = type(model).__name__
+            raise InputError(f"model: a {found} has a head; give its trunk, model.{trunk}")
+        super().__init__(model, tokenizer, **options)
+
+    def preprocess(
+        self,
+        inputs: Any,
+        *,
+        truncation: Any = None,
+        max_length: Any = None,
+        tokenize_kwargs: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """A text's words as arrays `(1, seq)`.
+
+        Raises:
+            InputError: it is no text, or `truncation` is given twice.
+        """
+        options = dict(tokenize_kwargs or {})
+        if truncation is not None and "truncation" in options:
+            raise InputError("truncation: given twice, by itself and in tokenize_kwargs")
+        return self.encoded(
+            inputs, **{"truncation": truncation, "max_length": max_length} | options
+        )
+
+    def postprocess(self, outputs: Mapping[str, Any], *, return_tensors: bool = False) -> Any:
+        """The text's `last_hidden_state` `(1, seq, hidden)`."""
+        states = on_host(outputs["last_hidden_state"])
+        return states if return_tensors else states.tolist()

@@ -1,0 +1,133 @@
+"""Words for the masks of a text; the reference is transformers' `pipelines/fill_mask.py`."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.batching import Batch, default_budget, plan
+from minibert.bert_lm_heads import BertForMaskedLM
+from minibert.errors import InputError, shown
+from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.batches import length, on_host, softmax
+
+LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
+
+
+class FillMaskPipeline(Pipeline):
+    """The likeliest words for every mask of a text.
+
+    An answer is a list of dicts, the likeliest word first: `score`, its probability; `token`, its
+    id; `token_str`; `sequence`, the text with it. A text with several masks gets a list for each;
+    a list of one text is answered like the text itself, as in transformers.
+
+    Raises:
+        InputError: the tokenizer has no mask token.
+    """
+
+    task = "fill-mask"
+    models = (BertForMaskedLM,)
+
+    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+        super().__init__(model, tokenizer, **options)
+        if getattr(tokenizer, "mask_token_id", None) is None:
+            raise InputError("tokenizer: has no mask token, which fill-mask needs")
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Fills the masks of a text, of a list of texts, or of those of an iterable.
+
+        Args:
+            inputs: the texts.
+            options: `top_k` words a mask, 5 by default; `targets`, the only words that are scored;
+                `truncation`, `max_length`; `tokenizer_kwargs` for the tokenizer.
+        """
+        answers = super().__call__(inputs, **options)
+        return answers[0] if isinstance(inputs, list) and len(inputs) == 1 else answers
+
+    def preprocess(
+        self,
+        inputs: Any,
+        *,
+        truncation: Any = False,
+        max_length: Any = None,
+        tokenizer_kwargs: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """A text's words as arrays `(1, seq)`.
+
+        Raises:
+            InputError: there is no mask among them.
+        """
+        options = {"truncation": truncation, "max_length": max_length, **(tokenizer_kwargs or {})}
+        encoded = self.encoded(inputs, **options)
+        if self.tokenizer.mask_token_id not in encoded["input_ids"]:
+            cut = " before the text is cut" if options["truncation"] else ""
+            raise InputError(f"no {self.tokenizer.mask_token}{cut} in {shown(inputs)}")
+        return encoded
+
+    def postprocess(
+        self, outputs: Mapping[str, Any], *, top_k: Any = 5, targets: Any = None
+    ) -> list[Any]:
+        """The words for a text's masks, from its `input_ids` and `logits` `(1, seq, vocab)`."""
+        ids = np.asarray(outputs["input_ids"])[0]
+        masks = np.flatnonzero(ids == self.tokenizer.mask_token_id)
+        chances = softmax(on_host(outputs["logits"])[0, masks])
+        words = np.arange(chances.shape[-1]) if targets is None else self._targets(targets)
+        if type(top_k) is not int or not 1 <= top_k <= chances.shape[-1]:
+            most = chances.shape[-1]
+            raise InputError(f"top_k: expected a whole number from 1 to {most}, found {top_k!r}")
+        answers = []
+        for mask, chance in zip(masks, chances[:, words], strict=True):
+            best = highest(chance, min(top_k, len(words)))
+            answers.append(
+                [self._answer(ids, mask, int(words[i]), float(chance[i]), masks) for i in best]
+            )
+        return answers if len(answers) > 1 else answers[0]
+
+    def _answer(
+        self, ids: np.ndarray, mask: int, word: int, score: float, masks: np.ndarray
+    ) -> dict[str, Any]:
+        filled = ids.copy()
+        filled[mask] = word
+        filled = filled[filled != self.tokenizer.pad_token_id]
+        # the other masks are special tokens, and are to be seen
+        sequence = self.tokenizer.decode(filled.tolist(), skip_special_tokens=len(masks) == 1)
+        token = self.tokenizer.decode([word])
+        return {"score": score, "token": word, "token_str": token, "sequence": sequence}
+
+    def _targets(self, targets: Any) -> np.ndarray:
+        """The ids of the words that are scored, each once; of a longer word that of its start."""
+        found = []
+        for target in [targets] if isinstance(targets, str) else targets:
+            check_text(target)
+            word = self.tokenizer.convert_tokens_to_ids(target)
+            if word is None or (
+                word == self.tokenizer.unk_token_id and target != self.tokenizer.unk_token
+            ):
+                words = self.tokenized(target, add_special_tokens=False)["input_ids"]
+                if not words:
+                    raise InputError(f"targets: {shown(target)} is no word")
+                word = words[0]
+                if len(words) > 1 or word == self.tokenizer.unk_token_id:
+                    token = self.tokenizer.convert_ids_to_tokens(word)
+                    message = f"targets: {target!r} is not in the vocabulary; {token!r} is scored"
+                    warnings.warn(message, stacklevel=2)
+            found.append(word)
+        if not found:
+            raise InputError("targets: expected at least one word, found none")
+        return np.array(list(dict.fromkeys(found)))
+
+    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
+        most = min(default_budget(), max(1, LOGITS // self.model.config.vocab_size))
+        budget = most if self.token_budget is None else self.token_budget
+        return plan([length(row) for row in rows], self.positions, budget)
+
+
+def highest(scores: np.ndarray, count: int) -> Sequence[int]:
+    """The indices of the `count` highest scores, the highest first; of equals the first."""
+    if count < len(scores):
+        least = np.partition(scores, -count)[-count]
+        candidates = np.flatnonzero(scores >= least)
+    else:
+        candidates = np.arange(len(scores))
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count].tolist()

@@ -1,0 +1,181 @@
+"""Answers that stand in a text; the semantics are those of transformers 4.57.6."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.bert_heads import BertForQuestionAnswering
+from minibert.errors import InputError, shown
+from minibert.gpt2_heads import GPT2ForQuestionAnswering
+from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.batches import on_host
+from minibert.pipelines.spans import characters, likeliest, probabilities
+
+LONGEST_WINDOW = 384
+OVERLAP = 128
+
+
+class QuestionAnsweringPipeline(Pipeline):
+    """The part of a context that answers a question.
+
+    Called with `question=` and `context=`, texts or lists of them, with two texts, with
+    `{"question": …, "context": …}`, or with a list or an iterable of such dicts. An answer is a
+    dict of `score`, `start` and `end` (characters of the context) and `answer`; with `top_k` a
+    list of them, the likeliest first, if there is more than one.
+
+    Options: `top_k`, 1 by default; `max_seq_len`, how many tokens a window has, 384 by default;
+    `doc_stride`, by how many they overlap, 128 by default or half a window; `max_question_len`, to
+    how many tokens a question is cut; `max_answer_len`, how many tokens an answer has at most, 15
+    by default; `handle_impossible_answer`, whether "" may be the answer; `align_to_words`, whether
+    an answer is made of whole words.
+    """
+
+    task = "question-answering"
+    models = (BertForQuestionAnswering, GPT2ForQuestionAnswering)
+    by_token = ("start_logits", "end_logits")
+
+    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+        super().__init__(model, tokenizer, **options)
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError("tokenizer: expected a fast one, which knows characters' places")
+
+    def __call__(
+        self, *args: Any, question: Any = None, context: Any = None, **options: Any
+    ) -> Any:
+        """Answers a question, a list of them, or those of an iterable."""
+        inputs = _arguments(args, question, context)
+        alone = isinstance(inputs, list) and len(inputs) == 1
+        return super().__call__(inputs[0] if alone else inputs, **options)
+
+    def preprocess(
+        self,
+        inputs: Any,
+        *,
+        max_seq_len: Any = None,
+        doc_stride: Any = None,
+        max_question_len: Any = None,
+    ) -> list[dict[str, Any]]:
+        """The context's windows, each with the question in front, as arrays `(1, seq)`.
+
+        In a window are also `encoding`, the tokenizer's own; `answerable` `(1, seq)`, whether a
+        token is of the context; and `context`.
+        """
+        question, context = _texts(inputs)
+        longest = min(self.longest_cut, LONGEST_WINDOW) if max_seq_len is None else max_seq_len
+        longest = _count("max_seq_len", longest, 1, self.positions)
+        stride = min(longest // 2, OVERLAP) if doc_stride is None else doc_stride
+        stride = _count("doc_stride", stride, 0, longest)
+        if max_question_len is not None:
+            question = self._shortened(question, _count("max_question_len", max_question_len, 1))
+        encoded = self.tokenized(
+            question,
+            context,
+            truncation="only_second",
+            max_length=longest,
+            stride=stride,
+            return_overflowing_tokens=True,
+        )
+        return [self._window(encoding, context) for encoding in encoded.encodings]
+
+    def postprocess(
+        self,
+        outputs: Sequence[Mapping[str, Any]],
+        *,
+        top_k: Any = 1,
+        max_answer_len: Any = 15,
+        handle_impossible_answer: bool = False,
+        align_to_words: bool = True,
+    ) -> Any:
+        """The answers, from the windows' `start_logits` and `end_logits` `(1, seq)`."""
+        _count("top_k", top_k, 1)
+        _count("max_answer_len", max_answer_len, 1)
+        # several spans may be of the same words
+        wanted = 2 * top_k + 10 if align_to_words else top_k
+        answers: list[dict[str, Any]] = []
+        nothing = 1.0
+        for window in outputs:
+            allowed = np.asarray(window["answerable"])[0]
+            start = probabilities(on_host(window["start_logits"])[0], allowed)
+            end = probabilities(on_host(window["end_logits"])[0], allowed)
+            nothing = min(nothing, float(start[0] * end[0]))
+            for first, last, score in likeliest(start, end, wanted, max_answer_len):
+                place = characters(window["encoding"], first, last, 1, align_to_words)
+                _add(answers, score, place, window["context"])
+        if handle_impossible_answer or not answers:
+            score = nothing if handle_impossible_answer else 0.0
+            answers.append({"score": score, "start": 0, "end": 0, "answer": ""})
+        answers = sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
+        return answers if len(answers) > 1 else answers[0]
+
+    def _window(self, encoding: Any, context: str) -> dict[str, Any]:
+        rows = {
+            "input_ids": encoding.ids,
+            "token_type_ids": encoding.type_ids,
+            "attention_mask": encoding.attention_mask,
+        }
+        rows = {name: rows[name] for name in rows if name in self.tokenizer.model_input_names}
+        answerable = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+        if self.tokenizer.cls_token_id is not None:  # it says that there is no answer
+            answerable |= np.array(encoding.ids) == self.tokenizer.cls_token_id
+        arrays = {name: np.asarray(row)[None] for name, row in rows.items()}
+        return {
+            **arrays,
+            "answerable": answerable[None],
+            "encoding": encoding,
+            "context": context,
+        }
+
+    def _shortened(self, question: str, tokens: int) -> str:
+        encoding = self.tokenized(question, add_special_tokens=False).encodings[0]
+        return question if len(encoding) <= tokens else question[: encoding.offsets[tokens - 1][1]]
+
+
+def _add(answers: list[dict[str, Any]], score: float, place: tuple[int, int], context: str) -> None:
+    """Adds an answer, or its score to the one of the same words."""
+    text = context[place[0] : place[1]]
+    for answer in answers:
+        if answer["answer"].lower() == text.lower():
+            answer["score"] += score
+            return
+    answers.append({"score": score, "start": place[0], "end": place[1], "answer": text})
+
+
+def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
+    if args and (question is not None or context is not None):
+        raise InputError("question, context: given twice, by name and without")
+    if len(args) == 1:
+        return args[0]
+    if len(args) == 2:
+        question, context = args
+    elif args:
+        raise InputError(f"{len(args)} arguments; expected a question and a context")
+    if question is None or context is None:
+        raise InputError("question, context: expected both")
+    if isinstance(question, str):
+        return {"question": question, "context": context}
+    if not isinstance(question, Iterable):
+        raise InputError(f"question: expected a text or a list of them, found {shown(question)}")
+    questions = list(question)
+    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
+    if len(contexts) != len(questions):
+        raise InputError(f"question, context: {len(questions)} questions, {len(contexts)} contexts")
+    return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
+
+
+def _texts(inputs: Any) -> tuple[str, str]:
+    if not isinstance(inputs, Mapping) or inputs.keys() != {"question", "context"}:
+        expected = '{"question": …, "context": …}'
+        raise InputError(f"expected {expected}, found {shown(inputs)}")
+    for name in ("question", "context"):
+        check_text(inputs[name])
+        if not inputs[name]:
+            raise InputError(f"{name}: is empty")
+    return inputs["question"], inputs["context"]
+
+
+def _count(name: str, number: Any, least: int, most: int | None = None) -> int:
+    if type(number) is not int or number < least or (most is not None and number > most):
+        to = f"from {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name}: expected a whole number {to}, found {shown(number)}")
+    return number

@@ -1,0 +1,150 @@
+"""Labels for texts and pairs of texts, and whether one sentence follows another.
+
+The reference is transformers' `pipelines/text_classification.py`; for next sentences it has none.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.batching import Batch, plan
+from minibert.bert_heads import BertForSequenceClassification
+from minibert.bert_lm_heads import BertForNextSentencePrediction
+from minibert.errors import InputError, shown
+from minibert.gpt2_heads import GPT2ForSequenceClassification
+from minibert.pipelines.base import Pipeline
+from minibert.pipelines.batches import length, on_host, softmax
+
+FUNCTIONS = ("sigmoid", "softmax", "none")
+
+
+class TextClassificationPipeline(Pipeline):
+    """The likeliest label of a text, or of a pair of texts.
+
+    A pair is `{"text": …, "text_pair": …}` or a tuple of two. An answer is a dict of `label` and
+    `score`, in a list if the input is a text alone, as in transformers. With `top_k` it is a list
+    of that many, the likeliest first; `top_k=None` is all labels.
+
+    Other options: `function_to_apply`, one of sigmoid, softmax and none, by default what the
+    config's problem type says; `truncation`, `max_length`, `padding`, `add_special_tokens`.
+    """
+
+    task = "text-classification"
+    models = (BertForSequenceClassification, GPT2ForSequenceClassification)
+    by_token = ()
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Classifies a text or pair, a list of them, or those of an iterable."""
+        answer = super().__call__(inputs, **options)
+        return [answer] if isinstance(inputs, str) and "top_k" not in options else answer
+
+    def preprocess(
+        self,
+        inputs: Any,
+        *,
+        truncation: Any = False,
+        max_length: Any = None,
+        padding: Any = False,
+        add_special_tokens: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """The words of a text, or of a pair, as arrays `(1, seq)`."""
+        return self.encoded(
+            *text_and_pair(inputs),
+            truncation=truncation,
+            max_length=max_length,
+            padding=padding,
+            add_special_tokens=add_special_tokens,
+        )
+
+    def postprocess(
+        self,
+        outputs: Mapping[str, Any],
+        *,
+        function_to_apply: Any = None,
+        top_k: Any = ...,
+    ) -> Any:
+        """The labels, from `logits` `(1, labels)`; without `top_k` the likeliest alone."""
+        if top_k is not ... and top_k is not None and (type(top_k) is not int or top_k < 1):
+            raise InputError(f"top_k: expected a whole number from 1, or None; found {top_k!r}")
+        scores = self._scored(on_host(outputs["logits"])[0], function_to_apply)
+        order = np.argsort(-scores, kind="stable").tolist()
+        names = self.model.config.id2label
+        answers = [{"label": names[label], "score": float(scores[label])} for label in order]
+        return answers[0] if top_k is ... else answers[:top_k]
+
+    def _scored(self, logits: np.ndarray, function: Any) -> np.ndarray:
+        kind, labels = self.model.config.problem_type, self.model.config.num_labels
+        if function is None and kind == "regression":
+            function = "none"
+        elif function is None:
+            several = kind == "multi_label_classification" or labels == 1
+            function = "sigmoid" if several else "softmax"
+        match function.lower() if isinstance(function, str) else function:
+            case "sigmoid":
+                return 1 / (1 + np.exp(-logits))
+            case "softmax":
+                return softmax(logits)
+            case "none":
+                return logits
+        expected = ", ".join(FUNCTIONS)
+        raise InputError(f"function_to_apply: expected one of {expected}, found {shown(function)}")
+
+    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
+        budget = 1 if self._left else self.token_budget
+        return plan([length(row) for row in rows], self.positions, budget)
+
+    @property
+    def _left(self) -> bool:
+        """Where nothing is known by which padding is known, the last token must stand last."""
+        return self.model.config.pad_token_id is None
+
+
+class NextSentencePredictionPipeline(Pipeline):
+    """Whether the second of two texts follows the first.
+
+    An input is a pair, `{"text": …, "text_pair": …}` or a tuple of two. An answer is a list of two
+    dicts of `label` and `score`, a probability: first `is_next`, then `not_next`. Options:
+    `truncation`, `max_length`.
+    """
+
+    task = "next-sentence-prediction"
+    models = (BertForNextSentencePrediction,)
+    by_token = ()
+    labels = ("is_next", "not_next")
+
+    def preprocess(
+        self, inputs: Any, *, truncation: Any = False, max_length: Any = None
+    ) -> dict[str, np.ndarray]:
+        """A pair's words as arrays `(1, seq)`."""
+        text, pair = text_and_pair(inputs)
+        if pair is None:
+            raise InputError(f"expected a pair of texts, found {shown(inputs)}")
+        return self.encoded(text, pair, truncation=truncation, max_length=max_length)
+
+    def postprocess(self, outputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Both labels' probabilities, from `logits` `(1, 2)`."""
+        scores = softmax(on_host(outputs["logits"])[0])
+        return [
+            {"label": label, "score": float(score)}
+            for label, score in zip(self.labels, scores, strict=True)
+        ]
+
+
+def text_and_pair(inputs: Any) -> tuple[Any, Any]:
+    """The text and the second text, None if there is none.
+
+    Raises:
+        InputError: it is neither a text nor a pair.
+    """
+    match inputs:
+        case str():
+            return inputs, None
+        case {"text": text, **rest} if rest.keys() <= {"text_pair"}:
+            return text, rest.get("text_pair")
+        case (text, pair) if isinstance(inputs, tuple):
+            return text, pair
+    raise InputError(
+        'expected a text, or a pair as {"text": …, "text_pair": …} or a tuple of two, found '
+        f"{shown(inputs)}"
+    )

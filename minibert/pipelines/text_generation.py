@@ -1,0 +1,263 @@
+"""Texts that continue texts; the reference is transformers' `pipelines/text_generation.py`."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from minibert import batching
+from minibert.batching import Batch
+from minibert.bert_lm_heads import BertLMHeadModel
+from minibert.errors import InputError, shown
+from minibert.generation import generate, stream
+from minibert.generation_config import GenerationConfig
+from minibert.gpt2_heads import GPT2LMHeadModel
+from minibert.outputs import GenerateOutput
+from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.batches import length
+from minibert.pipelines.text_stream import Pieces, collected, stopped
+
+NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint says anything
+TEMPERATURE = 0.7
+
+
+class TextGenerationPipeline(Pipeline):
+    """Texts that continue a prompt.
+
+    An answer is a list of dicts, one for each of `num_return_sequences`: `generated_text`, the
+    prompt and its continuation, with `return_full_text=False` the continuation alone; or, with
+    `return_tensors=True`, `generated_token_ids`.
+
+    All options of `minibert.generate` are options here: `max_new_tokens` (256 by default, where
+    the checkpoint's generation_config.json says nothing), `num_beams`, …. With a `key`
+    (`jax.random.key(0)`) tokens are drawn, by default at a temperature of 0.7; without one the
+    likeliest is taken. Text number `i` of a list draws from `fold_in(key, i)`.
+
+    More options: `stop_strings` (or `stop_sequence`), a text or several: a continuation ends with
+    the first that is complete in it; `callback`, a function that is given the text piece by piece
+    while it grows, for one text; `prefix`, which comes before the prompt and is not in the answer;
+    `truncation=True` (or `handle_long_generation="hole"`), so that of a prompt that leaves no room
+    its end is kept; `add_special_tokens`, `skip_special_tokens`, `clean_up_tokenization_spaces`.
+    """
+
+    task = "text-generation"
+    models = (GPT2LMHeadModel, BertLMHeadModel)
+    open_stage = "forward"
+    by_token = ()
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Continues a text, each of a list of texts, or those of an iterable."""
+        given = self._shares(options)["forward"]
+        if given.get("callback") is not None and not isinstance(inputs, str):
+            raise InputError(f"callback: is given one text's pieces; found {shown(inputs)}")
+        return super().__call__(inputs, **options)
+
+    def preprocess(
+        self,
+        inputs: Any,
+        *,
+        prefix: Any = "",
+        add_special_tokens: bool = True,
+        truncation: bool = False,
+        handle_long_generation: Any = None,
+        generation_config: Any = None,
+        max_new_tokens: Any = None,
+        max_length: Any = None,
+    ) -> dict[str, Any]:
+        """A prompt's words as arrays `(1, seq)`, and the prompt as `prompt_text`.
+
+        Of an empty one there is the token that begins texts.
+        """
+        if handle_long_generation not in (None, "hole"):
+            found = shown(handle_long_generation)
+            raise InputError(f'handle_long_generation: expected None or "hole", found {found}')
+        check_text(inputs)
+        check_text(prefix)
+        encoded = self.encoded(prefix + inputs, add_special_tokens=add_special_tokens)
+        arrays = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        settings = self._settings(
+            generation_config, max_new_tokens=max_new_tokens, max_length=max_length
+        )
+        if not encoded["input_ids"].size:
+            begin = settings.bos_token_id
+            if begin is None:
+                raise InputError("no tokens, and no bos_token_id to begin with")
+            arrays = {"input_ids": np.array([[begin]]), "attention_mask": np.array([[1]])}
+        if truncation or handle_long_generation:
+            kept = self.longest_cut - _new_tokens(settings, 0)
+            if kept < 1:
+                found = f"{_new_tokens(settings, 0)} new tokens leave no room"
+                raise InputError(f"{found} for a prompt; there are {self.longest_cut} positions")
+            arrays = {name: array[:, -kept:] for name, array in arrays.items()}
+        self._check_room(arrays["input_ids"].shape[1], settings)
+        return {**arrays, "prompt_text": inputs}
+
+    def forward(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        key: Any = None,
+        callback: Any = None,
+        stop_strings: Any = None,
+        stop_sequence: Any = None,
+        generation_config: Any = None,
+        max_new_tokens: Any = None,
+        max_length: Any = None,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Continues a batch of prompts, padded on the left.
+
+        Returns:
+            The inputs, and `new_tokens` `(rows, num_return_sequences, new)`, of which the first
+            `new_lengths` `(rows, num_return_sequences)` count.
+        """
+        given = {"max_new_tokens": max_new_tokens, "max_length": max_length, **options}
+        settings = self._settings(generation_config, key, **given)
+        ids, mask = np.asarray(inputs["input_ids"]), np.asarray(inputs["attention_mask"])
+        new = _new_tokens(settings, int(mask.sum(axis=1).max()))
+        settings = settings.replace(max_new_tokens=new)
+        stops = _stops(stop_strings, stop_sequence)
+        if stops or callback is not None:
+            if settings.num_beams > 1:
+                raise InputError("num_beams: with a callback or stop_strings there are no beams")
+            if callback is not None and len(ids) * settings.num_return_sequences > 1:
+                raise InputError("callback: is given one text's pieces; expected one row")
+            steps = stream(self.model, ids, mask, generation_config=settings, key=key)
+            decode = self._decoder(skip_special_tokens, clean_up_tokenization_spaces)
+            by_bytes = self._by_bytes and not clean_up_tokenization_spaces
+            pieces = None if callback is None else Pieces(decode, callback, by_bytes)
+            texts = collected(steps, settings.end_ids, stops, decode, pieces)
+        else:
+            found = generate(self.model, ids, mask, generation_config=settings, key=key)
+            sequences = found.sequences if isinstance(found, GenerateOutput) else found
+            texts = [_ended(text, settings.end_ids) for text in sequences[:, ids.shape[1] :]]
+        copies = settings.num_return_sequences
+        lengths = np.array([len(text) for text in texts])
+        tokens = np.zeros((len(texts), lengths.max()), np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            row[: len(text)] = text
+        return {
+            **inputs,
+            "new_tokens": tokens.reshape(len(ids), copies, -1),
+            "new_lengths": lengths.reshape(len(ids), copies),
+        }
+
+    def postprocess(
+        self,
+        outputs: Mapping[str, Any],
+        *,
+        return_full_text: bool = True,
+        return_tensors: bool = False,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+        stop_strings: Any = None,
+        stop_sequence: Any = None,
+    ) -> list[dict[str, Any]]:
+        """A prompt's texts, from its `new_tokens` and `new_lengths`."""
+        stops = _stops(stop_strings, stop_sequence)
+        decode = self._decoder(skip_special_tokens, clean_up_tokenization_spaces)
+        prompt = np.asarray(outputs["input_ids"])[0].tolist()
+        answers = []
+        for tokens, count in zip(outputs["new_tokens"][0], outputs["new_lengths"][0], strict=True):
+            new = tokens[:count].tolist()
+            text = decode(new)
+            text = text[: stopped(text, stops)]
+            full = outputs["prompt_text"] + text if return_full_text else text
+            tensors = {"generated_token_ids": prompt + new}
+            answers.append(tensors if return_tensors else {"generated_text": full})
+        return answers
+
+    def _settings(self, given: Any, key: Any = None, **options: Any) -> GenerationConfig:
+        """The caller's config, or the checkpoint's, with the call's options in it."""
+        lengths = ("max_new_tokens", "max_length")
+        options = {n: v for n, v in options.items() if v is not None or n not in lengths}
+        if given is not None and not isinstance(given, GenerationConfig):
+            raise InputError(
+                f"generation_config: expected a GenerationConfig, found {shown(given)}"
+            )
+        stored = self.model.config.generation
+        if given is None and stored is not None:
+            given = GenerationConfig.from_dict(stored, "generation_config.json")
+        if given is None:
+            given = GenerationConfig.from_model_config(self.model.config.to_dict(), "config.json")
+        if key is not None:
+            options = {"do_sample": True, **options}
+        settings = given.replace(**options)
+        if settings.do_sample and given.temperature == 1 and "temperature" not in options:
+            settings = settings.replace(temperature=TEMPERATURE)
+        return settings
+
+    def _check_room(self, prompt: int, settings: GenerationConfig) -> None:
+        new = _new_tokens(settings, prompt)
+        if prompt + new > self.positions:
+            name = self.model.config.name_of("max_position_embeddings")
+            raise InputError(
+                f"{prompt} tokens and {new} new ones; expected at most {self.positions} ({name}); "
+                "ask for less with max_new_tokens, or keep the prompt's end with truncation=True"
+            )
+
+    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
+        """Prompts of like length together; one by one where what is asked for tells them apart."""
+        known = ("key", "generation_config", "max_new_tokens", "max_length", "do_sample")
+        options = {name: shares["forward"].get(name) for name in known if name in shares["forward"]}
+        settings = self._settings(options.pop("generation_config", None), **options)
+        lengths = [length(row) for row in rows]
+        by_length = settings.max_new_tokens is None and settings.max_length is not None
+        if settings.do_sample or by_length:
+            return [Batch(np.array([row]), 1, size) for row, size in enumerate(lengths)]
+        new = _new_tokens(settings, max(lengths))
+        whole = [min(size + new, self.positions) for size in lengths]
+        plan = batching.plan(whole, self.positions, self.token_budget)
+        return [batch._replace(length=max(lengths[i] for i in batch.indices)) for batch in plan]
+
+    def _through(
+        self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        key = options.get("key")
+        if isinstance(key, jax.Array):
+            key = jax.random.fold_in(key, numbers[0])
+        rest = {name: value for name, value in options.items() if name != "key"}
+        return self.forward(arrays, key=key, **rest)
+
+    def _decoder(self, skip: bool, clean_up: bool | None) -> Callable[[Sequence[int]], str]:
+        return functools.partial(
+            self.tokenizer.decode, skip_special_tokens=skip, clean_up_tokenization_spaces=clean_up
+        )
+
+    @property
+    def _by_bytes(self) -> bool:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
+
+    @property
+    def _left(self) -> bool:
+        return True
+
+
+def _new_tokens(settings: GenerationConfig, prompt: int) -> int:
+    """How many tokens are generated at most, behind a prompt of so many."""
+    if settings.max_new_tokens is None and settings.max_length is None:
+        return NEW_TOKENS
+    return settings.limit(prompt)
+
+
+def _ended(text: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+    """A text without what stands behind its end."""
+    found = np.flatnonzero(np.isin(text, ends))
+    return text[: found[0] + 1] if found.size else text
+
+
+def _stops(stop_strings: Any, stop_sequence: Any) -> list[str]:
+    if stop_strings is not None and stop_sequence is not None:
+        raise InputError("stop_sequence: another name of stop_strings; expected one of the two")
+    given = stop_strings if stop_sequence is None else stop_sequence
+    stops: list[Any] = [given] if isinstance(given, str) else list(given or ())
+    for stop in stops:
+        check_text(stop)
+        if not stop:
+            raise InputError("stop_strings: an empty text is in every text")
+    return stops

@@ -1,0 +1,150 @@
+"""Labels for the tokens of a text; see transformers' `pipelines/token_classification.py`."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.bert_heads import BertForTokenClassification
+from minibert.errors import InputError, shown
+from minibert.gpt2_heads import GPT2ForTokenClassification
+from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.batches import on_host, softmax
+from minibert.pipelines.entities import STRATEGIES, Token, disjoint, entities
+
+
+class TokenClassificationPipeline(Pipeline):
+    """The entities of a text.
+
+    An answer is a list of dicts, in the text's order: `entity`, `score`, `index` (the token's
+    position), `word`, `start` and `end` (characters of the text); with another
+    `aggregation_strategy` than "none" of `entity_group`, `score`, `word`, `start`, `end`.
+
+    Options: `aggregation_strategy`, see `entities.entities`; `ignore_labels`, which are left out,
+    by default "O"; `stride`, by how many tokens the windows overlap in which a long text is read;
+    `is_split_into_words`, for lists of words, which `delimiter` joins; `truncation`, `max_length`.
+    Words are known by the tokenizer; with one that has no word pieces, such as GPT-2's, by spaces.
+    """
+
+    task = "token-classification"
+    models = (BertForTokenClassification, GPT2ForTokenClassification)
+
+    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+        super().__init__(model, tokenizer, **options)
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError("tokenizer: expected a fast one, which knows characters' places")
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Finds the entities of a text, of a list of texts, or of those of an iterable."""
+        words = self._shares(options)["preprocess"].get("is_split_into_words", False)
+        if words and isinstance(inputs, list) and not any(isinstance(i, list) for i in inputs):
+            return super().__call__([inputs], **options)
+        return super().__call__(inputs, **options)
+
+    def preprocess(
+        self,
+        inputs: Any,
+        *,
+        stride: Any = None,
+        is_split_into_words: bool = False,
+        delimiter: Any = None,
+        truncation: Any = False,
+        max_length: Any = None,
+    ) -> list[dict[str, Any]]:
+        """A text's windows, one if there is no `stride`, each a dict of arrays `(1, seq)`.
+
+        In a window are also `sentence`, the text; `special_tokens_mask`; and `offset_mapping`,
+        `(1, seq, 2)`: where in the text each token begins and ends.
+        """
+        if stride is not None and not (type(stride) is int and 0 <= stride < self.longest_cut):
+            most = self.longest_cut - 1
+            raise InputError(f"stride: expected a whole number from 0 to {most}, found {stride!r}")
+        cut = truncation or stride is not None
+        if max_length is not None and not cut:
+            raise InputError("max_length: cuts nothing by itself; say truncation=True too")
+        sentence, starts = _placed(inputs, is_split_into_words, delimiter)
+        encoded = self.tokenized(
+            inputs,
+            truncation=truncation or cut,
+            max_length=(max_length or self.longest_cut) if cut else None,
+            is_split_into_words=is_split_into_words,
+            **({} if stride is None else {"stride": stride, "return_overflowing_tokens": True}),
+        )
+        return [self._window(window, sentence, starts) for window in encoded.encodings]
+
+    def postprocess(
+        self,
+        outputs: Sequence[Mapping[str, Any]],
+        *,
+        aggregation_strategy: Any = "none",
+        ignore_labels: Any = None,
+        stride: Any = None,
+    ) -> list[dict[str, Any]]:
+        """The entities of a text, from its windows' `logits` `(1, seq, labels)`."""
+        strategy = str(aggregation_strategy).lower()
+        if strategy not in STRATEGIES:
+            expected, found = ", ".join(STRATEGIES), shown(aggregation_strategy)
+            raise InputError(f"aggregation_strategy: expected one of {expected}, found {found}")
+        if stride is not None and strategy == "none":
+            raise InputError("stride: windows overlap; expected an aggregation_strategy too")
+        ignored = ("O",) if ignore_labels is None else ignore_labels
+        joined = self.tokenizer.convert_tokens_to_string
+        names = self.model.config.id2label
+        found = [
+            entity
+            for output in outputs
+            for entity in entities(self._tokens(output), strategy, names, joined)
+            if entity.get("entity", entity.get("entity_group")) not in ignored
+        ]
+        return disjoint(found) if len(outputs) > 1 else found
+
+    def _window(self, encoding: Any, sentence: str, starts: Sequence[int]) -> dict[str, Any]:
+        rows = {
+            "input_ids": encoding.ids,
+            "token_type_ids": encoding.type_ids,
+            "attention_mask": encoding.attention_mask,
+        }
+        rows = {name: rows[name] for name in rows if name in self.tokenizer.model_input_names}
+        rows |= {"special_tokens_mask": encoding.special_tokens_mask}
+        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        if starts:
+            words = [0 if word is None else starts[word] for word in encoding.word_ids]
+            offsets = offsets + np.array(words, np.int64)[:, None]
+        arrays = {name: np.asarray(row)[None] for name, row in rows.items()}
+        return {**arrays, "offset_mapping": offsets[None], "sentence": sentence}
+
+    def _tokens(self, output: Mapping[str, Any]) -> list[Token]:
+        """A window's tokens, but the special ones."""
+        sentence, scores = output["sentence"], softmax(on_host(output["logits"])[0])
+        ids = np.asarray(output["input_ids"])[0].tolist()
+        spans = np.asarray(output["offset_mapping"])[0].tolist()
+        words = self.tokenizer.convert_ids_to_tokens(ids)
+        model = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "model", None)
+        has_pieces = bool(getattr(model, "continuing_subword_prefix", None))
+        tokens = []
+        for index in np.flatnonzero(np.asarray(output["special_tokens_mask"])[0] == 0).tolist():
+            word, (start, end) = words[index], spans[index]
+            text = sentence[start:end]
+            if ids[index] == self.tokenizer.unk_token_id:
+                word, continues = text, False
+            elif has_pieces:
+                continues = len(word) != len(text)
+            else:
+                continues = start > 0 and " " not in sentence[start - 1 : start + 1]
+            tokens.append(Token(word, scores[index], start, end, index, continues))
+        return tokens
+
+
+def _placed(inputs: Any, split: bool, delimiter: str | None) -> tuple[str, list[int]]:
+    """The text, and of a list of words where in it each begins."""
+    if not split:
+        check_text(inputs)
+        return inputs, []
+    if not isinstance(inputs, list):
+        raise InputError(f"is_split_into_words: expected a list of words, found {shown(inputs)}")
+    for word in inputs:
+        check_text(word)
+    between = " " if delimiter is None else delimiter
+    starts = [0, *itertools.accumulate(len(word) + len(between) for word in inputs)]
+    return between.join(inputs), starts
