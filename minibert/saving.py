@@ -59,15 +59,15 @@ def write_model(model: Any, folder: str, limit: int) -> None:
     write_config(model, folder)
     shards = _shards(model, limit)
     if len(shards) == 1:
-        _write_shard(shards[0], os.path.join(folder, SAFETENSORS))
+        write_tensors(shards[0], os.path.join(folder, SAFETENSORS))
         return
     weight_map, total = {}, 0
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        total += _write_shard(shard, os.path.join(folder, file))
+        total += write_tensors(shard, os.path.join(folder, file))
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(index, os.path.join(folder, f"{SAFETENSORS}.index.json"))
+    write_json(index, os.path.join(folder, f"{SAFETENSORS}.index.json"))
 
 
 def write_config(model: Any, folder: str) -> None:
@@ -80,7 +80,7 @@ def write_config(model: Any, folder: str) -> None:
         data["dtype"] = stored
         if "torch_dtype" in data:
             data["torch_dtype"] = stored
-    _write_json(data, os.path.join(folder, "config.json"))
+    write_json(data, os.path.join(folder, "config.json"))
 
 
 def file_leaves(model: Any) -> dict[str, Leaf]:
@@ -119,7 +119,12 @@ def _shards(model: Any, limit: int) -> list[dict[str, Leaf]]:
     return shards
 
 
-def _write_shard(shard: dict[str, Leaf], path: str) -> int:
+def write_tensors(shard: dict[str, Leaf], path: str) -> int:
+    """Writes some leaves into a safetensors file, and returns their bytes.
+
+    Raises:
+        TargetError: it cannot be written, or a number is NaN or infinite.
+    """
     arrays: dict[str, np.ndarray] = {name: leaf.to_file() for name, leaf in shard.items()}
     if damaged := [name for name, array in arrays.items() if not finite(array)]:
         raise TargetError(f"{path}: NaN or infinity in {damaged[:3]}, which no load would accept")
@@ -134,7 +139,8 @@ def _write_shard(shard: dict[str, Leaf], path: str) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _write_json(data: dict[str, Any], path: str) -> None:
+def write_json(data: Any, path: str) -> None:
+    """Writes a JSON file: indented, its keys sorted."""
     try:
         text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         content = f"{text}\n".encode()
