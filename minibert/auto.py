@@ -122,7 +122,8 @@ def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel]
         first = name.split(".")[0]
         full = f".{trunk.trunk}.{name}" if first in trunk.rooms else f".{name}"
         heads |= {head for head in trunk.heads if f".{head}." in full}
-    return BY_HEADS[kind].get(frozenset(heads))
+    cls = BY_HEADS[kind].get(frozenset(heads))
+    return BertLMHeadModel if cls is BertForMaskedLM and data.get("is_decoder") is True else cls
 
 
 def _family(names: Iterable[str]) -> str:
