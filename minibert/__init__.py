@@ -16,6 +16,7 @@ from minibert.bert_lm_heads import (
     BertLMHeadModel,
 )
 from minibert.cache import KVCache
+from minibert.compilation import compiled
 from minibert.generation import generate, stream
 from minibert.generation_config import GenerationConfig
 from minibert.gpt2 import GPT2Model
@@ -29,6 +30,7 @@ from minibert.gpt2_heads import (
 )
 from minibert.pipelines import pipeline
 from minibert.report import LoadingInfo
+from minibert.sentence import SentenceEncoder
 
 __version__ = "0.1.0"
 
@@ -53,6 +55,8 @@ __all__ = [
     "GenerationConfig",
     "KVCache",
     "LoadingInfo",
+    "SentenceEncoder",
+    "compiled",
     "generate",
     "load",
     "pipeline",

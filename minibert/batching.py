@@ -1,10 +1,10 @@
-"""Many texts in few shapes: sorted by length, cut into batches by a budget of tokens, put back.
+"""Many texts in few shapes: sorted by length, cut into batches by a budget of tokens.
 
 A compiled program has one shape, so the shapes are few: lengths are rounded up to `BUCKETS`, and
 for each there is one number of rows. Texts of like length share a batch, so that little is padding.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +43,18 @@ def default_budget() -> int:
     return 2048 if jax.default_backend() == "cpu" else 1 << 15
 
 
+def check_budget(token_budget: int | None) -> int:
+    """The budget given, or the default.
+
+    Raises:
+        InputError: it is not a positive whole number.
+    """
+    budget = default_budget() if token_budget is None else token_budget
+    if type(budget) is not int or budget < 1:
+        raise InputError(f"token_budget: expected a whole number from 1, found {shown(budget)}")
+    return budget
+
+
 def plan(lengths: Sequence[int], longest: int, token_budget: int | None = None) -> list[Batch]:
     """Cuts texts into batches, the longest first.
 
@@ -59,9 +71,7 @@ def plan(lengths: Sequence[int], longest: int, token_budget: int | None = None) 
     Raises:
         InputError: a text is empty or too long, or the budget is not positive.
     """
-    budget = default_budget() if token_budget is None else token_budget
-    if type(budget) is not int or budget < 1:
-        raise InputError(f"token_budget: expected a whole number from 1, found {shown(budget)}")
+    budget = check_budget(token_budget)
     for index, length in enumerate(lengths):
         if not 1 <= length <= longest:
             raise InputError(f"text {index}: {length} tokens; expected 1 to {longest}")
@@ -78,9 +88,7 @@ def plan(lengths: Sequence[int], longest: int, token_budget: int | None = None) 
     return batches
 
 
-def padded(
-    rows: Sequence[Sequence[int]], batch: Batch, pad: int = 0, left: bool = False
-) -> np.ndarray:
+def padded(rows: Sequence[Any], batch: Batch, pad: int = 0, left: bool = False) -> np.ndarray:
     """The batch's rows of numbers as an array `(rows, length)`, padded with `pad`."""
     array = np.full((batch.rows, batch.length), pad, np.int32)
     for place, index in enumerate(batch.indices):
@@ -90,20 +98,3 @@ def padded(
         else:
             array[place, : len(row)] = row
     return array
-
-
-def in_order(
-    batches: Iterable[Batch], compute: Callable[[Batch], Iterable[Any]], count: int
-) -> Iterator[Any]:
-    """Computes the batches, and yields the results of all texts in the texts' order.
-
-    Args:
-        batches: the plan.
-        compute: from a batch to a result for each of its texts.
-        count: how many texts there are.
-    """
-    results: list[Any] = [None] * count
-    for batch in batches:
-        for index, result in zip(batch.indices, compute(batch), strict=False):
-            results[index] = result
-    yield from results

@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from minibert.cache import KVCache
-from minibert.checks import as_array, indices, zeros_and_ones
+from minibert.checks import as_array, checked_indices, checked_zeros_and_ones
 from minibert.errors import InputError, shown
 
 PROGRAMS = 64  # functions kept in memory, each with a program a shape; the oldest go first
@@ -70,10 +70,15 @@ def compiled(model: Any) -> Compiled:
     """
     if not hasattr(model, "config") or not callable(model):
         raise InputError(f"model: expected a model, found {shown(type(model).__name__)}")
+    check_evaluation(model)
+    return Compiled(model)
+
+
+def check_evaluation(model: Any) -> None:
+    """Raises an `InputError` if dropout is on: a program without keys could not drop anything."""
     for _, module in nnx.iter_modules(model):
         if getattr(module, "deterministic", True) is False and getattr(module, "rate", 0):
             raise InputError("model: is in training mode; switch dropout off with model.eval()")
-    return Compiled(model)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -97,9 +102,11 @@ def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, KVCache):
             checked[name] = value
         elif name in limits:
-            checked[name] = indices(name, value, getattr(config, limits[name]), limits[name])
+            checked[name] = checked_indices(
+                name, value, getattr(config, limits[name]), limits[name]
+            )
         elif name in ("attention_mask", "encoder_attention_mask"):
-            checked[name] = zeros_and_ones(name, value)
+            checked[name] = checked_zeros_and_ones(name, value)
         else:
             checked[name] = as_array(name, value)
     return checked

@@ -2,14 +2,16 @@
 
 The six poolings are sentence-transformers' (`Pooling`; Reimers & Gurevych, arXiv:1908.10084), safe
 under left and right padding; the choices of layers are those of Devlin et al., arXiv:1810.04805,
-table 7. The axes are those of `attention.py`.
+table 7. The axes are those of `attention.py`. A text without a token pools to zeros.
 """
 
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
+
+from minibert.errors import InputError
 
 Tokens = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
@@ -18,41 +20,47 @@ Pooled = Float[Array, "batch hidden"]
 
 def cls(tokens: Tokens, mask: Mask) -> Pooled:
     """The first token that is not padding."""
-    return _at(tokens, jnp.argmax(mask, axis=1))
+    return _at(tokens, mask, jnp.argmax(mask, axis=1))
 
 
 def lasttoken(tokens: Tokens, mask: Mask) -> Pooled:
     """The last token that is not padding."""
-    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-    return _at(tokens, last)
+    return _at(tokens, mask, _last(mask))
 
 
 def maximum(tokens: Tokens, mask: Mask) -> Pooled:
     """The largest number of every feature."""
-    return jnp.where(mask[:, :, None], tokens, -jnp.inf).max(axis=1)
+    largest = jnp.where(mask[:, :, None], tokens, -jnp.inf).max(axis=1)
+    return jnp.where(mask.any(axis=1, keepdims=True), largest, 0)
 
 
 def mean(tokens: Tokens, mask: Mask) -> Pooled:
     """The mean of every feature."""
-    return _sum(tokens, mask) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1e-9)
+    return _over(_sum(tokens, mask), _count(mask), tokens)
 
 
 def mean_sqrt_len_tokens(tokens: Tokens, mask: Mask) -> Pooled:
     """The sum of every feature over the square root of the number of tokens."""
-    return _sum(tokens, mask) / jnp.sqrt(jnp.maximum(mask.sum(axis=1, keepdims=True), 1e-9))
+    return _over(_sum(tokens, mask), jnp.sqrt(_count(mask)), tokens)
 
 
-def weightedmean(tokens: Tokens, mask: Mask) -> Pooled:
-    """The mean of every feature, tokens weighted 1, 2, 3, … (Muennighoff, arXiv:2202.08904).
+def weightedmean(
+    tokens: Tokens, mask: Mask, numbers: Integer[Array, "batch seq"] | None = None
+) -> Pooled:
+    """The mean of every feature, a text's tokens weighted 1, 2, 3, … (arXiv:2202.08904).
 
-    Positions are counted from the first column, padding included, as sentence-transformers does.
+    Args:
+        tokens: the vectors.
+        mask: which of them count.
+        numbers: the weights; by default counted from the first token that counts.
     """
-    weights = (mask * jnp.arange(1, mask.shape[1] + 1)).astype(tokens.dtype)
-    summed = jnp.einsum("bs,bsd->bd", weights, jnp.where(mask[:, :, None], tokens, 0))
-    return summed / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+    weights = jnp.where(mask, positions(mask) + 1 if numbers is None else numbers, 0)
+    wide = _wide(tokens)
+    summed = jnp.einsum("bs,bsh->bh", weights.astype(wide.dtype), _where(mask, wide))
+    return _over(summed, jnp.maximum(weights.sum(axis=1, keepdims=True), 1), tokens)
 
 
-# In sentence-transformers' order, in which several are concatenated.
+# In the order in which sentence-transformers' older schema concatenates them.
 POOLINGS: dict[str, Callable[[Tokens, Mask], Pooled]] = {
     "cls": cls,
     "max": maximum,
@@ -61,6 +69,45 @@ POOLINGS: dict[str, Callable[[Tokens, Mask], Pooled]] = {
     "weightedmean": weightedmean,
     "lasttoken": lasttoken,
 }
+
+
+def pool(
+    tokens: Tokens,
+    mask: Mask,
+    modes: Sequence[str],
+    prompt_length: int | Integer[Array, ""] = 0,
+) -> Float[Array, "batch pooled"]:
+    """Several poolings side by side, of the tokens behind a prompt.
+
+    Args:
+        tokens: the vectors.
+        mask: True for a token, False for padding.
+        modes: names of `POOLINGS`.
+        prompt_length: how many tokens at the start of each text are left out.
+    """
+    place = positions(mask)
+    kept = mask & (place >= prompt_length)
+    vectors = [
+        weightedmean(tokens, kept, place + 1)  # the prompt has its share of the numbers
+        if mode == "weightedmean"
+        else POOLINGS[mode](tokens, kept)
+        for mode in modes
+    ]
+    return jnp.concatenate(vectors, axis=-1)
+
+
+def positions(mask: Mask) -> Integer[Array, "batch seq"]:
+    """The place of each token in its text, the first token's being 0; padding before it is < 0."""
+    return jnp.arange(mask.shape[1]) - jnp.argmax(mask, axis=1)[:, None]
+
+
+def token(tokens: Tokens, mask: Mask, index: int) -> Pooled:
+    """A token of each text: 0 the first, -1 the last; NaN where a text has no such token."""
+    place = jnp.argmax(mask, axis=1) + index if index >= 0 else _last(mask) + 1 + index
+    inside = (place >= 0) & (place < mask.shape[1])
+    place = jnp.where(inside, place, 0)
+    there = inside & jnp.take_along_axis(mask, place[:, None], axis=1)[:, 0]
+    return jnp.where(there[:, None], _at(tokens, mask, place), jnp.nan)
 
 
 def last_layer(states: Sequence[Tokens]) -> Tokens:
@@ -75,12 +122,12 @@ def mean_of_last_four(states: Sequence[Tokens]) -> Tokens:
 
 def sum_of_last_four(states: Sequence[Tokens]) -> Tokens:
     """The sum of the last four hidden states."""
-    return jnp.sum(jnp.stack(list(states[-4:])), axis=0)
+    return jnp.sum(jnp.stack(_last_four(states)), axis=0)
 
 
 def last_four_concatenated(states: Sequence[Tokens]) -> Float[Array, "batch seq four_hidden"]:
     """The last four hidden states side by side, in their order."""
-    return jnp.concatenate(list(states[-4:]), axis=-1)
+    return jnp.concatenate(_last_four(states), axis=-1)
 
 
 LAYERS: dict[str, Callable[[Sequence[Tokens]], Tokens]] = {
@@ -91,10 +138,36 @@ LAYERS: dict[str, Callable[[Sequence[Tokens]], Tokens]] = {
 }
 
 
-def _at(tokens: Tokens, index: Array) -> Pooled:
-    return jnp.take_along_axis(tokens, index[:, None, None], axis=1)[:, 0]
+def _last_four(states: Sequence[Tokens]) -> list[Tokens]:
+    if len(states) < 4:
+        raise InputError(f"hidden_states: {len(states)} of them; expected at least 4")
+    return list(states[-4:])
+
+
+def _last(mask: Mask) -> Integer[Array, " batch"]:
+    return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+
+
+def _at(tokens: Tokens, mask: Mask, place: Array) -> Pooled:
+    found = jnp.take_along_axis(tokens, place[:, None, None], axis=1)[:, 0]
+    return jnp.where(mask.any(axis=1, keepdims=True), found, 0)
 
 
 def _sum(tokens: Tokens, mask: Mask) -> Pooled:
-    # where, and not a product: what padding holds may be infinite
-    return jnp.where(mask[:, :, None], tokens, 0).sum(axis=1)
+    return _where(mask, _wide(tokens)).sum(axis=1)
+
+
+def _where(mask: Mask, tokens: Tokens) -> Tokens:
+    return jnp.where(mask[:, :, None], tokens, 0)  # padding may hold what no product with 0 cancels
+
+
+def _count(mask: Mask) -> Integer[Array, "batch 1"]:
+    return jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+
+
+def _wide(tokens: Tokens) -> Tokens:
+    return tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
+
+
+def _over(summed: Pooled, divisor: Array, tokens: Tokens) -> Pooled:
+    return (summed / divisor.astype(summed.dtype)).astype(tokens.dtype)

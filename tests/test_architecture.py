@@ -13,8 +13,9 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"errors"},
-    {"attention", "checks", "layers", "report", "strict_json", "processors", "sampling"},
-    {"activations", "atomic", "cache", "config", "tensor_files"},
+    {"attention", "checks", "layers", "report", "strict_json", "processors", "sampling"}
+    | {"pooling", "similarity"},
+    {"activations", "atomic", "cache", "config", "tensor_files", "quantization"},
     {"checkpoint", "decoding", "generation_arrays", "generation_rules", "inputs", "outputs"}
     | {"sources"},
     {"beams", "generation_config", "hub", "matching", "saving", "stack"},
@@ -23,7 +24,11 @@ FLOORS = [
     {"bert", "gpt2"},
     {"bert_heads", "bert_lm_heads", "gpt2_heads"},
     {"auto", "batching", "compilation"},
-    {"pipelines"},
+    {"pipelines", "sentence_modules", "sentence_settings", "token_ids"},
+    {"sentence_folder", "sentence_run"},
+    {"sentence_hub", "sentence_outputs", "sentence_saving"},
+    {"sentence_loading"},
+    {"sentence"},
     {"__init__"},
 ]
 

@@ -1,0 +1,300 @@
+"""Sentence embeddings: texts in, vectors out, as sentence-transformers computes them.
+
+Reimers & Gurevych, "Sentence-BERT", arXiv:1908.10084. Names, arguments and folders are those of
+sentence-transformers' `SentenceTransformer`. A text's vector does not depend on its neighbours:
+rows are padded behind their text, whatever side the tokenizer pads on.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from minibert.compilation import check_evaluation
+from minibert.errors import InputError, shown
+from minibert.sentence_loading import load_encoder
+from minibert.sentence_modules import Dense, Normalize, Pooling, SentenceModel, token_features
+from minibert.sentence_outputs import Wanted, progressing
+from minibert.sentence_run import Run, program
+from minibert.sentence_saving import save_encoder
+from minibert.sentence_settings import SentenceSettings, checked_given, longest
+from minibert.similarity import semantic_search, similarity, similarity_pairwise
+from minibert.token_ids import TokenReader, listed
+
+Encoder = TypeVar("Encoder", bound="SentenceEncoder")
+
+
+class SentenceEncoder:
+    """A model, its tokenizer, and the way from tokens to a text's vector.
+
+    Args:
+        model: a `BertModel` or `GPT2Model`, in evaluation mode.
+        tokenizer: a tokenizer of transformers.
+        pooling: one or more names of `pooling.POOLINGS`; several stand side by side.
+        include_prompt: whether a prompt's tokens are pooled.
+        dense: `Dense` layers, or one, behind the pooling.
+        normalize: whether vectors have length 1.
+        layers: the hidden states that tokens' vectors are made of, a name of `pooling.LAYERS`.
+        settings: what `SentenceSettings` takes: `prompts`, `default_prompt_name`, …. Texts are cut
+            at `max_seq_length` tokens, by default what tokenizer and model take.
+
+    Attributes:
+        model: the `SentenceModel`.
+        tokenizer: the tokenizer.
+        settings: a `SentenceSettings`.
+        truncated: how many texts the last `encode` cut at `max_seq_length`.
+
+    Raises:
+        InputError: an argument is wrong, or one does not fit another.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        pooling: str | Sequence[str] = "mean",
+        include_prompt: bool = True,
+        dense: Dense | Sequence[Dense] = (),
+        normalize: bool = False,
+        layers: str = "last",
+        **settings: Any,
+    ):
+        dense = (dense,) if isinstance(dense, Dense) else tuple(dense)
+        if not getattr(model, "is_trunk", False):
+            found = shown(type(model).__name__)
+            raise InputError(f"model: expected a bare model, such as a BertModel; found {found}")
+        width = token_features(model.config, layers)
+        chain = [Pooling(pooling, width, include_prompt), *dense, *[Normalize()] * bool(normalize)]
+        given: dict[str, Any] = {
+            "max_seq_length": longest(model.config, tokenizer),
+            **checked_given(settings),
+        }
+        self._set_up(SentenceModel(model, chain, layers), tokenizer, SentenceSettings(**given))
+
+    def _set_up(self, model: SentenceModel, tokenizer: Any, settings: SentenceSettings) -> None:
+        check_evaluation(model)
+        positions = model.config.max_position_embeddings
+        if settings.max_seq_length > positions:
+            raise InputError(
+                f"max_seq_length: expected at most {positions}, the model's positions; found "
+                f"{settings.max_seq_length}"
+            )
+        self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
+        self._programs = {tokens: program(model, tokens) for tokens in (False, True)}
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.truncated = 0
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Encoder],
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        allow_pickle: bool = False,
+        pooling: str | Sequence[str] | None = None,
+        normalize: bool | None = None,
+        layers: str = "last",
+        **settings: Any,
+    ) -> Encoder:
+        """Loads a sentence-transformers folder, or a model's folder with a pooling of your choice.
+
+        Args:
+            source: a folder, or a repository of the Hub.
+            revision: a branch, tag or commit of the repository.
+            subfolder: where in the folder or repository the encoder is.
+            cache_dir: in place of the Hub's usual cache.
+            token: for private repositories.
+            local_files_only: whether to use the Hub's cache alone.
+            dtype: what to compute in; None for the parameters' own dtype.
+            param_dtype: what to store parameters in; None for each as it is in the file.
+            allow_pickle: whether weights may be pickles.
+            pooling: for a folder without modules.json, and needed there.
+            normalize: for a folder without modules.json: whether vectors have length 1.
+            layers: the hidden states that tokens' vectors are made of, a name of `pooling.LAYERS`.
+            settings: in place of the folder's, what `SentenceSettings` takes: `max_seq_length`,
+                `prompts` (added to the folder's), `default_prompt_name`, `similarity_fn_name`,
+                `truncate_dim`.
+
+        Raises:
+            SourceError: there is no such encoder, or a file of it is missing.
+            ConfigError: a field is wrong.
+            UnsupportedConfigError: a field asks for what is not implemented.
+            InputError: an argument is wrong, or contradicts the folder.
+
+        What else is raised is as in `BertModel.from_pretrained`.
+        """
+        encoder = cls.__new__(cls)
+        encoder._set_up(
+            *load_encoder(
+                source,
+                where={
+                    "revision": revision,
+                    "subfolder": subfolder,
+                    "cache_dir": cache_dir,
+                    "token": token,
+                    "local_files_only": local_files_only,
+                },
+                weights={"dtype": dtype, "param_dtype": param_dtype, "allow_pickle": allow_pickle},
+                pooling=pooling,
+                normalize=normalize,
+                layers=layers,
+                settings=settings,
+            )
+        )
+        return encoder
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes a folder that sentence-transformers reads; complete and checked, or not at all.
+
+        Args:
+            folder: where to. It must not exist, or be empty, unless `overwrite`.
+            overwrite: whether to replace an existing folder, as a whole.
+
+        Raises:
+            TargetError: the folder exists, or cannot be written.
+            InputError: the encoder is one that such a folder cannot hold.
+        """
+        save_encoder(
+            self.model, self.tokenizer, self.settings, os.fspath(folder), overwrite=overwrite
+        )
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        token_budget: int | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        precision: str = "float32",
+        output_value: str | None = "sentence_embedding",
+        convert_to_tensor: bool = False,
+        show_progress: bool = False,
+    ) -> Any:
+        """The vectors of texts, in their order.
+
+        A text longer than `max_seq_length` tokens is cut there, as sentence-transformers does;
+        `truncated` then says how many were.
+
+        Args:
+            sentences: a text; or a list or another iterable of texts.
+            prompt_name: which of the prompts is put before each text.
+            prompt: what is put before each text, in place of a named one.
+            token_budget: rows × positions of a batch; by default what suits the device.
+            normalize_embeddings: whether to make vectors of length 1, after `truncate_dim`.
+            truncate_dim: how many numbers of each vector to keep; None for the settings' own.
+            precision: one of `quantization.PRECISIONS`; `int8` and `uint8` take their ranges from
+                the texts themselves.
+            output_value: `sentence_embedding`; `token_embeddings`, the vectors of each text's
+                tokens; or None, a dictionary of everything for each text.
+            convert_to_tensor: whether vectors are a JAX array in place of numpy's.
+            show_progress: whether to show a progress bar on stderr.
+
+        Returns:
+            `(texts, dim)`, or `(dim,)` for a single text; of token vectors and dictionaries a list,
+            or one alone.
+
+        Raises:
+            InputError: an argument or a text is wrong.
+        """
+        wanted = Wanted(
+            output_value=output_value,
+            precision=precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=self.settings.truncate_dim if truncate_dim is None else truncate_dim,
+        )
+        put_before = self.settings.prompt(prompt, prompt_name)
+        texts = [f"{put_before}{text}" for text in listed(sentences)]
+        length = self._reader.prompt_length(put_before)
+        run = Run(
+            self._programs[wanted.tokens],
+            self._reader,
+            self.model.config.vocab_size,
+            texts,
+            prompt_length=length,
+            token_budget=token_budget,
+        )
+        also: dict[str, Any] = {"prompt_length": length} if length else {}
+        if self._reader.has_segments:
+            also["token_type_ids"] = np.zeros_like
+        shown_run = progressing(run, len(texts), show_progress)
+        found = wanted.of(shown_run, len(texts), self.model.out_features, also)
+        self.truncated = run.truncated
+        if isinstance(sentences, str):
+            found = found[0]
+        return jnp.asarray(found) if convert_to_tensor and not wanted.tokens else found
+
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Any:
+        """As `encode`, with the prompt named `query` unless the options say another.
+
+        An empty one counts too: then there is no prompt, not even the default one.
+        """
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options["prompt_name"] = "query"
+        return self.encode(sentences, **options)
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
+        """The same with the prompt named `document`."""
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options["prompt_name"] = "document"
+        return self.encode(sentences, **options)
+
+    def tokenize(self, sentences: str | Iterable[str]) -> dict[str, np.ndarray]:
+        """Texts as arrays `(texts, longest)` on the host: ids, mask, and segments if there are any.
+
+        They are cut and padded as the tokenizer says; no prompt is put before them.
+        """
+        return self._reader.arrays(listed(sentences))
+
+    def similarity(self, one: Any, other: Any) -> np.ndarray:
+        """How alike each of the first vectors is to each of the second: `(first, second)`."""
+        return similarity(one, other, self.settings.similarity_fn_name)
+
+    def similarity_pairwise(self, one: Any, other: Any) -> np.ndarray:
+        """How alike the first of both are, the second of both, …: `(texts,)`."""
+        return similarity_pairwise(one, other, self.settings.similarity_fn_name)
+
+    def semantic_search(self, queries: Any, corpus: Any, **options: Any) -> list[Any]:
+        """The vectors of a corpus most like each query; see `similarity.semantic_search`."""
+        given: dict[str, Any] = {"score_function": self.settings.similarity_fn_name, **options}
+        return semantic_search(queries, corpus, **given)
+
+    @property
+    def max_seq_length(self) -> int:
+        """At how many tokens a text is cut, special tokens included. It can be set."""
+        return self.settings.max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        settings = dataclasses.replace(self.settings, max_seq_length=length)
+        self._set_up(self.model, self.tokenizer, settings)
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """The prompts by name."""
+        return self.settings.prompts
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """The similarity function's name."""
+        return self.settings.similarity_fn_name
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """How many numbers a vector has."""
+        dim = self.settings.truncate_dim
+        return self.model.out_features if dim is None else min(dim, self.model.out_features)
+
+    def __repr__(self) -> str:
+        return f"SentenceEncoder({self.settings}, layers={self.model.layers!r}, {self.model})"

@@ -1,0 +1,286 @@
+"""A sentence-transformers folder, read: which modules, and what each of them is told.
+
+`modules.json` lists the modules; each has a folder with a config.json, a Dense weights too. Both
+schemas of a Pooling are understood. What is missing, unknown or contradictory is an error that
+names the file and the field, never a default.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from minibert.checkpoint import leaf_array, leaves
+from minibert.errors import CheckpointMismatchError, ConfigError, UnsupportedConfigError, shown
+from minibert.layers import Module
+from minibert.pooling import POOLINGS
+from minibert.sentence_modules import Dense, Normalize, Pooling
+from minibert.sentence_settings import read_object
+from minibert.sources import open_source
+from minibert.strict_json import read_json
+
+MODULES = "modules.json"
+# A folder inside the folder: plain names, none of them hidden or "..".
+INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")
+
+# The older schema's switches, in the order in which it concatenates.
+SWITCHES: dict[str, str] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+WIDTHS = ("word_embedding_dimension", "embedding_dimension")
+# PyTorch's activations without a setting, by the last part of their names.
+TORCH_ACTIVATIONS: dict[str, str] = {
+    "Identity": "linear",
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "ReLU6": "relu6",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "Sigmoid": "sigmoid",
+    "LeakyReLU": "leaky_relu",
+    "Mish": "mish",
+    "Hardswish": "hardswish",
+}
+
+
+class Entry(NamedTuple):
+    """A line of modules.json: the class's own name, and the module's folder inside the folder."""
+
+    kind: str
+    path: str
+
+
+def read_entries(folder: str) -> list[Entry]:
+    """The modules of a folder, in their order, the Transformer first.
+
+    Raises:
+        ConfigError: modules.json is not such a list.
+        UnsupportedConfigError: it is one that minibert cannot run.
+    """
+    where = os.path.join(folder, MODULES)
+    data = read_json(where)
+    if not isinstance(data, list) or not data:
+        raise ConfigError(f"{where}: expected a list of modules, found {shown(data)}")
+    entries, numbers = [], []
+    for place, item in enumerate(data):
+        entries.append(_entry(item, f"{where}: module {place}"))
+        numbers.append(item.get("idx", place))
+    if any(type(number) is not int for number in numbers) or numbers != sorted(set(numbers)):
+        raise ConfigError(f"{where}: idx: expected 0, 1, 2, …, found {shown(numbers)}")
+    kinds = [entry.kind for entry in entries]
+    if (
+        kinds[:2] != ["Transformer", "Pooling"]
+        or "Pooling" in kinds[2:]
+        or ("Transformer" in kinds[1:])
+    ):
+        raise UnsupportedConfigError(
+            f"{where}: expected a Transformer, a Pooling, then any of Dense and Normalize; found "
+            f"{', '.join(kinds)}"
+        )
+    return entries
+
+
+def _entry(item: Any, where: str) -> Entry:
+    if not isinstance(item, dict):
+        raise ConfigError(f"{where}: expected an object of fields, found {shown(item)}")
+    for name in ("type", "path"):
+        if not isinstance(item.get(name), str):
+            raise ConfigError(f"{where}: {name}: expected a text, found {shown(item.get(name))}")
+    for name in item.keys() - {"idx", "name", "path", "type"}:
+        if name != "kwargs" or item[name]:
+            raise UnsupportedConfigError(f"{where}: {name}: {shown(item[name])} is not implemented")
+    kind, path = item["type"].rpartition(".")[2], item["path"]
+    if kind not in ("Transformer", *READERS):
+        known = ", ".join(["Transformer", *READERS])
+        raise UnsupportedConfigError(
+            f"{where}: type: {shown(item['type'])} is not implemented; minibert has {known}"
+        )
+    if not INNER.fullmatch(path):
+        raise ConfigError(f"{where}: path: expected a folder inside, found {shown(path)}")
+    return Entry(kind, path.rstrip("/"))
+
+
+def read_module(
+    folder: str,
+    entry: Entry,
+    features: int,
+    *,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
+    allow_pickle: bool = False,
+) -> Module:
+    """Reads a module other than the Transformer.
+
+    Args:
+        folder: the top folder.
+        entry: which module.
+        features: the width of the vectors it is given.
+        dtype: what to compute in; None for the parameters' own dtype.
+        param_dtype: what to store parameters in; None for each as it is in the file.
+        allow_pickle: whether weights may be a pickle.
+
+    Raises:
+        ConfigError: its config.json is missing or wrong, or does not fit the module before it.
+        UnsupportedConfigError: it asks for what is not implemented.
+        WeightsFileError: its weights are damaged.
+        CheckpointMismatchError: its weights are not those of its config.
+    """
+    home = os.path.join(folder, entry.path)
+    where = os.path.join(home, "config.json")
+    if entry.kind == "Normalize" and not os.path.lexists(where):
+        return Normalize()  # the older ones have no settings, and git keeps no empty folder
+    data = read_object(where)
+    module = READERS[entry.kind](data, where, dtype, param_dtype)
+    taken = getattr(module, "in_features", features)
+    if taken != features:
+        name = next(name for name in (*WIDTHS, "in_features") if name in data)
+        raise ConfigError(
+            f"{where}: {name}: {taken}, but the vectors before it have {features} numbers"
+        )
+    if isinstance(module, Dense):
+        return _filled(module, home, param_dtype, allow_pickle)
+    return module
+
+
+def _pooling(data: dict[str, Any], where: str, *_: Any) -> Pooling:
+    _refuse_unknown(data, where, (*SWITCHES, *WIDTHS, "pooling_mode", "include_prompt"))
+    widths = {name: _size(data, where, name) for name in WIDTHS if name in data}
+    if not widths:
+        raise ConfigError(f"{where}: {WIDTHS[0]}: missing")
+    if len(set(widths.values())) > 1:
+        raise ConfigError(f"{where}: {WIDTHS[0]}: {widths[WIDTHS[0]]}, but {widths[WIDTHS[1]]} too")
+    include = _switch(data, where, "include_prompt", True)
+    on = tuple(
+        mode for mode in (SWITCHES[name] for name in SWITCHES if _switch(data, where, name, False))
+    )
+    has_switches = any(name in data for name in SWITCHES)
+    modes = data.get("pooling_mode", on)
+    modes = (modes,) if isinstance(modes, str) else tuple(modes) if _is_list(modes) else ()
+    if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
+        found = shown(data["pooling_mode"]) if "pooling_mode" in data else "none switched on"
+        raise ConfigError(
+            f"{where}: pooling_mode: expected one or more of {', '.join(POOLINGS)}; found {found}"
+        )
+    if has_switches and set(on) != set(modes):
+        raise ConfigError(
+            f"{where}: pooling_mode: {', '.join(modes)}, but the switches pooling_mode_… say "
+            f"{', '.join(on) or 'none'}"
+        )
+    return Pooling(modes, next(iter(widths.values())), include)
+
+
+def _dense(
+    data: dict[str, Any], where: str, dtype: DTypeLike | None, param_dtype: DTypeLike | None
+) -> Dense:
+    inert = {
+        "module_input_name": "sentence_embedding",
+        "module_output_name": "sentence_embedding",
+        "use_residual": False,
+    }
+    _refuse_unknown(
+        data, where, ("in_features", "out_features", "bias", "activation_function"), inert
+    )
+    function = data.get("activation_function")
+    name = function.rpartition(".")[2] if isinstance(function, str) else None
+    if not isinstance(function, str):
+        raise ConfigError(
+            f"{where}: activation_function: expected the name of a class, found {shown(function)}"
+        )
+    if not function.startswith("torch.nn.") or name not in TORCH_ACTIVATIONS:
+        raise UnsupportedConfigError(
+            f"{where}: activation_function: {shown(function)} is not implemented; minibert has "
+            f"torch.nn's {', '.join(TORCH_ACTIVATIONS)}"
+        )
+    return Dense(
+        _size(data, where, "in_features"),
+        _size(data, where, "out_features"),
+        bias=_switch(data, where, "bias"),
+        activation=TORCH_ACTIVATIONS[name],
+        rngs=None,
+        dtype=dtype,
+        param_dtype=param_dtype or np.float32,
+    )
+
+
+def _normalize(data: dict[str, Any], where: str, *_: Any) -> Normalize:
+    names = ("module_input_name", "module_output_name")
+    _refuse_unknown(data, where, (), dict.fromkeys(names, "sentence_embedding"))
+    return Normalize()
+
+
+READERS: dict[str, Callable[..., Module]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "Normalize": _normalize,
+}
+
+
+def _filled(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: bool) -> Dense:
+    """Fills a tree of shapes with the weights in its folder; strictly, as models are."""
+    own = {leaf.name: leaf for leaf in leaves(dense)}
+    with open_source(home, allow_pickle=allow_pickle) as source:
+        found = {name: info.shape for name, info in source.tensors.items()}
+        faults = [f"{name}: missing" for name in sorted(own.keys() - found.keys())]
+        faults += [f"{name}: unexpected" for name in sorted(found.keys() - own.keys())]
+        for name in sorted(own.keys() & found.keys()):
+            shape = own[name].shape_in("torch")
+            if found[name] != shape:
+                faults.append(f"{name}: expected shape {shape}, found {found[name]}")
+            elif not jnp.issubdtype(source.tensors[name].dtype, jnp.floating):
+                faults.append(f"{name}: expected floats, found {source.tensors[name].dtype}")
+        arrays = {}
+        for name, leaf in {} if faults else own.items():
+            dtype = np.dtype(param_dtype or source.tensors[name].dtype)
+            array = leaf_array(source, name, dtype, transpose=bool(leaf.transposed))
+            if isinstance(array, str):
+                faults.append(f"{name}: {array}")
+            arrays[name] = array
+    if faults:
+        raise CheckpointMismatchError(home, faults)
+    for name, leaf in own.items():
+        leaf.variable.set_value(jax.device_put(arrays[name]))
+    return dense
+
+
+def _refuse_unknown(
+    data: Mapping[str, Any],
+    where: str,
+    known: tuple[str, ...],
+    inert: Mapping[str, Any] | None = None,
+) -> None:
+    inert = inert or {}
+    for name, value in data.items():
+        if name in inert and value not in (inert[name], None):
+            raise UnsupportedConfigError(
+                f"{where}: {name}: {shown(value)} is not implemented (only {inert[name]!r})"
+            )
+        if name not in (*known, *inert):
+            raise UnsupportedConfigError(f"{where}: {name}: a field minibert does not know")
+
+
+def _size(data: Mapping[str, Any], where: str, name: str) -> int:
+    value = data.get(name)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{where}: {name}: expected a whole number from 1, found {shown(value)}")
+    return value
+
+
+def _switch(data: Mapping[str, Any], where: str, name: str, default: bool | None = None) -> bool:
+    value = data.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where}: {name}: expected true or false, found {shown(value)}")
+    return value
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)

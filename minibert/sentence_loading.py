@@ -1,0 +1,89 @@
+"""From a folder or a repository to the parts of a sentence encoder."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from minibert.auto import FAMILIES, class_by_tensors
+from minibert.errors import ConfigError, InputError, shown
+from minibert.layers import Module
+from minibert.pipelines.loading import load_tokenizer
+from minibert.pretrained import PretrainedModel, load_pretrained
+from minibert.sentence_folder import MODULES, read_entries, read_module
+from minibert.sentence_hub import encoder_folder
+from minibert.sentence_modules import Normalize, Pooling, SentenceModel, token_features
+from minibert.sentence_settings import SentenceSettings, checked_given, longest, read_settings
+
+
+def load_encoder(
+    source: str | os.PathLike[str],
+    *,
+    where: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    pooling: str | Sequence[str] | None,
+    normalize: bool | None,
+    layers: str,
+    settings: Mapping[str, Any],
+) -> tuple[SentenceModel, Any, SentenceSettings]:
+    """Loads the model, the tokenizer and the settings.
+
+    Args:
+        source: a folder, or a repository of the Hub.
+        where: what else `hub.model_folder` takes.
+        weights: `dtype`, `param_dtype` and `allow_pickle`.
+
+    The rest, and what is raised, is as in `SentenceEncoder.from_pretrained`.
+    """
+    settings = checked_given(settings)
+    folder = encoder_folder(source, allow_pickle=weights["allow_pickle"], **where)
+    if not os.path.lexists(os.path.join(folder, MODULES)):
+        return _load_plain(folder, weights, pooling, normalize, layers, settings)
+    if pooling is not None or normalize is not None:
+        name = "normalize" if pooling is None else "pooling"
+        raise InputError(f"{name}: {folder} has its own ({MODULES}); leave it out")
+    body, *others = read_entries(folder)
+    home = os.path.join(folder, body.path)
+    tokenizer, model = load_tokenizer(home), _load_trunk(home, weights)
+    found = read_settings(folder, home, model.config, tokenizer, settings)
+    chain: list[Module] = []
+    width = token_features(model.config, layers)
+    for entry in others:
+        module = read_module(folder, entry, width, **weights)
+        width = getattr(module, "out_features", width)
+        chain.append(module)
+    return SentenceModel(model, chain, layers), tokenizer, found
+
+
+def _load_plain(
+    folder: str,
+    weights: Mapping[str, Any],
+    pooling: str | Sequence[str] | None,
+    normalize: bool | None,
+    layers: str,
+    settings: Mapping[str, Any],
+) -> tuple[SentenceModel, Any, SentenceSettings]:
+    """A model's folder that says nothing of vectors of texts: the caller does."""
+    if pooling is None:
+        raise InputError(
+            f"pooling: {folder} has no {MODULES}, so it does not say how tokens become one vector; "
+            "say it: pooling='mean' is what sentence-transformers would take"
+        )
+    tokenizer, model = load_tokenizer(folder), _load_trunk(folder, weights)
+    given: dict[str, Any] = {"max_seq_length": longest(model.config, tokenizer), **settings}
+    chain: list[Module] = [Pooling(pooling, token_features(model.config, layers))]
+    chain += [Normalize()] if normalize else []
+    return SentenceModel(model, chain, layers), tokenizer, SentenceSettings(**given)
+
+
+def _load_trunk(folder: str, weights: Mapping[str, Any]) -> Any:
+    """The bare model of a checkpoint, whatever head it has."""
+
+    def choose(data: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
+        kind = data.get("model_type") if isinstance(data, dict) else None
+        found = FAMILIES.get(kind) if isinstance(kind, str) else class_by_tensors(data, names)
+        if found is None:
+            known = " or ".join(map(repr, FAMILIES))
+            raise ConfigError(f"{where}: model_type: expected {known}, found {shown(kind)}")
+        return FAMILIES[found.config_class.model_type]
+
+    return load_pretrained(choose, folder, **weights)[0]

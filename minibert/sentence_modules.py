@@ -1,0 +1,183 @@
+"""The modules between tokens and a text's vector: Pooling, Dense, Normalize, one after the other.
+
+They are those of sentence-transformers (Reimers & Gurevych, arXiv:1908.10084), and are called with
+and return vectors; `SentenceModel` is a transformer and such a chain.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Integer
+
+from minibert.activations import ACTIVATIONS, Activation
+from minibert.errors import InputError, shown
+from minibert.layers import Linear, Module
+from minibert.pooling import LAYERS, POOLINGS, pool
+
+EPSILON = 1e-12  # what torch.nn.functional.normalize divides a vector of zeros by
+
+
+class Pooling(Module):
+    """From the vectors of a text's tokens to one.
+
+    Args:
+        modes: names of `pooling.POOLINGS`; the vectors of several stand side by side.
+        in_features: the width of a token's vector.
+        include_prompt: whether a prompt's tokens count.
+    """
+
+    def __init__(self, modes: str | Sequence[str], in_features: int, include_prompt: bool = True):
+        modes = (modes,) if isinstance(modes, str) else tuple(modes)
+        if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
+            known = ", ".join(POOLINGS)
+            raise InputError(f"pooling: expected one or more of {known}; found {shown(modes)}")
+        self.modes, self.include_prompt = modes, include_prompt
+        self.in_features, self.out_features = in_features, len(modes) * in_features
+        self.printed = ", ".join([*modes, *([] if include_prompt else ["include_prompt=False"])])
+
+    def __call__(
+        self,
+        tokens: Float[Array, "batch seq hidden"],
+        mask: Bool[Array, "batch seq"],
+        prompt_length: int | Integer[Array, ""] = 0,
+    ) -> Float[Array, "batch pooled"]:
+        """Pools the tokens where the mask is True."""
+        return pool(tokens, mask, self.modes, 0 if self.include_prompt else prompt_length)
+
+
+class Dense(Module):
+    """A linear layer and an activation.
+
+    Args:
+        in_features, out_features: the widths.
+        bias: whether there is one.
+        activation: a name of `ACTIVATIONS`; `linear` for none.
+        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
+        dtype: what to compute in; None for the parameters' own dtype.
+        param_dtype: what to store parameters in.
+    """
+
+    is_trunk: ClassVar[bool] = False  # its tensors' names have no prefix
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        activation: str = "tanh",
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        if activation not in tuple(ACTIVATIONS):
+            raise InputError(f"activation: expected a name of ACTIVATIONS, found {activation!r}")
+        self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
+        self.linear = Linear(
+            in_features,
+            out_features,
+            use_bias=bias,
+            stddev=in_features**-0.5,
+            rngs=rngs,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
+        self.activation_function = Activation(activation)
+
+    def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
+        """Applies the layer to each vector."""
+        return self.activation_function(self.linear(vectors))
+
+
+class Normalize(Module):
+    """Divides each vector by its length."""
+
+    printed = ""
+
+    def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
+        """Vectors of length 1; one of zeros stays."""
+        wide = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+        lengths = jnp.sqrt(jnp.square(wide).sum(axis=-1, keepdims=True))
+        return (wide / jnp.maximum(lengths, EPSILON)).astype(vectors.dtype)
+
+
+class SentenceModel(Module):
+    """A transformer and what makes vectors of texts of its tokens' vectors.
+
+    Args:
+        transformer: a bare model, such as a `BertModel`.
+        modules: a `Pooling`, then any of `Dense` and `Normalize`, in their order.
+        layers: which hidden states a token's vector is made of, a name of `pooling.LAYERS`.
+
+    Attributes:
+        config: the transformer's config.
+        out_features: the width of a text's vector.
+
+    Raises:
+        InputError: the modules do not fit each other.
+    """
+
+    def __init__(self, transformer: Any, modules: Sequence[Module], layers: str = "last"):
+        if layers not in tuple(LAYERS):
+            raise InputError(f"layers: expected one of {', '.join(LAYERS)}; found {shown(layers)}")
+        self.out_features = check_chain(modules, token_features(transformer.config, layers))
+        self.config, self.transformer, self.layers = transformer.config, transformer, layers
+        self.chain = nnx.List(modules)
+
+    def tokens(self, input_ids: Any, mask: Any) -> Float[Array, "batch seq hidden"]:
+        """The vectors of tokens."""
+        run = self.transformer(
+            input_ids, attention_mask=mask, output_hidden_states=self.layers != "last"
+        )
+        return run.last_hidden_state if self.layers == "last" else self._mixed(run.hidden_states)
+
+    def _mixed(self, states: Sequence[Array]) -> Array:
+        return LAYERS[self.layers](states)
+
+    def __call__(
+        self, input_ids: Any, mask: Any, prompt_length: int | Array = 0
+    ) -> tuple[Array, Array]:
+        """Token vectors `(batch, seq, hidden)` and text vectors `(batch, features)`.
+
+        Args:
+            input_ids: `(batch, seq)`.
+            mask: `(batch, seq)` booleans, False for padding.
+            prompt_length: how many tokens at the start of each text are a prompt's.
+        """
+        tokens = self.tokens(input_ids, mask)
+        pooling, *others = self.chain
+        vectors = pooling(tokens, mask, prompt_length)
+        for module in others:
+            vectors = module(vectors)
+        return tokens, vectors
+
+
+def token_features(config: Any, layers: str) -> int:
+    """The width of a token's vector."""
+    return config.hidden_size * (4 if layers == "last_four_concatenated" else 1)
+
+
+def check_chain(modules: Sequence[Any], features: int) -> int:
+    """Follows the width of vectors through a chain, to that of a text's vector.
+
+    Raises:
+        InputError: the modules are no chain that takes tokens' vectors of the width `features`.
+    """
+    names = [type(module).__name__ for module in modules]
+    if not modules or not isinstance(modules[0], Pooling):
+        raise InputError(f"expected a Pooling first, found {', '.join(names) or 'nothing'}")
+    for name, module in zip(names, modules, strict=True):
+        if not isinstance(module, Pooling if module is modules[0] else Dense | Normalize):
+            raise InputError(f"expected Dense and Normalize behind a Pooling, found {name}")
+        if isinstance(module, Pooling | Dense):
+            if module.in_features != features:
+                raise InputError(
+                    f"{name}: takes vectors of {module.in_features} numbers, but those before it "
+                    f"have {features}"
+                )
+            features = module.out_features
+    return features

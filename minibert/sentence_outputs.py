@@ -1,0 +1,120 @@
+"""What an encoding returns: vectors of texts, vectors of tokens, or everything."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import InputError, shown
+from minibert.quantization import PRECISIONS, quantize_embeddings
+from minibert.sentence_run import Computed
+from minibert.similarity import normalized
+
+OUTPUTS = ("sentence_embedding", "token_embeddings", None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What `SentenceEncoder.encode` was asked for; see there.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+
+    output_value: str | None
+    precision: str
+    normalize_embeddings: bool
+    truncate_dim: int | None
+
+    def __post_init__(self):
+        for name, known in (("output_value", OUTPUTS), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in known:
+                choices = ", ".join(map(str, known))
+                raise InputError(f"{name}: expected one of {choices}; found {shown(value)}")
+        if self.output_value is None and self.precision != "float32":
+            raise InputError("precision: a dictionary of everything is float32 alone")
+        dim = self.truncate_dim
+        if dim is not None and (type(dim) is not int or dim < 1):
+            raise InputError(f"truncate_dim: expected a whole number from 1, found {shown(dim)}")
+
+    @property
+    def tokens(self) -> bool:
+        """Whether tokens' vectors are needed."""
+        return self.output_value != "sentence_embedding"
+
+    def of(
+        self, run: Iterable[Computed], count: int, features: int, also: Mapping[str, Any]
+    ) -> Any:
+        """What was asked for, of all texts in their order.
+
+        Args:
+            run: the results of batches.
+            count: how many texts there are.
+            features: the width of a text's vector.
+            also: what else stands in a dictionary of everything.
+        """
+        match self.output_value:
+            case "sentence_embedding":
+                return self._vectors(run, count, features)
+            case "token_embeddings":
+                return self._token_vectors(run, count)
+        return self._everything(run, count, also)
+
+    def _vectors(self, run: Iterable[Computed], count: int, features: int) -> np.ndarray:
+        rows = np.zeros((count, features), np.float32)
+        for done in run:
+            if done.vectors.dtype != rows.dtype:
+                rows = rows.astype(done.vectors.dtype)
+            rows[done.numbers] = done.vectors
+        rows = rows[:, : self.truncate_dim]
+        if self.normalize_embeddings:
+            rows = normalized(rows)
+        return rows if self.precision == "float32" else quantize_embeddings(rows, self.precision)
+
+    def _token_vectors(self, run: Iterable[Computed], count: int) -> list[np.ndarray]:
+        found: list[Any] = [None] * count
+        for number, _, _, tokens in _rows(run):
+            found[number] = tokens
+        if self.precision == "float32" or not found:
+            return found
+        ends = np.cumsum([len(tokens) for tokens in found])[:-1]
+        return np.split(quantize_embeddings(np.concatenate(found), self.precision), ends)
+
+    def _everything(
+        self, run: Iterable[Computed], count: int, also: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        found: list[Any] = [None] * count
+        for number, ids, vector, tokens in _rows(run):
+            found[number] = {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                **{name: make(ids) if callable(make) else make for name, make in also.items()},
+                "token_embeddings": tokens,
+                "sentence_embedding": vector[: self.truncate_dim],
+            }
+        return found
+
+
+def _rows(run: Iterable[Computed]) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    for done in run:
+        assert done.tokens is not None
+        for place, (number, ids) in enumerate(zip(done.numbers, done.ids, strict=True)):
+            yield number, ids, done.vectors[place], done.tokens[place, : len(ids)].copy()
+
+
+def progressing(run: Iterable[Computed], count: int, show: bool) -> Iterator[Computed]:
+    """The results as they come, with a progress bar of texts on stderr if asked for."""
+    if not show:
+        yield from run
+        return
+    from rich.console import Console  # not earlier: `import minibert` stays light
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress("Texts", *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("Texts", total=count)
+        for done in run:
+            yield done
+            bar.advance(task, len(done.numbers))

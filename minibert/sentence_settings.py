@@ -1,0 +1,229 @@
+"""What a sentence encoder is told besides its weights, and the two files that say it.
+
+`sentence_bert_config.json` stands beside the transformer, `config_sentence_transformers.json` at
+the top of the folder; both are sentence-transformers' own. A field that would change vectors is
+honoured or refused by name.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
+from minibert.similarity import SIMILARITIES
+from minibert.strict_json import read_json
+
+TOP_CONFIG = "config_sentence_transformers.json"
+# The names the transformer's settings have had; the first that is there counts.
+BODY_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+DEFAULT_PROMPTS = {"query": "", "document": ""}
+
+# Fields of BODY_CONFIGS that are not implemented, each with the value that changes nothing.
+REFUSED: Mapping[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {
+        "text": {"method": "forward", "method_output_name": "last_hidden_state"},
+    },
+    "module_output_name": "token_embeddings",
+    "processing_kwargs": {},
+    "query_length": None,
+    "document_length": None,
+    "query_expansion": None,
+    "tokenizer_name_or_path": None,
+    **{f"{part}_args": {} for part in ("model", "tokenizer", "config")},
+    **{f"{part}_kwargs": {} for part in ("model", "processor", "config")},
+}
+INERT = ("unpad_inputs",)  # how it is computed, not what
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentenceSettings:
+    """How texts are read and vectors compared.
+
+    Attributes:
+        max_seq_length: at how many tokens a text is cut.
+        do_lower_case: whether texts are made lower-case first.
+        prompts: name → what is put before a text; `query` and `document` are there, empty if not
+            given.
+        default_prompt_name: the prompt of an `encode` that names none; None for no prompt.
+        similarity_fn_name: one of `similarity.SIMILARITIES`.
+        truncate_dim: how many numbers of each vector are kept; None for all.
+        extra: the other fields of `config_sentence_transformers.json`, kept for saving.
+    """
+
+    max_seq_length: int
+    do_lower_case: bool = False
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = "cosine"
+    truncate_dim: int | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self):
+        for name in ("max_seq_length", "truncate_dim"):
+            value = getattr(self, name)
+            if not ((type(value) is int and value > 0) or (value is None and name[0] == "t")):
+                raise InputError(f"{name}: expected a whole number from 1, found {shown(value)}")
+        if not isinstance(self.do_lower_case, bool):
+            raise InputError(f"do_lower_case: expected a bool, found {shown(self.do_lower_case)}")
+        object.__setattr__(self, "prompts", DEFAULT_PROMPTS | _texts(self.prompts))
+        if self.default_prompt_name not in (None, *self.prompts):
+            raise InputError(
+                f"default_prompt_name: {shown(self.default_prompt_name)} is none of the prompts "
+                f"{', '.join(self.prompts)}"
+            )
+        if self.similarity_fn_name not in tuple(SIMILARITIES):
+            known, found = ", ".join(SIMILARITIES), shown(self.similarity_fn_name)
+            raise InputError(f"similarity_fn_name: expected one of {known}; found {found}")
+
+    def prompt(self, prompt: str | None, name: str | None) -> str:
+        """What is put before texts: the prompt given, or the one of that name, or the default one.
+
+        Raises:
+            InputError: both are given, or there is no prompt of that name.
+        """
+        if prompt is not None:
+            if name is not None:
+                raise InputError("prompt, prompt_name: give one of the two")
+            if not isinstance(prompt, str):
+                raise InputError(f"prompt: expected a text, found {shown(prompt)}")
+            return prompt
+        name = self.default_prompt_name if name is None else name
+        if name not in (None, *self.prompts):
+            known = ", ".join(self.prompts)
+            raise InputError(f"prompt_name: {shown(name)} is none of the prompts {known}")
+        return "" if name is None else self.prompts[name]
+
+    def top_config(self) -> dict[str, Any]:
+        """The contents of `config_sentence_transformers.json`."""
+        own = {
+            "prompts": dict(self.prompts),
+            "default_prompt_name": self.default_prompt_name,
+            "similarity_fn_name": self.similarity_fn_name,
+        }
+        truncated = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
+        return {**self.extra, **own, **truncated}
+
+    def body_config(self) -> dict[str, Any]:
+        """The contents of `sentence_bert_config.json`."""
+        return {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
+
+
+def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) -> SentenceSettings:
+    """Reads the settings of a folder.
+
+    Args:
+        top: the folder.
+        body: the transformer's folder, in it or the same.
+        config: the transformer's config.
+        tokenizer: its tokenizer, whose `model_max_length` counts where no file says another.
+        given: settings in place of the folder's; prompts are added.
+
+    Raises:
+        ConfigError: a field is wrong.
+        UnsupportedConfigError: a field asks for what is not implemented.
+        InputError: a setting given is wrong.
+    """
+    fields, where = _read_body(body)
+    length = 1 if "max_seq_length" in given else _longest(fields, where, config, tokenizer)
+    found: dict[str, Any] = {
+        "max_seq_length": length,
+        "do_lower_case": fields.get("do_lower_case", False),
+    }
+    try:
+        settings = SentenceSettings(**found, **_read_top(top))
+    except InputError as reason:
+        path = where if "do_lower_case" in str(reason) else os.path.join(top, TOP_CONFIG)
+        raise ConfigError(f"{path}: {reason}") from None
+    prompts = {**settings.prompts, **_texts(given.get("prompts", {}))}
+    return dataclasses.replace(settings, **{**given, "prompts": prompts})
+
+
+def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings given, without those that are None.
+
+    Raises:
+        InputError: there is no such setting.
+    """
+    known = [field.name for field in dataclasses.fields(SentenceSettings)]
+    for name in settings:
+        if name not in known:
+            raise InputError(f"{name}: no such argument; settings are {', '.join(known)}")
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def longest(config: Any, tokenizer: Any) -> int:
+    """How many tokens both the tokenizer and the model can take."""
+    return min(tokenizer.model_max_length, config.max_position_embeddings)
+
+
+def _longest(fields: Mapping[str, Any], where: str, config: Any, tokenizer: Any) -> int:
+    found, positions = fields.get("max_seq_length"), config.max_position_embeddings
+    if found is None:
+        return longest(config, tokenizer)
+    if type(found) is not int or not 1 <= found <= positions:
+        raise ConfigError(
+            f"{where}: max_seq_length: expected a whole number from 1 to {positions}, the model's "
+            f"positions; found {shown(found)}"
+        )
+    return found
+
+
+def _read_body(body: str) -> tuple[dict[str, Any], str]:
+    for name in BODY_CONFIGS:
+        path = os.path.join(body, name)
+        if not os.path.lexists(path):
+            continue
+        data = read_object(path)
+        for field, value in data.items():
+            if field in ("max_seq_length", "do_lower_case", *INERT):
+                continue
+            if field not in REFUSED:
+                raise UnsupportedConfigError(f"{path}: {field}: a field minibert does not know")
+            if isinstance(value, dict):
+                value = {k: v for k, v in value.items() if k != "trust_remote_code"}
+            if value not in (REFUSED[field], None):
+                raise UnsupportedConfigError(
+                    f"{path}: {field}: {shown(value)} is not implemented (only "
+                    f"{shown(REFUSED[field])}, which changes nothing)"
+                )
+        return data, path
+    return {}, os.path.join(body, BODY_CONFIGS[0])
+
+
+def _read_top(top: str) -> dict[str, Any]:
+    path = os.path.join(top, TOP_CONFIG)
+    if not os.path.lexists(path):
+        return {}
+    data = read_object(path)
+    kind = data.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise UnsupportedConfigError(
+            f"{path}: model_type: expected 'SentenceTransformer', found {shown(kind)}"
+        )
+    own = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+    found = {name: data[name] for name in own if data.get(name) is not None}
+    extra = {name: value for name, value in data.items() if name not in own}
+    return {**found, "extra": extra}
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """Reads a JSON file that holds an object of fields."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected an object of fields, found {type(data).__name__}")
+    return data
+
+
+def _texts(prompts: Any) -> dict[str, str]:
+    """Prompts by name; null, which sentence-transformers writes for none, is an empty one."""
+    if not isinstance(prompts, Mapping):
+        raise InputError(f"prompts: expected name → text, found {shown(prompts)}")
+    for name, text in prompts.items():
+        if not (isinstance(name, str) and isinstance(text, str | None)):
+            raise InputError(f"prompts: {shown(name)}: expected a text, found {shown(text)}")
+    return {name: text or "" for name, text in prompts.items()}

@@ -1,0 +1,135 @@
+"""Texts to token ids, many at a time, by a tokenizer of transformers.
+
+The tokenizer itself is left as it is: what is set here (where to cut, no padding) is set on a copy
+of its fast part, which makes ids without the lists and offsets that a call of the tokenizer makes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.batching import Batch, padded
+from minibert.errors import InputError, shown
+
+
+class TokenReader:
+    """Makes the ids of texts, each with its special tokens, cut at a length.
+
+    Args:
+        tokenizer: a tokenizer of transformers, a fast one (all but a few are).
+        longest: at how many tokens a text is cut, special tokens included.
+        lower_case: whether texts are made lower-case first.
+
+    Raises:
+        InputError: it is no such tokenizer, or `longest` leaves no room for the special tokens.
+    """
+
+    def __init__(self, tokenizer: Any, longest: int, lower_case: bool = False):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            found = shown(type(tokenizer).__name__)
+            raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
+        special = tokenizer.num_special_tokens_to_add()
+        if type(longest) is not int or longest < max(special, 1):
+            raise InputError(
+                f"max_seq_length: expected a whole number from {max(special, 1)}, found "
+                f"{shown(longest)}"
+            )
+        self.tokenizer, self.longest = tokenizer, longest
+        self._backend = type(backend).from_str(backend.to_str())
+        self._backend.no_padding()
+        self._backend.enable_truncation(longest, direction=tokenizer.truncation_side)
+        if lower_case:
+            _lower(self._backend)
+        if any(self._backend.encode("a").type_ids):
+            raise InputError("tokenizer: puts a single text into another segment than the first")
+
+    def ids(
+        self, texts: Sequence[str], numbers: Sequence[int] | None = None
+    ) -> tuple[list[np.ndarray], int]:
+        """The ids of each text, and how many of the texts were cut.
+
+        Args:
+            texts: the texts.
+            numbers: their numbers, for messages.
+
+        Raises:
+            InputError: one is no Unicode text, or has no token.
+        """
+        numbers = range(len(texts)) if numbers is None else numbers
+        try:
+            found = self._backend.encode_batch_fast(list(texts))
+        except Exception as reason:  # tokenizers raises TypeError for half a surrogate pair
+            raise _named(texts, numbers, reason) from None
+        ids = [np.array(encoding.ids, np.int32) for encoding in found]
+        for number, text, row in zip(numbers, texts, ids, strict=True):
+            if not row.size:
+                raise InputError(f"sentence {number}: {shown(text)} has no token, so no vector")
+        return ids, sum(bool(encoding.overflowing) for encoding in found)
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens a prompt is at the start of a text: its own, without what ends a text."""
+        if not prompt:
+            return 0
+        ids = self._backend.encode(prompt).ids
+        return len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
+
+    def arrays(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Texts as arrays `(texts, longest)`: ids, segments if the tokenizer has any, and mask.
+
+        They are padded on the side the tokenizer pads on.
+        """
+        rows, _ = self.ids(texts)
+        whole = Batch(np.arange(len(rows)), len(rows), max(map(len, rows), default=0))
+        left = self.tokenizer.padding_side == "left"
+        mask = padded([np.ones_like(row) for row in rows], whole, 0, left)
+        segments = {"token_type_ids": np.zeros_like(mask)} if self.has_segments else {}
+        ids = padded(rows, whole, self.pad, left)
+        return {"input_ids": ids, **segments, "attention_mask": mask}
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the tokenizer tells segments apart."""
+        return "token_type_ids" in self.tokenizer.model_input_names
+
+    @property
+    def pad(self) -> int:
+        """The id that fills up a row."""
+        return self.tokenizer.pad_token_id or 0
+
+
+def _named(texts: Sequence[str], numbers: Sequence[int], reason: Exception) -> InputError:
+    for number, text in zip(numbers, texts, strict=True):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return InputError(f"sentence {number}: half a surrogate pair in {shown(text)}")
+    return InputError(f"sentences: the tokenizer refuses them ({shown(str(reason))})")
+
+
+def _lower(backend: Any) -> None:
+    """Puts a lower-casing normalizer first, unless there is one (as sentence-transformers does)."""
+    from tokenizers import normalizers
+
+    own = backend.normalizer
+    parts = list(own) if isinstance(own, normalizers.Sequence) else [own] if own else []
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
+
+
+def listed(sentences: str | Iterable[str]) -> list[str]:
+    """A text, or texts, as a list.
+
+    Raises:
+        InputError: they are none.
+    """
+    if isinstance(sentences, str):
+        return [sentences]
+    if isinstance(sentences, bytes | Mapping) or not isinstance(sentences, Iterable):
+        raise InputError(f"sentences: expected a text or texts, found {shown(sentences)}")
+    texts = list(sentences)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"sentence {number}: expected a text, found {shown(text)}")
+    return texts
