@@ -183,6 +183,11 @@ def test_greedy_decoding_filters_nothing():
     np.testing.assert_array_equal(config.sampling()(scores), scores)
 
 
+def test_what_is_neutral_does_not_act():
+    sampling = GenerationConfig(do_sample=True, top_k=0).sampling()
+    assert jax.tree.leaves(sampling) == [1]  # the tokens that are kept at least
+
+
 DRAWS = 20_000
 
 
