@@ -34,8 +34,6 @@ app = typer.Typer(
     help="BERT and GPT-2 in JAX: look into models, embed files, fill, classify, answer, generate.",
     epilog="Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 130 interrupted.",
 )
-app.command()(embed)
-app.command()(similar)
 
 
 @app.command()
@@ -59,6 +57,10 @@ def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> Non
         output.print(str(loaded), markup=False)
         output.print(f"\n{parameters:,} parameters", markup=False)
         output.print(str(info), markup=False)
+
+
+app.command()(embed)
+app.command()(similar)
 
 
 @app.command("fill-mask")

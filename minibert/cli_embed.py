@@ -32,7 +32,8 @@ from minibert.cli_shared import (
     problems,
     settings,
 )
-from minibert.embedding_job import embed_file
+from minibert.embedding_job import check_output, embed_file
+from minibert.quantization import quantize_embeddings
 from minibert.texts import TextFile, open_texts
 
 Pooling = Annotated[
@@ -81,30 +82,29 @@ def embed(
     It works in parts, which lie in OUTPUT.parts until all are there. A job that was killed goes on
     where it was when the same command is given again, and gives the same bytes.
     """
-    with settings(device):
+    asked: dict[str, Any] = {
+        "prompt_name": prompt_name,
+        "normalize_embeddings": normalize,
+        "truncate_dim": truncate_dim,
+    }
+    with settings(device), open_texts(source, column) as texts:
+        check_output(target, overwrite)
         encoder = _encoder(model, pooling, dtype)
-        asked: dict[str, Any] = {
-            "prompt_name": prompt_name,
-            "normalize_embeddings": normalize,
-            "truncate_dim": truncate_dim,
-            "precision": precision.value,
-        }
-
-        def encode(texts: list[str]) -> np.ndarray:
-            return np.asarray(encoder.encode(texts, show_progress=False, **asked))
-
         made_by = {
             **asked,
             "model": _digest(encoder),
             "column": column,
-            "device": str(jax.devices()[0]),
+            "device": str(jax.devices(device)[0]),
         }
-        with open_texts(source, column) as texts, _progress(texts) as progress:
+        with _progress(texts) as progress:
             rows, computed = embed_file(
                 texts,
-                encode,
+                lambda some: np.asarray(encoder.encode(some, **asked)),
                 target,
                 made_by=made_by,
+                finish=lambda some, ranges: quantize_embeddings(
+                    some, precision.value, ranges=ranges
+                ),
                 overwrite=overwrite,
                 restart=restart,
                 progress=progress,
@@ -131,9 +131,9 @@ def similar(
 ) -> None:
     """Finds the texts of a file that mean most nearly the same as a query."""
     with settings(device):
-        encoder = _encoder(model, pooling, dtype)
         with open_texts(among, column) as file:
             texts = list(file)
+        encoder = _encoder(model, pooling, dtype)
         corpus = encoder.encode_document(texts, show_progress=problems.is_terminal)
         hits = encoder.semantic_search(encoder.encode_query(query), corpus, top_k=top_k)
         found = [

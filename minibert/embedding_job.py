@@ -56,17 +56,12 @@ def embed_file(
     Raises:
         TargetError: the output exists, cannot be written, or was begun with something else.
     """
-    if os.path.splitext(output)[1] not in OUTPUTS:
-        raise TargetError(f"{output}: expected a file that ends in {' or '.join(OUTPUTS)}")
+    check_output(output, overwrite)
     parts = f"{output}.parts"
     with _reported(output):
-        if os.path.isdir(output):
-            raise TargetError(f"{output}: is a folder")
         if _was_just_finished(parts, output):
             _remove(parts)
             return _rows_of(output), 0
-        if os.path.exists(output) and not overwrite:
-            raise TargetError(f"{output}: exists; choose another, or --overwrite to replace it")
         if restart:
             shutil.rmtree(parts, ignore_errors=True)
         os.makedirs(parts, exist_ok=True)
@@ -86,6 +81,21 @@ def embed_file(
             _assemble(parts, count, rows, output, finish)
             _remove(parts)
     return rows, computed
+
+
+def check_output(output: str, overwrite: bool) -> None:
+    """Raises what can be known before anything is computed.
+
+    Raises:
+        TargetError: the output exists, or has an ending that is not known.
+    """
+    if os.path.splitext(output)[1] not in OUTPUTS:
+        raise TargetError(f"{output}: expected a file that ends in {' or '.join(OUTPUTS)}")
+    if os.path.isdir(output):
+        raise TargetError(f"{output}: is a folder")
+    exists = os.path.exists(output) and not _was_just_finished(f"{output}.parts", output)
+    if exists and not overwrite:
+        raise TargetError(f"{output}: exists; choose another, or --overwrite to replace it")
 
 
 def _part(path: str, texts: list[str], encode: Callable[[list[str]], np.ndarray]) -> bool:
