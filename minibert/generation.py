@@ -32,8 +32,8 @@ def generate(
     input_ids: Any,
     attention_mask: Any = None,
     *,
-    generation_config: GenerationConfig | None = None,
-    key: Array | None = None,
+    generation_config: Any = None,
+    key: Any = None,
     encoder_hidden_states: Any = None,
     encoder_attention_mask: Any = None,
     **options: Any,
@@ -46,7 +46,8 @@ def generate(
             different lengths.
         attention_mask: `(batch, seq)`, 1 for a word and 0 for padding. By default the words that
             are the pad token are padding, if that is not also an end token.
-        generation_config: in place of the checkpoint's own generation_config.json.
+        generation_config: a `GenerationConfig`, in place of the checkpoint's own
+            generation_config.json.
         key: a random key (`jax.random.key(0)`), needed when tokens are drawn. Row `i` draws from
             `fold_in(key, i)`, whatever the other rows.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
@@ -80,8 +81,8 @@ def stream(
     input_ids: Any,
     attention_mask: Any = None,
     *,
-    generation_config: GenerationConfig | None = None,
-    key: Array | None = None,
+    generation_config: Any = None,
+    key: Any = None,
     encoder_hidden_states: Any = None,
     encoder_attention_mask: Any = None,
     **options: Any,
@@ -158,9 +159,7 @@ def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
     return jax.jit(search)
 
 
-def _config(
-    model: Any, given: GenerationConfig | None, options: dict[str, Any]
-) -> GenerationConfig:
+def _config(model: Any, given: Any, options: dict[str, Any]) -> GenerationConfig:
     """The caller's config, or the checkpoint's, with the call's options in it."""
     if not getattr(model, "generates", False):
         raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
@@ -234,7 +233,7 @@ def _powers(steps: int, penalty: float) -> np.ndarray:
         return np.clip(lengths**penalty, finite.tiny, finite.max).astype(np.float32)
 
 
-def _key(key: Any) -> Array:
+def _key(key: Any) -> Any:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
     if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
