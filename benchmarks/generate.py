@@ -1,0 +1,217 @@
+"""Time of generating text with GPT-2, beside transformers in PyTorch.
+
+    python -m benchmarks.generate [--size small] [--repeats 5] [--json PATH] [--check]
+
+The same random weights in both, prompts of 32 words, 64 new ones, the likeliest each time, and no
+end. The contenders take turns, so that a busy machine slows all alike, each after a first call that
+is timed apart: ours compiles then. All must write the same words before anything is timed (in
+bfloat16, whose rounding decides between words of like score, nobody compares). Threads of an idle
+contender sleep: JAX's and PyTorch's both wait without spinning.
+
+On a GPU also bfloat16, and transformers' static cache.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+MAX_RATIOS = {1: 0.6, 8: 0.7}  # of the median times in float32 on a CPU, ours to theirs, by batch
+OURS = "minibert"
+Contender = Callable[[np.ndarray], np.ndarray]
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 97, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 128},
+    "small": {},
+}
+PROMPT, NEW = 32, 64
+
+
+def make_folder(folder: str, size: str) -> None:
+    """Writes a GPT-2 of random float32 weights."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    # as wide as trained weights: the likeliest word is then not always the last one again
+    GPT2LMHeadModel(GPT2Config(**SIZES[size], initializer_range=0.1)).save_pretrained(folder)
+
+
+def minibert_contenders(folder: str, dtype: str) -> dict[str, Contender]:
+    """`minibert.generate`."""
+    import jax.numpy as jnp
+
+    import minibert
+
+    model = minibert.GPT2LMHeadModel.from_pretrained(folder, param_dtype=jnp.dtype(dtype))
+    options = {"max_new_tokens": NEW, "eos_token_id": None}
+    return {OURS: lambda ids: minibert.generate(model, ids, **options)}
+
+
+def transformers_contenders(folder: str, dtype: str) -> dict[str, Contender]:
+    """Transformers' `generate`; on a GPU also with its static cache."""
+    import torch
+    from transformers import GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = getattr(torch, dtype)
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=kind).eval().to(device)
+    model.generation_config.eos_token_id = None
+
+    def contender(**options: Any) -> Contender:
+        def generate(ids: np.ndarray) -> np.ndarray:
+            words = torch.as_tensor(ids, device=device)
+            given = {"attention_mask": torch.ones_like(words), "pad_token_id": 0} | options
+            with torch.inference_mode():
+                return model.generate(words, max_new_tokens=NEW, do_sample=False, **given).cpu()
+
+        return generate
+
+    contenders = {"transformers": contender()}
+    if device == "cuda":
+        contenders["transformers, static cache"] = contender(cache_implementation="static")
+    return contenders
+
+
+def measure(contenders: dict[str, Contender], ids: np.ndarray, repeats: int, same: bool) -> dict:
+    """Lets them generate in turn; seconds of the first call, and of the later ones."""
+    first: dict[str, float] = {}
+    written = {}
+    for name, generate in contenders.items():
+        start = time.perf_counter()
+        written[name] = np.asarray(generate(ids))
+        first[name] = time.perf_counter() - start
+    for name, words in written.items():
+        if words.shape != (len(ids), PROMPT + NEW):
+            sys.exit(f"{name} wrote {words.shape}, not {(len(ids), PROMPT + NEW)}")
+        if same and (words != written[OURS]).any():
+            sys.exit(f"{name} wrote other words than {OURS}, batch {len(ids)}")
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, generate in contenders.items():
+            start = time.perf_counter()
+            generate(ids)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "first": first[name],
+            "median": statistics.median(seconds[name]),
+            "minimum": min(seconds[name]),
+            "seconds": seconds[name],
+        }
+        for name in contenders
+    }
+
+
+def compare(size: str, repeats: int) -> dict[str, Any]:
+    """Makes a model and generates with it, every contender in turn, for each batch and dtype."""
+    import jax
+
+    device = jax.default_backend()
+    plans = [("float32", batch) for batch in MAX_RATIOS]
+    if device == "gpu":
+        plans += [("bfloat16", batch) for batch in (1, 8, 64)]
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_folder(folder, size)
+        for dtype in dict.fromkeys(dtype for dtype, _ in plans):
+            contenders = minibert_contenders(folder, dtype)
+            contenders |= transformers_contenders(folder, dtype)
+            for batch in [batch for other, batch in plans if other == dtype]:
+                vocabulary = SIZES[size].get("vocab_size", 50257)
+                ids = np.random.default_rng(batch).integers(0, vocabulary, (batch, PROMPT))
+                same = dtype == "float32" and device == "cpu"
+                results = measure(contenders, ids, repeats, same)
+                ours = results[OURS]
+                ratios = {
+                    name: {key: ours[key] / result[key] for key in ("median", "minimum")}
+                    for name, result in results.items()
+                    if name != OURS
+                }
+                run = {"dtype": dtype, "batch": batch, "results": results, "ratios": ratios}
+                runs.append(run)
+    return {
+        "size": size,
+        "repeats": repeats,
+        "device": device,
+        "runs": runs,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "flax", "torch", "transformers")},
+        },
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report as a table."""
+    printed = Table(
+        title=f"GPT-2 {report['size']} on {report['device']}: {NEW} words after {PROMPT}, "
+        f"{report['repeats']} times each",
+        caption=", ".join(f"{name} {number}" for name, number in report["versions"].items())
+        + f"; {report['machine']}",
+    )
+    for column in ("", "median, a word", "minimum", "first call", "minibert's, median", "minimum"):
+        printed.add_column(column, justify="right" if column else "left")
+    for run in report["runs"]:
+        printed.add_section()
+        printed.add_row(f"{run['dtype']}, batch {run['batch']}", style="bold")
+        for name, result in run["results"].items():
+            ratio = run["ratios"].get(name)
+            printed.add_row(
+                name,
+                *(f"{1000 * result[key] / NEW:.2f} ms" for key in ("median", "minimum")),
+                f"{result['first']:.1f} s",
+                *(f"{ratio[key]:.2f} ×" if ratio else "" for key in ("median", "minimum")),
+            )
+    return printed
+
+
+def faults(report: dict[str, Any]) -> list[str]:
+    """Which bounds the report breaks, a sentence each."""
+    found = []
+    for run in report["runs"]:
+        if (report["device"], run["dtype"]) != ("cpu", "float32"):
+            continue
+        ratio, bound = run["ratios"]["transformers"]["median"], MAX_RATIOS[run["batch"]]
+        if ratio > bound:
+            found.append(f"batch {run['batch']}: {ratio:.2f} × transformers' time, over {bound} ×")
+    return found
+
+
+def main() -> None:
+    """Measures, prints, and with --check judges."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--size", choices=SIZES, default="small", help="of the model")
+    parser.add_argument("--repeats", type=int, default=5, help="calls of each contender")
+    parser.add_argument("--json", metavar="PATH", help="where to write the figures too")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
+    arguments = parser.parse_args()
+    report = compare(arguments.size, arguments.repeats)
+    Console().print(table(report))
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(report, file, indent=2)
+    if arguments.check and (broken := faults(report)):
+        sys.exit("\n".join(broken))
+
+
+if __name__ == "__main__":
+    main()
