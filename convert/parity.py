@@ -19,6 +19,8 @@ FLOAT64 = 1e-9
 TEXT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "LICENSE")
 OUTPUTS = {"output_hidden_states": True, "output_attentions": False}
 WORDS_A_ROW = (90, 60, 25, 75, 8, 80, 45, 100)
+ENCODER_SEQ = 3
+WITH_CHOICES = ("BertForMultipleChoice", "GPT2DoubleHeadsModel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +59,25 @@ def ragged_inputs(config: Any, folder: str) -> dict[str, np.ndarray]:
         folder: where its tokenizer may be; without one, the ids are drawn with a fixed seed.
 
     Returns:
-        `input_ids`, `attention_mask` and `token_type_ids`, each `(batch, seq)`.
+        `input_ids` and `attention_mask`, each `(batch, seq)`; `token_type_ids`, if the model has
+        segments; `encoder_hidden_states`, if it has cross-attention.
     """
     rows = _tokenized(config, folder) or _drawn(config)
-    seq = max(map(len, rows))
-    ids = np.full((len(rows), seq), config.pad_token_id or 0, np.int64)
+    seq, pad = max(map(len, rows)), config.pad_token_id
+    ids = np.full((len(rows), seq), pad if pad in range(config.vocab_size) else 0, np.int64)
     mask, types = np.zeros_like(ids), np.zeros_like(ids)
+    segments = getattr(config, "type_vocab_size", 0)
     for index, row in enumerate(rows):
         ids[index, : len(row)], mask[index, : len(row)] = row, 1
-        types[index, len(row) // 2 : len(row)] = index % min(2, config.type_vocab_size)
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        types[index, len(row) // 2 : len(row)] = index % min(2, segments or 1)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if segments:
+        inputs["token_type_ids"] = types
+    if config.add_cross_attention:
+        shape = (len(rows), ENCODER_SEQ, config.hidden_size)
+        drawn = np.random.default_rng(0).standard_normal(shape)
+        inputs["encoder_hidden_states"] = drawn.astype(np.float32)
+    return inputs
 
 
 def _tokenized(config: Any, folder: str) -> list[list[int]]:
@@ -102,10 +113,11 @@ def _drawn(config: Any) -> list[list[int]]:
 
 
 def shaped(inputs: dict[str, np.ndarray], model_name: str) -> dict[str, np.ndarray]:
-    """The inputs as a class takes them: multiple choice has an axis of choices."""
-    if model_name != "BertForMultipleChoice":
+    """The inputs as a class takes them: some have an axis of choices, and then no encoder."""
+    if model_name not in WITH_CHOICES:
         return inputs
-    return {name: array[None] for name, array in inputs.items()}
+    taken = {name: array for name, array in inputs.items() if name != "encoder_hidden_states"}
+    return {name: array[None] for name, array in taken.items()}
 
 
 def compare(
@@ -113,56 +125,81 @@ def compare(
     load_theirs: Callable[[], Any],
     inputs: dict[str, np.ndarray],
     progress: Callable[[str], None] = lambda step: None,
+    one_by_one: bool = False,
 ) -> list[Row]:
     """Runs both models in both precisions and compares every output.
 
     Args:
         load_ours: from a param_dtype to our model.
         load_theirs: to the PyTorch model, in float32.
-        inputs: `input_ids`, `attention_mask` and `token_type_ids`, as the models take them.
+        inputs: the arguments, as the models take them.
         progress: told what happens next.
+        one_by_one: whether the models take no more than one row at a time.
     """
+    rows = len(inputs["input_ids"])
+    calls = [inputs]
+    if one_by_one:
+        calls = [{name: a[row : row + 1] for name, a in inputs.items()} for row in range(rows)]
     progress("PyTorch, float32")
     theirs = load_theirs().float()
-    torch32 = _run_torch(theirs, inputs)
+    torch32 = _run_torch(theirs, calls)
     progress("PyTorch, float64")
-    torch64 = _run_torch(theirs.double(), inputs)
+    for module in theirs.modules():
+        if hasattr(module, "reorder_and_upcast_attn"):
+            module.reorder_and_upcast_attn = False  # it changes rounding, and refuses float64
+    torch64 = _run_torch(theirs.double(), calls)
     del theirs
     with jax.default_device(jax.devices("cpu")[0]):  # an accelerator rounds in ways of its own
         progress("minibert, float32")
-        ours32 = _run_jax(load_ours(jnp.float32), inputs)
+        ours32 = _run_jax(load_ours(jnp.float32), calls)
         progress("minibert, float64")
         with jax.enable_x64(True):
-            ours64 = _run_jax(load_ours(jnp.float64), inputs)
+            ours64 = _run_jax(load_ours(jnp.float64), calls)
     mask = inputs["attention_mask"].reshape(-1, inputs["attention_mask"].shape[-1]) == 1
     runs = (ours32, torch32, ours64, torch64)
     return [_row(name, *(_unpadded(name, run[name], mask) for run in runs)) for name in torch64]
 
 
-def _run_torch(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run_torch(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     import torch
 
+    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        wide = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        outputs = model(**wide, **OUTPUTS, return_dict=True)
+        return {name: value.numpy() for name, value in _named(outputs)}
+
     with torch.no_grad():
-        arguments = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        outputs = model(**arguments, **OUTPUTS, return_dict=True)
-    return {name: value.numpy() for name, value in _named(outputs)}
+        return _joined([call(inputs) for inputs in calls])
 
 
-def _run_jax(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    outputs = jax.jit(lambda m, kwargs: m(**kwargs, **OUTPUTS))(model, inputs)
-    return {name: np.asarray(value) for name, value in _named(outputs)}
+def _run_jax(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    compiled = jax.jit(lambda m, kwargs: m(**kwargs, **OUTPUTS))
+
+    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in _named(compiled(model, inputs))}
+
+    return _joined([call(inputs) for inputs in calls])
+
+
+def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}
 
 
 def _named(outputs: Any) -> Iterator[tuple[str, Any]]:
     hidden = outputs["hidden_states"]
     yield from ((f"hidden_states[{index}]", state) for index, state in enumerate(hidden))
-    others = [key for key in outputs.keys() if key not in ("hidden_states", "last_hidden_state")]
+    apart = ("hidden_states", "last_hidden_state", "past_key_values")
+    others = [key for key in outputs.keys() if key not in apart]
     yield from ((key, outputs[key]) for key in sorted(others))
 
 
 def _unpadded(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    a_position_each = array.ndim > 2 or name in ("start_logits", "end_logits")
-    return array[mask] if a_position_each else array
+    if name in ("start_logits", "end_logits"):
+        return array[mask]
+    if array.ndim < 3 or name == "mc_logits":
+        return array
+    return array.reshape(*mask.shape, -1)[mask]  # an axis of choices is joined to the rows
 
 
 def _row(output: str, ours32: Any, torch32: Any, ours64: Any, torch64: Any) -> Row:

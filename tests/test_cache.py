@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import drawn
 
 import minibert
 from conftest import FLOAT64
 from minibert.cache import KVCache
 from minibert.errors import InputError
+from tiny import drawn
 
 GPT2, BERT = "GPT2LMHeadModel", "BertLMHeadModel"
 SETTINGS = {

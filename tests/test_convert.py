@@ -1,6 +1,5 @@
 """The converter, by its command line: formats, verification, refusals, and being killed."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,23 +11,13 @@ import pytest
 from flax import nnx
 from flax.serialization import msgpack_restore, msgpack_serialize
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
 
 import minibert
 from conftest import FIXTURES
-from convert.__main__ import DIFFERS, REFUSED, app
+from convert.__main__ import DIFFERS, REFUSED
+from converting import HAS_TORCH, needs_torch, run
 from folders import contents
 from minibert import activations
-
-HAS_TORCH = importlib.util.find_spec("torch") is not None
-needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="verification needs torch")
-
-
-def run(*arguments: object):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.fixture
@@ -83,37 +72,6 @@ def test_verify_only_writes_nothing(source):
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     assert run("--verify-only", source).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
-
-
-@pytest.mark.parametrize(
-    ("folder", "name"),
-    [
-        ("flax_bert_base", "BertModel"),
-        ("flax_bert_pretraining", "BertForPreTraining"),
-        ("flax_bert_classification", "BertForSequenceClassification"),
-    ],
-)
-def test_flax_msgpack(folder, name, tmp_path):
-    """What the old Flax classes saved computes what they computed."""
-    result = run(FIXTURES / folder, tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    recorded = load_file(FIXTURES / folder / "outputs.safetensors")
-    given = {k: recorded[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
-    model = minibert.load(tmp_path / "out")
-    assert type(model).__name__ == name
-    found = model(**given, output_hidden_states=True)
-    mask, compared = given["attention_mask"] == 1, 0
-    for key, expected in recorded.items():
-        if key in given:
-            continue
-        state, _, index = key.partition(".")
-        ours = found[state][int(index)] if index else found[key]
-        ours = np.asarray(ours)
-        if ours.ndim == 3:
-            ours, expected = ours[mask], expected[mask]
-        assert np.abs(ours - expected).max() < 2e-5, key
-        compared += 1
-    assert compared >= 4
 
 
 @needs_torch

@@ -1,4 +1,4 @@
-"""GPT-2's files as they are found: without a prefix, with buffers, tied or not, wrapped, pickled."""
+"""GPT-2's files as they are found: with no prefix, with buffers, tied or not, wrapped, pickled."""
 
 import json
 

@@ -6,7 +6,7 @@ environment of its own:
     pip install transformers==4.57.6 jax flax
     python tests/record/flax_fixtures.py
 
-Writes a folder `tests/fixtures/flax_bert_*` for each class: `config.json` and
+Writes a folder `tests/fixtures/flax_*` for each class: `config.json` and
 `flax_model.msgpack` as `save_pretrained` left them, and `outputs.safetensors` with the inputs and
 every output in float32. Every parameter is drawn anew, biases and LayerNorms too: the classes' own
 initialisation would hide a dropped bias and a swapped LayerNorm.
@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
-TINY = {
+BERT = {
     "vocab_size": 97,
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -31,11 +31,22 @@ TINY = {
     "max_position_embeddings": 40,
     "type_vocab_size": 2,
 }
+GPT2 = {
+    "vocab_size": 97,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 3,
+    "n_inner": 80,
+    "n_positions": 40,
+}
 CLASSES = {
     "flax_bert_base": ("FlaxBertModel", {}),
     "flax_bert_pretraining": ("FlaxBertForPreTraining", {}),
     "flax_bert_classification": ("FlaxBertForSequenceClassification", {"num_labels": 5}),
+    "flax_gpt2_base": ("FlaxGPT2Model", {}),
+    "flax_gpt2_lm": ("FlaxGPT2LMHeadModel", {}),
 }
+NORMS = ("LayerNorm/scale", "ln_1/scale", "ln_2/scale", "ln_f/scale")
 LENGTHS = (11, 7, 4)
 
 
@@ -45,7 +56,7 @@ def randomised(params: dict, seed: int) -> dict:
     for path, array in sorted(flatten_dict(params, sep="/").items()):
         draw = np.random.default_rng([seed, zlib.crc32(path.encode())])
         noise = draw.standard_normal(array.shape).astype(np.float32)
-        flat[path] = 1 + 0.3 * noise if path.endswith("LayerNorm/scale") else 0.2 * noise
+        flat[path] = 1 + 0.3 * noise if path.endswith(NORMS) else 0.2 * noise
     return unflatten_dict({path: np.float32(array) for path, array in flat.items()}, sep="/")
 
 
@@ -54,18 +65,22 @@ def inputs(seed: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
     shape = (len(LENGTHS), max(LENGTHS))
     mask = (np.arange(shape[1]) < np.array(LENGTHS)[:, None]).astype(np.int64)
-    ids = draw.integers(0, TINY["vocab_size"], shape) * mask
-    types = draw.integers(0, TINY["type_vocab_size"], shape) * mask
+    ids = draw.integers(0, BERT["vocab_size"], shape) * mask
+    types = draw.integers(0, BERT["type_vocab_size"], shape) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 def record(folder: pathlib.Path, name: str, changes: dict, seed: int) -> None:
     """Saves one model and its outputs."""
-    config = transformers.BertConfig(**TINY, **changes)
+    gpt2 = name.startswith("FlaxGPT2")
+    kind, tiny = (transformers.GPT2Config, GPT2) if gpt2 else (transformers.BertConfig, BERT)
+    config = kind(**tiny, **changes)
     model = getattr(transformers, name)(config, input_shape=(1, max(LENGTHS)))
     model.params = randomised(model.params, seed)
     model.save_pretrained(folder)
     given = inputs(seed)
+    if gpt2:
+        del given["token_type_ids"]  # which that class does not take
     with jax.default_matmul_precision("highest"):
         outputs = model(**given, output_hidden_states=True)
     arrays = dict(given)
