@@ -10,6 +10,8 @@ from minilm import minilm_folder
 FLOAT64 = 1e-9  # every output of a tiny model; noise is 4e-15, the faintest mistake 1.7e-6
 FLOAT32 = 2e-5  # every hidden state of a model of BERT-base's size
 GRADIENT = 1e-8  # relative, of every parameter, in float64
+EMBEDDING = 1e-5  # float32, vectors of texts beside sentence-transformers'
+NEIGHBOURS = 2e-6  # float32, a text's vector alone and in any batch
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
