@@ -14,13 +14,14 @@ from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.atomic import atomic_folder
 from minibert.auto import class_by_tensors, model_class
+from minibert.config import GENERATION
 from minibert.errors import MinibertError, SourceError
 from minibert.matching import Matching
 from minibert.pretrained import PretrainedModel, assemble, shapes_only
 from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
 from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source
-from minibert.strict_json import read_json
+from minibert.strict_json import read_json, read_object_if_there
 from minibert.tensor_files import TensorSource
 
 Progress = Callable[[str], None]
@@ -158,12 +159,13 @@ def read(
     """
     path = os.path.join(folder, "config.json")
     data = read_json(path)
+    generation = read_object_if_there(os.path.join(folder, GENERATION))
     with _open(folder, allow_pickle) as tensors:
         cls = model_class(data, tensors.tensors, folder)
         wider = class_by_tensors(data, tensors.tensors)
         if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
             cls = wider
-        config = cls.config_class.from_dict(data, path)
+        config = cls.config_class.from_dict(data, path, generation)
         return assemble(cls, config, tensors, folder, param_dtype=param_dtype)
 
 

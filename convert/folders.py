@@ -3,15 +3,16 @@
 import os
 import re
 
+from minibert.config import GENERATION
 from minibert.errors import SourceError, TargetError
 from minibert.hub import model_folder
 from minibert.sources import FLAX
 
-# Tokenizer, generation and sentence-transformers files, at the top of a model folder …
+# Tokenizer and sentence-transformers files, at the top of a model folder …
 COMPANIONS = frozenset(
     """
     tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt
-    vocab.json merges.txt sentencepiece.bpe.model generation_config.json chat_template.jinja
+    vocab.json merges.txt sentencepiece.bpe.model chat_template.jinja
     modules.json sentence_bert_config.json config_sentence_transformers.json
     """.split()
 )
@@ -50,7 +51,7 @@ def _fetch_flax(repository: str, revision: str | None) -> str | None:
 def _fetch_companions(repository: str, revision: str | None) -> None:
     from huggingface_hub import errors, snapshot_download
 
-    wanted = [*COMPANIONS, *(f"[0-9]*_*/{name}" for name in MODULE_FILES)]
+    wanted = [GENERATION, *COMPANIONS, *(f"[0-9]*_*/{name}" for name in MODULE_FILES)]
     try:
         snapshot_download(repository, revision=revision, allow_patterns=wanted)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as reason:

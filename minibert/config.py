@@ -20,6 +20,7 @@ from flax.core import FrozenDict, freeze, unfreeze
 from minibert.errors import ConfigError, UnsupportedConfigError, shown
 from minibert.strict_json import read_json
 
+GENERATION = "generation_config.json"  # what lies beside a config.json, for decoders
 MAX_LABELS = 1 << 20
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")

@@ -7,6 +7,7 @@ huggingface_hub's own.
 import os
 from typing import Any
 
+from minibert.config import GENERATION
 from minibert.errors import SourceError, shown
 from minibert.sources import PICKLE, SAFETENSORS, read_index
 
@@ -76,6 +77,8 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
 
     try:
         folder = os.path.dirname(fetch("config.json"))
+        fetch_if_there(GENERATION)
+        unreachable.clear()  # most models have none, and the cache need not know that
         for kind in kinds:
             if fetch_if_there(kind):
                 return folder

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from minibert.checkpoint import leaves
-from minibert.config import Config
+from minibert.config import GENERATION, Config
 from minibert.errors import ConfigError, InputError, shown
 from minibert.hub import model_folder
 from minibert.layers import Module
@@ -20,7 +20,7 @@ from minibert.matching import Matching
 from minibert.report import LoadingInfo
 from minibert.saving import save_model
 from minibert.sources import open_source
-from minibert.strict_json import read_json
+from minibert.strict_json import read_json, read_object_if_there
 from minibert.tensor_files import TensorSource
 
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -191,11 +191,12 @@ def load_pretrained(
     folder = model_folder(source, allow_pickle=allow_pickle, **where)
     path = os.path.join(folder, "config.json")
     data = read_json(path)
+    generation = read_object_if_there(os.path.join(folder, GENERATION))
     labels = {"num_labels": num_labels, "id2label": id2label}
     wanted = {name: value for name, value in labels.items() if value is not None}
     with open_source(folder, allow_pickle=allow_pickle) as tensors:
         cls = choose(data, tensors.tensors, folder)
-        config = cls.config_class.from_dict(data, path)
+        config = cls.config_class.from_dict(data, path, generation)
         return assemble(
             cls,
             config.replace(**wanted) if wanted else config,

@@ -6,10 +6,12 @@ import re
 from typing import Any
 
 import numpy as np
+from flax.core import unfreeze
 from safetensors.numpy import save_file
 
 from minibert.atomic import atomic_folder
 from minibert.checkpoint import Leaf, finite, leaves
+from minibert.config import GENERATION
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.sources import SAFETENSORS, open_source
 
@@ -71,7 +73,7 @@ def write_model(model: Any, folder: str, limit: int) -> None:
 
 
 def write_config(model: Any, folder: str) -> None:
-    """Writes config.json, naming the class and the dtype the parameters are stored in."""
+    """Writes config.json, naming the class and the dtype, and what came beside it for decoding."""
     data = model.config.to_dict()
     data["architectures"] = [type(model).__name__]
     dtypes = {str(leaf.variable[...].dtype) for leaf in leaves(model)}
@@ -81,6 +83,8 @@ def write_config(model: Any, folder: str) -> None:
         if "torch_dtype" in data:
             data["torch_dtype"] = stored
     write_json(data, os.path.join(folder, "config.json"))
+    if model.config.generation is not None:
+        write_json(unfreeze(model.config.generation), os.path.join(folder, GENERATION))
 
 
 def file_leaves(model: Any) -> dict[str, Leaf]:

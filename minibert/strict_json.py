@@ -74,6 +74,16 @@ def _depth(value: Any) -> int:
     return depth
 
 
+def read_object_if_there(path: str) -> dict[str, Any] | None:
+    """Reads a JSON file that holds an object; None if there is no such file. See `read_json`."""
+    if not os.path.lexists(path):
+        return None
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected an object of fields, found {type(data).__name__}")
+    return data
+
+
 def read_json(path: str, error: type[Exception] = ConfigError, limit: int = MAX_BYTES) -> Any:
     """Reads a JSON file of at most `limit` bytes; see `parse_json`."""
     try:
