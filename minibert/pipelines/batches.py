@@ -32,18 +32,20 @@ def collated(rows: Sequence[Row], batch: Batch, pad: int, left: bool) -> dict[st
         pad: the word that fills a row up.
         left: whether it does so on the left; then positions are counted from the first token.
     """
-    first = rows[batch.indices[0]]
+    chosen = [rows[index] for index in batch.indices]
+    here = batch._replace(indices=np.arange(len(chosen)))
     arrays = {}
-    for name in [name for name in MODEL_INPUTS if name in first]:
-        values: Any = {index: np.reshape(rows[index][name], -1) for index in batch.indices}
-        arrays[name] = batching.padded(values, batch, pad if name == "input_ids" else 0, left)
+    for name in [name for name in MODEL_INPUTS if name in chosen[0]]:
+        values = [np.reshape(row[name], -1).tolist() for row in chosen]
+        arrays[name] = batching.padded(values, here, pad if name == "input_ids" else 0, left)
     if "attention_mask" not in arrays:
-        ones: Any = {index: np.ones(length(rows[index]), np.int32) for index in batch.indices}
-        arrays["attention_mask"] = batching.padded(ones, batch, 0, left)
+        arrays["attention_mask"] = batching.padded(
+            [[1] * length(row) for row in chosen], here, 0, left
+        )
     if left and "position_ids" not in arrays:
         arrays["position_ids"] = np.maximum(arrays["attention_mask"].cumsum(axis=1) - 1, 0)
     for array in arrays.values():
-        array[len(batch.indices) :] = array[0]
+        array[len(chosen) :] = array[0]
     return arrays
 
 

@@ -70,28 +70,28 @@ class FillMaskPipeline(Pipeline):
     ) -> list[Any]:
         """The words for a text's masks, from its `input_ids` and `logits` `(1, seq, vocab)`."""
         ids = np.asarray(outputs["input_ids"])[0]
-        masks = np.flatnonzero(ids == self.tokenizer.mask_token_id)
+        masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
         chances = softmax(on_host(outputs["logits"])[0, masks])
         words = np.arange(chances.shape[-1]) if targets is None else self._targets(targets)
         if type(top_k) is not int or not 1 <= top_k <= chances.shape[-1]:
             most = chances.shape[-1]
             raise InputError(f"top_k: expected a whole number from 1 to {most}, found {top_k!r}")
-        answers = []
+        answers, single = [], len(masks) == 1
         for mask, chance in zip(masks, chances[:, words], strict=True):
             best = highest(chance, min(top_k, len(words)))
             answers.append(
-                [self._answer(ids, mask, int(words[i]), float(chance[i]), masks) for i in best]
+                [self._answer(ids, mask, int(words[i]), float(chance[i]), single) for i in best]
             )
-        return answers if len(answers) > 1 else answers[0]
+        return answers[0] if single else answers
 
     def _answer(
-        self, ids: np.ndarray, mask: int, word: int, score: float, masks: np.ndarray
+        self, ids: np.ndarray, mask: int, word: int, score: float, single: bool
     ) -> dict[str, Any]:
         filled = ids.copy()
         filled[mask] = word
         filled = filled[filled != self.tokenizer.pad_token_id]
         # the other masks are special tokens, and are to be seen
-        sequence = self.tokenizer.decode(filled.tolist(), skip_special_tokens=len(masks) == 1)
+        sequence = self.tokenizer.decode(filled.tolist(), skip_special_tokens=single)
         token = self.tokenizer.decode([word])
         return {"score": score, "token": word, "token_str": token, "sequence": sequence}
 

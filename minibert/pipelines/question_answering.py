@@ -92,7 +92,7 @@ class QuestionAnsweringPipeline(Pipeline):
         _count("max_answer_len", max_answer_len, 1)
         # several spans may be of the same words
         wanted = 2 * top_k + 10 if align_to_words else top_k
-        answers: list[dict[str, Any]] = []
+        by_words: dict[str, dict[str, Any]] = {}
         nothing = 1.0
         for window in outputs:
             allowed = np.asarray(window["answerable"])[0]
@@ -101,7 +101,10 @@ class QuestionAnsweringPipeline(Pipeline):
             nothing = min(nothing, float(start[0] * end[0]))
             for first, last, score in likeliest(start, end, wanted, max_answer_len):
                 place = characters(window["encoding"], first, last, 1, align_to_words)
-                _add(answers, score, place, window["context"])
+                text = window["context"][slice(*place)]
+                new = {"score": 0.0, "start": place[0], "end": place[1], "answer": text}
+                by_words.setdefault(text.lower(), new)["score"] += score
+        answers = list(by_words.values())
         if handle_impossible_answer or not answers:
             score = nothing if handle_impossible_answer else 0.0
             answers.append({"score": score, "start": 0, "end": 0, "answer": ""})
@@ -129,16 +132,6 @@ class QuestionAnsweringPipeline(Pipeline):
     def _shortened(self, question: str, tokens: int) -> str:
         encoding = self.tokenized(question, add_special_tokens=False).encodings[0]
         return question if len(encoding) <= tokens else question[: encoding.offsets[tokens - 1][1]]
-
-
-def _add(answers: list[dict[str, Any]], score: float, place: tuple[int, int], context: str) -> None:
-    """Adds an answer, or its score to the one of the same words."""
-    text = context[place[0] : place[1]]
-    for answer in answers:
-        if answer["answer"].lower() == text.lower():
-            answer["score"] += score
-            return
-    answers.append({"score": score, "start": place[0], "end": place[1], "answer": text})
 
 
 def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:

@@ -1,0 +1,100 @@
+"""Question answering gives what transformers 4.57.6 gave (tests/record/question_answering.py)."""
+
+import json
+
+import pytest
+
+from conftest import FIXTURES
+from minibert.errors import InputError
+from minibert.pipelines import pipeline
+
+SCORE = 1e-5
+RECORDED = FIXTURES / "question_answering"
+FAMILIES = ("bert", "gpt2")
+QUESTION, CONTEXT = "Where do I live?", "My name is Wolfgang and I live in Berlin."
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return pipeline("question-answering", RECORDED / "bert")
+
+
+def recorded(family: str) -> list[dict]:
+    return json.loads((RECORDED / family / "answers.json").read_text())
+
+
+def check(found, case) -> None:
+    found = [a for a in (found if isinstance(found, list) else [found]) if a["score"]]
+    # what cannot be an answer is one of theirs, with a score of 0, if there are no others
+    answers = [answer for answer in case["answers"] if answer["score"]]
+    assert len(found) == len(answers), case
+    for ours, theirs in zip(found, answers, strict=True):
+        assert list(ours) == ["score", "start", "end", "answer"]
+        assert {**ours, "score": 0} == {**theirs, "score": 0}, case
+        # an answer that stands in many windows has the sum of their scores
+        assert ours["score"] == pytest.approx(theirs["score"], abs=SCORE, rel=SCORE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_transformers(family):
+    answer = pipeline("question-answering", RECORDED / family)
+    cases = recorded(family)
+    assert len(cases) > 80
+    for case in cases:
+        given = {"question": case["question"], "context": case["context"] * case["repeat"]}
+        check(answer(given, **case["options"]), case)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lists_and_generators(family):
+    answer = pipeline("question-answering", RECORDED / family)
+    cases = [case for case in recorded(family) if not case["options"] and case["repeat"] == 1]
+    inputs = [{"question": c["question"], "context": c["context"] * c["repeat"]} for c in cases]
+    for found in (answer(inputs), answer(iter(inputs))):
+        for ours, case in zip(found, cases, strict=True):
+            check(ours, case)
+
+
+def test_ways_to_ask(bert):
+    expected = bert({"question": QUESTION, "context": CONTEXT})
+    assert bert(question=QUESTION, context=CONTEXT) == expected
+    assert bert(QUESTION, CONTEXT) == expected
+    assert bert([{"question": QUESTION, "context": CONTEXT}]) == expected
+    assert bert(question=[QUESTION, QUESTION], context=CONTEXT) == [expected] * 2
+    assert bert(question=[QUESTION] * 2, context=[CONTEXT] * 2) == [expected] * 2
+    assert CONTEXT[expected["start"] : expected["end"]] == expected["answer"]
+
+
+def test_a_question_is_cut_when_it_is_asked_for(bert):
+    long = f"{QUESTION} " * 3
+    assert bert(long, CONTEXT, max_question_len=5) == bert(QUESTION, CONTEXT)
+    assert bert(QUESTION, CONTEXT, max_question_len=5) == bert(QUESTION, CONTEXT)
+
+
+def test_a_context_without_words_answers_nothing(bert):
+    assert bert(QUESTION, " \n")["answer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ((), {}, "expected both"),
+        ((QUESTION,), {}, "expected.*question"),
+        ((QUESTION, ""), {}, "context: is empty"),
+        (("", CONTEXT), {}, "question: is empty"),
+        ((QUESTION, 3), {}, "expected a text, found 3"),
+        ((QUESTION, CONTEXT), {"question": QUESTION}, "given twice"),
+        ((QUESTION, CONTEXT, CONTEXT), {}, "3 arguments"),
+        (([QUESTION] * 2, [CONTEXT]), {}, "2 questions, 1 contexts"),
+        ((QUESTION, CONTEXT), {"top_k": 0}, "top_k: .* from 1, found 0"),
+        ((QUESTION, CONTEXT), {"max_answer_len": 0}, "max_answer_len: .*found 0"),
+        ((QUESTION, CONTEXT), {"max_seq_len": 65}, "max_seq_len: .*from 1 to 64, found 65"),
+        ((QUESTION, CONTEXT), {"doc_stride": 70}, "doc_stride: .*from 0 to 64, found 70"),
+        ((QUESTION, CONTEXT), {"max_seq_len": 8}, "the tokenizer refuses it"),
+        ((QUESTION, CONTEXT), {"topk": 2}, r"topk: no option .*did you mean top_k\?"),
+        (([{"question": QUESTION}, 2],), {}, "input 0: expected"),
+    ],
+)
+def test_what_is_wrong_is_named(bert, given, options, message):
+    with pytest.raises(InputError, match=message):
+        bert(*given, **options)

@@ -1,0 +1,327 @@
+"""Pipelines beside their answers: stages, subclasses, lists and generators, what is refused."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import minibert
+from minibert.errors import (
+    ConfigError,
+    InputError,
+    MissingHeadError,
+    SourceError,
+)
+from minibert.pipelines import (
+    FeatureExtractionPipeline,
+    FillMaskPipeline,
+    TextClassificationPipeline,
+    base,
+    pipeline,
+)
+
+BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
+MR_BERT = "Hello, Mr. Bert! How is it [MASK]?"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(minilm)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    return minibert.BertForMaskedLM(minibert.BertConfig.tiny(**BERT), rngs=nnx.Rngs(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    config = minibert.BertConfig.tiny(**BERT, num_labels=3)
+    return minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def fill(masked, tokenizer):
+    return pipeline("fill-mask", masked, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def classify(classifier, tokenizer):
+    return pipeline("text-classification", classifier, tokenizer=tokenizer)
+
+
+def test_the_course_tokenizes_as_printed(tokenizer):
+    encoded = tokenizer("Hello world!", "Have a great day!")
+    assert encoded["input_ids"] == [101, 7592, 2088, 999, 102, 2031, 1037, 2307, 2154, 999, 102]
+    assert encoded["token_type_ids"] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    tokens = tokenizer.tokenize("large language models use subword tokenization")
+    assert tokens == "large language models use sub ##word token ##ization".split()
+    assert tokenizer.decode([101, 102]) == "[CLS] [SEP]"
+
+
+class Verbose(FillMaskPipeline):
+    """A course's pipeline: every stage overridden, and what flows between them printed."""
+
+    def __call__(self, string, verbose=True):
+        tensors = self.preprocess(string)
+        if verbose:
+            print("preprocess:", tensors)  # noqa: T201
+        outputs = self.forward(tensors)
+        if verbose:
+            print("forward:", outputs)  # noqa: T201
+        return self.postprocess(outputs)
+
+    def preprocess(self, string):
+        string = [string] if isinstance(string, str) else string
+        return dict(self.tokenizer(string, return_tensors="np"))
+
+    def forward(self, tensors):
+        return {**self.model(**tensors), **tensors}
+
+    def postprocess(self, tensors):
+        return super().postprocess({name: np.asarray(value) for name, value in tensors.items()})
+
+
+def test_a_subclass_overrides_all_three_stages(masked, tokenizer, fill, capsys):
+    expected = fill(MR_BERT)
+    assert [list(answer) for answer in expected] == [
+        ["score", "token", "token_str", "sequence"]
+    ] * 5
+    assert expected[0]["sequence"].startswith("hello, mr. bert! how is it ")
+    found = Verbose(tokenizer=tokenizer, model=masked)(MR_BERT)
+    for one, other in zip(found, expected, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-7)
+        assert {**one, "score": 0} == {**other, "score": 0}
+    assert "preprocess: {'input_ids'" in capsys.readouterr().out
+
+
+def test_overridden_stages_serve_lists_too(masked, tokenizer, fill):
+    class Loud(FillMaskPipeline):
+        def preprocess(self, inputs, *, shout=False, **options):
+            return super().preprocess(inputs.upper() if shout else inputs, **options)
+
+        def forward(self, inputs):
+            return {**self.model(**inputs), **inputs}
+
+        def postprocess(self, outputs, **options):
+            return [answer["token_str"] for answer in super().postprocess(outputs, **options)]
+
+    loud = Loud(model=masked, tokenizer=tokenizer, top_k=2)
+    texts = [MR_BERT, "the [MASK] of france", "x [MASK] " * 1]
+    expected = [[answer["token_str"] for answer in fill(text, top_k=2)] for text in texts]
+    assert loud(texts) == expected
+    assert loud(texts, top_k=1) == [words[:1] for words in expected]
+    assert loud(texts[1], shout=True) == expected[1]
+    named = pipeline("fill-mask", masked, tokenizer=tokenizer, pipeline_class=Loud, shout=True)
+    assert named(texts[1], top_k=2) == expected[1]
+    with pytest.raises(InputError, match=r"shot: no option of fill-mask .*did you mean shout"):
+        loud(texts, shot=True)
+
+
+def test_stages_by_hand_are_the_whole(fill, classify):
+    for pipe, text in ((fill, MR_BERT), (classify, "a text")):
+        answer = pipe.postprocess(pipe.forward(pipe.preprocess(text)))
+        whole = pipe(text)
+        whole = whole[0] if pipe is classify else whole
+        assert json.dumps(answer)[:40] == json.dumps(whole)[:40]
+
+
+def test_answers_keep_the_order_of_texts_of_all_lengths(classify, monkeypatch):
+    monkeypatch.setattr(base, "CHUNK", 7)
+    texts = [f"number {n} " + "long " * (0, 40, 3, 15)[n % 4] for n in range(30)]
+    alone = [classify(text)[0] for text in texts]
+    for found in (classify(texts), list(classify(iter(texts))), list(classify(np.array(texts)))):
+        assert [answer["label"] for answer in found] == [answer["label"] for answer in alone]
+        for one, other in zip(found, alone, strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+    assert classify([]) == []
+    assert list(classify(iter([]))) == []
+
+
+def test_a_generator_is_read_as_answers_are_taken(classify, monkeypatch):
+    monkeypatch.setattr(base, "CHUNK", 4)
+    read = []
+
+    def texts():
+        for number in range(1000):
+            read.append(number)
+            yield f"text {number}"
+
+    answers = classify(texts())
+    assert not read
+    next(answers)
+    assert len(read) == 4
+    for _ in range(4):
+        next(answers)
+    assert len(read) == 8
+
+
+def test_shapes_are_few(classifier, tokenizer):
+    class Counting(TextClassificationPipeline):
+        shapes = set()
+
+        def forward(self, inputs):
+            self.shapes.add(inputs["input_ids"].shape)
+            return super().forward(inputs)
+
+    pipe = Counting(model=classifier, tokenizer=tokenizer, token_budget=256)
+    texts = ["word " * (number % 30) for number in range(400)]
+    assert len(pipe(texts)) == 400
+    lengths = {length for _, length in pipe.shapes}
+    assert lengths <= set(range(8, 65, 8))
+    assert len(pipe.shapes) <= len(lengths) + 1
+    assert all(rows * length <= 256 for rows, length in pipe.shapes)
+
+
+def test_a_text_does_not_depend_on_its_neighbours(fill):
+    texts = ["the [MASK] of", f"[MASK] {'far ' * 50}", "a [MASK]"]
+    for one, other in zip(fill(texts), [fill(text) for text in texts], strict=True):
+        assert [a["token"] for a in one] == [a["token"] for a in other]
+
+
+def test_progress_is_shown_when_asked_for(classify, capsys):
+    assert len(classify(["a"] * 3)) == 3
+    assert not capsys.readouterr().err
+    assert len(classify(["a"] * 3, show_progress=True)) == 3
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_half_precision(tokenizer, minilm):
+    pipe = pipeline("feature-extraction", minilm, param_dtype=jnp.bfloat16, return_tensors=True)
+    states = pipe("Half as precise.")
+    assert states.dtype == np.float32
+    exact = pipeline("feature-extraction", minilm, return_tensors=True)("Half as precise.")
+    assert 0 < np.abs(states - exact).max() < 0.1
+
+
+@pytest.fixture(scope="module")
+def folder(masked, minilm, tmp_path_factory):
+    place = tmp_path_factory.mktemp("masked") / "model"
+    masked.save_pretrained(place)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(f"{minilm}/{name}", place)
+    return place
+
+
+def test_a_folder_is_loaded_into_the_tasks_class(folder, fill, tmp_path):
+    assert pipeline("fill-mask", folder)(MR_BERT) == fill(MR_BERT)
+    states = pipeline("feature-extraction", folder)
+    assert type(states.model) is minibert.BertModel
+    assert repr(states) == "FeatureExtractionPipeline(BertModel)"
+    for task in ("text-classification", "ner", "question-answering", "next-sentence-prediction"):
+        with pytest.raises(MissingHeadError):
+            pipeline(task, folder)
+    fresh = pipeline("sentiment-analysis", folder, new_head=True, rngs=nnx.Rngs(0), num_labels=3)
+    assert isinstance(fresh, TextClassificationPipeline)
+    assert fresh.model.config.num_labels == 3
+    assert fresh.tokenizer.vocab_size == 30522
+
+
+def test_what_is_no_folder_with_a_tokenizer_is_refused(masked, tmp_path):
+    masked.save_pretrained(tmp_path / "model")
+    with pytest.raises(SourceError, match=r"model: no tokenizer in it \(tokenizer.json"):
+        pipeline("fill-mask", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    with pytest.raises(SourceError, match=r"model: its tokenizer cannot be loaded"):
+        pipeline("fill-mask", str(tmp_path / "model"))
+    with pytest.raises(SourceError, match="no such folder"):
+        pipeline("fill-mask", tmp_path / "nothing")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ConfigError, match="fill-mask is for 'bert', found 't5'"):
+        pipeline("fill-mask", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("fillmask", {}, r"'fillmask': no task \(did you mean fill-mask\?\)"),
+        ("translation", {}, "'translation': no task .*text-generation"),
+        ("fill-mask", {"topk": 3}, r"topk: no option of fill-mask \(did you mean top_k\?\)"),
+        ("fill-mask", {"device": 0}, "device: no option of fill-mask: arrays go to JAX's"),
+        ("fill-mask", {"batch_size": 8}, "batch_size: .* token_budget"),
+        ("fill-mask", {"revision": "main"}, "revision: the model is loaded already"),
+        ("fill-mask", {"tokenizer": None}, "tokenizer: expected one"),
+        ("fill-mask", {"tokenizer": 5}, "tokenizer: expected a tokenizer, found 5"),
+        ("text-classification", {}, "wants a BertForSequenceClassification or a GPT2For.*MaskedLM"),
+        ("feature-extraction", {}, "a BertForMaskedLM has a head; give its trunk, model.bert"),
+        ("text-generation", {}, "wants a GPT2LMHeadModel or a BertLMHeadModel, found BertForM"),
+    ],
+)
+def test_a_pipeline_that_cannot_be(masked, tokenizer, task, options, message):
+    with pytest.raises(InputError, match=message):
+        pipeline(task, masked, **{"tokenizer": tokenizer} | options)
+
+
+def test_models_must_be_models_in_evaluation_mode(masked, tokenizer, minilm):
+    with pytest.raises(InputError, match="model: fill-mask wants a BertForMaskedLM, found 'x'"):
+        FillMaskPipeline(model="x", tokenizer=tokenizer)
+    with pytest.raises(InputError, match="found NoneType"):
+        FeatureExtractionPipeline(tokenizer=tokenizer)
+    config = minibert.BertConfig.tiny()
+    training = minibert.BertForMaskedLM(config, rngs=nnx.Rngs(0)).train()
+    with pytest.raises(InputError, match="training mode"):
+        FillMaskPipeline(training, tokenizer)
+
+
+def test_a_tokenizer_without_a_mask_is_refused(masked, minilm):
+    maskless = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(minilm)
+    maskless.mask_token = None
+    with pytest.raises(InputError, match="tokenizer: has no mask token"):
+        pipeline("fill-mask", masked, tokenizer=maskless)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ("no mask", {}, r"^no \[MASK\] in 'no mask'"),
+        (["a [MASK]", "none"], {}, r"^input 1: no \[MASK\] in 'none'"),
+        ("", {}, r"no \[MASK\]"),
+        (f"{'long ' * 80}[MASK]", {}, "^83 tokens; expected at most 64 .*truncation=True cuts"),
+        (["[MASK]", f"{'long ' * 80}[MASK]"], {}, "^input 1: 83 tokens; expected at most 64"),
+        (f"{'long ' * 80}[MASK]", {"truncation": True}, "before the text is cut"),
+        (["[MASK]", 5], {}, "^input 1: expected a text, found 5"),
+        (("[MASK]", "[MASK]"), {}, "expected a text, found "),
+        (b"[MASK]", {}, "expected a text, found b"),
+        ("[MASK] \ud800", {}, "half a character"),
+        ("[MASK]", {"top_k": 0}, "top_k: expected a whole number from 1 to 30522, found 0"),
+        ("[MASK]", {"top_k": 30523}, "found 30523"),
+        ("[MASK]", {"top_k": "3"}, "top_k: .*found '3'"),
+        ("[MASK]", {"targets": []}, "targets: expected at least one"),
+        ("[MASK]", {"targets": [""]}, "targets: '' is no word"),
+        ("[MASK]", {"targets": [3]}, "expected a text, found 3"),
+        ("[MASK]", {"max_length": 5}, "max_length: cuts nothing by itself"),
+        ("[MASK]", {"token_budget": 5}, "token_budget: no option"),
+        ("[MASK]", {"tokenizer_kwargs": {"truncation": "somehow"}}, "the tokenizer refuses it"),
+    ],
+)
+def test_masks_that_cannot_be_filled(fill, inputs, options, message):
+    with pytest.raises(InputError, match=message):
+        fill(inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ({"text": "a", "pair": "b"}, {}, "expected a text, or a pair"),
+        ([["a", "b"]], {}, "input 0: expected a text, or a pair"),
+        (("a", "b", "c"), {}, "expected a text, or a pair"),
+        (("a", 5), {}, "expected a text, found 5"),
+        ("a", {"top_k": 0}, "top_k: expected a whole number from 1, or None; found 0"),
+        ("a", {"function_to_apply": "tanh"}, "function_to_apply: .*found 'tanh'"),
+        ("a " * 100, {}, "102 tokens; expected at most 64"),
+        ("a", {"token_budget": -1}, "token_budget: no option"),
+    ],
+)
+def test_texts_that_cannot_be_classified(classify, inputs, options, message):
+    with pytest.raises(InputError, match=message):
+        classify(inputs, **options)
+
+
+def test_the_tokenizers_words_must_be_the_models(tokenizer):
+    small = minibert.BertForMaskedLM(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0)).eval()
+    with pytest.raises(InputError, match=r"input_ids: \d+ is out of range; .*vocab_size 97"):
+        pipeline("fill-mask", small, tokenizer=tokenizer)("Paris is [MASK].")
