@@ -43,7 +43,7 @@ def default_budget() -> int:
     return 2048 if jax.default_backend() == "cpu" else 1 << 15
 
 
-def check_budget(token_budget: int | None) -> int:
+def check_budget(token_budget: Any) -> int:
     """The budget given, or the default.
 
     Raises:
@@ -55,7 +55,7 @@ def check_budget(token_budget: int | None) -> int:
     return budget
 
 
-def plan(lengths: Sequence[int], longest: int, token_budget: int | None = None) -> list[Batch]:
+def plan(lengths: Sequence[int], longest: int, token_budget: Any = None) -> list[Batch]:
     """Cuts texts into batches, the longest first.
 
     A batch takes as many texts as its budget allows at the length of its longest one, so there is

@@ -7,7 +7,7 @@ rows are padded behind their text, whatever side the tokenizer pads on.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -171,11 +171,11 @@ class SentenceEncoder:
 
     def encode(
         self,
-        sentences: str | Iterable[str],
+        sentences: Any,
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        token_budget: int | None = None,
+        token_budget: Any = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         precision: str = "float32",
@@ -236,7 +236,7 @@ class SentenceEncoder:
             found = found[0]
         return jnp.asarray(found) if convert_to_tensor and not wanted.tokens else found
 
-    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Any:
+    def encode_query(self, sentences: Any, **options: Any) -> Any:
         """As `encode`, with the prompt named `query` unless the options say another.
 
         An empty one counts too: then there is no prompt, not even the default one.
@@ -245,13 +245,13 @@ class SentenceEncoder:
             options["prompt_name"] = "query"
         return self.encode(sentences, **options)
 
-    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
+    def encode_document(self, sentences: Any, **options: Any) -> Any:
         """The same with the prompt named `document`."""
         if options.get("prompt") is None and options.get("prompt_name") is None:
             options["prompt_name"] = "document"
         return self.encode(sentences, **options)
 
-    def tokenize(self, sentences: str | Iterable[str]) -> dict[str, np.ndarray]:
+    def tokenize(self, sentences: Any) -> dict[str, np.ndarray]:
         """Texts as arrays `(texts, longest)` on the host: ids, mask, and segments if there are any.
 
         They are cut and padded as the tokenizer says; no prompt is put before them.

@@ -66,7 +66,7 @@ class Run:
         limit: int,
         texts: Sequence[str],
         prompt_length: int = 0,
-        token_budget: int | None = None,
+        token_budget: Any = None,
     ):
         self.truncated = 0
         self._program, self._reader, self._limit = program, reader, limit

@@ -55,12 +55,12 @@ class SentenceSettings:
         extra: the other fields of `config_sentence_transformers.json`, kept for saving.
     """
 
-    max_seq_length: int
-    do_lower_case: bool = False
-    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    default_prompt_name: str | None = None
-    similarity_fn_name: str = "cosine"
-    truncate_dim: int | None = None
+    max_seq_length: Any
+    do_lower_case: Any = False
+    prompts: Any = dataclasses.field(default_factory=dict)
+    default_prompt_name: Any = None
+    similarity_fn_name: Any = "cosine"
+    truncate_dim: Any = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
@@ -158,7 +158,8 @@ def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def longest(config: Any, tokenizer: Any) -> int:
     """How many tokens both the tokenizer and the model can take."""
-    return min(tokenizer.model_max_length, config.max_position_embeddings)
+    positions = config.max_position_embeddings
+    return min(getattr(tokenizer, "model_max_length", positions), positions)
 
 
 def _longest(fields: Mapping[str, Any], where: str, config: Any, tokenizer: Any) -> int:

@@ -118,7 +118,7 @@ def _lower(backend: Any) -> None:
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def listed(sentences: str | Iterable[str]) -> list[str]:
+def listed(sentences: Any) -> list[str]:
     """A text, or texts, as a list.
 
     Raises:

@@ -1,0 +1,136 @@
+"""A compiled model: its own signature and outputs, one program a shape, little time a call."""
+
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from generating import compilations
+
+import minibert
+from minibert.compilation import compiled
+from minibert.errors import InputError
+from tiny import drawn
+
+IDS = np.arange(1, 22, dtype=np.int64).reshape(3, 7)
+MASK = np.arange(7) < np.array([7, 5, 2])[:, None]
+
+
+def single(name: str, **config: object):
+    """A tiny model in float32."""
+    with jax.enable_x64(True):
+        model = drawn(name, **config)
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(np.float32(leaf)), model)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "GPT2Model", "GPT2LMHeadModel"])
+def test_its_own_outputs(name):
+    model = single(name)
+    fast = compiled(model)
+    options = {"output_hidden_states": True, "output_attentions": True}
+    mask = np.ones_like(MASK) if "GPT2" in name else MASK
+    expected = model(IDS, attention_mask=mask, **options)
+    found = fast(IDS, attention_mask=mask, **options)
+    assert type(found) is type(expected)
+    assert list(found) == list(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert fast.config is model.config
+    assert repr(fast) == f"compiled({name})"
+
+
+def test_positional_arguments_are_the_models_own():
+    bert, gpt2 = single("BertModel"), single("GPT2Model")
+    named = compiled(bert)(IDS, attention_mask=MASK).last_hidden_state
+    assert (compiled(bert)(IDS, MASK).last_hidden_state == named).all()
+    cache = gpt2.init_cache(3, 9)
+    out = compiled(gpt2)(IDS, cache)  # the second of a GPT-2 is its cache
+    assert int(out.past_key_values.index) == 7
+    head = compiled(single("BertForMaskedLM"))
+    assert (head(IDS, MASK).logits == head(IDS, attention_mask=MASK).logits).all()
+
+
+def test_one_program_a_shape():
+    model = single("BertModel", hidden_size=12, intermediate_size=20)
+    fast = compiled(model)
+    with compilations() as found:
+        fast(IDS, attention_mask=MASK)
+    assert len(found) == 1
+    with compilations() as found:
+        fast(IDS[::-1], attention_mask=MASK)
+        compiled(model)(IDS, attention_mask=MASK)
+        twin = single("BertModel", hidden_size=12, intermediate_size=20, seed=1)
+        other = compiled(twin)(IDS, attention_mask=MASK)
+    assert found == []
+    expected = twin(IDS, attention_mask=MASK).last_hidden_state
+    np.testing.assert_allclose(other.last_hidden_state, expected, atol=1e-5)
+    with compilations() as found:
+        fast(IDS[:2], attention_mask=MASK[:2])
+    assert len(found) == 1
+
+
+def test_weights_are_arguments():
+    """Not constants of the program, whose text would grow with them."""
+    model = single("BertModel")
+    leaves = jax.tree.leaves(model)
+    fast = compiled(model)
+    fast(IDS)
+    (program,) = fast._programs.values()
+    text = program.lower(leaves, {"input_ids": IDS}).as_text()
+    assert "tensor<97x24xf32>" in text.partition("@main")[2].partition(")")[0]  # the words' table
+    assert "dense<\"0x" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": IDS - 2}, "input_ids: -1 is out of range"),
+        ({"input_ids": IDS + 90}, "input_ids: 111 is out of range"),
+        ({"input_ids": IDS * 2**33}, "input_ids: "),
+        ({"input_ids": IDS * 1.0}, "input_ids: expected integers"),
+        ({"input_ids": IDS[0]}, "input_ids: expected shape"),
+        ({"input_ids": IDS, "token_type_ids": IDS}, "token_type_ids: 21 is out of range"),
+        ({"input_ids": IDS, "position_ids": IDS + 30}, "position_ids: 51 is out of range"),
+        ({"input_ids": IDS, "attention_mask": MASK * 2}, "attention_mask: expected only 0 and 1"),
+        ({"input_ids": IDS, "attention_mask": MASK * 1.0}, "attention_mask: expected integers"),
+        ({"input_ids": IDS, "attention_mask": MASK[:2]}, "attention_mask: expected shape"),
+        ({"input_ids": "the"}, "input_ids"),
+        ({"input_ids": IDS, "rngs": nnx.Rngs(0)}, "rngs: a compiled model has no dropout"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    fast = compiled(single("BertModel"))
+    with pytest.raises((InputError, TypeError), match=message):
+        fast(**arguments)
+
+
+def test_too_many_or_twice():
+    fast = compiled(single("BertModel"))
+    with pytest.raises(InputError, match="13 arguments; expected at most 12"):
+        fast(*[None] * 13)
+    with pytest.raises(InputError, match="input_ids: given twice"):
+        fast(IDS, input_ids=IDS)
+
+
+def test_what_cannot_be_compiled():
+    with pytest.raises(InputError, match="model: expected a model, found 'str'"):
+        compiled("bert")
+    with pytest.raises(InputError, match="model: is in training mode"):
+        compiled(single("BertModel").train())
+
+
+@pytest.mark.slow
+def test_little_time_a_call():
+    """Host time of a call of twelve layers, next to nothing beside `nnx.jit`'s 10 ms and more."""
+    config = minibert.BertConfig.tiny(num_hidden_layers=12)
+    model = minibert.BertModel(config, rngs=nnx.Rngs(0)).eval()
+    fast, ids = compiled(model), IDS.astype(np.int32)
+    fast(ids).last_hidden_state.block_until_ready()
+    seconds = []
+    for _ in range(200):
+        start = time.perf_counter()
+        out = fast(ids)
+        seconds.append(time.perf_counter() - start)
+        out.last_hidden_state.block_until_ready()
+    assert min(seconds) < 2e-3
