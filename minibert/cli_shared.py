@@ -92,6 +92,11 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     for key, value in rows[0].items():
         table.add_column(key, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
-        cells = (f"{v:.4f}" if isinstance(v, float | np.floating) else str(v) for v in row.values())
-        table.add_row(*cells)
+        table.add_row(*map(_cell, row.values()))
     output.print(table)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
