@@ -1,4 +1,4 @@
-"""Pipelines beside their answers: stages, subclasses, lists and generators, what is refused."""
+"""Pipelines beside their answers: stages, subclasses, lists and generators, folders."""
 
 import json
 import shutil
@@ -16,7 +16,6 @@ from minibert.errors import (
     SourceError,
 )
 from minibert.pipelines import (
-    FeatureExtractionPipeline,
     FillMaskPipeline,
     TextClassificationPipeline,
     base,
@@ -233,95 +232,3 @@ def test_what_is_no_folder_with_a_tokenizer_is_refused(masked, tmp_path):
     (tmp_path / "model" / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ConfigError, match="fill-mask is for 'bert', found 't5'"):
         pipeline("fill-mask", tmp_path / "model")
-
-
-@pytest.mark.parametrize(
-    ("task", "options", "message"),
-    [
-        ("fillmask", {}, r"'fillmask': no task \(did you mean fill-mask\?\)"),
-        ("translation", {}, "'translation': no task .*text-generation"),
-        ("fill-mask", {"topk": 3}, r"topk: no option of fill-mask \(did you mean top_k\?\)"),
-        ("fill-mask", {"device": 0}, "device: no option of fill-mask: arrays go to JAX's"),
-        ("fill-mask", {"batch_size": 8}, "batch_size: .* token_budget"),
-        ("fill-mask", {"revision": "main"}, "revision: the model is loaded already"),
-        ("fill-mask", {"tokenizer": None}, "tokenizer: expected one"),
-        ("fill-mask", {"tokenizer": 5}, "tokenizer: expected a tokenizer, found 5"),
-        ("text-classification", {}, "wants a BertForSequenceClassification or a GPT2For.*MaskedLM"),
-        ("feature-extraction", {}, "a BertForMaskedLM has a head; give its trunk, model.bert"),
-        ("text-generation", {}, "wants a GPT2LMHeadModel or a BertLMHeadModel, found BertForM"),
-    ],
-)
-def test_a_pipeline_that_cannot_be(masked, tokenizer, task, options, message):
-    with pytest.raises(InputError, match=message):
-        pipeline(task, masked, **{"tokenizer": tokenizer} | options)
-
-
-def test_models_must_be_models_in_evaluation_mode(masked, tokenizer, minilm):
-    with pytest.raises(InputError, match="model: fill-mask wants a BertForMaskedLM, found 'x'"):
-        FillMaskPipeline(model="x", tokenizer=tokenizer)
-    with pytest.raises(InputError, match="found NoneType"):
-        FeatureExtractionPipeline(tokenizer=tokenizer)
-    config = minibert.BertConfig.tiny()
-    training = minibert.BertForMaskedLM(config, rngs=nnx.Rngs(0)).train()
-    with pytest.raises(InputError, match="training mode"):
-        FillMaskPipeline(training, tokenizer)
-
-
-def test_a_tokenizer_without_a_mask_is_refused(masked, minilm):
-    maskless = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(minilm)
-    maskless.mask_token = None
-    with pytest.raises(InputError, match="tokenizer: has no mask token"):
-        pipeline("fill-mask", masked, tokenizer=maskless)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "options", "message"),
-    [
-        ("no mask", {}, r"^no \[MASK\] in 'no mask'"),
-        (["a [MASK]", "none"], {}, r"^input 1: no \[MASK\] in 'none'"),
-        ("", {}, r"no \[MASK\]"),
-        (f"{'long ' * 80}[MASK]", {}, "^83 tokens; expected at most 64 .*truncation=True cuts"),
-        (["[MASK]", f"{'long ' * 80}[MASK]"], {}, "^input 1: 83 tokens; expected at most 64"),
-        (f"{'long ' * 80}[MASK]", {"truncation": True}, "before the text is cut"),
-        (["[MASK]", 5], {}, "^input 1: expected a text, found 5"),
-        (("[MASK]", "[MASK]"), {}, "expected a text, found "),
-        (b"[MASK]", {}, "expected a text, found b"),
-        ("[MASK] \ud800", {}, "half a character"),
-        ("[MASK]", {"top_k": 0}, "top_k: expected a whole number from 1 to 30522, found 0"),
-        ("[MASK]", {"top_k": 30523}, "found 30523"),
-        ("[MASK]", {"top_k": "3"}, "top_k: .*found '3'"),
-        ("[MASK]", {"targets": []}, "targets: expected at least one"),
-        ("[MASK]", {"targets": [""]}, "targets: '' is no word"),
-        ("[MASK]", {"targets": [3]}, "expected a text, found 3"),
-        ("[MASK]", {"max_length": 5}, "max_length: cuts nothing by itself"),
-        ("[MASK]", {"token_budget": 5}, "token_budget: no option"),
-        ("[MASK]", {"tokenizer_kwargs": {"truncation": "somehow"}}, "the tokenizer refuses it"),
-    ],
-)
-def test_masks_that_cannot_be_filled(fill, inputs, options, message):
-    with pytest.raises(InputError, match=message):
-        fill(inputs, **options)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "options", "message"),
-    [
-        ({"text": "a", "pair": "b"}, {}, "expected a text, or a pair"),
-        ([["a", "b"]], {}, "input 0: expected a text, or a pair"),
-        (("a", "b", "c"), {}, "expected a text, or a pair"),
-        (("a", 5), {}, "expected a text, found 5"),
-        ("a", {"top_k": 0}, "top_k: expected a whole number from 1, or None; found 0"),
-        ("a", {"function_to_apply": "tanh"}, "function_to_apply: .*found 'tanh'"),
-        ("a " * 100, {}, "102 tokens; expected at most 64"),
-        ("a", {"token_budget": -1}, "token_budget: no option"),
-    ],
-)
-def test_texts_that_cannot_be_classified(classify, inputs, options, message):
-    with pytest.raises(InputError, match=message):
-        classify(inputs, **options)
-
-
-def test_the_tokenizers_words_must_be_the_models(tokenizer):
-    small = minibert.BertForMaskedLM(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0)).eval()
-    with pytest.raises(InputError, match=r"input_ids: \d+ is out of range; .*vocab_size 97"):
-        pipeline("fill-mask", small, tokenizer=tokenizer)("Paris is [MASK].")

@@ -64,10 +64,15 @@ class QuestionAnsweringPipeline(Pipeline):
         question, context = _texts(inputs)
         longest = min(self.longest_cut, LONGEST_WINDOW) if max_seq_len is None else max_seq_len
         longest = _count("max_seq_len", longest, 1, self.positions)
-        stride = min(longest // 2, OVERLAP) if doc_stride is None else doc_stride
-        stride = _count("doc_stride", stride, 0, longest)
         if max_question_len is not None:
             question = self._shortened(question, _count("max_question_len", max_question_len, 1))
+        if doc_stride is not None:
+            _count("doc_stride", doc_stride, 0, longest)
+        room = longest - self.tokenizer.num_special_tokens_to_add(pair=True)
+        room -= len(self._words(question))
+        stride = min(longest // 2, OVERLAP) if doc_stride is None else doc_stride
+        if stride >= room:  # tokenizers panics
+            stride = self._narrow(room, doc_stride, longest, context)
         encoded = self.tokenized(
             question,
             context,
@@ -129,9 +134,26 @@ class QuestionAnsweringPipeline(Pipeline):
             "context": context,
         }
 
+    def _words(self, text: str) -> Any:
+        return self.tokenized(text, add_special_tokens=False).encodings[0]
+
     def _shortened(self, question: str, tokens: int) -> str:
-        encoding = self.tokenized(question, add_special_tokens=False).encodings[0]
-        return question if len(encoding) <= tokens else question[: encoding.offsets[tokens - 1][1]]
+        words = self._words(question)
+        return question if len(words) <= tokens else question[: words.offsets[tokens - 1][1]]
+
+    def _narrow(self, room: int, stride: int | None, longest: int, context: str) -> int:
+        """The overlap of windows in which the question leaves little room for the context."""
+        if room < 1:
+            raise InputError(
+                f"question: leaves no room for a context in windows of {longest} tokens; "
+                "max_question_len cuts it, max_seq_len widens them"
+            )
+        if stride is not None and len(self._words(context)) > room:
+            raise InputError(
+                f"doc_stride: windows cannot overlap by {stride} tokens, as the question leaves "
+                f"room for {room} of the context in {longest}"
+            )
+        return room // 2
 
 
 def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:

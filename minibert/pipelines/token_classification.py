@@ -57,9 +57,10 @@ class TokenClassificationPipeline(Pipeline):
         In a window are also `sentence`, the text; `special_tokens_mask`; and `offset_mapping`,
         `(1, seq, 2)`: where in the text each token begins and ends.
         """
-        if stride is not None and not (type(stride) is int and 0 <= stride < self.longest_cut):
-            most = self.longest_cut - 1
-            raise InputError(f"stride: expected a whole number from 0 to {most}, found {stride!r}")
+        room = (max_length or self.longest_cut) - self.tokenizer.num_special_tokens_to_add()
+        if stride is not None and not (type(stride) is int and 0 <= stride < room):
+            found = shown(stride)
+            raise InputError(f"stride: expected a whole number from 0 to {room - 1}, found {found}")
         cut = truncation or stride is not None
         if max_length is not None and not cut:
             raise InputError("max_length: cuts nothing by itself; say truncation=True too")

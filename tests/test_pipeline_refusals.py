@@ -1,0 +1,174 @@
+"""What a pipeline refuses: one error each, which says whose it is."""
+
+import pytest
+from flax import nnx
+
+import minibert
+from minibert.errors import InputError
+from minibert.pipelines import FeatureExtractionPipeline, FillMaskPipeline, pipeline
+
+BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(minilm)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    return minibert.BertForMaskedLM(minibert.BertConfig.tiny(**BERT), rngs=nnx.Rngs(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    config = minibert.BertConfig.tiny(**BERT, num_labels=3)
+    return minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def fill(masked, tokenizer):
+    return pipeline("fill-mask", masked, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def classify(classifier, tokenizer):
+    return pipeline("text-classification", classifier, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("fillmask", {}, r"'fillmask': no task \(did you mean fill-mask\?\)"),
+        ("translation", {}, "'translation': no task .*text-generation"),
+        ("fill-mask", {"topk": 3}, r"topk: no option of fill-mask \(did you mean top_k\?\)"),
+        ("fill-mask", {"device": 0}, "device: no option of fill-mask: arrays go to JAX's"),
+        ("fill-mask", {"batch_size": 8}, "batch_size: .* token_budget"),
+        ("fill-mask", {"revision": "main"}, "revision: the model is loaded already"),
+        ("fill-mask", {"tokenizer": None}, "tokenizer: expected one"),
+        ("fill-mask", {"tokenizer": 5}, "tokenizer: expected a tokenizer, found 5"),
+        ("text-classification", {}, "wants a BertForSequenceClassification or a GPT2For.*MaskedLM"),
+        ("feature-extraction", {}, "a BertForMaskedLM has a head; give its trunk, model.bert"),
+        ("text-generation", {}, "wants a GPT2LMHeadModel or a BertLMHeadModel, found BertForM"),
+    ],
+)
+def test_a_pipeline_that_cannot_be(masked, tokenizer, task, options, message):
+    with pytest.raises(InputError, match=message):
+        pipeline(task, masked, **{"tokenizer": tokenizer} | options)
+
+
+def test_models_must_be_models_in_evaluation_mode(masked, tokenizer, minilm):
+    with pytest.raises(InputError, match="model: fill-mask wants a BertForMaskedLM, found 'x'"):
+        FillMaskPipeline(model="x", tokenizer=tokenizer)
+    with pytest.raises(InputError, match="found NoneType"):
+        FeatureExtractionPipeline(tokenizer=tokenizer)
+    config = minibert.BertConfig.tiny()
+    training = minibert.BertForMaskedLM(config, rngs=nnx.Rngs(0)).train()
+    with pytest.raises(InputError, match="training mode"):
+        FillMaskPipeline(training, tokenizer)
+
+
+def test_a_tokenizer_without_a_mask_is_refused(masked, minilm):
+    maskless = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(minilm)
+    maskless.mask_token = None
+    with pytest.raises(InputError, match="tokenizer: has no mask token"):
+        pipeline("fill-mask", masked, tokenizer=maskless)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ("no mask", {}, r"^no \[MASK\] in 'no mask'"),
+        (["a [MASK]", "none"], {}, r"^input 1: no \[MASK\] in 'none'"),
+        ("", {}, r"no \[MASK\]"),
+        (f"{'long ' * 80}[MASK]", {}, "^83 tokens; expected at most 64 .*truncation=True cuts"),
+        (["[MASK]", f"{'long ' * 80}[MASK]"], {}, "^input 1: 83 tokens; expected at most 64"),
+        (f"{'long ' * 80}[MASK]", {"truncation": True}, "before the text is cut"),
+        (["[MASK]", 5], {}, "^input 1: expected a text, found 5"),
+        (("[MASK]", "[MASK]"), {}, "expected a text, found "),
+        (b"[MASK]", {}, "expected a text, found b"),
+        ("[MASK] \ud800", {}, "half a character"),
+        ("[MASK]", {"top_k": 0}, "top_k: expected a whole number from 1 to 30522, found 0"),
+        ("[MASK]", {"top_k": 30523}, "found 30523"),
+        ("[MASK]", {"top_k": "3"}, "top_k: .*found '3'"),
+        ("[MASK]", {"targets": []}, "targets: expected at least one"),
+        ("[MASK]", {"targets": [""]}, "targets: '' is no word"),
+        ("[MASK]", {"targets": [3]}, "expected a text, found 3"),
+        ("[MASK]", {"max_length": 5}, "max_length: cuts nothing by itself"),
+        ("[MASK]", {"token_budget": 5}, "token_budget: no option"),
+        ("[MASK]", {"tokenizer_kwargs": {"truncation": "somehow"}}, "the tokenizer refuses it"),
+    ],
+)
+def test_masks_that_cannot_be_filled(fill, inputs, options, message):
+    with pytest.raises(InputError, match=message):
+        fill(inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ({"text": "a", "pair": "b"}, {}, "expected a text, or a pair"),
+        ([["a", "b"]], {}, "input 0: expected a text, or a pair"),
+        (("a", "b", "c"), {}, "expected a text, or a pair"),
+        (("a", 5), {}, "expected a text, found 5"),
+        ("a", {"top_k": 0}, "top_k: expected a whole number from 1, or None; found 0"),
+        ("a", {"function_to_apply": "tanh"}, "function_to_apply: .*found 'tanh'"),
+        ("a " * 100, {}, "102 tokens; expected at most 64"),
+        ("a", {"token_budget": -1}, "token_budget: no option"),
+    ],
+)
+def test_texts_that_cannot_be_classified(classify, inputs, options, message):
+    with pytest.raises(InputError, match=message):
+        classify(inputs, **options)
+
+
+def test_the_tokenizers_words_must_be_the_models(tokenizer):
+    small = minibert.BertForMaskedLM(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0)).eval()
+    with pytest.raises(InputError, match=r"input_ids: \d+ is out of range; .*vocab_size 97"):
+        pipeline("fill-mask", small, tokenizer=tokenizer)("Paris is [MASK].")
+
+
+@pytest.fixture(scope="module")
+def tag(tokenizer):
+    config = minibert.BertConfig.tiny(**BERT, num_labels=3)
+    model = minibert.BertForTokenClassification(config, rngs=nnx.Rngs(0)).eval()
+    return pipeline("ner", model, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ("a " * 100, {}, "102 tokens; expected at most 64"),
+        ("a " * 100, {"aggregation_strategy": "max"}, "102 tokens; expected at most 64"),
+        ("a", {"aggregation_strategy": "mean"}, "expected one of none, .*found 'mean'"),
+        ("a", {"aggregation_strategy": 5}, "expected one of none, .*found 5"),
+        ("a", {"stride": 5}, "stride: windows overlap; expected an aggregation_strategy too"),
+        ("a", {"stride": 64, "aggregation_strategy": "max"}, "stride: .*from 0 to 61, found 64"),
+        ("a", {"stride": 62, "aggregation_strategy": "max"}, "stride: .*from 0 to 61, found 62"),
+        ("a", {"stride": True, "aggregation_strategy": "max"}, "stride: .*found True"),
+        ("a", {"is_split_into_words": True}, "expected a list of words, found 'a'"),
+        ([["a", 5]], {"is_split_into_words": True}, "input 0: expected a text, found 5"),
+        ([["a", "b"]], {}, "input 0: expected a text, found"),
+        ("a", {"max_length": 5}, "max_length: cuts nothing by itself"),
+    ],
+)
+def test_texts_that_cannot_be_tagged(tag, inputs, options, message):
+    with pytest.raises(InputError, match=message):
+        tag(inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("alone", "expected a pair of texts, found 'alone'"),
+        ([{"text": "alone"}], "input 0: expected a pair of texts"),
+        (("a", "b", "c"), "expected a text, or a pair"),
+        (("a " * 40, "b " * 40), "83 tokens; expected at most 64"),
+    ],
+)
+def test_pairs_that_are_none(tokenizer, inputs, message):
+    config = minibert.BertConfig.tiny(**BERT)
+    model = minibert.BertForNextSentencePrediction(config, rngs=nnx.Rngs(0)).eval()
+    with pytest.raises(InputError, match=message):
+        pipeline("next-sentence-prediction", model, tokenizer=tokenizer)(inputs)
