@@ -77,7 +77,7 @@ def fill_mask(
 ) -> None:
     """Says which words fit a masked place: `minibert fill-mask MODEL "Paris is in [MASK]."`."""
     with settings(device):
-        asked = {"targets": target} if target else {"top_k": top_k}
+        asked: dict[str, Any] = {"targets": target} if target else {"top_k": top_k}
         found = minibert.pipeline("fill-mask", model, **computing(dtype))(text, **asked)
         if as_json:
             print_json(found)
@@ -131,7 +131,9 @@ def answer(
         if context is None:
             context = _read(str(context_file))
         found = minibert.pipeline("question-answering", model, **computing(dtype))(
-            question=question, context=context, top_k=top_k, handle_impossible_answer=impossible
+            {"question": question, "context": context},
+            top_k=top_k,
+            handle_impossible_answer=impossible,
         )
         found = found if isinstance(found, list) else [found]
         print_json(found) if as_json else print_rows(found)

@@ -136,7 +136,7 @@ def similar(
         encoder = _encoder(model, pooling, dtype)
         corpus = encoder.encode_document(texts, show_progress=problems.is_terminal)
         hits = encoder.semantic_search(encoder.encode_query(query), corpus, top_k=top_k)
-        found = [
+        found: list[dict[str, Any]] = [
             {
                 "query": one,
                 "hits": [
@@ -160,8 +160,7 @@ def similar(
 
 
 def _encoder(model: str, pooling: str | None, dtype: Any) -> Any:
-    given = {} if pooling is None else {"pooling": pooling}
-    return minibert.SentenceEncoder.from_pretrained(model, **given, **computing(dtype))
+    return minibert.SentenceEncoder.from_pretrained(model, pooling=pooling, **computing(dtype))
 
 
 def _digest(encoder: Any) -> str:

@@ -128,7 +128,9 @@ def test_similar(minilm, texts):
     hits = json.loads(found.stdout)[0]["hits"]
     assert {hit["row"] for hit in hits} == {0, 3}
     assert hits[0]["text"] == TEXTS[hits[0]["row"]]
-    printed = run("similar", minilm, "shares lost value", "pets", "--among", texts, "--top-k", "1").stdout
+    printed = run(
+        "similar", minilm, "shares lost value", "pets", "--among", texts, "--top-k", "1"
+    ).stdout
     assert printed.index("shares") < printed.index("Stocks") < printed.index("pets")
 
 
