@@ -1,5 +1,8 @@
 """Every task that transformers has gives its answers: keys, order and text the same."""
 
+import os
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -240,3 +243,15 @@ def test_gpt2_speaks_with_its_real_vocabulary(tmp_path):
     assert tokenizer("Hello world! hey")["input_ids"] == [15496, 995, 0, 17207]
     for text in (*SENTENCES, LONG[:5000], "Hello 🙂 שלום"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@needs_gpt2
+@pytest.mark.skipif("MINIBERT_VERDICT" not in os.environ, reason="needs the text of The Verdict")
+def test_the_verdict_has_the_ids_of_the_course(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    add_gpt2_tokenizer(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = pathlib.Path(os.environ["MINIBERT_VERDICT"]).read_text()
+    ids = tokenizer(text + "<|endoftext|>")["input_ids"]
+    assert ids[:10] == [40, 367, 2885, 1464, 1807, 3619, 402, 271, 10899, 2138]
+    assert (len(text), len(ids)) == (20479, 5146)

@@ -116,6 +116,8 @@ def test_masks_that_cannot_be_filled(fill, inputs, options, message):
         ("a", {"function_to_apply": "tanh"}, "function_to_apply: .*found 'tanh'"),
         ("a " * 100, {}, "102 tokens; expected at most 64"),
         ("a", {"token_budget": -1}, "token_budget: no option"),
+        (("a", "b"), {"max_length": 2, "truncation": True}, "max_length: .* from 3, found 2"),
+        ("a", {"max_length": "9", "truncation": True}, "max_length: .* from 2, found '9'"),
     ],
 )
 def test_texts_that_cannot_be_classified(classify, inputs, options, message):
@@ -151,6 +153,7 @@ def tag(tokenizer):
         ([["a", 5]], {"is_split_into_words": True}, "input 0: expected a text, found 5"),
         ([["a", "b"]], {}, "input 0: expected a text, found"),
         ("a", {"max_length": 5}, "max_length: cuts nothing by itself"),
+        ("a", {"max_length": 1, "truncation": True}, "max_length: .* from 2, found 1"),
     ],
 )
 def test_texts_that_cannot_be_tagged(tag, inputs, options, message):

@@ -232,3 +232,20 @@ def test_what_is_no_folder_with_a_tokenizer_is_refused(masked, tmp_path):
     (tmp_path / "model" / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ConfigError, match="fill-mask is for 'bert', found 't5'"):
         pipeline("fill-mask", tmp_path / "model")
+
+
+def test_a_repository_has_its_tokenizer_too(folder, fill, tmp_path):
+    repository = tmp_path / "models--acme--masked"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    place = {"cache_dir": str(tmp_path), "local_files_only": True}
+    assert pipeline("fill-mask", "acme/masked", **place)(MR_BERT) == fill(MR_BERT)
+    other = pipeline("fill-mask", "acme/masked", tokenizer=folder, top_k=1, **place)
+    assert other(MR_BERT) == fill(MR_BERT, top_k=1)
+
+
+def test_subfolders(folder, fill, tmp_path):
+    shutil.copytree(folder, tmp_path / "models" / "deep")
+    assert pipeline("fill-mask", tmp_path / "models", subfolder="deep")(MR_BERT) == fill(MR_BERT)

@@ -139,7 +139,7 @@ class Pipeline:
         for part in (text,) if text_pair is None else (text, text_pair):
             check_text(part)
         if truncation not in (False, None, "do_not_truncate"):
-            options["max_length"] = options.get("max_length") or self.longest_cut
+            options["max_length"] = self.cut_at(options.get("max_length"), text_pair is not None)
         elif options.get("max_length") is not None and not options.get("padding"):
             raise InputError("max_length: cuts nothing by itself; say truncation=True too")
         rows = self.tokenized(text, text_pair, truncation=truncation or False, **options)
@@ -151,6 +151,20 @@ class Pipeline:
             return self.tokenizer(text, text_pair, verbose=False, **options)
         except Exception as reason:  # tokenizers raises Exception itself
             raise InputError(f"the tokenizer refuses it ({shown(str(reason))})") from None
+
+    def cut_at(self, max_length: Any, pair: bool = False) -> int:
+        """To how many tokens a text or pair is cut.
+
+        Raises:
+            InputError: they are no number, or leave out special tokens: then nothing is cut.
+        """
+        if max_length is None:
+            return self.longest_cut
+        least = max(1, self.tokenizer.num_special_tokens_to_add(pair))
+        if type(max_length) is not int or max_length < least:
+            found = shown(max_length)
+            raise InputError(f"max_length: expected a whole number from {least}, found {found}")
+        return max_length
 
     @property
     def positions(self) -> int:

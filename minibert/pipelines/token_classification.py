@@ -57,7 +57,7 @@ class TokenClassificationPipeline(Pipeline):
         In a window are also `sentence`, the text; `special_tokens_mask`; and `offset_mapping`,
         `(1, seq, 2)`: where in the text each token begins and ends.
         """
-        room = (max_length or self.longest_cut) - self.tokenizer.num_special_tokens_to_add()
+        room = self.cut_at(max_length) - self.tokenizer.num_special_tokens_to_add()
         if stride is not None and not (type(stride) is int and 0 <= stride < room):
             found = shown(stride)
             raise InputError(f"stride: expected a whole number from 0 to {room - 1}, found {found}")
@@ -68,7 +68,7 @@ class TokenClassificationPipeline(Pipeline):
         encoded = self.tokenized(
             inputs,
             truncation=truncation or cut,
-            max_length=(max_length or self.longest_cut) if cut else None,
+            max_length=self.cut_at(max_length) if cut else None,
             is_split_into_words=is_split_into_words,
             **({} if stride is None else {"stride": stride, "return_overflowing_tokens": True}),
         )
