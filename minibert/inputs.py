@@ -244,7 +244,11 @@ def choice_indices(mc_token_ids: Any, lead: tuple[int, ...], seq: int) -> Array 
     """
     if mc_token_ids is None:
         return None
-    return shaped("mc_token_ids", indices("mc_token_ids", mc_token_ids, seq, "seq"), [lead])
+    chosen = shaped("mc_token_ids", indices("mc_token_ids", mc_token_ids, seq, "seq"), [lead])
+    if chosen.dtype.itemsize < 4:  # too narrow to hold `seq`
+        chosen = chosen.astype(jnp.int32)
+    # while it is traced, a negative one would count from the end: past the end it gives NaN
+    return jnp.where((chosen >= 0) & (chosen < seq), chosen, jnp.int32(seq))
 
 
 def kept_positions(hidden: Array, logits_to_keep: Any) -> Array:

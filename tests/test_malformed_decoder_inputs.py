@@ -244,6 +244,16 @@ def test_choices(arguments, said, models):
     refused(InputError, (said,), lambda: models(DOUBLE)(**given))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint32"])
+@pytest.mark.parametrize("chosen", [6, -1, -6], ids=str)
+def test_chosen_tokens_under_jit(chosen, dtype, models):
+    """A token that is not there gives NaN, and never another one."""
+    call = jax.jit(lambda ids, chosen: models(DOUBLE)(ids, mc_token_ids=chosen).mc_logits)
+    found = np.array(call(IDS[None], np.array([[5, chosen]]).astype(dtype)))
+    assert np.isfinite(found[0, 0])
+    assert np.isnan(found[0, 1])
+
+
 def test_rows_without_a_padding_token(models):
     model = models(CLASSIFIER)
     said = ("input_ids: 2 rows, and config.pad_token_id", "is null")
