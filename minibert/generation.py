@@ -61,13 +61,15 @@ def generate(
 
     Raises:
         InputError: the prompts are empty, all padding, out of range or too long, or options are
-            unknown or contradict each other; before anything is computed.
+            unknown or contradict each other, or arguments are traced (the call is inside
+            `jax.jit`); before anything is computed.
     """
     config = _config(model, generation_config, options)
     encoder = (encoder_hidden_states, encoder_attention_mask)
+    leaves, treedef = jax.tree.flatten(model)
+    _refuse_traced(leaves, input_ids, attention_mask, key, encoder)
     given = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, given, config, key)
-    leaves, treedef = jax.tree.flatten(model)
     if config.num_beams > 1:
         found = _program(treedef, plan, "beams")(leaves, prompt, rules)
         output = _best(found, given, config)
@@ -101,9 +103,10 @@ def stream(
         if getattr(config, name) != plain:
             raise InputError(f"{name}: a stream has none; expected {plain!r}, or use generate")
     encoder = (encoder_hidden_states, encoder_attention_mask)
+    leaves, treedef = jax.tree.flatten(model)
+    _refuse_traced(leaves, input_ids, attention_mask, key, encoder)
     given = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, given, config, key)
-    leaves, treedef = jax.tree.flatten(model)
     begin, advance = _program(treedef, plan, "begin"), _program(treedef, plan, "step")
     return _tokens(begin, advance, leaves, prompt, rules)
 
@@ -172,6 +175,14 @@ def _config(model: Any, given: Any, options: dict[str, Any]) -> GenerationConfig
     if given is None:
         given = GenerationConfig.from_model_config(model.config.to_dict(), "config.json")
     return given.replace(**options)
+
+
+def _refuse_traced(*arguments: Any) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+        raise InputError(
+            "generate, stream: they compile programs of their own and answer in NumPy's arrays; "
+            "expected a call outside jax.jit, found traced arguments"
+        )
 
 
 def _given(

@@ -79,11 +79,13 @@ def prompts(
             "padded for you"
         )
     if ragged:
-        input_ids, room = _padded_on_the_left(input_ids, config.padding_id or 0)
+        input_ids, room = _padded_on_the_left(input_ids)
     words = as_array("input_ids", input_ids)
     if words.ndim != 2 or not words.size:
         raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
     ids = np.asarray(checked_indices("input_ids", words, vocab_size, "vocab_size"))
+    if ragged:
+        ids = np.where(room, ids, config.padding_id or 0)
     if attention_mask is None:
         mask = room if ragged else np.ones(ids.shape, bool)
         if config.pad_token_id is not None and config.pad_token_id not in config.end_ids:
@@ -106,7 +108,7 @@ def _ragged(input_ids: Any) -> bool:
     return len({len(row) for row in input_ids}) > 1
 
 
-def _padded_on_the_left(rows: Any, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     arrays = [as_array("input_ids", row) for row in rows]
     width = max(map(len, arrays))
     for number, row in enumerate(arrays):
@@ -116,7 +118,7 @@ def _padded_on_the_left(rows: Any, pad: int) -> tuple[np.ndarray, np.ndarray]:
             )
         if not np.issubdtype(row.dtype, np.integer):
             raise InputError(f"input_ids: expected integers, found {row.dtype}")
-    ids = np.full((len(arrays), width), pad, np.int64)
+    ids = np.zeros((len(arrays), width), np.int64)
     mask = np.zeros((len(arrays), width), bool)
     for number, row in enumerate(arrays):
         ids[number, width - len(row) :], mask[number, width - len(row) :] = row, True

@@ -88,6 +88,9 @@ def test_padding_by_the_pad_token(model):
     padded = np.array([[PAD, 1, 2], [1, 2, PAD]])
     fails("attention_mask: row 1 ends in padding; pad on the left", model, padded, pad_token_id=PAD)
     fails("attention_mask: expected none", model, [[1, 2], [3]], np.ones((2, 2), int))
+    for name in ("pad_token_id", "eos_token_id"):  # which fills the shorter rows
+        message = f"{name}: expected ids of the vocabulary, which are below 97, found 97"
+        fails(message, model, [[1, 2], [3]], **{name: 97})
 
 
 OPTIONS = {
@@ -142,6 +145,18 @@ def test_models(model):
     fails("model: only a decoder generates, and config.is_decoder is off", reader, IDS)
     masked = minibert.BertForMaskedLM(bert, rngs=nnx.Rngs(0)).eval()
     fails("model: BertForMaskedLM has no scores for next words to go by", masked, IDS)
+
+
+def test_traced_arguments(model):
+    message = "expected a call outside jax.jit, found traced arguments"
+    for generate in (minibert.generate, minibert.stream):
+        for call, given in (
+            (lambda ids, generate=generate: generate(model, ids), IDS),
+            (lambda traced, generate=generate: generate(traced, IDS), model),
+            (lambda mask, generate=generate: generate(model, IDS, mask), MASK),
+        ):
+            with pytest.raises(InputError, match=message):
+                jax.jit(call)(given)
 
 
 def test_dropout_is_on(model):
