@@ -20,6 +20,7 @@ from generating import PAD, prompts, same_texts  # noqa: E402
 import minibert  # noqa: E402
 import oracle  # noqa: E402
 
+pytestmark = pytest.mark.slow
 DRAWS = 9  # random settings of each structure; other numbers need no other program
 ROWS = 3
 Draw = np.random.Generator

@@ -17,6 +17,7 @@ from minibert import beams, decoding, generation, processors
 from minibert.attention import causal_mask
 from minibert.cache import KVCache, LayerCache
 
+pytestmark = pytest.mark.slow
 ENDS = tuple(range(3, 96, 7))
 PENALTY = 1.6
 BEAMS, POWER = 3, 0.4
