@@ -78,7 +78,8 @@ class BertModel(BertPreTrainedModel):
         if not self.config.is_decoder:
             raise InputError("init_cache: only a decoder has a cache, and config.is_decoder is off")
         words = self.embeddings.word_embeddings
-        dtype = words.dtype or words.embedding[...].dtype
+        parts = (words.embedding[...].dtype, self.encoder.layer[0].output.dense.kernel[...].dtype)
+        dtype = words.dtype or jnp.promote_types(*parts)
         return KVCache.empty(self.config, batch_size, max_length, dtype)
 
     def __call__(

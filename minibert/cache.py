@@ -9,13 +9,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from minibert.attention import causal_mask
 from minibert.checks import whole
+from minibert.errors import InputError
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
 Leaf = Any
@@ -168,7 +171,15 @@ class KVCache:
         )
 
     def rows(self, indices: Int[Array, " rows"]) -> "KVCache":
-        """The rows of those numbers, in that order: how beam search follows its beams."""
+        """The rows of those numbers, in that order: how beam search follows its beams.
+
+        Raises:
+            InputError: a number is concrete, and there is no such row.
+        """
+        if not isinstance(indices, jax.core.Tracer):
+            for index in np.asarray(indices).tolist():
+                if not 0 <= index < self.batch:
+                    raise InputError(f"indices: {index}; expected rows 0 to {self.batch - 1}")
         index, rest = self.index, dataclasses.replace(self, index=None)
         taken = jax.tree.map(lambda array: array[indices], rest)
         return dataclasses.replace(taken, index=index)

@@ -75,5 +75,9 @@ class InputError(MinibertError):
     """An argument of a model call is out of range, of the wrong shape or contradictory."""
 
 
+class NotFiniteError(MinibertError):
+    """A model computed NaN where a number was needed."""
+
+
 class TargetError(MinibertError):
     """An output folder cannot be written: it exists, is in use, or the disk refuses."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,7 +18,7 @@ from jax import Array
 
 from minibert import beams, decoding
 from minibert.decoding import Plan, Prompt, Rules
-from minibert.errors import InputError, shown
+from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation_config import GenerationConfig
 from minibert.inputs import encoder_inputs
 from minibert.layers import Dropout
@@ -118,11 +119,21 @@ def _tokens(
     prompt: Any,
     rules: Any,
 ) -> Iterator[np.ndarray]:
-    state, token, more = begin(leaves, prompt, rules)
+    state, token, likely, more = begin(leaves, prompt, rules)
+    _refuse_nan(likely)
     yield np.asarray(token)
     while more:
-        state, token, more = advance(state, leaves, rules)
+        state, token, likely, more = advance(state, leaves, rules)
+        _refuse_nan(likely)
         yield np.asarray(token)
+
+
+def _refuse_nan(log_probs: Any) -> None:
+    if np.isnan(log_probs).any():
+        raise NotFiniteError(
+            "model: its logits are NaN, so that no word is likelier than another; a weight is not "
+            "finite, or a number has become too large for the dtype it computes in"
+        )
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -136,9 +147,10 @@ def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
                 raise InputError("model: dropout is on (training mode); expected model.eval()")
         return built
 
-    def streamed(state: decoding.State, rules: Rules) -> tuple[decoding.State, Array, Array]:
-        slot = state.tokens.shape[1] - plan.steps + state.step - 1
-        return state, state.tokens[:, slot], decoding.unfinished(state, rules)
+    def streamed(state: decoding.State, rules: Rules) -> tuple[decoding.State, Array, Array, Array]:
+        last = state.step - 1
+        token = state.tokens[:, state.tokens.shape[1] - plan.steps + last]
+        return state, token, state.log_probs[:, last], decoding.unfinished(state, rules)
 
     def begin(leaves: list[Any], prompt: Prompt, rules: Rules) -> Any:
         return streamed(decoding.begin(model(leaves), prompt, rules, plan), rules)
@@ -170,11 +182,7 @@ def _config(model: Any, given: Any, options: dict[str, Any]) -> GenerationConfig
         raise InputError("model: only a decoder generates, and config.is_decoder is off")
     if given is not None and not isinstance(given, GenerationConfig):
         raise InputError(f"generation_config: expected a GenerationConfig, found {shown(given)}")
-    if given is None and model.config.generation is not None:
-        given = GenerationConfig.from_dict(model.config.generation, "generation_config.json")
-    if given is None:
-        given = GenerationConfig.from_model_config(model.config.to_dict(), "config.json")
-    return given.replace(**options)
+    return (given or GenerationConfig.of_model(model.config)).replace(**options)
 
 
 def _refuse_traced(*arguments: Any) -> None:
@@ -257,9 +265,11 @@ def _key(key: Any) -> Any:
 
 def _written(done: decoding.Written, given: Prompts) -> GenerateOutput:
     steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
+    log_probs = np.asarray(done.log_probs)[:, :steps]
+    _refuse_nan(log_probs)
     return GenerateOutput(
         sequences=given.continued(np.asarray(done.tokens)[:, start : start + steps]),
-        log_probs=np.asarray(done.log_probs)[:, :steps],
+        log_probs=log_probs,
         **_records(done.records, steps),
     )
 
@@ -270,9 +280,11 @@ def _best(found: beams.Found, given: Prompts, config: GenerationConfig) -> Gener
 
     tokens, came_from = best(found.kept.tokens), best(found.kept.came_from)
     steps, start = int((came_from >= 0).sum(axis=1).max()), tokens.shape[1] - came_from.shape[1]
+    log_probs = best(found.kept.log_probs)[:, :steps]
+    _refuse_nan(log_probs if steps else np.nan)  # NaN is never kept
     return GenerateOutput(
         sequences=given.continued(tokens[:, start : start + steps]),
-        log_probs=best(found.kept.log_probs)[:, :steps],
+        log_probs=log_probs,
         sequences_scores=best(found.kept.scores),
         beam_indices=came_from[:, :steps],
         **_records(found.records, int(found.step)),

@@ -116,8 +116,10 @@ class GenerationConfig:
             raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
         try:
             _refuse(data)
-            extra = {name: value for name, value in data.items() if name not in OPTIONS}
-            given = {name: value for name, value in data.items() if name in OPTIONS}
+            # in a file, `use_cache` is about speed in training; there is always a cache here
+            named = OPTIONS - {"use_cache"}
+            extra = {name: value for name, value in data.items() if name not in named}
+            given = {name: value for name, value in data.items() if name in named}
             return cls(**_checked(given), extra=extra)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
@@ -140,6 +142,28 @@ class GenerationConfig:
         if given.get("output_scores") or given.get("output_logits"):
             given["return_dict_in_generate"] = True
         return cls.from_dict(given, where)
+
+    @classmethod
+    def of_model(cls, config: Any) -> "GenerationConfig":
+        """What a model's checkpoint says: its generation_config.json, else its config.json.
+
+        Special tokens that the vocabulary has not are left out: Hugging Face writes GPT-2's end,
+        50256, for every GPT-2, and a word that is not there cannot end anything.
+
+        Raises:
+            ConfigError, UnsupportedConfigError: as `from_dict`.
+        """
+        if config.generation is not None:
+            found = cls.from_dict(config.generation, "generation_config.json")
+        else:
+            found = cls.from_model_config(config.to_dict(), "config.json")
+        vocab = config.vocab_size
+        known = {
+            name: tuple(token for token in arrays.ids(getattr(found, name)) if token < vocab)
+            for name in ("eos_token_id", "pad_token_id", "bos_token_id")
+        }
+        changed = {n: v for n, v in known.items() if v != arrays.ids(getattr(found, n))}
+        return dataclasses.replace(found, **{n: v or None for n, v in changed.items()})
 
     def replace(self, **options: Any) -> "GenerationConfig":
         """A copy with the options of a call, which must not contradict one another.

@@ -78,7 +78,8 @@ class GPT2Model(GPT2PreTrainedModel):
         Raises:
             InputError: those are not sizes.
         """
-        dtype = self.wte.dtype or self.wte.embedding[...].dtype
+        parts = (self.wte.embedding[...].dtype, self.h[0].attn.c_attn.kernel[...].dtype)
+        dtype = self.wte.dtype or jnp.promote_types(*parts)
         return KVCache.empty(self.config, batch_size, max_length, dtype)
 
     def __call__(

@@ -111,10 +111,13 @@ def model_inputs(
         shapes: list[tuple[int, ...]] = [(batch, seq)]
         if past is None:
             shapes.append((batch, seq, seq))
-        attention_mask = shaped(
-            "attention_mask", zeros_and_ones("attention_mask", attention_mask), shapes
-        )
-        attention_mask = attention_mask_to_bool(attention_mask)
+        attention_mask = zeros_and_ones("attention_mask", attention_mask)
+        if past is not None and attention_mask.shape != (batch, seq):
+            raise InputError(
+                f"attention_mask: expected shape {(batch, seq)}, of the tokens given now (the "
+                f"cache remembers those before them), found {attention_mask.shape}"
+            )
+        attention_mask = attention_mask_to_bool(shaped("attention_mask", attention_mask, shapes))
     if head_mask is not None:
         heads = (config.num_attention_heads,)
         layers_heads = (config.num_hidden_layers, *heads)
@@ -154,6 +157,15 @@ def _cache(config: Any, past: Any, batch: int, seq: int, decoder: bool) -> KVCac
         raise InputError(
             f"past_key_values: expected {layers} layers of shape {shape}, found {len(past.keys)} "
             f"of {' and '.join(map(str, sorted(found)))}"
+        )
+    crossed = [array.shape for array in (*(past.cross_keys or ()), *(past.cross_values or ()))]
+    if past.mask.shape[0] != batch or any(
+        (s[0], s[1], s[3]) != (batch, heads, shape[3]) for s in crossed
+    ):
+        raise InputError(f"past_key_values: expected {batch} rows in all of its arrays")
+    if crossed and not config.add_cross_attention:
+        raise InputError(
+            "past_key_values: remembers an encoder, and the model has no cross-attention"
         )
     written = concrete(past.index)
     if written + seq > past.length:

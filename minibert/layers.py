@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from minibert.errors import InputError
+from minibert.errors import InputError, shown
 
 SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
 
@@ -280,18 +280,18 @@ class Dropout(Module):
         self.printed = f"{rate:g}"
         self.deterministic = False
 
-    def __call__(self, x: Array, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, rngs: Any = None) -> Array:
         """Drops each element with probability `rate`, if in training mode.
 
         Raises:
-            InputError: in training mode, with a positive rate, without `rngs`.
+            InputError: in training mode, with a positive rate, without `nnx.Rngs`.
         """
         if self.deterministic or self.rate == 0:
             return x
-        if rngs is None:
+        if not (isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs)):
             raise InputError(
-                "rngs: dropout is on (training mode) and needs random keys: pass "
-                "rngs=nnx.Rngs(dropout=key), or switch it off with model.eval()"
+                "rngs: dropout is on (training mode) and needs random keys: pass rngs=nnx.Rngs("
+                f"dropout=key), or switch it off with model.eval(); found {shown(rngs)}"
             )
         if self.rate == 1:
             return jnp.zeros_like(x)

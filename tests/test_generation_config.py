@@ -54,8 +54,11 @@ def test_a_cache_is_always_used():
         with pytest.raises(UnsupportedConfigError, match="use_cache: False"):
             make(use_cache=False)
     assert GenerationConfig.from_dict({"use_cache": None}).use_cache
-    # In a model's config it is about training as a rule, and changes no token.
+    # In a file it is about training as a rule, and changes no token.
     assert GenerationConfig.from_model_config({"use_cache": False}).use_cache
+    found = GenerationConfig.from_dict({"use_cache": False})
+    assert found.use_cache
+    assert found.to_dict() == {"use_cache": False}
 
 
 def test_what_a_file_has_besides_is_kept():

@@ -188,7 +188,7 @@ MASKS = {
 @pytest.mark.parametrize("mask", [pytest.param(v, id=k) for k, v in MASKS.items()])
 def test_beside_a_cache_a_mask_is_of_the_new_tokens(mask, models):
     model = models(LM)
-    said = ("attention_mask: expected shape (2, 6), found",)
+    said = ("attention_mask: expected shape (2, 6), of the tokens", "found")
     cache = model.init_cache(2, 8)
     refused(InputError, said, lambda: model(IDS, past_key_values=cache, attention_mask=mask))
 

@@ -179,11 +179,7 @@ class TextGenerationPipeline(Pipeline):
             raise InputError(
                 f"generation_config: expected a GenerationConfig, found {shown(given)}"
             )
-        stored = self.model.config.generation
-        if given is None and stored is not None:
-            given = GenerationConfig.from_dict(stored, "generation_config.json")
-        if given is None:
-            given = GenerationConfig.from_model_config(self.model.config.to_dict(), "config.json")
+        given = given or GenerationConfig.of_model(self.model.config)
         if key is not None:
             options = {"do_sample": True, **options}
         settings = given.replace(**options)
