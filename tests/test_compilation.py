@@ -79,7 +79,7 @@ def test_weights_are_arguments():
     (program,) = fast._programs.values()
     text = program.lower(leaves, {"input_ids": IDS}).as_text()
     assert "tensor<97x24xf32>" in text.partition("@main")[2].partition(")")[0]  # the words' table
-    assert "dense<\"0x" not in text
+    assert 'dense<"0x' not in text
 
 
 @pytest.mark.parametrize(
