@@ -40,7 +40,7 @@ def bucket(length: int, longest: int) -> int:
 
 def default_budget() -> int:
     """How many tokens a batch has by default: what fits a CPU's cache, or fills an accelerator."""
-    return 2048 if jax.default_backend() == "cpu" else 1 << 15
+    return 1024 if jax.default_backend() == "cpu" else 1 << 15
 
 
 def check_budget(token_budget: Any) -> int:

