@@ -1,5 +1,6 @@
 """The model a checkpoint asks for: the class its config names, or the one its tensors fit."""
 
+import difflib
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -92,8 +93,11 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
     if named:
         name = named[0] if isinstance(named, list) else named
         if not isinstance(name, str) or name not in MODELS:
-            known = ", ".join(MODELS)
-            raise ConfigError(f"{where}: architectures: {shown(name)} is not one of {known}")
+            near = difflib.get_close_matches(str(name)[:100], MODELS, n=3, cutoff=0)
+            raise ConfigError(
+                f"{where}: architectures: {shown(name)} is none of the {len(MODELS)} classes that "
+                f"minibert has; the nearest are {', '.join(near)}"
+            )
         return MODELS[name]
     cls = class_by_tensors(data, names)
     if cls is None and "model_type" in data and data["model_type"] not in tuple(FAMILIES):
