@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import jax
 import pytest
 
 from minilm import minilm_folder
@@ -18,6 +19,13 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Lets go of a file's compiled programs: those of all files take many gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
