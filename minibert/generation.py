@@ -265,7 +265,7 @@ def _key(key: Any) -> Any:
 
 def _written(done: decoding.Written, given: Prompts) -> GenerateOutput:
     steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
-    log_probs = np.asarray(done.log_probs)[:, :steps]
+    log_probs = np.array(done.log_probs)[:, :steps]
     _refuse_nan(log_probs)
     return GenerateOutput(
         sequences=given.continued(np.asarray(done.tokens)[:, start : start + steps]),
@@ -276,7 +276,7 @@ def _written(done: decoding.Written, given: Prompts) -> GenerateOutput:
 
 def _best(found: beams.Found, given: Prompts, config: GenerationConfig) -> GenerateOutput:
     def best(texts: Array) -> np.ndarray:
-        return np.asarray(texts)[:, : config.num_return_sequences].reshape(-1, *texts.shape[2:])
+        return np.array(texts)[:, : config.num_return_sequences].reshape(-1, *texts.shape[2:])
 
     tokens, came_from = best(found.kept.tokens), best(found.kept.came_from)
     steps, start = int((came_from >= 0).sum(axis=1).max()), tokens.shape[1] - came_from.shape[1]
