@@ -90,39 +90,11 @@ def model_inputs(
         batch, seq = lengths(
             "inputs_embeds", inputs_embeds, (config.hidden_size,), longest, limit_name
         )
-    rows: list[tuple[int, ...]] = [(batch, seq), (1, seq)]
     past = _cache(config, past_key_values, batch, seq, decoder)
     if token_type_ids is not None:
         limit = getattr(config, segments)
         token_type_ids = indices("token_type_ids", token_type_ids, limit, segments)
-        shaped("token_type_ids", token_type_ids, rows)
-    if position_ids is not None:
-        position_ids = indices("position_ids", position_ids, longest, limit_name)
-        shaped("position_ids", position_ids, rows)
-    else:
-        start = 0 if past is None else past.index
-        if past is not None and (end := concrete(past.index) + seq) > longest:
-            raise InputError(
-                f"past_key_values: {end - seq} tokens and {seq} more; expected at most {longest} "
-                f"({limit_name})"
-            )
-        position_ids = (start + jnp.arange(seq))[None]
-    if attention_mask is not None:
-        shapes: list[tuple[int, ...]] = [(batch, seq)]
-        if past is None:
-            shapes.append((batch, seq, seq))
-        attention_mask = zeros_and_ones("attention_mask", attention_mask)
-        if past is not None and attention_mask.shape != (batch, seq):
-            raise InputError(
-                f"attention_mask: expected shape {(batch, seq)}, of the tokens given now (the "
-                f"cache remembers those before them), found {attention_mask.shape}"
-            )
-        attention_mask = attention_mask_to_bool(shaped("attention_mask", attention_mask, shapes))
-    if head_mask is not None:
-        heads = (config.num_attention_heads,)
-        layers_heads = (config.num_hidden_layers, *heads)
-        head_mask = shaped("head_mask", floats("head_mask", head_mask), [heads, layers_heads])
-        head_mask = jnp.broadcast_to(head_mask, layers_heads)
+        shaped("token_type_ids", token_type_ids, [(batch, seq), (1, seq)])
     encoder, encoder_mask = encoder_inputs(
         config, encoder_hidden_states, encoder_attention_mask, batch
     )
@@ -130,15 +102,53 @@ def model_inputs(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
         token_type_ids=token_type_ids,
-        position_ids=position_ids,
-        mask=attention_mask,
-        head_mask=head_mask,
+        position_ids=_positions(config, position_ids, past, batch, seq),
+        mask=_attention_mask(attention_mask, past, batch, seq),
+        head_mask=_head_mask(config, head_mask),
         encoder_hidden_states=encoder,
         encoder_mask=encoder_mask,
         past=past,
         batch=batch,
         seq=seq,
     )
+
+
+def _positions(config: Any, given: Any, past: KVCache | None, batch: int, seq: int) -> Array:
+    """The positions given; else they go on from the cache, or begin with 0."""
+    longest, limit_name = config.max_position_embeddings, config.name_of("max_position_embeddings")
+    if given is not None:
+        given = indices("position_ids", given, longest, limit_name)
+        return shaped("position_ids", given, [(batch, seq), (1, seq)])
+    if past is None:
+        return jnp.arange(seq)[None]
+    if (taken := concrete(past.index)) + seq > longest:
+        raise InputError(
+            f"past_key_values: {taken} tokens and {seq} more; expected at most {longest} "
+            f"({limit_name})"
+        )
+    return (past.index + jnp.arange(seq))[None]
+
+
+def _attention_mask(mask: Any, past: KVCache | None, batch: int, seq: int) -> Array | None:
+    if mask is None:
+        return None
+    mask = zeros_and_ones("attention_mask", mask)
+    if past is not None and mask.shape != (batch, seq):
+        raise InputError(
+            f"attention_mask: expected shape {(batch, seq)}, of the tokens given now (the cache "
+            f"remembers those before them), found {mask.shape}"
+        )
+    shaped("attention_mask", mask, [(batch, seq), (batch, seq, seq)])
+    return attention_mask_to_bool(mask)
+
+
+def _head_mask(config: Any, factors: Any) -> Array | None:
+    if factors is None:
+        return None
+    heads = (config.num_attention_heads,)
+    layers_heads = (config.num_hidden_layers, *heads)
+    factors = shaped("head_mask", floats("head_mask", factors), [heads, layers_heads])
+    return jnp.broadcast_to(factors, layers_heads)
 
 
 def _cache(config: Any, past: Any, batch: int, seq: int, decoder: bool) -> KVCache | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minibert.errors import InputError, shown
+from minibert.progress import ticking
 from minibert.quantization import PRECISIONS, quantize_embeddings
 from minibert.sentence_run import Computed
 from minibert.similarity import normalized
@@ -106,15 +107,7 @@ def _rows(run: Iterable[Computed]) -> Iterator[tuple[int, np.ndarray, np.ndarray
 
 def progressing(run: Iterable[Computed], count: int, show: bool) -> Iterator[Computed]:
     """The results as they come, with a progress bar of texts on stderr if asked for."""
-    if not show:
-        yield from run
-        return
-    from rich.console import Console  # not earlier: `import minibert` stays light
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress("Texts", *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("Texts", total=count)
+    with ticking("texts", count, show) as tick:
         for done in run:
             yield done
-            bar.advance(task, len(done.numbers))
+            tick(len(done.numbers))

@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import pytest
+from flax import nnx
 
 from minilm import minilm_folder
 
@@ -57,3 +58,42 @@ def sound(tmp_path_factory) -> pathlib.Path:
     from fuzzing import make
 
     return make(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm):
+    """The tokenizer of bert-base-uncased."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(minilm)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    """A tiny masked-word model of that vocabulary, at most 64 tokens long."""
+    import minibert
+
+    config = minibert.BertConfig.tiny(vocab_size=30522, max_position_embeddings=64)
+    return minibert.BertForMaskedLM(config, rngs=nnx.Rngs(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A tiny classifier of three labels, of the same vocabulary and length."""
+    import minibert
+
+    config = minibert.BertConfig.tiny(vocab_size=30522, max_position_embeddings=64, num_labels=3)
+    return minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def fill(masked, tokenizer):
+    import minibert
+
+    return minibert.pipeline("fill-mask", masked, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def classify(classifier, tokenizer):
+    import minibert
+
+    return minibert.pipeline("text-classification", classifier, tokenizer=tokenizer)

@@ -14,7 +14,7 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"attention", "checks", "layers", "report", "strict_json", "processors", "sampling"}
-    | {"pooling", "similarity", "texts", "embedding_job", "cli_shared"},
+    | {"pooling", "similarity", "texts", "embedding_job", "cli_shared", "progress"},
     {"activations", "atomic", "cache", "config", "tensor_files", "quantization"},
     {"checkpoint", "decoding", "generation_arrays", "generation_rules", "inputs", "outputs"}
     | {"sources"},

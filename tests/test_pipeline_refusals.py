@@ -10,33 +10,6 @@ from minibert.pipelines import FeatureExtractionPipeline, FillMaskPipeline, pipe
 BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
 
 
-@pytest.fixture(scope="module")
-def tokenizer(minilm):
-    transformers = pytest.importorskip("transformers")
-    return transformers.AutoTokenizer.from_pretrained(minilm)
-
-
-@pytest.fixture(scope="module")
-def masked():
-    return minibert.BertForMaskedLM(minibert.BertConfig.tiny(**BERT), rngs=nnx.Rngs(0)).eval()
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    config = minibert.BertConfig.tiny(**BERT, num_labels=3)
-    return minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0)).eval()
-
-
-@pytest.fixture(scope="module")
-def fill(masked, tokenizer):
-    return pipeline("fill-mask", masked, tokenizer=tokenizer)
-
-
-@pytest.fixture(scope="module")
-def classify(classifier, tokenizer):
-    return pipeline("text-classification", classifier, tokenizer=tokenizer)
-
-
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [

@@ -26,33 +26,6 @@ BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
 MR_BERT = "Hello, Mr. Bert! How is it [MASK]?"
 
 
-@pytest.fixture(scope="module")
-def tokenizer(minilm):
-    transformers = pytest.importorskip("transformers")
-    return transformers.AutoTokenizer.from_pretrained(minilm)
-
-
-@pytest.fixture(scope="module")
-def masked():
-    return minibert.BertForMaskedLM(minibert.BertConfig.tiny(**BERT), rngs=nnx.Rngs(0)).eval()
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    config = minibert.BertConfig.tiny(**BERT, num_labels=3)
-    return minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0)).eval()
-
-
-@pytest.fixture(scope="module")
-def fill(masked, tokenizer):
-    return pipeline("fill-mask", masked, tokenizer=tokenizer)
-
-
-@pytest.fixture(scope="module")
-def classify(classifier, tokenizer):
-    return pipeline("text-classification", classifier, tokenizer=tokenizer)
-
-
 def test_the_course_tokenizes_as_printed(tokenizer):
     encoded = tokenizer("Hello world!", "Have a great day!")
     assert encoded["input_ids"] == [101, 7592, 2088, 999, 102, 2031, 1037, 2307, 2154, 999, 102]

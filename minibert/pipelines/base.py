@@ -5,6 +5,7 @@ one input, `forward` takes a batch of them through the model, `postprocess` make
 input of its row. Each may be called by itself, and overridden.
 """
 
+import abc
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from minibert.compilation import compiled
 from minibert.errors import InputError, shown
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, separated
 from minibert.pipelines.options import routed
-from minibert.pipelines.progress import ticking
 from minibert.pretrained import PretrainedModel
+from minibert.progress import ticking
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
 
@@ -34,7 +35,7 @@ class _Job(NamedTuple):
     several: bool
 
 
-class Pipeline:
+class Pipeline(abc.ABC):
     """Text in, answers out, in three stages.
 
     Called with one input it returns its answer; with a list, the list of answers; with a generator
@@ -87,21 +88,21 @@ class Pipeline:
         self.token_budget, self.show_progress = token_budget, show_progress
         self._defaults = routed(type(self), options)
 
+    @abc.abstractmethod
     def preprocess(self, inputs: Any) -> Any:
         """One input as arrays `(1, seq)`, by name; or a list of such, if it is cut into windows.
 
         What else is in it, `postprocess` finds again.
         """
-        raise NotImplementedError
 
     def forward(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """A batch through the model: the model's outputs and the inputs, by name."""
         given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         return {**inputs, **self.compiled(**given)}
 
+    @abc.abstractmethod
     def postprocess(self, outputs: Any) -> Any:
         """The answer to one input, of its row of `forward`'s outputs, or of a list of such."""
-        raise NotImplementedError
 
     def __call__(self, inputs: Any, *, show_progress: bool | None = None, **options: Any) -> Any:
         """Answers one input, a list of them, or, as they are asked for, those of an iterable.
@@ -215,7 +216,7 @@ class Pipeline:
         jobs: Sequence[_Job],
         rows: Sequence[Mapping[str, Any]],
         shares: Shares,
-        tick: Callable[[], None],
+        tick: Callable[[int], None],
     ) -> Iterator[Any]:
         """The answers to jobs: an input's answer is made as soon as all its rows are computed."""
         owner = [place for place, job in enumerate(jobs) for _ in job.places]
@@ -235,7 +236,7 @@ class Pipeline:
                     found = [outputs.pop(place) for place in job.places]
                     given = found if job.several else found[0]
                     answers[owner[index]] = self.postprocess(given, **shares["postprocess"])
-                    tick()
+                    tick(1)
         yield from answers
 
     def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Shares) -> list[Batch]:

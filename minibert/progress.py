@@ -7,8 +7,8 @@ LONG = 1000
 
 
 @contextlib.contextmanager
-def ticking(label: str, total: int | None, show: bool | None) -> Generator[Callable[[], None]]:
-    """Shows a bar on stderr, and yields what advances it by one.
+def ticking(label: str, total: int | None, show: bool | None) -> Generator[Callable[[int], None]]:
+    """Shows a bar on stderr, and yields what advances it by a number.
 
     Args:
         label: what stands before the bar.
@@ -17,7 +17,7 @@ def ticking(label: str, total: int | None, show: bool | None) -> Generator[Calla
             terminal.
     """
     if show is False or (show is None and (total is None or total < LONG)):
-        yield lambda: None
+        yield lambda count: None
         return
     from rich.console import Console  # not earlier: `import minibert` stays light
     from rich.progress import (
@@ -34,4 +34,4 @@ def ticking(label: str, total: int | None, show: bool | None) -> Generator[Calla
         *columns, console=console, disable=show is None and not console.is_terminal
     ) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda count: bar.advance(task, count)
