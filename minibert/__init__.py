@@ -1,36 +1,10 @@
 """BERT and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree."""
 
-from minibert.auto import load
-from minibert.bert import BertModel
-from minibert.bert_config import BertConfig
-from minibert.bert_heads import (
-    BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-)
-from minibert.bert_lm_heads import (
-    BertForMaskedLM,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertLMHeadModel,
-)
-from minibert.cache import KVCache
-from minibert.compilation import compiled
-from minibert.generation import generate, stream
-from minibert.generation_config import GenerationConfig
-from minibert.gpt2 import GPT2Model
-from minibert.gpt2_config import GPT2Config
-from minibert.gpt2_heads import (
-    GPT2DoubleHeadsModel,
-    GPT2ForQuestionAnswering,
-    GPT2ForSequenceClassification,
-    GPT2ForTokenClassification,
-    GPT2LMHeadModel,
-)
-from minibert.pipelines import pipeline
-from minibert.report import LoadingInfo
-from minibert.sentence import SentenceEncoder
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minibert.names import *
 
 __version__ = "0.1.0"
 
@@ -57,8 +31,23 @@ __all__ = [
     "LoadingInfo",
     "SentenceEncoder",
     "compiled",
+    "errors",
     "generate",
     "load",
     "pipeline",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name: they are imported when the first is asked for, so that a command can start.
+
+    JAX takes seconds, in which an interrupt would be nobody's to catch.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.names"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minibert.errors import InputError, shown
+from minibert.checks import whole
+from minibert.errors import InputError
 
 # Multiples of 8 up to 64, then four to the octave: a tenth is padding on the average.
 BUCKETS = (
@@ -49,10 +50,7 @@ def check_budget(token_budget: Any) -> int:
     Raises:
         InputError: it is not a positive whole number.
     """
-    budget = default_budget() if token_budget is None else token_budget
-    if type(budget) is not int or budget < 1:
-        raise InputError(f"token_budget: expected a whole number from 1, found {shown(budget)}")
-    return budget
+    return default_budget() if token_budget is None else whole("token_budget", token_budget, 1)
 
 
 def plan(lengths: Sequence[int], longest: int, token_budget: Any = None) -> list[Batch]:

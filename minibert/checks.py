@@ -71,12 +71,12 @@ def lengths(
     return batch, seq
 
 
-def whole(name: str, number: Any, least: int) -> int:
-    """A whole number of at least `least`."""
-    if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < least:
-        raise InputError(
-            f"{name}: expected a whole number of at least {least}, found {shown(number)}"
-        )
+def whole(name: str, number: Any, least: int, most: int | None = None) -> int:
+    """A whole number of at least `least`, and of at most `most` if that is given."""
+    is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not is_whole or number < least or (most is not None and number > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name}: expected a whole number {wanted}, found {shown(number)}")
     return int(number)
 
 

@@ -4,6 +4,7 @@ Exit status: 0 done; 1 refused, with one line that says why; 2 wrong usage; 130 
 """
 
 import dataclasses
+import io
 import sys
 from typing import Annotated, Any
 
@@ -18,11 +19,14 @@ from minibert.cli_shared import (
     Device,
     Model,
     TopK,
+    Truncate,
     computing,
+    cut,
     output,
     print_json,
     print_rows,
     settings,
+    visible,
 )
 from minibert.errors import InputError
 
@@ -34,6 +38,23 @@ app = typer.Typer(
     help="BERT and GPT-2 in JAX: look into models, embed files, fill, classify, answer, generate.",
     epilog="Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 130 interrupted.",
 )
+
+
+def _version(asked: bool | None) -> bool | None:
+    if asked:
+        output.print(f"minibert {minibert.__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def command(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = None,
+) -> None:
+    """BERT and GPT-2 in JAX: look into models, embed files, fill, classify, answer, generate."""
 
 
 @app.command()
@@ -54,9 +75,9 @@ def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> Non
                 }
             )
             return
-        output.print(str(loaded), markup=False)
-        output.print(f"\n{parameters:,} parameters", markup=False)
-        output.print(str(info), markup=False)
+        output.print(str(loaded))
+        output.print(f"\n{parameters:,} parameters")
+        output.print(str(info))
 
 
 app.command()(embed)
@@ -67,17 +88,19 @@ app.command()(similar)
 def fill_mask(
     model: Model,
     text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token in it.")],
-    top_k: TopK = 5,
+    top_k: TopK = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Score this word only; may be repeated.")
     ] = None,
+    truncate: Truncate = False,
     device: Device = None,
     dtype: Compute = None,
     as_json: AsJson = False,
 ) -> None:
     """Says which words fit a masked place: `minibert fill-mask MODEL "Paris is in [MASK]."`."""
     with settings(device):
-        asked: dict[str, Any] = {"targets": target} if target else {"top_k": top_k}
+        asked: dict[str, Any] = {"top_k": top_k or (len(target) if target else 5)}
+        asked |= ({"targets": target} if target else {}) | cut(truncate)
         found = minibert.pipeline("fill-mask", model, **computing(dtype))(text, **asked)
         if as_json:
             print_json(found)
@@ -94,7 +117,7 @@ def classify(
     text: Annotated[str, typer.Argument(help="A text.")],
     pair: Annotated[str | None, typer.Option(help="A second text, for models of pairs.")] = None,
     top_k: TopK = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a text too long.")] = False,
+    truncate: Truncate = False,
     device: Device = None,
     dtype: Compute = None,
     as_json: AsJson = False,
@@ -103,7 +126,7 @@ def classify(
     with settings(device):
         run = minibert.pipeline("text-classification", model, **computing(dtype))
         given = text if pair is None else {"text": text, "text_pair": pair}
-        found = run(given, top_k=top_k, **({"truncation": True} if truncate else {}))
+        found = run(given, top_k=top_k, **cut(truncate))
         found = found if isinstance(found, list) else [found]
         print_json(found) if as_json else print_rows(found)
 
@@ -141,7 +164,8 @@ def answer(
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        # as it is in the file, ends of lines included: answers are given by its characters
+        with open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as reason:
         raise InputError(f"{path}: cannot be read ({reason})") from None
@@ -153,7 +177,12 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to continue.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 64,
     seed: Annotated[
-        int | None, typer.Option(help="Draw tokens, with this seed; else take the likeliest.")
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,  # JAX takes no more bits, in silence
+            help="Draw tokens, with this seed; else take the likeliest.",
+        ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Flatter above 1 (--seed).")] = None,
     top_k: Annotated[int | None, typer.Option(help="Of the k likeliest only (--seed).")] = None,
@@ -161,11 +190,16 @@ def generate(
     beams: Annotated[int | None, typer.Option(min=2, help="Search with beams.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this; may be repeated.")] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Of a prompt too long keep the end.")
+    ] = False,
     device: Device = None,
     dtype: Compute = None,
     as_json: AsJson = False,
 ) -> None:
     """Continues a text, printing it as it comes."""
+    if beams is not None and stop:
+        raise typer.BadParameter("give --beams or --stop: there are no beams that stop at a text")
     with settings(device):
         asked: dict[str, Any] = {
             "temperature": temperature,
@@ -180,23 +214,29 @@ def generate(
             asked |= {"do_sample": True, "key": jax.random.key(seed)}
         run = minibert.pipeline("text-generation", model, **computing(dtype))
         streamed = not as_json and beams is None
+        waiting = [prompt]  # until there is a first piece: before that the prompt may be refused
 
         def show(piece: str) -> None:
-            sys.stdout.write(piece)
+            sys.stdout.write(visible("".join([*waiting, piece])))
             sys.stdout.flush()
+            waiting.clear()
 
         if streamed:
-            show(prompt)
             asked["callback"] = show
-        found = run(prompt, max_new_tokens=max_new_tokens, **asked)
+        found = run(prompt, max_new_tokens=max_new_tokens, **asked, **cut(truncate))
         if as_json:
             print_json(found)
+        elif streamed:
+            show("\n")
         else:
-            show("\n" if streamed else found[0]["generated_text"] + "\n")
+            output.print(visible(found[0]["generated_text"]))
 
 
 def main() -> None:
     """The entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a letter the terminal has not
     app(prog_name="minibert")
 
 

@@ -31,8 +31,11 @@ from minibert.cli_shared import (
     print_rows,
     problems,
     settings,
+    visible,
 )
 from minibert.embedding_job import check_output, embed_file
+from minibert.embedding_parts import has_parts
+from minibert.errors import InputError, SourceError, TextError
 from minibert.quantization import quantize_embeddings
 from minibert.texts import TextFile, open_texts
 
@@ -88,16 +91,16 @@ def embed(
         "truncate_dim": truncate_dim,
     }
     with settings(device), open_texts(source, column) as texts:
-        check_output(target, overwrite)
+        check_output(target, overwrite, source)
         encoder = _encoder(model, pooling, dtype)
-        made_by = {
-            **asked,
-            "model": _digest(encoder),
-            "column": column,
-            "device": str(jax.devices(device)[0]),
+        made_by = {**asked, **_fingerprint(encoder), "column": column}
+        made_by |= {
+            "precision": precision.value,
+            "dtype": "as stored" if dtype is None else dtype.value,
+            "device": str(jax.devices(device and device.lower())[0]),
         }
-        with _progress(texts) as progress:
-            rows, computed = embed_file(
+        with _progress(texts) as progress, _in_file(texts), _kept(target):
+            done = embed_file(
                 texts,
                 lambda some: np.asarray(encoder.encode(some, **asked)),
                 target,
@@ -105,15 +108,19 @@ def embed(
                 finish=lambda some, ranges: quantize_embeddings(
                     some, precision.value, ranges=ranges
                 ),
+                cut=lambda: encoder.truncated,
+                least_rows=2 if precision in (Precision.int8, Precision.uint8) else 1,
                 overwrite=overwrite,
                 restart=restart,
                 progress=progress,
             )
         if as_json:
-            print_json({"output": target, "rows": rows, "computed": computed})
+            longest = {"max_seq_length": encoder.max_seq_length}
+            print_json({"output": target, **done._asdict(), **longest})
             return
-        found = f" ({rows - computed:,} found done)" if computed < rows else ""
-        output.print(f"Wrote {rows:,} rows{found} to {target}", markup=False)
+        found = f" ({done.rows - done.computed:,} found done)" if done.computed < done.rows else ""
+        also = f"; {done.cut:,} cut at {encoder.max_seq_length} tokens" if done.cut else ""
+        output.print(visible(f"Wrote {done.rows:,} rows{found} to {target}{also}"))
 
 
 def similar(
@@ -133,8 +140,11 @@ def similar(
     with settings(device):
         with open_texts(among, column) as file:
             texts = list(file)
+        if not texts:
+            raise SourceError(f"{among}: no texts: there is nothing to look among")
         encoder = _encoder(model, pooling, dtype)
-        corpus = encoder.encode_document(texts, show_progress=problems.is_terminal)
+        with _in_file(file):
+            corpus = encoder.encode_document(texts, show_progress=problems.is_terminal)
         hits = encoder.semantic_search(encoder.encode_query(query), corpus, top_k=top_k)
         found: list[dict[str, Any]] = [
             {
@@ -155,7 +165,7 @@ def similar(
             return
         for one in found:
             if len(found) > 1:
-                output.print(one["query"], style="bold", markup=False)
+                output.print(visible(one["query"]), style="bold")
             print_rows(one["hits"])
 
 
@@ -163,12 +173,47 @@ def _encoder(model: str, pooling: str | None, dtype: Any) -> Any:
     return minibert.SentenceEncoder.from_pretrained(model, pooling=pooling, **computing(dtype))
 
 
-def _digest(encoder: Any) -> str:
-    """Of the weights and of what is done with them: what a job's parts must have in common."""
-    digest = hashlib.sha256(repr(encoder).encode())
+def _fingerprint(encoder: Any) -> dict[str, str]:
+    """Of all that makes an encoder's vectors: what a job's parts must have in common."""
+    weights = hashlib.sha256(repr(encoder).encode())
     for leaf in jax.tree.leaves(encoder.model):
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
+        weights.update(f"{leaf.dtype} {leaf.shape}".encode())
+        weights.update(np.ascontiguousarray(leaf).data)
+    tokenizer = encoder.tokenizer
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    said = [tokenizer.backend_tokenizer.to_str(), special, tokenizer.all_special_ids]
+    said += [tokenizer.truncation_side, tokenizer.model_input_names]
+    return {
+        "model": weights.hexdigest(),
+        "tokenizer": hashlib.sha256(repr(said).encode()).hexdigest(),
+        "minibert": minibert.__version__,
+        "jax": jax.__version__,
+    }
+
+
+@contextlib.contextmanager
+def _in_file(texts: TextFile) -> Generator[None]:
+    """Says of a text that has no vector where in the file it is."""
+    try:
+        yield
+    except TextError as reason:
+        raise InputError(f"{texts.place(reason.number)}: {reason.why}") from None
+
+
+@contextlib.contextmanager
+def _kept(target: str) -> Generator[None]:
+    """Says of a job that stops in the middle where it left what it has done."""
+    kept = f"what is done is kept in {target}.parts, and the same command goes on"
+    try:
+        yield
+    except InputError as reason:
+        if not has_parts(target) or isinstance(reason, TextError):
+            raise
+        raise InputError(f"{reason} ({kept})") from None
+    except KeyboardInterrupt:
+        if has_parts(target):
+            problems.print(visible(kept))
+        raise
 
 
 @contextlib.contextmanager

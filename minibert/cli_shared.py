@@ -3,7 +3,9 @@
 import contextlib
 import enum
 import json
+import os
 import sys
+import unicodedata
 from collections.abc import Generator
 from typing import Annotated, Any
 
@@ -12,10 +14,27 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from minibert.errors import InputError, MinibertError
+from minibert.errors import CheckpointMismatchError, InputError, MinibertError
 
-output, problems = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True)
+# What is printed is other people's text: neither markup nor emoji codes in it mean anything.
+PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
+output, problems = Console(**PLAIN), Console(stderr=True, **PLAIN)
+styled = Console(soft_wrap=True, highlight=False)  # for text that is all our own
+
+# What a library's message calls by its Python name, as the shell has it.
+IN_THE_SHELL = {
+    "key: tokens are drawn: expected a random key, key=jax.random.key(0), found nothing": (
+        "tokens are drawn: expected --seed"
+    ),
+    "do_sample=True": "--seed",
+    "truncation=True": "--truncate",
+    "overwrite=True": "--overwrite",
+    "pooling='mean'": "--pooling mean",
+    "max_new_tokens": "--max-new-tokens",
+    "; pass new_head=True, rngs=nnx.Rngs(0) to start it afresh": "",
+}
 
 
 class DType(enum.StrEnum):
@@ -44,6 +63,7 @@ Device = Annotated[
 ]
 Compute = Annotated[DType | None, typer.Option("--dtype", help="What to compute in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs to read.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut a text too long.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="How many answers.")]
 
 
@@ -55,18 +75,50 @@ def settings(device: str | None) -> Generator[None]:
             if device is not None:
                 stack.enter_context(jax.default_device(_device(device)))
             yield
+        sys.stdout.flush()  # not at the exit, where nobody could catch what it raises
     except MinibertError as reason:
-        problems.print("[bold red]error:[/]", end=" ")
-        problems.print(str(reason), markup=False, highlight=False)
+        raise refused(in_the_shell(reason)) from None
+    except BrokenPipeError:  # who reads our output has enough of it
+        _let_go_of_output()
         raise typer.Exit(1) from None
+    except OSError as reason:
+        _let_go_of_output()
+        where = "" if reason.filename is None else f"{reason.filename}: "
+        raise refused(f"{where}{reason.strerror or reason}") from None
     except KeyboardInterrupt:
-        problems.print("interrupted", markup=False)
+        problems.print("interrupted")
         raise typer.Exit(130) from None
+
+
+def refused(why: str) -> typer.Exit:
+    """Says why on one line; what is raised then."""
+    problems.print(Text("error:", style="bold red"), Text(visible(why).replace("\n", " ")))
+    return typer.Exit(1)
+
+
+def in_the_shell(reason: MinibertError) -> str:
+    """A library's message on one line, in the words of the command line."""
+    text = str(reason)
+    if isinstance(reason, CheckpointMismatchError):
+        where = text.partition("\n")[0].rpartition(": ")[0]
+        more = len(reason.faults) - 1
+        text = f"{where}: {reason.faults[0]}{f' (and {more} more)' if more else ''}"
+    for name, here in IN_THE_SHELL.items():
+        text = text.replace(name, here)
+    return text
+
+
+def _let_go_of_output() -> None:
+    """What is still to be written goes nowhere: at the exit it would be tried once more."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _device(name: str) -> Any:
     try:
-        return jax.devices(name)[0]
+        return jax.devices(name.lower())[0]
     except RuntimeError as reason:
         why = str(reason).partition("\n")[0]
         raise InputError(f"--device: no {name!r} here ({why})") from None
@@ -77,9 +129,27 @@ def computing(dtype: DType | None) -> dict[str, Any]:
     return {} if dtype is None else {"dtype": dtype.value}
 
 
+def cut(truncate: bool) -> dict[str, Any]:
+    """The options of a call that `--truncate` stands for."""
+    return {"truncation": True} if truncate else {}
+
+
 def print_json(value: Any) -> None:
     """Arrays as lists, other things that JSON has not as text."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=_plain) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=_plain)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2, default=_plain)
+    sys.stdout.write(f"{text}\n")
+
+
+def visible(text: str) -> str:
+    """A text that does nothing to a terminal: control characters but ends of lines as escapes."""
+    return "".join(
+        repr(one)[1:-1] if unicodedata.category(one) in ("Cc", "Cs") and one != "\n" else one
+        for one in text
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -87,16 +157,16 @@ def _plain(value: Any) -> Any:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Dictionaries of equal keys as a table."""
+    """Dictionaries of equal keys as a table; every text as it is."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for key, value in rows[0].items():
-        table.add_column(key, justify="right" if isinstance(value, int | float) else "left")
+        table.add_column(Text(key), justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     output.print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
     if not isinstance(value, float | np.floating):
-        return str(value)
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+        return Text(visible(str(value)))
+    return Text(f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}")

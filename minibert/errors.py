@@ -75,6 +75,19 @@ class InputError(MinibertError):
     """An argument of a model call is out of range, of the wrong shape or contradictory."""
 
 
+class TextError(InputError):
+    """One of many texts has no vector.
+
+    Attributes:
+        number: which one, from 0.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, number: int, why: str):
+        self.number, self.why = number, why
+        super().__init__(f"sentence {number}: {why}")
+
+
 class NotFiniteError(MinibertError):
     """A model computed NaN where a number was needed."""
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -18,7 +17,7 @@ from minibert.compilation import check_evaluation
 from minibert.errors import InputError, shown
 from minibert.sentence_loading import load_encoder
 from minibert.sentence_modules import Dense, Normalize, Pooling, SentenceModel, token_features
-from minibert.sentence_outputs import Wanted, progressing
+from minibert.sentence_outputs import Wanted, as_wanted, progressing, refuse_unknown
 from minibert.sentence_run import Run, program
 from minibert.sentence_saving import save_encoder
 from minibert.sentence_settings import SentenceSettings, checked_given, longest
@@ -78,12 +77,7 @@ class SentenceEncoder:
 
     def _set_up(self, model: SentenceModel, tokenizer: Any, settings: SentenceSettings) -> None:
         check_evaluation(model)
-        positions = model.config.max_position_embeddings
-        if settings.max_seq_length > positions:
-            raise InputError(
-                f"max_seq_length: expected at most {positions}, the model's positions; found "
-                f"{settings.max_seq_length}"
-            )
+        settings.check_fits(model.config.max_position_embeddings, model.out_features)
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
         self._programs = {tokens: program(model, tokens) for tokens in (False, True)}
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
@@ -177,11 +171,14 @@ class SentenceEncoder:
         prompt: str | None = None,
         token_budget: Any = None,
         normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
+        truncate_dim: Any = None,
         precision: str = "float32",
         output_value: str | None = "sentence_embedding",
+        convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         show_progress: bool = False,
+        show_progress_bar: bool | None = None,
+        **others: Any,
     ) -> Any:
         """The vectors of texts, in their order.
 
@@ -199,8 +196,10 @@ class SentenceEncoder:
                 the texts themselves.
             output_value: `sentence_embedding`; `token_embeddings`, the vectors of each text's
                 tokens; or None, a dictionary of everything for each text.
-            convert_to_tensor: whether vectors are a JAX array in place of numpy's.
-            show_progress: whether to show a progress bar on stderr.
+            convert_to_numpy: whether vectors are an array of numpy's; else a list of JAX arrays.
+            convert_to_tensor: whether vectors are a JAX array, whatever `convert_to_numpy` says.
+            show_progress, show_progress_bar: whether to show a progress bar on stderr.
+            others: none; what sentence-transformers has besides is refused, with its reason.
 
         Returns:
             `(texts, dim)`, or `(dim,)` for a single text; of token vectors and dictionaries a list,
@@ -209,7 +208,9 @@ class SentenceEncoder:
         Raises:
             InputError: an argument or a text is wrong.
         """
+        refuse_unknown(others)
         wanted = Wanted(
+            features=self.model.out_features,
             output_value=output_value,
             precision=precision,
             normalize_embeddings=normalize_embeddings,
@@ -218,23 +219,17 @@ class SentenceEncoder:
         put_before = self.settings.prompt(prompt, prompt_name)
         texts = [f"{put_before}{text}" for text in listed(sentences)]
         length = self._reader.prompt_length(put_before)
-        run = Run(
-            self._programs[wanted.tokens],
-            self._reader,
-            self.model.config.vocab_size,
-            texts,
-            prompt_length=length,
-            token_budget=token_budget,
-        )
+        own = (self._programs[wanted.tokens], self._reader, self.model.config.vocab_size)
+        run = Run(*own, texts, prompt_length=length, token_budget=token_budget)
         also: dict[str, Any] = {"prompt_length": length} if length else {}
         if self._reader.has_segments:
             also["token_type_ids"] = np.zeros_like
-        shown_run = progressing(run, len(texts), show_progress)
-        found = wanted.of(shown_run, len(texts), self.model.out_features, also)
+        show = bool(show_progress or show_progress_bar)
+        found = wanted.of(progressing(run, len(texts), show), len(texts), also)
         self.truncated = run.truncated
         if isinstance(sentences, str):
             found = found[0]
-        return jnp.asarray(found) if convert_to_tensor and not wanted.tokens else found
+        return found if wanted.tokens else as_wanted(found, convert_to_numpy, convert_to_tensor)
 
     def encode_query(self, sentences: Any, **options: Any) -> Any:
         """As `encode`, with the prompt named `query` unless the options say another.
@@ -277,7 +272,7 @@ class SentenceEncoder:
         return self.settings.max_seq_length
 
     @max_seq_length.setter
-    def max_seq_length(self, length: int) -> None:
+    def max_seq_length(self, length: Any) -> None:
         settings = dataclasses.replace(self.settings, max_seq_length=length)
         self._set_up(self.model, self.tokenizer, settings)
 

@@ -99,11 +99,13 @@ def _entry(item: Any, where: str) -> Entry:
     for name in item.keys() - {"idx", "name", "path", "type"}:
         if name != "kwargs" or item[name]:
             raise UnsupportedConfigError(f"{where}: {name}: {shown(item[name])} is not implemented")
-    kind, path = item["type"].rpartition(".")[2], item["path"]
-    if kind not in ("Transformer", *READERS):
+    library, kind = item["type"].partition(".")[0], item["type"].rpartition(".")[2]
+    path = item["path"]
+    if library != "sentence_transformers" or kind not in ("Transformer", *READERS):
         known = ", ".join(["Transformer", *READERS])
         raise UnsupportedConfigError(
-            f"{where}: type: {shown(item['type'])} is not implemented; minibert has {known}"
+            f"{where}: type: {shown(item['type'])} is not implemented; minibert has "
+            f"sentence_transformers' {known}"
         )
     if not INNER.fullmatch(path):
         raise ConfigError(f"{where}: path: expected a folder inside, found {shown(path)}")

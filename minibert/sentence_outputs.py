@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from minibert.checks import whole
 from minibert.errors import InputError, shown
 from minibert.progress import ticking
 from minibert.quantization import PRECISIONS, quantize_embeddings
@@ -26,7 +28,8 @@ class Wanted:
     output_value: str | None
     precision: str
     normalize_embeddings: bool
-    truncate_dim: int | None
+    truncate_dim: Any
+    features: int  # the width of a text's vector
 
     def __post_init__(self):
         for name, known in (("output_value", OUTPUTS), ("precision", PRECISIONS)):
@@ -36,35 +39,38 @@ class Wanted:
                 raise InputError(f"{name}: expected one of {choices}; found {shown(value)}")
         if self.output_value is None and self.precision != "float32":
             raise InputError("precision: a dictionary of everything is float32 alone")
-        dim = self.truncate_dim
-        if dim is not None and (type(dim) is not int or dim < 1):
-            raise InputError(f"truncate_dim: expected a whole number from 1, found {shown(dim)}")
+        if self.output_value != "sentence_embedding" and self.normalize_embeddings:
+            raise InputError(
+                "normalize_embeddings: is of sentence embeddings; expected output_value="
+                f'"sentence_embedding", found {shown(self.output_value)}'
+            )
+        if self.truncate_dim is not None:
+            object.__setattr__(
+                self, "truncate_dim", whole("truncate_dim", self.truncate_dim, 1, self.features)
+            )
 
     @property
     def tokens(self) -> bool:
         """Whether tokens' vectors are needed."""
         return self.output_value != "sentence_embedding"
 
-    def of(
-        self, run: Iterable[Computed], count: int, features: int, also: Mapping[str, Any]
-    ) -> Any:
+    def of(self, run: Iterable[Computed], count: int, also: Mapping[str, Any]) -> Any:
         """What was asked for, of all texts in their order.
 
         Args:
             run: the results of batches.
             count: how many texts there are.
-            features: the width of a text's vector.
             also: what else stands in a dictionary of everything.
         """
         match self.output_value:
             case "sentence_embedding":
-                return self._vectors(run, count, features)
+                return self._vectors(run, count)
             case "token_embeddings":
                 return self._token_vectors(run, count)
         return self._everything(run, count, also)
 
-    def _vectors(self, run: Iterable[Computed], count: int, features: int) -> np.ndarray:
-        rows = np.zeros((count, features), np.float32)
+    def _vectors(self, run: Iterable[Computed], count: int) -> np.ndarray:
+        rows = np.zeros((count, self.features), np.float32)
         for done in run:
             if done.vectors.dtype != rows.dtype:
                 rows = rows.astype(done.vectors.dtype)
@@ -103,6 +109,32 @@ def _rows(run: Iterable[Computed]) -> Iterator[tuple[int, np.ndarray, np.ndarray
         assert done.tokens is not None
         for place, (number, ids) in enumerate(zip(done.numbers, done.ids, strict=True)):
             yield number, ids, done.vectors[place], done.tokens[place, : len(ids)].copy()
+
+
+# Arguments of sentence-transformers' `encode` that have no place here.
+ELSEWHERE = {
+    "batch_size": "batches are made by length; token_budget says how large",
+    "chunk_size": "batches are made by length; token_budget says how large",
+    "device": "arrays go to JAX's default device; jax.default_device says which",
+    "pool": "there is one process",
+    "task": "encode_query and encode_document say what texts are for",
+    "inputs": "the texts are `sentences`",
+}
+
+
+def refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Raises an `InputError` for the first of arguments that `encode` does not have."""
+    for name in options:
+        raise InputError(f"{name}: no argument of encode: {ELSEWHERE.get(name, 'see its help')}")
+
+
+def as_wanted(vectors: Any, to_numpy: bool, to_tensor: bool) -> Any:
+    """Vectors as numpy's array, as a JAX array, or, if neither is wanted, as a list of those."""
+    if to_tensor:
+        return jnp.asarray(vectors)
+    if to_numpy:
+        return vectors
+    return list(jnp.asarray(vectors)) if vectors.ndim == 2 else jnp.asarray(vectors)
 
 
 def progressing(run: Iterable[Computed], count: int, show: bool) -> Iterator[Computed]:

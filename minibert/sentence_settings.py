@@ -5,11 +5,13 @@ the top of the folder; both are sentence-transformers' own. A field that would c
 honoured or refused by name.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
+from minibert.checks import whole
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
 from minibert.similarity import SIMILARITIES
 from minibert.strict_json import read_json
@@ -64,10 +66,10 @@ class SentenceSettings:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
-        for name in ("max_seq_length", "truncate_dim"):
-            value = getattr(self, name)
-            if not ((type(value) is int and value > 0) or (value is None and name[0] == "t")):
-                raise InputError(f"{name}: expected a whole number from 1, found {shown(value)}")
+        length = whole("max_seq_length", self.max_seq_length, 1)
+        object.__setattr__(self, "max_seq_length", length)
+        if self.truncate_dim is not None:
+            object.__setattr__(self, "truncate_dim", whole("truncate_dim", self.truncate_dim, 1))
         if not isinstance(self.do_lower_case, bool):
             raise InputError(f"do_lower_case: expected a bool, found {shown(self.do_lower_case)}")
         object.__setattr__(self, "prompts", DEFAULT_PROMPTS | _texts(self.prompts))
@@ -79,6 +81,16 @@ class SentenceSettings:
         if self.similarity_fn_name not in tuple(SIMILARITIES):
             known, found = ", ".join(SIMILARITIES), shown(self.similarity_fn_name)
             raise InputError(f"similarity_fn_name: expected one of {known}; found {found}")
+
+    def check_fits(self, positions: int, features: int) -> None:
+        """Raises an `InputError` if a model of so many positions and features has not enough."""
+        for name, most, whose in (
+            ("max_seq_length", positions, "the model's positions"),
+            ("truncate_dim", features, "the vectors' width"),
+        ):
+            found = getattr(self, name)
+            if found is not None and found > most:
+                raise InputError(f"{name}: expected at most {most}, {whose}; found {found}")
 
     def prompt(self, prompt: str | None, name: str | None) -> str:
         """What is put before texts: the prompt given, or the one of that name, or the default one.
@@ -130,17 +142,22 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
     """
     fields, where = _read_body(body)
     length = 1 if "max_seq_length" in given else _longest(fields, where, config, tokenizer)
-    found: dict[str, Any] = {
-        "max_seq_length": length,
-        "do_lower_case": fields.get("do_lower_case", False),
-    }
-    try:
-        settings = SentenceSettings(**found, **_read_top(top))
-    except InputError as reason:
-        path = where if "do_lower_case" in str(reason) else os.path.join(top, TOP_CONFIG)
-        raise ConfigError(f"{path}: {reason}") from None
+    with _read_from(where):
+        lower = fields.get("do_lower_case", False)
+        settings = SentenceSettings(max_seq_length=length, do_lower_case=lower)
+    with _read_from(os.path.join(top, TOP_CONFIG)):
+        settings = dataclasses.replace(settings, **_read_top(top))
     prompts = {**settings.prompts, **_texts(given.get("prompts", {}))}
     return dataclasses.replace(settings, **{**given, "prompts": prompts})
+
+
+@contextlib.contextmanager
+def _read_from(path: str) -> Generator[None]:
+    """Says of a wrong field in which file it is."""
+    try:
+        yield
+    except InputError as reason:
+        raise ConfigError(f"{path}: {reason}") from None
 
 
 def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:

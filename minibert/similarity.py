@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.checks import whole
 from minibert.errors import InputError, shown
 
 ROWS = 4096  # vectors whose differences from others are in memory at once
@@ -99,10 +100,10 @@ def semantic_search(
     query_embeddings: Any,
     corpus_embeddings: Any,
     *,
-    top_k: int = 10,
+    top_k: Any = 10,
     score_function: str = "cosine",
-    query_chunk_size: int = 100,
-    corpus_chunk_size: int = 500_000,
+    query_chunk_size: Any = 100,
+    corpus_chunk_size: Any = 1 << 14,
 ) -> list[list[dict[str, int | float]]]:
     """The vectors of a corpus that are most like each query.
 
@@ -120,43 +121,51 @@ def semantic_search(
     Raises:
         InputError: as for `similarity`; or a size is not positive.
     """
-    for name, size in (
-        ("top_k", top_k),
-        ("query_chunk_size", query_chunk_size),
-        ("corpus_chunk_size", corpus_chunk_size),
-    ):
-        if type(size) is not int or size < 1:
-            raise InputError(f"{name}: expected a whole number from 1, found {shown(size)}")
+    top_k = whole("top_k", top_k, 1)
+    query_chunk_size = whole("query_chunk_size", query_chunk_size, 1)
+    corpus_chunk_size = whole("corpus_chunk_size", corpus_chunk_size, 1)
     compare = _function(score_function)[0]
     queries, corpus = _alike(
         np.atleast_2d(vectors(query_embeddings)), np.atleast_2d(vectors(corpus_embeddings))
     )
-    if compare is cosine:
-        compare, queries, corpus = dot, normalized(queries), normalized(corpus)
-    found: list[list[dict[str, int | float]]] = []
-    for start in range(0, len(queries), query_chunk_size):
-        some = queries[start : start + query_chunk_size]
-        scores = np.empty((len(some), 0), queries.dtype)
-        ids = np.empty((len(some), 0), np.int64)
-        for offset in range(0, len(corpus), corpus_chunk_size):
-            chunk = corpus[offset : offset + corpus_chunk_size]
-            scores = np.hstack([scores, compare(some, chunk)])
-            numbers = np.arange(offset, offset + len(chunk))
-            ids = np.hstack([ids, np.broadcast_to(numbers, (len(some), len(chunk)))])
-            scores, ids = _best(scores, ids, top_k)
-        found += [
-            [{"corpus_id": int(i), "score": float(s)} for i, s in zip(*row, strict=True)]
-            for row in zip(ids, scores, strict=True)
-        ]
-    return found
+    if by_angle := compare is cosine:
+        compare, queries = dot, normalized(queries)
+    found = [_Best(top_k) for _ in queries]
+    for offset in range(0, len(corpus), corpus_chunk_size):
+        chunk = corpus[offset : offset + corpus_chunk_size]
+        chunk = normalized(chunk) if by_angle else chunk
+        for start in range(0, len(queries), query_chunk_size):
+            scores = compare(queries[start : start + query_chunk_size], chunk)
+            for number, row in enumerate(scores, start=start):
+                found[number].add(row, offset)
+    return [best.hits() for best in found]
 
 
-def _best(scores: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    if count < scores.shape[1]:
-        kept = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
-        scores, ids = np.take_along_axis(scores, kept, 1), np.take_along_axis(ids, kept, 1)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+class _Best:
+    """The best scores of those seen; of equals the first."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._scores, self._ids = np.empty(0), np.empty(0, np.int64)
+
+    def add(self, scores: np.ndarray, offset: int) -> None:
+        """Looks at the scores of the vectors from number `offset`."""
+        ids = np.arange(len(scores))
+        if len(self._scores) == self._count:
+            ids = np.flatnonzero(scores > self._scores[-1])
+        if len(ids) > self._count:
+            least = -np.partition(-scores[ids], self._count - 1)[self._count - 1]
+            ids = ids[~(scores[ids] < least)]
+        if len(ids):
+            joined = np.concatenate([self._scores.astype(scores.dtype), scores[ids]])
+            order = np.argsort(-joined, kind="stable")[: self._count]
+            self._scores = joined[order]
+            self._ids = np.concatenate([self._ids, ids + offset])[order]
+
+    def hits(self) -> list[dict[str, int | float]]:
+        """The best first."""
+        pairs = zip(self._ids.tolist(), self._scores.tolist(), strict=True)
+        return [{"corpus_id": number, "score": score} for number, score in pairs]
 
 
 def normalized(embeddings: np.ndarray) -> np.ndarray:
@@ -173,7 +182,7 @@ def vectors(embeddings: Any) -> np.ndarray:
     """
     try:
         array = np.asarray(embeddings)
-        wide = array if array.dtype == np.float64 else array.astype(np.float32)
+        wide = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
     except (TypeError, ValueError) as reason:
         raise InputError(f"embeddings: expected arrays of numbers ({reason})") from None
     if wide.ndim not in (1, 2):

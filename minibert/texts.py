@@ -1,6 +1,7 @@
 """Texts out of files, one after the other, however large the file: txt, jsonl, csv, parquet."""
 
 import contextlib
+import csv
 import json
 import os
 from collections.abc import Generator, Iterator
@@ -10,6 +11,7 @@ from minibert.errors import InputError, SourceError, shown
 
 KINDS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 ROWS = 1024  # read at a time from a table
+LONGEST_CELL = 2**31 - 1  # characters of a csv file's cell; the csv module's own limit is 2**17
 
 
 class TextFile:
@@ -21,14 +23,23 @@ class TextFile:
         done: how much of that has been read.
     """
 
-    def __init__(self, path: str, texts: Iterator[tuple[str, int]], total: int):
+    def __init__(self, path: str, kind: str, texts: Iterator[tuple[str, int]], total: int):
         self.path, self.total, self.done = path, total, 0
-        self._texts = texts
+        self._kind, self._texts = kind, texts
 
     def __iter__(self) -> Iterator[str]:
-        for text, done in self._texts:
-            self.done = done
-            yield text
+        try:
+            for text, done in self._texts:
+                self.done = done
+                yield text
+        except OSError as reason:
+            raise SourceError(
+                f"{self.path}: cannot be read ({reason.strerror or reason})"
+            ) from None
+
+    def place(self, row: int) -> str:
+        """Where in the file text number `row` is, for a message; counted from 1, as editors do."""
+        return f"{self.path}: {'line' if self._kind in ('txt', 'jsonl') else 'row'} {row + 1}"
 
 
 @contextlib.contextmanager
@@ -44,6 +55,8 @@ def open_texts(path: str, column: str | None = None) -> Generator[TextFile]:
         SourceError: there is no such file, or its ending is none of these.
         InputError: while it is read: a line is no text, or there is no such column.
     """
+    if path == "-":
+        raise SourceError("-: standard input does not say what it holds; give a file")
     kind = KINDS.get(os.path.splitext(path)[1].lower())
     if kind is None:
         raise SourceError(f"{path}: expected a file that ends in {', '.join(KINDS)}")
@@ -64,67 +77,82 @@ def open_texts(path: str, column: str | None = None) -> Generator[TextFile]:
                 texts = _csv(path, file, column or "text")
             case _:
                 texts, total = _parquet(path, file, column or "text")
-        yield TextFile(path, texts, total)
+        yield TextFile(path, kind, texts, total)
 
 
-def _lines(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
+def _decoded(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
+    """The lines, with their ends."""
     done = 0
     for number, line in enumerate(file, start=1):
         done += len(line)
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8"), done
         except UnicodeDecodeError as reason:
             raise InputError(f"{path}: line {number}: not UTF-8 ({reason.reason})") from None
-        yield text.removesuffix("\n").removesuffix("\r"), done
+
+
+def _lines(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
+    for line, done in _decoded(path, file):
+        yield line.removesuffix("\n").removesuffix("\r"), done
 
 
 def _objects(path: str, file: BinaryIO, column: str) -> Iterator[tuple[str, int]]:
     for number, (line, done) in enumerate(_lines(path, file), start=1):
+        where = f"{path}: line {number}"
+        if not line.strip():
+            raise InputError(f"{where}: is blank; expected an object with {column!r}")
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as reason:
-            raise InputError(f"{path}: line {number}: not JSON ({reason})") from None
+            raise InputError(f"{where}: not JSON ({reason})") from None
         if not isinstance(row, dict) or column not in row:
-            raise InputError(
-                f"{path}: line {number}: expected an object with {column!r}, found {shown(row)}"
-            )
-        yield _text(row[column], f"{path}: line {number}: {column}"), done
+            raise InputError(f"{where}: expected an object with {column!r}, found {shown(row)}")
+        yield _text(row[column], f"{where}: {column}"), done
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object each of whose names is there once: of two, parsers take one or the other."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {shown(name)} appears twice")
+        found[name] = value
+    return found
 
 
 def _csv(path: str, file: BinaryIO, column: str) -> Iterator[tuple[str, int]]:
-    pyarrow = _pyarrow(path)
-    from pyarrow import csv
+    csv.field_size_limit(LONGEST_CELL)
+    done = 0
 
+    def lines() -> Iterator[str]:
+        nonlocal done
+        for line, done in _decoded(path, file):  # noqa: B007  # it is for the loop below
+            yield line
+
+    rows = csv.reader(lines(), strict=True)
+    number = 0
     try:
-        header = _header(path)
-        if column not in header:
-            raise _no_column(path, column, header)
-        table = csv.open_csv(
-            file,
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                include_columns=[column],
-                column_types={column: pyarrow.string()},
-                strings_can_be_null=False,
-            ),
-        )
-        row = 0
-        for batch in table:
-            for value in batch.column(0).to_pylist():
-                row += 1
-                yield _text(value, f"{path}: row {row}: {column}"), file.tell()
-    except pyarrow.ArrowException as reason:
-        raise InputError(f"{path}: not a readable csv file ({shown(str(reason))})") from None
+        header = next(rows, [])
+        place = _column(path, column, header)
+        for row in rows:
+            if not row:
+                continue  # an empty line
+            number += 1
+            if len(row) != len(header):
+                raise csv.Error(f"expected {len(header)} cells, found {len(row)}")
+            yield row[place], done
+    except csv.Error as reason:
+        where = f"row {number}" if number else "its header"
+        raise InputError(f"{path}: not a readable csv file: {where}: {reason}") from None
 
 
-def _header(path: str) -> list[str]:
-    import csv
-
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        try:
-            return next(csv.reader(file), [])
-        except (csv.Error, UnicodeDecodeError) as reason:
-            raise InputError(f"{path}: no readable header ({reason})") from None
+def _column(path: str, column: str, columns: list[str]) -> int:
+    """Which of the columns has that name."""
+    if columns.count(column) > 1:
+        raise InputError(f"{path}: {columns.count(column)} columns have the name {column!r}")
+    if column not in columns:
+        raise InputError(f"{path}: no column {column!r}; it has {shown(columns)}")
+    return columns.index(column)
 
 
 def _parquet(path: str, file: BinaryIO, column: str) -> tuple[Iterator[tuple[str, int]], int]:
@@ -133,10 +161,9 @@ def _parquet(path: str, file: BinaryIO, column: str) -> tuple[Iterator[tuple[str
 
     try:
         table = parquet.ParquetFile(file)
-    except pyarrow.ArrowException as reason:
+    except (pyarrow.ArrowException, OSError) as reason:  # of damaged bytes it raises OSError too
         raise InputError(f"{path}: not a parquet file ({shown(str(reason))})") from None
-    if column not in table.schema_arrow.names:
-        raise _no_column(path, column, table.schema_arrow.names)
+    _column(path, column, table.schema_arrow.names)
 
     def texts() -> Iterator[tuple[str, int]]:
         row = 0
@@ -145,7 +172,7 @@ def _parquet(path: str, file: BinaryIO, column: str) -> tuple[Iterator[tuple[str
                 for value in batch.column(0).to_pylist():
                     row += 1
                     yield _text(value, f"{path}: row {row}: {column}"), row
-        except pyarrow.ArrowException as reason:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as reason:
             raise InputError(f"{path}: damaged behind row {row} ({shown(str(reason))})") from None
 
     return texts(), table.metadata.num_rows
@@ -154,11 +181,11 @@ def _parquet(path: str, file: BinaryIO, column: str) -> tuple[Iterator[tuple[str
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: expected a text, found {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: half a surrogate pair in {shown(value)}") from None
     return value
-
-
-def _no_column(path: str, column: str, columns: list[str]) -> InputError:
-    return InputError(f"{path}: no column {column!r}; it has {shown(columns)}")
 
 
 def _pyarrow(path: str) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from minibert.batching import Batch, padded
-from minibert.errors import InputError, shown
+from minibert.checks import whole
+from minibert.errors import InputError, TextError, shown
 
 
 class TokenReader:
@@ -31,11 +32,7 @@ class TokenReader:
             found = shown(type(tokenizer).__name__)
             raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
         special = tokenizer.num_special_tokens_to_add()
-        if type(longest) is not int or longest < max(special, 1):
-            raise InputError(
-                f"max_seq_length: expected a whole number from {max(special, 1)}, found "
-                f"{shown(longest)}"
-            )
+        longest = whole("max_seq_length", longest, max(special, 1))
         self.tokenizer, self.longest = tokenizer, longest
         self._backend = type(backend).from_str(backend.to_str())
         self._backend.no_padding()
@@ -55,7 +52,7 @@ class TokenReader:
             numbers: their numbers, for messages.
 
         Raises:
-            InputError: one is no Unicode text, or has no token.
+            TextError: one is no Unicode text, or has no token.
         """
         numbers = range(len(texts)) if numbers is None else numbers
         try:
@@ -65,7 +62,7 @@ class TokenReader:
         ids = [np.array(encoding.ids, np.int32) for encoding in found]
         for number, text, row in zip(numbers, texts, ids, strict=True):
             if not row.size:
-                raise InputError(f"sentence {number}: {shown(text)} has no token, so no vector")
+                raise TextError(number, f"{shown(text)} has no token, so no vector")
         return ids, sum(bool(encoding.overflowing) for encoding in found)
 
     def prompt_length(self, prompt: str) -> int:
@@ -81,11 +78,11 @@ class TokenReader:
         They are padded on the side the tokenizer pads on.
         """
         rows, _ = self.ids(texts)
-        whole = Batch(np.arange(len(rows)), len(rows), max(map(len, rows), default=0))
+        all_rows = Batch(np.arange(len(rows)), len(rows), max(map(len, rows), default=0))
         left = self.tokenizer.padding_side == "left"
-        mask = padded([np.ones_like(row) for row in rows], whole, 0, left)
+        mask = padded([np.ones_like(row) for row in rows], all_rows, 0, left)
         segments = {"token_type_ids": np.zeros_like(mask)} if self.has_segments else {}
-        ids = padded(rows, whole, self.pad, left)
+        ids = padded(rows, all_rows, self.pad, left)
         return {"input_ids": ids, **segments, "attention_mask": mask}
 
     @property
@@ -104,7 +101,7 @@ def _named(texts: Sequence[str], numbers: Sequence[int], reason: Exception) -> I
         try:
             text.encode()
         except UnicodeEncodeError:
-            return InputError(f"sentence {number}: half a surrogate pair in {shown(text)}")
+            return TextError(number, f"half a surrogate pair in {shown(text)}")
     return InputError(f"sentences: the tokenizer refuses them ({shown(str(reason))})")
 
 
@@ -128,8 +125,11 @@ def listed(sentences: Any) -> list[str]:
         return [sentences]
     if isinstance(sentences, bytes | Mapping) or not isinstance(sentences, Iterable):
         raise InputError(f"sentences: expected a text or texts, found {shown(sentences)}")
-    texts = list(sentences)
+    try:
+        texts = list(sentences)
+    except TypeError as reason:  # an array without an axis says that it is iterable
+        raise InputError(f"sentences: expected a text or texts ({reason})") from None
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"sentence {number}: expected a text, found {shown(text)}")
+            raise TextError(number, f"expected a text, found {shown(text)}")
     return texts

@@ -1,6 +1,7 @@
 """The invariants of ARCHITECTURE.md, each an absence."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,14 +9,19 @@ import tomllib
 
 import pytest
 
+import minibert
+from minibert import names
+
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"errors"},
     {"attention", "checks", "layers", "report", "strict_json", "processors", "sampling"}
-    | {"pooling", "similarity", "texts", "embedding_job", "cli_shared", "progress"},
-    {"activations", "atomic", "cache", "config", "tensor_files", "quantization"},
+    | {"pooling", "texts", "embedding_outputs", "cli_shared", "progress"},
+    {"embedding_parts", "similarity"},
+    {"activations", "atomic", "cache", "config", "tensor_files", "quantization"}
+    | {"embedding_job"},
     {"checkpoint", "decoding", "generation_arrays", "generation_rules", "inputs", "outputs"}
     | {"sources"},
     {"beams", "generation_config", "hub", "matching", "saving", "stack"},
@@ -30,8 +36,8 @@ FLOORS = [
     {"sentence_loading"},
     {"sentence"},
     {"cli_embed"},
-    {"cli"},
-    {"__init__"},
+    {"cli", "names"},
+    {"__init__", "__main__"},
 ]
 
 
@@ -47,7 +53,7 @@ def imports(path: pathlib.Path) -> set[str]:
 
 def test_import_brings_in_nothing_heavy():
     code = (
-        "import sys, time, jax, jax.numpy; start = time.perf_counter(); import minibert; "
+        "import sys, time, jax, jax.numpy; start = time.perf_counter(); import minibert.names; "
         "print(time.perf_counter() - start); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -56,6 +62,24 @@ def test_import_brings_in_nothing_heavy():
     heavy |= {"typer", "matplotlib", "sentence_transformers", "convert"}
     assert not heavy & set(modules.split())
     assert float(seconds) < 5  # a loaded machine; a quiet one takes under a second
+
+
+def test_the_package_brings_in_nothing_until_it_is_asked():
+    code = "import sys, minibert; print('jax' in sys.modules); minibert.BertModel"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert minibert.__all__ == names.__all__
+
+
+def test_an_interrupt_of_the_command_while_it_starts(tmp_path):
+    (tmp_path / "jax.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "minibert", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)

@@ -59,7 +59,7 @@ def test_a_plan():
 
 @pytest.mark.parametrize("budget", [0, -1, 2.0, True, "64"])
 def test_a_budget_that_is_none(budget):
-    with pytest.raises(InputError, match="token_budget: expected a whole number from 1"):
+    with pytest.raises(InputError, match="token_budget: expected a whole number of at least 1"):
         plan([3], 512, budget)
 
 

@@ -120,7 +120,13 @@ def test_embed(precision, minilm, texts, tmp_path):
     assert again.exit_code == 1
     assert "exists" in again.stderr
     read = run("embed", texts, "-o", output, "-m", minilm, "--overwrite", "--json")
-    assert json.loads(read.stdout) == {"output": str(output), "rows": 4, "computed": 4}
+    assert json.loads(read.stdout) == {
+        "output": str(output),
+        "rows": 4,
+        "computed": 4,
+        "cut": 0,
+        "max_seq_length": 256,
+    }
 
 
 def test_similar(minilm, texts):

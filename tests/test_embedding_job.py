@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from minibert import embedding_job
 from minibert.embedding_job import embed_file
+from minibert.embedding_parts import Parts
 from minibert.errors import SourceError, TargetError
 
 TEXTS = [f"text {number}" for number in range(23)]
@@ -20,9 +20,10 @@ def encode(texts):
 
 
 def job(output, texts=TEXTS, made_by=MADE_BY, rows_a_part=4, **options):
-    return embed_file(
+    done = embed_file(
         texts, encode, str(output), made_by=made_by, rows_a_part=rows_a_part, **options
     )
+    return done[:2]
 
 
 def read(output):
@@ -124,11 +125,11 @@ def test_an_output_is_not_replaced_unasked(tmp_path):
 def test_killed_behind_the_last_rename(tmp_path, monkeypatch):
     output = tmp_path / "out.npy"
 
-    def killed(parts):
+    def killed(self):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(embedding_job, "_remove", killed)
+        patched.setattr(Parts, "discard", killed)
         with pytest.raises(KeyboardInterrupt):
             job(output)
     assert job(output) == (23, 0)

@@ -93,7 +93,7 @@ def test_a_context_without_words_answers_nothing(bert):
         ((QUESTION, CONTEXT), {"question": QUESTION}, "given twice"),
         ((QUESTION, CONTEXT, CONTEXT), {}, "3 arguments"),
         (([QUESTION] * 2, [CONTEXT]), {}, "2 questions, 1 contexts"),
-        ((QUESTION, CONTEXT), {"top_k": 0}, "top_k: .* from 1, found 0"),
+        ((QUESTION, CONTEXT), {"top_k": 0}, "top_k: .* at least 1, found 0"),
         ((QUESTION, CONTEXT), {"max_answer_len": 0}, "max_answer_len: .*found 0"),
         ((QUESTION, CONTEXT), {"max_seq_len": 65}, "max_seq_len: .*from 1 to 64, found 65"),
         ((QUESTION, CONTEXT), {"doc_stride": 70}, "doc_stride: .*from 0 to 64, found 70"),

@@ -1,5 +1,6 @@
 """What a pipeline refuses: one error each, which says whose it is."""
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -67,7 +68,16 @@ def test_a_tokenizer_without_a_mask_is_refused(masked, minilm):
         ("[MASK]", {"top_k": "3"}, "top_k: .*found '3'"),
         ("[MASK]", {"targets": []}, "targets: expected at least one"),
         ("[MASK]", {"targets": [""]}, "targets: '' is no word"),
-        ("[MASK]", {"targets": [3]}, "expected a text, found 3"),
+        ("[MASK]", {"targets": [3]}, "targets: expected a text, found 3"),
+        ("[MASK]", {"targets": 5}, "targets: expected a text or texts, found 5"),
+        ("[MASK]", {"tokenizer_kwargs": "x"}, "tokenizer_kwargs: expected option → value, .*'x'"),
+        ("[MASK]", {"tokenizer_kwargs": {"text": "a"}}, "tokenizer_kwargs: text: no option here"),
+        ("[MASK]", {"tokenizer_kwargs": {"return_tensors": "np"}}, "return_tensors: no option"),
+        (
+            "[MASK]",
+            {"tokenizer_kwargs": {"return_overflowing_tokens": True}},
+            "tokenizer_kwargs: return_overflowing_tokens: no option",
+        ),
         ("[MASK]", {"max_length": 5}, "max_length: cuts nothing by itself"),
         ("[MASK]", {"token_budget": 5}, "token_budget: no option"),
         ("[MASK]", {"tokenizer_kwargs": {"truncation": "somehow"}}, "the tokenizer refuses it"),
@@ -85,12 +95,12 @@ def test_masks_that_cannot_be_filled(fill, inputs, options, message):
         ([["a", "b"]], {}, "input 0: expected a text, or a pair"),
         (("a", "b", "c"), {}, "expected a text, or a pair"),
         (("a", 5), {}, "expected a text, found 5"),
-        ("a", {"top_k": 0}, "top_k: expected a whole number from 1, or None; found 0"),
+        ("a", {"top_k": 0}, "top_k: expected a whole number of at least 1, found 0"),
         ("a", {"function_to_apply": "tanh"}, "function_to_apply: .*found 'tanh'"),
         ("a " * 100, {}, "102 tokens; expected at most 64"),
         ("a", {"token_budget": -1}, "token_budget: no option"),
-        (("a", "b"), {"max_length": 2, "truncation": True}, "max_length: .* from 3, found 2"),
-        ("a", {"max_length": "9", "truncation": True}, "max_length: .* from 2, found '9'"),
+        (("a", "b"), {"max_length": 2, "truncation": True}, "max_length: .* at least 3, found 2"),
+        ("a", {"max_length": "9", "truncation": True}, "max_length: .* at least 2, found '9'"),
     ],
 )
 def test_texts_that_cannot_be_classified(classify, inputs, options, message):
@@ -126,12 +136,75 @@ def tag(tokenizer):
         ([["a", 5]], {"is_split_into_words": True}, "input 0: expected a text, found 5"),
         ([["a", "b"]], {}, "input 0: expected a text, found"),
         ("a", {"max_length": 5}, "max_length: cuts nothing by itself"),
-        ("a", {"max_length": 1, "truncation": True}, "max_length: .* from 2, found 1"),
+        ("a", {"max_length": 1, "truncation": True}, "max_length: .* at least 2, found 1"),
+        ("a", {"ignore_labels": 5}, "ignore_labels: expected a text or texts, found 5"),
+        (["a"], {"is_split_into_words": True, "delimiter": 5}, "delimiter: expected a text, .*5"),
     ],
 )
 def test_texts_that_cannot_be_tagged(tag, inputs, options, message):
     with pytest.raises(InputError, match=message):
         tag(inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop_strings": 5}, "stop_strings: expected a text or texts, found 5"),
+        ({"stop_strings": [5]}, "stop_strings: expected a text, found 5"),
+        ({"callback": 3}, "callback: expected a function of a text, found 3"),
+    ],
+)
+def test_texts_that_cannot_be_continued(tokenizer, options, message):
+    config = minibert.BertConfig.tiny(**BERT, is_decoder=True)
+    model = minibert.BertLMHeadModel(config, rngs=nnx.Rngs(0)).eval()
+    with pytest.raises(InputError, match=message):
+        pipeline("text-generation", model, tokenizer=tokenizer)("a", **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"question": ["a"], "context": 5}, "context: expected a text or texts, found 5"),
+        ({"question": 5, "context": "a"}, "question: expected a text or texts, found 5"),
+        ({"question": ["a"], "context": [5]}, "context: expected a text, found 5"),
+    ],
+)
+def test_questions_that_cannot_be_answered(tokenizer, given, message):
+    config = minibert.BertConfig.tiny(**BERT)
+    model = minibert.BertForQuestionAnswering(config, rngs=nnx.Rngs(0)).eval()
+    with pytest.raises(InputError, match=message):
+        pipeline("question-answering", model, tokenizer=tokenizer)(**given)
+
+
+@pytest.mark.parametrize("given", [3, "x", ["padding"]])
+def test_options_for_the_tokenizer(tokenizer, given):
+    model = minibert.BertModel(minibert.BertConfig.tiny(**BERT), rngs=nnx.Rngs(0)).eval()
+    run = pipeline("feature-extraction", model, tokenizer=tokenizer)
+    with pytest.raises(InputError, match="tokenize_kwargs: expected option → value"):
+        run("a", tokenize_kwargs=given)
+
+
+@pytest.mark.parametrize("cls", [int, 5, "fill-mask", list[int]])
+def test_a_class_that_is_no_pipeline(masked, tokenizer, cls):
+    with pytest.raises(InputError, match="pipeline_class: expected a class of Pipeline's"):
+        pipeline("fill-mask", masked, tokenizer=tokenizer, pipeline_class=cls)
+
+
+def test_a_tokenizer_with_a_limit_that_is_none(classifier, minilm):
+    odd = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(minilm)
+    odd.model_max_length = "many"
+    run = pipeline("text-classification", classifier, tokenizer=odd)
+    with pytest.raises(InputError, match=r"model_max_length: .*found 'many'"):
+        run("a", truncation=True)
+
+
+def test_numpys_whole_numbers(fill, classify):
+    two = np.int64(2)
+    assert fill("a [MASK]", top_k=two) == fill("a [MASK]", top_k=2)
+    assert classify("a", top_k=two) == classify("a", top_k=2)
+    assert classify("a b c", truncation=True, max_length=np.int32(4)) == classify(
+        "a b c", truncation=True, max_length=4
+    )
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,10 @@ def test_prompts(encoder):
             "precision: a dictionary",
         ),
         ({"sentences": "the", "truncate_dim": 0}, "truncate_dim: expected a whole number from 1"),
-        ({"sentences": "the", "token_budget": 0}, "token_budget: expected a whole number from 1"),
+        (
+            {"sentences": "the", "token_budget": 0},
+            "token_budget: expected a whole number",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message, encoder):
@@ -153,7 +156,7 @@ def test_what_is_cut_is_counted(encoder):
     assert short.truncated == 3
     with pytest.raises(InputError, match="max_seq_length: expected at most 40"):
         short.max_seq_length = 41
-    with pytest.raises(InputError, match="max_seq_length: expected a whole number from 2, found 1"):
+    with pytest.raises(InputError, match="max_seq_length: expected a whole number of at least 2"):
         short.max_seq_length = 1
 
 
@@ -224,11 +227,11 @@ def test_refused_parts():
     refused("layers: expected one of last", layers="first")
     refused("Dense: takes vectors of 7 numbers, but .* 24", dense=sentences.dense(7, 3))
     refused("max_seq_length: expected at most 40", max_seq_length=41)
-    refused("max_seq_length: expected a whole number from 1, found 0", max_seq_length=0)
+    refused("max_seq_length: expected a whole number of at least 1, found 0", max_seq_length=0)
     refused("default_prompt_name: 'x' is none", default_prompt_name="x")
     refused("prompts: 'x': expected a text, found 3", prompts={"x": 3})
     refused("similarity_fn_name: expected one of cosine", similarity_fn_name="maxsim")
-    refused("truncate_dim: expected a whole number from 1", truncate_dim=0)
+    refused("truncate_dim: expected a whole number of at least 1", truncate_dim=0)
     refused("prompt: no such argument; settings are max_seq_length", prompt="x")
 
 
@@ -238,7 +241,7 @@ def test_search(encoder):
     assert [one[0]["corpus_id"] for one in hits] == [2, 3]
     assert all(abs(one[0]["score"] - 1) < EMBEDDING for one in hits)
     assert encoder.semantic_search(corpus[0], corpus[:0]) == [[]]
-    with pytest.raises(InputError, match="top_k: expected a whole number from 1, found 0"):
+    with pytest.raises(InputError, match="top_k: expected a whole number of at least 1"):
         encoder.semantic_search(corpus, corpus, top_k=0)
     with pytest.raises(InputError, match="embeddings: 24 numbers each, but the others have 5"):
         encoder.similarity(corpus, corpus[:, :5])

@@ -147,6 +147,8 @@ SWITCH = "pooling_mode_mean_tokens"
         (TOP, {"default_prompt_name": "none"}, ConfigError, ["default_prompt_name", "'none'"]),
         (TOP, {"default_prompt_name": 3}, ConfigError, ["default_prompt_name", "3"]),
         (TOP, {"similarity_fn_name": "maxsim"}, ConfigError, ["similarity_fn_name", "'maxsim'"]),
+        (TOP, {"similarity_fn_name": "do_lower_case"}, ConfigError, ["similarity_fn_name"]),
+        (TOP, {"prompts": {"do_lower_case": 3}}, ConfigError, ["prompts", "do_lower_case"]),
         (TOP, {"truncate_dim": -1}, ConfigError, ["truncate_dim", "-1"]),
     ],
 )
@@ -206,8 +208,12 @@ def test_modules_that_are_no_chain(lines, error, part, folder):
     refused(folder, error, "modules.json", part)
 
 
-def test_modules_are_known_by_the_last_part_of_their_type(folder):
-    lines = [{**one, "type": f"elsewhere.{one['type']}"} for one in (FIRST, SECOND, THIRD, FOURTH)]
+def test_modules_are_known_wherever_the_library_has_them(folder):
+    library = "sentence_transformers."
+    lines = [
+        {**one, "type": one["type"].replace(library, f"{library}elsewhere.")}
+        for one in (FIRST, SECOND, THIRD, FOURTH)
+    ]
     (folder / "modules.json").write_text(json.dumps(lines))
     assert SentenceEncoder.from_pretrained(folder).encode("the").shape == (7,)
 

@@ -1,6 +1,7 @@
 """Texts out of files: what comes out, how far it is, and what is refused."""
 
 import json
+import re
 
 import pytest
 
@@ -18,7 +19,6 @@ def write(folder, kind, texts=TEXTS, column="text"):
         lines = [json.dumps({column: text, "n": n}) for n, text in enumerate(texts)]
         path.write_text("\n".join(lines), "utf-8")
     elif kind == "csv":
-        pytest.importorskip("pyarrow", reason="csv files are read by pyarrow")
         import csv
 
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -65,7 +65,11 @@ def test_lines_keep_all_but_their_ends(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: expected an object with 'text'"),
         ("a.jsonl", b'{"text": 3}\n', "line 1: text: expected a text, found 3"),
         ("a.jsonl", b'{"text": null}\n', "expected a text, found None"),
-        ("a.jsonl", b'{"text": "a"}\n\n', "line 2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n\n', "line 2: is blank"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', "line 1: not JSON .*'text' appears twice"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: text: half a surrogate pair"),
+        ("a.csv", b"text,n,text\na,1,b\n", "2 columns have the name 'text'"),
+        ("a.csv", b'text\n"a\n', "row 0|its header|not a readable csv"),
         ("a.csv", b"title\nx\n", "no column 'text'; it has \\['title'\\]"),
         ("a.csv", b"", "no column 'text'"),
         ("a.csv", b"n,text\n1,a\n1,b,c\n", "not a readable csv file"),
@@ -74,8 +78,8 @@ def test_lines_keep_all_but_their_ends(tmp_path):
     ],
 )
 def test_what_is_no_text_is_named(name, content, said, tmp_path):
-    if not name.endswith(("txt", "jsonl")):
-        pytest.importorskip("pyarrow", reason="tables are read by pyarrow")
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow")
     (tmp_path / name).write_bytes(content)
     with (
         pytest.raises(InputError, match=said) as found,
@@ -96,3 +100,51 @@ def test_what_is_no_text_is_named(name, content, said, tmp_path):
 def test_what_cannot_be_opened(name, column, error, said, tmp_path):
     with pytest.raises(error, match=said), open_texts(str(tmp_path / name), column):
         pass
+
+
+def test_a_cell_of_any_length(tmp_path):
+    texts = ["short", "x" * 3_000_000, 'with "quotes"\n' * 200_000]
+    with open_texts(write(tmp_path, "csv", texts)) as found:
+        assert list(found) == texts
+
+
+def test_two_columns_of_one_name(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with (
+        pytest.raises(InputError, match="2 columns have the name 'text'"),
+        open_texts(str(tmp_path / "a.parquet")) as texts,
+    ):
+        list(texts)
+
+
+@pytest.mark.parametrize("part", [4, 5, 7, 9])  # behind the other column
+def test_a_damaged_table(part, tmp_path):
+    """Zeros anywhere in it: one error that names the file, of whatever type pyarrow's was."""
+    path = write(tmp_path, "parquet", [f"text {number}" for number in range(5000)])
+    with open(path, "r+b") as file:
+        size = file.seek(0, 2)
+        file.seek(size * part // 10)
+        file.write(bytes(size // 10))
+    with pytest.raises(InputError, match=re.escape(path)), open_texts(path) as texts:
+        list(texts)
+
+
+def test_where_a_text_is(tmp_path):
+    for kind, unit in (("txt", "line"), ("jsonl", "line"), ("csv", "row")):
+        with open_texts(write(tmp_path, kind)) as texts:
+            assert texts.place(2) == f"{texts.path}: {unit} 3"
+
+
+def test_a_file_that_stops_being_readable(tmp_path):
+    from minibert.texts import TextFile
+
+    def broken():
+        yield "one", 1
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(SourceError, match=r"a\.txt: cannot be read \(Input/output error\)"):
+        list(TextFile("a.txt", "txt", broken(), 2))

@@ -52,7 +52,7 @@ def pipeline(
     model: Any,
     *,
     tokenizer: Any = None,
-    pipeline_class: type[Pipeline] | None = None,
+    pipeline_class: Any = None,
     **options: Any,
 ) -> Pipeline:
     """A task's pipeline, ready to be called with text.
@@ -76,7 +76,9 @@ def pipeline(
     name = ALIASES.get(task, task) if isinstance(task, str) else task
     if not isinstance(name, str) or name not in TASKS:
         raise InputError(unknown(shown(task), {*TASKS, *ALIASES}, "task"))
-    cls = TASKS[name] if pipeline_class is None else pipeline_class
+    cls: Any = TASKS[name] if pipeline_class is None else pipeline_class
+    if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
+        raise InputError(f"pipeline_class: expected a class of Pipeline's, found {shown(cls)}")
     given = {n: options.pop(n) for n in sorted(options.keys() & loading.OPTIONS)}
     own = {n: v for n, v in options.items() if n not in ("token_budget", "show_progress")}
     routed(cls, own)  # an unknown option is found before a model is loaded

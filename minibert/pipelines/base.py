@@ -14,15 +14,17 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from minibert import batching
-from minibert.batching import Batch
+from minibert.batching import Batch, check_budget
+from minibert.checks import whole
 from minibert.compilation import compiled
 from minibert.errors import InputError, shown
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, separated
-from minibert.pipelines.options import routed
+from minibert.pipelines.options import check_text, routed
 from minibert.pretrained import PretrainedModel
 from minibert.progress import ticking
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
+FASTER = 8  # by how much the first chunks of an iterable grow: the first answer needs one input
 
 Shares = Mapping[str, Mapping[str, Any]]
 
@@ -74,7 +76,7 @@ class Pipeline(abc.ABC):
         model: Any = None,
         tokenizer: Any = None,
         *,
-        token_budget: int | None = None,
+        token_budget: Any = None,
         show_progress: bool | None = None,
         **options: Any,
     ):
@@ -85,7 +87,8 @@ class Pipeline(abc.ABC):
         if not callable(tokenizer):
             raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
-        self.token_budget, self.show_progress = token_budget, show_progress
+        self.token_budget = None if token_budget is None else check_budget(token_budget)
+        self.show_progress = show_progress
         self._defaults = routed(type(self), options)
 
     @abc.abstractmethod
@@ -162,10 +165,7 @@ class Pipeline(abc.ABC):
         if max_length is None:
             return self.longest_cut
         least = max(1, self.tokenizer.num_special_tokens_to_add(pair))
-        if type(max_length) is not int or max_length < least:
-            found = shown(max_length)
-            raise InputError(f"max_length: expected a whole number from {least}, found {found}")
-        return max_length
+        return whole("max_length", max_length, least)
 
     @property
     def positions(self) -> int:
@@ -175,7 +175,12 @@ class Pipeline(abc.ABC):
     @property
     def longest_cut(self) -> int:
         """To how many tokens `truncation=True` cuts."""
-        return min(self.positions, getattr(self.tokenizer, "model_max_length", self.positions))
+        longest = getattr(self.tokenizer, "model_max_length", self.positions)
+        if not isinstance(longest, int | float) or longest < 1:  # it is 1e30 if there is no limit
+            raise InputError(
+                f"tokenizer: model_max_length: expected a number from 1, found {shown(longest)}"
+            )
+        return int(min(self.positions, longest))
 
     def _shares(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         given = routed(type(self), options)
@@ -191,9 +196,11 @@ class Pipeline(abc.ABC):
     ) -> Iterator[Any]:
         with ticking(self.task, total, show) as tick:
             numbered = enumerate(inputs)
-            while chunk := list(itertools.islice(numbered, CHUNK)):
+            size = 1 if total is None else CHUNK
+            while chunk := list(itertools.islice(numbered, size)):
                 jobs, rows = self._prepared(chunk, shares, several)
                 yield from self._computed(jobs, rows, shares, tick)
+                size = min(FASTER * size, CHUNK)
 
     def _prepared(
         self, chunk: Sequence[tuple[int, Any]], shares: Shares, several: bool
@@ -269,16 +276,6 @@ class Pipeline(abc.ABC):
             )
 
 
-def check_text(text: Any) -> None:
-    """Raises an `InputError` if it is no text."""
-    if not isinstance(text, str):
-        raise InputError(f"expected a text, found {shown(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"expected a text, found half a character in {shown(text)}") from None
-
-
 @contextlib.contextmanager
 def naming(number: int | None) -> Generator[None]:
     """Says in an `InputError` to which input it belongs; nothing if there is but one."""
@@ -287,4 +284,4 @@ def naming(number: int | None) -> Generator[None]:
     except InputError as reason:
         if number is None:
             raise
-        raise type(reason)(f"input {number}: {reason}") from None
+        raise InputError(f"input {number}: {reason}") from None

@@ -9,6 +9,7 @@ from minibert.auto import FAMILIES
 from minibert.errors import InputError
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host
+from minibert.pipelines.options import for_tokenizer
 
 
 class FeatureExtractionPipeline(Pipeline):
@@ -44,7 +45,7 @@ class FeatureExtractionPipeline(Pipeline):
         Raises:
             InputError: it is no text, or `truncation` is given twice.
         """
-        options = dict(tokenize_kwargs or {})
+        options = for_tokenizer("tokenize_kwargs", tokenize_kwargs)
         if truncation is not None and "truncation" in options:
             raise InputError("truncation: given twice, by itself and in tokenize_kwargs")
         return self.encoded(

@@ -8,9 +8,11 @@ import numpy as np
 
 from minibert.batching import Batch, default_budget, plan
 from minibert.bert_lm_heads import BertForMaskedLM
+from minibert.checks import whole
 from minibert.errors import InputError, shown
-from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, on_host, softmax
+from minibert.pipelines.options import for_tokenizer, texts_of
 
 LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
 
@@ -58,7 +60,8 @@ class FillMaskPipeline(Pipeline):
         Raises:
             InputError: there is no mask among them.
         """
-        options = {"truncation": truncation, "max_length": max_length, **(tokenizer_kwargs or {})}
+        given = for_tokenizer("tokenizer_kwargs", tokenizer_kwargs)
+        options = {"truncation": truncation, "max_length": max_length, **given}
         encoded = self.encoded(inputs, **options)
         if self.tokenizer.mask_token_id not in encoded["input_ids"]:
             cut = " before the text is cut" if options["truncation"] else ""
@@ -73,9 +76,7 @@ class FillMaskPipeline(Pipeline):
         masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
         chances = softmax(on_host(outputs["logits"])[0, masks])
         words = np.arange(chances.shape[-1]) if targets is None else self._targets(targets)
-        if type(top_k) is not int or not 1 <= top_k <= chances.shape[-1]:
-            most = chances.shape[-1]
-            raise InputError(f"top_k: expected a whole number from 1 to {most}, found {top_k!r}")
+        top_k = whole("top_k", top_k, 1, chances.shape[-1])
         answers, single = [], len(masks) == 1
         for mask, chance in zip(masks, chances[:, words], strict=True):
             best = highest(chance, min(top_k, len(words)))
@@ -98,8 +99,7 @@ class FillMaskPipeline(Pipeline):
     def _targets(self, targets: Any) -> np.ndarray:
         """The ids of the words that are scored, each once; of a longer word that of its start."""
         found = []
-        for target in [targets] if isinstance(targets, str) else targets:
-            check_text(target)
+        for target in texts_of("targets", targets):
             word = self.tokenizer.convert_tokens_to_ids(target)
             if word is None or (
                 word == self.tokenizer.unk_token_id and target != self.tokenizer.unk_token

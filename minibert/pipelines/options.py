@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from minibert.errors import InputError
+from minibert.errors import InputError, shown
 
 STAGES = ("preprocess", "forward", "postprocess")
 
@@ -52,6 +52,57 @@ def routed(cls: Any, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for stage in stages or [cls.open_stage]:
             shares[stage][name] = value
     return shares
+
+
+# What a tokenizer can be asked for that makes of one text something else than one row of ids.
+ROWS = ("return_tensors", "return_overflowing_tokens", "is_split_into_words", "text_pair")
+
+
+def for_tokenizer(name: str, given: Any) -> dict[str, Any]:
+    """The options of a call that are handed on to the tokenizer.
+
+    Args:
+        name: what they are called in the call.
+        given: a mapping, or None for none.
+
+    Raises:
+        InputError: it is no such mapping, or an option in it has no place there.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise InputError(f"{name}: expected option → value, found {shown(given)}")
+    for option in given:
+        if option in ("text", "verbose", *ROWS):
+            raise InputError(f"{name}: {option}: no option here; a text is one row of ids")
+    return dict(given)
+
+
+def texts_of(name: str, given: Any) -> list[str]:
+    """A text, or several, as a list.
+
+    Raises:
+        InputError: it is neither.
+    """
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
+        raise InputError(f"{name}: expected a text or texts, found {shown(given)}")
+    texts = list(texts)
+    for text in texts:
+        check_text(text, name)
+    return texts
+
+
+def check_text(text: Any, name: str = "") -> None:
+    """Raises an `InputError` that begins with `name` if it is no text."""
+    where = name and f"{name}: "
+    if not isinstance(text, str):
+        raise InputError(f"{where}expected a text, found {shown(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        found = shown(text)
+        raise InputError(f"{where}expected a text, found half a character in {found}") from None
 
 
 def unknown(name: str, known: Iterable[str], kind: str) -> str:

@@ -1,15 +1,17 @@
 """Answers that stand in a text; the semantics are those of transformers 4.57.6."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from minibert.bert_heads import BertForQuestionAnswering
+from minibert.checks import whole
 from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForQuestionAnswering
-from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host
+from minibert.pipelines.options import check_text, texts_of
 from minibert.pipelines.spans import characters, likeliest, probabilities
 
 LONGEST_WINDOW = 384
@@ -63,11 +65,11 @@ class QuestionAnsweringPipeline(Pipeline):
         """
         question, context = _texts(inputs)
         longest = min(self.longest_cut, LONGEST_WINDOW) if max_seq_len is None else max_seq_len
-        longest = _count("max_seq_len", longest, 1, self.positions)
+        longest = whole("max_seq_len", longest, 1, self.positions)
         if max_question_len is not None:
-            question = self._shortened(question, _count("max_question_len", max_question_len, 1))
+            question = self._shortened(question, whole("max_question_len", max_question_len, 1))
         if doc_stride is not None:
-            _count("doc_stride", doc_stride, 0, longest)
+            doc_stride = whole("doc_stride", doc_stride, 0, longest)
         room = longest - self.tokenizer.num_special_tokens_to_add(pair=True)
         room -= len(self._words(question))
         stride = min(longest // 2, OVERLAP) if doc_stride is None else doc_stride
@@ -93,8 +95,8 @@ class QuestionAnsweringPipeline(Pipeline):
         align_to_words: bool = True,
     ) -> Any:
         """The answers, from the windows' `start_logits` and `end_logits` `(1, seq)`."""
-        _count("top_k", top_k, 1)
-        _count("max_answer_len", max_answer_len, 1)
+        top_k = whole("top_k", top_k, 1)
+        max_answer_len = whole("max_answer_len", max_answer_len, 1)
         # several spans may be of the same words
         wanted = 2 * top_k + 10 if align_to_words else top_k
         by_words: dict[str, dict[str, Any]] = {}
@@ -169,10 +171,9 @@ def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
         raise InputError("question, context: expected both")
     if isinstance(question, str):
         return {"question": question, "context": context}
-    if not isinstance(question, Iterable):
-        raise InputError(f"question: expected a text or a list of them, found {shown(question)}")
-    questions = list(question)
-    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
+    questions = texts_of("question", question)
+    contexts = [context] * len(questions) if isinstance(context, str) else context
+    contexts = texts_of("context", contexts)
     if len(contexts) != len(questions):
         raise InputError(f"question, context: {len(questions)} questions, {len(contexts)} contexts")
     return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
@@ -187,10 +188,3 @@ def _texts(inputs: Any) -> tuple[str, str]:
         if not inputs[name]:
             raise InputError(f"{name}: is empty")
     return inputs["question"], inputs["context"]
-
-
-def _count(name: str, number: Any, least: int, most: int | None = None) -> int:
-    if type(number) is not int or number < least or (most is not None and number > most):
-        to = f"from {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name}: expected a whole number {to}, found {shown(number)}")
-    return number

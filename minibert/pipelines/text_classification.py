@@ -11,6 +11,7 @@ import numpy as np
 from minibert.batching import Batch, plan
 from minibert.bert_heads import BertForSequenceClassification
 from minibert.bert_lm_heads import BertForNextSentencePrediction
+from minibert.checks import whole
 from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForSequenceClassification
 from minibert.pipelines.base import Pipeline
@@ -65,8 +66,8 @@ class TextClassificationPipeline(Pipeline):
         top_k: Any = ...,
     ) -> Any:
         """The labels, from `logits` `(1, labels)`; without `top_k` the likeliest alone."""
-        if top_k is not ... and top_k is not None and (type(top_k) is not int or top_k < 1):
-            raise InputError(f"top_k: expected a whole number from 1, or None; found {top_k!r}")
+        if top_k is not ... and top_k is not None:
+            top_k = whole("top_k", top_k, 1)
         scores = self._scored(on_host(outputs["logits"])[0], function_to_apply)
         order = np.argsort(-scores, kind="stable").tolist()
         names = self.model.config.id2label

@@ -15,8 +15,9 @@ from minibert.generation import generate, stream
 from minibert.generation_config import GenerationConfig
 from minibert.gpt2_heads import GPT2LMHeadModel
 from minibert.outputs import GenerateOutput
-from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
+from minibert.pipelines.options import check_text, texts_of
 from minibert.pipelines.text_stream import Pieces, collected, stopped
 
 NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint says anything
@@ -50,8 +51,12 @@ class TextGenerationPipeline(Pipeline):
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Continues a text, each of a list of texts, or those of an iterable."""
         given = self._shares(options)["forward"]
-        if given.get("callback") is not None and not isinstance(inputs, str):
+        callback = given.get("callback")
+        if callback is not None and not callable(callback):
+            raise InputError(f"callback: expected a function of a text, found {shown(callback)}")
+        if callback is not None and not isinstance(inputs, str):
             raise InputError(f"callback: is given one text's pieces; found {shown(inputs)}")
+        _stops(given.get("stop_strings"), given.get("stop_sequence"))  # before anything is computed
         return super().__call__(inputs, **options)
 
     def preprocess(
@@ -251,9 +256,8 @@ def _stops(stop_strings: Any, stop_sequence: Any) -> list[str]:
     if stop_strings is not None and stop_sequence is not None:
         raise InputError("stop_sequence: another name of stop_strings; expected one of the two")
     given = stop_strings if stop_sequence is None else stop_sequence
-    stops: list[Any] = [given] if isinstance(given, str) else list(given or ())
+    stops = [] if given is None else texts_of("stop_strings", given)
     for stop in stops:
-        check_text(stop)
         if not stop:
             raise InputError("stop_strings: an empty text is in every text")
     return stops

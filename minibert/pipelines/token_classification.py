@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from minibert.bert_heads import BertForTokenClassification
+from minibert.checks import whole
 from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForTokenClassification
-from minibert.pipelines.base import Pipeline, check_text
+from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host, softmax
 from minibert.pipelines.entities import STRATEGIES, Token, disjoint, entities
+from minibert.pipelines.options import check_text, texts_of
 
 
 class TokenClassificationPipeline(Pipeline):
@@ -58,9 +60,8 @@ class TokenClassificationPipeline(Pipeline):
         `(1, seq, 2)`: where in the text each token begins and ends.
         """
         room = self.cut_at(max_length) - self.tokenizer.num_special_tokens_to_add()
-        if stride is not None and not (type(stride) is int and 0 <= stride < room):
-            found = shown(stride)
-            raise InputError(f"stride: expected a whole number from 0 to {room - 1}, found {found}")
+        if stride is not None:
+            stride = whole("stride", stride, 0, room - 1)
         cut = truncation or stride is not None
         if max_length is not None and not cut:
             raise InputError("max_length: cuts nothing by itself; say truncation=True too")
@@ -89,7 +90,7 @@ class TokenClassificationPipeline(Pipeline):
             raise InputError(f"aggregation_strategy: expected one of {expected}, found {found}")
         if stride is not None and strategy == "none":
             raise InputError("stride: windows overlap; expected an aggregation_strategy too")
-        ignored = ("O",) if ignore_labels is None else ignore_labels
+        ignored = ("O",) if ignore_labels is None else texts_of("ignore_labels", ignore_labels)
         joined = self.tokenizer.convert_tokens_to_string
         names = self.model.config.id2label
         found = [
@@ -137,7 +138,7 @@ class TokenClassificationPipeline(Pipeline):
         return tokens
 
 
-def _placed(inputs: Any, split: bool, delimiter: str | None) -> tuple[str, list[int]]:
+def _placed(inputs: Any, split: bool, delimiter: Any) -> tuple[str, list[int]]:
     """The text, and of a list of words where in it each begins."""
     if not split:
         check_text(inputs)
@@ -147,5 +148,7 @@ def _placed(inputs: Any, split: bool, delimiter: str | None) -> tuple[str, list[
     for word in inputs:
         check_text(word)
     between = " " if delimiter is None else delimiter
+    if not isinstance(between, str):
+        raise InputError(f"delimiter: expected a text, found {shown(delimiter)}")
     starts = [0, *itertools.accumulate(len(word) + len(between) for word in inputs)]
     return between.join(inputs), starts

@@ -1,0 +1,266 @@
+"""The parts of an embedding job: a folder beside the output, and the lock of who works on it.
+
+A part is written under another name, flushed and renamed. In it are the digests of its texts and
+of the job it belongs to; what the job is made by stands in `job.json`. What is in the folder and
+none of a job's files is never touched.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minibert.embedding_outputs import flush, reported
+from minibert.errors import TargetError, shown
+
+OWN = re.compile(r"\d{7}\.npz(\.new)?|(job\.json|finished)(\.new)?|whole")
+AGAIN = "--restart to begin again"
+
+
+class Finished(NamedTuple):
+    """What a job says of itself when all is done.
+
+    Attributes:
+        inode, size: of the output's file.
+        job, texts: the digests of what it was made by, and of.
+        rows: how many texts there were.
+        cut: how many of them were cut.
+    """
+
+    inode: int
+    size: int
+    job: str
+    texts: str
+    rows: int
+    cut: int
+
+
+class Parts:
+    """The folder of a job's parts, `OUTPUT.parts`, for who has the lock.
+
+    Args:
+        output: the job's output.
+        job: what the parts are made by, besides their texts; as JSON holds it.
+
+    Attributes:
+        folder: the folder.
+        job: the digest of what they are made by.
+    """
+
+    def __init__(self, output: str, job: Mapping[str, Any]):
+        self.folder, self._output = f"{output}.parts", output
+        self._wanted = json.dumps(job, sort_keys=True, indent=1)
+        self.job = hashlib.sha256(self._wanted.encode()).hexdigest()
+
+    def check(self) -> None:
+        """Raises a `TargetError` if the folder is no job's, or not a job's alone."""
+        if not os.path.lexists(self.folder):
+            return
+        if os.path.islink(self.folder) or not os.path.isdir(self.folder):
+            raise TargetError(f"{self.folder}: expected a folder of parts, or nothing")
+        with reported(self.folder):
+            names = os.listdir(self.folder)
+        strange = _strangers(self.folder) or sorted(names if "job.json" not in names else [])
+        if strange:
+            raise TargetError(
+                f"{self.folder}: holds {shown(strange[0])}, which is none of a job's files; move "
+                "it away"
+            )
+
+    def begin(self) -> None:
+        """Makes the folder, or goes on with what is in it.
+
+        Raises:
+            TargetError: parts in it were made by something else.
+        """
+        with reported(self._output):
+            _remove_own(f"{self.folder}.old")
+            os.makedirs(self.folder, exist_ok=True)
+            if has_parts(self._output):
+                self._check_job()
+            else:  # nothing was computed, so nothing binds
+                self._write("job.json", self._wanted)
+
+    def find(self, number: int, texts: str) -> int | None:
+        """How many texts of a part were cut; None if it is not there.
+
+        Raises:
+            TargetError: it is damaged, or made by something else, or of other texts.
+        """
+        path = self._path(number)
+        if not os.path.exists(path):
+            return None
+        try:
+            with np.load(path) as part:
+                job, found, cut = str(part["job"]), str(part["texts"]), int(part["cut"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as reason:
+            raise TargetError(f"{path}: is damaged ({reason}); {AGAIN}") from None
+        if job != self.job:
+            raise TargetError(f"{path}: is a part of another job; {AGAIN}")
+        if found != texts:
+            raise self.changed(number)
+        return cut
+
+    def store(self, number: int, vectors: np.ndarray, texts: str, cut: int) -> None:
+        """Writes a part: whole, or not at all."""
+        path = self._path(number)
+        with reported(self._output):
+            with open(f"{path}.new", "wb") as file:
+                np.savez(file, vectors=vectors, job=self.job, texts=texts, cut=cut)
+                flush(file)
+            os.replace(f"{path}.new", path)
+
+    def vectors(self, number: int) -> np.ndarray:
+        """A part's rows."""
+        with np.load(self._path(number)) as part:
+            return part["vectors"]
+
+    def changed(self, number: int) -> TargetError:
+        """What is said of a part of other texts."""
+        return TargetError(
+            f"{self._path(number)}: was made of other texts: the input has changed; {AGAIN}"
+        )
+
+    def has(self, number: int) -> bool:
+        """Whether there is such a part."""
+        return os.path.exists(self._path(number))
+
+    def finish(self, whole: str, texts: str, rows: int, cut: int) -> None:
+        """Writes down that the file `whole` is the output."""
+        state = os.stat(whole)
+        done = Finished(state.st_ino, state.st_size, self.job, texts, rows, cut)
+        self._write("finished", json.dumps(done._asdict()))
+
+    def discard(self) -> None:
+        """Removes the folder, as a whole: what is half deleted must not be taken for a job."""
+        if not os.path.isdir(self.folder):
+            return
+        with reported(self._output):
+            place = self.folder
+            if not _strangers(place):
+                place = f"{place}.old"
+                _remove_own(place)
+                os.rename(self.folder, place)
+            _remove_own(place)
+
+    def _check_job(self) -> None:
+        path = os.path.join(self.folder, "job.json")
+        with open(path, "rb") as file:
+            text = file.read()
+        if text == self._wanted.encode():
+            return
+        try:
+            begun = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise TargetError(f"{path}: is damaged; {AGAIN}") from None
+        job = json.loads(self._wanted)
+        names = sorted(n for n in begun.keys() | job.keys() if begun.get(n) != job.get(n))
+        raise TargetError(
+            f"{self.folder}: was begun with another {', '.join(names)}; go on with that, or "
+            "--restart to throw it away"
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        path = os.path.join(self.folder, name)
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            file.write(text)
+            flush(file)
+        os.replace(f"{path}.new", path)
+
+    def _path(self, number: int) -> str:
+        return os.path.join(self.folder, f"{number:07}.npz")
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    """Of texts and of where each ends."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def has_parts(output: str) -> bool:
+    """Whether a job on an output has left anything it has computed."""
+    folder = f"{output}.parts"
+    return os.path.isdir(folder) and any(name.endswith(".npz") for name in os.listdir(folder))
+
+
+def finished(output: str) -> Finished | None:
+    """What a job says that was killed between its last rename and the removal of its parts."""
+    try:
+        with open(os.path.join(f"{output}.parts", "finished"), encoding="utf-8") as file:
+            done = Finished(**json.load(file))
+        state = os.stat(output)
+    except (OSError, ValueError, TypeError):
+        return None
+    return done if (state.st_ino, state.st_size) == (done.inode, done.size) else None
+
+
+@contextlib.contextmanager
+def locked(output: str) -> Generator[None]:
+    """Holds `OUTPUT.lock`: nobody else works on the output, or removes its parts.
+
+    Raises:
+        TargetError: somebody does, or it cannot be written.
+    """
+    path = f"{output}.lock"
+    with reported(output):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        while (lock := _lock(path, output)) is None:
+            pass  # who had it removed it meanwhile
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(lock)
+
+
+def _lock(path: str, output: str) -> int | None:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        state = os.fstat(file)
+        if state.st_size or not stat.S_ISREG(state.st_mode):
+            raise TargetError(f"{path}: is no lock of a job; move it away")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TargetError(f"{output}: another job is at work on it") from None
+        try:
+            if os.path.samestat(os.stat(path), state):
+                return file
+        except FileNotFoundError:
+            pass
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
+def _strangers(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if not (OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+        )
+
+
+def _remove_own(folder: str) -> None:
+    """Removes a job's files, and the folder unless there is something else in it."""
+    if not os.path.isdir(folder):
+        return
+    for name in set(os.listdir(folder)) - set(_strangers(folder)):
+        os.unlink(os.path.join(folder, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
