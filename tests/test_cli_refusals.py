@@ -217,6 +217,11 @@ def test_json_where_letters_are_few(monkeypatch):
     assert json.loads(narrow.buffer.getvalue()) == {"é": "日本 🙂"}
 
 
+def own(problems: str) -> str:
+    """Without what transformers says where PyTorch is not installed."""
+    return "".join(line for line in problems.splitlines(True) if "[transformers]" not in line)
+
+
 @pytest.mark.parametrize("also", [[], ["--json"]])
 def test_outputs_that_end(also, encoder, tmp_path):
     """A full device, a pipe nobody reads, a terminal of few letters: never a traceback."""
@@ -225,15 +230,15 @@ def test_outputs_that_end(also, encoder, tmp_path):
     command += ["--among", among, *also]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+    assert (done.returncode, own(done.stderr)) == (1, "error: No space left on device\n")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, own(done.stderr)) == (1, "")
     few = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, env=few, check=True)
-    assert done.stderr == ""
+    assert own(done.stderr) == ""
     assert r"\u65e5\u672c" in done.stdout
 
 
