@@ -35,26 +35,27 @@ def atomic_folder(
         raise TargetError(f"{shown(target)}: not the name of a folder")
     target = os.path.realpath(target)
     parent, name = os.path.split(target)
-    with _reported(target):
+    with reported(target):
         os.makedirs(parent, exist_ok=True)
         _recover(parent, name)
         _refuse_occupied(target, overwrite)
         folder, lock = _locked_folder(parent, f"{PREFIX}new-{name}-")
     try:
-        with _reported(target):
+        with reported(target):
             yield folder
             if check is not None:
                 check(folder)
             _flush(folder)
             _move_in(folder, target, overwrite)
-            _flush_one(parent)
+            flush_path(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
 @contextlib.contextmanager
-def _reported(target: str) -> Generator[None]:
+def reported(target: str) -> Generator[None]:
+    """Turns an error of the system into a `TargetError` that names the target."""
     try:
         yield
     except OSError as reason:
@@ -146,11 +147,12 @@ def _recover(parent: str, name: str) -> None:
 def _flush(folder: str) -> None:
     for root, _, files in os.walk(folder):
         for file in files:
-            _flush_one(os.path.join(root, file))
-        _flush_one(root)
+            flush_path(os.path.join(root, file))
+        flush_path(root)
 
 
-def _flush_one(path: str) -> None:
+def flush_path(path: str) -> None:
+    """A file, or the names in a folder, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

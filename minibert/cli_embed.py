@@ -99,7 +99,7 @@ def embed(
             "dtype": "as stored" if dtype is None else dtype.value,
             "device": str(jax.devices(device and device.lower())[0]),
         }
-        with _progress(texts) as progress, _in_file(texts), _kept(target):
+        with _progress(texts) as progress, _kept(target), _in_file(texts):
             done = embed_file(
                 texts,
                 lambda some: np.asarray(encoder.encode(some, **asked)),
@@ -207,7 +207,7 @@ def _kept(target: str) -> Generator[None]:
     try:
         yield
     except InputError as reason:
-        if not has_parts(target) or isinstance(reason, TextError):
+        if not has_parts(target):
             raise
         raise InputError(f"{reason} ({kept})") from None
     except KeyboardInterrupt:

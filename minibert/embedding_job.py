@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.embedding_outputs import check_ending, ending, flush_folder, reported, write_rows
-from minibert.embedding_parts import Parts, digest_of, finished, locked
+from minibert.atomic import flush_path, reported
+from minibert.embedding_outputs import check_ending, ending, write_rows
+from minibert.embedding_parts import Finished, Parts, digest_of, finished, locked
 from minibert.errors import SourceError, TargetError, TextError
 
 ROWS_A_PART = 2048
@@ -75,10 +76,11 @@ def embed_file(
         parts.check()
         source = iter(texts)
         chunks = iter(lambda: list(islice(source, rows_a_part)), [])
-        if restart or (overwrite and finished(output)):
+        found = finished(output)
+        if restart or (overwrite and found):
             parts.discard()
-        elif finished(output):
-            return _found_done(parts, chunks, output)
+        elif found:
+            return _found_done(parts, chunks, found, output)
         parts.begin()
         done, digests = _computed(parts, chunks, encode, cut, progress)
         if done.rows < least_rows:
@@ -119,12 +121,9 @@ def _exists(output: str) -> TargetError:
     return TargetError(f"{output}: exists; choose another, or --overwrite to replace it")
 
 
-def _found_done(parts: Parts, chunks: Iterator[list[str]], output: str) -> Embedded:
+def _found_done(parts: Parts, chunks: Iterator[list[str]], done: Finished, output: str) -> Embedded:
     """Clears up behind a job that was killed when all was done, if it was this one."""
-    done = finished(output)
-    if done is None or done.job != parts.job:
-        raise _exists(output)
-    if digest_of([digest_of(some) for some in chunks]) != done.texts:
+    if done.job != parts.job or digest_of([digest_of(some) for some in chunks]) != done.texts:
         raise _exists(output)
     parts.discard()
     return Embedded(done.rows, 0, done.cut)
@@ -173,4 +172,4 @@ def _assemble(
         write_rows(whole, ending(output), done.rows, rows)
         parts.finish(whole, digest_of(digests), done.rows, done.cut)
         os.replace(whole, output)
-        flush_folder(os.path.dirname(os.path.abspath(output)))
+        flush_path(os.path.dirname(os.path.abspath(output)))

@@ -1,8 +1,7 @@
 """Rows of numbers as a file, written a part at a time: npy, or parquet."""
 
-import contextlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -68,24 +67,6 @@ def flush(file: Any) -> None:
     """To the disk."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def flush_folder(path: str) -> None:
-    """What a folder holds, to the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def reported(output: str) -> Generator[None]:
-    """Turns an error of the system into a `TargetError` that names the output."""
-    try:
-        yield
-    except OSError as reason:
-        raise TargetError(f"{output}: cannot be written ({reason.strerror or reason})") from reason
 
 
 def _pyarrow(path: str) -> tuple[Any, Any]:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.embedding_outputs import flush, reported
+from minibert.atomic import reported
+from minibert.embedding_outputs import flush
 from minibert.errors import TargetError, shown
 
 OWN = re.compile(r"\d{7}\.npz(\.new)?|(job\.json|finished)(\.new)?|whole")

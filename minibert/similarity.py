@@ -152,7 +152,7 @@ class _Best:
         """Looks at the scores of the vectors from number `offset`."""
         ids = np.arange(len(scores))
         if len(self._scores) == self._count:
-            ids = np.flatnonzero(scores > self._scores[-1])
+            ids = np.flatnonzero(~(scores <= self._scores[-1]))  # NaN is the worst of all
         if len(ids) > self._count:
             least = -np.partition(-scores[ids], self._count - 1)[self._count - 1]
             ids = ids[~(scores[ids] < least)]

@@ -12,6 +12,20 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # far below where Python's own recursion ends
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object each of whose keys is there once: of two, parsers take one or the other.
+
+    Raises:
+        ValueError: a key appears twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} appears twice")
+        found[key] = value
+    return found
+
+
 def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) -> Any:
     """Parses strict JSON: UTF-8, no duplicate keys, no NaN or infinite numbers, no deep nesting.
 
@@ -20,14 +34,6 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
         where: what they are, for the message.
         error: the type of error to raise.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise error(f"{where}: the key {shown(key)} appears twice")
-            found[key] = value
-        return found
 
     def finite(literal: str) -> float:
         number = float(literal)
@@ -43,7 +49,7 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
     try:
         value = json.loads(
             text.decode("utf-8"),
-            object_pairs_hook=unique,
+            object_pairs_hook=unique_keys,
             parse_constant=finite,
             parse_float=finite,
             parse_int=whole,
@@ -62,7 +68,8 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
     except ValueError as reason:
         if isinstance(reason, error):
             raise
-        raise error(f"{where}: {reason}") from None  # thousands of digits, half a character
+        # A key twice, thousands of digits, half a character.
+        raise error(f"{where}: {reason}") from None
 
 
 def _depth(value: Any) -> int:

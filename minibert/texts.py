@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 
 from minibert.errors import InputError, SourceError, shown
+from minibert.strict_json import unique_keys
 
 KINDS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 ROWS = 1024  # read at a time from a table
@@ -102,22 +103,12 @@ def _objects(path: str, file: BinaryIO, column: str) -> Iterator[tuple[str, int]
         if not line.strip():
             raise InputError(f"{where}: is blank; expected an object with {column!r}")
         try:
-            row = json.loads(line, object_pairs_hook=_once)
+            row = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as reason:
             raise InputError(f"{where}: not JSON ({reason})") from None
         if not isinstance(row, dict) or column not in row:
             raise InputError(f"{where}: expected an object with {column!r}, found {shown(row)}")
         yield _text(row[column], f"{where}: {column}"), done
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object each of whose names is there once: of two, parsers take one or the other."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the name {shown(name)} appears twice")
-        found[name] = value
-    return found
 
 
 def _csv(path: str, file: BinaryIO, column: str) -> Iterator[tuple[str, int]]:

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import transformers  # noqa: F401 - it logs to the stderr of its import, not to one command's
 from flax import nnx
 from typer.testing import CliRunner
 

@@ -18,10 +18,10 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"attention", "checks", "layers", "report", "strict_json", "processors", "sampling"}
-    | {"pooling", "texts", "embedding_outputs", "cli_shared", "progress"},
-    {"embedding_parts", "similarity"},
-    {"activations", "atomic", "cache", "config", "tensor_files", "quantization"}
-    | {"embedding_job"},
+    | {"pooling", "embedding_outputs", "cli_shared", "progress"},
+    {"activations", "atomic", "cache", "config", "similarity", "tensor_files", "texts"},
+    {"embedding_parts", "quantization"},
+    {"embedding_job"},
     {"checkpoint", "decoding", "generation_arrays", "generation_rules", "inputs", "outputs"}
     | {"sources"},
     {"beams", "generation_config", "hub", "matching", "saving", "stack"},
