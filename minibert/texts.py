@@ -121,17 +121,18 @@ def _csv(path: str, file: BinaryIO, column: str) -> Iterator[tuple[str, int]]:
             yield line
 
     rows = csv.reader(lines(), strict=True)
-    number = 0
+    number = 0  # of the row that is being read; the header's is 0
     try:
         header = next(rows, [])
         place = _column(path, column, header)
+        number = 1
         for row in rows:
             if not row:
                 continue  # an empty line
-            number += 1
             if len(row) != len(header):
                 raise csv.Error(f"expected {len(header)} cells, found {len(row)}")
             yield row[place], done
+            number += 1
     except csv.Error as reason:
         where = f"row {number}" if number else "its header"
         raise InputError(f"{path}: not a readable csv file: {where}: {reason}") from None
