@@ -12,12 +12,13 @@ from convert.flax_msgpack import open_flax
 from convert.folders import copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
+from minibert.assembly import assemble, shapes_only
 from minibert.atomic import atomic_folder
 from minibert.auto import class_by_tensors, model_class
 from minibert.config import GENERATION
 from minibert.errors import MinibertError, SourceError
 from minibert.matching import Matching
-from minibert.pretrained import PretrainedModel, assemble, shapes_only
+from minibert.pretrained import PretrainedModel
 from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
 from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source

@@ -30,11 +30,16 @@ __all__ = [
     "KVCache",
     "LoadingInfo",
     "SentenceEncoder",
+    "Sharding",
+    "assets",
+    "captured",
     "compiled",
     "errors",
     "generate",
     "load",
+    "on_host",
     "pipeline",
+    "read_documents",
     "stream",
 ]
 

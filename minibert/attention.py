@@ -13,12 +13,16 @@ The axes, here and in every signature of the library (einsum letters in brackets
     hidden         heads × head_dim
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Inexact, Integer
+
+CACHED = 4 << 20  # bytes of scores computed at a time on a CPU: as many as its caches hold
 
 
 def attention_mask_to_bool(
@@ -66,6 +70,7 @@ def attend(
     mask: Bool[Array, "#batch 1 #queries keys"] | None = None,
     head_mask: Inexact[Array, " heads"] | None = None,
     dropout: Callable[[Array], Array] | None = None,
+    sharded: bool = False,
 ) -> tuple[Float[Array, "batch heads queries head_dim"], Float[Array, "batch heads queries keys"]]:
     """Attention of every query over the keys its mask allows.
 
@@ -78,18 +83,96 @@ def attend(
         mask: True where a query may look at a key; None for everywhere.
         head_mask: a factor for each head's weights.
         dropout: applied to the weights.
+        sharded: whether the arrays are split over devices, so that cutting them would gather them.
 
     Returns:
         The weighted values, and the weights after dropout and head mask.
     """
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
-    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(wide).min)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = _scores(scale, query, key, mask)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if dropout is not None:
         weights = dropout(weights)
     if head_mask is not None:
         weights = weights * head_mask[:, None, None].astype(weights.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, value), weights
+    changed = dropout is not None or head_mask is not None
+    known = all(isinstance(size, int) for size in scores.shape)  # in an export it may be a letter
+    fits = not known or scores.nbytes <= CACHED
+    if not (changed or fits or sharded) and isinstance(query, Tracer):
+        # a program that does not return the weights does not compute them
+        return _context(scale, query, key, value, mask), weights
+    return _weighted(weights, value), weights
+
+
+def _scores(scale: float, query: Array, key: Array, mask: Array | None) -> Array:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = scale * jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(wide).min)
+
+
+def _weighted(weights: Array, value: Array) -> Array:
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _context(
+    scale: float, query: Array, key: Array, value: Array, mask: Array | None
+) -> Float[Array, "batch heads queries head_dim"]:
+    """The weighted values alone, in the way that suits the platform; its derivative is plain."""
+    return jax.lax.platform_dependent(
+        query,
+        key,
+        value,
+        mask,
+        cpu=functools.partial(_in_groups, scale),
+        default=functools.partial(_at_once, scale),
+    )
+
+
+def _at_once(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    scores = _scores(scale, query, key, mask)
+    return _weighted(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
+
+
+_context.defjvp(lambda scale, at, along: jax.jvp(functools.partial(_at_once, scale), at, along))
+
+
+def _in_groups(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """Some heads at a time, so that their scores never leave the CPU's caches."""
+    batch, heads, queries, _ = query.shape
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    fitting = max(1, CACHED // (queries * key.shape[2] * wide.itemsize))
+    heads_at_once = divisor(heads, fitting)
+    rows_at_once = divisor(batch, fitting // heads) if heads_at_once == heads else 1
+    groups_of_heads = heads // heads_at_once
+    # heads last but one, as they come from the projections: XLA drops the exchange and its inverse
+    query, key, value = (array.swapaxes(1, 2) for array in (query, key, value))
+
+    def add(number: Array, context: Array) -> Array:
+        row = number // groups_of_heads * rows_at_once
+        head = number % groups_of_heads * heads_at_once
+        start = (row, 0, head, 0)
+
+        def cut(array: Array) -> Array:
+            sizes = (rows_at_once, array.shape[1], heads_at_once, array.shape[3])
+            return jax.lax.dynamic_slice(array, start, sizes).swapaxes(1, 2)
+
+        seen = mask
+        if mask is not None and mask.shape[0] > 1:
+            seen = jax.lax.dynamic_slice_in_dim(mask, row, rows_at_once)
+        scores = _scores(scale, cut(query), cut(key), seen)
+        powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        summed = jnp.einsum(
+            "bhqk,bhkd->bhqd", powers.astype(value.dtype), cut(value), preferred_element_type=wide
+        )
+        here = (summed / powers.sum(axis=-1, keepdims=True)).astype(value.dtype)
+        return jax.lax.dynamic_update_slice(context, here.swapaxes(1, 2), start)
+
+    groups = batch // rows_at_once * groups_of_heads
+    empty = jnp.zeros((batch, queries, heads, value.shape[3]), value.dtype)
+    return jax.lax.fori_loop(0, groups, add, empty).swapaxes(1, 2)
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor that is at most `most`, and at least 1."""
+    return next((size for size in range(min(number, most), 0, -1) if number % size == 0), 1)

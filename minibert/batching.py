@@ -27,11 +27,19 @@ class Batch(NamedTuple):
         indices: which texts.
         rows: how many rows the batch has; those behind the texts are padding.
         length: how many positions.
+        places: `(texts, 2)`, the row of each text and its number there, where texts share rows
+            (see `packing`); None where each has its own.
     """
 
     indices: np.ndarray
     rows: int
     length: int
+    places: np.ndarray | None = None
+
+    @property
+    def used(self) -> int:
+        """How many rows hold a text."""
+        return len(self.indices) if self.places is None else int(self.places[:, 0].max()) + 1
 
 
 def bucket(length: int, longest: int) -> int:

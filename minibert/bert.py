@@ -31,9 +31,19 @@ class BertPreTrainedModel(PretrainedModel):
     trunk = "bert"
     rooms = ("embeddings", "encoder", "pooler")
     heads = ("cls.predictions", "cls.seq_relationship", "classifier", "qa_outputs", "bert.pooler")
+    lora_targets = ("query", "value")
     buffers = {
         "bert.embeddings.position_ids": "0, 1, 2, …, which the code counts itself",
         "bert.embeddings.token_type_ids": "zeros, which the code makes itself",
+    }
+    blocks = "encoder.layer"
+    dimensions = {
+        "*attention.self.*.kernel": (None, "heads"),
+        "*attention.self.*.bias": ("heads",),
+        "*attention.output.dense.kernel": ("heads", None),
+        "*intermediate.dense.kernel": (None, "features"),
+        "*intermediate.dense.bias": ("features",),
+        "*output.dense.kernel": ("features", None),
     }
     config: BertConfig
 

@@ -88,7 +88,8 @@ class _Attention(Module):
             value,
             mask=mask,
             head_mask=head_mask,
-            dropout=lambda weights: self.dropout(weights, rngs),
+            dropout=self.dropout.with_keys(rngs),
+            sharded=self.query.sharding is not None,
         )
         return merge_heads(context), weights
 
@@ -158,6 +159,11 @@ class BertAttention(Module):
         self.self = attention(config, **options)
         self.output = BertSelfOutput(config, **options)
 
+    def __call__(self, hidden: Hidden, *given: Any, rngs: Rngs = None) -> tuple[Any, ...]:
+        """Attention and its projection; takes and returns what the attention does."""
+        context, *rest = self.self(hidden, *given, rngs=rngs)
+        return self.output(context, hidden, rngs), *rest
+
 
 class BertIntermediate(Module):
     """The widening half of the feed-forward network."""
@@ -202,15 +208,14 @@ class BertLayer(Module):
         rngs: Rngs = None,
     ) -> BlockOutput:
         """Attention, attention to the encoder if there is one, and the feed-forward network."""
-        context, weights, past = self.attention.self(hidden, mask, head_mask, past, rngs)
-        hidden = self.attention.output(context, hidden, rngs)
+        hidden, weights, past = self.attention(hidden, mask, head_mask, past, rngs=rngs)
         cross_weights = None
         if self.crossattention is not None:
-            cross = self.crossattention.self
-            key, value, past = encoder_projections(cross.project, encoded, past)
+            project = self.crossattention.self.project
+            key, value, past = encoder_projections(project, encoded, past)
             if key is not None and value is not None:
-                context, cross_weights = cross(hidden, key, value, encoder_mask, head_mask, rngs)
-                hidden = self.crossattention.output(context, hidden, rngs)
+                given = (key, value, encoder_mask, head_mask)
+                hidden, cross_weights = self.crossattention(hidden, *given, rngs=rngs)
         hidden = self.output(self.intermediate(hidden), hidden, rngs)
         return BlockOutput(hidden, weights, cross_weights, past)
 
@@ -219,11 +224,13 @@ class BertEncoder(Module):
     """The stack of layers."""
 
     def __init__(self, config: BertConfig, **options: Any):
+        self.gradient_checkpointing, self.sharding, self.grouped = False, None, False
         self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(self, hidden: Hidden, **given: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         """Applies the layers; takes what `run_blocks` takes."""
-        return run_blocks(self.layer, hidden, **given)
+        given |= {"remat": self.gradient_checkpointing, "sharding": self.sharding}
+        return run_blocks(self.layer, hidden, grouped=self.grouped, **given)
 
 
 class BertPooler(Module):

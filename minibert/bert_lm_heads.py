@@ -72,6 +72,12 @@ class BertOnlyMLMHead(Module):
     def __init__(self, config: BertConfig, **options: Any):
         self.predictions = BertLMPredictionHead(config, **options)
 
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
+    ) -> Float[Array, "batch seq vocab"]:
+        """Scores every word at every position; `table` is the word embeddings."""
+        return self.predictions(hidden, table)
+
 
 class BertOnlyNSPHead(Module):
     """The head that tells whether the second sentence follows the first."""
@@ -79,6 +85,10 @@ class BertOnlyNSPHead(Module):
     def __init__(self, config: BertConfig, **options: Any):
         stddev = config.initializer_range
         self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+
+    def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
+        """Scores whether the second sentence follows (0) or not (1)."""
+        return self.seq_relationship(pooled)
 
 
 class BertPreTrainingHeads(Module):
@@ -88,6 +98,15 @@ class BertPreTrainingHeads(Module):
         stddev = config.initializer_range
         self.predictions = BertLMPredictionHead(config, **options)
         self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch seq hidden"],
+        pooled: Float[Array, "batch hidden"],
+        table: Float[Array, "vocab hidden"],
+    ) -> tuple[Float[Array, "batch seq vocab"], Float[Array, "batch 2"]]:
+        """The scores of both heads."""
+        return self.predictions(hidden, table), self.seq_relationship(pooled)
 
 
 def _rest(outputs: Any) -> dict[str, Any]:
@@ -107,10 +126,9 @@ class BertForPreTraining(BertWithHead):
         """Takes `BertModel`'s arguments; index 0 of the second output means "it follows"."""
         outputs = self.bert(*args, **kwargs)
         table = self.bert.embeddings.word_embeddings.embedding[...]
+        words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
         return BertForPreTrainingOutput(
-            prediction_logits=self.cls.predictions(outputs.last_hidden_state, table),
-            seq_relationship_logits=self.cls.seq_relationship(outputs["pooler_output"]),
-            **_rest(outputs),
+            prediction_logits=words, seq_relationship_logits=pairs, **_rest(outputs)
         )
 
 
@@ -127,7 +145,7 @@ class BertForMaskedLM(BertWithHead):
         """Takes `BertModel`'s arguments; returns a score for every word at every position."""
         outputs = self.bert(*args, **kwargs)
         table = self.bert.embeddings.word_embeddings.embedding[...]
-        logits = self.cls.predictions(outputs.last_hidden_state, table)
+        logits = self.cls(outputs.last_hidden_state, table)
         return MaskedLMOutput(logits=logits, **_rest(outputs))
 
 
@@ -142,7 +160,7 @@ class BertForNextSentencePrediction(BertWithHead):
     def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
         """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
         outputs = self.bert(*args, **kwargs)
-        logits = self.cls.seq_relationship(outputs["pooler_output"])
+        logits = self.cls(outputs["pooler_output"])
         return NextSentencePredictorOutput(logits=logits, **_rest(outputs))
 
 
@@ -167,7 +185,7 @@ class BertLMHeadModel(BertWithHead):
         hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
         table = self.bert.embeddings.word_embeddings.embedding[...]
         return CausalLMOutputWithCrossAttentions(
-            logits=self.cls.predictions(hidden, table),
+            logits=self.cls(hidden, table),
             past_key_values=outputs.past_key_values,
             cross_attentions=outputs.cross_attentions,
             **_rest(outputs),

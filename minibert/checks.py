@@ -71,13 +71,23 @@ def lengths(
     return batch, seq
 
 
-def whole(name: str, number: Any, least: int, most: int | None = None) -> int:
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A whole number of at least `least`, and of at most `most` if that is given."""
-    is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not is_whole or number < least or (most is not None and number > most):
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < least or (most is not None and value > most):
         wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name}: expected a whole number {wanted}, found {shown(number)}")
-    return int(number)
+        raise InputError(f"{name}: expected a whole number {wanted}, found {shown(value)}")
+    return int(value)
+
+
+def number(name: str, value: Any, *, above: int | None = None) -> float:
+    """A finite number: of at least 0, or above something."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    enough = is_number and (value >= 0 if above is None else value > above)
+    if not enough or not np.isfinite(value):
+        wanted = "of at least 0" if above is None else f"above {above}"
+        raise InputError(f"{name}: expected a finite number {wanted}, found {shown(value)}")
+    return float(value)
 
 
 def shaped(name: str, array: Any, shapes: list[tuple[int, ...]]) -> Any:
@@ -110,6 +120,6 @@ def as_array(name: str, value: Any) -> Any:
     return array
 
 
-def concrete(number: Array) -> int:
+def concrete(value: Array) -> int:
     """The number, or 0 while it is being traced."""
-    return 0 if isinstance(number, jax.core.Tracer) else int(number)
+    return 0 if isinstance(value, jax.core.Tracer) else int(value)

@@ -12,6 +12,7 @@ import jax
 import typer
 
 import minibert
+from minibert.cli_demo import demo
 from minibert.cli_embed import embed, similar
 from minibert.cli_shared import (
     AsJson,
@@ -28,6 +29,7 @@ from minibert.cli_shared import (
     settings,
     visible,
 )
+from minibert.cli_train import train
 from minibert.errors import InputError
 
 app = typer.Typer(
@@ -80,8 +82,10 @@ def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> Non
         output.print(str(info))
 
 
+app.command()(demo)
 app.command()(embed)
 app.command()(similar)
+app.command()(train)
 
 
 @app.command("fill-mask")

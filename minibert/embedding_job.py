@@ -14,7 +14,7 @@ import numpy as np
 
 from minibert.atomic import flush_path, reported
 from minibert.embedding_outputs import check_ending, ending, write_rows
-from minibert.embedding_parts import Finished, Parts, digest_of, finished, locked
+from minibert.embedding_parts import Finished, Parts, digest_of, finished, has_parts, locked
 from minibert.errors import SourceError, TargetError, TextError
 
 ROWS_A_PART = 2048
@@ -82,7 +82,12 @@ def embed_file(
         elif found:
             return _found_done(parts, chunks, found, output)
         parts.begin()
-        done, digests = _computed(parts, chunks, encode, cut, progress)
+        try:
+            done, digests = _computed(parts, chunks, encode, cut, progress)
+        except BaseException:
+            if not has_parts(output):  # nothing that another run could go on with
+                parts.discard()
+            raise
         if done.rows < least_rows:
             parts.discard()
             if not done.rows:

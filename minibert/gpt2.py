@@ -30,6 +30,7 @@ class GPT2PreTrainedModel(PretrainedModel):
     trunk = "transformer"
     rooms = ("wte", "wpe", "h", "ln_f")
     heads = ("lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head")
+    lora_targets = ("c_attn",)
     buffers = {
         f"transformer.h.#.{name}": why
         for attention in ("attn", "crossattention")
@@ -37,6 +38,20 @@ class GPT2PreTrainedModel(PretrainedModel):
             (f"{attention}.bias", "the causal mask, which the code makes itself"),
             (f"{attention}.masked_bias", "the score of a masked key, which the code has"),
         )
+    }
+    blocks = "h"
+    dimensions = {
+        "*attn.c_attn.kernel": (None, 3, "heads"),  # query, key and value
+        "*attn.c_attn.bias": (3, "heads"),
+        "*crossattention.c_attn.kernel": (None, 2, "heads"),  # key and value
+        "*crossattention.c_attn.bias": (2, "heads"),
+        "*crossattention.q_attn.kernel": (None, "heads"),
+        "*crossattention.q_attn.bias": ("heads",),
+        "*attn.c_proj.kernel": ("heads", None),
+        "*crossattention.c_proj.kernel": ("heads", None),
+        "*mlp.c_fc.kernel": (None, "features"),
+        "*mlp.c_fc.bias": ("features",),
+        "*mlp.c_proj.kernel": ("features", None),
     }
     config: GPT2Config
 
@@ -67,6 +82,7 @@ class GPT2Model(GPT2PreTrainedModel):
         self.wte = Embed(config.vocab_size, hidden, stddev=stddev, **options)
         self.wpe = Embed(config.n_positions, hidden, stddev=stddev, **options)
         self.drop = Dropout(config.embd_pdrop)
+        self.gradient_checkpointing, self.sharding, self.grouped = False, None, False
         self.h = nnx.List(GPT2Block(config, layer, **options) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
 
@@ -160,6 +176,9 @@ class GPT2Model(GPT2PreTrainedModel):
             encoder_mask=given.encoder_mask,
             past=past,
             rngs=rngs,
+            remat=self.gradient_checkpointing,
+            sharding=self.sharding,
+            grouped=self.grouped,
         )
         last = self.ln_f(done.last_hidden_state)
         states = (*(done.hidden_states or ())[:-1], last)

@@ -7,7 +7,6 @@ numbers follow transformers' `modeling_gpt2.py`.
 import math
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
@@ -38,9 +37,18 @@ class _Attention(Module):
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
         self.c_attn = Conv1D(hidden, inputs * hidden, stddev=stddev, **options)
+        self.inputs = inputs
         self.c_proj = Conv1D(hidden, hidden, stddev=narrow, **options)
         self.attn_dropout = Dropout(config.attn_pdrop)
         self.resid_dropout = Dropout(config.resid_pdrop)
+
+    def _project(self, hidden: Hidden) -> list[Array]:
+        """What the fused projection holds, each `(batch, heads, seq, head_dim)`.
+
+        Over several devices its kernel is (in, inputs, hidden): see `dimensions`.
+        """
+        fused = self.c_attn(hidden).reshape(*hidden.shape[:2], self.inputs, -1)
+        return [split_heads(fused[:, :, part], self.heads) for part in range(self.inputs)]
 
     def _attend(
         self, query: Array, key: Array, value: Array, mask: Mask, head_mask: HeadMask, rngs: Rngs
@@ -52,7 +60,8 @@ class _Attention(Module):
             scale=self.scale,
             mask=mask,
             head_mask=head_mask,
-            dropout=lambda weights: self.attn_dropout(weights, rngs),
+            dropout=self.attn_dropout.with_keys(rngs),
+            sharded=self.c_proj.sharding is not None,
         )
         return self.resid_dropout(self.c_proj(merge_heads(context)), rngs), weights
 
@@ -72,8 +81,7 @@ class GPT2Attention(_Attention):
         rngs: Rngs = None,
     ) -> tuple[Hidden, Weights, LayerCache | None]:
         """Returns the new hidden states, the attention weights and the cache, if there is one."""
-        parts = jnp.split(self.c_attn(hidden), 3, axis=-1)
-        query, key, value = (split_heads(part, self.heads) for part in parts)
+        query, key, value = self._project(hidden)
         if past is not None:
             past = past.append(key, value)
             key, value = past.key, past.value
@@ -90,8 +98,8 @@ class GPT2CrossAttention(_Attention):
 
     def project(self, encoded: Float[Array, "batch encoder_seq hidden"]) -> tuple[Array, Array]:
         """The keys and values of an encoder's states."""
-        key, value = jnp.split(self.c_attn(encoded), 2, axis=-1)
-        return split_heads(key, self.heads), split_heads(value, self.heads)
+        key, value = self._project(encoded)
+        return key, value
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ exactness written out. Constructors take `rngs=None` to build a tree of shapes
 (`jax.ShapeDtypeStruct`) instead of random weights: what `from_pretrained` fills.
 """
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from minibert.errors import InputError, shown
+from minibert.printing import tree
 
 SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
 
@@ -64,53 +66,6 @@ class Module(nnx.Module):
 
     def __str__(self) -> str:
         return tree(self)
-
-
-def tree(module: nnx.Module) -> str:
-    """The module tree as text, one line a leaf module, equal neighbours in a list once."""
-    return "\n".join(_tree_lines(module))
-
-
-def children(module: Any) -> list[tuple[str, Any]]:
-    """The modules and variables a module holds, by name, in the order they were made."""
-    items = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
-    return [(str(k), v) for k, v in items if isinstance(v, nnx.Module | nnx.Variable)]
-
-
-def _tree_lines(module: Any) -> list[str]:
-    name = type(module).__name__
-    match module:
-        case nnx.Linear():
-            return [f"{name}({module.in_features}, {module.out_features})"]
-        case nnx.Embed():
-            return [f"{name}({module.num_embeddings}, {module.features})"]
-        case nnx.LayerNorm():
-            return [f"{name}({module.num_features}, epsilon={module.epsilon:g})"]
-        case Module() if module.printed is not None:
-            return [f"{name}({module.printed})"]
-        case nnx.Variable():
-            return [f"{name}{module.shape}"]
-    parts = [(key, _tree_lines(child)) for key, child in children(module)]
-    if isinstance(module, nnx.List):
-        parts = _grouped([lines for _, lines in parts])
-    lines = [f"{name}("]
-    for key, child in parts:
-        lines += [f"  ({key}): {child[0]}", *(f"  {line}" for line in child[1:])]
-    return [*lines, ")"]
-
-
-def _grouped(blocks: list[list[str]]) -> list[tuple[str, list[str]]]:
-    groups: list[tuple[int, list[str]]] = []
-    for index, block in enumerate(blocks):
-        if not groups or blocks[index - 1] != block:
-            groups.append((index, block))
-    ends = [start for start, _ in groups[1:]] + [len(blocks)]
-    return [
-        (str(start), block)
-        if end - start == 1
-        else (f"{start}-{end - 1}", [f"{end - start} x {block[0]}", *block[1:]])
-        for (start, block), end in zip(groups, ends, strict=True)
-    ]
 
 
 class Embed(nnx.Embed):
@@ -167,10 +122,16 @@ class Embed(nnx.Embed):
 
 
 class Linear(nnx.Linear):
-    """An `nnx.Linear` that rounds once: it adds the bias in float32 or wider, as PyTorch does."""
+    """An `nnx.Linear` that rounds once: it adds the bias in float32 or wider, as PyTorch does.
+
+    Attributes:
+        sharding: None, or how training shares the work; then batch and sequence, which may be split
+            over different axes, are not merged.
+    """
 
     kernel: Any
     bias: Any
+    sharding: Any = None
 
     def __init__(
         self,
@@ -196,7 +157,7 @@ class Linear(nnx.Linear):
 
     def __call__(
         self, inputs: Float[Array, "*batch features"], out_sharding: Any = None
-    ) -> Float[Array, "*batch outputs"]:
+    ) -> Float[Array, "..."]:
         """Multiplies with the kernel and adds the bias."""
         bias = None if self.bias is None else self.bias[...]
         return self.project(inputs, self.kernel[...], bias, out_sharding)
@@ -204,21 +165,25 @@ class Linear(nnx.Linear):
     def project(
         self,
         inputs: Float[Array, "*batch features"],
-        kernel: Float[Array, "features outputs"],
-        bias: Float[Array, " outputs"] | None,
+        kernel: Float[Array, "features *outputs"],
+        bias: Float[Array, "*outputs"] | None,
         out_sharding: Any = None,
-    ) -> Float[Array, "*batch outputs"]:
+    ) -> Float[Array, "..."]:
         """Multiplies with any kernel and adds any bias, in this layer's dtype."""
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         wide = jnp.promote_types(inputs.dtype, jnp.float32)
+        # one row dimension: of two, XLA on a CPU copies what the kernel's gradient is made of
+        merged = self.sharding is None and out_sharding is None
+        rows = inputs.reshape(-1, inputs.shape[-1]) if merged else inputs
         product = self.dot_general(
-            inputs,
+            rows,
             kernel,
-            (((inputs.ndim - 1,), (0,)), ((), ())),
+            (((rows.ndim - 1,), (0,)), ((), ())),
             precision=self.precision,
             preferred_element_type=wide,
             out_sharding=out_sharding,
         )
+        product = product.reshape(*inputs.shape[:-1], *kernel.shape[1:])
         if bias is not None:
             product = product + bias.astype(wide)
         return product.astype(inputs.dtype)
@@ -280,13 +245,22 @@ class Dropout(Module):
         self.printed = f"{rate:g}"
         self.deterministic = False
 
+    @property
+    def drops(self) -> bool:
+        """Whether a call changes anything."""
+        return not self.deterministic and self.rate != 0
+
+    def with_keys(self, rngs: Any) -> Callable[[Array], Array] | None:
+        """Itself as a function of an array alone; None where it drops nothing."""
+        return functools.partial(self, rngs=rngs) if self.drops else None
+
     def __call__(self, x: Array, rngs: Any = None) -> Array:
         """Drops each element with probability `rate`, if in training mode.
 
         Raises:
             InputError: in training mode, with a positive rate, without `nnx.Rngs`.
         """
-        if self.deterministic or self.rate == 0:
+        if not self.drops:
             return x
         if not (isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs)):
             raise InputError(

@@ -17,7 +17,9 @@ from jax.typing import DTypeLike
 
 from minibert.checkpoint import Leaf, leaf_array, leaves, stored_dtypes
 from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
+from minibert.placement import stored
 from minibert.report import LoadingInfo
+from minibert.sharding import Sharding
 from minibert.tensor_files import TensorSource
 
 WRAPPERS = ("model.", "module.", "0.auto_model.")
@@ -228,8 +230,10 @@ class Matching:
         if heads:
             raise MissingHeadError(where, heads)
 
-    def fill(self, where: str, param_dtype: DTypeLike | None) -> None:
-        """Reads every matched tensor into its leaf, a few at a time.
+    def fill(
+        self, where: str, param_dtype: DTypeLike | None, sharding: Sharding | None = None
+    ) -> None:
+        """Reads every matched tensor into its leaf: a few at a time; for a sharding, one by one.
 
         Raises:
             CheckpointMismatchError: a tensor holds NaN or infinity, or does not fit `param_dtype`.
@@ -247,8 +251,9 @@ class Matching:
 
         faults: list[str] = []
         with ThreadPoolExecutor() as pool:
+            arrays = (pool.map if sharding is None else map)(read, self.matched)
             # JAX's own settings (precision, device) belong to this thread: arrays enter it here
-            for name, array in zip(self.matched, pool.map(read, self.matched), strict=True):
+            for name, array in zip(self.matched, arrays, strict=True):
                 if isinstance(array, str):
                     faults.append(f"{self.found[name]!r}: {array}")
                 elif array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
@@ -256,8 +261,12 @@ class Matching:
                         f"{self.found[name]!r}: {array.dtype} needs jax.enable_x64(True); or pass "
                         "param_dtype=jnp.float32"
                     )
-                else:
+                elif sharding is None:
                     self.expected[name].variable.set_value(jax.device_put(array))
+                else:
+                    path = self.expected[name].path
+                    self.expected[name].variable.set_value(stored(sharding, path, array))
+                del array  # before the next is read
         if faults:
             raise CheckpointMismatchError(where, sorted(faults))
 

@@ -1,6 +1,6 @@
 """The library's public names, all at once; `minibert` asks for them when one is asked for."""
 
-from minibert import errors
+from minibert import assets, errors
 from minibert.auto import load
 from minibert.bert import BertModel
 from minibert.bert_config import BertConfig
@@ -17,7 +17,9 @@ from minibert.bert_lm_heads import (
     BertLMHeadModel,
 )
 from minibert.cache import KVCache
+from minibert.capture import captured
 from minibert.compilation import compiled
+from minibert.documents import read_documents
 from minibert.generation import generate, stream
 from minibert.generation_config import GenerationConfig
 from minibert.gpt2 import GPT2Model
@@ -30,8 +32,10 @@ from minibert.gpt2_heads import (
     GPT2LMHeadModel,
 )
 from minibert.pipelines import pipeline
+from minibert.placement import on_host
 from minibert.report import LoadingInfo
 from minibert.sentence import SentenceEncoder
+from minibert.sharding import Sharding
 
 __all__ = [
     "BertConfig",
@@ -55,10 +59,15 @@ __all__ = [
     "KVCache",
     "LoadingInfo",
     "SentenceEncoder",
+    "Sharding",
+    "assets",
+    "captured",
     "compiled",
     "errors",
     "generate",
     "load",
+    "on_host",
     "pipeline",
+    "read_documents",
     "stream",
 ]

@@ -1,27 +1,22 @@
 """Models that come from a checkpoint and go back into one."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.checkpoint import leaves
+from minibert.assembly import assemble
 from minibert.config import GENERATION, Config
-from minibert.errors import ConfigError, InputError, shown
 from minibert.hub import model_folder
 from minibert.layers import Module
-from minibert.matching import Matching
 from minibert.report import LoadingInfo
 from minibert.saving import save_model
+from minibert.sharding import Sharding
 from minibert.sources import open_source
 from minibert.strict_json import read_json, read_object_if_there
-from minibert.tensor_files import TensorSource
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -38,7 +33,10 @@ class PretrainedModel(Module):
         optional: rooms of this class that a checkpoint need not have.
         tied: tensors that are copies of another unless the checkpoint says otherwise.
         generates: whether it scores next words, so that `generate` can go by them.
+        lora_targets: the layers that LoRA adapts when it is not told which, as PEFT has them.
         buffers: tensors that are never read, each with the reason; `#` is any layer's number.
+        blocks: where in the trunk its list of blocks is.
+        dimensions: rules of `Sharding`: which dimensions of the parameters are heads and features.
     """
 
     config_class: ClassVar[type[Config]]
@@ -49,7 +47,10 @@ class PretrainedModel(Module):
     optional: ClassVar[tuple[str, ...]] = ()
     tied: ClassVar[Mapping[str, str]] = {}
     generates: ClassVar[bool] = False
+    lora_targets: ClassVar[tuple[str, ...]]
     buffers: ClassVar[Mapping[str, str]]
+    blocks: ClassVar[str]
+    dimensions: ClassVar[Mapping[str, tuple[str | int | None, ...]]]
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class PretrainedModel(Module):
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
         allow_pickle: bool = False,
+        sharding: Sharding | None = None,
         output_loading_info: bool = False,
     ) -> Model | tuple[Model, LoadingInfo]:
         """Loads a model from a folder or the Hugging Face Hub; in evaluation mode, and strictly.
@@ -116,6 +118,8 @@ class PretrainedModel(Module):
             num_labels: how many labels, in place of the config's.
             id2label: the labels' names, in place of the config's.
             allow_pickle: whether a `pytorch_model.bin` may be opened.
+            sharding: on which devices to put which part of each parameter; no device, and no
+                host, ever has the model whole.
             output_loading_info: whether to return a `LoadingInfo` too.
 
         Raises:
@@ -140,6 +144,7 @@ class PretrainedModel(Module):
             num_labels=num_labels,
             id2label=id2label,
             allow_pickle=allow_pickle,
+            sharding=sharding,
         )
         return (model, info) if output_loading_info else model
 
@@ -177,6 +182,7 @@ def load_pretrained(
     new_head: bool = False,
     rngs: nnx.Rngs | None = None,
     allow_pickle: bool = False,
+    sharding: Sharding | None = None,
     **where: Any,
 ) -> tuple[Model, LoadingInfo]:
     """Finds a checkpoint, opens it once, and loads it into the class that `choose` names.
@@ -207,89 +213,5 @@ def load_pretrained(
             new_head=new_head,
             rngs=rngs,
             relabelled=bool(wanted),
+            sharding=sharding,
         )
-
-
-def assemble(
-    cls: type[Model],
-    config: Any,
-    source: TensorSource,
-    where: str,
-    *,
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike | None = None,
-    new_head: bool = False,
-    rngs: nnx.Rngs | None = None,
-    relabelled: bool = False,
-) -> tuple[Model, LoadingInfo]:
-    """Builds a tree of shapes, matches it with the tensors of `source`, and fills it.
-
-    Args:
-        cls: the model's class.
-        config: its config.
-        source: the tensors.
-        where: the folder, for messages.
-        relabelled: whether the labels are not the checkpoint's own.
-
-    The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
-    """
-    dtype, param_dtype = _floating("dtype", dtype), _floating("param_dtype", param_dtype)
-    if rngs is not None and not isinstance(rngs, nnx.Rngs):
-        raise InputError(f"rngs: expected nnx.Rngs(0), found {shown(rngs)}")
-    stored = param_dtype or _prevailing_dtype(source)
-    model = shapes_only(cls, config, source, where, dtype=dtype, param_dtype=stored)
-    matching = Matching(model, source, new_head=new_head, relabelled=relabelled)
-    matching.check(where)
-    if matching.fresh:
-        if rngs is None:
-            raise InputError("rngs: a new head needs random keys: pass rngs=nnx.Rngs(0)")
-        fresh = _fresh_leaves(cls, config, {leaf.path for leaf in matching.fresh}, rngs, stored)
-        for leaf in matching.fresh:
-            leaf.variable.set_value(fresh[leaf.path])
-    matching.fill(where, param_dtype)
-    unfilled = [
-        leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)
-    ]
-    assert not unfilled, unfilled
-    return model.eval(), matching.info(where)
-
-
-def shapes_only(
-    cls: type[Model], config: Any, source: TensorSource, where: str, **options: Any
-) -> Model:
-    """The widest tree of a class, of shapes only; refused if the source cannot hold its layers."""
-    if config.num_hidden_layers > len(source.tensors):
-        raise ConfigError(
-            f"{where}: num_hidden_layers: {config.num_hidden_layers} layers, but the checkpoint "
-            f"holds {len(source.tensors)} tensors"
-        )
-    return cls(config, rngs=None, **options)
-
-
-def _floating(name: str, dtype: Any) -> np.dtype | None:
-    if dtype is None:
-        return None
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating) or found.itemsize < 2:
-        raise InputError(f"{name}: expected a floating-point type of JAX, found {shown(dtype)}")
-    return found
-
-
-def _prevailing_dtype(source: TensorSource) -> DTypeLike:
-    dtypes = [info.dtype for info in source.tensors.values()]
-    floats = Counter(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
-    return floats.most_common(1)[0][0] if floats else np.dtype(np.float32)
-
-
-def _fresh_leaves(
-    cls: type[PretrainedModel], config: Any, paths: set[str], rngs: nnx.Rngs, dtype: DTypeLike
-) -> dict[str, jax.Array]:
-    def build(key: jax.Array) -> dict[str, jax.Array]:
-        model = cls(config, rngs=nnx.Rngs(params=key), param_dtype=dtype)
-        return {leaf.path: leaf.variable[...] for leaf in leaves(model) if leaf.path in paths}
-
-    # compiled, so that only the leaves asked for are ever drawn
-    return jax.jit(build)(rngs.params())

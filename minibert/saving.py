@@ -48,12 +48,23 @@ def save_model(
 ) -> None:
     """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
     limit = parse_size(max_shard_size)
+    check_here(model)
 
     def check(written: str) -> None:
         check_saved(model, written)
 
     with atomic_folder(folder, overwrite=overwrite, check=check) as new:
         write_model(model, new, limit)
+
+
+def check_here(model: Any) -> None:
+    """Raises an `InputError` if this process cannot see all of a model."""
+    for leaf in leaves(model):
+        if not getattr(leaf.variable[...], "is_fully_addressable", True):
+            raise InputError(
+                f"model: parts of {leaf.path} are in other processes; let every process call "
+                "minibert.on_host(model), and one of them save what it returns"
+            )
 
 
 def write_model(model: Any, folder: str, limit: int) -> None:
@@ -124,12 +135,16 @@ def _shards(model: Any, limit: int) -> list[dict[str, Leaf]]:
 
 
 def write_tensors(shard: dict[str, Leaf], path: str) -> int:
-    """Writes some leaves into a safetensors file, and returns their bytes.
+    """Writes some leaves into a safetensors file, and returns their bytes; see `write_arrays`."""
+    return write_arrays({name: leaf.to_file() for name, leaf in shard.items()}, path)
+
+
+def write_arrays(arrays: dict[str, np.ndarray], path: str) -> int:
+    """Writes arrays into a safetensors file, and returns their bytes.
 
     Raises:
         TargetError: it cannot be written, or a number is NaN or infinite.
     """
-    arrays: dict[str, np.ndarray] = {name: leaf.to_file() for name, leaf in shard.items()}
     if damaged := [name for name, array in arrays.items() if not finite(array)]:
         raise TargetError(f"{path}: NaN or infinity in {damaged[:3]}, which no load would accept")
     try:

@@ -15,10 +15,11 @@ from jax.typing import DTypeLike
 
 from minibert.compilation import check_evaluation
 from minibert.errors import InputError, shown
+from minibert.packing import check_width
 from minibert.sentence_loading import load_encoder
 from minibert.sentence_modules import Dense, Normalize, Pooling, SentenceModel, token_features
 from minibert.sentence_outputs import Wanted, as_wanted, progressing, refuse_unknown
-from minibert.sentence_run import Run, program
+from minibert.sentence_run import Run, programs
 from minibert.sentence_saving import save_encoder
 from minibert.sentence_settings import SentenceSettings, checked_given, longest
 from minibert.similarity import semantic_search, similarity, similarity_pairwise
@@ -79,7 +80,7 @@ class SentenceEncoder:
         check_evaluation(model)
         settings.check_fits(model.config.max_position_embeddings, model.out_features)
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
-        self._programs = {tokens: program(model, tokens) for tokens in (False, True)}
+        self._programs = {tokens: programs(model, tokens) for tokens in (False, True)}
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.truncated = 0
 
@@ -170,6 +171,7 @@ class SentenceEncoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         token_budget: Any = None,
+        packing: Any = None,
         normalize_embeddings: bool = False,
         truncate_dim: Any = None,
         precision: str = "float32",
@@ -190,6 +192,8 @@ class SentenceEncoder:
             prompt_name: which of the prompts is put before each text.
             prompt: what is put before each text, in place of a named one.
             token_budget: rows × positions of a batch; by default what suits the device.
+            packing: how many positions the rows have that short texts share; None for a row for
+                each text. Vectors are the same; not for tokens' vectors.
             normalize_embeddings: whether to make vectors of length 1, after `truncate_dim`.
             truncate_dim: how many numbers of each vector to keep; None for the settings' own.
             precision: one of `quantization.PRECISIONS`; `int8` and `uint8` take their ranges from
@@ -220,7 +224,8 @@ class SentenceEncoder:
         texts = [f"{put_before}{text}" for text in listed(sentences)]
         length = self._reader.prompt_length(put_before)
         own = (self._programs[wanted.tokens], self._reader, self.model.config.vocab_size)
-        run = Run(*own, texts, prompt_length=length, token_budget=token_budget)
+        width = check_width(packing, self._reader.longest, wanted.tokens)
+        run = Run(*own, texts, length, token_budget, width)
         also: dict[str, Any] = {"prompt_length": length} if length else {}
         if self._reader.has_segments:
             also["token_type_ids"] = np.zeros_like

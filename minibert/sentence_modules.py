@@ -7,6 +7,7 @@ and return vectors; `SentenceModel` is a transformer and such a chain.
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from minibert.activations import ACTIVATIONS, Activation
 from minibert.errors import InputError, shown
 from minibert.layers import Linear, Module
+from minibert.packing import own_text, restarted, slots_of
 from minibert.pooling import LAYERS, POOLINGS, pool
 
 EPSILON = 1e-12  # what torch.nn.functional.normalize divides a vector of zeros by
@@ -128,10 +130,15 @@ class SentenceModel(Module):
         self.config, self.transformer, self.layers = transformer.config, transformer, layers
         self.chain = nnx.List(modules)
 
-    def tokens(self, input_ids: Any, mask: Any) -> Float[Array, "batch seq hidden"]:
+    def tokens(
+        self, input_ids: Any, mask: Any, position_ids: Any = None
+    ) -> Float[Array, "batch seq hidden"]:
         """The vectors of tokens."""
         run = self.transformer(
-            input_ids, attention_mask=mask, output_hidden_states=self.layers != "last"
+            input_ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            output_hidden_states=self.layers != "last",
         )
         return run.last_hidden_state if self.layers == "last" else self._mixed(run.hidden_states)
 
@@ -149,11 +156,31 @@ class SentenceModel(Module):
             prompt_length: how many tokens at the start of each text are a prompt's.
         """
         tokens = self.tokens(input_ids, mask)
+        return tokens, self.pooled(tokens, mask, prompt_length)
+
+    def pooled(
+        self, tokens: Array, mask: Any, prompt_length: int | Array = 0
+    ) -> Float[Array, "batch features"]:
+        """The vectors of texts, of their tokens' vectors."""
         pooling, *others = self.chain
         vectors = pooling(tokens, mask, prompt_length)
         for module in others:
             vectors = module(vectors)
-        return tokens, vectors
+        return vectors
+
+    def packed(
+        self, input_ids: Any, segments: Array, prompt_length: int | Array = 0
+    ) -> Float[Array, "batch slots features"]:
+        """The vectors of texts that stand several in a row; see `packing`."""
+        causal = getattr(
+            self.config, "is_decoder", True
+        )  # as a mask for each token is used as it is
+        tokens = self.tokens(input_ids, own_text(segments, causal), restarted(segments))
+        slots = jnp.arange(1, 1 + slots_of(segments.shape[1]))
+        of_slots = jax.lax.map(
+            lambda slot: self.pooled(tokens, segments == slot, prompt_length), slots
+        )
+        return of_slots.swapaxes(0, 1)
 
 
 def token_features(config: Any, layers: str) -> int:

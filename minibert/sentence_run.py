@@ -1,7 +1,7 @@
 """Texts through a sentence model: read, planned, computed by one program a shape, and fetched.
 
-While the device computes, the next batches are made ready: nothing waits for a result until a few
-batches are under way.
+While an accelerator computes, the next batches are made ready: nothing waits for a result until a
+few batches are under way.
 """
 
 import collections
@@ -16,11 +16,12 @@ import numpy as np
 from minibert.batching import Batch, check_budget, padded, plan
 from minibert.checks import checked_indices
 from minibert.compilation import PROGRAMS
+from minibert.packing import packed_rows, plan_packed
 from minibert.sentence_modules import SentenceModel
 from minibert.token_ids import TokenReader
 
 CHUNK = 4096  # texts that are read and planned together, so that the device need not wait for all
-AHEAD = 4  # batches under way before one is waited for
+AHEAD = 4  # batches under way on an accelerator before one is waited for
 
 
 class Computed(NamedTuple):
@@ -44,16 +45,31 @@ class _Read(NamedTuple):
     ids: np.ndarray
 
 
+class Programs(NamedTuple):
+    """A model as compiled functions that take no more than arrays.
+
+    Attributes:
+        alone: takes ids `(batch, seq)`, padded on the right, the rows' lengths `(batch,)` and the
+            length of a prompt, and returns the texts' vectors and, if asked, the tokens'.
+        packed: takes ids of texts that share rows, their segments and the length of a prompt, and
+            returns the texts' vectors `(batch, slots, features)`.
+    """
+
+    alone: Callable[..., Any]
+    packed: Callable[..., Any]
+
+
 class Run:
     """One encoding of many texts; iterate over it for the results, a batch at a time.
 
     Args:
-        program: see `program`.
+        programs: see `programs`.
         reader: the tokenizer.
         limit: the number of words the model knows.
         texts: what to encode.
         prompt_length: how many tokens at the start of each text are a prompt's.
         token_budget: see `batching.plan`.
+        packing: how many positions the rows have that texts share; 0 for none.
 
     Attributes:
         truncated: how many texts have been cut so far.
@@ -61,26 +77,28 @@ class Run:
 
     def __init__(
         self,
-        program: Callable[..., Any],
+        programs: Programs,
         reader: TokenReader,
         limit: int,
         texts: Sequence[str],
         prompt_length: int = 0,
         token_budget: Any = None,
+        packing: int = 0,
     ):
         self.truncated = 0
-        self._program, self._reader, self._limit = program, reader, limit
+        self._programs, self._reader, self._limit = programs, reader, limit
         self._texts, self._prompt = texts, np.int32(prompt_length)
-        self._budget = check_budget(token_budget)
+        self._budget, self._packing = check_budget(token_budget), packing
 
     def __iter__(self) -> Iterator[Computed]:
-        waiting: collections.deque[tuple[list[_Read], Any]] = collections.deque()
+        waiting: collections.deque[tuple[list[_Read], Batch, Any]] = collections.deque()
+        ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # there, two would share the cores
         for read, batch in self._batches():
-            waiting.append((read, self._dispatch(read, batch)))
-            if len(waiting) > AHEAD:
+            waiting.append((read, batch, self._dispatch(read, batch)))
+            if len(waiting) > ahead:
                 yield _fetched(*waiting.popleft())
-        for read, results in waiting:
-            yield _fetched(read, results)
+        for done in waiting:
+            yield _fetched(*done)
 
     def _batches(self) -> Iterator[tuple[list[_Read], Batch]]:
         """The texts in batches: the longest first, by letters and in each chunk by tokens."""
@@ -91,33 +109,46 @@ class Run:
             ids, cut = self._reader.ids([self._texts[number] for number in numbers], numbers)
             self.truncated += cut
             read += map(_Read, numbers, ids)
-            lengths = [len(one.ids) for one in read]
-            batches = plan(lengths, self._reader.longest, self._budget)
+            batches = self._plan([len(one.ids) for one in read])
             rest = []
-            if start + CHUNK < len(order) and not _is_full(batches[-1], self._budget):
+            last = batches[-1]
+            if start + CHUNK < len(order) and last.used < self._budget // last.length:
                 rest = [read[index] for index in batches.pop().indices]
             for batch in batches:
                 yield [read[index] for index in batch.indices], batch
             read = rest
 
+    def _plan(self, lengths: list[int]) -> list[Batch]:
+        """The batches; those whose texts share rows come last."""
+        fits = np.asarray(lengths) <= self._packing
+        own, shared = np.flatnonzero(~fits), np.flatnonzero(fits)
+        alone = plan([lengths[text] for text in own], self._reader.longest, self._budget)
+        packed = plan_packed([lengths[text] for text in shared], self._packing, self._budget)
+        return [
+            batch._replace(indices=texts[batch.indices])
+            for texts, batches in ((own, alone), (shared, packed))
+            for batch in batches
+        ]
+
     def _dispatch(self, read: Sequence[_Read], batch: Batch) -> Any:
-        own = batch._replace(indices=np.arange(len(read)))
-        ids = padded([one.ids for one in read], own, self._reader.pad)
-        checked_indices("input_ids", ids, self._limit, "vocab_size")
-        lengths = np.zeros(batch.rows, np.int32)
-        lengths[: len(read)] = [len(one.ids) for one in read]
-        results = self._program(ids, lengths, self._prompt)
+        ids = [one.ids for one in read]
+        if batch.places is None:
+            words = padded(ids, batch._replace(indices=np.arange(len(read))), self._reader.pad)
+            which = np.zeros(batch.rows, np.int32)
+            which[: len(read)] = [len(row) for row in ids]
+        else:
+            words, which = packed_rows(ids, batch, self._reader.pad)
+        checked_indices("input_ids", words, self._limit, "vocab_size")
+        program = self._programs.alone if batch.places is None else self._programs.packed
+        results = program(words, which, self._prompt)
         for array in results:
             array.copy_to_host_async()
         return results
 
 
-def _is_full(batch: Batch, budget: int) -> bool:
-    return len(batch.indices) >= budget // batch.length
-
-
-def _fetched(read: Sequence[_Read], results: Sequence[Any]) -> Computed:
-    vectors, *tokens = [_wide(np.asarray(array)[: len(read)]) for array in results]
+def _fetched(read: Sequence[_Read], batch: Batch, results: Sequence[Any]) -> Computed:
+    places: Any = slice(len(read)) if batch.places is None else tuple(batch.places.T)
+    vectors, *tokens = [_wide(np.asarray(array)[places]) for array in results]
     return Computed(
         [one.number for one in read],
         [one.ids for one in read],
@@ -131,22 +162,30 @@ def _wide(array: np.ndarray) -> np.ndarray:
     return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
-def program(model: SentenceModel, with_tokens: bool = False) -> Callable[..., Any]:
-    """The model as a compiled function that takes no more than arrays.
-
-    It takes ids `(batch, seq)`, padded on the right, the rows' lengths `(batch,)` and the length of
-    a prompt, and returns the texts' vectors and, if asked, the tokens'.
-    """
+def programs(model: SentenceModel, with_tokens: bool = False) -> Programs:
+    """The programs of a model."""
     leaves, treedef = jax.tree.flatten(model)
-    return functools.partial(_program(treedef, with_tokens), leaves)
+    return Programs(
+        functools.partial(_alone(treedef, with_tokens), leaves),
+        functools.partial(_packed(treedef), leaves),
+    )
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def _program(treedef: Any, with_tokens: bool) -> Callable[..., Any]:
+def _alone(treedef: Any, with_tokens: bool) -> Callable[..., Any]:
     def call(leaves: list[Any], input_ids: Any, lengths: Any, prompt_length: Any) -> Any:
         model = jax.tree.unflatten(treedef, leaves)
         mask = jnp.arange(input_ids.shape[1]) < lengths[:, None]
         tokens, vectors = model(input_ids, mask, prompt_length)
         return (vectors, tokens) if with_tokens else (vectors,)
+
+    return jax.jit(call)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _packed(treedef: Any) -> Callable[..., Any]:
+    def call(leaves: list[Any], input_ids: Any, segments: Any, prompt_length: Any) -> Any:
+        model = jax.tree.unflatten(treedef, leaves)
+        return (model.packed(input_ids, segments, prompt_length),)
 
     return jax.jit(call)

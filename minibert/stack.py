@@ -1,16 +1,23 @@
 """The run through a stack of blocks, which both families share: states, weights and cache kept."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
+from minibert.attention import divisor
 from minibert.cache import BlockOutput, KVCache, decoder_mask
 from minibert.errors import InputError
 from minibert.inputs import ModelInputs
 from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
+from minibert.placement import by_rows, gathered_module
+from minibert.sharding import Sharding
+
+TOKENS = 1024  # of a group of rows: the states of more leave a CPU's caches
 
 
 def run_blocks(
@@ -23,6 +30,9 @@ def run_blocks(
     encoder_mask: Bool[Array, "batch 1 1 encoder_seq"] | None = None,
     past: KVCache | None = None,
     rngs: nnx.Rngs | None = None,
+    remat: bool = False,
+    sharding: Sharding | None = None,
+    grouped: bool = False,
 ) -> BaseModelOutputWithPastAndCrossAttentions:
     """Applies blocks one after the other.
 
@@ -36,27 +46,101 @@ def run_blocks(
         encoder_mask: which of them are not padding.
         past: the cache, the new tokens marked in it.
         rngs: random keys for dropout.
+        remat: whether the backward pass computes a block's inner results again, to save memory.
+        sharding: on which devices parameters are stored and used.
+        grouped: whether a CPU is given some rows at a time, so that the states stay in its caches.
     """
     if past is not None and encoded is None:
         encoder_mask = past.cross_mask
+    run = _runner(remat, sharding, grouped)
     done: list[BlockOutput] = []
-    states = [hidden]
+    states = [hidden if sharding is None else by_rows(sharding, hidden)]
     for number, block in enumerate(blocks):
         factors = None if head_mask is None else head_mask[number]
         layer = None if past is None else past.layer(number)
-        done.append(block(states[-1], mask, factors, encoded, encoder_mask, layer, rngs))
+        given = (mask, factors, encoded, encoder_mask, layer, _key(rngs))
+        done.append(run(block, states[-1], *given))
         states.append(done[-1].hidden)
     if past is not None:
         layers = [output.past for output in done if output.past is not None]
         past = past.with_layers(layers, hidden.shape[1], encoder_mask)
     cross = tuple(output.cross_weights for output in done if output.cross_weights is not None)
+    last = states[-1] if sharding is None else by_rows(sharding, states[-1], last=True)
     return BaseModelOutputWithPastAndCrossAttentions(
-        last_hidden_state=states[-1],
+        last_hidden_state=last,
         past_key_values=past,
         hidden_states=tuple(states),
         attentions=tuple(output.weights for output in done),
         cross_attentions=cross or None,
     )
+
+
+def _run(block: Any, *given: Any) -> BlockOutput:
+    """One block; its random keys are drawn inside, so that it may be run twice."""
+    *rest, key = given
+    return block(*rest, None if key is None else nnx.Rngs(dropout=key))
+
+
+def _run_in_groups(block: Any, hidden: Array, *given: Any) -> BlockOutput:
+    """One block, in a program for a CPU given some rows at a time."""
+    *arrays, layer, key = given
+    rows = divisor(hidden.shape[0], TOKENS // hidden.shape[1])
+    # for want of a divisor, groups could be so small that their products are slow
+    small = rows == hidden.shape[0] or 2 * rows * hidden.shape[1] < TOKENS
+    if small or layer is not None or key is not None:
+        return _run(block, hidden, *given)
+    return jax.lax.platform_dependent(
+        block,
+        hidden,
+        *arrays,
+        cpu=functools.partial(_by_groups, rows),
+        default=lambda *given: _run(*given, None, None),
+    )
+
+
+def _by_groups(rows: int, block: Any, hidden: Array, *arrays: Any) -> BlockOutput:
+    mask, factors, encoded, encoder_mask = arrays
+    batch = hidden.shape[0]
+    cut, fixed = {"hidden": hidden}, {}
+    named = {"mask": mask, "encoded": encoded, "encoder_mask": encoder_mask}
+    for name, array in named.items():
+        own = array is not None and array.shape[0] == batch
+        (cut if own else fixed)[name] = array
+
+    def run(group: dict[str, Array]) -> BlockOutput:
+        now = fixed | group
+        here = (now["hidden"], now["mask"], factors, now["encoded"], now["encoder_mask"])
+        return _run(block, *here, None, None)
+
+    groups = jax.tree.map(lambda array: array.reshape(-1, rows, *array.shape[1:]), cut)
+    done = jax.lax.map(run, groups)
+    return jax.tree.map(lambda array: array.reshape(batch, *array.shape[2:]), done)
+
+
+def _runner(remat: bool, sharding: Sharding | None, grouped: bool) -> Callable[..., BlockOutput]:
+    if sharding is None and not remat:
+        return _run_in_groups if grouped else _run
+    if sharding is None:
+        return jax.checkpoint(_run)
+    run = functools.partial(_run_sharded, sharding)
+    if sharding.parts == 1:
+        return jax.checkpoint(run) if remat else run
+    # a layer's parameters are put together again for its backward pass, not kept
+    return jax.checkpoint(run, policy=None if remat else _all_but_moved)
+
+
+def _run_sharded(sharding: Sharding, block: Any, *given: Any) -> BlockOutput:
+    output = _run(gathered_module(sharding, block), *given)
+    return output._replace(hidden=by_rows(sharding, output.hidden))
+
+
+def _all_but_moved(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name != "sharding_constraint"
+
+
+def _key(rngs: Any) -> Array | None:
+    drawn = isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs)
+    return rngs.dropout() if drawn else None  # without keys, `Dropout` says what is missing
 
 
 def past_and_mask(

@@ -1,0 +1,289 @@
+"""What goes on inside a model: states pooled by layer, similarities, attention, lenses, knock-outs.
+
+Arrays go in, and arrays come out. The axes are those of `attention.py`, with `layers` before them;
+of hidden states there is one more than of layers, the embeddings.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from minibert.capture import captured
+from minibert.checks import number, shaped, whole
+from minibert.compilation import compiled
+from minibert.errors import InputError, shown
+from minibert.pooling import POOLINGS
+from minibert.similarity import cosine, pairwise_cosine
+
+
+def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") -> np.ndarray:
+    """A vector for each text and layer, `(layers + 1, batch, hidden)`.
+
+    Args:
+        hidden_states: `(batch, seq, hidden)` each, the embeddings first.
+        attention_mask: `(batch, seq)`, 1 for a token and 0 for padding.
+        pooling: one of `pooling.POOLINGS`: mean, cls, max, …
+
+    Raises:
+        InputError: there is no such pooling, or a mask is of another shape.
+    """
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling: expected {', '.join(POOLINGS)}; found {shown(pooling)}")
+    mask = jnp.asarray(attention_mask).astype(bool)
+    for state in hidden_states:
+        if state.shape[:2] != mask.shape:
+            raise InputError(
+                f"attention_mask: expected {state.shape[:2]} as the states, found {mask.shape}"
+            )
+    pooled = [POOLINGS[pooling](jnp.asarray(_wide(state)), mask) for state in hidden_states]
+    if not pooled:
+        raise InputError("hidden_states: there are none")
+    return np.stack([np.asarray(layer) for layer in pooled])
+
+
+def embed_by_layer(
+    model: Any, inputs: Mapping[str, Any], pooling: str = "mean", *, batch_size: Any = 32
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The vectors of many texts by layer.
+
+    Args:
+        model: one without a head, in evaluation mode.
+        inputs: its arguments by name, `(texts, seq)` each, as a tokenizer gives them with padding;
+            `attention_mask` is one of them.
+        pooling: as of `pool_layers`.
+        batch_size: how many texts are computed at once.
+
+    Returns:
+        `(layers + 1, texts, hidden)`; and the pooler outputs `(texts, hidden)`, if there are any.
+
+    Raises:
+        InputError: there are no texts, or no mask.
+    """
+    arrays = {name: np.asarray(array) for name, array in inputs.items()}
+    if "attention_mask" not in arrays or not len(arrays["attention_mask"]):
+        raise InputError(f"inputs: expected texts with attention_mask, found {sorted(arrays)}")
+    size = whole("batch_size", batch_size, 1)
+    fast = compiled(model)
+    layers, pooled = [], []
+    for start in range(0, len(arrays["attention_mask"]), size):
+        batch = {name: array[start : start + size] for name, array in arrays.items()}
+        outputs = fast(**batch, output_hidden_states=True)
+        layers.append(pool_layers(outputs.hidden_states, batch["attention_mask"], pooling))
+        if (found := outputs.get("pooler_output")) is not None:
+            pooled.append(_wide(found))
+    return np.concatenate(layers, axis=1), np.concatenate(pooled) if pooled else None
+
+
+def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.ndarray:
+    """How much each of the first is like each of the second, as shares of 1, `(first, second)`.
+
+    Args:
+        one, other: vectors, a row each.
+        scale: what both are multiplied with before: the larger, the more the likest one gets.
+    """
+    factor = number("scale", scale)
+    left, right = (np.asarray(vectors, np.float64) * factor for vectors in (one, other))
+    scores = left @ right.T
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def similarity_matrices(embeddings: Any, scale: float | int = 10) -> dict[str, np.ndarray]:
+    """The vectors of some tokens compared with each other, in three ways.
+
+    Args:
+        embeddings: `(tokens, features)`.
+        scale: of the third.
+    """
+    vectors = _wide(embeddings)
+    return {
+        "cosine": cosine(vectors, vectors),
+        "softmax": softmax_similarity(vectors, vectors),
+        f"softmax × {scale:g}": softmax_similarity(vectors, vectors, scale),
+    }
+
+
+def static_to_layers(pooled: np.ndarray) -> np.ndarray:
+    """How like their static vectors texts still are behind each layer, `(layers, texts)`.
+
+    Args:
+        pooled: of `pool_layers`: the first are the embeddings.
+    """
+    return np.stack([pairwise_cosine(pooled[0], layer) for layer in pooled[1:]])
+
+
+def layer_to_layer(pooled: np.ndarray) -> np.ndarray:
+    """How like texts are before and behind each layer, `(layers, texts)`, cosines."""
+    return np.stack([pairwise_cosine(*pair) for pair in itertools.pairwise(pooled)])
+
+
+def describe(values: Any) -> dict[str, float]:
+    """Count, mean, deviation (n − 1), least, quartiles and most of some numbers."""
+    flat = np.asarray(values, np.float64).reshape(-1)
+    if not flat.size:
+        raise InputError("values: there are none")
+    quartiles = np.quantile(flat, [0, 0.25, 0.5, 0.75, 1])
+    spread = float(flat.std(ddof=1)) if flat.size > 1 else float("nan")
+    names = ("min", "25%", "50%", "75%", "max")
+    return {"count": float(flat.size), "mean": float(flat.mean()), "std": spread} | dict(
+        zip(names, map(float, quartiles), strict=True)
+    )
+
+
+def token_through_layers(hidden_states: Any, row: int, position: int) -> dict[str, np.ndarray]:
+    """How one token's state changes, `(layers + 1,)` each.
+
+    Args:
+        hidden_states: `(batch, seq, hidden)` each.
+        row: which text.
+        position: which of its tokens.
+
+    Returns:
+        `to_first` and `to_last`: cosines with its embedding and its last state; `norm`: lengths.
+    """
+    batch, seq = hidden_states[0].shape[:2]
+    row, position = whole("row", row, 0, batch - 1), whole("position", position, 0, seq - 1)
+    states = np.stack([_wide(state)[row, position] for state in hidden_states])
+    return {
+        "to_first": cosine(states, states[:1])[:, 0],
+        "to_last": cosine(states, states[-1:])[:, 0],
+        "norm": np.linalg.norm(states, axis=1),
+    }
+
+
+def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.ndarray]:
+    """What each head does on average over the tokens of all texts, `(layers, heads)` each.
+
+    Args:
+        attentions: `(batch, heads, seq, seq)` each layer, padding on either side.
+        attention_mask: `(batch, seq)`.
+
+    Returns:
+        `entropy`: in nats, of where a token looks: 0 at one place, ln n at n places alike;
+        `distance`: how many tokens away; `itself`, `previous`, `next`, `first`: what share of the
+        weight lies there.
+
+    Raises:
+        InputError: there are no weights or tokens; or shapes do not belong together.
+    """
+    mask = np.asarray(attention_mask).astype(bool)
+    given = () if attentions is None else attentions  # a model that was not asked for them
+    layers = [_wide(layer).astype(np.float64) for layer in given]
+    if not layers or not mask.any():
+        raise InputError(f"attentions: {len(layers)} layers of {mask.sum()} tokens")
+    batch, _, seq, _ = shaped(
+        "attentions", layers[0], [layers[0].shape[:2] + mask.shape[1:] * 2]
+    ).shape
+    shaped("attention_mask", mask, [(batch, seq)])
+    apart = np.arange(seq)[:, None] - np.arange(seq)
+    first = (np.arange(seq) == mask.argmax(axis=1)[:, None])[:, None, None, :]
+    shares = {
+        "distance": np.abs(apart),
+        "itself": apart == 0,
+        "previous": apart == 1,
+        "next": apart == -1,
+        "first": first,
+    }
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("entropy", *shares)}
+    for weights in layers:
+        logs = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
+        each = {"entropy": -weights * logs}
+        each |= {name: weights * share for name, share in shares.items()}
+        for name, values in each.items():
+            real = values.sum(-1) * mask[:, None, :]
+            found[name].append(real.sum((0, 2)) / mask.sum())
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def last_block(model: Any) -> str:
+    """The path of a model's last block."""
+    stack = model.blocks if model.is_trunk else f"{model.trunk}.{model.blocks}"
+    return f"{stack}.{model.config.num_hidden_layers - 1}"
+
+
+def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
+    """What a model would say if it ended behind each layer, `(layers + 1, *logits)`.
+
+    Each hidden state takes the place of the last block's output, so what follows the blocks (a
+    norm, a head) does what it does in the model (nostalgebraist, "interpreting GPT", 2020).
+
+    Args:
+        model: one whose output has `logits`.
+        *args, **kwargs: its arguments.
+
+    Raises:
+        InputError: the output has none.
+    """
+    kwargs.pop("output_hidden_states", None)
+    last = last_block(model)
+    stack = last.rpartition(".")[0]
+    blocks = [f"{stack}.{number}" for number in range(model.config.num_hidden_layers)]
+    inner = captured(model, blocks, *args, output_hidden_states=True, **kwargs)
+    if "logits" not in inner.outputs:
+        raise InputError(f"model: expected one with logits, found {type(model).__name__}")
+    states = [inner.outputs["hidden_states"][0], *(inner[block] for block in blocks)]
+    return jnp.stack(
+        [
+            captured(model, (), *args, replace={last: state}, **kwargs).outputs["logits"]
+            for state in states
+        ]
+    )
+
+
+def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+    """How a score falls when each head is left out, `(layers, heads)`, all by one program.
+
+    Args:
+        model: the model; its `head_mask` is used.
+        score: a function from the model's outputs to a number.
+        *args, **kwargs: the model's arguments, without `head_mask`.
+
+    Raises:
+        InputError: the score is not one number, or there is a `head_mask`.
+    """
+    if "head_mask" in kwargs:
+        raise InputError("head_mask: is what each head is left out by")
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    leaves, treedef = jax.tree.flatten(model)
+
+    @jax.jit
+    def scored(leaves: Any, factors: Array) -> Array:
+        whole_model = jax.tree.unflatten(treedef, leaves)
+        found = jnp.asarray(score(whole_model(*args, **kwargs, head_mask=factors)))
+        return shaped("score", found, [()])
+
+    full = float(scored(leaves, jnp.ones((layers, heads))))
+    fallen = np.empty((layers, heads))
+    for layer, head in np.ndindex(layers, heads):
+        factors = np.ones((layers, heads), np.float32)
+        factors[layer, head] = 0
+        fallen[layer, head] = full - float(scored(leaves, jnp.asarray(factors)))
+    return fallen
+
+
+def nearest_words(
+    table: Any, vector: Any, tokenizer: Any, count: int = 5
+) -> Sequence[tuple[str, float]]:
+    """The words whose embeddings are likest to a vector, with cosines.
+
+    Args:
+        table: `(words, features)`, such as `model.embeddings.word_embeddings.embedding[...]`.
+        vector: `(features,)`.
+        tokenizer: for the words' names.
+        count: how many.
+    """
+    alike = cosine(_wide(vector)[None], _wide(table))[0]
+    best = np.argsort(-alike)[: whole("count", count, 1)]
+    names = tokenizer.convert_ids_to_tokens(best.tolist())
+    return [(name, float(alike[index])) for name, index in zip(names, best, strict=True)]
+
+
+def _wide(array: Any) -> np.ndarray:
+    """In float32, or wider."""
+    found = np.asarray(array)
+    return found.astype(np.float32) if found.dtype.itemsize < 4 else found

@@ -1,0 +1,110 @@
+"""A model put together: a tree of shapes, matched with a checkpoint's tensors and filled."""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from minibert.checkpoint import leaves
+from minibert.errors import ConfigError, InputError, shown
+from minibert.matching import Matching
+from minibert.placement import stored
+from minibert.report import LoadingInfo
+from minibert.sharding import checked_sharding
+from minibert.tensor_files import TensorSource
+
+
+def assemble(
+    cls: type[Any],
+    config: Any,
+    source: TensorSource,
+    where: str,
+    *,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
+    new_head: bool = False,
+    rngs: nnx.Rngs | None = None,
+    relabelled: bool = False,
+    sharding: Any = None,
+) -> tuple[Any, LoadingInfo]:
+    """Builds a tree of shapes, matches it with the tensors of `source`, and fills it.
+
+    Args:
+        cls: the model's class.
+        config: its config.
+        source: the tensors.
+        where: the folder, for messages.
+        relabelled: whether the labels are not the checkpoint's own.
+
+    The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
+    """
+    sharding = checked_sharding(sharding)
+    dtype, param_dtype = _floating("dtype", dtype), _floating("param_dtype", param_dtype)
+    if rngs is not None and not isinstance(rngs, nnx.Rngs):
+        raise InputError(f"rngs: expected nnx.Rngs(0), found {shown(rngs)}")
+    kept = param_dtype or _prevailing_dtype(source)
+    model = shapes_only(cls, config, source, where, dtype=dtype, param_dtype=kept)
+    matching = Matching(model, source, new_head=new_head, relabelled=relabelled)
+    matching.check(where)
+    if sharding is not None:
+        sharding = sharding.for_model(model)
+    if matching.fresh:
+        if rngs is None:
+            raise InputError("rngs: a new head needs random keys: pass rngs=nnx.Rngs(0)")
+        fresh = _fresh_leaves(cls, config, {leaf.path for leaf in matching.fresh}, rngs, kept)
+        for leaf in matching.fresh:
+            array = fresh[leaf.path]
+            leaf.variable.set_value(
+                array if sharding is None else stored(sharding, leaf.path, array)
+            )
+    matching.fill(where, param_dtype, sharding)
+    unfilled = [
+        leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)
+    ]
+    assert not unfilled, unfilled
+    return model.eval(), matching.info(where)
+
+
+def shapes_only(
+    cls: type[Any], config: Any, source: TensorSource, where: str, **options: Any
+) -> Any:
+    """The widest tree of a class, of shapes only; refused if the source cannot hold its layers."""
+    if config.num_hidden_layers > len(source.tensors):
+        raise ConfigError(
+            f"{where}: num_hidden_layers: {config.num_hidden_layers} layers, but the checkpoint "
+            f"holds {len(source.tensors)} tensors"
+        )
+    return cls(config, rngs=None, **options)
+
+
+def _floating(name: str, dtype: Any) -> np.dtype | None:
+    if dtype is None:
+        return None
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating) or found.itemsize < 2:
+        raise InputError(f"{name}: expected a floating-point type of JAX, found {shown(dtype)}")
+    return found
+
+
+def _prevailing_dtype(source: TensorSource) -> DTypeLike:
+    dtypes = [info.dtype for info in source.tensors.values()]
+    floats = Counter(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
+    return floats.most_common(1)[0][0] if floats else np.dtype(np.float32)
+
+
+def _fresh_leaves(
+    cls: type[Any], config: Any, paths: set[str], rngs: nnx.Rngs, dtype: DTypeLike
+) -> dict[str, jax.Array]:
+    def build(key: jax.Array) -> dict[str, jax.Array]:
+        model = cls(config, rngs=nnx.Rngs(params=key), param_dtype=dtype)
+        return {leaf.path: leaf.variable[...] for leaf in leaves(model) if leaf.path in paths}
+
+    # compiled, so that only the leaves asked for are ever drawn
+    return jax.jit(build)(rngs.params())

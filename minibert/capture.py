@@ -1,0 +1,164 @@
+"""Looking into a forward pass: what any room of the tree gives, read or replaced by its path.
+
+The model itself stays as it is: a copy is made whose rooms tell what they give. It is a pure
+function, so it may be jitted, differentiated and mapped over.
+"""
+
+import fnmatch
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+
+from minibert.checks import as_array, shaped
+from minibert.errors import InputError, shown
+from minibert.printing import children
+
+
+class Captured(dict[str, Any]):
+    """What rooms gave, by path.
+
+    Attributes:
+        outputs: what the model returned.
+    """
+
+    outputs: Any = None
+
+
+def rooms(model: Any) -> dict[str, Any]:
+    """The modules of a model by their paths, from the top down; lists are left out."""
+    found: dict[str, Any] = {}
+
+    def walk(module: Any, path: str) -> None:
+        for name, child in children(module):
+            if isinstance(child, nnx.Module):
+                where = f"{path}.{name}" if path else name
+                if not isinstance(child, nnx.List):
+                    found[where] = child
+                walk(child, where)
+
+    walk(model, "")
+    return found
+
+
+def captured(
+    model: Any,
+    paths: Any,
+    *args: Any,
+    replace: Any = None,
+    **kwargs: Any,
+) -> Captured:
+    """Calls a model, and keeps what some of its rooms give.
+
+    A room that returns several things (attention: states, weights, cache) gives the first, the
+    states; one that is called several times, what it gave last. What is replaced is kept as it is
+    after that. Layers are not computed again for gradients, whatever the model is set to.
+
+    Args:
+        model: the model.
+        paths: of rooms, such as `encoder.layer.3.attention.self`; `*` stands for anything.
+        *args, **kwargs: the model's arguments.
+        replace: by path (`*` here too), what a room gives in place of its own: an array of the same
+            shape, or a function from its own to that.
+
+    Returns:
+        What the rooms gave by path, arrays but for whole models; with the model's `outputs`.
+
+    Raises:
+        InputError: there is no such room, or the call does not come through it; or what is to
+            replace an array is none of its shape.
+    """
+    leaves, treedef = jax.tree.flatten(model)
+    copy = jax.tree.unflatten(treedef, leaves)
+    known = rooms(copy)
+    for module in (copy, *known.values()):
+        if getattr(module, "gradient_checkpointing", False):
+            module.gradient_checkpointing = False  # what is computed inside could not be kept
+        if getattr(module, "sharding", None) is not None:
+            module.sharding = None  # likewise; arrays stay where they are
+    patterns = [paths] if isinstance(paths, str) else paths
+    read = _matched("paths", patterns, known)
+    replacing = {} if replace is None else replace
+    if not isinstance(replacing, Mapping):
+        raise InputError(f"replace: expected edits by path, found {shown(replace)}")
+    replaced = _matched("replace", replacing, known)
+    edits = _edits(replacing, replaced)
+    wanted = {path for hits in read.values() for path in hits}
+    found, passed = Captured(), set()
+    for path in {*wanted, *edits}:
+        _tap(known[path], functools.partial(_told, found, passed, path, edits))
+    found.outputs = copy(*args, **kwargs)
+    for name, matched in (("paths", read), ("replace", replaced)):
+        for pattern, hits in matched.items():
+            if passed.isdisjoint(hits):
+                raise InputError(f"{name}: {shown(pattern)}: this call does not come through")
+    for path in found.keys() - wanted:
+        del found[path]
+    return found
+
+
+def _matched(name: str, patterns: Any, known: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The rooms' paths by pattern."""
+    if not isinstance(patterns, Iterable):
+        raise InputError(f"{name}: expected paths of rooms, found {shown(patterns)}")
+    matched: dict[str, list[str]] = {}
+    for pattern in patterns:
+        hits = fnmatch.filter(known, pattern) if isinstance(pattern, str) else []
+        if not hits:
+            near = ", ".join([*known][:1] + [*known][-1:])
+            raise InputError(
+                f"{name}: {shown(pattern)} matches no room; their paths are {near} and such"
+            )
+        matched[pattern] = hits
+    return matched
+
+
+def _edits(replace: Mapping[str, Any], matched: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The edits by path."""
+    edits: dict[str, Any] = {}
+    for pattern, hits in matched.items():
+        for path in hits:
+            if path in edits:
+                raise InputError(f"replace: {path} is named twice")
+            edits[path] = replace[pattern]
+    return edits
+
+
+def _told(
+    found: Captured, passed: set[str], path: str, edits: Mapping[str, Any], output: Any
+) -> Any:
+    passed.add(path)
+    several = isinstance(output, tuple)
+    value = output[0] if several else output
+    if path in edits:
+        value = _replaced(path, edits[path], value)
+        if hasattr(output, "_fields"):
+            output = output._replace(**{output._fields[0]: value})
+        else:
+            output = (value, *output[1:]) if several else value
+    found[path] = value
+    return output
+
+
+def _replaced(path: str, edit: Any, value: Any) -> Array:
+    where = f"replace: {path}"
+    if not isinstance(value, Array):
+        raise InputError(f"{where}: gives no array but {type(value).__name__}: name a room in it")
+    new = as_array(where, edit(value) if callable(edit) else edit)
+    return shaped(where, new, [value.shape]).astype(value.dtype)
+
+
+def _tap(module: Any, tell: Callable[[Any], Any]) -> None:
+    object.__setattr__(module, "_tell", tell)
+    object.__setattr__(module, "__class__", _tapped(type(module)))
+
+
+@functools.cache
+def _tapped(cls: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._tell(cls.__call__(self, *args, **kwargs))
+
+    return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})

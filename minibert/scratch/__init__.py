@@ -1,0 +1,46 @@
+"""Attention and a language model from scratch: `parts` first, then the `toys` made of them.
+
+Nothing here is fast or loads a checkpoint; the real models are next door.
+"""
+
+from minibert.scratch.parts import (
+    Attended,
+    CausalAttention,
+    MultiHeadAttention,
+    SelfAttention,
+    attention,
+    calculate_attention,
+    causal_mask,
+    linear,
+    relu,
+    softmax,
+    softmax_naive,
+)
+from minibert.scratch.toys import (
+    ToyAgent,
+    ToyBody,
+    ToyCausalLM,
+    ToyConfig,
+    ToyLayer,
+    continued,
+)
+
+__all__ = [
+    "Attended",
+    "CausalAttention",
+    "MultiHeadAttention",
+    "SelfAttention",
+    "ToyAgent",
+    "ToyBody",
+    "ToyCausalLM",
+    "ToyConfig",
+    "ToyLayer",
+    "attention",
+    "calculate_attention",
+    "causal_mask",
+    "continued",
+    "linear",
+    "relu",
+    "softmax",
+    "softmax_naive",
+]

@@ -1,0 +1,174 @@
+"""A language model at its barest, and an agent: embeddings, layers of attention, a head."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from minibert.checks import indices, whole
+from minibert.errors import InputError, shown
+from minibert.layers import Embed, Module
+from minibert.outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
+from minibert.pooling import mean
+from minibert.scratch.parts import Tokens, attention, causal_mask, projection
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """The shape of a `ToyCausalLM`.
+
+    Attributes:
+        vocab_size: how many words there are.
+        hidden_size: features of a token.
+        num_hidden_layers: how many layers of attention there are.
+        positions: how many places have a vector of their own; 0 for none: then the order of words
+            is unknown to the model.
+        causal: whether a token sees none behind it.
+        num_labels: how many actions `ToyAgent` has.
+    """
+
+    vocab_size: int
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    positions: int = 0
+    causal: bool = True
+    num_labels: int = 4
+    problem_type: str = "single_label_classification"
+
+
+class ToyLayer(Module):
+    """A transformer at its barest: attention of the states over themselves, and a linear layer."""
+
+    def __init__(self, config: ToyConfig, **options: Any):
+        self.causal = config.causal
+        self.linear = projection(config.hidden_size, config.hidden_size, bias=True, **options)
+
+    def __call__(self, x: Tokens, words: Any = None) -> Tokens:
+        """New states for old ones; `words` `(batch, tokens)` is 0 where there is padding."""
+        mask = causal_mask(x.shape[-2]) if self.causal else None
+        if words is not None:
+            real = jnp.asarray(words).astype(bool)[:, None, :]
+            mask = real if mask is None else mask & real
+        return self.linear(attention(x, x, x, scale=x.shape[-1] ** -0.5, mask=mask).context)
+
+
+class ToyBody(Module):
+    """Embeddings and layers: what a language model and an agent have in common."""
+
+    def __init__(self, config: ToyConfig, **options: Any):
+        self.config = config
+        self.embedding = Embed(config.vocab_size, config.hidden_size, stddev=1.0, **options)
+        if config.positions:
+            self.positions = Embed(config.positions, config.hidden_size, stddev=1.0, **options)
+        layers = range(config.num_hidden_layers)
+        self.layers = nnx.List(ToyLayer(config, **options) for _ in layers)
+
+    def __call__(
+        self, input_ids: Any, attention_mask: Any = None
+    ) -> Float[Array, "batch tokens hidden"]:
+        """The states `(batch, tokens, hidden)` of ids `(batch, tokens)`, padded on the right."""
+        size, places = self.config.vocab_size, self.config.positions
+        x = self.embedding(indices("input_ids", input_ids, size, "vocab_size"))
+        if places and x.shape[1] > places:
+            raise InputError(f"input_ids: {x.shape[1]} tokens; expected 1 to {places} (positions)")
+        if isinstance(attention_mask, np.ndarray) and not attention_mask[:, :1].all():
+            raise InputError("attention_mask: expected padding on the right alone")
+        if places:
+            x = x + self.positions(jnp.arange(x.shape[1]))
+        for layer in self.layers:
+            x = layer(x, attention_mask)
+        return x
+
+
+class ToyCausalLM(Module):
+    """Words → embeddings → layers of attention → a score for every word.
+
+    A `Trainer` trains it, with `causal_lm` or, if it is not causal, with `continuation`.
+
+    Args:
+        config: the shape.
+        rngs: random keys for the weights.
+        param_dtype: what they are stored in.
+    """
+
+    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs, param_dtype: Any = jnp.float32):
+        options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
+        self.config = config
+        self.body = ToyBody(config, **options)
+        self.vocabulary = projection(config.hidden_size, config.vocab_size, bias=True, **options)
+        self.gradient_checkpointing, self.sharding = False, None
+
+    def __call__(
+        self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
+    ) -> CausalLMOutputWithCrossAttentions:
+        """The scores `logits` `(batch, tokens, words)` of ids `(batch, tokens)`."""
+        states = self.body(input_ids, attention_mask)
+        return CausalLMOutputWithCrossAttentions(logits=self.vocabulary(states))
+
+
+class ToyAgent(Module):
+    """The same body with a head of actions in place of the vocabulary: one for a whole text.
+
+    Args:
+        config: the shape; of a trained body, the body's.
+        body: a trained `ToyCausalLM`'s; None to begin afresh.
+        rngs: random keys for the weights.
+        param_dtype: what they are stored in.
+    """
+
+    def __init__(
+        self,
+        config: ToyConfig,
+        *,
+        body: ToyBody | None = None,
+        rngs: nnx.Rngs,
+        param_dtype: Any = jnp.float32,
+    ):
+        if body is not None and body.config != config:
+            raise InputError(f"config: expected the body's, {body.config}; found {shown(config)}")
+        options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
+        self.config = config
+        self.body = ToyBody(config, **options) if body is None else body
+        self.actions = projection(config.hidden_size, config.num_labels, bias=True, **options)
+        self.gradient_checkpointing, self.sharding = False, None
+
+    def __call__(
+        self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
+    ) -> SequenceClassifierOutput:
+        """The scores `logits` `(batch, actions)`, of the mean of a text's states."""
+        states = self.body(input_ids, attention_mask)
+        words = jnp.ones(states.shape[:2], bool) if attention_mask is None else attention_mask
+        pooled = mean(states, jnp.asarray(words).astype(bool))
+        return SequenceClassifierOutput(logits=self.actions(pooled))
+
+
+def continued(model: Any, input_ids: Any, count: Any, *, window: Any) -> np.ndarray:
+    """The words `(tokens,)` with the likeliest next word behind them, `count` times over.
+
+    Args:
+        model: a causal one.
+        input_ids: `(tokens,)`.
+        count: how many words are added.
+        window: how many words the model sees at once, the last ones; no more than it has places.
+    """
+    words = np.asarray(input_ids)
+    if words.ndim != 1 or not words.size:
+        raise InputError(f"input_ids: expected (tokens,), found shape {words.shape}")
+    seen = whole("window", window, 1, model.config.positions or None)
+    leaves, treedef = jax.tree.flatten(model)
+
+    @jax.jit
+    def next_word(leaves: Any, ids: Any, last: Any) -> Any:
+        return jax.tree.unflatten(treedef, leaves)(ids).logits[0, last].argmax()
+
+    for _ in range(whole("count", count, 0)):
+        part = words[-seen:]
+        ids = np.zeros((1, seen), words.dtype)  # one length, one program; what is behind is unseen
+        ids[0, : len(part)] = part
+        words = np.append(words, np.asarray(next_word(leaves, ids, len(part) - 1), words.dtype))
+    return words

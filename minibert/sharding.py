@@ -1,0 +1,294 @@
+"""Where a model's arrays live on many devices: a mesh, and rules from paths to partition specs.
+
+Three ways to share the work, and any mix of them; each has axes of the mesh:
+
+    data      rows of a batch are split, parameters are copied
+    fsdp      rows of a batch are split, and so is every parameter: a layer's are put together where
+              it runs, and their gradients summed into parts again (ZeRO-3, arXiv:1910.02054)
+    tensor    heads and inner features are split (Megatron-LM, arXiv:1909.08053)
+
+A model's class says which dimensions are heads and features (`dimensions`). What the tensor axes
+do not split by them, they keep split as the fsdp axes do: a parameter is *stored* in as many parts
+as its shape allows, and *used* whole, or in the parts that its rule names. JAX's partitioner does
+the rest (`placement.py` says to it where); there is no engine here.
+"""
+
+import dataclasses
+import fnmatch
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from minibert.checks import whole
+from minibert.errors import InputError, shown
+from minibert.parameters import matching_paths, parameters
+from minibert.sharding_rules import FEATURES, HEADS, Axes, Rule, check_fits, check_rule, spread
+
+
+class Partial(NamedTuple):
+    """A parameter that is stored in fewer parts than there are devices to hold them."""
+
+    path: str
+    shape: tuple[int, ...]
+    parts: int
+    extra_bytes: int  # what a device holds of it beyond an even share
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sharding:
+    """A mesh, what its axes are for, and rules.
+
+    Attributes:
+        mesh: the devices; or a `jax.sharding.AbstractMesh`, to plan without any.
+        data: the axes that split batches alone.
+        fsdp: the axes that split batches and parameters.
+        tensor: the axes that split heads and features.
+        rules: by pattern of a parameter's path (`*` stands for anything; the first that matches
+            counts), what its dimensions are: "heads" or "features", which the tensor axes split;
+            None; or a number of parts, each of which the following dimension is split in: where
+            (None, 3, "heads") holds, training keeps (in, 3·hidden) as (in, 3, hidden).
+        heads: how many heads the model has.
+
+    Raises:
+        InputError: an axis is not the mesh's, or has no purpose, or two; or a rule is none.
+    """
+
+    mesh: Any
+    data: Axes = ()
+    fsdp: Axes = ()
+    tensor: Axes = ()
+    rules: Any = dataclasses.field(default_factory=dict)
+    heads: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.mesh, Mesh | AbstractMesh):
+            raise InputError(f"mesh: expected a jax.sharding.Mesh, found {shown(self.mesh)}")
+        names = tuple(self.mesh.axis_names)
+        if sorted([*self.data, *self.fsdp, *self.tensor]) != sorted(names):
+            raise InputError(
+                f"mesh: expected each of its axes {names} in one of data, fsdp and tensor; "
+                f"found data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
+            )
+        if not isinstance(self.rules, Mapping):
+            raise InputError(f"rules: expected dimensions by pattern, found {shown(self.rules)}")
+        for pattern, rule in self.rules.items():
+            check_rule(pattern, rule)
+        kinds = (AxisType.Auto,) * len(names)  # the partitioner's: no array of ours says its own
+        if isinstance(self.mesh, Mesh):
+            mesh: Any = Mesh(self.mesh.devices, names, axis_types=kinds)
+        else:
+            mesh = AbstractMesh(self.mesh.axis_sizes, names, axis_types=kinds)
+        object.__setattr__(self, "mesh", mesh)
+
+    @classmethod
+    def of_devices(
+        cls,
+        *,
+        data: Any = None,
+        fsdp: Any = 1,
+        tensor: Any = 1,
+        devices: Any = None,
+        rules: Any = None,
+    ) -> "Sharding":
+        """A sharding over all devices.
+
+        Args:
+            data: how many parts of a batch have their own copy of the parameters; by default as
+                many as there are devices left.
+            fsdp: in how many parts they are stored. Several numbers make as many axes of the mesh,
+                which can split different dimensions of one parameter: 1,600 × 6,400 numbers can be
+                split by 256 as (64, 4) or (16, 16), not as one axis.
+            tensor: in how many parts heads and features are taken.
+            devices: which; all that JAX has, of all processes, by default.
+            rules: beside the model's own.
+
+        Raises:
+            InputError: the sizes do not multiply to the number of devices.
+        """
+        devices = list(jax.devices() if devices is None else devices)
+        parts = tuple(fsdp) if isinstance(fsdp, tuple | list) else (fsdp,)
+        sizes = [whole("fsdp", size, 1) for size in parts] + [whole("tensor", tensor, 1)]
+        if not devices or len(devices) % math.prod(sizes):
+            raise InputError(
+                f"fsdp × tensor: {' × '.join(map(str, sizes))} = {math.prod(sizes)}: expected a "
+                f"divisor of the number of devices, {len(devices)}"
+            )
+        left = len(devices) // math.prod(sizes)
+        if data is not None and whole("data", data, 1) != left:
+            raise InputError(f"data: expected {left}, the devices that are left; found {data}")
+        shape = (left, *sizes)
+        axes = tuple(f"fsdp{number}" if number else "fsdp" for number in range(len(parts)))
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        mesh = Mesh(grid, ("data", *axes, "tensor"))
+        return cls(mesh, data=("data",), fsdp=axes, tensor=("tensor",), rules=rules or {})
+
+    def for_model(self, model: Any) -> "Sharding":
+        """This sharding with the rules of a model's class; one's own come first.
+
+        Raises:
+            InputError: a rule of one's own matches nothing, or not its parameters' dimensions.
+        """
+        arrays = parameters(model)
+        for pattern, rule in self.rules.items():
+            for path in matching_paths("rules", [pattern], arrays):
+                check_fits(pattern, rule, path, arrays[path].shape)
+        config = model.config
+        heads = getattr(config, config.name_of("num_attention_heads"))
+        rules = {**self.rules, **{k: v for k, v in model.dimensions.items() if k not in self.rules}}
+        found = dataclasses.replace(self, rules=rules, heads=heads)
+        for path in arrays:
+            layer, _, name = path.rpartition(".")
+            bias = f"{layer}.bias"
+            if name == "kernel" and bias in arrays:
+                ours = found.shape(path, arrays[path].shape)
+                theirs = found.shape(bias, arrays[bias].shape)
+                if ours[1:] != theirs:
+                    raise InputError(
+                        f"rules: {path} would be kept as {ours}, its bias as {theirs}; give both "
+                        "a rule"
+                    )
+        return found
+
+    def size(self, axes: Axes) -> int:
+        """How many parts some axes make."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    @property
+    def rows(self) -> Axes:
+        """The axes that split a batch."""
+        return (*self.data, *self.fsdp)
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Where a batch's arrays live: rows split, all else whole."""
+        return NamedSharding(self.mesh, PartitionSpec(self.rows))
+
+    @property
+    def rows_here(self) -> int:
+        """In how many parts this process's rows of a batch are split."""
+        return len(self._parts_here())
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part of a batch's rows this process gives, of how many: what `data` asks for.
+
+        Processes give the same rows where the tensor axes lie across them.
+
+        Raises:
+            InputError: this process's rows do not lie together.
+        """
+        here = self._parts_here()
+        first, count = here[0], len(here)
+        if here != list(range(first, first + count)) or first % count:
+            raise InputError(
+                f"mesh: expected each process to have rows that lie together, found parts {here} "
+                f"of {self.size(self.rows)} in this one"
+            )
+        return first // count, self.size(self.rows) // count
+
+    def _parts_here(self) -> list[int]:
+        count, batch = self.size(self.rows), self.batch
+        of_devices = batch.devices_indices_map((count,))
+        return sorted({of_devices[d][0].indices(count)[0] for d in batch.addressable_devices})
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Where an array lives that every device has whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def parts(self) -> int:
+        """In how many parts a parameter is stored, where its shape allows."""
+        return self.size(self.fsdp) * self.size(self.tensor)
+
+    def shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A parameter's shape in training: (in, 3·hidden) is (in, 3, hidden) if a rule says so.
+
+        So a device's part of the last dimension is whole heads of query, key and value each.
+        """
+        rule = self._rule(path)
+        folds = [(at, parts) for at, parts in enumerate(rule) if isinstance(parts, int)]
+        if not folds or len(rule) != len(shape) + 1:
+            return shape
+        ((at, parts),) = folds
+        folded = (*shape[:at], parts, shape[at] // parts, *shape[at + 1 :])
+        return folded if any(self._used(path, folded)) else shape
+
+    def used_spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """How a parameter is split where it is used: by its rule, over the tensor axes."""
+        return _spec(self._used(path, shape))
+
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """How a parameter is stored: by its rule, and in as many parts besides as its shape allows.
+
+        The fsdp axes, and the tensor axes if no rule splits by them, are spread over one or two
+        dimensions so that their product is the largest that divides.
+        """
+        used = self._used(path, shape)
+        taken = set(itertools.chain(*used))
+        free = [a for a in (*self.fsdp, *self.tensor) if a not in taken]
+        sizes = tuple((axis, self.mesh.shape[axis]) for axis in free if self.mesh.shape[axis] > 1)
+        rest = tuple(n // self.size(axes) for n, axes in zip(shape, used, strict=True))
+        extra = spread(rest, sizes)
+        return _spec(tuple((*a, *b) for a, b in zip(used, extra, strict=True)))
+
+    def of(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Where a parameter is stored."""
+        return NamedSharding(self.mesh, self.spec(path, shape))
+
+    def _rule(self, path: str) -> Rule:
+        return next((r for p, r in self.rules.items() if fnmatch.fnmatchcase(path, p)), ())
+
+    def _used(self, path: str, shape: tuple[int, ...]) -> tuple[Axes, ...]:
+        rule, size = self._rule(path), self.size(self.tensor)
+        none: tuple[Axes, ...] = ((),) * len(shape)
+        if size == 1 or len(rule) != len(shape):
+            return none
+        counts = {HEADS: self.heads or 0}
+        return tuple(
+            self.tensor
+            if part in (HEADS, FEATURES) and n % size == 0 and counts.get(part, size) % size == 0
+            else ()
+            for part, n in zip(rule, shape, strict=True)
+        )
+
+    def partial(self, arrays: Mapping[str, Any]) -> list[Partial]:
+        """The parameters that are not stored in `parts` parts, and what that costs a device."""
+        found = []
+        for path, array in arrays.items():
+            shape = self.shape(path, array.shape)
+            size = math.prod(shape) * np.dtype(array.dtype).itemsize
+            parts = math.prod(shape) // math.prod(self.of(path, shape).shard_shape(shape))
+            if parts < self.parts:
+                found.append(Partial(path, shape, parts, size // parts - size // self.parts))
+        return found
+
+    def device_bytes(self, arrays: Mapping[str, Any]) -> int:
+        """What one device stores of some parameters, in bytes."""
+        total = 0
+        for path, array in arrays.items():
+            shape = self.shape(path, array.shape)
+            part = self.of(path, shape).shard_shape(shape)
+            total += math.prod(part) * np.dtype(array.dtype).itemsize
+        return total
+
+
+def checked_sharding(sharding: Any) -> Sharding | None:
+    """The argument `sharding`.
+
+    Raises:
+        InputError: it is none.
+    """
+    if sharding is not None and not isinstance(sharding, Sharding):
+        raise InputError(f"sharding: expected a minibert.Sharding, found {shown(type(sharding))}")
+    return sharding
+
+
+def _spec(axes: tuple[Axes, ...]) -> PartitionSpec:
+    return PartitionSpec(*(a[0] if len(a) == 1 else a or None for a in axes))

@@ -1,0 +1,130 @@
+"""Rows of named values out of files, one after the other, however large: jsonl, csv, parquet."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+from minibert.errors import InputError, SourceError, shown
+from minibert.strict_json import unique_keys
+
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+ROWS = 1024  # read at a time from a parquet file
+LONGEST_CELL = 2**31 - 1  # characters of a csv file's cell; the csv module's own limit is 2**17
+
+Row = tuple[list[Any], int]  # the values in the order of the columns; how much is read
+
+
+def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterator[Row], int]:
+    """The rows of an open file, whose ending says what it is, and its size.
+
+    Sizes are bytes; of a parquet file, rows.
+
+    Raises:
+        InputError: at once or while it is read: there is no such column, or it cannot be read.
+        SourceError: a library is missing.
+    """
+    kind = KINDS[os.path.splitext(path)[1].lower()]
+    if kind == "parquet":
+        return _parquet(path, file, columns)
+    rows = _objects(path, file, columns) if kind == "jsonl" else _csv(path, file, columns)
+    return rows, os.fstat(file.fileno()).st_size
+
+
+def decoded(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
+    """The lines of a file, with their ends, and how many bytes are read.
+
+    Raises:
+        InputError: one is not UTF-8.
+    """
+    done = 0
+    for number, line in enumerate(file, start=1):
+        done += len(line)
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8"), done
+        except UnicodeDecodeError as reason:
+            raise InputError(f"{path}: line {number}: not UTF-8 ({reason.reason})") from None
+
+
+def _objects(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    asked = shown(list(columns)) if len(columns) > 1 else repr(columns[0])
+    for number, (line, done) in enumerate(decoded(path, file), start=1):
+        where = f"{path}: line {number}"
+        if not line.strip():
+            raise InputError(f"{where}: is blank; expected an object with {asked}")
+        try:
+            row = json.loads(line, object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as reason:
+            raise InputError(f"{where}: not JSON ({reason})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected an object with {asked}, found {shown(row)}")
+        for column in columns:
+            if column not in row:
+                raise InputError(f"{where}: no column {column!r}; it has {shown(sorted(row))}")
+        yield [row[column] for column in columns], done
+
+
+def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_CELL)
+    done = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal done
+        for line, done in decoded(path, file):  # noqa: B007  # it is for the loop below
+            yield line
+
+    rows = csv.reader(lines(), strict=True)
+    number = 0  # of the row that is being read; the header's is 0
+    try:
+        header = next(rows, [])
+        places = [_place(path, column, header) for column in columns]
+        number = 1
+        for row in rows:
+            if not row:
+                continue  # an empty line
+            if len(row) != len(header):
+                raise csv.Error(f"expected {len(header)} cells, found {len(row)}")
+            yield [row[place] for place in places], done
+            number += 1
+    except csv.Error as reason:
+        where = f"row {number}" if number else "its header"
+        raise InputError(f"{path}: not a readable csv file: {where}: {reason}") from None
+
+
+def _place(path: str, column: str, columns: list[str]) -> int:
+    """Which of the columns has that name."""
+    if columns.count(column) > 1:
+        raise InputError(f"{path}: {columns.count(column)} columns have the name {column!r}")
+    if column not in columns:
+        raise InputError(f"{path}: no column {column!r}; it has {shown(columns)}")
+    return columns.index(column)
+
+
+def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterator[Row], int]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise SourceError(
+            f"{path}: reading it needs pyarrow: pip install 'minibert-jax[data]'"
+        ) from None
+    try:
+        table = parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as reason:  # of damaged bytes it raises OSError too
+        raise InputError(f"{path}: not a parquet file ({shown(str(reason))})") from None
+    for column in columns:
+        _place(path, column, table.schema_arrow.names)
+
+    def rows() -> Iterator[Row]:
+        row = 0
+        try:
+            for batch in table.iter_batches(ROWS, columns=list(columns)):
+                values = [batch.column(column).to_pylist() for column in columns]
+                for found in zip(*values, strict=True):
+                    row += 1
+                    yield list(found), row
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as reason:
+            raise InputError(f"{path}: damaged behind row {row} ({shown(str(reason))})") from None
+
+    return rows(), table.metadata.num_rows

@@ -1,0 +1,52 @@
+"""Training: objectives, optimisers, the step, the loop."""
+
+from minibert.train.checkpoints import Checkpoints, restore
+from minibert.train.head_objectives import (
+    classification,
+    double_heads,
+    multiple_choice,
+    next_sentence,
+    question_answering,
+    token_classification,
+)
+from minibert.train.loop import Evaluation, Result, fit
+from minibert.train.lora import Adapter, init_adapter, merge
+from minibert.train.lora_config import LoRA
+from minibert.train.lora_files import load_adapter, save_adapter
+from minibert.train.objectives import Objective, causal_lm, continuation, masked_lm, pretraining
+from minibert.train.optimizers import adamw, learning_rate, schedule
+from minibert.train.ranking import contrastive
+from minibert.train.teaching import distillation, with_teacher
+from minibert.train.trainer import Trainer
+
+__all__ = [
+    "Adapter",
+    "Checkpoints",
+    "Evaluation",
+    "LoRA",
+    "Objective",
+    "Result",
+    "Trainer",
+    "adamw",
+    "causal_lm",
+    "classification",
+    "continuation",
+    "contrastive",
+    "distillation",
+    "double_heads",
+    "fit",
+    "init_adapter",
+    "learning_rate",
+    "load_adapter",
+    "masked_lm",
+    "merge",
+    "multiple_choice",
+    "next_sentence",
+    "pretraining",
+    "question_answering",
+    "restore",
+    "save_adapter",
+    "schedule",
+    "token_classification",
+    "with_teacher",
+]

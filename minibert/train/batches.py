@@ -1,0 +1,69 @@
+"""A batch, checked before anything is computed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minibert.checks import as_array, checked_indices, checked_zeros_and_ones
+from minibert.errors import InputError, shown
+from minibert.train.labels import NoTargetError, check_finite
+from minibert.train.objectives import MODEL_INPUTS, Objective
+
+LIMITS = {
+    "input_ids": ("vocab_size",),
+    "token_type_ids": ("type_vocab_size", "vocab_size"),
+    "position_ids": ("max_position_embeddings",),
+}
+
+
+def checked_batch(
+    config: Any, objective: Objective, batch: Any, parts: int, *, targets: bool = True
+) -> dict[str, np.ndarray]:
+    """The entries that the objective and its model use, their shapes and values checked.
+
+    Args:
+        config: the model's.
+        objective: the objective.
+        batch: arrays by name; entries that nobody uses are left out.
+        parts: how many equal parts it is to be taken in.
+        targets: whether it must have one.
+
+    Raises:
+        InputError: something is missing, of the wrong shape or out of range.
+    """
+    if not isinstance(batch, Mapping):
+        raise InputError(f"batch: expected arrays by name, found {shown(batch)}")
+    found = {name: as_array(name, batch[name]) for name in objective.entries if name in batch}
+    used = {name: np.asarray(array) for name, array in found.items()}
+    if lacking := objective.missing(used.keys()):
+        raise InputError(
+            f"batch: {objective.name} needs {lacking}; found {shown(sorted(map(str, batch)))}"
+        )
+    rows = {name: array.shape[0] if array.ndim else 0 for name, array in used.items()}
+    count = min(rows.values())
+    if count == 0 or count != max(rows.values()):
+        raise InputError(f"batch: expected arrays of equally many rows, found {rows}")
+    if count % parts:
+        raise InputError(f"batch: {count} rows cannot be taken in {parts} equal parts")
+    for name, array in used.items():
+        if name in objective.labels:
+            try:
+                objective.labels[name](config, name, array, used)
+            except NoTargetError:
+                if targets:
+                    raise
+        else:
+            _check_input(config, name, array)
+    return used
+
+
+def _check_input(config: Any, name: str, array: np.ndarray) -> None:
+    kind = next(kind for kind in MODEL_INPUTS if name.endswith(kind))
+    if kind in LIMITS:
+        field = next(field for field in LIMITS[kind] if hasattr(config, field))
+        checked_indices(name, array, getattr(config, field), field)
+    elif kind == "attention_mask":
+        checked_zeros_and_ones(name, array)
+    elif kind == "inputs_embeds":
+        check_finite(name, array)

@@ -1,0 +1,210 @@
+"""Examples to batches, on Grain: order, epochs, hosts, workers, padding.
+
+The order is drawn for all hosts alike, and each takes its share of every batch. So a batch holds
+the same examples however many hosts there are, and a position in the data means the same to all.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.checks import whole
+from minibert.errors import InputError, SourceError, shown
+
+Example = dict[str, Any]
+AHEAD = 4  # batches that are made before they are asked for
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collate:
+    """Puts examples into one batch, sequences padded on the right.
+
+    Attributes:
+        lengths: what to pad to, ascending: the first that holds the longest sequence of a batch.
+        pads: what fills up a sequence, by its entry's name; all other entries are of one shape.
+    """
+
+    lengths: tuple[int, ...]
+    pads: Mapping[str, int]
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """The batch: each entry with the batch first."""
+        padded = [name for name in examples[0] if name in self.pads]
+        longest = max((len(row[name]) for row in examples for name in padded), default=0)
+        length = next(size for size in self.lengths if size >= longest)
+        batch = {}
+        for name in examples[0]:
+            rows = [np.asarray(row[name]) for row in examples]
+            if name in self.pads:
+                rows = [_filled(row, length, self.pads[name]) for row in rows]
+            batch[name] = np.stack(rows)
+        return batch
+
+
+def stacked(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """The batch of examples whose entries are of one shape."""
+    return {name: np.stack([row[name] for row in examples]) for name in examples[0]}
+
+
+def _filled(row: np.ndarray, length: int, pad: int) -> np.ndarray:
+    filled = np.full(length, pad, row.dtype)
+    filled[: len(row)] = row
+    return filled
+
+
+def batches(
+    examples: Any,
+    *,
+    batch_size: Any,
+    shuffle: Any = False,
+    drop_last: Any = False,
+    epochs: Any = 1,
+    seed: Any = 0,
+    workers: Any = 0,
+    share: Any = None,
+    transforms: Sequence[Callable[[Example, np.random.Generator], Example]] = (),
+    collate: Callable[[Sequence[Example]], dict[str, np.ndarray]] = stacked,
+) -> Any:
+    """Batches of examples, as Grain's `IterDataset`.
+
+    Its iterators have `get_state()`, which JSON holds, and `set_state()`: the batches go on exactly
+    where they were, if seed, batch size, hosts and workers are the same.
+
+    Args:
+        examples: anything with a length and whole-number indices: dicts of arrays.
+        batch_size: rows of a batch, on all hosts together.
+        shuffle: whether every epoch has another order.
+        drop_last: whether an epoch's last batch is left out if it is smaller than the others.
+        epochs: how often all examples are gone through; None for no end.
+        seed: of the order and of `transforms`.
+        workers: how many processes make batches; 0 for a thread of this one.
+        share: (index, count): which part of every batch this host makes, of how many; by default
+            its number and theirs, as JAX has them. With a `Sharding` it is its `share`: hosts that
+            share tensors make the same rows.
+        transforms: what is drawn anew every epoch, each from an example and random numbers that
+            depend on seed, epoch and example alone: neither on the order nor on hosts or workers.
+        collate: from some examples to a batch.
+
+    Raises:
+        InputError: an argument is wrong, or hosts would get unequal shares.
+        SourceError: Grain is not installed.
+    """
+    grain = _grain()
+    given = batching(
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        epochs=epochs,
+        seed=seed,
+        workers=workers,
+        share=share,
+    )
+    index, hosts = given["share"]
+    count = _counted(len(examples), batch_size, drop_last, hosts)
+    if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
+        raise InputError(
+            f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
+            "lengths; expected one length"
+        )
+    dataset = grain.MapDataset.source(examples).seed(seed)
+    for transform in transforms:
+        dataset = dataset.random_map(transform)
+    if shuffle:
+        dataset = dataset.shuffle()
+    if hosts > 1 or count < len(examples):
+        dataset = dataset[:count][index::hosts]
+    dataset = dataset.batch(batch_size // hosts, batch_fn=collate).repeat(epochs)
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
+    batched = dataset.to_iter_dataset(threads)
+    return _in_processes(grain, batched, workers) if workers else batched
+
+
+def _counted(count: int, batch_size: Any, drop_last: bool, hosts: int) -> int:
+    """How many examples an epoch has."""
+    if not count:
+        raise InputError("examples: there are none")
+    if drop_last and count < batch_size:
+        raise InputError(
+            f"batch_size: {batch_size} is more than the {count} examples, and drop_last leaves out "
+            "what is smaller"
+        )
+    if drop_last:
+        return count - count % batch_size
+    if count % hosts:
+        raise InputError(
+            f"drop_last: {count} examples cannot be shared by {hosts} hosts equally; expected True"
+        )
+    return count
+
+
+def batching(
+    *,
+    batch_size: Any,
+    shuffle: Any = False,
+    drop_last: Any = False,
+    epochs: Any = 1,
+    seed: Any = 0,
+    workers: Any = 0,
+    share: Any = None,
+) -> dict[str, Any]:
+    """The arguments of `batches`, checked, and the host known: before anything long is done.
+
+    Raises:
+        InputError: one is wrong.
+    """
+    if share is None:
+        import jax  # its backend starts here
+
+        share = (jax.process_index(), jax.process_count())
+    if not isinstance(share, tuple | list) or len(share) != 2:
+        raise InputError(f"share: expected (index, count), found {shown(share)}")
+    hosts = whole("share: count", share[1], 1)
+    index = whole("share: index", share[0], 0, hosts - 1)
+    if whole("batch_size", batch_size, 1) % hosts:
+        raise InputError(f"batch_size: {batch_size} rows cannot be shared by {hosts} hosts equally")
+    return {
+        "batch_size": batch_size,
+        "shuffle": flag("shuffle", shuffle),
+        "drop_last": flag("drop_last", drop_last),
+        "epochs": None if epochs is None else whole("epochs", epochs, 1),
+        "seed": whole("seed", seed, 0),
+        "workers": whole("workers", workers, 0),
+        "share": (index, hosts),
+    }
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: expected True or False, found {shown(value)}")
+    return value
+
+
+def _in_processes(grain: Any, batched: Any, workers: int) -> Any:
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
+    # batches go through pipes: shared memory would be left behind by a process that is killed
+    options = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
+    batched = grain.experimental.WithOptionsIterDataset(batched, options)
+    return batched.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
+    )
+
+
+def _grain() -> Any:
+    try:
+        import grain
+        import grain.experimental
+    except ImportError:
+        raise SourceError(
+            "reading training data needs grain: pip install 'minibert-jax[train]'"
+        ) from None
+    return grain

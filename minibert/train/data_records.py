@@ -1,0 +1,141 @@
+"""Records: rows of named values out of jsonl, csv and parquet files, or of Python's own."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from minibert.errors import InputError, SourceError, shown
+from minibert.tables import KINDS, read_rows
+from minibert.texts import KINDS as TEXTS
+from minibert.texts import open_texts, place_of
+
+
+class Records(Sequence[dict[str, Any]]):
+    """Rows of named values, all in memory.
+
+    Args:
+        source: a path that ends in `.jsonl` (or `.ndjson`), `.csv` or `.parquet`; or an iterable of
+            mappings.
+        columns: what is read of them; every row must have it.
+
+    Raises:
+        SourceError: there is no such file, or its ending is none of these.
+        InputError: a row cannot be read or lacks a column; or there are no rows.
+    """
+
+    def __init__(self, source: Any, columns: Iterable[Any]):
+        columns = list(columns)
+        for column in columns:
+            if not isinstance(column, str):
+                raise InputError(f"column: expected a name, found {shown(column)}")
+        columns = list(dict.fromkeys(columns))
+        self._path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        self._kind = ""
+        if self._path is None:
+            self._rows = list(self._given(source, columns))
+        else:
+            self._rows = list(self._read(self._path, columns))
+        if not self._rows:
+            raise InputError(f"{self._path or 'records'}: there are none")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def where(self, index: int, column: str = "") -> str:
+        """How a message names a record, or its value in a column."""
+        named = f"record {index}"
+        if self._path is not None:
+            named = place_of(self._path, self._kind, index)
+        return f"{named}: {column}" if column else named
+
+    def text(self, index: int, column: str) -> str:
+        """The text in a column.
+
+        Raises:
+            InputError: it is none, or empty, or holds half a surrogate pair.
+        """
+        return checked_text(self._rows[index][column], self.where(index, column))
+
+    def _given(self, source: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
+            raise InputError(f"records: expected a path or mappings, found {shown(source)}")
+        for index, row in enumerate(source):
+            yield self._picked(index, row, columns)
+
+    def _picked(self, index: int, row: Any, columns: Sequence[str]) -> dict[str, Any]:
+        if not isinstance(row, Mapping):
+            raise InputError(f"{self.where(index)}: expected values by column, found {shown(row)}")
+        for column in columns:
+            if column not in row:
+                found = shown(sorted(map(str, row)))
+                raise InputError(f"{self.where(index)}: no column {column!r}; it has {found}")
+        return {column: row[column] for column in columns}
+
+    def _read(self, path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        kind = KINDS.get(os.path.splitext(path)[1].lower())
+        if kind is None:
+            raise SourceError(f"{path}: expected a file that ends in {', '.join(KINDS)}")
+        self._kind = kind
+        try:
+            with open(path, "rb") as file:
+                rows, _ = read_rows(path, file, columns)
+                for values, _ in rows:
+                    yield dict(zip(columns, values, strict=True))
+        except OSError as reason:
+            raise SourceError(f"{path}: cannot be read ({reason.strerror or reason})") from None
+
+
+def checked_text(value: Any, where: str) -> str:
+    """A text with something in it, which UTF-8 can hold.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{where}: expected a text, found {shown(value)}")
+    if not value.strip():
+        raise InputError(f"{where}: the text is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: half a surrogate pair in {shown(value)}") from None
+    return value
+
+
+def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
+    """Texts, each with what a message calls it.
+
+    Args:
+        source: a path that ends in `.txt` (a text a line; blank lines are left out), `.jsonl`,
+            `.csv` or `.parquet`; or an iterable of texts.
+        column: the column of a file that has any; `text` by default.
+
+    Raises:
+        SourceError: there is no such file, or its ending is none of these.
+        InputError: something is no text, or is empty; or there are none.
+    """
+    texts, places = [], []
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        kind = TEXTS.get(os.path.splitext(path)[1].lower())
+        unit = "line" if kind in ("txt", "jsonl") else "row"
+        with open_texts(path, column) as opened:
+            for number, text in enumerate(opened, start=1):
+                if text.strip() or kind != "txt":
+                    places.append(f"{path}: {unit} {number}")
+                    texts.append(checked_text(text, places[-1]))
+    else:
+        if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
+            raise InputError(f"texts: expected a path or texts, found {shown(source)}")
+        if column is not None:
+            raise InputError(f"column: texts have no columns; found {shown(column)}")
+        for index, text in enumerate(source):
+            places.append(f"text {index}")
+            texts.append(checked_text(text, places[-1]))
+    if not texts:
+        named = source if isinstance(source, str | os.PathLike) else "texts"
+        raise InputError(f"{named}: there are none")
+    return texts, places

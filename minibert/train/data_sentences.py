@@ -1,0 +1,181 @@
+"""Pairs of sentences for next-sentence prediction (Devlin et al., arXiv:1810.04805, 3.1)."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import InputError, shown
+from minibert.texts import open_texts
+from minibert.train.data_encoding import Frame, backend_of, check_length, encoded, frame_of
+from minibert.train.data_records import checked_text, read_texts
+from minibert.train.data_tokens import Example, Sentence, framed, word_starts
+
+
+def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], list[str]]:
+    """Documents, each a list of sentences, and what messages call them.
+
+    Args:
+        source: a path to a `.txt` file with a sentence a line and a blank line between documents;
+            or to another, of texts, whose lines are sentences; or an iterable of such texts or of
+            lists of sentences.
+        column: the column of a file that has any; `text` by default.
+    """
+    if isinstance(source, str | os.PathLike) and pathlib.Path(source).suffix.lower() == ".txt":
+        with open_texts(os.fspath(source), column) as opened:
+            return _by_blank_lines(os.fspath(source), opened)
+    if isinstance(source, str | os.PathLike):
+        texts, places = read_texts(source, column)
+        return [_lines(text) for text in texts], places
+    if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
+        raise InputError(f"documents: expected a path or documents, found {shown(source)}")
+    documents: list[list[str]] = []
+    for number, document in enumerate(source):
+        if isinstance(document, str):
+            document = _lines(document)
+        elif isinstance(document, bytes | Mapping) or not isinstance(document, Iterable):
+            raise InputError(f"document {number}: expected sentences, found {shown(document)}")
+        documents.append(
+            [checked_text(s, f"document {number}: sentence {i}") for i, s in enumerate(document)]
+        )
+    return documents, [f"document {number}" for number in range(len(documents))]
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _by_blank_lines(path: str, lines: Iterable[str]) -> tuple[list[list[str]], list[str]]:
+    documents: list[list[str]] = []
+    places: list[str] = []
+    inside = False
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not inside:
+            documents.append([])
+            places.append(f"{path}: line {number}")
+        if inside := bool(line.strip()):
+            documents[-1].append(line)
+    return documents, places
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePairs:
+    """Runs of sentences, and how an example is drawn from one.
+
+    A run has at least two sentences and, if it can, fills an example. It is parted in two
+    somewhere; in half of the cases the second part gives way to sentences of another document.
+    """
+
+    documents: list[list[Sentence]]
+    runs: list[tuple[int, int, int]]
+    frame: Frame
+    room: int
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"example": np.int64(index)}
+
+    def __call__(self, example: Example, generator: np.random.Generator) -> Example:
+        """A pair; `next_sentence_label` is 0 if the second follows the first."""
+        document, start, stop = self.runs[int(example["example"])]
+        sentences = self.documents[document][start:stop]
+        parted = int(generator.integers(1, len(sentences)))
+        first, second = _joined(sentences[:parted]), _joined(sentences[parted:])
+        is_random = bool(generator.random() < 0.5)
+        if is_random:
+            second = self._elsewhere(document, max(self.room - len(first[0]), 1), generator)
+        first, second = _fitting(first, second, self.room)
+        types = np.full(sum(map(len, (first[0], second[0]))) + self.frame.length, 1, np.int32)
+        types *= self.frame.types[1]
+        head = len(self.frame.before) + len(first[0]) + len(self.frame.between)
+        types[:head] = self.frame.types[0]
+        return framed(self.frame, first, second) | {
+            "token_type_ids": types,
+            "next_sentence_label": np.int32(is_random),
+            "example": example["example"],
+        }
+
+    def _elsewhere(self, own: int, room: int, generator: np.random.Generator) -> Sentence:
+        """Sentences of another document, as many as there is room for; the first may be cut."""
+        other = int(generator.integers(len(self.documents) - 1))
+        document = self.documents[other + (other >= own)]
+        start = int(generator.integers(len(document)))
+        lengths = np.cumsum([len(ids) for ids, _ in document[start:]])
+        count = max(int((lengths <= room).sum()), 1)
+        ids, starts = _joined(document[start : start + count])
+        return ids[:room], starts[:room]
+
+
+def pairs_of(
+    tokenizer: Any,
+    documents: Sequence[Sequence[str]],
+    places: Sequence[str],
+    max_length: int,
+    truncation: bool,
+    show: bool | None,
+) -> SentencePairs:
+    """Documents as runs of sentences, which are read and their lengths checked."""
+    backend = backend_of(tokenizer)
+    frame = frame_of(backend, pair=True)
+    room = max_length - frame.length
+    if room < 2:
+        raise InputError(f"max_length: {max_length} leaves no room for two sentences")
+    if len(documents) < 2:
+        raise InputError(f"documents: expected two at least, found {len(documents)}")
+    for place, document in zip(places, documents, strict=True):
+        if len(document) < 2:
+            raise InputError(f"{place}: expected two sentences at least, found {len(document)}")
+    flat = iter(
+        encoded(backend, [s for d in documents for s in d], special=False, show_progress=show)
+    )
+    read: list[list[Sentence]] = []
+    for document, place in zip(documents, places, strict=True):
+        found = [next(flat) for _ in document]
+        for number, encoding in enumerate(found):
+            if not encoding.ids:
+                raise InputError(f"{place}: sentence {number} has no token")
+        read.append([(np.array(e.ids, np.int32), word_starts(e)) for e in found])
+    runs = []
+    for number, document in enumerate(read):
+        lengths = [len(ids) for ids, _ in document]
+        for start, stop in _runs(lengths, room):
+            if not truncation:
+                place = f"{places[number]}: sentences {start} to {stop - 1}"
+                check_length(place, sum(lengths[start:stop]) + frame.length, max_length)
+            runs.append((number, start, stop))
+    return SentencePairs(read, runs, frame, room)
+
+
+def _runs(lengths: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
+    """Cuts a document into runs of two sentences or more that fit, if two do.
+
+    A sentence alone at the end makes a run with the one before, which so stands in two.
+    """
+    start = 0
+    while start < len(lengths):
+        stop = start + 1
+        while stop < len(lengths) and sum(lengths[start : stop + 1]) <= room:
+            stop += 1
+        if stop == start + 1:  # a sentence alone goes with its neighbour
+            start, stop = (start - 1, stop) if stop == len(lengths) else (start, stop + 1)
+        yield start, stop
+        start = stop
+
+
+def _joined(sentences: Sequence[Sentence]) -> Sentence:
+    return np.concatenate([ids for ids, _ in sentences]), np.concatenate(
+        [starts for _, starts in sentences]
+    )
+
+
+def _fitting(first: Sentence, second: Sentence, room: int) -> tuple[Sentence, Sentence]:
+    """Both, the longer one cut at its end until they fit."""
+    one, two = len(first[0]), len(second[0])
+    while one + two > room:
+        one, two = (one - 1, two) if one > two else (one, two - 1)
+    return (first[0][:one], first[1][:one]), (second[0][:two], second[1][:two])

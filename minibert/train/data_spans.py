@@ -1,0 +1,134 @@
+"""Answers in a context: from characters to tokens, in overlapping windows.
+
+The targets are those of transformers' `run_qa.py`: where a window does not hold the whole answer,
+or there is none, both ends are the first token's ([CLS]).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.checks import whole
+from minibert.errors import InputError, shown
+from minibert.train.data_encoding import Encoder, encoded
+from minibert.train.data_records import Records
+
+Answer = tuple[int, int] | None  # characters of the context: where it begins, where it ends
+
+
+def span_examples(
+    records: Records,
+    encoder: Encoder,
+    columns: tuple[str, str, Any],
+    doc_stride: int,
+    show_progress: bool | None,
+) -> list[dict[str, Any]]:
+    """The windows of all records, each with its targets.
+
+    Args:
+        records: questions, contexts and answers.
+        encoder: reads them.
+        columns: theirs.
+        doc_stride: by how many tokens windows overlap.
+        show_progress: whether there is a bar.
+
+    Raises:
+        InputError: an answer does not stand where it is said to, or a question leaves no room.
+    """
+    question, context, answers = columns
+    whole("doc_stride", doc_stride, 0)
+    asked = [records.text(i, question) for i in range(len(records))]
+    found = [records.text(i, context) for i in range(len(records))]
+    given = [answer_of(records, i, context, answers) for i in range(len(records))]
+    _check_room(records, encoder, question, asked, doc_stride)
+    encoder.backend.enable_truncation(
+        encoder.max_length, stride=doc_stride, strategy="only_second", direction="right"
+    )
+    pairs = list(zip(asked, found, strict=True))
+    examples = []
+    for index, first in enumerate(encoded(encoder.backend, pairs, show_progress=show_progress)):
+        for window in (first, *first.overflowing):
+            start, end = tokens_of(window, given[index])
+            examples.append(
+                encoder.arrays(window)
+                | {
+                    "start_positions": np.int32(start),
+                    "end_positions": np.int32(end),
+                    "example": np.int64(index),
+                }
+            )
+    return examples
+
+
+def answer_of(records: Records, index: int, context: str, answers: Any) -> Answer:
+    """The characters of a record's first answer; None if it has none.
+
+    Args:
+        records: where it is.
+        index: which record.
+        context: the context's column.
+        answers: the column of `{"text": […], "answer_start": […]}`, as in SQuAD; or two columns,
+            of a text (empty where there is no answer) and of the place where it begins.
+
+    Raises:
+        InputError: it is none, or does not stand there.
+    """
+    row = records[index]
+    if isinstance(answers, str):
+        place, value = records.where(index, answers), row[answers]
+        if not isinstance(value, Mapping) or not {"text", "answer_start"} <= set(value):
+            expected = '{"text": […], "answer_start": […]}'
+            raise InputError(f"{place}: expected {expected}, found {shown(value)}")
+        texts, starts = value["text"], value["answer_start"]
+        if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
+            raise InputError(f"{place}: expected two lists of one length, found {shown(value)}")
+        if not texts:
+            return None
+        text, start = texts[0], starts[0]
+    else:
+        place = records.where(index, answers[0])
+        text, start = row[answers[0]], row[answers[1]]
+        if text is None or text == "":
+            return None
+    if isinstance(start, str) and start.isdecimal() and len(start) < 20:  # csv has only texts
+        start = int(start)
+    if not isinstance(text, str) or not text or type(start) is not int or start < 0:
+        raise InputError(
+            f"{place}: expected a text and where it begins, found {shown(text)} and {shown(start)}"
+        )
+    there = row[context][start : start + len(text)]
+    if there != text:
+        raise InputError(
+            f"{place}: {shown(text)} does not stand at {start} of the context, but {shown(there)}"
+        )
+    return start, start + len(text)
+
+
+def tokens_of(window: Any, answer: Answer) -> tuple[int, int]:
+    """The first and the last token of an answer in a window; those of [CLS] if it is not there."""
+    inside = [i for i, sequence in enumerate(window.sequence_ids) if sequence == 1]
+    offsets = window.offsets
+    if answer is None or not inside:
+        return 0, 0
+    start, end = answer
+    if offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
+        return 0, 0
+    first = max(i for i in inside if offsets[i][0] <= start)
+    last = min(i for i in inside if offsets[i][1] >= end)
+    return (first, last) if first <= last else (0, 0)
+
+
+def _check_room(
+    records: Records, encoder: Encoder, column: str, questions: Sequence[str], stride: int
+) -> None:
+    special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
+    found = encoded(encoder.backend, questions, special=False, show_progress=False)
+    for index, question in enumerate(found):
+        room = encoder.max_length - special - len(question.ids)
+        if room <= stride:
+            raise InputError(
+                f"{records.where(index, column)}: {len(question.ids)} tokens leave room for "
+                f"{max(room, 0)} of the context in {encoder.max_length}; expected over doc_stride, "
+                f"{stride}"
+            )

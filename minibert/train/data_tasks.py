@@ -1,0 +1,262 @@
+"""Records with labels, answers or likes: classification, words, questions, contrastive pairs."""
+
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import InputError, shown
+from minibert.train.data_batches import batches, batching
+from minibert.train.data_encoding import Encoder, collate_for, encoded
+from minibert.train.data_labels import (
+    checked_label2id,
+    label_id,
+    listed,
+    names_to_ids,
+    record_labels,
+)
+from minibert.train.data_records import Records, checked_text
+from minibert.train.data_spans import span_examples
+from minibert.train.data_tokens import word_starts
+from minibert.train.labels import IGNORED
+
+
+def classification(
+    source: Any,
+    tokenizer: Any,
+    *,
+    max_length: Any,
+    batch_size: Any,
+    text: Any = "text",
+    text_pair: Any = None,
+    label: Any = "label",
+    label2id: Any = None,
+    problem_type: Any = "single_label_classification",
+    truncation: Any = False,
+    pad_to: Any = None,
+    show_progress: bool | None = None,
+    **options: Any,
+) -> Any:
+    """Texts, or pairs, with labels: `input_ids`, `attention_mask`, …, and `labels`.
+
+    `labels` are ids `(batch,)`; with several labels a text 0.0 and 1.0 `(batch, labels)`; in a
+    regression real numbers `(batch,)` or `(batch, labels)`.
+
+    Args:
+        source: a path or an iterable of mappings.
+        tokenizer: a fast tokenizer of transformers.
+        max_length, truncation, pad_to, show_progress: see `data`.
+        batch_size: rows of a batch.
+        text: the texts' column.
+        text_pair: that of the second texts; None if there are none.
+        label: the labels' column: a name or an id; a list of them; a number or a list of them.
+        label2id: the model's ids by name; by default as `label_ids` says.
+        problem_type: `single_label_classification`, `multi_label_classification`, `regression`.
+        **options: those of `batches`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: an argument is wrong, a text is empty or too long, or a label is unknown.
+    """
+    given = batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation)
+    collate = collate_for(encoder, pad_to)
+    columns = [text] if text_pair is None else [text, text_pair]
+    records = Records(source, [*columns, label])
+    labels = record_labels(records, label, problem_type, label2id)
+    count = range(len(records))
+    inputs: list[Any] = [records.text(i, text) for i in count]
+    if text_pair is not None:
+        inputs = [(inputs[i], records.text(i, text_pair)) for i in count]
+    places = [records.where(i, ", ".join(columns)) for i in count]
+    found = encoder(inputs, places, show_progress=show_progress)
+    examples = [
+        encoder.arrays(found[i]) | {"labels": labels[i], "example": np.int64(i)} for i in count
+    ]
+    return batches(examples, **given, collate=collate)
+
+
+def token_classification(
+    source: Any,
+    tokenizer: Any,
+    *,
+    max_length: Any,
+    batch_size: Any,
+    words: Any = "tokens",
+    label: Any = "labels",
+    label2id: Any = None,
+    truncation: Any = False,
+    pad_to: Any = None,
+    show_progress: bool | None = None,
+    **options: Any,
+) -> Any:
+    """Words with labels: `input_ids`, `attention_mask`, …, and `labels`, `(batch, seq)` each.
+
+    A word's label stands at its first token (that is left of it, if a text is cut on the left);
+    elsewhere it is −100.
+
+    Args:
+        source: a path (jsonl or parquet, which have lists) or an iterable of mappings.
+        tokenizer: a fast tokenizer of transformers; GPT-2's must have `add_prefix_space=True`.
+        max_length, truncation, pad_to, show_progress: see `data`.
+        batch_size: rows of a batch.
+        words: the column of the lists of words.
+        label: that of the lists of their labels, names or ids.
+        label2id: the model's ids by name; by default as `label_ids` says.
+        **options: those of `batches`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: an argument is wrong, words and labels are not equally many, a word has no
+            token, a text is too long, or a label is unknown.
+    """
+    given = batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation)
+    text, split = (
+        encoded(encoder.backend, ["a a"]),
+        encoded(encoder.backend, [["a", "a"]], words=True),
+    )
+    if text[0].ids[1:] != split[0].ids[1:]:
+        raise InputError("tokenizer: would join the words; load it with add_prefix_space=True")
+    collate = collate_for(encoder, pad_to, labels=True)
+    records = Records(source, [words, label])
+    inputs, ids = _words_and_labels(records, words, label, label2id)
+    places = [records.where(i, words) for i in range(len(records))]
+    examples = []
+    found = encoder(inputs, places, words=True, show_progress=show_progress)
+    for index, encoding in enumerate(found):
+        firsts = word_starts(encoding)
+        labels = [
+            ids[index][word] if word is not None and begins else IGNORED
+            for word, begins in zip(encoding.word_ids, firsts, strict=True)
+        ]
+        read = {word for word in encoding.word_ids if word is not None}
+        first, last = 0, len(inputs[index]) - 1
+        if truncation and tokenizer.truncation_side == "left":
+            first = min(read)
+        elif truncation:
+            last = max(read)
+        if missing := set(range(first, last + 1)) - read:
+            word = shown(inputs[index][min(missing)])
+            raise InputError(f"{places[index]}: word {min(missing)}, {word}, has no token")
+        examples.append(
+            encoder.arrays(encoding)
+            | {"labels": np.array(labels, np.int32), "example": np.int64(index)}
+        )
+    return batches(examples, **given, collate=collate)
+
+
+def question_answering(
+    source: Any,
+    tokenizer: Any,
+    *,
+    max_length: Any = 384,
+    doc_stride: Any = 128,
+    batch_size: Any,
+    question: Any = "question",
+    context: Any = "context",
+    answers: Any = "answers",
+    pad_to: Any = None,
+    show_progress: bool | None = None,
+    **options: Any,
+) -> Any:
+    """Questions and windows of contexts: …, `start_positions` and `end_positions` `(batch,)`.
+
+    They are the answer's first and last token; 0 ([CLS]) where a window does not hold it whole, or
+    there is none.
+
+    Args:
+        source: a path or an iterable of mappings.
+        tokenizer: a fast tokenizer of transformers.
+        max_length: how many tokens a window has, the question and special tokens included.
+        doc_stride: by how many tokens of the context windows overlap.
+        pad_to, show_progress: see `data`.
+        batch_size: rows of a batch.
+        question: the questions' column.
+        context: the contexts'.
+        answers: the column of `{"text": […], "answer_start": […]}` (empty lists: no answer), of
+            which the first counts; or two columns, of a text (empty: no answer) and of the place in
+            the context where it begins.
+        **options: those of `batches`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: an argument is wrong, an answer does not stand where it is said to, or a
+            question leaves no room for its context.
+    """
+    given = batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length)
+    collate = collate_for(encoder, pad_to)
+    named = list(answers) if isinstance(answers, list | tuple) else [answers]
+    if not (isinstance(answers, str) or len(named) == 2):
+        raise InputError(f"answers: expected a column or two, found {shown(answers)}")
+    records = Records(source, [question, context, *named])
+    columns = (question, context, answers if isinstance(answers, str) else tuple(named))
+    examples = span_examples(records, encoder, columns, doc_stride, show_progress)
+    return batches(examples, **given, collate=collate)
+
+
+def contrastive(
+    source: Any,
+    tokenizer: Any,
+    *,
+    max_length: Any,
+    batch_size: Any,
+    anchor: Any = "anchor",
+    positive: Any = "positive",
+    negative: Any = None,
+    truncation: Any = False,
+    pad_to: Any = None,
+    show_progress: bool | None = None,
+    **options: Any,
+) -> Any:
+    """Texts and their likes: `anchor_input_ids`, `anchor_attention_mask`, `positive_…`, ….
+
+    All are `(batch, seq)`, of one length. A text that is twice in a batch is its own negative.
+
+    Args:
+        source: a path or an iterable of mappings.
+        tokenizer: a fast tokenizer of transformers.
+        max_length, truncation, pad_to, show_progress: see `data`.
+        batch_size: rows of a batch.
+        anchor: the texts' column.
+        positive: that of what is like them.
+        negative: that of what is not; None if there is none.
+        **options: those of `batches`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: an argument is wrong, or a text is empty or too long.
+    """
+    given = batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation)
+    columns = {"anchor_": anchor, "positive_": positive}
+    columns |= {} if negative is None else {"negative_": negative}
+    collate = collate_for(encoder, pad_to, prefixes=tuple(columns))
+    records = Records(source, columns.values())
+    count = range(len(records))
+    examples: list[dict[str, Any]] = [{"example": np.int64(i)} for i in count]
+    for prefix, column in columns.items():
+        texts = [records.text(i, column) for i in count]
+        places = [records.where(i, column) for i in count]
+        for index, found in enumerate(encoder(texts, places, show_progress=show_progress)):
+            examples[index] |= encoder.arrays(found, prefix)
+    return batches(examples, **given, collate=collate)
+
+
+def _words_and_labels(
+    records: Records, words: str, label: str, label2id: Any
+) -> tuple[list[list[str]], list[list[int]]]:
+    """The words of records, and the ids of their labels."""
+    inputs, labels = [], []
+    for index, row in enumerate(records):
+        place, where = records.where(index, words), records.where(index, label)
+        inputs.append([checked_text(word, place) for word in listed(row[words], place)])
+        labels.append([(value, where) for value in listed(row[label], where)])
+        if not inputs[-1] or len(inputs[-1]) != len(labels[-1]):
+            raise InputError(
+                f"{place}: expected a label for each word; found {len(inputs[-1])} words and "
+                f"{len(labels[-1])} labels"
+            )
+    flat = [pair for row in labels for pair in row]
+    known = names_to_ids(flat) if label2id is None else checked_label2id(label2id)
+    return inputs, [[label_id(value, known, place) for value, place in row] for row in labels]

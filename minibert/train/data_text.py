@@ -1,0 +1,164 @@
+"""Running text: windows for causal models, masked texts, masked pairs of sentences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minibert.checks import as_array, checked_indices, whole
+from minibert.errors import InputError
+from minibert.train.data_batches import batches, batching, flag
+from minibert.train.data_encoding import Encoder, collate_for
+from minibert.train.data_records import read_texts
+from minibert.train.data_sentences import pairs_of, read_documents
+from minibert.train.data_tokens import Windows, blocks_of, word_starts
+from minibert.train.masking import Masking, masking_of
+
+AT_ONCE = 1 << 24  # ids that are checked together
+
+
+def windows(
+    ids: Any, *, max_length: Any, stride: Any = None, batch_size: Any, **options: Any
+) -> Any:
+    """Sliding windows over ids: `input_ids` and `shift_labels`, `(batch, max_length)` both.
+
+    Windows begin at 0, stride, 2 · stride, … as long as each of their tokens has one behind it.
+
+    Args:
+        ids: token ids one after the other, `(tokens,)`, as of `token_ids`; a memory map will do.
+        max_length: how many tokens a window has.
+        stride: how far it is from a window's beginning to the next; `max_length` by default.
+        batch_size: rows of a batch.
+        **options: those of `batches`.
+
+    Raises:
+        InputError: an argument is wrong, or the ids are fewer than a window and one.
+    """
+    given = batching(batch_size=batch_size, **options)
+    max_length = whole("max_length", max_length, 1)
+    stride = max_length if stride is None else whole("stride", stride, 1)
+    array = as_array("ids", ids)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"ids: expected whole numbers of shape (tokens,), found {array.dtype} of {array.shape}"
+        )
+    if len(array) <= max_length:
+        raise InputError(
+            f"ids: {len(array)} tokens; a window of {max_length} and what follows need "
+            f"{max_length + 1}"
+        )
+    for start in range(0, len(array), AT_ONCE):  # a memory map is not read whole
+        checked_indices("ids", array[start : start + AT_ONCE], 1 << 31, "int32's")
+    return batches(Windows(array, max_length, stride), **given)
+
+
+def masked_lm(
+    source: Any,
+    tokenizer: Any,
+    *,
+    max_length: Any,
+    batch_size: Any,
+    column: Any = None,
+    pack: Any = True,
+    truncation: Any = False,
+    probability: Any = 0.15,
+    whole_words: Any = False,
+    pad_to: Any = None,
+    show_progress: bool | None = None,
+    **options: Any,
+) -> Any:
+    """Masked texts: `input_ids`, `attention_mask`, `labels`, `(batch, seq)` each.
+
+    What is masked is drawn anew in every epoch (`masking.Masking`).
+
+    Args:
+        source: a path, of a `.txt` with a text a line, or another; or an iterable of texts.
+        tokenizer: a fast tokenizer of transformers with a mask token.
+        max_length, truncation, pad_to, show_progress: see `data`.
+        batch_size: rows of a batch.
+        column: the column of a file that has any; `text` by default.
+        pack: whether texts are joined, a separator between two, and cut into blocks that are full
+            but for the last; else each text is an example.
+        probability: how likely a token, or a word, is a target.
+        whole_words: whether all tokens of a word are targets together.
+        **options: those of `batches`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: an argument is wrong, or a text is empty or too long.
+    """
+    given = batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation)
+    masking = masking_of(tokenizer, probability, whole_words)
+    collate = collate_for(encoder, pad_to, labels=True)
+    texts, places = read_texts(source, column)
+    examples: Any
+    if flag("pack", pack):
+        examples = blocks_of(tokenizer, texts, encoder.max_length, show_progress)
+        places = [f"block {index}" for index in range(len(examples))]
+    else:
+        examples = [
+            {
+                "input_ids": np.array(encoding.ids, np.int32),
+                "attention_mask": np.ones(len(encoding.ids), np.int32),
+                "word_starts": word_starts(encoding),
+                "example": np.int64(index),
+            }
+            for index, encoding in enumerate(encoder(texts, places, show_progress=show_progress))
+        ]
+    _check_maskable(masking, examples, places)
+    return batches(examples, **given, transforms=[masking], collate=collate)
+
+
+def pretraining(
+    source: Any,
+    tokenizer: Any,
+    *,
+    max_length: Any,
+    batch_size: Any,
+    column: Any = None,
+    truncation: Any = False,
+    probability: Any = 0.15,
+    whole_words: Any = False,
+    pad_to: Any = None,
+    show_progress: bool | None = None,
+    **options: Any,
+) -> Any:
+    """Masked pairs of sentences: as `masked_lm`, with `token_type_ids` and `next_sentence_label`.
+
+    `next_sentence_label` `(batch,)` is 0 where the second part follows the first in its document,
+    and 1 where it is from another, which is drawn anew in every epoch, like the masks.
+
+    Args:
+        source: a path, of a `.txt` with a sentence a line and a blank line between documents, or
+            another, of documents with a sentence a line; or an iterable of documents, each such a
+            text or a list of sentences.
+        tokenizer: a fast tokenizer of transformers with a mask token.
+        max_length, truncation, pad_to, show_progress: see `data`.
+        batch_size: rows of a batch.
+        column: the column of a file that has any; `text` by default.
+        probability, whole_words: as for `masked_lm`.
+        **options: those of `batches`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: an argument is wrong; a document has fewer than two sentences, or two that are
+            too long together; or there are fewer than two documents.
+    """
+    given = batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation)
+    masking = masking_of(tokenizer, probability, whole_words)
+    collate = collate_for(encoder, pad_to, labels=True)
+    documents, places = read_documents(source, column)
+    pairs = pairs_of(tokenizer, documents, places, encoder.max_length, truncation, show_progress)
+    for document, place in zip(pairs.documents, places, strict=True):
+        for number, (ids, _) in enumerate(document):
+            if not masking.free(ids).any():
+                raise InputError(f"{place}: sentence {number} has nothing that can be masked")
+    return batches(pairs, **given, transforms=[pairs, masking], collate=collate)
+
+
+def _check_maskable(masking: Masking, examples: Any, places: Sequence[str]) -> None:
+    for index, place in enumerate(places):
+        if not masking.free(examples[index]["input_ids"]).any():
+            raise InputError(f"{place}: has nothing that can be masked")

@@ -1,0 +1,166 @@
+"""The objectives of BERT's and GPT-2's other heads, with `transformers`' labels and losses."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from minibert.train.labels import (
+    IGNORED,
+    numbers,
+    of_choices,
+    of_rows,
+    of_tokens,
+    positions,
+    shape_of_words,
+    tokens_of_choices,
+)
+from minibert.train.objectives import (
+    MODEL_INPUTS,
+    WORDS,
+    Batch,
+    Choice,
+    Objective,
+    Terms,
+    call_model,
+    choosing,
+    next_tokens,
+    output,
+    wide,
+)
+
+# Whether the second sentence follows the first: 0 says that it does.
+next_sentence = choosing(
+    "next_sentence",
+    {"next_sentence": Choice("logits", "labels")},
+    needs=(WORDS, ("labels",)),
+    labels={"labels": of_rows(2)},
+)
+
+token_classification = choosing(
+    "token_classification",
+    {"token_classification": Choice("logits", "labels")},
+    needs=(WORDS, ("labels",)),
+    labels={"labels": of_tokens("num_labels")},
+)
+
+# Words are `(batch, choices, seq)`; `labels`, `(batch,)`, say which choice is right.
+multiple_choice = choosing(
+    "multiple_choice",
+    {"multiple_choice": Choice("logits", "labels")},
+    needs=(WORDS, ("labels",)),
+    labels={"labels": of_choices},
+)
+
+
+def _call_double_heads(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
+    bound = functools.partial(model, mc_token_ids=batch.get("mc_token_ids"))
+    return call_model(bound, batch, rngs)
+
+
+# GPT-2's next words beside the right choice; `dataclasses.replace(…, weights=…)` weighs the two.
+double_heads = choosing(
+    "double_heads",
+    {
+        "causal_lm": Choice("logits", next_tokens),
+        "multiple_choice": Choice("mc_logits", "mc_labels"),
+    },
+    needs=(WORDS, ("labels",), ("mc_labels",)),
+    labels={
+        "labels": of_tokens("vocab_size", first=1),
+        "mc_labels": of_choices,
+        "mc_token_ids": tokens_of_choices,
+    },
+    apply=_call_double_heads,
+)
+
+
+def _position(name: str) -> Choice:
+    def labels(batch: Batch) -> Array:
+        given, seq = jnp.asarray(batch[name]), shape_of_words(batch)[1]
+        return jnp.where(given < seq, jnp.maximum(given, 0), IGNORED)
+
+    return Choice(f"{name.removesuffix('_positions')}_logits", labels)
+
+
+# As in `transformers`, a negative position is the first, and one past the end is no target.
+question_answering = choosing(
+    "question_answering",
+    {"start": _position("start_positions"), "end": _position("end_positions")},
+    needs=(WORDS, ("start_positions",), ("end_positions",)),
+    labels={"start_positions": positions, "end_positions": positions},
+    weights={"start": 0.5, "end": 0.5},
+)
+
+
+def problem_type(config: Any, dtype: Any) -> str:
+    """What a sequence classifier's labels are, by `transformers`' rules.
+
+    Args:
+        config: its `problem_type` says it; else `num_labels` (1: a regression) and `dtype` do.
+        dtype: the labels': of integers there is one a row, of others one a class.
+    """
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    return "single_label_classification" if whole else "multi_label_classification"
+
+
+def classification(config: Any) -> Objective:
+    """A label, several, or numbers for every row, as `problem_type` says.
+
+    Args:
+        config: the model's.
+    """
+    one = Choice("logits", "labels")
+
+    def kind(batch: Batch) -> str:
+        return problem_type(config, batch["labels"].dtype)
+
+    def check(_: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+        match problem_type(config, array.dtype):
+            case "regression":
+                numbers(config, name, array, batch)
+            case "single_label_classification":
+                of_rows("num_labels")(config, name, array, batch)
+            case _:
+                numbers(config, name, array, batch, most=1.0)
+
+    def targets(batch: Batch) -> Terms:
+        if kind(batch) == "single_label_classification":
+            return {"classification": one.targets(batch)}
+        return {"classification": jnp.ones(batch["labels"].shape, jnp.float32)}
+
+    def losses(outputs: Any, batch: Batch) -> Terms:
+        if kind(batch) == "single_label_classification":
+            return {"classification": one.losses(outputs, batch)}
+        logits = wide(output(outputs, "logits")).reshape(batch["labels"].shape)
+        labels = jnp.asarray(batch["labels"]).astype(logits.dtype)
+        if kind(batch) == "regression":
+            return {"classification": (logits - labels) ** 2}
+        return {"classification": optax.sigmoid_binary_cross_entropy(logits, labels)}
+
+    def hits(outputs: Any, batch: Batch) -> Terms:
+        match kind(batch):
+            case "regression":
+                return {}
+            case "single_label_classification":
+                return {"classification": one.hits(outputs, batch)}
+        right = (output(outputs, "logits") > 0) == (jnp.asarray(batch["labels"]) > 0.5)
+        return {"classification": right.reshape(batch["labels"].shape).astype(jnp.float32)}
+
+    return Objective(
+        name="classification",
+        needs=(WORDS, ("labels",)),
+        labels={"labels": check},
+        targets=targets,
+        losses=losses,
+        hits=hits,
+        inputs=MODEL_INPUTS,
+    )

@@ -1,0 +1,198 @@
+"""A run of `minibert train`: from settings to a folder with the model, its log and its picture."""
+
+import hashlib
+import os
+import shutil
+from typing import Any
+
+from minibert.atomic import atomic_folder, reported
+from minibert.errors import ConfigError, InputError, TargetError, shown
+from minibert.saving import check_saved, write_json, write_model
+from minibert.train.checkpoints import Checkpoints, one_run, restore
+from minibert.train.loop import Evaluation, Result, fit
+from minibert.train.lora_config import LoRA
+from minibert.train.lora_files import save_adapter
+from minibert.train.optimizers import adamw, schedule
+from minibert.train.settings import FREE, Settings
+from minibert.train.tasks import (
+    Task,
+    dataset_of,
+    label_map,
+    model_of,
+    sharding_of,
+    sources_of,
+    task_of,
+    tokenizer_of,
+)
+from minibert.train.trainer import Trainer
+
+PARTS = ("model", "adapter", "checkpoints", "log.jsonl", "loss.png", "settings.json")
+SHARD = 5 * 10**9  # bytes
+
+
+def run(settings: Settings, *, resume: bool = False, overwrite: bool = False) -> Result:
+    """Trains as the settings say, and writes what came of it.
+
+    The output folder gets `model`, a folder as Hugging Face's, with the tokenizer; `adapter`, as
+    PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
+    `settings.json`. After an interruption, the model and the picture are not written.
+
+    Args:
+        settings: what to do.
+        resume: whether to go on with what is in the output folder.
+        overwrite: whether to throw away what a run has left there.
+
+    Raises:
+        MinibertError: something is wrong with settings, files, data or numbers.
+    """
+    if resume and overwrite:
+        raise InputError("--resume, --overwrite: expected one of them")
+    task = task_of(settings)
+    with one_run(settings.output):
+        check_output(settings.output, resume, overwrite)
+        return _run(settings, task, resume, overwrite)
+
+
+def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Result:
+    """Builds all there is to build before anything in the output folder is touched."""
+    tokenizer = tokenizer_of(settings)
+    sharding = sharding_of(settings)
+    model = model_of(settings, tokenizer, sharding)
+    positions = model.config.max_position_embeddings
+    if settings.max_length > positions:
+        raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
+    label2id = label_map(settings, model.config)
+    source, held = sources_of(settings, tokenizer)
+
+    def dataset(source: Any, **options: Any) -> Any:
+        return dataset_of(settings, source, tokenizer, label2id, **options)
+
+    steps = _steps(settings, dataset, source)
+    objective = task.objective(settings, model.config)
+    trainer = _trainer(settings, model, objective, sharding, steps)
+    evaluation = None
+    if held is not None:
+        evaluation = Evaluation(
+            batches=dataset(held),
+            every=steps if settings.evaluate_every is None else settings.evaluate_every,
+            patience=settings.patience,
+        )
+    checkpoints = Checkpoints(
+        folder=os.path.join(settings.output, "checkpoints"),
+        every=settings.checkpoint_every,
+        keep=settings.keep,
+        resume=resume,
+        about=_about(settings),
+    )
+    batches = dataset(source, shuffle=True, drop_last=True, epochs=None, workers=settings.workers)
+    if overwrite:
+        clear(settings.output)
+    if not os.path.exists(path := os.path.join(settings.output, "settings.json")):
+        write_json(_plain(settings), path)
+    result = fit(
+        trainer,
+        batches,
+        steps=steps,
+        evaluation=evaluation,
+        checkpoints=checkpoints,
+        log=os.path.join(settings.output, "log.jsonl"),
+        log_every=settings.log_every,
+    )
+    if result.stopped != "interrupted":
+        if settings.best and result.best_step != result.step:
+            restore(trainer, checkpoints.folder, result.best_step)
+        _write(settings, trainer, model, tokenizer)
+    return result
+
+
+def check_output(folder: str, resume: bool, overwrite: bool) -> None:
+    """Refuses an output folder with something in it that is not asked for.
+
+    Raises:
+        TargetError: it is not empty, and this is neither `resume` nor `overwrite`; or it holds what
+            no run has left.
+    """
+    found = os.listdir(folder)
+    if found and not resume and not overwrite:
+        raise TargetError(
+            f"{folder}: exists and is not empty; --resume to go on with it, --overwrite to begin "
+            "anew"
+        )
+    # what a run that was killed has left of a folder it was writing
+    unfinished = ("log.jsonl.", ".minibert-new-", ".minibert-old-")
+    foreign = sorted(
+        name for name in found if name not in PARTS and not name.startswith(unfinished)
+    )
+    if foreign:
+        raise TargetError(f"{folder}: holds what is no run's: {shown(foreign)}")
+
+
+def clear(folder: str) -> None:
+    """Removes what a run has left in a folder."""
+    with reported(folder):
+        for part in os.listdir(folder):
+            path = os.path.join(folder, part)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+def _steps(settings: Settings, dataset: Any, source: Any) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    # an epoch is gone through once to be counted: only the data know how many batches they make
+    return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
+
+
+def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, steps: int) -> Trainer:
+    rate = schedule(settings.learning_rate, steps, warmup=settings.warmup, kind=settings.schedule)
+    optimizer = adamw(
+        rate, weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm
+    )
+    lora = None
+    if settings.lora_rank is not None:
+        lora = LoRA(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha or settings.lora_rank,  # not 0: `settings` says so
+            target_modules=settings.lora_targets,
+            modules_to_save=settings.lora_save,
+            base_model_name_or_path=settings.model,
+        )
+    return Trainer(
+        model,
+        objective,
+        optimizer,
+        trainable=settings.trainable,
+        lora=lora,
+        accumulate=settings.accumulate,
+        remat=settings.remat,
+        seed=settings.seed,
+        sharding=sharding,
+    )
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    return {name: value for name, value in vars(settings).items() if value is not None}
+
+
+def _about(settings: Settings) -> dict[str, Any]:
+    """What a run that goes on must have in common: settings, and the contents of the files."""
+    found = {name: value for name, value in _plain(settings).items() if name not in FREE}
+    for name in ("data", "evaluation"):
+        if (path := getattr(settings, name)) is not None:
+            with open(path, "rb") as file:
+                found[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _write(settings: Settings, trainer: Trainer, model: Any, tokenizer: Any) -> None:
+    trained = trainer.model
+    folder = os.path.join(settings.output, "model")
+
+    def check(written: str) -> None:
+        check_saved(trained, written)
+
+    with atomic_folder(folder, overwrite=True, check=check) as new:
+        write_model(trained, new, SHARD)
+        tokenizer.save_pretrained(new)
+    if settings.lora_rank is not None:
+        adapter = os.path.join(settings.output, "adapter")
+        save_adapter(model, trainer.adapter, adapter, overwrite=True)

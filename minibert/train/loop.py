@@ -1,0 +1,284 @@
+"""The loop: steps, evaluations, metrics and checkpoints, until it is done or has to stop.
+
+The device is never waited for but one step late: while it computes a step, the metrics of the one
+before are read. Evaluations and checkpoints do wait.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from minibert.checks import whole
+from minibert.errors import InputError, NotFiniteError, shown
+from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
+from minibert.train.evaluation import Evaluation
+from minibert.train.interruption import interruption
+from minibert.train.metrics import MetricsLog, Speed, sizes
+from minibert.train.progress import training_bar
+from minibert.train.trainer import Trainer
+
+Callback = Callable[[int, dict[str, Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+        trainer: with the last step's state.
+        step: how many steps are done in all.
+        stopped: why it stopped: `steps` (all are done), `patience`, `data` (it ended), or
+            `interrupted` (by Ctrl-C or SIGTERM).
+        history: the metrics, a dictionary for each logged step.
+        best_step: the step of the smallest `eval_loss`; None without an evaluation.
+    """
+
+    trainer: Any
+    step: int
+    stopped: str
+    history: list[dict[str, Any]]
+    best_step: int | None
+
+    @property
+    def model(self) -> Any:
+        """The trained model, in evaluation mode."""
+        return self.trainer.model
+
+
+def fit(
+    trainer: Any,
+    data: Any,
+    *,
+    steps: Any,
+    evaluation: Any = None,
+    checkpoints: Any = None,
+    log: str | os.PathLike[str] | None = None,
+    log_every: Any = 1,
+    callbacks: Iterable[Callback] = (),
+    show_progress: bool | None = None,
+) -> Result:
+    """Trains.
+
+    The metrics of a step are `step`, what `Trainer.step` returns, `tokens_per_second` (padding does
+    not count) and `examples_per_second` since the line before, `mfu` on devices that
+    `metrics.PEAKS` knows, and with `eval_` before it what `Trainer.evaluate` returns.
+
+    With `wandb`, a callback is `lambda step, metrics: wandb.log(metrics, step=step)`; with a
+    `SummaryWriter` of TensorBoard, `lambda step, metrics: [writer.add_scalar(name, value, step)
+    for name, value in metrics.items()]`.
+
+    Ctrl-C and SIGTERM are waited with until the step is done: then a checkpoint is written, and the
+    run stops. A second one stops at once. (With several processes, they are left to the caller.)
+
+    Args:
+        trainer: a `Trainer`.
+        data: batches: a dataset of Grain, or any iterable; with `checkpoints`, one whose iterator
+            has `get_state` and `set_state`, as Grain's have.
+        steps: how many steps in all, counted from the trainer's first.
+        evaluation: on what to evaluate.
+        checkpoints: where to write and find the run's checkpoints.
+        log: a JSONL file for the metrics. A run that goes on from a checkpoint drops the lines
+            behind it; lines of a run that left no checkpoint are moved to a file beside it.
+        log_every: how many steps from one line of metrics to the next; evaluations and the last
+            step always have one.
+        callbacks: each is called with the step and its metrics.
+        show_progress: whether there is a bar on stderr; None for one if it is a terminal.
+
+    Raises:
+        NotFiniteError: a metric is NaN or infinite; it names the step and the batch. Nothing of it
+            is in a checkpoint.
+        InputError: an argument or a batch is wrong.
+        CheckpointMismatchError: the checkpoints are another run's.
+        TargetError: a file or folder is another run's, or cannot be written.
+    """
+    whole("steps", steps, 1)
+    whole("log_every", log_every, 1)
+    _check_kind("trainer", trainer, Trainer)
+    _check_kind("evaluation", evaluation, Evaluation | None)
+    _check_kind("checkpoints", checkpoints, Checkpoints | None)
+    if not isinstance(data, Iterable):
+        raise InputError(f"data: expected batches, found {shown(type(data))}")
+    iterator, standing, begun = iter(data), Standing(), int(trainer.state.step)
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoints is not None:
+            store = stack.enter_context(opened(checkpoints, trainer, iterator))
+            if store.latest is not None:
+                trainer.state, standing = store.restore(trainer.state, iterator)
+                begun = 0  # so is the iterator
+        step = int(trainer.state.step)
+        restored = store is not None and store.latest is not None
+        resume = checkpoints is not None and checkpoints.resume
+        written = stack.enter_context(contextlib.closing(MetricsLog(log, step, restored, resume)))
+        bar = stack.enter_context(training_bar(step, steps, show_progress))
+        interrupted = stack.enter_context(interruption())
+        run = _Run(
+            trainer,
+            iterator,
+            step,
+            standing,
+            steps,
+            evaluation,
+            store,
+            written,
+            log_every,
+            begun,
+            tell=[*callbacks, bar],
+        )
+        stopped = run.until_stopped(interrupted)
+    return Result(
+        trainer=trainer,
+        step=run.step,
+        stopped=stopped,
+        history=written.history,
+        best_step=standing.best_step,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that may not be computed yet."""
+
+    step: int
+    batch: Mapping[str, Any]
+    metrics: dict[str, Any]
+
+
+@dataclasses.dataclass
+class _Run:
+    trainer: Any
+    iterator: Any
+    step: int
+    standing: Standing
+    steps: int
+    evaluation: Evaluation | None
+    store: Store | None
+    log: MetricsLog
+    log_every: int
+    begun: int  # the step before the data's first batch
+    tell: list[Callback]
+    pending: _Pending | None = None
+    unwritten: dict[str, Any] | None = None  # the last step's line, if it is not to be logged
+
+    def __post_init__(self) -> None:
+        self.speed = Speed(self.trainer)
+
+    def until_stopped(self, interrupted: threading.Event) -> str:
+        """Steps, until there is a reason not to; the reason."""
+        restored = self.store is not None and self.store.latest == self.step > 0
+        if restored and self.standing.evaluated != self.step and self._evaluation_due():
+            self._evaluate()  # the run that is gone on with could not
+        while (reason := self._reason(interrupted)) is None:
+            batch = next(self.iterator, None)
+            if batch is None:
+                reason = "data"
+                break
+            metrics = self.trainer.step(batch)
+            self.step += 1
+            self._settle()
+            self.pending = _Pending(self.step, batch, metrics)
+            best = self._evaluation_due() and self._evaluate()
+            if self.store is not None and (best or self.store.due(self.step)):
+                self._save()
+        self._settle()
+        if reason == "data" and self.evaluation and self.standing.evaluated != self.step > 0:
+            self._evaluate()
+        elif self.unwritten is not None:
+            self._write(self.unwritten)
+        if self.store is not None and self.step:
+            self._save()
+            self.store.wait()
+        return reason
+
+    def _reason(self, interrupted: threading.Event) -> str | None:
+        patience = None if self.evaluation is None else self.evaluation.patience
+        if self.step >= self.steps:
+            return "steps"
+        if patience is not None and self.standing.since >= patience:
+            return "patience"
+        return "interrupted" if interrupted.is_set() else None
+
+    def _settle(self) -> None:
+        """Waits for the last step, and writes its metrics down if they are to be."""
+        self._read()
+        if self.unwritten is not None and (
+            self.unwritten["step"] == self.steps or self.unwritten["step"] % self.log_every == 0
+        ):
+            self._write(self.unwritten)
+
+    def _read(self) -> None:
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+        _check_finite(metrics, pending, self.begun)
+        self.speed.step(sizes(pending.batch))
+        self.unwritten = {"step": pending.step, **metrics}
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.unwritten = None
+        line = {**line, **self.speed.rates()}
+        self.log.add(line)
+        for callback in self.tell:
+            callback(int(line["step"]), dict(line))
+
+    def _evaluation_due(self) -> bool:
+        every = None if self.evaluation is None else self.evaluation.every
+        return every is not None and (self.step % every == 0 or self.step == self.steps)
+
+    def _evaluate(self) -> bool:
+        """Evaluates; whether it was the best until now."""
+        assert self.evaluation is not None
+        self._read()
+        try:
+            found = self.trainer.evaluate(self.evaluation.batches)
+        except Exception:
+            if self.unwritten is not None:
+                self._write(self.unwritten)
+            if self.store is not None:  # the steps until here are good
+                self._save()
+                self.store.wait()
+            raise
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        if not all(map(math.isfinite, metrics.values())):
+            raise NotFiniteError(f"step {self.step}: the evaluation gave {shown(metrics)}")
+        value, standing = metrics["eval_loss"], self.standing
+        standing.evaluated = self.step
+        if standing.best is None or value < standing.best:
+            standing.best_step, standing.best, standing.since = self.step, value, 0
+        else:
+            standing.since += 1
+        self._write({"step": self.step, **(self.unwritten or {}), **metrics})
+        self.speed.pause()
+        return standing.since == 0
+
+    def _save(self) -> None:
+        assert self.store is not None
+        self._settle()
+        self.log.sync()
+        self.store.save(self.trainer.state, self.step, self.iterator, self.standing)
+        self.speed.pause()
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind):
+        raise InputError(f"{name}: expected {shown(kind)}, found {shown(type(value))}")
+
+
+def _check_finite(metrics: Mapping[str, float], pending: _Pending, begun: int) -> None:
+    wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if not wrong:
+        return
+    examples = np.asarray(pending.batch.get("example", ())).reshape(-1)
+    named = f", of the examples {shown(examples.tolist())}" if examples.size else ""
+    raise NotFiniteError(
+        f"step {pending.step}: {', '.join(wrong)}; it is the data's batch {pending.step - begun}"
+        f"{named}. A smaller learning rate, a longer warmup or clipped gradients may help"
+    )

@@ -1,0 +1,250 @@
+"""LoRA: a model trained through small products added to its kernels.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, and PEFT, whose
+settings, names and numbers these are.
+
+A reparametrisation: a step is taken with the kernels `kernel + scaling · lora_A lora_B`, of which
+the first is frozen and the others are trained, so the modules are what they were. Nothing passes
+through an adapter alone, and so `lora_dropout`, whose place is there, cannot be trained with.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from minibert.checkpoint import Leaf
+from minibert.errors import InputError, UnsupportedConfigError, shown
+from minibert.layers import Conv1D, TiedLinear
+from minibert.parameters import Structure, parameters
+from minibert.printing import children
+from minibert.saving import file_leaves
+from minibert.train.lora_config import LoRA
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What LoRA trains, beside the model it is for.
+
+    Attributes:
+        config: the settings.
+        params: `<module>.lora_A` `(in, r)` and `<module>.lora_B` `(r, out)` for every target, and
+            by their own paths the parameters of `modules_to_save`.
+    """
+
+    config: LoRA
+    params: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A linear layer that gets an adapter.
+
+    Attributes:
+        path: the layer's.
+        shape: the kernel's, `(in, out)`.
+        rank: the adapter's.
+        scaling: what the product of its factors counts.
+        fan_in_fan_out: whether checkpoints keep the kernel as (in, out).
+    """
+
+    path: str
+    shape: tuple[int, int]
+    rank: int
+    scaling: float
+    fan_in_fan_out: bool
+
+    @property
+    def factors(self) -> dict[str, tuple[int, int]]:
+        """Both factors' shapes by path, the input's first."""
+        inputs, outputs = self.shape
+        return {
+            f"{self.path}.lora_A": (inputs, self.rank),
+            f"{self.path}.lora_B": (self.rank, outputs),
+        }
+
+
+def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
+    """The linear layers that get an adapter.
+
+    Raises:
+        InputError: there are none; one is no linear layer, or has no kernel of its own; or
+            `fan_in_fan_out` is wrong.
+    """
+    targets = target_names(model, lora)
+    chosen = {path: m for path, m in _modules(model) if lora.selects(path, targets)}
+    if not chosen:
+        raise InputError(f"target_modules: {shown(targets)}: no module to adapt is named so")
+    for path, module in chosen.items():
+        if not isinstance(module, nnx.Linear) or module.kernel is None:
+            tied = " without a kernel of its own" if isinstance(module, nnx.Linear) else ""
+            found = f"{type(module).__name__}{tied}"
+            raise InputError(f"target_modules: {path}: expected a linear layer, found {found}")
+    places = tuple(
+        Site(path, m.kernel.shape, lora.rank(path), lora.scaling(path), isinstance(m, Conv1D))
+        for path, m in chosen.items()
+    )
+    if lora.fan_in_fan_out not in {None, *(site.fan_in_fan_out for site in places)}:
+        kind = type(chosen[places[0].path]).__name__
+        raise InputError(f"fan_in_fan_out: {lora.fan_in_fan_out}, but {places[0].path} is {kind}")
+    return places
+
+
+def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
+    """`target_modules`; the family's if there are none, and the layers' paths if all are meant."""
+    if lora.target_modules is None:
+        return model.lora_targets
+    if lora.target_modules != ALL_LINEAR:
+        return lora.target_modules
+    return tuple(
+        path
+        for path, module in _modules(model)
+        if isinstance(module, nnx.Linear) and not isinstance(module, TiedLinear)
+    )
+
+
+def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
+    """The parameters of `modules_to_save`: by path, each with its tensor's name.
+
+    A name that fits nothing is passed over if another fits: PEFT lists all that a head may be
+    called.
+
+    Raises:
+        InputError: no name fits; or a tied parameter would part from its copy.
+    """
+    prefix = f"{model.trunk}." if model.is_trunk else ""
+    whole = [f"{path}." for path, _ in _modules(model) if lora.saves(path)]
+    leaves = {
+        leaf.path.removeprefix(prefix): (name, leaf) for name, leaf in file_leaves(model).items()
+    }
+    found = {path: entry for path, entry in leaves.items() if path.startswith(tuple(whole))}
+    if lora.modules_to_save and not found:
+        names = shown(lora.modules_to_save)
+        raise InputError(f"modules_to_save: {names}: no module with parameters is named so")
+    present = {leaf.name for _, leaf in leaves.values()}
+    parted = {leaf.name: path for path, (_, leaf) in found.items()}
+    for copy, original in model.tied.items():
+        if original in parted and copy not in present:
+            raise InputError(f"modules_to_save: {parted[original]}: {copy} is tied to it")
+    return found
+
+
+def init_adapter(model: Any, lora: LoRA, *, seed: int = 0) -> Adapter:
+    """An adapter to begin with: by default one that changes nothing.
+
+    Args:
+        model: what it is for.
+        lora: the settings.
+        seed: of the random numbers; those of a layer are the same whatever else is adapted.
+
+    Raises:
+        InputError: the settings do not fit the model.
+    """
+    arrays, key = parameters(model), jax.random.key(seed)
+    params = {path: arrays[path] for path in saved_leaves(model, lora)}
+    for site in sites(model, lora):
+        dtype = jnp.promote_types(arrays[f"{site.path}.kernel"].dtype, jnp.float32)
+        for path, shape in site.factors.items():
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            if path.endswith("lora_B") and lora.init_lora_weights is not False:
+                params[path] = jnp.zeros(shape, dtype)
+            elif lora.init_lora_weights == "gaussian":
+                params[path] = jax.random.normal(own, shape, dtype) / site.rank
+            else:  # as torch.nn.Linear begins: He et al., arXiv:1502.01852, with a = √5
+                bound = shape[0] ** -0.5
+                params[path] = jax.random.uniform(own, shape, dtype, -bound, bound)
+    return Adapter(lora, params)
+
+
+def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
+    """The adapter that a training begins with: a fresh one, or the one that is given.
+
+    Raises:
+        InputError: it is not one for the model.
+        UnsupportedConfigError: it has `lora_dropout`.
+    """
+    adapter = init_adapter(model, given, seed=seed) if isinstance(given, LoRA) else given
+    if not isinstance(adapter, Adapter):
+        raise InputError(f"lora: expected a LoRA or an Adapter, found {shown(given)}")
+    if adapter.config.lora_dropout:
+        raise UnsupportedConfigError(
+            f"lora_dropout: {adapter.config.lora_dropout} is not implemented in training (only 0: "
+            "adapters are added to kernels, and have no inputs of their own to drop)"
+        )
+    check_adapter(model, adapter)
+    return adapter
+
+
+def combiner(
+    model: Any, lora: LoRA
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Array]]:
+    """The function from trained and frozen arrays to all of the model's."""
+    return functools.partial(_combined, sites(model, lora))
+
+
+def _combined(
+    places: tuple[Site, ...], params: Mapping[str, Any], frozen: Mapping[str, Any]
+) -> dict[str, Array]:
+    arrays = {**frozen, **params}
+    for site in places:
+        before, after = (arrays.pop(path) for path in site.factors)
+        # in full precision, which products do not have on a TPU unless they are told
+        kernel = f"{site.path}.kernel"
+        after = after.reshape(len(after), *arrays[kernel].shape[1:])  # over devices it may be cut
+        product = jnp.tensordot(before, after, 1, precision=jax.lax.Precision.HIGHEST)
+        arrays[kernel] = arrays[kernel] + jnp.asarray(site.scaling, product.dtype) * product
+    return arrays
+
+
+def merge(model: Any, adapter: Adapter) -> Any:
+    """The model with an adapter folded in: an ordinary one, to be used, saved or trained on.
+
+    Args:
+        model: the model that the adapter was trained on, which stays as it is.
+        adapter: the adapter.
+
+    Returns:
+        A model of the same class and dtypes; it shares what the adapter leaves alone.
+
+    Raises:
+        InputError: the adapter is not one for the model.
+    """
+    check_adapter(model, adapter)
+    arrays = parameters(model)
+    merged = combiner(model, adapter.config)(adapter.params, arrays)
+    return Structure(model).build(
+        {path: merged[path].astype(array.dtype) for path, array in arrays.items()}
+    )
+
+
+def check_adapter(model: Any, adapter: Adapter) -> None:
+    """Checks that an adapter has the arrays that its settings ask for in a model.
+
+    Raises:
+        InputError: an array is missing, too many or of the wrong shape.
+    """
+    leaves = saved_leaves(model, adapter.config)
+    expected = {path: leaf.variable.shape for path, (_, leaf) in leaves.items()}
+    for site in sites(model, adapter.config):
+        expected |= site.factors
+    found = {path: tuple(array.shape) for path, array in adapter.params.items()}
+    for path in sorted(expected.keys() | found.keys()):
+        one, other = expected.get(path), found.get(path)
+        if one != other:
+            found_text = "no such array" if other is None else other
+            raise InputError(f"adapter: {path}: expected {one or 'none'}, found {found_text}")
+
+
+def _modules(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, child in children(module):
+        if isinstance(child, nnx.Module):
+            yield f"{prefix}{name}", child
+            yield from _modules(child, f"{prefix}{name}.")

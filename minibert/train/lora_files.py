@@ -1,0 +1,183 @@
+"""Adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors` in a folder."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minibert.atomic import atomic_folder
+from minibert.checkpoint import leaf_array
+from minibert.errors import (
+    CheckpointMismatchError,
+    ConfigError,
+    MinibertError,
+    SourceError,
+    TargetError,
+    UnsupportedConfigError,
+    shown,
+)
+from minibert.saving import write_arrays, write_json
+from minibert.strict_json import read_object_if_there
+from minibert.tensor_files import SafetensorsSource, TensorSource
+from minibert.train.lora import Adapter, check_adapter, saved_leaves, sites, target_names
+from minibert.train.lora_config import LoRA
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # PEFT's two wrappers
+
+# Fields of PEFT's `LoraConfig` that leave the numbers alone, whatever they hold.
+INERT = frozenset(
+    """
+    auto_mapping inference_mode megatron_core peft_version qalora_group_size revision runtime_config
+    """.split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of an adapter's file: which parameter, its shape there, whether it is transposed."""
+
+    path: str
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+def save_adapter(
+    model: Any, adapter: Adapter, folder: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
+    """Writes an adapter so that PEFT loads it: complete, flushed and checked, or not at all.
+
+    Args:
+        model: the model it is for.
+        adapter: the adapter.
+        folder: where to. It must not exist, or be empty, unless `overwrite`.
+        overwrite: whether to replace an existing folder, as a whole.
+
+    Raises:
+        InputError: the adapter is not one for the model.
+        TargetError: the folder exists, or cannot be written; or a number is NaN or infinite.
+    """
+    check_adapter(model, adapter)
+    arrays = {}
+    for name, tensor in tensors(model, adapter.config).items():
+        array = np.asarray(adapter.params[tensor.path])
+        arrays[name] = np.ascontiguousarray(array.T if tensor.transposed else array)
+    fields = config_fields(model, adapter.config)
+
+    def check(written: str) -> None:
+        with SafetensorsSource([os.path.join(written, TENSORS)]) as source:
+            same = source.tensors.keys() == arrays.keys() and all(
+                source.read(name).tobytes() == array.tobytes() for name, array in arrays.items()
+            )
+        if not same:
+            raise TargetError(f"{folder}: the adapter was not written as it is in memory")
+
+    with atomic_folder(os.fspath(folder), overwrite=overwrite, check=check) as new:
+        write_json(fields, os.path.join(new, CONFIG))
+        write_arrays(arrays, os.path.join(new, TENSORS))
+
+
+def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
+    """Reads an adapter that PEFT or `save_adapter` wrote, strictly.
+
+    Args:
+        model: the model it is for.
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+
+    Returns:
+        The adapter, in float32 or wider, to be given to `merge` or `Trainer`.
+
+    Raises:
+        SourceError: one of the files is not there.
+        ConfigError: a field is wrong, or the settings do not fit the model.
+        UnsupportedConfigError: a field asks for what is not implemented.
+        WeightsFileError: the weights are damaged.
+        CheckpointMismatchError: a tensor is missing, too many, of the wrong shape or not finite.
+    """
+    folder = os.fspath(folder)
+    config, path = os.path.join(folder, CONFIG), os.path.join(folder, TENSORS)
+    fields = read_object_if_there(config)
+    if fields is None or not os.path.lexists(path):
+        raise SourceError(f"{folder}: expected {CONFIG} and {TENSORS}")
+    try:
+        lora = read_config(fields)
+        expected = tensors(model, lora)
+    except UnsupportedConfigError as reason:
+        raise UnsupportedConfigError(f"{config}: {reason}") from None
+    except MinibertError as reason:
+        raise ConfigError(f"{config}: {reason}") from None
+    with SafetensorsSource([path]) as source:
+        _compare(source, expected, path)
+        read = {tensor.path: _array(source, name, tensor) for name, tensor in expected.items()}
+    if faults := sorted(array for array in read.values() if isinstance(array, str)):
+        raise CheckpointMismatchError(path, faults)
+    return Adapter(lora, {path: jax.device_put(array) for path, array in read.items()})
+
+
+def tensors(model: Any, lora: LoRA) -> dict[str, Tensor]:
+    """The tensors of an adapter's file, by name."""
+    found = {}
+    for path, (name, leaf) in saved_leaves(model, lora).items():
+        found[f"{PREFIX}{name}"] = Tensor(path, leaf.shape_in("torch"), leaf.transposed == "torch")
+    for site in sites(model, lora):
+        for path, shape in site.factors.items():
+            found[f"{PREFIX}{path}.weight"] = Tensor(path, shape[::-1], True)
+    return found
+
+
+def config_fields(model: Any, lora: LoRA) -> dict[str, Any]:
+    """The contents of `adapter_config.json`, with what the model decides written out."""
+    fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
+    fields["target_modules"] = target_names(model, lora)
+    fields["fan_in_fan_out"] = any(site.fan_in_fan_out for site in sites(model, lora))
+    plain = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()
+    }
+    return plain | {"peft_type": "LORA", "inference_mode": True}
+
+
+def read_config(fields: Mapping[str, Any]) -> LoRA:
+    """The settings in an `adapter_config.json`.
+
+    Raises:
+        InputError: a field holds an impossible value.
+        UnsupportedConfigError: it is no LoRA, or a field asks for what is not implemented.
+    """
+    kind = fields.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedConfigError(f"peft_type: expected 'LORA', found {shown(kind)}")
+    ours = {field.name for field in dataclasses.fields(LoRA)}
+    for name, value in sorted(fields.items()):
+        if name not in ours | INERT | {"peft_type"} and value:
+            raise UnsupportedConfigError(
+                f"{name}: {shown(value)} is not implemented (only null, false or nothing)"
+            )
+    return LoRA(**{name: value for name, value in fields.items() if name in ours})
+
+
+def _compare(source: TensorSource, expected: dict[str, Tensor], path: str) -> None:
+    faults = [f"{name!r}: missing" for name in expected.keys() - source.tensors.keys()]
+    for name, info in source.tensors.items():
+        if name not in expected:
+            faults.append(f"{shown(name)}: the model has no place for it")
+        elif info.shape != expected[name].shape:
+            shape = expected[name].shape
+            faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
+        elif not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
+            faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
+    if faults:
+        raise CheckpointMismatchError(path, sorted(faults))
+
+
+def _array(source: TensorSource, name: str, tensor: Tensor) -> np.ndarray | str:
+    """The parameter; or a sentence that says why it must not be used."""
+    dtype = jnp.promote_types(source.tensors[name].dtype, np.float32)
+    if dtype != jax.dtypes.canonicalize_dtype(dtype):
+        return f"{name!r}: {dtype} needs jax.enable_x64(True)"
+    array = leaf_array(source, name, dtype, transpose=tensor.transposed)
+    return f"{name!r}: {array}" if isinstance(array, str) else array

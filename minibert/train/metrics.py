@@ -1,0 +1,247 @@
+"""What a run says of itself: a line of JSON a step, a bar on stderr, tokens and FLOPs a second."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from minibert.errors import InputError, TargetError
+
+# Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.
+PEAKS = {
+    "TPU v2": 23e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+OVER_WORDS = (
+    "causal_lm",
+    "continuation",
+    "masked_lm",
+    "pretraining",
+)  # the table scores every word
+
+
+BEGINNING = b'{"step": '  # of a line of metrics
+
+
+class MetricsLog:
+    """A JSONL file of metrics, a flushed line a step; and the same as a list, `history`.
+
+    Args:
+        path: of the file; None for the list alone.
+        step: how many steps are done. Later lines are of a run that was killed behind its
+            checkpoint, and dropped.
+        restored: whether they are those of a checkpoint. Else lines of later steps are another
+            run's.
+        resume: whether another run's file is to be moved out of the way, to `PATH.1` and so on;
+            else it is refused.
+
+    Raises:
+        TargetError: the file is another run's, or cannot be written.
+        InputError: it holds what is no line of metrics.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, step: int, restored: bool, resume: bool
+    ):
+        self.path, self._file = path, None
+        self.history: list[dict[str, Any]] = []
+        if path is None or jax.process_index():
+            return
+        with _written(path):
+            if os.path.exists(path) and os.path.getsize(path):
+                lines = _lines(path)
+                self.history = [line for line in lines if line["step"] <= step]
+                if restored or (step and len(self.history) == len(lines)):
+                    _rewrite(path, self.history)
+                elif resume:
+                    self.history = []
+                    _move_away(path)
+                else:
+                    raise TargetError(f"{path}: exists; choose another, or remove it")
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # `close` closes it
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Adds a step's metrics; to its line, if that is the last."""
+        if self.history and self.history[-1]["step"] == line["step"]:
+            self.history[-1] |= line
+            if self._file is not None and self.path is not None:
+                with _written(self.path):
+                    self._file.close()
+                    _rewrite(self.path, self.history)
+                    self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            return
+        self.history.append(line)
+        if self._file is not None:
+            with _written(self.path):
+                self._file.write(json.dumps(line, allow_nan=False) + "\n")
+                self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk: no checkpoint knows of more than the log."""
+        if self._file is not None:
+            with _written(self.path):
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _lines(path: Any) -> list[dict[str, Any]]:
+    with open(path, "rb") as file:
+        *texts, tail = file.read().split(b"\n")
+    lines = []
+    if not tail.startswith(BEGINNING[: len(tail)]):  # else it was being written
+        texts.append(tail)
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            known = isinstance(line, dict) and isinstance(line.get("step"), int)
+        except ValueError:
+            known = False
+        if not known:
+            raise InputError(f"{path}: line {number}: expected metrics with a step")
+        lines.append(line)
+    return lines
+
+
+def _move_away(path: Any) -> None:
+    names = (f"{os.fspath(path)}.{number}" for number in itertools.count(1))
+    os.rename(path, next(name for name in names if not os.path.lexists(name)))
+
+
+def _rewrite(path: Any, lines: list[dict[str, Any]]) -> None:
+    new = f"{os.fspath(path)}.new"
+    with open(new, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+@contextlib.contextmanager
+def _written(path: Any) -> Generator[None]:
+    try:
+        yield
+    except OSError as reason:
+        raise TargetError(f"{path}: cannot be written ({reason.strerror or reason})") from reason
+
+
+def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
+    """How many `examples`, `tokens` (without padding) and `places` (with it) a batch has.
+
+    `squares` is the sum over rows of places², which attention takes.
+    """
+    ids = {name: np.shape(ids) for name, ids in batch.items() if name.endswith("input_ids")}
+    places = {name: math.prod(shape) for name, shape in ids.items()}
+    tokens = 0
+    for name, count in places.items():
+        mask = batch.get(f"{name.removesuffix('input_ids')}attention_mask")
+        if mask is not None and np.ndim(mask) == 3:  # a token is what some token looks at
+            mask = np.any(mask, axis=1)
+        tokens += count if mask is None else int(np.sum(mask))
+    examples = max((shape[0] for shape in ids.values()), default=0)
+    squares = sum(places[name] * shape[-1] for name, shape in ids.items())
+    return {
+        "examples": examples,
+        "tokens": tokens,
+        "places": sum(places.values()),
+        "squares": squares,
+    }
+
+
+class Speed:
+    """Counts what is done, and in what time; the first step, which compiles, does not count."""
+
+    def __init__(self, trainer: Any):
+        self._since: float | None = None
+        self._seconds, self._done = 0.0, dict.fromkeys(("examples", "tokens", "flops"), 0.0)
+        self._flops = _flops(trainer)
+        self._peak = _peak(trainer)
+        sharding = trainer.sharding
+        self._shares = 1 if sharding is None else sharding.share[1]  # other processes' are alike
+
+    def pause(self) -> None:
+        """What is done until now, behind the last step, does not count."""
+        if self._since is not None:
+            self._since = time.perf_counter()
+
+    def step(self, size: Mapping[str, int]) -> None:
+        """A step is done."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._done["examples"] += self._shares * size["examples"]
+            self._done["tokens"] += self._shares * size["tokens"]
+            if self._flops is not None:
+                linear, square = self._flops
+                flops = linear * size["places"] + square * size["squares"]
+                self._done["flops"] += self._shares * flops
+        self._since = now
+
+    def rates(self) -> dict[str, float]:
+        """A second's worth of what was done since the last call; empty if that is nothing."""
+        if not self._seconds:
+            return {}
+        rates = {name: done / self._seconds for name, done in self._done.items()}
+        self._seconds, self._done = 0.0, dict.fromkeys(self._done, 0.0)
+        found = {
+            "tokens_per_second": rates["tokens"],
+            "examples_per_second": rates["examples"],
+        }
+        if self._peak is not None and self._flops is not None:
+            found["mfu"] = rates["flops"] / self._peak
+        return found
+
+
+def _flops(trainer: Any) -> tuple[float, float] | None:
+    """Of a step, by place and by place²: 6·N and 12·layers·hidden (Chowdhery et al., PaLM, B).
+
+    N are the numbers that are multiplied with every place: kernels, and the table of words where it
+    is the output's too. None if parts are frozen, whose gradients nobody needs.
+    """
+    if trainer.frozen:
+        return None
+    params, config = trainer.state.params, trainer.config
+    kernels = {path: leaf for path, leaf in params.items() if path.endswith("kernel")}
+    count = sum(leaf.size for leaf in kernels.values())
+    words = getattr(config, "vocab_size", 0)
+    if trainer.objective.name in OVER_WORDS and not any(
+        words in leaf.shape for leaf in kernels.values()
+    ):
+        count += words * config.hidden_size
+    return 6.0 * count, 12.0 * config.num_hidden_layers * config.hidden_size
+
+
+def _peak(trainer: Any) -> float | None:
+    """FLOP/s of the devices that the parameters are on; None if they are not in the table."""
+    devices = next(iter(trainer.state.params.values())).sharding.device_set
+    found = {PEAKS.get(device.device_kind) for device in devices}
+    return None if None in found else sum(PEAKS[device.device_kind] for device in devices)

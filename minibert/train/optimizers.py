@@ -1,0 +1,94 @@
+"""The optimiser and its schedule, of optax's parts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from minibert.checks import number, whole
+from minibert.errors import InputError, shown
+
+KINDS = ("linear", "cosine", "constant")
+
+
+def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") -> optax.Schedule:
+    """A learning rate by step: up from 0 in `warmup` steps, then down to 0 at `steps`, or constant.
+
+    Args:
+        peak: the largest rate.
+        steps: how many steps there are in all.
+        warmup: how many of them go up.
+        kind: how it comes down: linear, cosine, or constant (not at all).
+
+    Raises:
+        InputError: an argument is wrong.
+    """
+    peak, steps = number("peak", peak), whole("steps", steps, 1)
+    warmup = whole("warmup", warmup, 0, steps)
+    if kind not in KINDS:
+        raise InputError(f"kind: expected {', '.join(KINDS)}; found {shown(kind)}")
+    match kind:
+        case "linear":
+            down = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
+        case "cosine":
+            down = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+        case _:
+            down = optax.constant_schedule(peak)
+    up = optax.linear_schedule(0.0, peak, max(warmup, 1))
+    rate = optax.join_schedules([up, down], [warmup]) if warmup else down
+    # a step is an int32, whose quotients JAX computes in float32, in 64-bit mode too
+    return lambda step: rate(jnp.asarray(step, float))
+
+
+def adamw(
+    learning_rate: Any,
+    *,
+    weight_decay: Any = 0.01,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    max_grad_norm: Any = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) as BERT and GPT-2 are trained with it.
+
+    Gradients are clipped by their global norm; matrices decay, biases and normalisations do not.
+    The learning rate stands in the state, where `learning_rate` finds it.
+
+    Args:
+        learning_rate: a number, or a schedule by step.
+        weight_decay: how much of a matrix's numbers goes, times the learning rate, each step.
+        b1, b2, eps: Adam's.
+        max_grad_norm: the largest norm that all gradients together may have; None for any.
+
+    Raises:
+        InputError: an argument is negative, not finite or no number.
+    """
+    if not callable(learning_rate):
+        learning_rate = number("learning_rate", learning_rate)
+    for name, value in (("weight_decay", weight_decay), ("b1", b1), ("b2", b2), ("eps", eps)):
+        if number(name, value) >= 1 and name in ("b1", "b2"):
+            raise InputError(f"{name}: expected a number under 1, found {shown(value)}")
+    if max_grad_norm is not None:
+        max_grad_norm = number("max_grad_norm", max_grad_norm, above=0)
+    rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
+    return optax.chain(
+        optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=decaying),
+        rate(learning_rate=learning_rate),
+    )
+
+
+def decaying(params: Mapping[str, Any]) -> dict[str, bool]:
+    """Which parameters weight decay is for: kernels and embeddings, by path."""
+    return {path: not path.endswith(("bias", "scale")) for path in params}
+
+
+def learning_rate(opt_state: Any) -> Any:
+    """The learning rate of the last step; None if the optimiser does not say, or has several."""
+    found = optax.tree_utils.tree_get_all_with_path(
+        opt_state, "learning_rate", lambda path, value: isinstance(value, Array)
+    )
+    return found[0][1] if len(found) == 1 else None

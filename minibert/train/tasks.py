@@ -1,0 +1,274 @@
+"""The tasks of `minibert train`: of each its models, its objective and its data."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from minibert.auto import MODELS
+from minibert.errors import ConfigError, InputError, shown
+from minibert.pipelines.loading import load_model, load_tokenizer
+from minibert.sharding import Sharding
+from minibert.strict_json import read_json
+from minibert.train import data as datasets
+from minibert.train.data_records import Records, read_texts
+from minibert.train.data_sentences import read_documents
+from minibert.train.fresh_config import fresh_config
+from minibert.train.head_objectives import (
+    classification,
+    question_answering,
+    token_classification,
+)
+from minibert.train.objectives import (
+    Objective,
+    causal_lm,
+    continuation,
+    masked_lm,
+    pretraining,
+)
+from minibert.train.ranking import contrastive
+from minibert.train.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task.
+
+    Attributes:
+        models: its classes; the first is that of presets.
+        objective: from settings and the model's config to what is minimised.
+        dataset: from a source and a tokenizer to batches.
+        options: the keys that `dataset` or `objective` take; those of other tasks are refused.
+        columns: of `options`, those that are columns, each with its default; None for no column.
+    """
+
+    models: tuple[str, ...]
+    objective: Callable[[Settings, Any], Objective]
+    dataset: Callable[..., Any]
+    options: tuple[str, ...]
+    columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+
+def _windows(source: Any, tokenizer: Any, *, column: Any = None, **options: Any) -> Any:
+    ids = source
+    if not isinstance(source, np.ndarray):
+        ids = datasets.token_ids(source, tokenizer, column=column)
+    return datasets.windows(ids, **options)
+
+
+def _continuation(settings: Settings, config: Any) -> Objective:
+    if settings.filler is None:
+        raise ConfigError("filler: continuation needs it: the id of a token that no text has")
+    return continuation(settings.filler)
+
+
+def _contrastive(settings: Settings, config: Any) -> Objective:
+    given: dict[str, Any] = {"pooling": settings.pooling, "scale": settings.scale}
+    return contrastive(**{name: value for name, value in given.items() if value is not None})
+
+
+OF_OBJECTIVES = ("filler", "pooling", "scale")
+TASKS = {
+    "causal-lm": Task(
+        models=("GPT2LMHeadModel", "BertLMHeadModel"),
+        objective=lambda settings, config: causal_lm,
+        dataset=_windows,
+        options=("text", "stride"),
+    ),
+    "continuation": Task(
+        models=("GPT2LMHeadModel", "BertForMaskedLM"),
+        objective=_continuation,
+        dataset=_windows,
+        options=("text", "stride", "filler"),
+    ),
+    "masked-lm": Task(
+        models=("BertForMaskedLM",),
+        objective=lambda settings, config: masked_lm,
+        dataset=datasets.masked_lm,
+        options=("text", "truncation", "pad_to", "probability", "whole_words", "pack"),
+    ),
+    "pretraining": Task(
+        models=("BertForPreTraining",),
+        objective=lambda settings, config: pretraining,
+        dataset=datasets.pretraining,
+        options=("text", "truncation", "pad_to", "probability", "whole_words"),
+    ),
+    "classification": Task(
+        models=("BertForSequenceClassification", "GPT2ForSequenceClassification"),
+        objective=lambda settings, config: classification(config),
+        dataset=datasets.classification,
+        options=("text", "text_pair", "label", "problem_type", "truncation", "pad_to"),
+        columns={"text": "text", "text_pair": None, "label": "label"},
+    ),
+    "token-classification": Task(
+        models=("BertForTokenClassification", "GPT2ForTokenClassification"),
+        objective=lambda settings, config: token_classification,
+        dataset=datasets.token_classification,
+        options=("words", "label", "truncation", "pad_to"),
+        columns={"words": "tokens", "label": "labels"},
+    ),
+    "question-answering": Task(
+        models=("BertForQuestionAnswering", "GPT2ForQuestionAnswering"),
+        objective=lambda settings, config: question_answering,
+        dataset=datasets.question_answering,
+        options=("question", "context", "answers", "doc_stride", "pad_to"),
+        columns={"question": "question", "context": "context", "answers": "answers"},
+    ),
+    "contrastive": Task(
+        models=("BertModel", "GPT2Model"),
+        objective=_contrastive,
+        dataset=datasets.contrastive,
+        options=("anchor", "positive", "negative", "truncation", "pad_to", "pooling", "scale"),
+        columns={"anchor": "anchor", "positive": "positive", "negative": None},
+    ),
+}
+OF_DATA = sorted({name for task in TASKS.values() for name in task.options})
+
+
+def task_of(settings: Settings) -> Task:
+    """The settings' task.
+
+    Raises:
+        ConfigError: there is no such task, or a key is of another.
+    """
+    if settings.task not in TASKS:
+        raise ConfigError(f"task: expected {', '.join(TASKS)}; found {shown(settings.task)}")
+    task = TASKS[settings.task]
+    for name in OF_DATA:
+        if getattr(settings, name) not in (None, False) and name not in task.options:
+            raise ConfigError(f"{name}: not a key of {settings.task}; its are {task.options}")
+    return task
+
+
+def tokenizer_of(settings: Settings) -> Any:
+    """The tokenizer."""
+    options = {"add_prefix_space": True} if settings.task == "token-classification" else {}
+    source: Any = settings.tokenizer or settings.model
+    if not _is_gpt2(source):
+        return load_tokenizer(source)
+    tokenizer = load_tokenizer(source, **options)
+    if tokenizer.pad_token is None:  # GPT-2 has none: its end stands behind a text anyhow
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _is_gpt2(source: Any) -> bool:
+    path = os.path.join(source, "config.json")
+    return os.path.isfile(path) and read_json(path).get("model_type") == "gpt2"
+
+
+def new_labels(settings: Settings) -> dict[str, Any]:
+    """A new head's labels, as a config has them; empty if there are none, or the model's own."""
+    task = TASKS[settings.task]
+    if "label" not in task.options or not (settings.new_head or settings.config):
+        return {}
+    column = settings.label or task.columns["label"]
+    if settings.problem_type == "regression":
+        return {"num_labels": np.size(Records(settings.data, [column])[0][column])}
+    ids = datasets.label_ids(settings.data, column)
+    return {"id2label": {number: name for name, number in ids.items()}}
+
+
+def label_map(settings: Settings, config: Any) -> dict[str, int] | None:
+    """The ids of a model's labels, by name; None if its task has none."""
+    if "label" not in TASKS[settings.task].options or settings.problem_type == "regression":
+        return None
+    return {name: number for number, name in config.id2label.items()}
+
+
+def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any:
+    """The model to begin with: loaded, or begun afresh.
+
+    Raises:
+        ConfigError: the task has no such model.
+        MissingHeadError: it lacks its head, and `new_head` is not given.
+    """
+    model = _begun(settings, tokenizer, sharding)
+    if settings.problem_type is not None:
+        model.config = model.config.replace(problem_type=settings.problem_type)
+    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        model.config = model.config.replace(pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def _begun(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any:
+    names, rngs = TASKS[settings.task].models, nnx.Rngs(settings.seed)
+    classes = tuple(MODELS[name] for name in names)
+    labels = new_labels(settings)
+    if settings.model is not None:
+        head = {"new_head": True, "rngs": rngs} if settings.new_head else {}
+        return load_model(
+            settings.task,
+            classes,
+            settings.model,
+            dtype=settings.dtype,
+            param_dtype="float32",
+            sharding=sharding,
+            **labels,
+            **head,
+        )
+    config = fresh_config(str(settings.config), classes, tokenizer, labels)
+    cls = next(cls for cls in classes if cls.config_class is type(config))
+    return cls(config, rngs=rngs, dtype=settings.dtype)
+
+
+def sharding_of(settings: Settings) -> Sharding | None:
+    """How the devices share the work; None for one device."""
+    if settings.fsdp is None and settings.tensor is None:
+        return None
+    fsdp, tensor = settings.fsdp or [1], settings.tensor or 1
+    return Sharding.of_devices(fsdp=tuple(fsdp), tensor=tensor)
+
+
+def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
+    """What to train on, and what to evaluate on or None: files, or the parts of one."""
+    task, fraction = TASKS[settings.task], settings.evaluation_fraction
+    if fraction is None:
+        return settings.data, settings.evaluation
+    if task.dataset is _windows:  # the end of a text: a part of the middle would be half known
+        ids = datasets.token_ids(settings.data, tokenizer, column=settings.text)
+        cut = len(ids) - round(fraction * len(ids))
+        return ids[:cut], ids[cut:]
+    rows: list[Any]
+    if settings.task == "pretraining":
+        rows = read_documents(settings.data, settings.text)[0]
+    elif task.columns:
+        rows = list(Records(settings.data, _columns(task, settings)))
+    else:
+        rows = read_texts(settings.data, settings.text)[0]
+    held = round(fraction * len(rows))
+    if not 0 < held < len(rows):
+        raise InputError(f"evaluation_fraction: {fraction} of {len(rows)} records are {held}")
+    order = np.random.default_rng(settings.seed).permutation(len(rows))
+    return [rows[i] for i in sorted(order[held:])], [rows[i] for i in sorted(order[:held])]
+
+
+def _columns(task: Task, settings: Settings) -> list[str]:
+    found = [getattr(settings, name) or default for name, default in task.columns.items()]
+    return [column for column in found if column is not None]
+
+
+def dataset_of(
+    settings: Settings, source: Any, tokenizer: Any, label2id: Any, **options: Any
+) -> Any:
+    """Batches of a source, as the settings have them."""
+    task = TASKS[settings.task]
+    given = {name: getattr(settings, name) for name in task.options if name not in OF_OBJECTIVES}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not task.columns and "text" in given:  # of a file; the parts of one have none
+        column = given.pop("text")
+        given |= {"column": column} if isinstance(source, str) else {}
+    if "label" in task.options:
+        given["label2id"] = label2id
+    return task.dataset(
+        source,
+        tokenizer,
+        max_length=settings.max_length,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        **given,
+        **options,
+    )

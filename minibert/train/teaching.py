@@ -1,0 +1,136 @@
+"""Learning from a larger model's scores: Hinton et al., arXiv:1503.02531."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from minibert.checks import number
+from minibert.compilation import compiled
+from minibert.errors import InputError, shown
+from minibert.train.labels import check_finite
+from minibert.train.objectives import MODEL_INPUTS, Batch, Objective, Terms, output, wide
+
+
+def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) -> Objective:
+    """α × T² × KL(teacher ‖ student), both softened by T, and (1 − α) × an objective with labels.
+
+    The divergence is taken wherever the objective has a target; the batch has `teacher_logits`, in
+    the shape of the model's own (`with_teacher` adds them).
+
+    Args:
+        objective: one with a single term and a choice among classes, such as `causal_lm`.
+        temperature: T, what both models' scores are divided by.
+        alpha: what the teacher counts, from 0 to 1.
+
+    Raises:
+        InputError: an argument is wrong.
+    """
+    if not isinstance(objective, Objective):
+        raise InputError(f"objective: expected one of minibert.train, found {shown(objective)}")
+    number("temperature", temperature, above=0)
+    if number("alpha", alpha) > 1:
+        raise InputError(f"alpha: expected a number from 0 to 1, found {shown(alpha)}")
+
+    def targets(batch: Batch) -> Terms:
+        hard = objective.targets(batch)
+        return {**hard, "distillation": _only(objective, hard)}
+
+    def losses(outputs: Any, batch: Batch) -> Terms:
+        student = output(outputs, "logits")
+        soft = divergence(jnp.asarray(batch["teacher_logits"]), student, temperature)
+        return {**objective.losses(outputs, batch), "distillation": soft}
+
+    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+        hard = jax.eval_shape(objective.targets, {key: np.asarray(batch[key]) for key in batch})
+        expected = _only(objective, hard).shape
+        if array.ndim < 2 or array.shape[:-1] != expected or array.shape[-1] < 2:
+            raise InputError(
+                f"{name}: expected shape {(*expected, 'classes')}, found {array.shape}"
+            )
+        check_finite(name, array)
+
+    return dataclasses.replace(
+        objective,
+        name=f"distillation of {objective.name}",
+        needs=(*objective.needs, ("teacher_logits",)),
+        labels={**objective.labels, "teacher_logits": check},
+        targets=targets,
+        losses=losses,
+        weights={objective.name: 1 - alpha, "distillation": alpha},
+    )
+
+
+def _only(objective: Objective, targets: Mapping[str, Any]) -> Any:
+    """The targets of an objective's one term, which has its name."""
+    if list(targets) != [objective.name]:
+        raise InputError(
+            f"objective: expected one with a single term; {objective.name} has {', '.join(targets)}"
+        )
+    return targets[objective.name]
+
+
+def divergence(teacher: Array, student: Array, temperature: float | int) -> Array:
+    """T² × KL(teacher ‖ student), `(…)`, of logits `(…, classes)` divided by T.
+
+    Raises:
+        InputError: the shapes do not agree.
+    """
+    if teacher.shape != student.shape:
+        raise InputError(
+            f"teacher_logits: expected the model's shape {student.shape}, found {teacher.shape}"
+        )
+    theirs = jax.nn.log_softmax(wide(teacher) / temperature)
+    ours = jax.nn.log_softmax(wide(student) / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+
+
+def with_teacher(teacher: Any, batches: Iterable[Batch]) -> Any:
+    """Batches with `teacher_logits`, what a model says of each, computed by one program a shape.
+
+    They can be iterated over as often as the batches can, and taken up where they were left if the
+    batches can (as Grain's).
+
+    Args:
+        teacher: a model that returns `logits`, in evaluation mode.
+        batches: what the student learns from.
+
+    Raises:
+        InputError: the teacher is no such model, or a batch is none that it takes.
+    """
+    fast = compiled(teacher)
+    return TaughtIterator(fast, batches) if iter(batches) is batches else Taught(fast, batches)
+
+
+class Taught:
+    """What `with_teacher` gives."""
+
+    def __init__(self, teacher: Any, batches: Iterable[Batch]):
+        self._teacher, self._batches = teacher, batches
+
+    def __iter__(self) -> "TaughtIterator":
+        return TaughtIterator(self._teacher, iter(self._batches))
+
+
+class TaughtIterator:
+    """Has `get_state` and `set_state` if the batches' own iterator has."""
+
+    def __init__(self, teacher: Any, batches: Iterator[Batch]):
+        self._teacher, self._batches = teacher, batches
+
+    def __iter__(self) -> "TaughtIterator":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch = next(self._batches)
+        given = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        return {**batch, "teacher_logits": np.asarray(output(self._teacher(**given), "logits"))}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("get_state", "set_state"):
+            return getattr(self._batches, name)
+        raise AttributeError(name)

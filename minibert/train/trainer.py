@@ -1,0 +1,296 @@
+"""A model being trained: one compiled, donated step; evaluation; the model as it is now."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from minibert.checks import whole
+from minibert.errors import InputError, shown
+from minibert.parameters import Structure, matching_paths, parameters
+from minibert.placement import check_rows, check_shares, gathered_module, put_batch, taken
+from minibert.sharding import Sharding, checked_sharding
+from minibert.train.batches import checked_batch
+from minibert.train.lora import Adapter, combiner, trained_adapter
+from minibert.train.lora_config import LoRA
+from minibert.train.objectives import Batch, Objective, Terms
+from minibert.train.optimizers import learning_rate
+from minibert.train.state import TrainState, check_wide, copied, first_state
+
+Combine = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
+Build = Callable[[dict[str, Array], dict[str, Array]], Any]
+
+
+class Trainer:
+    """A model, an objective and an optimiser.
+
+    Args:
+        model: what to train; it is copied, and stays as it is.
+        objective: what to minimise (`minibert.train.objectives`).
+        optimizer: any optax transformation; it sees a dictionary of arrays by path.
+        trainable: patterns of the paths to train, such as `classifier.*`; None for everything.
+            What is not trained is bit for bit the same afterwards.
+        lora: what to train in place of parameters of the model: a `LoRA`, or an `Adapter` to be
+            trained further.
+        accumulate: how many parts a batch is taken in, one after the other.
+        remat: whether a layer's inner results are computed again in the backward pass, not kept.
+        seed: of dropout and of a fresh adapter; each step's keys are its own.
+        sharding: how several devices share the work. Every process then gives its own rows of a
+            batch, as many as the others: its `share` of them.
+
+    Raises:
+        InputError: an argument is wrong, or parameters to be trained are narrower than float32.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Any,
+        optimizer: Any,
+        *,
+        trainable: Iterable[str] | None = None,
+        lora: Any = None,
+        accumulate: Any = 1,
+        remat: bool = False,
+        seed: Any = 0,
+        sharding: Any = None,
+    ):
+        accumulate, seed = whole("accumulate", accumulate, 1), whole("seed", seed, 0, (1 << 32) - 1)
+        sharding = checked_sharding(sharding)
+        if not isinstance(objective, Objective):
+            raise InputError(f"objective: expected one of minibert.train, found {shown(objective)}")
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise InputError(
+                f"optimizer: expected a transformation of optax, found {shown(optimizer)}"
+            )
+        if accumulate > 1 and not objective.separable:
+            raise InputError(f"accumulate: {objective.name} compares the rows of a batch: give 1")
+        self.objective, self.config = objective, model.config
+        arrays = parameters(model)
+        params, self._lora, combine = _trained(model, arrays, trainable, lora, seed)
+        frozen = {path: arrays[path] for path in arrays if path not in params}
+        check_wide(params)
+        self.sharding = None if sharding is None else sharding.for_model(model)
+        self._dtypes = {path: array.dtype for path, array in arrays.items()}
+        self._shapes = {path: array.shape for path, array in (arrays | params).items()}
+        self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
+        self._plain, training, evaluating = _structures(model, remat, self.sharding)
+        self._combine = combine
+        self._training = functools.partial(_built, training, combine, self.sharding)
+        self._evaluating = functools.partial(_built, evaluating, combine, self.sharding)
+        self._step = jax.jit(
+            functools.partial(
+                _step, self._training, objective, optimizer, accumulate, jax.random.key(seed)
+            ),
+            donate_argnums=0,
+            out_shardings=where,
+        )
+        self._parts, self._shares_checked = accumulate, False
+        self.made_by = {"objective": objective.name, "accumulate": accumulate, "seed": seed}
+        if self._lora is not None:
+            self.made_by["lora"] = repr(self._lora)
+        self._evaluate = jax.jit(
+            functools.partial(_evaluate, self._evaluating, objective),
+            out_shardings=None if where is None else where[1],
+        )
+
+    @property
+    def frozen(self) -> dict[str, Array]:
+        """What is not trained, by path."""
+        return self._frozen
+
+    @property
+    def model(self) -> Any:
+        """The model as it is now, in evaluation mode."""
+        arrays = self._combine(copied(self.state.params), self._frozen)
+        if self._lora is not None:  # an adapter is wider than what it adapts may be
+            arrays = {path: array.astype(self._dtypes[path]) for path, array in arrays.items()}
+        return self._plain.build(self._taken(arrays))
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter as it is now.
+
+        Raises:
+            InputError: there is none, for the model is trained without `lora`.
+        """
+        if self._lora is None:
+            raise InputError("adapter: there is none; train with lora=LoRA(…)")
+        return Adapter(self._lora, self._taken(copied(self.state.params)))
+
+    def step(self, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """One step of training.
+
+        Args:
+            batch: what the objective and the model need, by name; each has the batch first.
+
+        Returns:
+            `loss`, the batch's; `grad_norm`; `learning_rate`, if the optimiser says it; where there
+            are several terms, each term's; arrays that may not be computed yet.
+
+        Raises:
+            InputError: something is missing, out of range or of the wrong shape.
+        """
+        given = self._given(batch, self._parts)
+        self.state, metrics = self._step(self.state, self._frozen, given)
+        return metrics
+
+    def evaluate(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """The loss over all of some batches, each target counting alike, dropout off.
+
+        Returns:
+            `loss`; for each term its loss, and `<term>_accuracy` where the model can be right.
+
+        Raises:
+            InputError: as for `step`; or there are no batches, or no targets in them.
+        """
+        sums: dict[str, Any] = {}
+        for batch in batches:
+            given = self._given(batch, 1, evaluated=True)
+            found = self._evaluate(self.state.params, self._frozen, given)
+            found = jax.tree.map(np.float64, jax.device_get(found))
+            sums = jax.tree.map(np.add, sums, found) if sums else found
+        if not sums:
+            raise InputError("batches: expected at least one, found none")
+        counts = sums["counts"]
+        if not any(counts.values()):
+            raise InputError("batches: no target in any of them")
+        metrics = {"loss": self.objective.total(sums["losses"], counts)}
+        metrics |= {term: sums["losses"][term] / max(counts[term], 1) for term in counts}
+        for term, hits in sums["hits"].items():
+            metrics[f"{term}_accuracy"] = hits / max(counts[term], 1)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _taken(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        return arrays if self.sharding is None else taken(self.sharding, arrays, self._shapes)
+
+    def _given(self, batch: Any, parts: int, evaluated: bool = False) -> dict[str, Any]:
+        alone = jax.process_count() == 1
+        given = checked_batch(
+            self.config, self.objective, batch, parts, targets=alone and not evaluated
+        )
+        if self.sharding is None:
+            return given
+        if not (alone or self._shares_checked):
+            check_shares(self.sharding, given)
+            self._shares_checked = True
+        uneven = len(next(iter(given.values()))) % self.sharding.rows_here
+        if evaluated and alone and uneven:
+            return jax.device_put(given, self.sharding.everywhere)
+        check_rows(self.sharding, given, parts)
+        return put_batch(self.sharding, given)
+
+
+def _trained(
+    model: Any,
+    arrays: dict[str, Array],
+    trainable: Iterable[str] | None,
+    lora: Any,
+    seed: int,
+) -> tuple[dict[str, Array], LoRA | None, Combine]:
+    """What is trained, by path; LoRA's settings; and what makes all arrays of it and the rest."""
+    if lora is None:
+        paths = matching_paths("trainable", ("*",) if trainable is None else trainable, arrays)
+        return {path: arrays[path] for path in paths}, None, _together
+    if trainable is not None:
+        raise InputError("trainable: with lora, its modules_to_save say what else is trained")
+    adapter = trained_adapter(model, lora, seed)
+    return dict(adapter.params), adapter.config, combiner(model, adapter.config)
+
+
+def _together(params: dict[str, Array], frozen: dict[str, Array]) -> dict[str, Array]:
+    return {**frozen, **params}
+
+
+def _built(
+    structure: Structure,
+    combine: Combine,
+    sharding: Sharding | None,
+    params: dict[str, Array],
+    frozen: dict[str, Array],
+) -> Any:
+    model = structure.build(combine(params, frozen))
+    if sharding is None:
+        return model
+    trunk = "" if model.is_trunk else f"{model.trunk}."
+    return gathered_module(sharding, model, but=f"{trunk}{model.blocks}.")
+
+
+def _step(
+    build: Build,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    parts: int,
+    key: Array,
+    state: TrainState,
+    frozen: dict[str, Array],
+    batch: Batch,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step: the gradients of the parts are summed, then applied."""
+    counts = objective.counts(batch)
+    key = jax.random.fold_in(key, state.step)
+
+    def loss_of(params: dict[str, Array], part: Batch, key: Array) -> tuple[Array, Terms]:
+        model = build(params, frozen)
+        sums = objective.sums(objective.apply(model, part, nnx.Rngs(dropout=key)), part)
+        return objective.total(sums, counts), sums
+
+    gradient = jax.grad(loss_of, has_aux=True)
+
+    def add(carry: Any, given: tuple[Batch, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient(state.params, *given)), None
+
+    if parts == 1:
+        gradients, sums = gradient(state.params, batch, key)
+    else:
+        keys = jax.random.split(key, parts)
+        split = jax.tree.map(lambda x: _split(x, parts), batch)
+        first = (jax.tree.map(lambda x: x[0], split), keys[0])
+        shapes = jax.eval_shape(gradient, state.params, *first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (gradients, sums), _ = jax.lax.scan(add, zeros, (split, keys))
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    metrics = {"loss": objective.total(sums, counts), "grad_norm": optax.tree.norm(gradients)}
+    rate = learning_rate(opt_state)
+    if rate is not None:
+        metrics["learning_rate"] = rate
+    if len(sums) > 1:
+        metrics |= {term: sums[term] / jnp.maximum(counts[term], 1) for term in sums}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _split(array: Array, parts: int) -> Array:
+    """`(batch, …)` as `(parts, batch / parts, …)`; each device's rows stay on it."""
+    return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+
+def _evaluate(
+    build: Build,
+    objective: Objective,
+    params: dict[str, Array],
+    frozen: dict[str, Array],
+    batch: Batch,
+) -> dict[str, Terms]:
+    outputs = objective.apply(build(params, frozen), batch, None)
+    return {
+        "losses": objective.sums(outputs, batch),
+        "counts": objective.counts(batch),
+        "hits": objective.correct(outputs, batch),
+    }
+
+
+def _structures(
+    model: Any, remat: bool, sharding: Sharding | None
+) -> tuple[Structure, Structure, Structure]:
+    """The model's structure, that in training, and that in evaluation."""
+    leaves, treedef = jax.tree.flatten(model)
+    plain, copy = jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, leaves)
+    copy.set_attributes(gradient_checkpointing=remat, sharding=sharding)
+    return Structure(plain.eval()), Structure(copy.train()), Structure(copy.eval())
