@@ -1,0 +1,55 @@
+"""What the benchmarks' commands share: their options, where figures go, what they were taken on."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Report = dict[str, Any]
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A command's parser, with the options that all have."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument("--json", metavar="PATH", help="where to write the figures too")
+    made.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
+    return made
+
+
+def taken_on(*packages: str) -> Report:
+    """The machine and the versions."""
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+    }
+
+
+def table(report: Report, title: str, *columns: str) -> Table:
+    """An empty table; below it, versions and machine."""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    made = Table(title=title, caption=f"{versions}; {report['machine']}")
+    made.add_column(no_wrap=True)
+    for column in columns:
+        made.add_column(column, justify="right", no_wrap=True)
+    return made
+
+
+def finish(report: Report, printed: Table, arguments: argparse.Namespace, faults: Callable) -> None:
+    """Prints the table, writes the figures if asked to, and judges if asked to."""
+    Console().print(printed)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(report, file, indent=2)
+    if arguments.check and (broken := faults(report)):
+        sys.exit("\n".join(broken))

@@ -1,0 +1,127 @@
+"""A training step as shapes alone: nothing is allocated, whatever the size of the model.
+
+The step is the Trainer's own. A model's blocks are equal, so their parameters are stacked and one
+`lax.scan` runs them: the program then has one block to compile, however many the model has.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from minibert.cache import BlockOutput
+from minibert.layers import Module
+from minibert.parameters import Structure, parameters
+from minibert.placement import by_rows, shardings_of
+from minibert.sharding import Sharding
+from minibert.stack import _runner
+from minibert.train import adamw
+from minibert.train.objectives import Objective
+from minibert.train.state import TrainState
+from minibert.train.trainer import _built, _step, _together
+
+STACKED = ".0.stacked."  # in the path of a parameter that every block has
+
+
+class StackedSharding(Sharding):
+    """A sharding that knows stacked parameters: each is stored and used as one block's would be."""
+
+    def shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A parameter's shape in training; the blocks' axis stays first."""
+        if STACKED in path:
+            return (shape[0], *super().shape(path, shape[1:]))
+        return super().shape(path, shape)
+
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """How a parameter is stored; the blocks' axis is not split."""
+        if STACKED in path:
+            return PartitionSpec(None, *super().spec(path, shape[1:]))
+        return super().spec(path, shape)
+
+
+class ScannedBlocks(Module):
+    """Equal blocks as one: their parameters stacked, their work a loop, each rematerialised."""
+
+    def __init__(self, blocks: Any, sharding: Sharding):
+        self.layers, self.on = len(blocks), sharding
+        self.stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *blocks)
+
+    def __call__(self, hidden: Any, mask: Any, *given: Any) -> BlockOutput:
+        """Runs the blocks as `run_blocks` does, one after the other."""
+        *rest, rngs = given
+        run = _runner(True, self.on, False)
+
+        def one(hidden: Any, layer: tuple[Any, Any]) -> tuple[Any, None]:
+            block, key = layer
+            return run(block, hidden, mask, *rest, key).hidden, None
+
+        keys = jax.random.split(rngs.dropout(), self.layers)
+        hidden, _ = jax.lax.scan(one, by_rows(self.on, hidden), (self.stacked, keys))
+        hidden = by_rows(self.on, hidden, last=True)
+        return BlockOutput(hidden, jnp.zeros(()), None, None)  # no weights are kept
+
+
+def abstract_model(cls: Any, config: Any) -> Any:
+    """A model of shapes that computes in bfloat16 and keeps float32."""
+    return jax.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+
+
+def with_scan(sharding: Sharding, model: Any) -> Any:
+    """The model, its blocks replaced by one loop over them."""
+    trunk = model if model.is_trunk else getattr(model, model.trunk)
+    *above, last = model.blocks.split(".")
+    owner = functools.reduce(getattr, above, trunk)
+    setattr(owner, last, nnx.List([ScannedBlocks(getattr(owner, last), sharding)]))
+    return model
+
+
+def abstract_state(model: Any, sharding: Sharding, optimizer: Any) -> tuple[TrainState, Any]:
+    """The state of training as shapes, each with its sharding; and the shardings alone."""
+    params = {
+        path: jax.ShapeDtypeStruct(sharding.shape(path, array.shape), array.dtype)
+        for path, array in parameters(model).items()
+    }
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(start, params, jax.eval_shape(optimizer.init, params))
+    where = shardings_of(sharding, state, params)
+
+    def placed(leaf: Any, there: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
+
+    return jax.tree.map(placed, state, where), where
+
+
+def lowered_step(
+    model: Any,
+    objective: Objective,
+    sharding: Sharding,
+    shape: tuple[int, int],
+    parts: int,
+    scan: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The training step, lowered for the mesh's devices, and the parameters' shapes.
+
+    Args:
+        model: of shapes; it may be changed.
+        objective: what to minimise.
+        sharding: of the model's class (`for_model`).
+        shape: a whole batch's, `(rows, seq)`.
+        parts: how many parts it is taken in.
+        scan: whether the blocks run in a loop, else one after the other, as the Trainer has them.
+    """
+    if scan:
+        model = jax.eval_shape(functools.partial(with_scan, sharding), model)
+    else:
+        model.set_attributes(gradient_checkpointing=True, sharding=sharding)
+    optimizer = adamw(1e-4)
+    state, where = abstract_state(model, sharding, optimizer)
+    words = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.batch)
+    build = functools.partial(_built, Structure(model.train()), _together, sharding)
+    step = functools.partial(_step, build, objective, optimizer, parts, jax.random.key(0))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.everywhere))
+    traced = jitted.trace(state, {}, {"input_ids": words, "labels": words})
+    return traced.lower(lowering_platforms=("tpu",)), state.params

@@ -1,0 +1,242 @@
+"""Time of a training step, beside PyTorch.
+
+    python -m benchmarks.train [--model gpt2] [--repeats 5] [--json PATH] [--check]
+
+The same random weights, batch, AdamW and precision in both, dropout off, so that the losses of the
+first steps can be compared: they must agree before anything is timed. The contenders take turns in
+one process, each step waited for. An idle contender leaves the cores alone: PyTorch's threads spin
+for 10 ms after a call, JAX's do not.
+
+On a GPU also bfloat16 and torch.compile; MFU is the step's products (6 × parameters × tokens, and
+attention's) over what the device could do.
+"""
+
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from benchmarks.reporting import finish, parser, table, taken_on
+
+MAX_RATIO = 1.0  # of the median times in float32 on a CPU, ours to PyTorch's
+OURS = "minibert"
+AGREE = 2e-4  # relative, of the losses of the first steps in float32
+FIRST = 3
+RATE, DECAY = 1e-4, 0.01
+PEAKS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}  # bf16 FLOP/s
+
+NO_DROPOUT = {
+    "bert": dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
+    "gpt2": dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+}
+TINY = {
+    "bert": {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
+    "gpt2": {"vocab_size": 97, "n_embd": 24, "n_layer": 2, "n_head": 3},
+}
+Step = Callable[[dict[str, np.ndarray]], float]
+
+
+def make_folder(folder: str, family: str, size: str) -> None:
+    """Writes a BERT-base for masked words or a GPT-2 124M, of random float32 weights."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    sizes = TINY[family] if size == "tiny" else {}
+    configs = {"bert": transformers.BertConfig, "gpt2": transformers.GPT2Config}
+    models = {"bert": transformers.BertForMaskedLM, "gpt2": transformers.GPT2LMHeadModel}
+    config = configs[family](**sizes, **NO_DROPOUT[family])
+    models[family](config).save_pretrained(folder)
+
+
+def make_batch(family: str, vocabulary: int, rows: int, length: int) -> dict[str, np.ndarray]:
+    """Random words; of BERT's, 15 % are targets."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, vocabulary, (rows, length))
+    labels = ids if family == "gpt2" else np.where(rng.random(ids.shape) < 0.15, ids, -100)
+    return {"input_ids": ids, "labels": labels}
+
+
+def minibert_step(folder: str, family: str, dtype: str) -> dict[str, Step]:
+    """A `Trainer`'s step."""
+    import jax.numpy as jnp
+
+    import minibert
+    from minibert import train
+
+    options = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.float32}
+    model = minibert.load(folder, **options)
+    objective = train.causal_lm if family == "gpt2" else train.masked_lm
+    optimizer = train.adamw(RATE, weight_decay=DECAY, max_grad_norm=None)
+    trainer = train.Trainer(model, objective, optimizer)
+    return {OURS: lambda batch: float(trainer.step(batch)["loss"])}
+
+
+def torch_steps(folder: str, family: str, dtype: str) -> dict[str, Step]:
+    """The same step in PyTorch; on a GPU also compiled."""
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = {"bert": transformers.BertForMaskedLM, "gpt2": transformers.GPT2LMHeadModel}
+
+    def stepper(compile_it: bool) -> Step:
+        model = models[family].from_pretrained(folder).to(device).train()
+        groups: dict[bool, list[Any]] = {True: [], False: []}
+        for name, parameter in model.named_parameters():
+            groups[name.endswith("bias") or "LayerNorm" in name or "ln_" in name].append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": groups[False], "weight_decay": DECAY},
+                {"params": groups[True], "weight_decay": 0.0},
+            ],
+            lr=RATE,
+            fused=device == "cuda",
+        )
+        run = torch.compile(model) if compile_it else model
+        narrow = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+        def step(batch: dict[str, np.ndarray]) -> float:
+            given = {name: torch.as_tensor(array, device=device) for name, array in batch.items()}
+            with narrow:
+                loss = run(**given).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.item()
+
+        return step
+
+    steps = {"PyTorch": stepper(False)}
+    if device == "cuda":
+        steps["PyTorch, torch.compile"] = stepper(True)
+    return steps
+
+
+def measure(steps: dict[str, Step], batch: dict[str, np.ndarray], repeats: int, dtype: str) -> dict:
+    """Lets them step in turn: their first losses, the first step's seconds, and later steps'."""
+    losses: dict[str, list[float]] = {}
+    first: dict[str, float] = {}
+    for name, step in steps.items():
+        start = time.perf_counter()
+        losses[name] = [step(batch)]
+        first[name] = time.perf_counter() - start
+        losses[name] += [step(batch) for _ in range(FIRST - 1)]
+    bound = AGREE if dtype == "float32" else 0.02
+    for name, found in losses.items():
+        if not np.allclose(found, losses[OURS], rtol=bound, atol=0):
+            sys.exit(f"{name}'s losses are {found}, {OURS}'s {losses[OURS]}")
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "losses": losses[name],
+            "first": first[name],
+            "median": statistics.median(seconds[name]),
+            "minimum": min(seconds[name]),
+        }
+        for name in steps
+    }
+
+
+def products(config: Any, parameters: int, rows: int, length: int) -> float:
+    """FLOPs of a step's matrix products: forward, and twice that backward."""
+    attention = 12 * config.num_hidden_layers * config.hidden_size * length
+    return (6.0 * parameters + attention) * rows * length
+
+
+def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dict[str, Any]:
+    """Makes a model and a batch, and trains with every contender in turn."""
+    import jax
+
+    import minibert
+
+    device = jax.devices()[0]
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_folder(folder, family, size)
+        model = minibert.load(folder)
+        count = sum(leaf.size for leaf in jax.tree.leaves(model))
+        batch = make_batch(family, model.config.vocab_size, rows, length)
+        flops = products(model.config, count, rows, length)
+        for dtype in ["float32"] if device.platform == "cpu" else ["float32", "bfloat16"]:
+            steps = minibert_step(folder, family, dtype) | torch_steps(folder, family, dtype)
+            results = measure(steps, batch, repeats, dtype)
+            ours = results[OURS]["median"]
+            ratios = {name: ours / it["median"] for name, it in results.items() if name != OURS}
+            runs.append({"dtype": dtype, "results": results, "ratios": ratios})
+    peaks = [peak for kind, peak in PEAKS.items() if kind in device.device_kind]
+    return {
+        "model": f"{family} {size}, {count:,} parameters",
+        "device": device.platform,
+        "batch": [rows, length],
+        "repeats": repeats,
+        "flops": flops,
+        "peak": peaks[0] if peaks else math.nan,
+        "runs": runs,
+        **taken_on("jax", "flax", "optax", "torch", "transformers"),
+    }
+
+
+def printed(report: dict[str, Any]) -> Table:
+    """The report as a table."""
+    rows, length = report["batch"]
+    title = f"A training step of {report['model']}, {rows} × {length} tokens, {report['device']}"
+    known = not math.isnan(report["peak"])
+    made = table(report, title, "median", "first step", "tokens/s", "TFLOP/s", "minibert / it")
+    if known:
+        made.add_column("MFU", justify="right", no_wrap=True)
+    for run in report["runs"]:
+        made.add_section()
+        made.add_row(run["dtype"], style="bold")
+        for name, result in run["results"].items():
+            speed = report["flops"] / result["median"]
+            share = [f"{speed / report['peak']:.0%}"] if known and run["dtype"] != "float32" else []
+            made.add_row(
+                name,
+                f"{1000 * result['median']:,.0f} ms",
+                f"{result['first']:.1f} s",
+                f"{rows * length / result['median']:,.0f}",
+                f"{speed / 1e12:.2f}",
+                f"{run['ratios'][name]:.2f} ×" if name in run["ratios"] else "",
+                *share,
+            )
+    return made
+
+
+def faults(report: dict[str, Any]) -> list[str]:
+    """Which bounds the report breaks, a sentence each."""
+    found = []
+    for run in report["runs"]:
+        ratio = run["ratios"]["PyTorch"]
+        if (report["device"], run["dtype"]) == ("cpu", "float32") and ratio > MAX_RATIO:
+            found.append(f"{report['model']}: {ratio:.2f} × PyTorch's time, over {MAX_RATIO} ×")
+    return found
+
+
+def main() -> None:
+    """Measures, prints, and with --check judges."""
+    options = parser("train", __doc__)
+    options.add_argument("--model", choices=["bert", "gpt2"], default="gpt2", help="base, 124M")
+    options.add_argument("--size", choices=["full", "tiny"], default="full", help="of the model")
+    options.add_argument("--batch", type=int, default=8, help="rows")
+    options.add_argument("--length", type=int, default=128, help="tokens a row")
+    options.add_argument("--repeats", type=int, default=5, help="timed steps of each contender")
+    given = options.parse_args()
+    report = compare(given.model, given.size, given.batch, given.length, given.repeats)
+    finish(report, printed(report), given, faults)
+
+
+if __name__ == "__main__":
+    main()
