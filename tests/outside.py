@@ -24,4 +24,7 @@ with tempfile.TemporaryDirectory() as folder:
     bert.save_pretrained(pathlib.Path(folder, "copy"))
     again = minibert.load(pathlib.Path(folder, "copy"))
 np.testing.assert_array_equal(again(np.array([[101, 7592, 2088, 102]])).pooler_output, out[1])
+for embedded in (minibert.assets.BERT, minibert.assets.GPT2):
+    assert pathlib.Path(embedded, "README.md").exists()
+    minibert.load(embedded)
 print("loaded, ran and saved from outside the repository")

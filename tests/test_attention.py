@@ -1,10 +1,12 @@
 """Attention by itself: masks as pictures, rows that may look nowhere, dtypes."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from minibert import attention
 from minibert.attention import (
     attend,
     attention_mask_to_bool,
@@ -137,3 +139,93 @@ def test_softmax_is_in_float32(dtype):
     assert context.dtype == weights.dtype == dtype
     exact = attend(*(array.astype(jnp.float32) for array in (query, key, value)))[1]
     assert np.abs(weights.astype(jnp.float32) - exact).max() <= float(jnp.finfo(dtype).eps)
+
+
+def large(monkeypatch, batch=6, heads=4, queries=7, keys=5, seed=0, dtype=jnp.float64):
+    """Projections whose scores count as too many for a CPU's caches: of three heads at a time."""
+    monkeypatch.setattr(attention, "CACHED", 3 * queries * keys * 8)
+    draw = np.random.default_rng(seed)
+    shapes = [(batch, heads, size, 8) for size in (queries, keys, keys)]
+    return [jnp.asarray(draw.normal(size=shape), dtype) for shape in shapes]
+
+
+MASKS = {
+    "nothing": None,
+    "keys": DRAW.random((6, 1, 1, 5)) < 0.6,
+    "queries": DRAW.random((1, 1, 7, 5)) < 0.6,
+    "both": DRAW.random((6, 1, 7, 5)) < 0.6,
+    "no key": np.zeros((6, 1, 1, 5), bool),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("fitting", [1, 3, 11])
+def test_in_groups(mask, fitting, monkeypatch):
+    """Some heads, or some rows, at a time; alone, derived, and for many at once."""
+    with jax.enable_x64(True):
+        arrays = large(monkeypatch)
+        seen = None if MASKS[mask] is None else jnp.asarray(MASKS[mask])
+        expected, weights = attend(*arrays, scale=0.3, mask=seen)
+        monkeypatch.setattr(attention, "CACHED", fitting * 7 * 5 * 8)
+        program = jax.jit(lambda *arrays: attend(*arrays, scale=0.3, mask=seen))
+        found = program(*arrays)
+        assert "while" in program.lower(*arrays).as_text()
+        np.testing.assert_allclose(found[0], expected, atol=1e-12)
+        np.testing.assert_allclose(found[1], weights, atol=1e-12)
+        stacked = [jnp.stack([array, 2 * array]) for array in arrays]
+        twice = jax.jit(jax.vmap(lambda *arrays: attend(*arrays, scale=0.3, mask=seen)[0]))
+        np.testing.assert_allclose(twice(*stacked)[0], expected, atol=1e-12)
+
+
+def test_derivatives_are_plain(monkeypatch):
+    """A loop's own derivative would keep what it leaves behind at every turn."""
+    with jax.enable_x64(True):
+        arrays = large(monkeypatch)
+        mask = jnp.asarray(MASKS["both"])
+
+        def loss(*arrays):
+            return (attend(*arrays, mask=mask)[0] ** 2).sum()
+
+        grouped = jax.jit(jax.grad(loss, (0, 1, 2)))
+        assert "while" not in grouped.lower(*arrays).as_text()
+        found, along = grouped(*arrays), jax.jit(jax.jacfwd(loss))(*arrays)
+        monkeypatch.setattr(attention, "CACHED", 1 << 40)
+        expected = jax.jit(jax.grad(loss, (0, 1, 2)))(*arrays)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-12)
+        np.testing.assert_allclose(along, expected[0], atol=1e-12)
+
+
+def test_groups_are_for_programs_on_a_cpu(monkeypatch):
+    arrays = large(monkeypatch, dtype=jnp.float32)
+    program = jax.jit(lambda *arrays: attend(*arrays)[0])
+    for platform, grouped in {"cpu": True, "tpu": False, "cuda": False}.items():
+        text = program.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+        assert ("while" in text) == grouped, platform
+    changed = jax.jit(lambda *arrays: attend(*arrays, head_mask=jnp.ones(4))[0])
+    assert "while" not in changed.lower(*arrays).as_text()
+
+
+def test_sizes_that_are_not_known(monkeypatch):
+    """A program exported for any number of rows has no groups."""
+    arrays = large(monkeypatch, dtype=jnp.float32)
+    (rows,) = jax.export.symbolic_shape("rows")
+    shapes = [jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype) for a in arrays]
+    exported = jax.export.export(jax.jit(lambda *arrays: attend(*arrays)[0]))(*shapes)
+    np.testing.assert_allclose(exported.call(*arrays), attend(*arrays)[0], atol=1e-5)
+
+
+def test_what_is_split_over_devices_is_not_cut(monkeypatch):
+    arrays = large(monkeypatch, dtype=jnp.float32)
+    program = jax.jit(lambda *arrays: attend(*arrays, sharded=True)[0])
+    assert "while" not in program.lower(*arrays).as_text()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_groups_in_narrow_dtypes(dtype, monkeypatch):
+    arrays = large(monkeypatch, dtype=dtype)
+    context = jax.jit(lambda *arrays: attend(*arrays)[0])(*arrays)
+    assert context.dtype == dtype
+    exact = attend(*(array.astype(jnp.float32) for array in arrays))[0]
+    apart = np.abs(np.asarray(context, np.float32) - exact).max()
+    assert apart <= 3 * float(jnp.finfo(dtype).eps) * np.abs(exact).max()

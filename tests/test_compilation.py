@@ -1,6 +1,10 @@
 """A compiled model: its own signature and outputs, one program a shape, little time a call."""
 
+import os
+import subprocess
+import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +13,7 @@ from flax import nnx
 from generating import compilations
 
 import minibert
+from minibert import compilation, stack
 from minibert.compilation import compiled
 from minibert.errors import InputError
 from tiny import drawn
@@ -118,6 +123,118 @@ def test_what_cannot_be_compiled():
         compiled("bert")
     with pytest.raises(InputError, match="model: is in training mode"):
         compiled(single("BertModel").train())
+
+
+GROUPED = {
+    "BertModel": {},
+    "BertForSequenceClassification": {},
+    "GPT2Model": {},
+    "GPT2LMHeadModel": {"add_cross_attention": True},
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_rows_in_groups(name, monkeypatch):
+    """Blocks that are given some rows at a time return what they return for all."""
+    draw = np.random.default_rng(0)
+    ids, mask = draw.integers(1, 90, (6, 5)), np.arange(5) < draw.integers(2, 6, (6, 1))
+    given: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True}
+    given |= {"attention_mask": mask} if "Bert" in name else {}
+    with jax.enable_x64(True):
+        model = drawn(name, **GROUPED[name])
+        if GROUPED[name]:
+            given["encoder_hidden_states"] = draw.standard_normal((6, 4, 24))
+            given["encoder_attention_mask"] = np.arange(4) < draw.integers(1, 5, (6, 1))
+        expected = model(ids, **given)
+        monkeypatch.setattr(stack, "TOKENS", 11)  # two rows at a time
+        compilation._program.cache_clear()
+        fast = compiled(model)
+        found = fast(ids, **given)
+        (program,) = fast._programs.values()
+        arrays = {name: value for name, value in given.items() if not isinstance(value, bool)}
+        text = program.lower(fast._leaves, {"input_ids": ids, **arrays}).as_text()
+        assert text.count("stablehlo.while") == 2  # one for each block
+        compilation._program.cache_clear()
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    assert not hasattr(model, "grouped") or not model.grouped
+
+
+def test_groups_are_not_too_small(monkeypatch):
+    """Of a number of rows with no divisor, all rows are given."""
+    monkeypatch.setattr(stack, "TOKENS", 21)
+    for rows, groups in {6: 2, 7: 0, 3: 0}.items():
+        ids = np.arange(1, 1 + 7 * rows).reshape(rows, 7)
+        compilation._program.cache_clear()
+        fast = compiled(single("BertModel"))
+        fast(ids)
+        (program,) = fast._programs.values()
+        text = program.lower(fast._leaves, {"input_ids": ids}).as_text()
+        assert text.count("stablehlo.while") == groups, rows
+    compilation._program.cache_clear()
+
+
+def test_warmed_up():
+    fast = compiled(single("BertModel", hidden_size=12, intermediate_size=28))
+    assert fast.warm_up((3, 7), [2, 4], output_attentions=True) is fast
+    with compilations() as found:
+        out = fast(IDS, attention_mask=MASK, output_attentions=True)
+        fast(IDS, attention_mask=MASK.astype(np.uint8), output_attentions=True)
+        fast(IDS[:2, :4], attention_mask=MASK[:2, :4], output_attentions=True)
+    assert found == []
+    assert len(out.attentions) == 2
+    fast.warm_up((3, 7), attention_mask=None)
+    choosing = compiled(single("BertForMultipleChoice")).warm_up((2, 3, 7))
+    with compilations() as found:
+        fast(IDS)
+        choosing(np.ones((2, 3, 7), int), attention_mask=np.ones((2, 3, 7), int))
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (3, "shapes: expected \\(batch, seq\\), found 3"),
+        ((3,), "shapes: expected"),
+        ((3, 0), "shapes: "),
+        ((3, 2.5), "shapes: "),
+        ((1, 41), "input_ids: "),
+    ],
+)
+def test_shapes_that_are_none(shape, message):
+    with pytest.raises(InputError, match=message):
+        compiled(single("BertModel")).warm_up(shape)
+
+
+START = """
+import sys
+import minibert
+from jax import monitoring
+found = []
+monitoring.register_event_listener(lambda event, **_: found.append(event.split("/")[-1]))
+model = minibert.load(sys.argv[1])
+out = minibert.compiled(model)([[1, 2, 3]], attention_mask=[[1, 1, 1]])
+print(found.count("cache_hits"), found.count("cache_misses"), float(out[0].sum()))
+"""
+
+
+@pytest.mark.slow
+def test_programs_are_found_by_the_next_process(tmp_path):
+    """In the folder that JAX's own settings name: nothing in a program is its process's own."""
+    single("BertModel").save_pretrained(tmp_path / "model")
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-c", START, str(tmp_path / "model")]
+    (hits, misses, total), again = (
+        subprocess.run(
+            command, env=os.environ | cache, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    )
+    assert int(hits) == 0 < int(misses)
+    assert again == [misses, "0", total]
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import minibert
+from minibert.assembly import assemble
 from minibert.errors import CheckpointMismatchError, ConfigError, InputError, TargetError
-from minibert.pretrained import assemble
 from minibert.tensor_files import ArraySource
 
 DRAW = np.random.default_rng(0)

@@ -165,7 +165,9 @@ def test_a_damaged_part(tmp_path):
 
 def test_a_folder_without_parts_binds_nobody(tmp_path):
     output = tmp_path / "out.npy"
-    killed(output, after=0, number=2.0)
+    killed(output, number=2.0)
+    for part in (tmp_path / "out.npy.parts").glob("*.npz"):
+        part.unlink()
     assert json.loads((tmp_path / "out.npy.parts" / "job.json").read_text())["model"] == 2
     assert job(output) == Embedded(10, 10, 0)
 
@@ -222,6 +224,7 @@ def test_the_inputs_errors_are_not_the_outputs(tmp_path):
 
     with pytest.raises(OSError, match="Input/output error"):
         job(tmp_path / "out.npy", texts())
+    assert not os.listdir(tmp_path)  # nothing was computed
 
 
 @pytest.mark.parametrize("name", ["out.NPY", "out.Parquet"])

@@ -33,6 +33,25 @@ def test_the_course_tokenizes_as_printed(tokenizer):
     tokens = tokenizer.tokenize("large language models use subword tokenization")
     assert tokens == "large language models use sub ##word token ##ization".split()
     assert tokenizer.decode([101, 102]) == "[CLS] [SEP]"
+    assert tokenizer.decode(0) == "[PAD]"
+    assert tokenizer(" \t\n")["input_ids"] == [101, 102]
+
+
+def test_the_course_pads_and_cuts(tokenizer):
+    assert tokenizer.model_max_length == 512
+    texts = ["What did I do then?", "Then I tried to find some way of embracing my mother's ghost."]
+    longest = tokenizer(texts, padding="longest", return_tensors="np")
+    assert longest["attention_mask"].sum(axis=1).tolist() == [8, longest["input_ids"].shape[1]]
+    assert tokenizer(texts, padding="max_length", return_tensors="np")["input_ids"].shape[1] == 512
+    long = "a " * 10_000
+    assert len(tokenizer(long, truncation=True)["input_ids"]) == 512
+    base = minibert.BertConfig.base()
+    sizes = (base.vocab_size, base.hidden_size, base.intermediate_size)
+    rest = (base.max_position_embeddings, base.num_attention_heads)
+    assert sizes + rest == (30522, 768, 3072, 512, 12)
+    model = minibert.BertModel(minibert.BertConfig.tiny(**BERT), rngs=nnx.Rngs(0)).eval()
+    with pytest.raises(InputError, match=r"input_ids: 10002 positions; expected 1 to 64"):
+        model(tokenizer(long, return_tensors="np", verbose=False)["input_ids"])
 
 
 class Verbose(FillMaskPipeline):

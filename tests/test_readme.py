@@ -21,6 +21,9 @@ def test_python_examples(minilm, tmp_path, monkeypatch, capsys):
     for block in blocks("python"):
         exec(block, names)  # one reader's session, top to bottom
     assert names["out"].last_hidden_state.shape == (2, 6, 384)
+    assert names["inner"]["encoder.layer.3.attention.self"].shape == (2, 6, 384)
+    assert names["pooled"].shape == (7, 2, 384)
+    assert (tmp_path / "attention.png").stat().st_size > 5000
     assert names["classifier"].config.num_labels == 3
     printed = capsys.readouterr().out
     assert "(word_embeddings): Embed(30522, 384)" in printed
@@ -31,6 +34,7 @@ def test_python_examples(minilm, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "command",
     [
+        "pip install '.[plots]' && minibert demo",
         'python -m convert "$(python tests/minilm.py)" out/minilm',
         "python -m pytest\n",
     ],
@@ -38,7 +42,7 @@ def test_python_examples(minilm, tmp_path, monkeypatch, capsys):
 def test_commands_are_checked(command):
     assert command in blocks("")[0]
     script = (ROOT / ".ci" / "run").read_text().replace('"$bin/python"', "python")
-    assert command.partition(" out/")[0] in script
+    assert command.rpartition("&& ")[2].partition(" out/")[0] in script
 
 
 def test_links_lead_somewhere():

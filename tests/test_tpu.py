@@ -80,6 +80,25 @@ def test_it_holds_the_weights_once(compiled: dict):
     assert compiled["temporary"] <= 5 * BATCH * SEQ * BASE.intermediate_size * width
 
 
+@pytest.mark.slow
+def test_every_entry_point_compiles():
+    """Forward, texts to vectors (alone and in shared rows), generation, a step of training."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.tpu", "--size", "tiny", "--chip", "v6e"],
+        cwd=pathlib.Path(minibert.__file__).parents[1],
+        env=os.environ | SETTINGS | {"COLUMNS": "140"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    entries = ("forward", "vectors of texts,", "share rows", "generation", "training step")
+    for entry in entries:
+        assert entry in done.stdout, done.stdout
+
+
 def flops(config: minibert.BertConfig, batch: int, seq: int) -> int:
     """The floating-point operations of a forward pass's matrix products."""
     hidden, intermediate = config.hidden_size, config.intermediate_size

@@ -1,0 +1,90 @@
+"""Adapters of ours and of PEFT, made to be compared."""
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import peft
+import torch
+
+import oracle
+from minibert import train
+
+SAVED = {"modules_to_save": ["classifier", "score"]}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "BERT as it comes": ("BertModel", {}),
+    "BERT and its head": ("BertForSequenceClassification", {"r": 4, "lora_alpha": 16, **SAVED}),
+    "rank-stabilised": ("BertForTokenClassification", {"r": 4, "use_rslora": True, **SAVED}),
+    "every linear layer": ("BertModel", {"target_modules": "all-linear", "r": 2}),
+    "one layer, chosen by an end": (
+        "BertModel",
+        {"target_modules": ["output.dense", "key"], "layers_to_transform": 1},
+    ),
+    "two layers of a list, one left out": (
+        "BertForMaskedLM",
+        {
+            "target_modules": ["dense"],
+            "layers_to_transform": [0, 1],
+            "layers_pattern": ["layer"],
+            "exclude_modules": ["attention.output.dense"],
+        },
+    ),
+    "an expression": (
+        "BertForQuestionAnswering",
+        {"target_modules": r".*\.0\..*\.(query|key)", "exclude_modules": ".*key"},
+    ),
+    "GPT-2 as it comes": ("GPT2LMHeadModel", {"fan_in_fan_out": True}),
+    "GPT-2, ranks and alphas of their own": (
+        "GPT2ForSequenceClassification",
+        {
+            "target_modules": ["c_attn", "mlp.c_proj"],
+            "rank_pattern": {"c_proj": 3, r"h\.1\.attn\.c_attn": 5},
+            "alpha_pattern": {"c_attn": 2},
+            "fan_in_fan_out": True,
+            **SAVED,
+        },
+    ),
+    "GPT-2's every layer": (
+        "GPT2LMHeadModel",
+        {"target_modules": "all-linear", "fan_in_fan_out": True, "use_rslora": True},
+    ),
+}
+
+
+def quiet() -> Any:
+    """A context without the warnings of PEFT 0.21: of transformers' renamed switch, for one."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def base(name: str, folder: Any) -> Any:
+    """A re-randomised PyTorch model, saved, in float64."""
+    with quiet():
+        return oracle.saved(name, folder, **oracle.CLASSES[name]).double()
+
+
+def peft_model(theirs: Any, settings: dict[str, Any]) -> Any:
+    """It with an adapter of PEFT, all of whose numbers are drawn."""
+    with quiet():
+        adapted = peft.get_peft_model(theirs, peft.LoraConfig(**settings)).double().eval()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
+    return adapted
+
+
+def drawn(model: Any, lora: train.LoRA, seed: int = 2) -> train.Adapter:
+    """An adapter of ours, all of whose numbers are drawn."""
+    draw = np.random.default_rng(seed)
+    params = train.init_adapter(model, lora).params
+    return train.Adapter(
+        lora, {path: jnp.asarray(0.2 * draw.normal(size=a.shape)) for path, a in params.items()}
+    )
+
+
+def outputs(theirs: Any, name: str) -> tuple[dict[str, Any], Any]:
+    """Arguments, and a PyTorch model's outputs for them."""
+    given = oracle.arguments(name)
+    return given, oracle.run_torch(theirs, given)

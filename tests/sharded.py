@@ -1,0 +1,149 @@
+"""Training over devices that XLA's CPU makes up: run as a script, in one process or in several."""
+
+import json
+import math
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import minibert
+from minibert.errors import InputError
+from minibert.parameters import parameters
+from minibert.placement import on_host
+from minibert.sharding import Sharding
+from minibert.train import Trainer, adamw, causal_lm, masked_lm
+
+OBJECTIVES = {"gpt2": causal_lm, "bert": masked_lm}
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+ROWS, SEQ = 16, 8
+
+
+def model(family, even=True):
+    """With sizes that 2, 4 and 8 divide, or not; no dropout, float64."""
+    hidden, heads, vocab = (32, 4, 64) if even else (30, 3, 61)
+    if family == "gpt2":
+        config = minibert.GPT2Config.tiny(
+            vocab_size=vocab, n_embd=hidden, n_head=heads, n_layer=2, n_positions=SEQ
+        ).replace(attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
+        return minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    config = minibert.BertConfig.tiny(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=2,
+        max_position_embeddings=SEQ,
+    ).replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return minibert.BertForMaskedLM(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+
+
+def batches(steps, part=0, parts=1):
+    """The same in every process, each of which takes its rows; ragged, with few targets."""
+    random = np.random.default_rng(0)
+    for _ in range(steps):
+        ids = random.integers(0, 61, (ROWS, SEQ))
+        labels = np.where(random.random(ids.shape) < 0.4, ids, -100)
+        mask = (np.arange(SEQ) < random.integers(4, SEQ + 1, (ROWS, 1))).astype(int)
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        rows = slice(part * ROWS // parts, (part + 1) * ROWS // parts)
+        yield {name: array[rows] for name, array in batch.items()}
+
+
+def trainer(family, sizes, even=True, rules=None, **options):
+    sharding = None if sizes is None else Sharding.of_devices(**sizes, rules=rules)
+    optimizer = adamw(1e-2)
+    start = model(family, even)
+    return Trainer(start, OBJECTIVES[family], optimizer, sharding=sharding, **options)
+
+
+def share(trained):
+    """Which part of a batch's rows this process gives, of how many."""
+    return (0, 1) if trained.sharding is None else trained.sharding.share
+
+
+def windowed(trained):
+    """The losses of two steps on windows; and what is said where processes give other rows."""
+    from minibert.train import data
+
+    ids = np.random.default_rng(1).integers(0, 61, 40 * SEQ + 1)
+    options = {"max_length": SEQ, "batch_size": ROWS, "shuffle": True, "drop_last": True}
+    own, said = share(trained), ""
+    if jax.process_count() > own[1]:
+        part = (jax.process_index() % own[1], own[1])
+        try:
+            trained.step(next(iter(data.windows(ids, **options, share=part))))
+        except InputError as reason:
+            said = str(reason)
+    rows = data.windows(ids, **options, share=own)
+    return {
+        "windows": [float(trained.step(batch)["loss"]) for batch in rows],
+        "said": said,
+        "shares": own[1],
+    }
+
+
+def losses(trained, steps=10):
+    """Of ten steps, this process giving its share of the rows."""
+    return [float(trained.step(batch)["loss"]) for batch in batches(steps, *share(trained))]
+
+
+def device_bytes(tree):
+    """What the first device here has of some arrays."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+
+
+def program(trained):
+    """One step, compiled: FLOPs of a device, and what collectives make, by kind."""
+    given = trained._given(next(batches(1)), 1)
+    compiled = trained._step.lower(trained.state, trained.frozen, given).compile()
+    text, made = compiled.as_text(), dict.fromkeys(COLLECTIVES, 0)
+    largest = 0
+    for shapes, kind in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", text):
+        sizes = [
+            math.prod(map(int, filter(None, dims.split(",")))) * int(bits) // 8
+            for bits, dims in re.findall(r"[fsu](\d+)\[([\d,]*)\]", shapes)
+        ]
+        made[kind] += sum(sizes)
+        largest = max([largest, *sizes])
+    analysis = compiled.cost_analysis()
+    return {"flops": analysis["flops"], "made": made, "largest": largest}
+
+
+def report(family, sizes, even=True, windows=False, **options):
+    """What the tests look at."""
+    trained = trainer(family, sizes, even, **options)
+    if windows:
+        return windowed(trained)
+    found = {"losses": losses(trained), "state_bytes": device_bytes(trained.state)}
+    found["evaluation"] = trained.evaluate(batches(1, *share(trained)))["loss"]
+    few = [{name: array[:5] for name, array in batch.items()} for batch in batches(1)]
+    if jax.process_count() == 1:  # rows that no number of devices divides
+        found["few"] = trained.evaluate(few)["loss"]
+    if sizes is not None:
+        arrays = parameters(model(family, even))
+        sharding = trained.sharding
+        found["bytes"] = device_bytes(trained.state.params)
+        found["said"] = sharding.device_bytes(arrays)
+        found["whole"] = sum(array.nbytes for array in arrays.values())
+        found["partial"] = sharding.partial(arrays)
+    after = parameters(on_host(trained.model))
+    found["sums"] = {path: float(np.abs(array).sum()) for path, array in after.items()}
+    return found
+
+
+def main(job, *process):
+    if process:
+        address, count, number = process
+        jax.distributed.initialize(address, int(count), int(number))
+    with jax.enable_x64(True):
+        found = [report(**options) for options in json.loads(job)]
+    sys.stdout.write(f"\n{json.dumps(found)}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,86 @@
+"""Training in several real processes, each with its own devices and its own rows."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_sharding import MIX, SCRIPT, check_equal, environment, python
+
+from conftest import FLOAT64
+
+
+def processes(job, count):
+    """What each of some processes prints, eight devices in all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, str(SCRIPT), json.dumps(job), address, str(count)]
+    started = [
+        subprocess.Popen(
+            [*command, str(number)],
+            env=environment(8 // count),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        ended = [process.communicate(timeout=900) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in ended]  # gloo speaks first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_give_the_losses_of_one_device(family, count):
+    jobs = [{"family": family, "sizes": sizes} for sizes in (MIX, {"fsdp": 8})[: 3 - count // 2]]
+    (alone,) = python(SCRIPT, json.dumps([{"family": family, "sizes": None}]))
+    for found in processes(jobs, count):
+        for together in found:
+            check_equal(alone, together)
+
+
+NARROW = """
+import sys, jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import numpy as np
+from minibert.placement import check_shares
+from minibert.sharding import Sharding
+for number in range(20):  # of whose checksums half have 32 bits
+    check_shares(Sharding.of_devices(tensor=2), {"ids": np.arange(8) + number})
+    own = jax.process_index()
+    check_shares(Sharding.of_devices(fsdp=2), {"ids": np.arange(8) + 100 * own + number})
+"""
+
+
+def test_shares_are_compared_in_32_bits_too():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = [[sys.executable, "-c", NARROW, address, str(number)] for number in range(2)]
+    started = [subprocess.Popen(command, env=environment(1)) for command in commands]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+
+
+@pytest.mark.slow
+def test_processes_that_share_tensors_give_the_same_rows():
+    """Four processes of two devices each: a tensor axis of four lies over two of them."""
+    pytest.importorskip("grain", reason="the data are Grain's")
+    job = {"family": "gpt2", "windows": True}
+    (alone,) = python(SCRIPT, json.dumps([job | {"sizes": None}]))
+    found = processes([job | {"sizes": {"data": 2, "tensor": 4}}], 4)
+    for number, (together,) in enumerate(found):
+        assert together["shares"] == 2
+        distance = np.abs(np.subtract(together["windows"], alone["windows"])).max()
+        assert distance <= FLOAT64
+        if number in (0, 3):  # whose neighbours gave the other half
+            assert "give other rows; make the data with share=sharding.share" in together["said"]

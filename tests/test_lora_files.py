@@ -1,0 +1,267 @@
+"""LoRA's settings, adapters and their files: what is refused, each by its name."""
+
+import json
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import minibert
+from minibert import train
+from minibert.errors import (
+    CheckpointMismatchError,
+    ConfigError,
+    InputError,
+    SourceError,
+    TargetError,
+    UnsupportedConfigError,
+    WeightsFileError,
+)
+from minibert.parameters import parameters
+
+QUERY = "encoder.layer.0.attention.self.query"
+
+
+@pytest.fixture(scope="module")
+def bert():
+    config = minibert.BertConfig.tiny(num_labels=3)
+    return minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return minibert.GPT2LMHeadModel(minibert.GPT2Config.tiny(), rngs=nnx.Rngs(0)).eval()
+
+
+def filled(model, **settings):
+    """An adapter without zeros."""
+    params = train.init_adapter(model, train.LoRA(init_lora_weights=False, **settings)).params
+    return train.Adapter(train.LoRA(**settings), params)
+
+
+@pytest.fixture
+def folder(bert, tmp_path):
+    """A sound adapter's."""
+    adapter = filled(bert, r=4, modules_to_save=["classifier"])
+    train.save_adapter(bert, adapter, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", 0),
+        ("r", 2.0),
+        ("r", True),
+        ("lora_alpha", 0),
+        ("lora_alpha", float("nan")),
+        ("use_rslora", 1),
+        ("target_modules", ["query", 3]),
+        ("target_modules", "("),
+        ("target_modules", {"query": 1}),
+        ("exclude_modules", ""),
+        ("layers_to_transform", -1),
+        ("layers_to_transform", [0, "1"]),
+        ("rank_pattern", {"query": 0}),
+        ("rank_pattern", {"(": 2}),
+        ("alpha_pattern", ["query"]),
+        ("modules_to_save", [""]),
+        ("fan_in_fan_out", 1),
+        ("lora_dropout", 1.5),
+        ("init_lora_weights", None),
+        ("task_type", 3),
+    ],
+)
+def test_impossible_settings(field, value):
+    with pytest.raises(InputError, match=f"^{field}: expected"):
+        train.LoRA(**{field: value})
+
+
+def test_settings_that_contradict_each_other():
+    with pytest.raises(InputError, match=r"^layers_to_transform: "):
+        train.LoRA(target_modules=".*query", layers_to_transform=1)
+    with pytest.raises(InputError, match=r"^layers_pattern: "):
+        train.LoRA(layers_pattern="layer")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bias", "all"), ("bias", "lora_only"), ("init_lora_weights", "pissa")],
+)
+def test_settings_that_are_not_implemented(field, value):
+    with pytest.raises(UnsupportedConfigError, match=f"^{field}: '{value}' is not implemented"):
+        train.LoRA(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["querry"]}, "target_modules: .*querry.*: no module"),
+        ({"target_modules": ["uery"]}, "target_modules: .*uery.*: no module"),
+        ({"exclude_modules": ["query", "value"]}, "target_modules: .*: no module"),
+        ({"layers_to_transform": 7}, "target_modules: .*: no module"),
+        ({"target_modules": ["word_embeddings"]}, "word_embeddings: .*linear layer, found Embed"),
+        ({"target_modules": ["LayerNorm"]}, "LayerNorm: expected a linear layer, found LayerNorm"),
+        ({"target_modules": ["attention"]}, "expected a linear layer, found BertAttention"),
+        ({"modules_to_save": ["clasifier"]}, "modules_to_save: .*clasifier"),
+        ({"target_modules": ["classifier"], "modules_to_save": ["classifier"]}, "no module"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out: True, but bert.encoder.* is Linear"),
+    ],
+)
+def test_settings_that_do_not_fit_a_model(bert, settings, message):
+    with pytest.raises(InputError, match=message):
+        train.init_adapter(bert, train.LoRA(**settings))
+
+
+def test_settings_that_do_not_fit_gpt2(gpt2):
+    with pytest.raises(InputError, match=r"lm_head: .* without a kernel of its own"):
+        train.init_adapter(gpt2, train.LoRA(target_modules=["lm_head"]))
+    with pytest.raises(InputError, match=r"modules_to_save: transformer.wte.*lm_head.*tied"):
+        train.init_adapter(gpt2, train.LoRA(modules_to_save=["wte"]))
+    with pytest.raises(InputError, match=r"fan_in_fan_out: False, but .* is Conv1D"):
+        train.init_adapter(gpt2, train.LoRA(fan_in_fan_out=False))
+
+
+def test_what_cannot_be_trained(bert):
+    def trainer(**options):
+        return train.Trainer(bert, train.classification(bert.config), train.adamw(1e-3), **options)
+
+    with pytest.raises(UnsupportedConfigError, match=r"^lora_dropout: 0.1"):
+        trainer(lora=train.LoRA(lora_dropout=0.1))
+    with pytest.raises(InputError, match=r"^trainable: "):
+        trainer(lora=train.LoRA(), trainable=["classifier.*"])
+    with pytest.raises(InputError, match=r"^lora: expected a LoRA or an Adapter"):
+        trainer(lora={"r": 8})
+    with pytest.raises(InputError, match=r"^adapter: there is none"):
+        trainer(trainable=["classifier.*"]).adapter  # noqa: B018
+
+
+def test_an_adapter_of_another_model(bert, gpt2):
+    adapter = filled(bert, r=4)
+    with pytest.raises(InputError, match=r"^target_modules: "):
+        train.merge(gpt2, train.Adapter(train.LoRA(target_modules=["query"]), adapter.params))
+    with pytest.raises(InputError, match=r"^adapter: .*lora_A: expected .* found \(\d+, 4\)"):
+        train.merge(bert, train.Adapter(train.LoRA(r=2), adapter.params))
+    fewer = dict(list(adapter.params.items())[1:])
+    with pytest.raises(InputError, match=r"found no such array"):
+        train.merge(bert, train.Adapter(adapter.config, fewer))
+    with pytest.raises(InputError, match=r"expected none"):
+        train.merge(bert, train.Adapter(adapter.config, {**adapter.params, "x": jnp.zeros(3)}))
+
+
+def test_narrow_kernels(bert, folder):
+    narrow = minibert.BertForSequenceClassification(
+        bert.config, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16
+    )
+    adapter = train.load_adapter(narrow, folder)
+    assert {str(array.dtype) for array in adapter.params.values()} == {"float32"}
+    merged = parameters(train.merge(narrow, adapter))
+    assert {str(array.dtype) for array in merged.values()} == {"bfloat16"}
+    fresh = train.init_adapter(narrow, train.LoRA()).params
+    assert {str(array.dtype) for array in fresh.values()} == {"float32"}
+
+
+def test_the_files(folder, tmp_path):
+    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    hidden = minibert.BertConfig.tiny().hidden_size
+    assert tensors[f"base_model.model.bert.{QUERY}.lora_A.weight"].shape == (4, hidden)
+    assert tensors[f"base_model.model.bert.{QUERY}.lora_B.weight"].shape == (hidden, 4)
+    assert tensors["base_model.model.classifier.weight"].shape == (3, hidden)
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    assert fields["peft_type"] == "LORA"
+    assert fields["target_modules"] == ["query", "value"]
+    assert fields["modules_to_save"] == ["classifier"]
+    assert fields["fan_in_fan_out"] is False
+
+
+def test_an_adapter_with_dropout_is_read(bert, folder):
+    change(folder, lora_dropout=0.1)
+    assert train.load_adapter(bert, folder).config.lora_dropout == 0.1
+
+
+def change(folder, **fields):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"peft_type": "IA3"}, UnsupportedConfigError, "peft_type"),
+        ({"use_dora": True}, UnsupportedConfigError, "use_dora"),
+        ({"lora_bias": True}, UnsupportedConfigError, "lora_bias"),
+        ({"layer_replication": [[0, 1]]}, UnsupportedConfigError, "layer_replication"),
+        ({"trainable_token_indices": [1]}, UnsupportedConfigError, "trainable_token_indices"),
+        ({"something_new": "on"}, UnsupportedConfigError, "something_new"),
+        ({"bias": "all"}, UnsupportedConfigError, "bias"),
+        ({"init_lora_weights": "pissa"}, UnsupportedConfigError, "init_lora_weights"),
+        ({"r": "4"}, ConfigError, "r: expected"),
+        ({"target_modules": ["c_attn"]}, ConfigError, "target_modules"),
+        ({"fan_in_fan_out": True}, ConfigError, "fan_in_fan_out"),
+        ({"r": 8}, CheckpointMismatchError, r"lora_A.*expected shape \(8, "),
+        ({"target_modules": ["query"]}, CheckpointMismatchError, "value.*no place"),
+        ({"target_modules": ["query", "value", "key"]}, CheckpointMismatchError, "key.*missing"),
+        ({"modules_to_save": None}, CheckpointMismatchError, "classifier.*no place"),
+    ],
+)
+def test_a_wrong_config(bert, folder, fields, error, message):
+    change(folder, **fields)
+    with pytest.raises(error, match=message) as found:
+        train.load_adapter(bert, folder)
+    assert str(folder) in str(found.value)
+
+
+def test_fields_that_say_nothing(bert, folder):
+    change(folder, use_dora=False, eva_config=None, loftq_config={}, peft_version="0.21.2")
+    train.load_adapter(bert, folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.float32("nan"), "NaN"),
+        (np.float32("inf"), "NaN or infinity"),
+        (np.int32(3), "floating-point"),
+        (np.float64(0), "needs jax.enable_x64"),
+    ],
+)
+def test_wrong_numbers(bert, folder, value, message):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = f"base_model.model.bert.{QUERY}.lora_A.weight"
+    tensors[name] = np.full(tensors[name].shape, value)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointMismatchError, match=message):
+        train.load_adapter(bert, folder)
+
+
+def test_missing_and_damaged_files(bert, folder):
+    path = folder / "adapter_model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(WeightsFileError, match=r"truncated"):
+        train.load_adapter(bert, folder)
+    path.unlink()
+    (folder / "adapter_model.bin").write_bytes(b"\x80")
+    with pytest.raises(SourceError, match=r"adapter_model.safetensors"):
+        train.load_adapter(bert, folder)
+    with pytest.raises(SourceError, match=r"adapter_config.json"):
+        train.load_adapter(bert, folder / "nowhere")
+
+
+def test_writing_is_whole_or_not_at_all(bert, folder):
+    adapter = filled(bert, r=2)
+    with pytest.raises(TargetError, match=r"not empty"):
+        train.save_adapter(bert, adapter, folder)
+    assert train.load_adapter(bert, folder).config.r == 4
+    spoiled = {path: array.at[0].set(jnp.nan) for path, array in adapter.params.items()}
+    with pytest.raises(TargetError, match=r"NaN"):
+        train.save_adapter(bert, train.Adapter(adapter.config, spoiled), folder, overwrite=True)
+    assert train.load_adapter(bert, folder).config.r == 4
+    train.save_adapter(bert, adapter, folder, overwrite=True)
+    assert train.load_adapter(bert, folder).config.r == 2
+    assert os.listdir(folder.parent) == ["adapter"]

@@ -1,0 +1,148 @@
+"""Pairs of sentences: where they are from, how often, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minibert.errors import InputError
+from minibert.train import data
+from minibert.train.data_encoding import backend_of, frame_of
+from minibert.train.data_sentences import _runs
+
+pytest.importorskip("grain", reason="training data are read by grain")
+stats = pytest.importorskip("scipy.stats")
+
+CLS, SEP, IGNORED = 101, 102, -100
+
+
+def restored(batch):
+    return np.where(batch["labels"] == IGNORED, batch["input_ids"], batch["labels"])
+
+
+def test_frames(tokenizer):
+    assert frame_of(backend_of(tokenizer), pair=True).types == (0, 1)
+    frame = frame_of(backend_of(tokenizer), pair=True)
+    assert (frame.before, frame.between, frame.after) == ((CLS,), (SEP,), (SEP,))
+    frame = frame_of(backend_of(tokenizer), pair=False)
+    assert (frame.before, frame.between, frame.after) == ((CLS,), (), (SEP,))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "runs"),
+    [
+        ([4, 4], [(0, 2)]),
+        ([4, 4, 4, 4], [(0, 2), (2, 4)]),
+        ([4, 4, 4], [(0, 2), (1, 3)]),  # the last one goes with its neighbour again
+        ([2, 2, 2, 2, 2], [(0, 5)]),
+        ([20, 1, 1], [(0, 2), (1, 3)]),
+        ([9, 9, 1, 1], [(0, 2), (2, 4)]),
+    ],
+)
+def test_runs_of_sentences(lengths, runs):
+    assert list(_runs(lengths, 10)) == runs
+
+
+NUMBERS = "zero one two three four five six seven eight nine".split()
+DOCUMENTS = [
+    [f"{NUMBERS[d]} {NUMBERS[s]} goes" + " on" * (s % 3) for s in range(3 + d)] for d in range(7)
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tokenizer):
+    batches = data.pretraining(
+        DOCUMENTS, tokenizer, max_length=24, batch_size=4, shuffle=True, epochs=100
+    )
+    return [
+        {name: array[row] for name, array in batch.items()} | {"whole": restored(batch)[row]}
+        for batch in batches
+        for row in range(len(batch["input_ids"]))
+    ]
+
+
+def parts(pair, tokenizer):
+    ids, types, mask = pair["whole"], pair["token_type_ids"], pair["attention_mask"]
+    assert (types[mask == 0] == 0).all()
+    texts = [ids[(types == t) & (mask == 1)].tolist() for t in (0, 1)]
+    assert texts[0][0] == CLS
+    assert texts[0][-1] == texts[1][-1] == SEP
+    assert ids[mask == 1].tolist() == texts[0] + texts[1]
+    return [tokenizer.decode(part, skip_special_tokens=True) for part in texts]
+
+
+def test_pairs_are_what_their_labels_say(pairs, tokenizer):
+    texts = [" ".join(document) for document in DOCUMENTS]
+    for pair in pairs:
+        first, second = parts(pair, tokenizer)
+        (own,) = [d for d, text in enumerate(texts) if text.split()[0] == first.split()[0]]
+        assert first in texts[own]
+        if pair["next_sentence_label"] == 0:
+            assert f"{first} {second}" in texts[own]
+        else:
+            assert second not in texts[own]
+            assert any(second in text for text in texts)
+
+
+def test_half_of_the_pairs_are_random(pairs):
+    random = sum(int(pair["next_sentence_label"]) for pair in pairs)
+    assert stats.binomtest(random, len(pairs), 0.5).pvalue > 0.01  # 44 % have 0.0003
+    assert len(pairs) == 100 * len({int(pair["example"]) for pair in pairs})
+    by_example = [p["next_sentence_label"] for p in pairs if p["example"] == 0]
+    assert 20 < sum(by_example) < 80  # drawn anew in every epoch
+
+
+def test_all_other_documents_are_drawn(pairs, tokenizer):
+    drawn = {
+        (parts(p, tokenizer)[0].split()[0], parts(p, tokenizer)[1].split()[0])
+        for p in pairs
+        if p["next_sentence_label"] == 1
+    }
+    assert drawn == {(a, b) for a in NUMBERS[:7] for b in NUMBERS[:7] if a != b}
+
+
+def test_pairs_are_cut_only_when_asked(tokenizer):
+    long = [["one " * 30, "two " * 5], ["three " * 40, "four " * 40]]
+    with pytest.raises(InputError, match="document 0: sentences 0 to 1: 38 tokens; max_length is"):
+        data.pretraining(long, tokenizer, max_length=24, batch_size=1)
+    for batch in data.pretraining(
+        long, tokenizer, max_length=24, batch_size=1, truncation=True, epochs=30
+    ):
+        assert batch["attention_mask"].sum() <= 24
+        first, second = parts(
+            {name: array[0] for name, array in batch.items()} | {"whole": restored(batch)[0]},
+            tokenizer,
+        )
+        assert first
+        assert second
+
+
+def test_documents_from_files(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\none\ntwo\n\n \nthree\nfour\nfive\n")
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in ("one\ntwo", "three\n\nfour\nfive\n"))
+    )
+    given = [["one", "two"], ["three", "four", "five"]]
+    expected = list(data.pretraining(given, tokenizer, max_length=16, batch_size=2, epochs=5))
+    for source in (tmp_path / "a.txt", str(tmp_path / "a.jsonl"), ["one\ntwo", given[1]]):
+        found = list(data.pretraining(source, tokenizer, max_length=16, batch_size=2, epochs=5))
+        for one, other in zip(expected, found, strict=True):
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ([["a", "b"]], {}, "documents: expected two at least, found 1"),
+        ([["a", "b"], ["c"]], {}, "document 1: expected two sentences at least, found 1"),
+        ([["a", "b"], ["c", " "]], {}, "document 1: sentence 1: the text is empty"),
+        ([["a", "b"], 3], {}, "document 1: expected sentences, found 3"),
+        ([["a", "b"], ["c", "🙂"]], {}, "document 1: sentence 1 has nothing that can be masked"),
+        (4, {}, "documents: expected a path or documents, found 4"),
+        ([["a", "b"]] * 2, {"max_length": 4}, "no room for two sentences"),
+    ],
+)
+def test_documents_refused(tokenizer, source, options, said):
+    with pytest.raises(InputError, match=said):
+        data.pretraining(source, tokenizer, **{"max_length": 16, "batch_size": 1} | options)

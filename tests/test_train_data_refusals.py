@@ -1,0 +1,292 @@
+"""Training data that cannot be right: what is said of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minibert.errors import InputError
+from minibert.train import data
+from minibert.train.data_records import Records
+
+pytest.importorskip("grain", reason="training data are read by grain")
+
+IDS = np.arange(65)
+
+
+@pytest.fixture
+def read(tokenizer):
+    """A task's data, by its name."""
+
+    def reading(task, source, **options):
+        given = {"max_length": 12, "batch_size": 1} | options
+        return getattr(data, task)(source, tokenizer, **given)
+
+    return reading
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stride": 0}, "stride: expected a whole number of at least 1, found 0"),
+        ({"stride": 1.5}, "stride: expected a whole number"),
+        ({"max_length": 0}, "max_length: expected a whole number of at least 1"),
+        ({"max_length": 65}, "65 tokens; a window of 65 and what follows need 66"),
+        ({"ids": []}, "ids: expected whole numbers"),
+        ({"ids": [[1, 2], [3]]}, "ids: expected an array"),
+        ({"ids": np.full(65, 1 << 32)}, "ids: 4294967296 is out of range"),
+        ({"ids": np.full(65, -1)}, "ids: -1 is out of range"),
+        ({"ids": [1.0, 2.0]}, "ids: expected whole numbers of shape .tokens,., found float64"),
+        ({"ids": [[1, 2], [3, 4]]}, "found int64 of .2, 2."),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, found 0"),
+        ({"batch_size": True}, "batch_size"),
+        ({"epochs": 0}, "epochs: expected a whole number of at least 1"),
+        ({"seed": -1}, "seed: expected"),
+        ({"workers": -1}, "workers: expected"),
+        ({"shuffle": 1}, "shuffle: expected True or False, found 1"),
+        ({"drop_last": None}, "drop_last: expected True or False"),
+        ({"batch_size": 17, "drop_last": True}, "17 is more than the 16 examples"),
+        ({"share": (2, 2)}, "share: index: expected a whole number from 0 to 1, found 2"),
+        ({"share": (0, 0)}, "share: count: expected"),
+        ({"share": 2}, r"share: expected .index, count., found 2"),
+        ({"share": (0, 3)}, "4 rows cannot be shared by 3 hosts"),
+        (
+            {"stride": 6, "share": (0, 4)},
+            "drop_last: 11 examples cannot be shared by 4 hosts equally; expected True",
+        ),
+    ],
+)
+def test_refusals(options, said):
+    given = {"ids": IDS, "max_length": 4, "stride": 4, "batch_size": 4} | options
+    with pytest.raises(InputError, match=said):
+        data.windows(given.pop("ids"), **given)
+
+
+def test_an_unknown_option():
+    with pytest.raises(TypeError, match="strides"):
+        data.windows(IDS, max_length=4, strides=2, batch_size=1)
+
+
+def test_no_examples():
+    with pytest.raises(InputError, match="there are none"):
+        data.batches([], batch_size=1)
+
+
+MULTI = {"problem_type": "multi_label_classification"}
+REAL = {"problem_type": "regression"}
+
+
+def labelled(*labels):
+    return [{"text": "a", "label": label} for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ([], {}, "records: there are none"),
+        (7, {}, "records: expected a path or mappings, found 7"),
+        ({"text": "a", "label": 0}, {}, "records: expected a path or mappings"),
+        (["a"], {}, "record 0: expected values by column, found 'a'"),
+        ([{"text": "a"}], {}, "record 0: no column 'label'; it has .'text'."),
+        (labelled(0), {"text": "body"}, "record 0: no column 'body'"),
+        (labelled(0), {"text": 3}, "column: expected a name, found 3"),
+        ([*labelled(0), {"text": "", "label": 0}], {}, "record 1: text: the text is empty"),
+        ([{"text": " \n", "label": 0}], {}, "record 0: text: the text is empty"),
+        ([{"text": float("nan"), "label": 0}], {}, "record 0: text: expected a text, found nan"),
+        ([{"text": "\ud83d", "label": 0}], {}, "record 0: text: half a surrogate pair"),
+        ([{"text": "a " * 20, "label": 0}], {}, "record 0: text: 22 tokens; max_length is 12"),
+        ([{"text": "\u200b", "label": 0}], {}, "record 0: text: has no token"),
+        (labelled(""), {}, "record 0: label: expected a label's name or number, found ''"),
+        (labelled(None), {}, "record 0: label: expected .* found None"),
+        (labelled(True), {}, "record 0: label: expected .* found True"),
+        (labelled(-1), {}, "record 0: label: expected .* found -1"),
+        (labelled(0.5), {}, "record 0: label: expected .* found 0.5"),
+        (labelled(float("nan")), {}, "record 0: label: expected .* found nan"),
+        (labelled(1 << 40), {}, "record 0: label: expected a label's number, under 1048576"),
+        (labelled(str(1 << 40)), {}, "record 0: label: expected a label's number, under 1048576"),
+        (labelled("a", 1), {}, "record 1: label: expected a name as elsewhere, found 1"),
+        (labelled("a", "c"), {"label2id": {"a": 0, "b": 1}}, "record 1: label: 'c' is not in"),
+        (labelled(2), {"label2id": {"a": 0, "b": 1}}, "2 is out of range; expected 0 to 1"),
+        (labelled("a"), {"label2id": {"a": 0, "b": 0}}, "label2id: expected the ids 0 to 1, each"),
+        (labelled("a"), {"label2id": {"a": 1}}, "label2id: expected the ids 0 to 0"),
+        (labelled("a"), {"label2id": {"a": "0"}}, "label2id: expected the ids 0 to 0"),
+        (labelled("a"), {"label2id": ["a"]}, "label2id: expected ids by name, found .'a'."),
+        (labelled("a"), {"problem_type": "ranking"}, "problem_type: expected single_label_"),
+        (labelled("a"), MULTI, "record 0: label: expected a list, found 'a'"),
+        (labelled(["a", "a"]), MULTI, "record 0: label: a label is given twice"),
+        (labelled([]), MULTI, "label: there are none"),
+        (labelled(0.5, float("nan")), REAL, "record 1: label: expected a finite number, found nan"),
+        (labelled(0.5, float("inf")), REAL, "expected a finite number, found inf"),
+        (labelled("high"), REAL, "expected a finite number, found 'high'"),
+        (labelled(None), REAL, "expected a finite number, found None"),
+        (labelled(True), REAL, "expected a finite number, found True"),
+        (labelled([]), REAL, "record 0: label: expected numbers, found none"),
+        (labelled(1.0, [1.0]), REAL, "record 1: label: expected numbers of shape .. as in the"),
+        (labelled(1.0), REAL | {"label2id": {"a": 0}}, "label2id: a regression has none"),
+    ],
+)
+def test_records(read, source, options, said):
+    with pytest.raises(InputError, match=said):
+        read("classification", source, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"text": "a", "label": 0}\n{"text": "a " }\n', "line 2: no column 'label'"),
+        ('{"text": "a", "label": 0}\nnonsense\n', "line 2: not JSON"),
+        ('{"text": "a", "label": 0, "label": 1}\n', "line 1: not JSON .*'label' appears twice"),
+        ('["a"]\n', "line 1: expected an object"),
+        ('{"text": "a", "label": 0}\n\n', "line 2: is blank"),
+        ('{"text": "a", "label": NaN}\n', "line 1: label: expected .* found nan"),
+        ('{"text": "", "label": 0}\n', "line 1: text: the text is empty"),
+        ("", "there are none"),
+    ],
+)
+def test_lines(read, tmp_path, content, said):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(InputError, match=said) as found:
+        read("classification", tmp_path / "a.jsonl")
+    assert str(tmp_path / "a.jsonl") in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"text,label\na,0\n,1\n", "row 2: text: the text is empty"),
+        ("a.csv", b"text,label\na,\n", "row 1: label: expected a label's name"),
+        ("a.csv", b"text,kind\na,0\n", "no column 'label'; it has .'text', 'kind'."),
+        ("a.csv", b"text,label,label\na,0,1\n", "2 columns have the name 'label'"),
+        ("a.csv", b"text,label\na,0,1\n", "not a readable csv file"),
+        ("a.csv", b"text,label\n\xff,0\n", "a.csv"),
+        ("a.csv", b"", "no column 'text'; it has .\\]"),
+        ("a.csv", b"text,label\n", "there are none"),
+        ("a.parquet", b"PAR1 nonsense", "not a parquet file"),
+    ],
+)
+def test_tables(read, tmp_path, name, content, said):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as found:
+        read("classification", tmp_path / name)
+    assert str(tmp_path / name) in str(found.value)
+
+
+def words(tokens, labels):
+    return [{"tokens": ["a"], "labels": ["O"]}, {"tokens": tokens, "labels": labels}]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (words(["a", "b"], ["O"]), "record 1: tokens: expected a label for each word; found 2"),
+        (words([], []), "expected a label for each word; found 0 words and 0 labels"),
+        (words("a b", ["O"]), "record 1: tokens: expected a list, found 'a b'"),
+        (words(["a"], "O"), "record 1: labels: expected a list, found 'O'"),
+        (words(["a", ""], ["O", "O"]), "record 1: tokens: the text is empty"),
+        (words(["a", 3], ["O", "O"]), "record 1: tokens: expected a text, found 3"),
+        (words(["a", "\u200b", "b"], ["O"] * 3), "word 1, '.*', has no token"),
+        (words(["a", "\u200b"], ["O"] * 2), "word 1, '.*', has no token"),
+        (words(["a"] * 11, ["O"] * 11), "record 1: tokens: 13 tokens; max_length is 12"),
+        (words(["a"], [None]), "record 1: labels: expected a label's name or number"),
+    ],
+)
+def test_words(read, source, said):
+    with pytest.raises(InputError, match=said):
+        read("token_classification", source)
+
+
+def asked(**changes):
+    answers = {"text": ["lamp"], "answer_start": [4]}
+    return [{"question": "what?", "context": "the lamp burns", "answers": answers} | changes]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        (
+            asked(answers={"text": ["lamp"], "answer_start": [3]}),
+            {},
+            "does not stand at 3 .*' lam'",
+        ),
+        (asked(answers={"text": ["lamp"], "answer_start": [99]}), {}, "does not stand at 99"),
+        (asked(answers={"text": ["lamp"], "answer_start": [-10]}), {}, "where it begins"),
+        (asked(answers={"text": ["lamp"], "answer_start": []}), {}, "two lists of one length"),
+        (asked(answers={"text": [""], "answer_start": [0]}), {}, "expected a text and where"),
+        (asked(answers={"text": [None], "answer_start": [0]}), {}, "expected a text and where"),
+        (asked(answers="lamp"), {}, "record 0: answers: expected .* found 'lamp'"),
+        (asked(context=""), {}, "record 0: context: the text is empty"),
+        (asked(question=None), {}, "record 0: question: expected a text, found None"),
+        (
+            asked(question="why " * 9),
+            {},
+            "question: 9 tokens leave room for 0 of the context in 12",
+        ),
+        (asked(), {"doc_stride": 7}, "2 tokens leave room for 7 .* expected over doc_stride, 7"),
+        (asked(), {"doc_stride": -1}, "doc_stride: expected a whole number of at least 0"),
+        (asked(), {"answers": ("a", "b", "c")}, "answers: expected a column or two"),
+        (asked(), {"answers": 3}, "answers: expected a column or two, found 3"),
+    ],
+)
+def test_questions(read, source, options, said):
+    with pytest.raises(InputError, match=said):
+        read("question_answering", source, **{"doc_stride": 2} | options)
+
+
+def test_contrastive_texts(read):
+    rows = [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": ""}]
+    with pytest.raises(InputError, match="record 1: positive: the text is empty"):
+        read("contrastive", rows)
+    with pytest.raises(InputError, match="record 0: no column 'negative'"):
+        read("contrastive", rows, negative="negative")
+
+
+def test_tokenizers(tokenizer):
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    backend = tokenizers.ByteLevelBPETokenizer()
+    backend.train_from_iterator(["the lighthouse"], vocab_size=257)
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer)
+    options = {"max_length": 12, "batch_size": 1}
+    with pytest.raises(
+        InputError, match="tokenizer: expected a fast one of transformers, found 'int'"
+    ):
+        data.classification(labelled(0), 3, **options)
+    with pytest.raises(InputError, match="tokenizer: has no padding token; set one"):
+        data.classification(labelled(0), bare, **options)
+    with pytest.raises(InputError, match="neither an end token nor a separating one"):
+        data.token_ids(["a"], bare)
+    bare.pad_token = "a"
+    with pytest.raises(InputError, match="would join the words"):
+        data.token_classification(words(["a"], ["O"]), bare, **options)
+
+
+def test_arguments_are_checked_before_anything_is_read(read, tmp_path):
+    for task in ("classification", "masked_lm", "pretraining", "question_answering"):
+        with pytest.raises(InputError, match="batch_size"):
+            read(task, tmp_path / "missing.jsonl", batch_size=0)
+
+
+def test_progress_is_shown(capfd, tokenizer):
+    data.masked_lm(["a b"] * 20, tokenizer, max_length=8, batch_size=1, show_progress=True)
+    assert "Tokenizing" in capfd.readouterr().err
+    data.masked_lm(["a b"] * 20, tokenizer, max_length=8, batch_size=1)
+    assert not capfd.readouterr().err
+
+
+def test_the_tokenizer_is_left_as_it_was(read, tokenizer):
+    before = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()), sort_keys=True)
+    read("classification", labelled(0), truncation=True)
+    read("question_answering", asked(), doc_stride=2)
+    after = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()), sort_keys=True)
+    assert before == after
+
+
+def test_a_cell_of_any_length(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"' + "the " * 800_000 + '",0\nof,1\n')
+    rows = Records(tmp_path / "a.csv", ["label", "text"])
+    assert [len(row["text"]) for row in rows] == [3_200_000, 2]
+    (tmp_path / "a.csv").write_text('text,label\n"a"b,0\n')
+    with pytest.raises(InputError, match="not a readable csv file"):
+        Records(tmp_path / "a.csv", ["text"])

@@ -1,0 +1,107 @@
+"""A run that is killed, whenever it is, goes on to the very parameters of an undisturbed one."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("grain", reason="the data are Grain's")
+pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
+
+from training import STEPS
+
+SCRIPT = pathlib.Path(__file__).with_name("training.py")
+
+
+def start(folder, workers=0):
+    command = [sys.executable, str(SCRIPT), str(folder), str(workers)]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def finished(process):
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0
+    return json.loads(printed)["digest"]
+
+
+def logged(folder):
+    path = folder / "log.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def being_saved(folder):
+    try:
+        return any("tmp" in name for name in os.listdir(folder / "checkpoints"))
+    except FileNotFoundError:
+        return False
+
+
+def seen(folder):
+    """The records of each step, in every run of it."""
+    found = {}
+    for line in (folder / "seen").read_text().splitlines():
+        step, _, examples = line.partition(" ")
+        found.setdefault(int(step), set()).add(examples)
+    return found
+
+
+def undisturbed_values(lines):
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, finished(start(folder))
+
+
+def check_same(folder, digest, undisturbed):
+    whole, expected = undisturbed
+    assert digest == expected
+    assert undisturbed_values(logged(folder)) == undisturbed_values(logged(whole))
+    assert [line["step"] for line in logged(folder)] == list(range(1, STEPS + 1))
+    assert seen(folder) == seen(whole)
+    assert all(len(runs) == 1 for runs in seen(folder).values())
+
+
+@pytest.mark.slow
+def test_killed_five_times(undisturbed, tmp_path):
+    """At random steps, and twice while a checkpoint is being written."""
+    draw, done, killed = np.random.default_rng(0), 0, []
+    for number in range(5):
+        process = start(tmp_path)
+        goal = done + int(draw.integers(2, 8))
+        while process.poll() is None:
+            lines = logged(tmp_path)
+            done = lines[-1]["step"] if lines else 0
+            if done >= goal and (number % 2 == 0 or being_saved(tmp_path)):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.0005)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was done before it was killed"
+        killed.append(done)
+    assert 0 < max(killed) < STEPS
+    check_same(tmp_path, finished(start(tmp_path)), undisturbed)
+
+
+@pytest.mark.slow
+def test_ended_by_sigterm(undisturbed, tmp_path):
+    """With its data made by two other processes; it stops behind a step, and saves that one."""
+    process = start(tmp_path, workers=2)
+    while len(logged(tmp_path)) < 8:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    finished(process)
+    steps = [int(name) for name in os.listdir(tmp_path / "checkpoints")]
+    assert max(steps) == logged(tmp_path)[-1]["step"] < STEPS
+    check_same(tmp_path, finished(start(tmp_path, workers=2)), undisturbed)

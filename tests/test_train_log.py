@@ -1,0 +1,97 @@
+"""What a run says of itself: lines of metrics, tokens and FLOPs a second."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import minibert
+from minibert.errors import InputError, TargetError
+from minibert.train import Trainer, adamw, causal_lm
+from minibert.train.metrics import PEAKS, MetricsLog, Speed, sizes
+
+
+def test_a_log_goes_on(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+    log = MetricsLog(path, 2, restored=True, resume=True)
+    log.add({"step": 3, "loss": 2.0})
+    log.close()
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert found == log.history == [*lines[:2], {"step": 3, "loss": 2.0}]
+    path.write_text('{"step": 1}\nnothing\n{"step": 2}\n')
+    with pytest.raises(InputError, match="line 2"):
+        MetricsLog(path, 2, restored=True, resume=True)
+
+
+def test_a_steps_second_line_is_added_to_its_first(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = MetricsLog(path, 0, restored=False, resume=False)
+    for line in ({"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}):
+        log.add(dict(line))
+    log.add({"step": 3, "loss": 1.0})
+    log.close()
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert found == log.history
+    assert found[1] == {"step": 2, "loss": 2.0, "eval_loss": 2.5}
+    assert [line["step"] for line in found] == [1, 2, 3]
+
+
+def test_what_is_no_log_is_kept(tmp_path):
+    path = tmp_path / "notes.json"
+    path.write_text('{"my": "precious line"}')
+    for restored in (True, False):
+        with pytest.raises(InputError, match="line 1: expected metrics with a step"):
+            MetricsLog(path, 3, restored=restored, resume=True)
+    assert path.read_text() == '{"my": "precious line"}'
+
+
+def test_another_runs_log_is_kept(tmp_path):
+    path = tmp_path / "log.jsonl"
+    text = "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3))
+    path.write_text(text)
+    for step in (0, 2):  # a run that has no checkpoint, or a trainer that has gone two steps
+        with pytest.raises(TargetError, match="exists; choose another"):
+            MetricsLog(path, step, restored=False, resume=False)
+    for number in (1, 2):
+        path.write_text(text)
+        log = MetricsLog(path, 0, restored=False, resume=True)
+        log.add({"step": 1, "loss": 1.0})
+        log.close()
+        assert (tmp_path / f"log.jsonl.{number}").read_text() == text
+    log = MetricsLog(path, 1, restored=False, resume=False)  # the same trainer's next steps
+    assert [line["step"] for line in log.history] == [1]
+    log.close()
+
+
+def test_sizes():
+    mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])
+    assert sizes({"input_ids": mask, "attention_mask": mask, "labels": mask}) == {
+        "examples": 2,
+        "tokens": 5,
+        "places": 8,
+        "squares": 32,
+    }
+    looks = np.tril(np.ones((2, 4, 4), int)) * mask[:, None]
+    assert sizes({"input_ids": mask, "attention_mask": looks})["tokens"] == 5
+    pairs = {"anchor_input_ids": mask, "anchor_attention_mask": mask, "positive_input_ids": mask}
+    assert sizes(pairs) == {"examples": 2, "tokens": 13, "places": 16, "squares": 64}
+
+
+def test_flops_are_those_that_xla_counts(monkeypatch):
+    config = minibert.GPT2Config.tiny(
+        vocab_size=1000, n_embd=256, n_head=4, n_layer=2, n_inner=None, n_positions=128
+    )
+    model = minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0)).eval()
+    speed = Speed(Trainer(model, causal_lm, adamw(1e-3)))
+    ids = np.zeros((4, 128), np.int32)
+    lowered = jax.jit(lambda model, ids: model(ids).logits).lower(model, ids)
+    forward = lowered.cost_analysis()["flops"]
+    size = sizes({"input_ids": ids})
+    linear, square = speed._flops
+    assert linear * size["places"] + square * size["squares"] == pytest.approx(3 * forward, rel=0.1)
+    assert PEAKS["NVIDIA H200"] == 989e12
+    assert "mfu" not in speed.rates()
