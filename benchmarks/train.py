@@ -5,7 +5,8 @@
 The same random weights, batch, AdamW and precision in both, dropout off, so that the losses of the
 first steps can be compared: they must agree before anything is timed. The contenders take turns in
 one process, each step waited for. An idle contender leaves the cores alone: PyTorch's threads spin
-for 10 ms after a call, JAX's do not.
+for 10 ms after a call, JAX's do not. Both are given `keep_memory`, as `minibert train` is: without
+it each would pay for pages that the other's step gave back to the system.
 
 On a GPU also bfloat16 and torch.compile; MFU is the step's products (6 × parameters × tokens, and
 attention's) over what the device could do.
@@ -23,6 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.reporting import finish, parser, table, taken_on
+from minibert.train import keep_memory
 
 MAX_RATIO = 1.0  # of the median times in float32 on a CPU, ours to PyTorch's
 OURS = "minibert"
@@ -234,6 +236,7 @@ def main() -> None:
     options.add_argument("--length", type=int, default=128, help="tokens a row")
     options.add_argument("--repeats", type=int, default=5, help="timed steps of each contender")
     given = options.parse_args()
+    keep_memory()
     report = compare(given.model, given.size, given.batch, given.length, given.repeats)
     finish(report, printed(report), given, faults)
 

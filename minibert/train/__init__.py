@@ -13,6 +13,7 @@ from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora import Adapter, init_adapter, merge
 from minibert.train.lora_config import LoRA
 from minibert.train.lora_files import load_adapter, save_adapter
+from minibert.train.memory import keep_memory
 from minibert.train.objectives import Objective, causal_lm, continuation, masked_lm, pretraining
 from minibert.train.optimizers import adamw, learning_rate, schedule
 from minibert.train.ranking import contrastive
@@ -36,6 +37,7 @@ __all__ = [
     "double_heads",
     "fit",
     "init_adapter",
+    "keep_memory",
     "learning_rate",
     "load_adapter",
     "masked_lm",
