@@ -23,4 +23,4 @@ def keep_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(option, value) for option, value in KEEP.values()])
+    return all(mallopt(option, value) for option, value in KEEP.values())

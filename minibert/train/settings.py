@@ -189,8 +189,11 @@ def _check_choices(settings: Settings) -> None:
     for name in ("evaluate_every", "patience", "best"):
         if getattr(settings, name) not in (None, False) and not evaluated:
             raise ConfigError(f"{name}: needs evaluation or evaluation_fraction")
-    if settings.patience is not None and settings.evaluate_every is None:
-        raise ConfigError("patience: needs evaluate_every: there is one evaluation else, the last")
+    for name in ("patience", "best"):
+        if getattr(settings, name) not in (None, False) and settings.evaluate_every is None:
+            raise ConfigError(
+                f"{name}: needs evaluate_every: there is one evaluation else, the last"
+            )
     fraction = settings.evaluation_fraction
     if fraction is not None and not 0 < fraction < 1:
         raise ConfigError(f"evaluation_fraction: expected between 0 and 1, found {fraction}")
