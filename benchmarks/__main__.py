@@ -1,9 +1,11 @@
 """Every paired measurement, one after the other, each in a process of its own.
 
+    python -m benchmarks setup
     python -m benchmarks [NAME …] [--out FOLDER] [--tiny]
 
-Prints each one's table, writes its figures to FOLDER/NAME.json, and says in the end which bounds
-hold here. On a machine that does nothing else it takes about an hour. What each measures is said by
+The first makes the environments of peers that do not go together with ours. The second prints each
+one's table, writes its figures to FOLDER/NAME.json, and says in the end which bounds hold here. On
+a machine that does nothing else it takes about an hour. What each measures is said by
 `python -m benchmarks.NAME --help`.
 """
 
@@ -19,7 +21,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from benchmarks import environments
+from benchmarks.environments import ROOT
+
 TINY = ("--size", "tiny", "--repeats", "1")
 
 
@@ -71,10 +75,15 @@ def main() -> None:
     """Measures, prints and writes; exits with 1 where a bound is broken."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", nargs="*", default=[*BENCHMARKS], help="which; by default all")
+    parser.add_argument(
+        "name", nargs="*", default=[*BENCHMARKS], help="which, or setup; by default all"
+    )
     parser.add_argument("--out", default=os.path.join(ROOT, "out", "benchmarks"))
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see that all runs")
     arguments = parser.parse_args()
+    if arguments.name == ["setup"]:
+        environments.setup()
+        return
     if unknown := [name for name in arguments.name if name not in BENCHMARKS]:
         parser.error(f"{unknown[0]}: expected some of {', '.join(BENCHMARKS)}")
     out = os.path.abspath(arguments.out)

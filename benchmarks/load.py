@@ -28,6 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory import forget_peak, resident
+
 MAX_RATIO = 4.0  # of the median times, minibert's to transformers'
 MAX_MEMORY = 1.5  # times the file
 
@@ -103,13 +105,12 @@ def load_here(contender: str, folder: str) -> dict[str, float]:
     """Loads in this process: seconds, and bytes of memory at the peak."""
     load = CONTENDERS[contender]()
     _read_into_page_cache(os.path.join(folder, WEIGHTS))
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # VmHWM becomes VmRSS; see proc_pid_clear_refs(5)
-    before = _resident("VmRSS")
+    forget_peak()
+    before = resident("VmRSS")
     start = time.perf_counter()
     model = load(folder)
     seconds = time.perf_counter() - start
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     del model
     return {"seconds": seconds, "bytes": peak - before}
 
@@ -119,12 +120,6 @@ def _read_into_page_cache(path: str) -> None:
     with open(path, "rb", buffering=0) as file:
         while file.read(1 << 20):
             pass
-
-
-def _resident(field: str) -> int:
-    with open("/proc/self/status") as file:
-        kilobytes = next(line.split()[1] for line in file if line.startswith(f"{field}:"))
-    return 1024 * int(kilobytes)
 
 
 def load_afresh(contender: str, folder: str) -> dict[str, float]:

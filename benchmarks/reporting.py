@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 Report = dict[str, Any]
@@ -45,7 +45,9 @@ def table(report: Report, title: str, *columns: str) -> Table:
     return made
 
 
-def finish(report: Report, printed: Table, arguments: argparse.Namespace, faults: Callable) -> None:
+def finish(
+    report: Report, printed: RenderableType, arguments: argparse.Namespace, faults: Callable
+) -> None:
     """Prints the table, writes the figures if asked to, and judges if asked to."""
     Console().print(printed)
     if arguments.json:

@@ -22,6 +22,8 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Inexact, Integer
 
+from minibert.checks import Size, known
+
 CACHED = 4 << 20  # bytes of scores computed at a time on a CPU: as many as its caches hold
 
 
@@ -39,7 +41,7 @@ def attention_mask_to_bool(
 
 
 def causal_mask(
-    queries: int, keys: int, offset: int | Integer[Array, ""] = 0
+    queries: Size, keys: Size, offset: int | Integer[Array, ""] = 0
 ) -> Bool[Array, "1 1 queries keys"]:
     """True where a key comes no later than the query; query `i` stands at key `offset + i`."""
     return (jnp.arange(keys) <= offset + jnp.arange(queries)[:, None])[None, None]
@@ -96,8 +98,7 @@ def attend(
     if head_mask is not None:
         weights = weights * head_mask[:, None, None].astype(weights.dtype)
     changed = dropout is not None or head_mask is not None
-    known = all(isinstance(size, int) for size in scores.shape)  # in an export it may be a letter
-    fits = not known or scores.nbytes <= CACHED
+    fits = not known(scores.shape) or scores.nbytes <= CACHED
     if not (changed or fits or sharded) and isinstance(query, Tracer):
         # a program that does not return the weights does not compute them
         return _context(scale, query, key, value, mask), weights

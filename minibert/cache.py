@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from minibert.attention import causal_mask
-from minibert.checks import whole
+from minibert.checks import Size, whole
 from minibert.errors import InputError
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
@@ -186,7 +186,7 @@ class KVCache:
 
 
 def decoder_mask(
-    batch: int, seq: int, mask: Bool[Array, "batch 1 #seq seq"] | None, past: KVCache | None
+    batch: Size, seq: Size, mask: Bool[Array, "batch 1 #seq seq"] | None, past: KVCache | None
 ) -> tuple[Bool[Array, "#batch 1 seq keys"], KVCache | None]:
     """Where a decoder's tokens may look: back, and at no padding.
 

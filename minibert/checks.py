@@ -13,6 +13,8 @@ from jax import Array
 
 from minibert.errors import InputError, shown
 
+Size = int | Any  # of an array: a number; in an export it may be a letter
+
 
 def indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
     """Integers from 0 to `limit` - 1, by value where they are concrete."""
@@ -60,7 +62,7 @@ def floats(name: str, values: Any) -> Array:
 
 def lengths(
     name: str, array: Array, tail: tuple[int, ...], longest: int, limit_name: str
-) -> tuple[int, int]:
+) -> tuple[Size, Size]:
     """The batch and sequence sizes of an array of shape `(batch, seq, *tail)`."""
     if array.ndim != 2 + len(tail) or array.shape[2:] != tail:
         expected = ", ".join(["batch", "seq", *map(str, tail)])
@@ -90,7 +92,12 @@ def number(name: str, value: Any, *, above: int | None = None) -> float:
     return float(value)
 
 
-def shaped(name: str, array: Any, shapes: list[tuple[int, ...]]) -> Any:
+def known(shape: tuple[Size, ...]) -> bool:
+    """Whether all sizes are numbers."""
+    return all(isinstance(size, int) for size in shape)
+
+
+def shaped(name: str, array: Any, shapes: list[tuple[Size, ...]]) -> Any:
     """The array, if it has one of the shapes."""
     if array.shape not in shapes:
         expected = " or ".join(map(str, dict.fromkeys(shapes)))

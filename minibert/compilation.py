@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import numpy as np
 from flax import nnx
 
 from minibert.cache import KVCache
 from minibert.checks import as_array, checked_indices, checked_zeros_and_ones, whole
 from minibert.errors import InputError, shown
+from minibert.parameters import Structure, parameters
 
+EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 PROGRAMS = 64  # functions kept in memory, each with a program a shape; the oldest go first
 
 
@@ -27,11 +30,13 @@ class Compiled:
     Attributes:
         model: the model, as it was when it was compiled.
         config: its config.
+        parameters: its arrays, by path.
     """
 
     def __init__(self, model: Any):
         self.model, self.config = model, model.config
         self._leaves, self._treedef = jax.tree.flatten(grouped(model))
+        self.parameters = parameters(model)
         self._names = _parameter_names(model)
         self._programs: dict[tuple[tuple[str, Any], ...], Callable[..., Any]] = {}
 
@@ -80,6 +85,46 @@ class Compiled:
             jax.block_until_ready(self(**given))
         return self
 
+    def export(
+        self,
+        shape: Any = ("batch", "seq"),
+        *,
+        inputs: Sequence[str] = ("input_ids", "attention_mask"),
+        platforms: Sequence[str] | None = None,
+        **options: Any,
+    ) -> jax.export.Exported:
+        """The program alone, for processes that have neither minibert nor Flax.
+
+        `export().serialize()` is bytes for a file. What `jax.export.deserialize` makes of them has
+        a `call` that takes arrays by path, as in `parameters`, and int32 inputs by name; it returns
+        the outputs by name. It does not check values: a word that the model does not know is NaN.
+
+        Args:
+            shape: of the inputs; a name in place of a number leaves that size open.
+            inputs: which of the model's arguments: `token_type_ids` and `position_ids` too.
+            platforms: those that it is for, such as `["cpu", "cuda", "tpu"]`; by default this one.
+            options: the model's arguments that are no arrays, fixed in the program.
+
+        Raises:
+            InputError: an argument is wrong.
+        """
+        if isinstance(inputs, str) or not set(inputs) <= EXPORTED & set(self._names):
+            known = ", ".join(name for name in self._names if name in EXPORTED)
+            raise InputError(f"inputs: expected some of {known}; found {shown(inputs)}")
+        sizes = _open_shape(shape, self.config.max_position_embeddings)
+        if "use_cache" in self._names:
+            options = {"use_cache": False} | options
+        structure = Structure(grouped(self.model))
+
+        def call(arrays: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+            return dict(structure.build(arrays)(**given, **options))
+
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.parameters
+        )
+        given = {name: jax.ShapeDtypeStruct(sizes, np.int32) for name in inputs}
+        return jax.export.export(jax.jit(call), platforms=platforms)(shapes, given)
+
     def __repr__(self) -> str:
         return f"compiled({type(self.model).__name__})"
 
@@ -115,6 +160,19 @@ def grouped(model: Any) -> Any:
         if hasattr(module, "grouped"):
             module.grouped = True
     return copy
+
+
+def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
+    """A shape for an export; what is open in its last size is at most what the model takes."""
+    good = isinstance(shape, tuple | list) and len(shape) >= 2
+    if not good or not all(
+        size.isidentifier() if isinstance(size, str) else type(size) is int and size > 0
+        for size in shape
+    ):
+        raise InputError(f'shape: expected such as ("batch", 128), found {shown(shape)}')
+    letters = ", ".join(map(str, shape))
+    bound = [f"{shape[-1]} <= {longest}"] if isinstance(shape[-1], str) else []
+    return tuple(jax.export.symbolic_shape(letters, constraints=bound))
 
 
 @functools.lru_cache(maxsize=PROGRAMS)

@@ -13,6 +13,7 @@ from jax import Array
 from minibert.attention import attention_mask_to_bool
 from minibert.cache import KVCache
 from minibert.checks import (
+    Size,
     as_array,
     concrete,
     floats,
@@ -50,8 +51,8 @@ class ModelInputs(NamedTuple):
     encoder_hidden_states: Array | None
     encoder_mask: Array | None
     past: KVCache | None
-    batch: int
-    seq: int
+    batch: Size
+    seq: Size
 
 
 def model_inputs(
@@ -113,7 +114,7 @@ def model_inputs(
     )
 
 
-def _positions(config: Any, given: Any, past: KVCache | None, batch: int, seq: int) -> Array:
+def _positions(config: Any, given: Any, past: KVCache | None, batch: Size, seq: Size) -> Array:
     """The positions given; else they go on from the cache, or begin with 0."""
     longest, limit_name = config.max_position_embeddings, config.name_of("max_position_embeddings")
     if given is not None:
@@ -129,7 +130,7 @@ def _positions(config: Any, given: Any, past: KVCache | None, batch: int, seq: i
     return (past.index + jnp.arange(seq))[None]
 
 
-def _attention_mask(mask: Any, past: KVCache | None, batch: int, seq: int) -> Array | None:
+def _attention_mask(mask: Any, past: KVCache | None, batch: Size, seq: Size) -> Array | None:
     if mask is None:
         return None
     mask = zeros_and_ones("attention_mask", mask)
@@ -151,7 +152,7 @@ def _head_mask(config: Any, factors: Any) -> Array | None:
     return jnp.broadcast_to(factors, layers_heads)
 
 
-def _cache(config: Any, past: Any, batch: int, seq: int, decoder: bool) -> KVCache | None:
+def _cache(config: Any, past: Any, batch: Size, seq: Size, decoder: bool) -> KVCache | None:
     if past is None:
         return None
     if not decoder:
@@ -187,7 +188,7 @@ def _cache(config: Any, past: Any, batch: int, seq: int, decoder: bool) -> KVCac
 
 
 def encoder_inputs(
-    config: Any, states: Any, mask: Any, batch: int
+    config: Any, states: Any, mask: Any, batch: Size
 ) -> tuple[Array | None, Array | None]:
     """Checks an encoder's states, `(batch, encoder_seq, hidden)`, and their padding mask.
 

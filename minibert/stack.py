@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Inexact
 
 from minibert.attention import divisor
 from minibert.cache import BlockOutput, KVCache, decoder_mask
+from minibert.checks import known
 from minibert.errors import InputError
 from minibert.inputs import ModelInputs
 from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -84,6 +85,8 @@ def _run(block: Any, *given: Any) -> BlockOutput:
 def _run_in_groups(block: Any, hidden: Array, *given: Any) -> BlockOutput:
     """One block, in a program for a CPU given some rows at a time."""
     *arrays, layer, key = given
+    if not known(hidden.shape):
+        return _run(block, hidden, *given)
     rows = divisor(hidden.shape[0], TOKENS // hidden.shape[1])
     # for want of a divisor, groups could be so small that their products are slow
     small = rows == hidden.shape[0] or 2 * rows * hidden.shape[1] < TOKENS

@@ -1,0 +1,48 @@
+"""Environments of peers whose packages do not go together with ours.
+
+    python -m benchmarks setup
+
+makes them in out/environments, anew if they are there: the last transformers with Flax models, and
+KerasHub on JAX. What finds none of them leaves those peers out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+
+from rich.console import Console
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FOLDER = os.path.join(ROOT, "out", "environments")
+PACKAGES = {
+    "flax": ("transformers==4.57.6", "flax", "jax", "safetensors"),
+    "keras": ("keras-hub==0.32.0", "jax", "safetensors"),
+}
+
+
+def python(name: str) -> str | None:
+    """The interpreter of an environment; None if it was not made."""
+    path = os.path.join(FOLDER, name, "bin", "python")
+    return path if os.path.exists(path) else None
+
+
+def versions(interpreter: str) -> dict[str, str]:
+    """What is installed there, by name."""
+    command = [interpreter, "-m", "pip", "list", "--format=json"]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return {one["name"]: one["version"] for one in found}
+
+
+def setup() -> None:
+    """Makes all of them."""
+    console = Console(stderr=True)
+    for name, packages in PACKAGES.items():
+        folder = os.path.join(FOLDER, name)
+        with console.status(f"{name}: {' '.join(packages)}"):
+            venv.create(folder, clear=True, with_pip=True)
+            install = [os.path.join(folder, "bin", "python"), "-m", "pip", "install", "--quiet"]
+            if subprocess.run([*install, *packages]).returncode:
+                sys.exit(f"{name}: not installed")
+        console.print(f"{name}: {folder}", soft_wrap=True)

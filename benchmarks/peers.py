@@ -1,0 +1,234 @@
+"""BERT's forward pass, ours and others', each in a process of its own.
+
+    python -m benchmarks.peers NAME FOLDER DTYPE
+
+is such a process. It loads the model of a folder, says how long that took, and then answers each
+line of stdin, a file with ids and mask, by the seconds of a forward pass, once the states are in a
+file beside it. It imports nothing that another's environment lacks.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import environments
+from benchmarks.memory import forget_peak, resident
+
+TORCH = ("torch", "transformers.models.bert.modeling_bert")
+ONNX = ("onnxruntime", "onnxscript")
+# for a model is one of several on a device; Keras asks for its backend when it is imported
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "KERAS_BACKEND": "jax",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
+
+Forward = Callable[[np.ndarray, np.ndarray], Any]
+
+
+class Contender(NamedTuple):
+    """One way to compute last states.
+
+    Attributes:
+        make: from a folder and a dtype to a forward pass that ends when its states are there, and
+            to what makes a numpy array of them.
+        imports: what is imported before anything is measured.
+        environment: see `environments`; None for ours.
+        needs: packages that are not among the tests' dependencies.
+        narrow: whether it computes in bfloat16 too.
+    """
+
+    make: Callable[[str, str], tuple[Forward, Callable[[Any], np.ndarray]]]
+    imports: tuple[str, ...]
+    environment: str | None = None
+    needs: tuple[str, ...] = ()
+    narrow: bool = False
+
+
+def _minibert(folder: str, dtype: str) -> tuple[Forward, Any]:
+    import jax
+
+    import minibert
+
+    model = minibert.BertModel.from_pretrained(folder, dtype=dtype, param_dtype=dtype)
+    fast = minibert.compiled(model)
+
+    def forward(ids: np.ndarray, mask: np.ndarray) -> Any:
+        return jax.block_until_ready(fast(ids, attention_mask=mask).last_hidden_state)
+
+    return forward, lambda states: np.asarray(states, np.float32)
+
+
+def _torch(folder: str, dtype: str, compile_it: bool = False) -> tuple[Forward, Any]:
+    import torch
+    from transformers import AutoModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": getattr(torch, dtype)}
+    model = AutoModel.from_pretrained(folder, **options).eval().to(device)
+    run = torch.compile(model, dynamic=False) if compile_it else model
+
+    def forward(ids: np.ndarray, mask: np.ndarray) -> Any:
+        with torch.inference_mode():
+            given = (torch.from_numpy(array).to(device) for array in (ids, mask))
+            states = run(*given).last_hidden_state
+            if device == "cuda":
+                torch.cuda.synchronize()
+        return states
+
+    return forward, lambda states: states.float().cpu().numpy()
+
+
+def _onnxruntime(folder: str, dtype: str) -> tuple[Forward, Any]:
+    from benchmarks import onnx
+
+    session = onnx.session(folder)
+    forward = lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # noqa: E731
+    return forward, lambda states: states
+
+
+def _flax(folder: str, dtype: str) -> tuple[Forward, Any]:
+    import jax
+    from transformers import FlaxBertModel
+
+    model = FlaxBertModel.from_pretrained(folder)
+    run = jax.jit(lambda params, ids, mask: model(ids, mask, params=params).last_hidden_state)
+
+    def forward(ids: np.ndarray, mask: np.ndarray) -> Any:
+        return run(model.params, ids, mask).block_until_ready()
+
+    return forward, np.asarray
+
+
+def _keras(folder: str, dtype: str) -> tuple[Forward, Any]:
+    import jax
+    import keras_hub
+
+    model = keras_hub.models.BertBackbone.from_preset(folder)
+    trained, fixed = (
+        [variable.value for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
+
+    @jax.jit
+    def run(trained: Any, fixed: Any, ids: Any, mask: Any) -> Any:
+        given = {"token_ids": ids, "padding_mask": mask, "segment_ids": ids * 0}
+        return model.stateless_call(trained, fixed, given)[0]["sequence_output"]
+
+    return lambda ids, mask: run(trained, fixed, ids, mask).block_until_ready(), np.asarray
+
+
+CONTENDERS = {
+    "minibert": Contender(_minibert, ("minibert.names",), narrow=True),
+    "PyTorch": Contender(_torch, TORCH, narrow=True),
+    "torch.compile": Contender(functools.partial(_torch, compile_it=True), TORCH, narrow=True),
+    "onnxruntime": Contender(_onnxruntime, (*TORCH, "onnxruntime"), needs=ONNX),
+    "transformers 4, Flax": Contender(_flax, ("transformers.models.bert",), environment="flax"),
+    "KerasHub": Contender(_keras, ("keras_hub",), environment="keras"),
+}
+
+
+def installed(dtype: str) -> list[str]:
+    """The contenders there are; a line on stderr for one that is not."""
+    found = []
+    for name, contender in CONTENDERS.items():
+        missing = [each for each in contender.needs if importlib.util.find_spec(each) is None]
+        environment = contender.environment
+        if missing:
+            print(f"{name}: {missing[0]} is not installed: left out", file=sys.stderr)
+        elif environment is not None and environments.python(environment) is None:
+            print(f"{name}: left out; python -m benchmarks setup installs it", file=sys.stderr)
+        elif contender.narrow or dtype == "float32":
+            found.append(name)
+    return found
+
+
+class Peer:
+    """A process with a contender in it; a context manager.
+
+    Attributes:
+        load: seconds that its load took.
+    """
+
+    def __init__(self, name: str, folder: str, dtype: str):
+        interpreter = sys.executable
+        if (environment := CONTENDERS[name].environment) is not None:
+            interpreter = environments.python(environment) or sys.exit(f"{name}: no environment")
+        self._name = name
+        self._scratch = tempfile.TemporaryDirectory()
+        self._errors = os.path.join(self._scratch.name, "stderr")
+        with open(self._errors, "w") as errors:
+            self._process = subprocess.Popen(
+                [interpreter, "-m", "benchmarks.peers", name, folder, dtype],
+                cwd=environments.ROOT,
+                env=os.environ | ENVIRONMENT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self.load: float = self._answer()["load"]
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray, float]:
+        """The seconds of a forward pass, its states, and bytes at the peak beyond the imports."""
+        path = os.path.join(self._scratch.name, "batch.npz")
+        np.savez(path, ids=ids, mask=mask)
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        return answer["seconds"], np.load(f"{path}.states.npy"), answer["memory"]
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        with open(self._errors) as file:
+            sys.exit(f"{self._name} failed:\n{file.read()}")
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        self._scratch.cleanup()
+
+
+def serve(name: str, folder: str, dtype: str) -> None:
+    """What such a process does."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    contender = CONTENDERS[name]
+    for module in contender.imports:
+        importlib.import_module(module)
+    with contextlib.suppress(OSError):
+        forget_peak()
+    before, start = resident("VmRSS"), time.perf_counter()
+    forward, fetch = contender.make(folder, dtype)
+    print(json.dumps({"load": time.perf_counter() - start}), file=answers, flush=True)
+    for line in sys.stdin:
+        path = line.rstrip("\n")
+        given = np.load(path)
+        ids, mask = given["ids"], given["mask"]
+        start = time.perf_counter()
+        states = forward(ids, mask)
+        seconds = time.perf_counter() - start
+        memory = resident("VmHWM") - before
+        np.save(f"{path}.states.npy", fetch(states))
+        print(json.dumps({"seconds": seconds, "memory": memory}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -1,0 +1,90 @@
+"""A model's program for processes that have neither minibert nor Flax."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from minibert.compilation import compiled
+from minibert.errors import InputError
+from tiny import drawn
+
+IDS = np.arange(1, 22, dtype=np.int64).reshape(3, 7)
+MASK = np.arange(7) < np.array([7, 5, 2])[:, None]
+
+
+def single(name: str):
+    """A tiny model in float32."""
+    with jax.enable_x64(True):
+        model = drawn(name)
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(np.float32(leaf)), model)
+
+
+ALONE = """
+import sys
+import jax, jax.export
+import numpy as np
+
+given = dict(np.load(sys.argv[2]))
+inputs = {name: given.pop(name) for name in ("input_ids", "attention_mask", "token_type_ids")}
+with open(sys.argv[1], "rb") as file:
+    program = jax.export.deserialize(file.read())
+for rows in (3, 2):
+    cut = {name: array[:rows, : rows + 4] for name, array in inputs.items()}
+    np.savez(f"{sys.argv[3]}-{rows}", **program.call(given, cut))
+assert "minibert" not in sys.modules and "flax" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("name", ["BertModel", "GPT2LMHeadModel"])
+def test_exported_to_a_process_without_it(name, tmp_path):
+    model = single(name)
+    inputs = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": IDS % 2}
+    inputs = {name: array.astype(np.int32) for name, array in inputs.items()}
+    fast = compiled(model)
+    program = fast.export(inputs=tuple(inputs), platforms=["cpu", "tpu"])
+    assert program.platforms == ("cpu", "tpu")
+    (tmp_path / "program").write_bytes(program.serialize())
+    np.savez(tmp_path / "given.npz", **fast.parameters, **inputs)
+    subprocess.run(
+        [sys.executable, "-c", ALONE, tmp_path / "program", tmp_path / "given.npz", "out"],
+        cwd=tmp_path,
+        check=True,
+    )
+    for rows in (3, 2):  # sizes left open
+        found = np.load(tmp_path / f"out-{rows}.npz")
+        expected = model(**{name: array[:rows, : rows + 4] for name, array in inputs.items()})
+        assert list(found) == [name for name in expected if name != "past_key_values"]
+        for key in found:
+            np.testing.assert_allclose(found[key], expected[key], atol=1e-5)
+
+
+def test_exported_with_options_and_sizes():
+    fast = compiled(single("BertModel"))
+    program = fast.export((3, 7), inputs=["input_ids"], output_hidden_states=True)
+    assert [shape.shape for shape in program.in_avals[-1:]] == [(3, 7)]
+    out = program.call(fast.parameters, {"input_ids": IDS.astype(np.int32)})
+    states = fast(IDS, output_hidden_states=True).hidden_states
+    for ours, theirs in zip(out["hidden_states"], states, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    with pytest.raises(ValueError, match="shape"):
+        program.call(fast.parameters, {"input_ids": IDS[:2].astype(np.int32)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": ("batch",)}, r"shape: expected such as \('?\"batch\"'?, 128\), found"),
+        ({"shape": "batch, seq"}, "shape: expected such as"),
+        ({"shape": (3, 0)}, "shape: expected such as"),
+        ({"shape": ("batch", "2 * seq")}, "shape: expected such as"),
+        ({"shape": (2, 41)}, "41 positions"),
+        ({"inputs": "input_ids"}, "inputs: expected some of input_ids, attention_mask, token_type"),
+        ({"inputs": ["input_ids", "head_mask"]}, "inputs: expected some of .* 'head_mask'"),
+    ],
+)
+def test_exports_that_are_none(options, message):
+    with pytest.raises(InputError, match=message):
+        compiled(single("BertModel")).export(**options)
