@@ -45,7 +45,8 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "load": Benchmark("load", "a checkpoint, beside transformers"),
-    "forward": Benchmark("forward", "BERT, beside PyTorch, torch.compile and onnxruntime"),
+    "forward": Benchmark("forward", "BERT, beside PyTorch, onnxruntime and others"),
+    "growth": Benchmark("growth", "BERT's cost against length, rows and size"),
     "host": Benchmark("host", "what a call costs the host", tiny=("--calls", "3")),
     "start": Benchmark("start", "a process's start to vectors, beside sentence-transformers"),
     "embed": Benchmark("embed", "texts, beside sentence-transformers and onnxruntime"),

@@ -64,6 +64,13 @@ def model_folder(size: str) -> Iterator[str]:
     if config is None:
         yield minilm()
         return
+    with random_folder(config) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def random_folder(config: dict[str, int]) -> Iterator[str]:
+    """A folder with a BERT of random weights, which is swept afterwards."""
     from flax import nnx
 
     import minibert
@@ -127,7 +134,7 @@ def compare(sizes: list[str], dtype: str, repeats: int) -> Report:
             loads[size] = {name: run.load for name, run in runs.items()}
             for shape in shapes:
                 given = batch(shape, config.vocab_size)
-                cell = _cell(runs, *given, measure, repeats, TOLERANCE[dtype])
+                cell = in_turn(runs, *given, measure, repeats, TOLERANCE[dtype])
                 cell["share"] = products(config, shape) / cell["seconds"]["minibert"]
                 cell["share"] /= cell.pop("ceiling")
                 cells[f"{size} {shape[0]} × {shape[1]}"] = cell
@@ -147,7 +154,7 @@ def _config(folder: str) -> Any:
     return AutoConfig.from_pretrained(folder)
 
 
-def _cell(
+def in_turn(
     runs: dict[str, Any],
     ids: np.ndarray,
     mask: np.ndarray,
@@ -155,6 +162,7 @@ def _cell(
     repeats: int,
     tolerance: float,
 ) -> dict[str, Any]:
+    """A batch through every contender, in turns: seconds, memory, whose states are others."""
     first, states, memory = {}, {}, {}
     for name, run in runs.items():
         first[name], states[name], memory[name] = run(ids, mask)

@@ -1,0 +1,160 @@
+"""How time and memory of a forward pass grow with the text, the batch and the model.
+
+    python -m benchmarks.growth [--repeats 3] [--picture PATH] [--json PATH]
+
+BERTs of random weights in float32, each contender in a process of its own, in turns, as in
+`benchmarks.forward`. In each column of the picture one thing grows; the others are those of a BERT
+of six layers of 384 with eight rows of 128. Beside the times stands what the matrix products alone
+would take at the rate that the machine does them at.
+"""
+
+import contextlib
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks import reporting
+from benchmarks.forward import batch, ceiling, in_turn, products, random_folder
+from benchmarks.peers import Peer, installed
+from benchmarks.reporting import Report
+
+CONTENDERS = ("minibert", "PyTorch", "onnxruntime")
+LENGTHS = (16, 32, 64, 128, 256, 512)
+ROWS = (1, 2, 4, 8, 16, 32)
+MODELS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, hidden
+MIDDLE = ((6, 384), 8, 128)
+GROWING = {
+    "length": "tokens of a row (8 rows, 6 layers of 384)",
+    "rows": "rows (of 128 tokens, 6 layers of 384)",
+    "model": "million weights of the layers (8 rows of 128 tokens)",
+}
+
+Model = tuple[int, int]
+
+
+def config_of(model: Model) -> dict[str, int]:
+    """The config's fields of a model of some layers."""
+    layers, hidden = model
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": hidden // 64,
+        "intermediate_size": 4 * hidden,
+    }
+
+
+def points(tiny: bool) -> dict[str, list[tuple[Model, int, int]]]:
+    """What is measured for each thing that grows: the model, rows and their length."""
+    model, rows, length = MIDDLE
+    found = {
+        "length": [(model, rows, each) for each in LENGTHS],
+        "rows": [(model, each, length) for each in ROWS],
+        "model": [(each, rows, length) for each in MODELS],
+    }
+    return {name: each[:2] for name, each in found.items()} if tiny else found
+
+
+def place(growing: str, point: tuple[Model, int, int]) -> float:
+    """Where a point stands on its axis."""
+    (layers, hidden), rows, length = point
+    return {"length": length, "rows": rows, "model": 12 * layers * hidden**2 / 1e6}[growing]
+
+
+def compare(repeats: int, tiny: bool) -> Report:
+    """Every contender in turn, at every point."""
+    measure = ceiling("float32")
+    names = [name for name in installed("float32") if name in CONTENDERS]
+    wanted = points(tiny)
+    found: dict[Any, Any] = {}
+    for model in dict.fromkeys(point[0] for each in wanted.values() for point in each):
+        config = config_of(model)
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(random_folder(config))
+            runs = {name: stack.enter_context(Peer(name, folder, "float32")) for name in names}
+            mine = [point for each in wanted.values() for point in each if point[0] == model]
+            # ascending, since a process's peak does not come down
+            for point in sorted(dict.fromkeys(mine), key=lambda point: point[1] * point[2]):
+                ids, mask = batch(point[1:], 30522)
+                found[point] = in_turn(runs, ids, mask, measure, repeats, 5e-5)
+                found[point]["operations"] = products(SimpleNamespace(**config), point[1:])
+    best = max(cell.pop("ceiling") for cell in found.values())
+    curves = {
+        growing: [{"at": place(growing, point), **found[point]} for point in each]
+        for growing, each in wanted.items()
+    }
+    taken = reporting.taken_on("jax", "torch", "transformers")
+    return {"repeats": repeats, "ceiling": best, "contenders": names, "curves": curves, **taken}
+
+
+def table(report: Report) -> Table:
+    """The report as a table."""
+    names = report["contenders"]
+    columns = [f"{name}, {unit}" for name, unit in itertools.product(names, ("ms", "MB"))]
+    title = f"Forward passes, the least of {report['repeats']}, and peak memory beyond the imports"
+    made = reporting.table(report, title, *columns, "products alone, ms")
+    for growing, cells in report["curves"].items():
+        made.add_section()
+        made.add_row(GROWING[growing], style="bold")
+        for cell in cells:
+            numbers = [
+                text
+                for name in names
+                for text in (
+                    f"{1000 * cell['seconds'][name]:.1f}",
+                    f"{cell['memory'][name] / 1e6:,.0f}",
+                )
+            ]
+            alone = 1000 * cell["operations"] / report["ceiling"]
+            made.add_row(f"{cell['at']:.4g}", *numbers, f"{alone:.1f}")
+    return made
+
+
+def picture(report: Report) -> Any:
+    """The report as a matplotlib figure: times above, memory below."""
+    from minibert.plots import COLOURS, GREY, figure
+
+    made = figure(13, 7)
+    panels = made.subplots(2, len(report["curves"]), sharex="col", sharey="row", squeeze=False)
+    for column, (growing, cells) in zip(panels.T, report["curves"].items(), strict=True):
+        at = [cell["at"] for cell in cells]
+        for name, colour, mark in zip(report["contenders"], COLOURS, "os^", strict=False):
+            seconds = [1000 * cell["seconds"][name] for cell in cells]
+            memory = [cell["memory"][name] / 1e6 for cell in cells]
+            column[0].loglog(at, seconds, color=colour, marker=mark, label=name)
+            column[1].loglog(at, memory, color=colour, marker=mark, label=name)
+        alone = [1000 * cell["operations"] / report["ceiling"] for cell in cells]
+        column[0].loglog(at, alone, color=GREY, linestyle="--", label="matrix products alone")
+        column[1].set_xlabel(GROWING[growing])
+        for panel in column:
+            panel.set_xticks(at, [f"{one:.3g}" for one in at])
+            panel.set_xticks([], minor=True)
+            panel.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("time of a forward pass (ms)")
+    panels[1, 0].set_ylabel("peak memory (MB)")
+    panels[0, 0].legend()
+    made.suptitle("What a forward pass of BERT costs, float32")
+    return made
+
+
+def faults(report: Report) -> list[str]:
+    """None: there is no bound to a curve."""
+    return []
+
+
+def main() -> None:
+    """Measures, prints and draws."""
+    parser = reporting.parser("growth", __doc__)
+    parser.add_argument("--size", choices=["tiny", "full"], default="full", help="of the curves")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--picture", metavar="PATH", help="where to draw the curves")
+    arguments = parser.parse_args()
+    report = compare(arguments.repeats, arguments.size == "tiny")
+    reporting.finish(report, table(report), arguments, faults)
+    if arguments.picture:
+        picture(report).savefig(arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
