@@ -2,8 +2,8 @@
 
     python -m benchmarks.embed [--repeats 5] [--json PATH] [--check] [--size minilm] [--ragged]
 
-all-MiniLM-L6-v2 in float32, on the device that is found, on 5,000 texts of natural lengths: words of
-LICENSE, 40 tokens in the middle, a tail past what the model takes. minibert and
+all-MiniLM-L6-v2 in float32, on the device that is found, on 5,000 texts of natural lengths: words
+of LICENSE, 40 tokens in the middle, a tail past what the model takes. minibert and
 sentence-transformers run as they come; their vectors are compared first. onnxruntime, where it is
 installed, is given minibert's own batches: the same padding, so that the programs alone differ. The
 contenders take turns, so that a busy machine slows all alike, and ratios are taken turn by turn.

@@ -3,22 +3,24 @@
     python -m benchmarks setup
 
 makes them in out/environments, anew if they are there: the last transformers with Flax models, and
-KerasHub on JAX. What finds none of them leaves those peers out.
+KerasHub, both on our version of JAX. What finds none of them leaves those peers out.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
 
 from rich.console import Console
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDER = os.path.join(ROOT, "out", "environments")
 PACKAGES = {
-    "flax": ("transformers==4.57.6", "flax", "jax", "safetensors"),
-    "keras": ("keras-hub==0.32.0", "jax", "safetensors"),
+    "flax": ("transformers==4.57.6", "flax", "safetensors"),
+    "keras": ("keras-hub==0.32.0", "safetensors"),
 }
 
 
@@ -37,12 +39,13 @@ def versions(interpreter: str) -> dict[str, str]:
 
 def setup() -> None:
     """Makes all of them."""
-    console = Console(stderr=True)
+    console, ours = Console(stderr=True), f"jax=={version('jax')}"
     for name, packages in PACKAGES.items():
         folder = os.path.join(FOLDER, name)
         with console.status(f"{name}: {' '.join(packages)}"):
             venv.create(folder, clear=True, with_pip=True)
             install = [os.path.join(folder, "bin", "python"), "-m", "pip", "install", "--quiet"]
-            if subprocess.run([*install, *packages]).returncode:
+            if subprocess.run([*install, *packages, ours]).returncode:
+                shutil.rmtree(folder)
                 sys.exit(f"{name}: not installed")
         console.print(f"{name}: {folder}", soft_wrap=True)

@@ -7,7 +7,7 @@ lengths, padded, with a mask. Last states are compared, padding left out, before
 who has other states is timed too, but not counted. Each contender is in a process of its own, and
 they take turns, so that a busy machine slows all alike; they rest before each turn: the threads of
 PyTorch and of onnxruntime spin for a while after a call, JAX's do not. A short pass comes after
-another that is not timed, so that cores are awake and caches its own. Times are the least of the
+ten that are not timed, so that cores are awake and caches its own. Times are the least of the
 turns; peers in environments of their own come by `python -m benchmarks setup`.
 
 Beside the times: the share of what the machine does in matrix products alone, measured in between.
@@ -36,7 +36,8 @@ from benchmarks.reporting import Report
 MAX_RATIO = 1.0  # of the least times, minibert's to the fastest other's
 TOLERANCE = {"float32": 5e-5, "bfloat16": 0.2}  # of a state
 REST = 0.05  # seconds before a turn
-SHORT = 0.1  # seconds
+SHORT = 0.1  # seconds of a pass that comes after others
+WARM = 10  # of them
 
 Shape = tuple[int, int]
 
@@ -52,6 +53,7 @@ SIZES: dict[str, dict[str, int] | None] = {
     "base": {},
 }
 SHAPES: dict[str, list[Shape]] = {
+    "tiny": [(1, 8), (2, 16)],
     "cpu": [(1, 32), (8, 128), (32, 128), (4, 512)],
     "gpu": [(1, 32), (32, 128), (256, 128), (64, 512)],
 }
@@ -123,10 +125,12 @@ def compare(sizes: list[str], dtype: str, repeats: int) -> Report:
     measure = ceiling(dtype)
     import jax
 
-    device = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    names, cells, loads = installed(dtype), {}, {}
+    device = jax.default_backend()
+    if device != "cpu":
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # elsewhere float32 is rounded
+    names, cells, loads = installed(dtype, device), {}, {}
     for size in sizes:
-        shapes = [(1, 8), (2, 16)] if size == "tiny" else SHAPES[device]
+        shapes = SHAPES["tiny" if size == "tiny" else device]
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(model_folder(size))
             config = _config(folder)
@@ -143,7 +147,7 @@ def compare(sizes: list[str], dtype: str, repeats: int) -> Report:
         if (environment := CONTENDERS[name].environment) is not None:
             there = environments.versions(environments.python(environment) or "")
             package = environments.PACKAGES[environment][0].partition("==")[0]
-            taken["versions"] |= {f"{name}:": f"{package} {there[package]}"}
+            taken["versions"] |= {f"{name}:": f"{package} {there[package]} (jax {there['jax']})"}
     report = {"repeats": repeats, "dtype": dtype, "device": jax.devices()[0].device_kind}
     return report | {"cells": cells, "loads": loads, "contenders": names, **taken}
 
@@ -166,6 +170,7 @@ def in_turn(
     first, states, memory = {}, {}, {}
     for name, run in runs.items():
         first[name], states[name], memory[name] = run(ids, mask)
+    short = min(run(ids, mask)[0] for run in runs.values()) < SHORT
     differ = {}
     for name, state in states.items():
         apart = np.abs(np.where(mask[..., None], state - states["minibert"], 0)).max()
@@ -175,9 +180,10 @@ def in_turn(
     most = 0.0
     for _, (name, run) in itertools.product(range(repeats), runs.items()):
         time.sleep(REST)
-        if first[name] < SHORT or (seconds[name] and seconds[name][-1] < SHORT):
+        for _ in range(WARM if short else 0):
             run(ids, mask)
-        taken, _, memory[name] = run(ids, mask)
+        taken, _, peak = run(ids, mask)
+        memory[name] = max(memory[name], peak)
         seconds[name].append(taken)
         if name == "minibert":
             most = max(most, measure())
@@ -222,8 +228,8 @@ def tables(report: Report) -> Group:
             beside.add_row(
                 f"{name}: first call, s", *(f"{cell['first'][each]:.2f}" for each in names)
             )
-        last = [*cells.values()][-1]["memory"]
-        beside.add_row(f"{size}: peak, MB", *(f"{last[name] / 1e6:,.0f}" for name in names))
+        peaks = [max(cell["memory"][name] for cell in cells.values()) for name in names]
+        beside.add_row(f"{size}: peak, MB", *(f"{peak / 1e6:,.0f}" for peak in peaks))
     apart = {}
     for cell in report["cells"].values():
         for name, found in cell["differ"].items():

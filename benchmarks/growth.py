@@ -10,6 +10,7 @@ would take at the rate that the machine does them at.
 
 import contextlib
 import itertools
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,10 @@ def place(growing: str, point: tuple[Model, int, int]) -> float:
 def compare(repeats: int, tiny: bool) -> Report:
     """Every contender in turn, at every point."""
     measure = ceiling("float32")
-    names = [name for name in installed("float32") if name in CONTENDERS]
+    import jax
+
+    device = jax.default_backend()
+    names = [name for name in installed("float32", device) if name in CONTENDERS]
     wanted = points(tiny)
     found: dict[Any, Any] = {}
     for model in dict.fromkeys(point[0] for each in wanted.values() for point in each):
@@ -74,10 +78,11 @@ def compare(repeats: int, tiny: bool) -> Report:
             folder = stack.enter_context(random_folder(config))
             runs = {name: stack.enter_context(Peer(name, folder, "float32")) for name in names}
             mine = [point for each in wanted.values() for point in each if point[0] == model]
-            # ascending, since a process's peak does not come down
-            for point in sorted(dict.fromkeys(mine), key=lambda point: point[1] * point[2]):
+            for point in dict.fromkeys(mine):
                 ids, mask = batch(point[1:], 30522)
                 found[point] = in_turn(runs, ids, mask, measure, repeats, 5e-5)
+                if found[point]["differ"]:
+                    sys.exit(f"{point}: other states than minibert's: {found[point]['differ']}")
                 found[point]["operations"] = products(SimpleNamespace(**config), point[1:])
     best = max(cell.pop("ceiling") for cell in found.values())
     curves = {

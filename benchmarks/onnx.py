@@ -1,9 +1,13 @@
 """PyTorch's model as a program of onnxruntime's."""
 
 import os
+import subprocess
+import sys
 import tempfile
 import warnings
 from typing import Any
+
+from benchmarks.environments import ROOT
 
 
 def session(folder: str) -> Any:
@@ -12,7 +16,10 @@ def session(folder: str) -> Any:
 
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "model.onnx")
-        _export(folder, path)
+        # in a process of its own: PyTorch's memory and threads are not onnxruntime's
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.onnx", folder, path], cwd=ROOT, check=True
+        )
         return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
@@ -43,3 +50,7 @@ def _export(folder: str, path: str) -> None:
             dynamo=True,
             verbose=False,
         )
+
+
+if __name__ == "__main__":
+    _export(*sys.argv[1:])

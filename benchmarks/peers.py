@@ -27,7 +27,7 @@ from benchmarks.memory import forget_peak, resident
 
 TORCH = ("torch", "transformers.models.bert.modeling_bert")
 ONNX = ("onnxruntime", "onnxscript")
-# for a model is one of several on a device; Keras asks for its backend when it is imported
+# several models share a device; Keras reads its backend at its import
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "KERAS_BACKEND": "jax",
@@ -47,14 +47,14 @@ class Contender(NamedTuple):
         imports: what is imported before anything is measured.
         environment: see `environments`; None for ours.
         needs: packages that are not among the tests' dependencies.
-        narrow: whether it computes in bfloat16 too.
+        anywhere: whether it computes on accelerators, and in bfloat16, too.
     """
 
     make: Callable[[str, str], tuple[Forward, Callable[[Any], np.ndarray]]]
     imports: tuple[str, ...]
     environment: str | None = None
     needs: tuple[str, ...] = ()
-    narrow: bool = False
+    anywhere: bool = False
 
 
 def _minibert(folder: str, dtype: str) -> tuple[Forward, Any]:
@@ -131,17 +131,17 @@ def _keras(folder: str, dtype: str) -> tuple[Forward, Any]:
 
 
 CONTENDERS = {
-    "minibert": Contender(_minibert, ("minibert.names",), narrow=True),
-    "PyTorch": Contender(_torch, TORCH, narrow=True),
-    "torch.compile": Contender(functools.partial(_torch, compile_it=True), TORCH, narrow=True),
-    "onnxruntime": Contender(_onnxruntime, (*TORCH, "onnxruntime"), needs=ONNX),
+    "minibert": Contender(_minibert, ("minibert.names",), anywhere=True),
+    "PyTorch": Contender(_torch, TORCH, anywhere=True),
+    "torch.compile": Contender(functools.partial(_torch, compile_it=True), TORCH, anywhere=True),
+    "onnxruntime": Contender(_onnxruntime, ("onnxruntime",), needs=ONNX),
     "transformers 4, Flax": Contender(_flax, ("transformers.models.bert",), environment="flax"),
     "KerasHub": Contender(_keras, ("keras_hub",), environment="keras"),
 }
 
 
-def installed(dtype: str) -> list[str]:
-    """The contenders there are; a line on stderr for one that is not."""
+def installed(dtype: str, device: str) -> list[str]:
+    """The contenders there are for it; a line on stderr for one that is not installed."""
     found = []
     for name, contender in CONTENDERS.items():
         missing = [each for each in contender.needs if importlib.util.find_spec(each) is None]
@@ -150,7 +150,7 @@ def installed(dtype: str) -> list[str]:
             print(f"{name}: {missing[0]} is not installed: left out", file=sys.stderr)
         elif environment is not None and environments.python(environment) is None:
             print(f"{name}: left out; python -m benchmarks setup installs it", file=sys.stderr)
-        elif contender.narrow or dtype == "float32":
+        elif contender.anywhere or (dtype, device) == ("float32", "cpu"):
             found.append(name)
     return found
 
@@ -213,8 +213,6 @@ def serve(name: str, folder: str, dtype: str) -> None:
     contender = CONTENDERS[name]
     for module in contender.imports:
         importlib.import_module(module)
-    with contextlib.suppress(OSError):
-        forget_peak()
     before, start = resident("VmRSS"), time.perf_counter()
     forward, fetch = contender.make(folder, dtype)
     print(json.dumps({"load": time.perf_counter() - start}), file=answers, flush=True)
@@ -222,6 +220,8 @@ def serve(name: str, folder: str, dtype: str) -> None:
         path = line.rstrip("\n")
         given = np.load(path)
         ids, mask = given["ids"], given["mask"]
+        with contextlib.suppress(OSError):
+            forget_peak()
         start = time.perf_counter()
         states = forward(ids, mask)
         seconds = time.perf_counter() - start

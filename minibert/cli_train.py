@@ -37,7 +37,8 @@ def train(
     from minibert.train import keep_memory  # not earlier: it brings in what only training needs
     from minibert.train.job import run
 
-    keep_memory()
+    if device in (None, "cpu"):
+        keep_memory()  # before JAX's threads begin
     with settings(device):
         chosen = read_settings(path, {k: v for k, v in given.items() if v not in (None, [])})
         result = run(chosen, resume=resume, overwrite=overwrite)

@@ -18,9 +18,10 @@ from flax import nnx
 from minibert.cache import KVCache
 from minibert.checks import as_array, checked_indices, checked_zeros_and_ones, whole
 from minibert.errors import InputError, shown
-from minibert.parameters import Structure, parameters
+from minibert.parameters import parameters
 
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.export
 PROGRAMS = 64  # functions kept in memory, each with a program a shape; the oldest go first
 
 
@@ -98,6 +99,7 @@ class Compiled:
         `export().serialize()` is bytes for a file. What `jax.export.deserialize` makes of them has
         a `call` that takes arrays by path, as in `parameters`, and int32 inputs by name; it returns
         the outputs by name. It does not check values: a word that the model does not know is NaN.
+        The precision of its products is the one that holds while it is exported.
 
         Args:
             shape: of the inputs; a name in place of a number leaves that size open.
@@ -108,16 +110,20 @@ class Compiled:
         Raises:
             InputError: an argument is wrong.
         """
-        if isinstance(inputs, str) or not set(inputs) <= EXPORTED & set(self._names):
+        allowed = EXPORTED & set(self._names)
+        if not isinstance(inputs, list | tuple) or not allowed.issuperset(inputs):
             known = ", ".join(name for name in self._names if name in EXPORTED)
             raise InputError(f"inputs: expected some of {known}; found {shown(inputs)}")
+        for name, value in options.items():
+            if name not in self._names or not isinstance(value, bool | int | str):
+                raise InputError(f"{name}: expected an option, no array; found {shown(value)}")
         sizes = _open_shape(shape, self.config.max_position_embeddings)
         if "use_cache" in self._names:
             options = {"use_cache": False} | options
-        structure = Structure(grouped(self.model))
 
         def call(arrays: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-            return dict(structure.build(arrays)(**given, **options))
+            leaves = [arrays[path] for path in self.parameters]
+            return dict(jax.tree.unflatten(self._treedef, leaves)(**given, **options))
 
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.parameters
@@ -166,7 +172,9 @@ def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
     """A shape for an export; what is open in its last size is at most what the model takes."""
     good = isinstance(shape, tuple | list) and len(shape) >= 2
     if not good or not all(
-        size.isidentifier() if isinstance(size, str) else type(size) is int and size > 0
+        size.isidentifier() and size not in OPERATORS
+        if isinstance(size, str)
+        else type(size) is int and size > 0
         for size in shape
     ):
         raise InputError(f'shape: expected such as ("batch", 128), found {shown(shape)}')

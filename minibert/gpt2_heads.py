@@ -14,6 +14,7 @@ from jaxtyping import Float, Integer
 
 from minibert.activations import activation
 from minibert.cache import KVCache
+from minibert.checks import known
 from minibert.errors import InputError
 from minibert.gpt2 import GPT2Model, GPT2PreTrainedModel
 from minibert.gpt2_config import GPT2Config
@@ -226,7 +227,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         """
         outputs = self.transformer(input_ids, *args, **kwargs)
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
-        if pad is None and hidden.shape[0] > 1:
+        if pad is None and not (known(hidden.shape) and hidden.shape[0] == 1):
             raise InputError(
                 f"input_ids: {hidden.shape[0]} rows, and config.pad_token_id, by which the last "
                 "token of each is found, is null; set it, or give one row"

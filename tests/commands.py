@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import pytest
 import transformers  # noqa: F401 - it logs to the stderr of its import, not to one command's
 from flax import nnx
 from typer.testing import CliRunner
@@ -37,5 +38,8 @@ def model_folder(folder: pathlib.Path, name: str, **config: Any) -> str:
 
 
 def run(*arguments: str) -> Any:
-    """The command, run in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    """The command, run in this process, whose memory is not the command's to keep."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "train" in arguments[:1]:
+            patch.setattr("minibert.train.keep_memory", lambda: False)
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])

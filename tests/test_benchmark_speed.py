@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import forward, host, start
+from benchmarks import environments, forward, growth, host, peers, start
 from benchmarks.__main__ import ROOT
 
 needs_peers = pytest.mark.skipif(
@@ -84,6 +84,89 @@ def test_runs(name, tmp_path):
         assert all(len(t) == 1 for cell in report["cells"].values() for t in cell["turns"].values())
 
 
+class Other:
+    """A contender whose states are a bit away; its seconds and memory come down call by call."""
+
+    def __init__(self, away: float, seconds: float):
+        self.away, self.seconds, self.calls = away, seconds, 0
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray, float]:
+        self.calls += 1
+        states = np.full((*ids.shape, 3), self.away, np.float32)
+        seconds = self.seconds * (1 + 1 / self.calls)
+        return seconds, np.where(mask[..., None], states, np.nan), 1e6 / self.calls
+
+
+def test_who_has_other_states_is_not_counted():
+    away = {"minibert": (0, 2.0), "near": (1e-5, 4.0), "slow": (0, 8.0), "far": (1e-3, 1.0)}
+    runs = {name: Other(*each) for name, each in away.items()}
+    cell = forward.in_turn(runs, *forward.batch((2, 8), 97), lambda: 7.0, 2, 5e-5)
+    assert cell["differ"] == {"far": pytest.approx(1e-3)}
+    assert cell["ratio"] == 0.5
+    assert cell["turns"]["far"] == [1 + 1 / 3, 1 + 1 / 4]  # the third call, and the fourth
+    assert cell["seconds"]["far"] == 1 + 1 / 4
+    assert cell["memory"]["far"] == 1e6
+    assert cell["ceiling"] == 7.0
+    del runs["near"], runs["slow"]
+    with pytest.raises(SystemExit, match="no other has minibert's states"):
+        forward.in_turn(runs, *forward.batch((2, 8), 97), lambda: 7.0, 2, 5e-5)
+
+
+def test_a_short_pass_comes_after_others(monkeypatch):
+    monkeypatch.setattr(forward, "REST", 0)
+    runs = {"minibert": Other(0, 0.05), "other": Other(0, 4.0)}  # short for one is short for all
+    forward.in_turn(runs, *forward.batch((2, 8), 97), lambda: 7.0, 2, 5e-5)
+    assert [run.calls for run in runs.values()] == [2 + 2 * (forward.WARM + 1)] * 2
+
+
+def test_a_peer_that_fails_says_why(tmp_path):
+    with pytest.raises(SystemExit, match=r"(?s)minibert failed:.*config\.json"):
+        peers.Peer("minibert", str(tmp_path), "float32")
+
+
+def test_what_is_not_installed_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(environments, "FOLDER", "/nowhere")
+    names = peers.installed("float32", "cpu")
+    assert names[:3] == ["minibert", "PyTorch", "torch.compile"]
+    assert "KerasHub" not in names
+    assert "KerasHub: left out; python -m benchmarks setup" in capsys.readouterr().err
+    assert peers.installed("bfloat16", "cpu") == peers.installed("float32", "gpu") == names[:3]
+
+
+def test_growth_is_drawn():
+    cell = {"seconds": {"minibert": 0.1, "PyTorch": 0.2}, "operations": 2e9}
+    cell["memory"] = {"minibert": 3e8, "PyTorch": 4e8}
+    curves = {
+        growing: [cell | {"at": growth.place(growing, point)} for point in points]
+        for growing, points in growth.points(tiny=False).items()
+    }
+    drawn = growth.picture(
+        {"contenders": ["minibert", "PyTorch"], "curves": curves, "ceiling": 1e11}
+    )
+    panels = drawn.axes
+    assert len(panels) == 6
+    assert [panel.get_xlabel() for panel in panels[3:]] == list(growth.GROWING.values())
+    assert panels[0].get_ylabel() == "time of a forward pass (ms)"
+    assert [line.get_label() for line in panels[0].lines][-1] == "matrix products alone"
+    np.testing.assert_allclose(panels[0].lines[-1].get_ydata(), 20)
+    assert [text.get_text() for text in panels[2].get_xticklabels()][-1] == "84.9"
+
+
+@needs_peers
+@pytest.mark.slow
+def test_growth_is_measured(monkeypatch):
+    monkeypatch.setattr(growth, "CONTENDERS", ("minibert", "PyTorch"))
+    monkeypatch.setattr(growth, "MIDDLE", ((1, 64), 2, 16))
+    monkeypatch.setattr(growth, "MODELS", ((1, 64), (2, 64)))
+    report = growth.compare(1, tiny=True)
+    assert [cell["at"] for cell in report["curves"]["length"]] == [16, 32]
+    assert growth.table(report).row_count == 9
+    for cells in report["curves"].values():
+        for cell in cells:
+            assert cell["seconds"].keys() == {"minibert", "PyTorch"}
+            assert all(0 < megabytes < 2e9 for megabytes in cell["memory"].values())
+
+
 @needs_peers
 @pytest.mark.slow
 def test_starts(tmp_path):
@@ -98,4 +181,4 @@ def test_an_unknown_one():
         [sys.executable, "-m", "benchmarks", "forwards"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "forwards: expected some of load, forward, host" in done.stderr
+    assert "forwards: expected some of load, forward, growth, host" in done.stderr

@@ -1,5 +1,6 @@
 """A model's program for processes that have neither minibert nor Flax."""
 
+import os
 import subprocess
 import sys
 
@@ -15,10 +16,10 @@ IDS = np.arange(1, 22, dtype=np.int64).reshape(3, 7)
 MASK = np.arange(7) < np.array([7, 5, 2])[:, None]
 
 
-def single(name: str):
+def single(name: str, **config: object):
     """A tiny model in float32."""
     with jax.enable_x64(True):
-        model = drawn(name)
+        model = drawn(name, **config)
     return jax.tree.map(lambda leaf: jax.numpy.asarray(np.float32(leaf)), model)
 
 
@@ -51,6 +52,7 @@ def test_exported_to_a_process_without_it(name, tmp_path):
     subprocess.run(
         [sys.executable, "-c", ALONE, tmp_path / "program", tmp_path / "given.npz", "out"],
         cwd=tmp_path,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
         check=True,
     )
     for rows in (3, 2):  # sizes left open
@@ -73,6 +75,25 @@ def test_exported_with_options_and_sizes():
         program.call(fast.parameters, {"input_ids": IDS[:2].astype(np.int32)})
 
 
+def test_exported_as_it_was_compiled():
+    model = single("BertModel")
+    fast = compiled(model)
+    model.train()  # with dropout, for which an export has no keys
+    with jax.default_matmul_precision("highest"):
+        program = fast.export((3, 7), inputs=["input_ids"])
+    assert "HIGHEST" in program.mlir_module()
+    assert "HIGHEST" not in fast.export((3, 7), inputs=["input_ids"]).mlir_module()
+    out = program.call(fast.parameters, {"input_ids": IDS.astype(np.int32)})
+    np.testing.assert_allclose(out["last_hidden_state"], fast(IDS).last_hidden_state, atol=1e-5)
+
+
+def test_open_rows_need_padding():
+    fast = compiled(single("GPT2ForSequenceClassification", pad_token_id=None))
+    assert fast.export((1, "seq")).serialize()
+    with pytest.raises(InputError, match=r"config\.pad_token_id"):
+        fast.export()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -81,6 +102,11 @@ def test_exported_with_options_and_sizes():
         ({"shape": (3, 0)}, "shape: expected such as"),
         ({"shape": ("batch", "2 * seq")}, "shape: expected such as"),
         ({"shape": (2, 41)}, "41 positions"),
+        ({"shape": ("max", "seq")}, "shape: expected such as"),
+        ({"attention_mask": None}, "attention_mask: expected an option"),
+        ({"head_mask": np.ones(2)}, "head_mask: expected an option, no array"),
+        ({"output_atentions": True}, "output_atentions: expected an option"),
+        ({"inputs": None}, "inputs: expected some of input_ids"),
         ({"inputs": "input_ids"}, "inputs: expected some of input_ids, attention_mask, token_type"),
         ({"inputs": ["input_ids", "head_mask"]}, "inputs: expected some of .* 'head_mask'"),
     ],

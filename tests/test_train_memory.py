@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from minibert.cli_train import train
 from minibert.train import keep_memory, memory
 
 PROGRAM = """
@@ -14,7 +15,8 @@ from minibert.train import keep_memory
 
 if sys.argv[1] == "kept":
     assert keep_memory()
-libc, size = ctypes.CDLL(None), 256 << 20
+libc, size = ctypes.CDLL(None), 65_536 * resource.getpagesize()
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 libc.malloc.restype = ctypes.c_void_p
 
 def use():
@@ -37,6 +39,24 @@ def test_pages_are_the_systems_once(kept, least, most):
     command = [sys.executable, "-c", PROGRAM, kept]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert least <= int(done.stdout) <= most
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [(None, ["kept", "run"]), ("cpu", ["kept", "run"]), ("tpu", ["run"])],
+)
+def test_the_command_keeps_it_before_jax_computes(device, expected, monkeypatch):
+    calls = []
+
+    def settings(device):
+        calls.append("run")
+        raise InterruptedError
+
+    monkeypatch.setattr("minibert.train.keep_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr("minibert.cli_train.settings", settings)
+    with pytest.raises(InterruptedError):
+        train("config.toml", device=device)
+    assert calls == expected
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):

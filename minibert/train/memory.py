@@ -11,14 +11,15 @@ def keep_memory() -> bool:
     """Lets this process keep the memory that it frees, for what it allocates next.
 
     A step on a CPU frees gigabytes of temporary arrays. glibc gives them back to the system, which
-    then clears page after page for the next step: between a tenth and half of the time of a step
-    of BERT-base. Kept, the process's memory stays at the most that it ever needed.
+    then clears page after page for the next step: a tenth of the time of a BERT-base step, and in
+    a virtual machine up to a third. Kept, a process's memory stays at the most it ever needed.
 
     It is for the process's beginning, before JAX's first computation: threads that run already
     keep heaps of their own. `minibert train` does it by itself.
 
     Returns:
-        Whether it was done: the C library is glibc.
+        Whether glibc took the settings; another allocator, such as a preloaded jemalloc, has its
+        own.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
