@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contenders import installed, minilm
+from benchmarks.forward import ceiling, products
 
 ONNX = "onnxruntime, minibert's batches"
 MIN_RATIOS = {"sentence-transformers": 1.5, ONNX: 1.2}  # of the rates, minibert's to theirs
@@ -154,6 +155,23 @@ RAGGED = {"minibert, shared rows": packed_encode, "minibert, padded": padded_enc
 OPTIONAL = {ONNX: ("onnxruntime", "onnxscript")}
 
 
+def operations(folder: str, texts: Sequence[str]) -> int:
+    """Multiplications and additions of the products in minibert's batches, padding included."""
+    from transformers import AutoConfig
+
+    import minibert
+    from minibert.batching import plan
+    from minibert.token_ids import TokenReader
+
+    encoder, config = (
+        minibert.SentenceEncoder.from_pretrained(folder),
+        AutoConfig.from_pretrained(folder),
+    )
+    reader = TokenReader(encoder.tokenizer, encoder.max_seq_length)
+    batches = plan([len(row) for row in reader.ids(texts)[0]], reader.longest)
+    return sum(products(config, (batch.rows, batch.length)) for batch in batches)
+
+
 def timed(encode: Encode, texts: Sequence[str]) -> tuple[float, np.ndarray]:
     """The seconds of an encoding, and its vectors."""
     start = time.perf_counter()
@@ -164,17 +182,19 @@ def timed(encode: Encode, texts: Sequence[str]) -> tuple[float, np.ndarray]:
 def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
     """Encodes the texts with every contender in turn, `repeats` times."""
     texts, made = corpus(SIZES[size]), CONTENDERS | (RAGGED if ragged else {})
+    measure, most = ceiling("float32"), 0.0
     with tempfile.TemporaryDirectory() as scratch:
-        encoders = installed(made, OPTIONAL, model_folder(scratch, size))
+        folder = model_folder(scratch, size)
+        encoders, work = installed(made, OPTIONAL, folder), operations(folder, texts)
         first = {name: timed(encode, texts) for name, encode in encoders.items()}
         for name, (_, vectors) in first.items():
             apart = np.abs(vectors - first["minibert"][1]).max()
             if not apart <= TOLERANCE:
                 sys.exit(f"{name}: its vectors are {apart:.1e} from minibert's: nothing to compare")
-        rounds = [
-            {name: timed(encode, texts)[0] for name, encode in encoders.items()}
-            for _ in range(repeats)
-        ]
+        rounds = []
+        for _ in range(repeats):
+            rounds.append({name: timed(encode, texts)[0] for name, encode in encoders.items()})
+            most = max(most, *(measure() for _ in range(5)))
     results = {
         name: {
             "first": first[name][0],
@@ -189,6 +209,8 @@ def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
         "texts": len(texts),
         "repeats": repeats,
         "results": results,
+        "operations": work / min(results["minibert"]["seconds"]),  # a second
+        "ceiling": most,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {"python": platform.python_version(), **_versions()},
     }
@@ -208,7 +230,9 @@ def table(report: dict[str, Any]) -> Table:
     """The report as a table."""
     printed = Table(
         title=f"{report['texts']:,} texts to vectors, {report['repeats']} times each",
-        caption=", ".join(f"{name} {number}" for name, number in report["versions"].items())
+        caption=f"minibert: {report['operations'] / 1e9:,.0f} GFLOP/s of products, of "
+        f"{report['ceiling'] / 1e9:,.0f} that the machine does alone; "
+        + ", ".join(f"{name} {number}" for name, number in report["versions"].items())
         + f"; {report['machine']}",
     )
     for column in ("", "texts/s", "minibert is", "first call"):

@@ -196,14 +196,20 @@ class Peer:
         if line := self._process.stdout.readline():
             return json.loads(line)
         with open(self._errors) as file:
-            sys.exit(f"{self._name} failed:\n{file.read()}")
+            said = file.read()
+        self.close()
+        sys.exit(f"{self._name} failed:\n{said}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+        self._scratch.cleanup()
 
     def __enter__(self) -> "Peer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-        self._scratch.cleanup()
+        self.close()
 
 
 def serve(name: str, folder: str, dtype: str) -> None:

@@ -90,7 +90,7 @@ class Compiled:
         self,
         shape: Any = ("batch", "seq"),
         *,
-        inputs: Sequence[str] = ("input_ids", "attention_mask"),
+        inputs: Any = ("input_ids", "attention_mask"),
         platforms: Sequence[str] | None = None,
         **options: Any,
     ) -> jax.export.Exported:

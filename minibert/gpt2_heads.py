@@ -227,7 +227,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         """
         outputs = self.transformer(input_ids, *args, **kwargs)
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
-        if pad is None and not (known(hidden.shape) and hidden.shape[0] == 1):
+        if pad is None and not (known(hidden.shape[:1]) and hidden.shape[0] == 1):
             raise InputError(
                 f"input_ids: {hidden.shape[0]} rows, and config.pad_token_id, by which the last "
                 "token of each is found, is null; set it, or give one row"

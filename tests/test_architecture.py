@@ -17,7 +17,8 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"assets", "errors", "printing"},
-    {"attention", "checks", "layers", "report", "sharding_rules", "strict_json"}
+    {"checks"},
+    {"attention", "layers", "report", "sharding_rules", "strict_json"}
     | {"processors", "sampling"}
     | {"pooling", "parameters", "embedding_outputs", "cli_shared", "progress", "plots"},
     {

@@ -149,7 +149,7 @@ def test_growth_is_drawn():
     assert panels[0].get_ylabel() == "time of a forward pass (ms)"
     assert [line.get_label() for line in panels[0].lines][-1] == "matrix products alone"
     np.testing.assert_allclose(panels[0].lines[-1].get_ydata(), 20)
-    assert [text.get_text() for text in panels[2].get_xticklabels()][-1] == "84.9"
+    assert [text.get_text() for text in panels[5].get_xticklabels()][-1] == "84.9"
 
 
 @needs_peers
