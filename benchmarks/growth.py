@@ -70,25 +70,21 @@ def compare(repeats: int, tiny: bool) -> Report:
 
     device = jax.default_backend()
     names = [name for name in installed("float32", device) if name in CONTENDERS]
-    wanted = points(tiny)
-    found: dict[Any, Any] = {}
-    for model in dict.fromkeys(point[0] for each in wanted.values() for point in each):
-        config = config_of(model)
-        with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(random_folder(config))
-            runs = {name: stack.enter_context(Peer(name, folder, "float32")) for name in names}
-            mine = [point for each in wanted.values() for point in each if point[0] == model]
-            for point in dict.fromkeys(mine):
-                ids, mask = batch(point[1:], 30522)
-                found[point] = in_turn(runs, ids, mask, measure, repeats, 5e-5)
-                if found[point]["differ"]:
-                    sys.exit(f"{point}: other states than minibert's: {found[point]['differ']}")
-                found[point]["operations"] = products(SimpleNamespace(**config), point[1:])
-    best = max(cell.pop("ceiling") for cell in found.values())
-    curves = {
-        growing: [{"at": place(growing, point), **found[point]} for point in each]
-        for growing, each in wanted.items()
-    }
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for growing, each in points(tiny).items():
+        curves[growing] = []
+        for model, ascending in itertools.groupby(each, key=lambda point: point[0]):
+            config = config_of(model)
+            with contextlib.ExitStack() as stack:  # afresh: memory that was used may be kept
+                folder = stack.enter_context(random_folder(config))
+                runs = {name: stack.enter_context(Peer(name, folder, "float32")) for name in names}
+                for point in ascending:
+                    cell = in_turn(runs, *batch(point[1:], 30522), measure, repeats, 5e-5)
+                    if cell["differ"]:
+                        sys.exit(f"{point}: other states than minibert's: {cell['differ']}")
+                    cell["operations"] = products(SimpleNamespace(**config), point[1:])
+                    curves[growing].append({"at": place(growing, point), **cell})
+    best = max(cell.pop("ceiling") for cells in curves.values() for cell in cells)
     taken = reporting.taken_on("jax", "torch", "transformers")
     return {"repeats": repeats, "ceiling": best, "contenders": names, "curves": curves, **taken}
 
