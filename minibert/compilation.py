@@ -21,6 +21,7 @@ from minibert.errors import InputError, shown
 from minibert.parameters import parameters
 
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.export
 PROGRAMS = 64  # functions kept in memory, each with a program a shape; the oldest go first
 
@@ -91,7 +92,7 @@ class Compiled:
         shape: Any = ("batch", "seq"),
         *,
         inputs: Any = ("input_ids", "attention_mask"),
-        platforms: Sequence[str] | None = None,
+        platforms: Any = None,
         **options: Any,
     ) -> jax.export.Exported:
         """The program alone, for processes that have neither minibert nor Flax.
@@ -110,10 +111,9 @@ class Compiled:
         Raises:
             InputError: an argument is wrong.
         """
-        allowed = EXPORTED & set(self._names)
-        if not isinstance(inputs, list | tuple) or not allowed.issuperset(inputs):
-            known = ", ".join(name for name in self._names if name in EXPORTED)
-            raise InputError(f"inputs: expected some of {known}; found {shown(inputs)}")
+        _check_some("inputs", inputs, [name for name in self._names if name in EXPORTED])
+        if platforms is not None:
+            _check_some("platforms", platforms, PLATFORMS)
         for name, value in options.items():
             if name not in self._names or not isinstance(value, bool | int | str):
                 raise InputError(f"{name}: expected an option, no array; found {shown(value)}")
@@ -166,6 +166,12 @@ def grouped(model: Any) -> Any:
         if hasattr(module, "grouped"):
             module.grouped = True
     return copy
+
+
+def _check_some(name: str, given: Any, known: Sequence[str]) -> None:
+    """Raises an `InputError` if an argument is no list of known names, with one at least."""
+    if not isinstance(given, list | tuple) or not given or any(one not in known for one in given):
+        raise InputError(f"{name}: expected some of {', '.join(known)}; found {shown(given)}")
 
 
 def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
