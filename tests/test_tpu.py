@@ -63,8 +63,15 @@ def test_it_is_a_program_for_that_tpu(compiled: dict):
 
 @pytest.mark.slow
 def test_it_does_the_work_of_the_matrix_products(compiled: dict):
-    """And little else: everything elementwise adds 2 %."""
-    assert 1.0 <= compiled["flops"] / flops(BASE, BATCH, SEQ) <= 1.1
+    """And little else: everything elementwise adds less than 1 %.
+
+    The compiler may put a kernel of its own in the place of a layer's softmax and the product that
+    follows it; what a kernel does it does not count, so that product is added here.
+    """
+    assert compiled["kernels"] in (0, BASE.num_hidden_layers)
+    weighted = 2 * BATCH * SEQ * SEQ * BASE.hidden_size
+    done = compiled["flops"] + compiled["kernels"] * weighted
+    assert 1.0 <= done / flops(BASE, BATCH, SEQ) <= 1.02
 
 
 @pytest.mark.slow
@@ -127,9 +134,11 @@ def describe(topology: str, dtype: str) -> dict:
     program = forward.trace(model, ids, ids).lower(lowering_platforms=("tpu",)).compile()
     (bound_to,) = jax.tree.leaves(program.output_shardings)[0].device_set
     memory = program.memory_analysis()
+    text = program.as_text()
     return {
         "device_kind": bound_to.device_kind,
-        "layout": program.as_text()[:2000],
+        "layout": text[:2000],
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
         "flops": program.cost_analysis()["flops"],
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
