@@ -33,6 +33,14 @@ def test_judges(ratios, broken):
     assert embed.faults({"results": {n: {"ratio": r} for n, r in ratios.items()}}) == broken
 
 
+def test_the_others_batches_are_of_like_length():
+    lengths = [3, 9, 1, 7] * 12
+    batches = embed.by_length(lengths, 512)
+    assert [(batch.rows, batch.length) for batch in batches] == [(32, 9), (16, 3)]
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(48))
+    assert all(lengths[index] <= batch.length for batch in batches for index in batch.indices)
+
+
 def test_the_texts_are_spread_as_natural_ones_are():
     sizes = sorted(len(text.split()) for text in embed.corpus(2000))
     assert sizes[0] <= 2
