@@ -24,7 +24,9 @@ from jaxtyping import Bool, Float, Inexact, Integer
 
 from minibert.checks import Size, known
 
-CACHED = 4 << 20  # bytes of scores computed at a time on a CPU: as many as its caches hold
+# On a CPU, bytes of scores: of a head, up to which XLA computes attention in one kernel that does
+# not keep them; of the heads computed at a time, where it does that and where it does not.
+FUSED, AT_ONCE, CACHED = 1 << 18, 16 << 20, 4 << 20
 
 
 def attention_mask_to_bool(
@@ -98,14 +100,13 @@ def attend(
     if head_mask is not None:
         weights = weights * head_mask[:, None, None].astype(weights.dtype)
     changed = dropout is not None or head_mask is not None
-    fits = not known(scores.shape) or scores.nbytes <= CACHED
-    if not (changed or fits or sharded) and isinstance(query, Tracer):
+    if not (changed or sharded) and isinstance(query, Tracer):
         # a program that does not return the weights does not compute them
         return _context(scale, query, key, value, mask), weights
     return _weighted(weights, value), weights
 
 
-def _scores(scale: float, query: Array, key: Array, mask: Array | None) -> Array:
+def _scores(scale: float | Array, query: Array, key: Array, mask: Array | None) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = scale * jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(wide).min)
@@ -125,7 +126,7 @@ def _context(
         key,
         value,
         mask,
-        cpu=functools.partial(_in_groups, scale),
+        cpu=functools.partial(_on_cpu, scale),
         default=functools.partial(_at_once, scale),
     )
 
@@ -138,13 +139,29 @@ def _at_once(scale: float, query: Array, key: Array, value: Array, mask: Array |
 _context.defjvp(lambda scale, at, along: jax.jvp(functools.partial(_at_once, scale), at, along))
 
 
-def _in_groups(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """Some heads at a time, so that their scores never leave the CPU's caches."""
-    batch, heads, queries, _ = query.shape
+def _on_cpu(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """One division a query, not one a weight; and no more scores at a time than caches hold."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    fitting = max(1, CACHED // (queries * key.shape[2] * wide.itemsize))
-    heads_at_once = divisor(heads, fitting)
-    rows_at_once = divisor(batch, fitting // heads) if heads_at_once == heads else 1
+    # added as PyTorch does it: the sum is the lowest number itself, and XLA has a kernel for sums
+    bias = None if mask is None else jnp.where(mask, 0, jnp.finfo(wide).min).astype(wide)
+
+    def weighted(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+        # else XLA would spread both over all scores, once for all layers, and read that in each
+        query, bias, factor = jax.lax.optimization_barrier((query, bias, jnp.asarray(scale, wide)))
+        scores = _scores(factor, query, key, None)
+        scores = scores if bias is None else scores + bias
+        powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        summed = jnp.einsum(
+            "bhqk,bhkd->bhqd", powers.astype(value.dtype), value, preferred_element_type=wide
+        )
+        return (summed / powers.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+    batch, heads, queries, _ = query.shape
+    if not known((batch, queries, key.shape[2])):
+        return weighted(query, key, value, bias)
+    rows_at_once, heads_at_once = _group(batch, heads, queries * key.shape[2] * wide.itemsize)
+    if (rows_at_once, heads_at_once) == (batch, heads):
+        return weighted(query, key, value, bias)
     groups_of_heads = heads // heads_at_once
     # heads last but one, as they come from the projections: XLA drops the exchange and its inverse
     query, key, value = (array.swapaxes(1, 2) for array in (query, key, value))
@@ -158,20 +175,25 @@ def _in_groups(scale: float, query: Array, key: Array, value: Array, mask: Array
             sizes = (rows_at_once, array.shape[1], heads_at_once, array.shape[3])
             return jax.lax.dynamic_slice(array, start, sizes).swapaxes(1, 2)
 
-        seen = mask
-        if mask is not None and mask.shape[0] > 1:
-            seen = jax.lax.dynamic_slice_in_dim(mask, row, rows_at_once)
-        scores = _scores(scale, cut(query), cut(key), seen)
-        powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        summed = jnp.einsum(
-            "bhqk,bhkd->bhqd", powers.astype(value.dtype), cut(value), preferred_element_type=wide
-        )
-        here = (summed / powers.sum(axis=-1, keepdims=True)).astype(value.dtype)
+        seen = bias
+        if bias is not None and bias.shape[0] > 1:
+            seen = jax.lax.dynamic_slice_in_dim(bias, row, rows_at_once)
+        here = weighted(cut(query), cut(key), cut(value), seen)
         return jax.lax.dynamic_update_slice(context, here.swapaxes(1, 2), start)
 
     groups = batch // rows_at_once * groups_of_heads
     empty = jnp.zeros((batch, queries, heads, value.shape[3]), value.dtype)
     return jax.lax.fori_loop(0, groups, add, empty).swapaxes(1, 2)
+
+
+def _group(batch: int, heads: int, head_bytes: int) -> tuple[int, int]:
+    """How many rows and heads are computed at a time."""
+    most = AT_ONCE if head_bytes <= FUSED else CACHED
+    if batch * heads * head_bytes <= most:
+        return batch, heads
+    fitting = max(1, most // head_bytes)
+    heads_at_once = divisor(heads, fitting)
+    return divisor(batch, fitting // heads) if heads_at_once == heads else 1, heads_at_once
 
 
 def divisor(number: int, most: int) -> int:

@@ -1,5 +1,7 @@
 """Attention by itself: masks as pictures, rows that may look nowhere, dtypes."""
 
+import functools
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -141,9 +143,15 @@ def test_softmax_is_in_float32(dtype):
     assert np.abs(weights.astype(jnp.float32) - exact).max() <= float(jnp.finfo(dtype).eps)
 
 
+def hold(monkeypatch, size):
+    """As if a CPU's caches held so many bytes of scores, of heads of any size."""
+    monkeypatch.setattr(attention, "AT_ONCE", size)
+    monkeypatch.setattr(attention, "CACHED", size)
+
+
 def large(monkeypatch, batch=6, heads=4, queries=7, keys=5, seed=0, dtype=jnp.float64):
     """Projections whose scores count as too many for a CPU's caches: of three heads at a time."""
-    monkeypatch.setattr(attention, "CACHED", 3 * queries * keys * 8)
+    hold(monkeypatch, 3 * queries * keys * 8)
     draw = np.random.default_rng(seed)
     shapes = [(batch, heads, size, 8) for size in (queries, keys, keys)]
     return [jnp.asarray(draw.normal(size=shape), dtype) for shape in shapes]
@@ -159,17 +167,17 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("fitting", [1, 3, 11])
+@pytest.mark.parametrize("fitting", [1, 3, 11, 24])
 def test_in_groups(mask, fitting, monkeypatch):
-    """Some heads, or some rows, at a time; alone, derived, and for many at once."""
+    """Some heads, some rows, or all at a time; alone, derived, and for many at once."""
     with jax.enable_x64(True):
         arrays = large(monkeypatch)
         seen = None if MASKS[mask] is None else jnp.asarray(MASKS[mask])
         expected, weights = attend(*arrays, scale=0.3, mask=seen)
-        monkeypatch.setattr(attention, "CACHED", fitting * 7 * 5 * 8)
+        hold(monkeypatch, fitting * 7 * 5 * 8)
         program = jax.jit(lambda *arrays: attend(*arrays, scale=0.3, mask=seen))
         found = program(*arrays)
-        assert "while" in program.lower(*arrays).as_text()
+        assert ("while" in program.lower(*arrays).as_text()) == (fitting < 24)
         np.testing.assert_allclose(found[0], expected, atol=1e-12)
         np.testing.assert_allclose(found[1], weights, atol=1e-12)
         stacked = [jnp.stack([array, 2 * array]) for array in arrays]
@@ -183,17 +191,33 @@ def test_derivatives_are_plain(monkeypatch):
         arrays = large(monkeypatch)
         mask = jnp.asarray(MASKS["both"])
 
-        def loss(*arrays):
-            return (attend(*arrays, mask=mask)[0] ** 2).sum()
+        def loss(*arrays, plain=False):
+            return (attend(*arrays, mask=mask, sharded=plain)[0] ** 2).sum()
 
         grouped = jax.jit(jax.grad(loss, (0, 1, 2)))
         assert "while" not in grouped.lower(*arrays).as_text()
         found, along = grouped(*arrays), jax.jit(jax.jacfwd(loss))(*arrays)
-        monkeypatch.setattr(attention, "CACHED", 1 << 40)
-        expected = jax.jit(jax.grad(loss, (0, 1, 2)))(*arrays)
+        expected = jax.jit(jax.grad(functools.partial(loss, plain=True), (0, 1, 2)))(*arrays)
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-12)
         np.testing.assert_allclose(along, expected[0], atol=1e-12)
+
+
+def test_sizes_of_groups():
+    """Heads that XLA's kernel computes whole go many at a time; larger ones a few."""
+    small, big = 256 * 256 * 4, 512 * 512 * 4
+    assert attention._group(4, 12, small) == (4, 12)
+    assert attention._group(32, 12, small) == (4, 12)
+    assert attention._group(2, 100, small) == (1, 50)
+    assert attention._group(4, 12, big) == (1, 4)
+    assert attention._group(1, 3, big) == (1, 3)
+    assert attention._group(2, 12, 1 << 30) == (1, 1)
+    assert attention._group(0, 12, big) == (0, 12)
+
+
+def test_no_rows():
+    arrays = [jnp.zeros((0, 3, 4, 8))] * 3
+    assert jax.jit(lambda *arrays: attend(*arrays)[0])(*arrays).shape == (0, 3, 4, 8)
 
 
 def test_groups_are_for_programs_on_a_cpu(monkeypatch):
