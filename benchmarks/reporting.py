@@ -14,6 +14,8 @@ from rich.table import Table
 
 Report = dict[str, Any]
 
+WIDE = 160  # characters of a line where no terminal says how many it has
+
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A command's parser, with the options that all have."""
@@ -49,7 +51,8 @@ def finish(
     report: Report, printed: RenderableType, arguments: argparse.Namespace, faults: Callable
 ) -> None:
     """Prints the table, writes the figures if asked to, and judges if asked to."""
-    Console().print(printed)
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if narrow else WIDE).print(printed)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=2)

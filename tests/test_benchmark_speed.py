@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import environments, forward, growth, host, peers, start
+from benchmarks import environments, forward, growth, host, peers, reporting, start
 from benchmarks.__main__ import ROOT
 
 needs_peers = pytest.mark.skipif(
@@ -131,6 +131,16 @@ def test_what_is_not_installed_is_said(monkeypatch, capsys):
     assert "KerasHub" not in names
     assert "KerasHub: left out; python -m benchmarks setup" in capsys.readouterr().err
     assert peers.installed("bfloat16", "cpu") == peers.installed("float32", "gpu") == names[:3]
+
+
+def test_a_wide_table_is_whole_in_a_file(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    report = {"versions": {"python": "3"}, "machine": "this"}
+    columns = [f"a column of {number}" for number in range(9)]
+    table = reporting.table(report, "wide", *columns)
+    reporting.finish(report, table, SimpleNamespace(json=None, check=False), list)
+    printed = capsys.readouterr().out
+    assert all(column in printed for column in columns)
 
 
 def test_growth_is_drawn():
