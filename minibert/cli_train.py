@@ -34,10 +34,10 @@ def train(
     log.jsonl, loss.png, and checkpoints/, from which a run that was stopped goes on with --resume
     to the very numbers of one that was not.
     """
-    from minibert.train import keep_memory  # not earlier: it brings in what only training needs
-    from minibert.train.job import run
+    from minibert.train import keep_memory
+    from minibert.train.job import run  # not earlier: it brings in what only training needs
 
-    if device in (None, "cpu"):
+    if device is None or device.lower() == "cpu":
         keep_memory()  # before JAX's threads begin
     with settings(device):
         chosen = read_settings(path, {k: v for k, v in given.items() if v not in (None, [])})

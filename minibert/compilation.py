@@ -40,7 +40,7 @@ class Compiled:
         self._leaves, self._treedef = jax.tree.flatten(grouped(model))
         self.parameters = parameters(model)
         self._names = _parameter_names(model)
-        self._programs: dict[tuple[tuple[str, Any], ...], Callable[..., Any]] = {}
+        self._programs: dict[tuple[tuple[str, type, Any], ...], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the model's own arguments and returns its own output.
@@ -54,11 +54,12 @@ class Compiled:
         given = dict(zip(self._names, args, strict=False))
         if twice := given.keys() & kwargs.keys():
             raise InputError(f"{sorted(twice)[0]}: given twice")
-        given = {name: value for name, value in (given | kwargs).items() if value is not None}
+        given = _plain({n: v for n, v in (given | kwargs).items() if v is not None})
         if "rngs" in given:
             raise InputError("rngs: a compiled model has no dropout; call the model itself")
         arrays = {n: v for n, v in given.items() if not isinstance(v, bool | int | str)}
-        static = tuple(sorted((n, v) for n, v in given.items() if n not in arrays))
+        # with their types: True and 1 are one key, but not one option
+        static = tuple(sorted((n, type(v), v) for n, v in given.items() if n not in arrays))
         if static not in self._programs:
             self._programs[static] = _program(self._treedef, static)
         return self._programs[static](self._leaves, _checked(self.config, arrays))
@@ -97,10 +98,11 @@ class Compiled:
     ) -> jax.export.Exported:
         """The program alone, for processes that have neither minibert nor Flax.
 
-        `export().serialize()` is bytes for a file. What `jax.export.deserialize` makes of them has
-        a `call` that takes arrays by path, as in `parameters`, and int32 inputs by name; it returns
-        the outputs by name. It does not check values: a word that the model does not know is NaN.
-        The precision of its products is the one that holds while it is exported.
+        `export().serialize()` is bytes for a file; JAX writes and reads them with flatbuffers. What
+        `jax.export.deserialize` makes of them has a `call` that takes arrays by path, as in
+        `parameters`, and int32 inputs by name; it returns the outputs by name. It does not check
+        values: a word that the model does not know is NaN. The precision of its products is the
+        one that holds while it is exported.
 
         Args:
             shape: of the inputs; a name in place of a number leaves that size open.
@@ -114,9 +116,14 @@ class Compiled:
         _check_some("inputs", inputs, [name for name in self._names if name in EXPORTED])
         if platforms is not None:
             _check_some("platforms", platforms, PLATFORMS)
+        options, known = _plain(options), _option_names(self.model)
         for name, value in options.items():
-            if name not in self._names or not isinstance(value, bool | int | str):
+            if name not in known:
+                raise InputError(f"{name}: is no argument of {type(self.model).__name__}")
+            if not isinstance(value, bool | int | str):
                 raise InputError(f"{name}: expected an option, no array; found {shown(value)}")
+        if options.get("use_cache"):
+            raise InputError("use_cache: an exported program has no cache; found True")
         sizes = _open_shape(shape, self.config.max_position_embeddings)
         if "use_cache" in self._names:
             options = {"use_cache": False} | options
@@ -190,11 +197,19 @@ def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def _program(treedef: Any, static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+def _program(treedef: Any, static: tuple[tuple[str, type, Any], ...]) -> Callable[..., Any]:
+    options = {name: value for name, _, value in static}
+
     def call(leaves: list[Any], arrays: dict[str, Any]) -> Any:
-        return jax.tree.unflatten(treedef, leaves)(**arrays, **dict(static))
+        return jax.tree.unflatten(treedef, leaves)(**arrays, **options)
 
     return jax.jit(call)
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with numpy's scalars as Python's."""
+    scalars = np.bool_ | np.integer
+    return {n: v.item() if isinstance(v, scalars) else v for n, v in given.items()}
 
 
 def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -210,9 +225,9 @@ def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, KVCache):
             checked[name] = value
         elif name in limits:
-            checked[name] = checked_indices(
-                name, value, getattr(config, limits[name]), limits[name]
-            )
+            array = checked_indices(name, value, getattr(config, limits[name]), limits[name])
+            host = isinstance(array, np.ndarray)
+            checked[name] = array.astype(np.int32) if host else array  # one program for all
         elif name in ("attention_mask", "encoder_attention_mask"):
             checked[name] = checked_zeros_and_ones(name, value).astype(bool)  # one program for all
         else:
@@ -226,3 +241,11 @@ def _parameter_names(model: Any) -> list[str]:
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
         return _parameter_names(getattr(model, model.trunk))
     return [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+
+
+def _option_names(model: Any) -> set[str]:
+    """The names of all of a model's arguments: its own, and its trunk's if it passes them on."""
+    own = inspect.signature(type(model).__call__).parameters.values()
+    names = {p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in own)
+    return names | _option_names(getattr(model, model.trunk)) if passes_on else names

@@ -103,6 +103,10 @@ class SentenceSettings:
                 raise InputError("prompt, prompt_name: give one of the two")
             if not isinstance(prompt, str):
                 raise InputError(f"prompt: expected a text, found {shown(prompt)}")
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"prompt: {shown(prompt)} has half a surrogate pair") from None
             return prompt
         name = self.default_prompt_name if name is None else name
         if name not in (None, *self.prompts):

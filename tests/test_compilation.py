@@ -75,6 +75,22 @@ def test_one_program_a_shape():
     assert len(found) == 1
 
 
+def test_options_are_told_apart_by_type():
+    """A True that is refused is not the 1 that comes after it, though they are equal."""
+    model = single("GPT2LMHeadModel")
+    for _ in range(2):
+        fast = compiled(model)
+        with pytest.raises(InputError, match=r"logits_to_keep: .* found True"):
+            fast(IDS, logits_to_keep=True)
+        assert fast(IDS, logits_to_keep=1).logits.shape[1] == 1
+
+
+def test_options_of_numpy():
+    fast = compiled(single("GPT2LMHeadModel"))
+    assert fast(IDS, logits_to_keep=np.int64(2)).logits.shape[1] == 2
+    assert fast(IDS, output_hidden_states=np.True_).hidden_states
+
+
 def test_weights_are_arguments():
     """Not constants of the program, whose text would grow with them."""
     model = single("BertModel")
@@ -181,6 +197,12 @@ def test_warmed_up():
         out = fast(IDS, attention_mask=MASK, output_attentions=True)
         fast(IDS, attention_mask=MASK.astype(np.uint8), output_attentions=True)
         fast(IDS[:2, :4], attention_mask=MASK[:2, :4], output_attentions=True)
+        fast(IDS.astype(np.uint8), attention_mask=MASK, output_attentions=True)
+        fast(IDS.tolist(), attention_mask=MASK.tolist(), output_attentions=True)
+        with jax.enable_x64(True):
+            fast.warm_up((3, 7), output_attentions=True)
+            found.clear()
+            fast(IDS.astype(np.int64), attention_mask=MASK, output_attentions=True)
     assert found == []
     assert len(out.attentions) == 2
     fast.warm_up((3, 7), attention_mask=None)

@@ -75,6 +75,15 @@ def test_exported_with_options_and_sizes():
         program.call(fast.parameters, {"input_ids": IDS[:2].astype(np.int32)})
 
 
+def test_exported_with_a_heads_own_option():
+    fast = compiled(single("GPT2LMHeadModel"))
+    program = fast.export(inputs=["input_ids"], logits_to_keep=np.int64(1))
+    out = program.call(fast.parameters, {"input_ids": IDS.astype(np.int32)})
+    np.testing.assert_allclose(out["logits"], fast(IDS).logits[:, -1:], atol=1e-5)
+    with pytest.raises(InputError, match="use_cache: an exported program has no cache"):
+        fast.export((2, 4), use_cache=True)
+
+
 def test_exported_as_it_was_compiled():
     model = single("BertModel")
     fast = compiled(model)
@@ -105,7 +114,8 @@ def test_open_rows_need_padding():
         ({"shape": ("max", "seq")}, "shape: expected such as"),
         ({"attention_mask": None}, "attention_mask: expected an option"),
         ({"head_mask": np.ones(2)}, "head_mask: expected an option, no array"),
-        ({"output_atentions": True}, "output_atentions: expected an option"),
+        ({"output_atentions": True}, "output_atentions: is no argument of BertModel"),
+        ({"use_cache": True}, "use_cache: an exported program has no cache"),
         ({"platforms": "cpu"}, "platforms: expected some of cpu, cuda, rocm, tpu; found 'cpu'"),
         ({"platforms": ["gpu"]}, r"platforms: expected some of .* found \['gpu'\]"),
         ({"platforms": []}, "platforms: expected some of"),

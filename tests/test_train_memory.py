@@ -43,7 +43,7 @@ def test_pages_are_the_systems_once(kept, least, most):
 
 @pytest.mark.parametrize(
     ("device", "expected"),
-    [(None, ["kept", "run"]), ("cpu", ["kept", "run"]), ("tpu", ["run"])],
+    [(None, ["kept", "run"]), ("cpu", ["kept", "run"]), ("CPU", ["kept", "run"]), ("tpu", ["run"])],
 )
 def test_the_command_keeps_it_before_jax_computes(device, expected, monkeypatch):
     calls = []
