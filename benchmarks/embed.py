@@ -16,9 +16,7 @@ A first call compiles a program for each length of batch, which is not in the ra
 stand in a column of their own.
 """
 
-import argparse
 import functools
-import json
 import os
 import platform
 import statistics
@@ -30,10 +28,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import onnx
+from benchmarks import onnx, reporting
 from benchmarks.contenders import installed, minilm
 from benchmarks.forward import ceiling, products
 from minibert.batching import Batch, plan
@@ -271,22 +268,16 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measures, prints, and with --check judges."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embed", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = reporting.parser("embed", __doc__)
     parser.add_argument("--size", choices=SIZES, default="minilm", help="of model and texts")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
+    parser.add_argument(
+        "--repeats", type=reporting.positive, default=5, help="turns of each contender"
+    )
     parser.add_argument("--ragged", action="store_true", help="with shared rows, and padded ones")
-    parser.add_argument("--json", metavar="PATH", help="where to write the figures too")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     report = compare(arguments.size, arguments.repeats, arguments.ragged)
-    Console().print(table(report))
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(report, file, indent=2)
-    if arguments.check and (broken := faults(report)):
-        sys.exit("\n".join(broken))
+    reporting.finish(report, table(report), arguments, faults)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 import minibert
+from benchmarks import reporting
 from benchmarks.embedded_card import card
 from benchmarks.embedded_text import HELD_OUT_FILE
 from minibert import assets
@@ -150,7 +151,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embedded", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--train", metavar="FOLDER", type=pathlib.Path, help="where to write them")
-    parser.add_argument("--steps", type=int, help="fewer than the recipe's, to try it out")
+    parser.add_argument(
+        "--steps", type=reporting.positive, help="fewer than the recipe's, to try it out"
+    )
     arguments = parser.parse_args()
     home = pathlib.Path(assets.BERT).parent
     if arguments.train:

@@ -276,8 +276,12 @@ def faults(report: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measures, prints, and with --check judges."""
     parser = reporting.parser("finetune", __doc__)
-    parser.add_argument("--draws", type=int, default=10, help="of the examples to learn from")
-    parser.add_argument("--shots", type=int, default=16, help="examples of each section")
+    parser.add_argument(
+        "--draws", type=reporting.positive, default=10, help="of the examples to learn from"
+    )
+    parser.add_argument(
+        "--shots", type=reporting.positive, default=16, help="examples of each section"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     report = compare(arguments.draws, arguments.shots)

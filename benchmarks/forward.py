@@ -252,7 +252,9 @@ def main() -> None:
     parser = reporting.parser("forward", __doc__)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["minilm", "base"])
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="to compute in")
-    parser.add_argument("--repeats", type=int, default=7, help="turns of each contender")
+    parser.add_argument(
+        "--repeats", type=reporting.positive, default=7, help="turns of each contender"
+    )
     arguments: argparse.Namespace = parser.parse_args()
     report = compare(arguments.size, arguments.dtype, arguments.repeats)
     reporting.finish(report, tables(report), arguments, faults)

@@ -11,8 +11,6 @@ same words before anything is timed; elsewhere rounding decides between words of
 On a GPU also bfloat16, and transformers' static cache.
 """
 
-import argparse
-import json
 import os
 import platform
 import statistics
@@ -24,8 +22,9 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
+
+from benchmarks import reporting
 
 MAX_RATIOS = {1: 0.6, 8: 0.7}  # of the median times in float32 on a CPU, ours to theirs, by batch
 OURS = "minibert"
@@ -198,20 +197,14 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measures, prints, and with --check judges."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = reporting.parser("generate", __doc__)
     parser.add_argument("--size", choices=SIZES, default="small", help="of the model")
-    parser.add_argument("--repeats", type=int, default=5, help="calls of each contender")
-    parser.add_argument("--json", metavar="PATH", help="where to write the figures too")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
+    parser.add_argument(
+        "--repeats", type=reporting.positive, default=5, help="calls of each contender"
+    )
     arguments = parser.parse_args()
     report = compare(arguments.size, arguments.repeats)
-    Console().print(table(report))
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(report, file, indent=2)
-    if arguments.check and (broken := faults(report)):
-        sys.exit("\n".join(broken))
+    reporting.finish(report, table(report), arguments, faults)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,12 @@ def main() -> None:
     """Measures, prints and draws."""
     parser = reporting.parser("growth", __doc__)
     parser.add_argument("--size", choices=["tiny", "full"], default="full", help="of the curves")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each contender")
-    parser.add_argument("--picture", metavar="PATH", help="where to draw the curves")
+    parser.add_argument(
+        "--repeats", type=reporting.positive, default=3, help="turns of each contender"
+    )
+    parser.add_argument(
+        "--picture", metavar="PATH", type=reporting.new_file, help="where to draw the curves"
+    )
     arguments = parser.parse_args()
     report = compare(arguments.repeats, arguments.size == "tiny")
     reporting.finish(report, table(report), arguments, faults)

@@ -86,7 +86,9 @@ def faults(report: Report) -> list[str]:
 def main() -> None:
     """Measures, prints, and with --check judges."""
     parser = reporting.parser("host", __doc__)
-    parser.add_argument("--calls", type=int, default=300, help="calls of each contender")
+    parser.add_argument(
+        "--calls", type=reporting.positive, default=300, help="calls of each contender"
+    )
     arguments: argparse.Namespace = parser.parse_args()
     report = compare(arguments.calls)
     reporting.finish(report, table(report), arguments, faults)

@@ -25,13 +25,13 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks import reporting
 from benchmarks.memory import forget_peak, resident
 
-MAX_RATIO = 4.0  # of the median times, minibert's to transformers'
-MAX_MEMORY = 1.5  # times the file
+MAX_RATIO = 2.0  # of the median times, minibert's to transformers'
+MAX_MEMORY = 1.25  # times the file
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {
@@ -202,24 +202,18 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measures, prints, and with --check judges."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = reporting.parser("load", __doc__)
     parser.add_argument("--size", choices=SIZES, default="base", help="of the model")
-    parser.add_argument("--repeats", type=int, default=9, help="loads of each contender")
-    parser.add_argument("--json", metavar="PATH", help="where to write the figures too")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
+    parser.add_argument(
+        "--repeats", type=reporting.positive, default=9, help="loads of each contender"
+    )
     parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)  # what the new processes run
     arguments = parser.parse_args()
     if arguments.load:
         print(json.dumps(load_here(*arguments.load)))
         return
     report = compare(arguments.size, arguments.repeats)
-    Console().print(table(report))
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(report, file, indent=2)
-    if arguments.check and (broken := faults(report)):
-        sys.exit("\n".join(broken))
+    reporting.finish(report, table(report), arguments, faults)
 
 
 if __name__ == "__main__":

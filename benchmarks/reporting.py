@@ -21,9 +21,24 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A command's parser, with the options that all have."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--json", metavar="PATH", help="where to write the figures too")
+    made.add_argument("--json", metavar="PATH", type=new_file, help="where to write figures too")
     made.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
     return made
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, from a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def new_file(text: str) -> str:
+    """The path of a file that can be written: known before anything is measured."""
+    folder = os.path.dirname(os.path.abspath(text))
+    if os.path.isdir(text) or not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+    return text
 
 
 def taken_on(*packages: str) -> Report:

@@ -27,6 +27,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import reporting
+
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # do not look for a TPU on the network
@@ -145,10 +147,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="such as gpt2-xl; every model of the table by default")
     parser.add_argument("--topology", help="such as v5e:4x4")
     parser.add_argument("--mesh", help="such as fsdp=16, fsdp=64x4 (two axes) or data=2,tensor=8")
-    parser.add_argument("--batch", type=int, help="rows of a batch, over all chips")
-    parser.add_argument("--at-once", type=int, help="rows a chip takes at once")
+    parser.add_argument("--batch", type=reporting.positive, help="rows of a batch, over all chips")
+    parser.add_argument("--at-once", type=reporting.positive, help="rows a chip takes at once")
     parser.add_argument("--unrolled", action="store_true", help="compile every block on its own")
-    parser.add_argument("--json", metavar="PATH", help="where to write the figures too")
+    parser.add_argument(
+        "--json", metavar="PATH", type=reporting.new_file, help="where to write the figures too"
+    )
     return parser.parse_args()
 
 

@@ -98,7 +98,9 @@ def main() -> None:
     """Measures, prints, and with --check judges."""
     parser = reporting.parser("start", __doc__)
     parser.add_argument("--size", choices=("tiny", "minilm"), default="minilm")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
+    parser.add_argument(
+        "--repeats", type=reporting.positive, default=5, help="turns of each contender"
+    )
     arguments: argparse.Namespace = parser.parse_args()
     report = compare(arguments.size, arguments.repeats)
     reporting.finish(report, table(report), arguments, faults)

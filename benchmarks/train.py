@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from benchmarks import reporting
 from benchmarks.reporting import finish, parser, table, taken_on
 from minibert.train import keep_memory
 
@@ -232,9 +233,11 @@ def main() -> None:
     options = parser("train", __doc__)
     options.add_argument("--model", choices=["bert", "gpt2"], default="gpt2", help="base, 124M")
     options.add_argument("--size", choices=["full", "tiny"], default="full", help="of the model")
-    options.add_argument("--batch", type=int, default=8, help="rows")
-    options.add_argument("--length", type=int, default=128, help="tokens a row")
-    options.add_argument("--repeats", type=int, default=5, help="timed steps of each contender")
+    options.add_argument("--batch", type=reporting.positive, default=8, help="rows")
+    options.add_argument("--length", type=reporting.positive, default=128, help="tokens a row")
+    options.add_argument(
+        "--repeats", type=reporting.positive, default=5, help="timed steps of each contender"
+    )
     given = options.parse_args()
     keep_memory()
     report = compare(given.model, given.size, given.batch, given.length, given.repeats)

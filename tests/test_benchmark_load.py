@@ -24,8 +24,8 @@ measurable = pytest.mark.skipif(
     ("ratio", "memory", "broken"),
     [
         (MAX_RATIO, MAX_MEMORY, []),
-        (MAX_RATIO + 0.1, MAX_MEMORY, ["time: 4.10 × transformers', over 4.0 ×"]),
-        (MAX_RATIO, MAX_MEMORY + 0.1, ["memory: 1.60 × the file, over 1.5 ×"]),
+        (MAX_RATIO + 0.1, MAX_MEMORY, ["time: 2.10 × transformers', over 2.0 ×"]),
+        (MAX_RATIO, MAX_MEMORY + 0.1, ["memory: 1.35 × the file, over 1.25 ×"]),
     ],
 )
 def test_judges(ratio, memory, broken):

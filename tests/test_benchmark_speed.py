@@ -143,6 +143,24 @@ def test_a_wide_table_is_whole_in_a_file(monkeypatch, capsys):
     assert all(column in printed for column in columns)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--calls", "0"], "argument --calls: expected a whole number of at least 1, found '0'"),
+        (["--calls", "few"], "argument --calls: expected a whole number of at least 1"),
+        (["--json", "nowhere/figures.json"], "argument --json: 'nowhere/figures.json' cannot be"),
+        (["--json", "."], "argument --json: '.' cannot be written"),
+    ],
+)
+def test_wrong_options(options, message, monkeypatch, capsys):
+    """Before anything is measured."""
+    monkeypatch.setattr("sys.argv", ["host", *options])
+    monkeypatch.setattr(host, "compare", None)
+    with pytest.raises(SystemExit, match="2"):
+        host.main()
+    assert message in capsys.readouterr().err
+
+
 def test_growth_is_drawn():
     cell = {"seconds": {"minibert": 0.1, "PyTorch": 0.2}, "operations": 2e9}
     cell["memory"] = {"minibert": 3e8, "PyTorch": 4e8}
