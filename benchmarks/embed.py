@@ -36,11 +36,8 @@ from benchmarks.forward import ceiling, products
 from minibert.batching import Batch, plan
 
 SORTED, ONNX = "onnxruntime, sorted by length", "onnxruntime, minibert's batches"
-MIN_RATIOS = {
-    "sentence-transformers": 1.5,
-    SORTED: 1.2,
-    ONNX: 1.2,
-}  # of the rates, minibert's to theirs
+# of the rates, minibert's to theirs
+MIN_RATIOS = {"sentence-transformers": 1.5, SORTED: 1.2, ONNX: 1.2}
 TOLERANCE = 1e-5  # of a vector of length 1
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -51,6 +48,7 @@ ROWS = 64  # of a padded batch on an accelerator
 TOGETHER = 32  # sentence-transformers' own number of texts a batch
 
 Encode = Callable[[Sequence[str]], np.ndarray]
+_session = functools.cache(onnx.session)
 
 
 def corpus(count: int) -> list[str]:
@@ -166,7 +164,6 @@ CONTENDERS: dict[str, Callable[[str], Encode]] = {
 }
 RAGGED = {"minibert, shared rows": packed_encode, "minibert, padded": padded_encode}
 OPTIONAL = dict.fromkeys((SORTED, ONNX), ("onnxruntime", "onnxscript"))
-_session = functools.cache(onnx.session)
 
 
 def operations(folder: str, texts: Sequence[str]) -> int:

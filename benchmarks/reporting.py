@@ -35,8 +35,8 @@ def positive(text: str) -> int:
 
 def new_file(text: str) -> str:
     """The path of a file that can be written: known before anything is measured."""
-    folder = os.path.dirname(os.path.abspath(text))
-    if os.path.isdir(text) or not os.access(folder, os.W_OK):
+    place = text if os.path.exists(text) else os.path.dirname(os.path.abspath(text))
+    if os.path.isdir(text) or not os.access(place, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return text
 
@@ -66,8 +66,8 @@ def finish(
     report: Report, printed: RenderableType, arguments: argparse.Namespace, faults: Callable
 ) -> None:
     """Prints the table, writes the figures if asked to, and judges if asked to."""
-    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(width=None if narrow else WIDE).print(printed)
+    width_is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if width_is_known else WIDE).print(printed)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=2)

@@ -24,9 +24,10 @@ from jaxtyping import Bool, Float, Inexact, Integer
 
 from minibert.checks import Size, known
 
-# On a CPU, bytes of scores: of a head, up to which XLA computes attention in one kernel that does
-# not keep them; of the heads computed at a time, where it does that and where it does not.
-FUSED, AT_ONCE, CACHED = 1 << 18, 16 << 20, 4 << 20
+# Bytes of scores on a CPU:
+KERNEL_HEAD = 1 << 18  # of a head, up to which XLA computes attention in one kernel, keeping none
+KERNEL_SCORES = 16 << 20  # of the heads computed at a time where it does that,
+CACHED_SCORES = 4 << 20  # and where it does not: as many as the caches hold
 
 
 def attention_mask_to_bool(
@@ -127,16 +128,16 @@ def _context(
         value,
         mask,
         cpu=functools.partial(_on_cpu, scale),
-        default=functools.partial(_at_once, scale),
+        default=functools.partial(_plain, scale),
     )
 
 
-def _at_once(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+def _plain(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
     scores = _scores(scale, query, key, mask)
     return _weighted(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
 
 
-_context.defjvp(lambda scale, at, along: jax.jvp(functools.partial(_at_once, scale), at, along))
+_context.defjvp(lambda scale, at, along: jax.jvp(functools.partial(_plain, scale), at, along))
 
 
 def _on_cpu(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
@@ -188,7 +189,7 @@ def _on_cpu(scale: float, query: Array, key: Array, value: Array, mask: Array | 
 
 def _group(batch: int, heads: int, head_bytes: int) -> tuple[int, int]:
     """How many rows and heads are computed at a time."""
-    most = AT_ONCE if head_bytes <= FUSED else CACHED
+    most = KERNEL_SCORES if head_bytes <= KERNEL_HEAD else CACHED_SCORES
     if batch * heads * head_bytes <= most:
         return batch, heads
     fitting = max(1, most // head_bytes)

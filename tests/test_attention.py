@@ -145,8 +145,8 @@ def test_softmax_is_in_float32(dtype):
 
 def hold(monkeypatch, size):
     """As if a CPU's caches held so many bytes of scores, of heads of any size."""
-    monkeypatch.setattr(attention, "AT_ONCE", size)
-    monkeypatch.setattr(attention, "CACHED", size)
+    monkeypatch.setattr(attention, "KERNEL_SCORES", size)
+    monkeypatch.setattr(attention, "CACHED_SCORES", size)
 
 
 def large(monkeypatch, batch=6, heads=4, queries=7, keys=5, seed=0, dtype=jnp.float64):

@@ -199,9 +199,10 @@ def test_warmed_up():
         fast(IDS[:2, :4], attention_mask=MASK[:2, :4], output_attentions=True)
         fast(IDS.astype(np.uint8), attention_mask=MASK, output_attentions=True)
         fast(IDS.tolist(), attention_mask=MASK.tolist(), output_attentions=True)
-        with jax.enable_x64(True):
-            fast.warm_up((3, 7), output_attentions=True)
-            found.clear()
+    assert found == []
+    with jax.enable_x64(True):
+        fast.warm_up((3, 7), output_attentions=True)
+        with compilations() as found:
             fast(IDS.astype(np.int64), attention_mask=MASK, output_attentions=True)
     assert found == []
     assert len(out.attentions) == 2
