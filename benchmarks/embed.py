@@ -18,13 +18,11 @@ stand in a column of their own.
 
 import functools
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -221,32 +219,18 @@ def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
         "results": results,
         "operations": work / min(results["minibert"]["seconds"]),  # a second
         "ceiling": most,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {"python": platform.python_version(), **_versions()},
+        **reporting.taken_on("jax", "torch", "sentence-transformers", "onnxruntime"),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("jax", "torch", "sentence-transformers", "onnxruntime"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def table(report: dict[str, Any]) -> Table:
     """The report as a table."""
-    printed = Table(
-        title=f"{report['texts']:,} texts to vectors, {report['repeats']} times each",
-        caption=f"minibert: {report['operations'] / 1e9:,.0f} GFLOP/s of products, of "
-        f"{report['ceiling'] / 1e9:,.0f} that the machine does alone; "
-        + ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-        + f"; {report['machine']}",
+    title = f"{report['texts']:,} texts to vectors, {report['repeats']} times each"
+    printed = reporting.table(report, title, "texts/s", "minibert is", "first call")
+    printed.caption = (
+        f"minibert: {report['operations'] / 1e9:,.0f} GFLOP/s of products, of "
+        f"{report['ceiling'] / 1e9:,.0f} that the machine does alone; {printed.caption}"
     )
-    for column in ("", "texts/s", "minibert is", "first call"):
-        printed.add_column(column, justify="right" if column else "left")
     for name, result in report["results"].items():
         ratio = "" if name == "minibert" else f"{result['ratio']:.2f} × as fast"
         printed.add_row(name, f"{result['rate']:.0f}", ratio, f"{result['first']:.1f} s")

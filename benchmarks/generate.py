@@ -11,14 +11,11 @@ same words before anything is timed; elsewhere rounding decides between words of
 On a GPU also bfloat16, and transformers' static cache.
 """
 
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -150,25 +147,18 @@ def compare(size: str, repeats: int) -> dict[str, Any]:
         "repeats": repeats,
         "device": device,
         "runs": runs,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("jax", "flax", "torch", "transformers")},
-        },
+        **reporting.taken_on("jax", "flax", "torch", "transformers"),
     }
 
 
 def table(report: dict[str, Any]) -> Table:
     """The report as a table."""
-    printed = Table(
-        title=f"GPT-2 {report['size']} on {report['device']}: time a word, {NEW} words after "
-        f"{PROMPT}, {report['repeats']} times each",
-        caption=", ".join(f"{name} {number}" for name, number in report["versions"].items())
-        + f"; {report['machine']}",
+    title = (
+        f"GPT-2 {report['size']} on {report['device']}: time a word, {NEW} words after {PROMPT}, "
+        f"{report['repeats']} times each"
     )
-    printed.add_column(no_wrap=True)
-    for column in ("median", "minimum", "first call", "minibert / it"):
-        printed.add_column(column, justify="right", no_wrap=True)
+    columns = ("median", "minimum", "first call", "minibert / it")
+    printed = reporting.table(report, title, *columns)
     for run in report["runs"]:
         printed.add_section()
         printed.add_row(f"{run['dtype']}, batch {run['batch']}", style="bold")

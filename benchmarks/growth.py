@@ -92,9 +92,9 @@ def compare(repeats: int, tiny: bool) -> Report:
 def table(report: Report) -> Table:
     """The report as a table."""
     names = report["contenders"]
-    columns = [f"{name}, {unit}" for name, unit in itertools.product(names, ("ms", "MB"))]
+    columns = [f"{name}\n{unit}" for name, unit in itertools.product(names, ("ms", "MB"))]
     title = f"Forward passes, the least of {report['repeats']}, and peak memory beyond the imports"
-    made = reporting.table(report, title, *columns, "products alone, ms")
+    made = reporting.table(report, title, *columns, "products\nalone, ms")
     for growing, cells in report["curves"].items():
         made.add_section()
         made.add_row(GROWING[growing], style="bold")

@@ -15,14 +15,12 @@ Linux only): exact, where a thread that samples would miss peaks and slow the lo
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 from rich.table import Table
@@ -157,24 +155,15 @@ def compare(size: str, repeats: int) -> dict[str, Any]:
         "results": results,
         "ratio": {key: ours[key] / theirs[key] for key in ("median", "minimum")},
         "memory": ours["memory"],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("jax", "flax", "torch", "transformers")},
-        },
+        **reporting.taken_on("jax", "flax", "torch", "transformers"),
     }
 
 
 def table(report: dict[str, Any]) -> Table:
     """The report as a table."""
     megabytes = report["file_bytes"] / 1e6
-    printed = Table(
-        title=f"Loading {megabytes:.1f} MB, {report['repeats']} times each",
-        caption=", ".join(f"{name} {number}" for name, number in report["versions"].items())
-        + f"; {report['machine']}",
-    )
-    for column in ("", "median", "minimum", "peak memory"):
-        printed.add_column(column, justify="right" if column else "left")
+    title = f"Loading {megabytes:.1f} MB, {report['repeats']} times each"
+    printed = reporting.table(report, title, "median", "minimum", "peak memory")
     for contender, result in report["results"].items():
         printed.add_row(
             contender,

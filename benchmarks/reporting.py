@@ -1,12 +1,13 @@
 """What the benchmarks' commands share: their options, where figures go, what they were taken on."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -42,14 +43,13 @@ def new_file(text: str) -> str:
 
 
 def taken_on(*packages: str) -> Report:
-    """The machine and the versions."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-    }
+    """The machine and the versions, of the packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    return {"machine": machine, "versions": versions}
 
 
 def table(report: Report, title: str, *columns: str) -> Table:

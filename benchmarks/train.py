@@ -9,7 +9,7 @@ for 10 ms after a call, JAX's do not. Both are given `keep_memory`, as `minibert
 it each would pay for pages that the other's step gave back to the system.
 
 On a GPU also bfloat16 and torch.compile; MFU is the step's products (6 × parameters × tokens, and
-attention's) over what the device could do.
+attention's; as `minibert train` counts them) over what the device could do.
 """
 
 import math
@@ -25,14 +25,15 @@ from rich.table import Table
 
 from benchmarks import reporting
 from benchmarks.reporting import finish, parser, table, taken_on
+from minibert.parameters import parameters
 from minibert.train import keep_memory
+from minibert.train.metrics import PEAKS, operations
 
 MAX_RATIO = 1.0  # of the median times in float32 on a CPU, ours to PyTorch's
 OURS = "minibert"
 AGREE = 2e-4  # relative, of the losses of the first steps in float32
 FIRST = 3
 RATE, DECAY = 1e-4, 0.01
-PEAKS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}  # bf16 FLOP/s
 
 NO_DROPOUT = {
     "bert": dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
@@ -153,12 +154,6 @@ def measure(steps: dict[str, Step], batch: dict[str, np.ndarray], repeats: int, 
     }
 
 
-def products(config: Any, parameters: int, rows: int, length: int) -> float:
-    """FLOPs of a step's matrix products: forward, and twice that backward."""
-    attention = 12 * config.num_hidden_layers * config.hidden_size * length
-    return (6.0 * parameters + attention) * rows * length
-
-
 def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dict[str, Any]:
     """Makes a model and a batch, and trains with every contender in turn."""
     import jax
@@ -172,21 +167,21 @@ def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dic
         model = minibert.load(folder)
         count = sum(leaf.size for leaf in jax.tree.leaves(model))
         batch = make_batch(family, model.config.vocab_size, rows, length)
-        flops = products(model.config, count, rows, length)
+        linear, square = operations(parameters(model), model.config, over_words=True)
+        flops = (linear + square * length) * rows * length
         for dtype in ["float32"] if device.platform == "cpu" else ["float32", "bfloat16"]:
             steps = minibert_step(folder, family, dtype) | torch_steps(folder, family, dtype)
             results = measure(steps, batch, repeats, dtype)
             ours = results[OURS]["median"]
             ratios = {name: ours / it["median"] for name, it in results.items() if name != OURS}
             runs.append({"dtype": dtype, "results": results, "ratios": ratios})
-    peaks = [peak for kind, peak in PEAKS.items() if kind in device.device_kind]
     return {
         "model": f"{family} {size}, {count:,} parameters",
         "device": device.platform,
         "batch": [rows, length],
         "repeats": repeats,
         "flops": flops,
-        "peak": peaks[0] if peaks else math.nan,
+        "peak": PEAKS.get(device.device_kind, math.nan),
         "runs": runs,
         **taken_on("jax", "flax", "optax", "torch", "transformers"),
     }

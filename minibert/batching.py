@@ -13,10 +13,11 @@ import numpy as np
 from minibert.checks import whole
 from minibert.errors import InputError
 
-# Multiples of 8 up to 64, then four to the octave: a tenth is padding on the average.
+# Multiples of 8 to 64, of 16 to 256, then four to the octave: a twelfth is padding, or so.
 BUCKETS = (
     *range(8, 64, 8),
-    *(quarter << octave for octave in range(4, 14) for quarter in (4, 5, 6, 7)),
+    *range(64, 256, 16),
+    *(quarter << octave for octave in range(6, 14) for quarter in (4, 5, 6, 7)),
 )
 
 

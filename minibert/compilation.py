@@ -232,6 +232,8 @@ def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:
             checked[name] = checked_zeros_and_ones(name, value).astype(bool)  # one program for all
         else:
             checked[name] = as_array(name, value)
+            if not np.ndim(checked[name]):
+                raise InputError(f"{name}: expected an option or an array, found {shown(value)}")
     return checked
 
 

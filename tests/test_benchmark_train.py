@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from benchmarks import train
@@ -59,13 +58,3 @@ def test_other_losses_are_not_timed():
     steps = {OURS: lambda batch: 1.0, "other": lambda batch: 1.001}
     with pytest.raises(SystemExit, match=r"other's losses are .*minibert's"):
         train.measure(steps, {}, 1, "float32")
-
-
-def test_products():
-    """6 × parameters × tokens, and attention's: scores and values, forward and twice back."""
-    from types import SimpleNamespace
-
-    config = SimpleNamespace(num_hidden_layers=12, hidden_size=768)
-    found = train.products(config, 124_000_000, 8, 128)
-    scores = 3 * 2 * 2 * 8 * 12 * 128 * 128 * 768
-    np.testing.assert_allclose(found, 6 * 124_000_000 * 8 * 128 + scores)

@@ -117,6 +117,7 @@ def test_weights_are_arguments():
         ({"input_ids": IDS, "attention_mask": MASK * 1.0}, "attention_mask: expected integers"),
         ({"input_ids": IDS, "attention_mask": MASK[:2]}, "attention_mask: expected shape"),
         ({"input_ids": "the"}, "input_ids"),
+        ({"input_ids": IDS, "use_cache": 0.5}, "use_cache: expected an option or an array, found"),
         ({"input_ids": IDS, "rngs": nnx.Rngs(0)}, "rngs: a compiled model has no dropout"),
     ],
 )

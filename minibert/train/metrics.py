@@ -183,7 +183,10 @@ class Speed:
     def __init__(self, trainer: Any):
         self._since: float | None = None
         self._seconds, self._done = 0.0, dict.fromkeys(("examples", "tokens", "flops"), 0.0)
-        self._flops = _flops(trainer)
+        self._flops: tuple[float, float] | None = None
+        if not trainer.frozen:  # else some gradients are not computed
+            over_words = trainer.objective.name in OVER_WORDS
+            self._flops = operations(trainer.state.params, trainer.config, over_words)
         self._peak = _peak(trainer)
         sharding = trainer.sharding
         self._shares = 1 if sharding is None else sharding.share[1]  # other processes' are alike
@@ -221,21 +224,21 @@ class Speed:
         return found
 
 
-def _flops(trainer: Any) -> tuple[float, float] | None:
-    """Of a step, by place and by place²: 6·N and 12·layers·hidden (Chowdhery et al., PaLM, B).
+def operations(params: Mapping[str, Any], config: Any, over_words: bool) -> tuple[float, float]:
+    """A step's FLOPs, by place and by place²: 6·N and 12·layers·hidden (Chowdhery et al., PaLM, B).
 
     N are the numbers that are multiplied with every place: kernels, and the table of words where it
-    is the output's too. None if parts are frozen, whose gradients nobody needs.
+    is the output's too.
+
+    Args:
+        params: the model's arrays, by path.
+        config: its config.
+        over_words: whether every place is scored against every word.
     """
-    if trainer.frozen:
-        return None
-    params, config = trainer.state.params, trainer.config
     kernels = {path: leaf for path, leaf in params.items() if path.endswith("kernel")}
     count = sum(leaf.size for leaf in kernels.values())
     words = getattr(config, "vocab_size", 0)
-    if trainer.objective.name in OVER_WORDS and not any(
-        words in leaf.shape for leaf in kernels.values()
-    ):
+    if over_words and not any(words in leaf.shape for leaf in kernels.values()):
         count += words * config.hidden_size
     return 6.0 * count, 12.0 * config.num_hidden_layers * config.hidden_size
 
