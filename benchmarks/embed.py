@@ -45,6 +45,7 @@ MEDIAN, SPREAD, LONGEST = 31, 1.0, 400  # words of a text; of 31 words are 40 to
 ROWS = 64  # of a padded batch on an accelerator
 TOGETHER = 32  # sentence-transformers' own number of texts a batch
 
+PACKAGES = ("jax", "flax", "torch", "transformers", "sentence-transformers", "onnxruntime")
 Encode = Callable[[Sequence[str]], np.ndarray]
 _session = functools.cache(onnx.session)
 
@@ -189,6 +190,7 @@ def timed(encode: Encode, texts: Sequence[str]) -> tuple[float, np.ndarray]:
 
 def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
     """Encodes the texts with every contender in turn, `repeats` times."""
+    reporting.device()
     texts, made = corpus(SIZES[size]), CONTENDERS | (RAGGED if ragged else {})
     measure, most = ceiling("float32"), 0.0
     with tempfile.TemporaryDirectory() as scratch:
@@ -219,7 +221,7 @@ def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
         "results": results,
         "operations": work / min(results["minibert"]["seconds"]),  # a second
         "ceiling": most,
-        **reporting.taken_on("jax", "torch", "sentence-transformers", "onnxruntime"),
+        **reporting.taken_on(*PACKAGES),
     }
 
 
@@ -240,7 +242,8 @@ def table(report: dict[str, Any]) -> Table:
 def faults(report: dict[str, Any]) -> list[str]:
     """Which bounds the report breaks, a sentence each."""
     ratios = {name: result["ratio"] for name, result in report["results"].items()}
-    return [
+    missing = [f"rate: {name} was not measured" for name in MIN_RATIOS if name not in ratios]
+    return missing + [
         f"rate: {ratios[name]:.2f} × that of {name}, under {least} ×"
         for name, least in MIN_RATIOS.items()
         if name in ratios and ratios[name] < least

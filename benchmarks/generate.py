@@ -117,9 +117,7 @@ def measure(contenders: dict[str, Contender], ids: np.ndarray, repeats: int, sam
 
 def compare(size: str, repeats: int) -> dict[str, Any]:
     """Makes a model and generates with it, every contender in turn, for each batch and dtype."""
-    import jax
-
-    device = jax.default_backend()
+    device = reporting.device()
     plans = [("float32", batch) for batch in MAX_RATIOS]
     if device == "gpu":
         plans += [("bfloat16", batch) for batch in (1, 8, 64)]

@@ -8,6 +8,7 @@ of six layers of 384 with eight rows of 128. Beside the times stands what the ma
 would take at the rate that the machine does them at.
 """
 
+import argparse
 import contextlib
 import itertools
 import sys
@@ -65,11 +66,8 @@ def place(growing: str, point: tuple[Model, int, int]) -> float:
 
 def compare(repeats: int, tiny: bool) -> Report:
     """Every contender in turn, at every point."""
+    names = [name for name in installed("float32", reporting.device()) if name in CONTENDERS]
     measure = ceiling("float32")
-    import jax
-
-    device = jax.default_backend()
-    names = [name for name in installed("float32", device) if name in CONTENDERS]
     curves: dict[str, list[dict[str, Any]]] = {}
     for growing, each in points(tiny).items():
         curves[growing] = []
@@ -85,7 +83,7 @@ def compare(repeats: int, tiny: bool) -> Report:
                     cell["operations"] = products(SimpleNamespace(**config), point[1:])
                     curves[growing].append({"at": place(growing, point), **cell})
     best = max(cell.pop("ceiling") for cells in curves.values() for cell in cells)
-    taken = reporting.taken_on("jax", "torch", "transformers")
+    taken = reporting.taken_on("jax", "flax", "torch", "transformers", "onnxruntime")
     return {"repeats": repeats, "ceiling": best, "contenders": names, "curves": curves, **taken}
 
 
@@ -133,10 +131,20 @@ def picture(report: Report) -> Any:
             panel.set_xticks([], minor=True)
             panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("time of a forward pass (ms)")
-    panels[1, 0].set_ylabel("peak memory (MB)")
+    panels[1, 0].set_ylabel("peak host memory (MB)")
     panels[0, 0].legend()
     made.suptitle("What a forward pass of BERT costs, float32")
     return made
+
+
+def new_picture(text: str) -> str:
+    """The path of a picture that can be written, in a format that matplotlib knows."""
+    from minibert.plots import figure
+
+    known = figure(1, 1).canvas.get_supported_filetypes()
+    if text.rpartition(".")[2] not in known:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of .{', .'.join(known)}")
+    return reporting.new_file(text)
 
 
 def faults(report: Report) -> list[str]:
@@ -152,7 +160,7 @@ def main() -> None:
         "--repeats", type=reporting.positive, default=3, help="turns of each contender"
     )
     parser.add_argument(
-        "--picture", metavar="PATH", type=reporting.new_file, help="where to draw the curves"
+        "--picture", metavar="PATH", type=new_picture, help="where to draw the curves"
     )
     arguments = parser.parse_args()
     report = compare(arguments.repeats, arguments.size == "tiny")

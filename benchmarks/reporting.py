@@ -37,9 +37,24 @@ def positive(text: str) -> int:
 def new_file(text: str) -> str:
     """The path of a file that can be written: known before anything is measured."""
     place = text if os.path.exists(text) else os.path.dirname(os.path.abspath(text))
-    if os.path.isdir(text) or not os.access(place, os.W_OK):
+    if not text or os.path.isdir(text) or not os.access(place, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return text
+
+
+def device() -> str:
+    """The kind of device that JAX finds, on which float32's products are now float32's.
+
+    Elsewhere than on a CPU they would be rounded. Processes started later inherit the setting.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others need memory too
+    import jax
+
+    found = jax.default_backend()
+    if found != "cpu":
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+        jax.config.update("jax_default_matmul_precision", "highest")
+    return found
 
 
 def taken_on(*packages: str) -> Report:

@@ -66,7 +66,7 @@ def programs(size: str, devices: list[Any]) -> dict[str, Callable[[], Any]]:
 
     def forward() -> Any:
         leaves, treedef = jax.tree.flatten(compilation.grouped(bert))
-        given = {"input_ids": words, "attention_mask": words}
+        given = {"input_ids": words, "attention_mask": words.astype(bool)}
         return lowered(compilation._program(treedef, ()), leaves, given)
 
     def alone() -> Any:

@@ -8,7 +8,7 @@ one process, each step waited for. An idle contender leaves the cores alone: PyT
 for 10 ms after a call, JAX's do not. Both are given `keep_memory`, as `minibert train` is: without
 it each would pay for pages that the other's step gave back to the system.
 
-On a GPU also bfloat16 and torch.compile; MFU is the step's products (6 × parameters × tokens, and
+On a GPU also bfloat16 and torch.compile; MFU is the step's products (6 × kernels × tokens, and
 attention's; as `minibert train` counts them) over what the device could do.
 """
 
@@ -156,6 +156,7 @@ def measure(steps: dict[str, Step], batch: dict[str, np.ndarray], repeats: int, 
 
 def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dict[str, Any]:
     """Makes a model and a batch, and trains with every contender in turn."""
+    reporting.device()
     import jax
 
     import minibert

@@ -13,7 +13,7 @@ import numpy as np
 from minibert.checks import whole
 from minibert.errors import InputError
 
-# Multiples of 8 to 64, of 16 to 256, then four to the octave: a twelfth is padding, or so.
+# Multiples of 8 to 64, of 16 to 256, then four to the octave: of natural texts 7 % is padding.
 BUCKETS = (
     *range(8, 64, 8),
     *range(64, 256, 16),
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 def bucket(length: int, longest: int) -> int:
     """The shortest of `BUCKETS` that holds `length` positions, at most `longest`."""
-    return min(next(size for size in BUCKETS if size >= length), longest)
+    return min(next((size for size in BUCKETS if size >= length), longest), longest)
 
 
 def default_budget() -> int:

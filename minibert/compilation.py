@@ -23,7 +23,8 @@ from minibert.parameters import parameters
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.export
-PROGRAMS = 64  # functions kept in memory, each with a program a shape; the oldest go first
+PROGRAMS = 64  # functions kept for models to come, each with a program a shape
+FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
 
 
 class Compiled:
@@ -120,6 +121,10 @@ class Compiled:
         for name, value in options.items():
             if name not in known:
                 raise InputError(f"{name}: is no argument of {type(self.model).__name__}")
+            if name in EXPORTED:
+                raise InputError(f"{name}: is an array; name it in inputs")
+            if name == "rngs":
+                raise InputError("rngs: an exported program has no dropout")
             if not isinstance(value, bool | int | str):
                 raise InputError(f"{name}: expected an option, no array; found {shown(value)}")
         if options.get("use_cache"):
@@ -151,7 +156,7 @@ def compiled(model: Any) -> Compiled:
     Raises:
         InputError: it is no model, or in training mode.
     """
-    if not hasattr(model, "config") or not callable(model):
+    if not isinstance(model, nnx.Module) or not hasattr(model, "config"):
         raise InputError(f"model: expected a model, found {shown(type(model).__name__)}")
     check_evaluation(model)
     return Compiled(model)
@@ -207,9 +212,13 @@ def _program(treedef: Any, static: tuple[tuple[str, type, Any], ...]) -> Callabl
 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with numpy's scalars as Python's."""
+    """The arguments, with numpy's scalars as Python's; flags are checked."""
     scalars = np.bool_ | np.integer
-    return {n: v.item() if isinstance(v, scalars) else v for n, v in given.items()}
+    plain = {n: v.item() if isinstance(v, scalars) else v for n, v in given.items()}
+    for name in FLAGS & plain.keys():
+        if not isinstance(plain[name], bool | int | None):
+            raise InputError(f"{name}: expected True or False, found {shown(plain[name])}")
+    return plain
 
 
 def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:

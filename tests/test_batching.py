@@ -25,6 +25,10 @@ def test_buckets():
     ]
 
 
+def test_longer_than_all_buckets():
+    assert bucket(60_000, 100_000) == 100_000
+
+
 @settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 300), max_size=60),

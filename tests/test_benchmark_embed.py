@@ -18,10 +18,13 @@ needs_reference = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("ratios", "broken"),
     [
-        ({"sentence-transformers": 1.5, embed.ONNX: 1.2}, []),
-        ({"sentence-transformers": 1.5}, []),
+        (embed.MIN_RATIOS, []),
         (
-            {"sentence-transformers": 1.44, embed.ONNX: 1.1},
+            {"sentence-transformers": 1.5, embed.SORTED: 1.2},
+            ["rate: onnxruntime, minibert's batches was not measured"],
+        ),
+        (
+            embed.MIN_RATIOS | {"sentence-transformers": 1.44, embed.ONNX: 1.1},
             [
                 "rate: 1.44 × that of sentence-transformers, under 1.5 ×",
                 "rate: 1.10 × that of onnxruntime, minibert's batches, under 1.2 ×",

@@ -15,6 +15,7 @@ from benchmarks.__main__ import ROOT
 needs_peers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the other contenders need PyTorch"
 )
+ALL = {"device": "cpu", "dtype": "float32", "contenders": forward.FASTEST}
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,16 @@ needs_peers = pytest.mark.skipif(
             {"ratio": 1.5},
             ["start: 1.50 × sentence-transformers' time, over 1.0 ×"],
         ),
-        (forward.faults, {"cells": {"a": {"ratio": 1.0}}}, []),
+        (forward.faults, ALL | {"cells": {"a": {"ratio": 1.0}}}, []),
         (
             forward.faults,
-            {"cells": {"a": {"ratio": 0.5}, "b": {"ratio": 1.25}}},
+            ALL | {"cells": {"a": {"ratio": 0.5}, "b": {"ratio": 1.25}}},
             ["b: 1.25 × the fastest other's time, over 1.0 ×"],
+        ),
+        (
+            forward.faults,
+            ALL | {"cells": {"a": {"ratio": 0.5}}, "contenders": ["PyTorch", "torch.compile"]},
+            ["onnxruntime was not measured"],
         ),
     ],
 )

@@ -117,7 +117,10 @@ def test_weights_are_arguments():
         ({"input_ids": IDS, "attention_mask": MASK * 1.0}, "attention_mask: expected integers"),
         ({"input_ids": IDS, "attention_mask": MASK[:2]}, "attention_mask: expected shape"),
         ({"input_ids": "the"}, "input_ids"),
-        ({"input_ids": IDS, "use_cache": 0.5}, "use_cache: expected an option or an array, found"),
+        ({"input_ids": IDS, "use_cache": 0.5}, "use_cache: expected True or False, found 0.5"),
+        ({"input_ids": IDS, "output_attentions": "no"}, "output_attentions: expected True or"),
+        ({"input_ids": IDS, "output_hidden_states": MASK}, "output_hidden_states: expected True"),
+        ({"input_ids": IDS, "head_mask": 0.5}, "head_mask: expected an option or an array"),
         ({"input_ids": IDS, "rngs": nnx.Rngs(0)}, "rngs: a compiled model has no dropout"),
     ],
 )
@@ -138,6 +141,8 @@ def test_too_many_or_twice():
 def test_what_cannot_be_compiled():
     with pytest.raises(InputError, match="model: expected a model, found 'str'"):
         compiled("bert")
+    with pytest.raises(InputError, match="model: expected a model, found 'Compiled'"):
+        compiled(compiled(single("BertModel")))
     with pytest.raises(InputError, match="model: is in training mode"):
         compiled(single("BertModel").train())
 
