@@ -82,6 +82,13 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     return int(value)
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False, of Python or of numpy."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name}: expected True or False, found {shown(value)}")
+    return bool(value)
+
+
 def number(name: str, value: Any, *, above: int | None = None) -> float:
     """A finite number: of at least 0, or above something."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)

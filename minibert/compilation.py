@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from minibert.cache import KVCache
-from minibert.checks import as_array, checked_indices, checked_zeros_and_ones, whole
+from minibert.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
 from minibert.parameters import parameters
 
@@ -215,10 +215,7 @@ def _plain(given: dict[str, Any]) -> dict[str, Any]:
     """The arguments, with numpy's scalars as Python's; flags are checked."""
     scalars = np.bool_ | np.integer
     plain = {n: v.item() if isinstance(v, scalars) else v for n, v in given.items()}
-    for name in FLAGS & plain.keys():
-        if not isinstance(plain[name], bool | int | None):
-            raise InputError(f"{name}: expected True or False, found {shown(plain[name])}")
-    return plain
+    return plain | {name: flag(name, plain[name]) for name in FLAGS & plain.keys()}
 
 
 def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:

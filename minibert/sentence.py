@@ -172,7 +172,7 @@ class SentenceEncoder:
         prompt: str | None = None,
         token_budget: Any = None,
         packing: Any = None,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: Any = False,
         truncate_dim: Any = None,
         precision: str = "float32",
         output_value: str | None = "sentence_embedding",

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.checks import whole
+from minibert.checks import flag, whole
 from minibert.errors import InputError, shown
 from minibert.progress import ticking
 from minibert.quantization import PRECISIONS, quantize_embeddings
@@ -27,7 +27,7 @@ class Wanted:
 
     output_value: str | None
     precision: str
-    normalize_embeddings: bool
+    normalize_embeddings: Any
     truncate_dim: Any
     features: int  # the width of a text's vector
 
@@ -37,6 +37,7 @@ class Wanted:
             if not isinstance(value, str | None) or value not in known:
                 choices = ", ".join(map(str, known))
                 raise InputError(f"{name}: expected one of {choices}; found {shown(value)}")
+        flag("normalize_embeddings", self.normalize_embeddings)
         if self.output_value is None and self.precision != "float32":
             raise InputError("precision: a dictionary of everything is float32 alone")
         if self.output_value != "sentence_embedding" and self.normalize_embeddings:

@@ -109,6 +109,10 @@ def test_prompts(encoder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            {"sentences": "the", "normalize_embeddings": "no"},
+            "normalize_embeddings: expected True or False",
+        ),
         ({"sentences": 3}, "sentences: expected a text or texts, found 3"),
         ({"sentences": b"the"}, "sentences: expected a text or texts, found b'the'"),
         ({"sentences": {"the": 1}}, "sentences: expected a text or texts"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import whole
+from minibert.checks import flag, whole
 from minibert.errors import InputError, SourceError, shown
 
 Example = dict[str, Any]
@@ -173,17 +173,6 @@ def batching(
         "workers": whole("workers", workers, 0),
         "share": (index, hosts),
     }
-
-
-def flag(name: str, value: Any) -> bool:
-    """True or False.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if not isinstance(value, bool):
-        raise InputError(f"{name}: expected True or False, found {shown(value)}")
-    return value
 
 
 def _in_processes(grain: Any, batched: Any, workers: int) -> Any:

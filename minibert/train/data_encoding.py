@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import whole
+from minibert.checks import flag, whole
 from minibert.errors import InputError, shown
 from minibert.progress import ticking
-from minibert.train.data_batches import Collate, flag
+from minibert.train.data_batches import Collate
 from minibert.train.labels import IGNORED
 
 AT_ONCE = 1000  # texts that are read between two ticks of the progress bar

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import as_array, checked_indices, whole
+from minibert.checks import as_array, checked_indices, flag, whole
 from minibert.errors import InputError
-from minibert.train.data_batches import batches, batching, flag
+from minibert.train.data_batches import batches, batching
 from minibert.train.data_encoding import Encoder, collate_for
 from minibert.train.data_records import read_texts
 from minibert.train.data_sentences import pairs_of, read_documents

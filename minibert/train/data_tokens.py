@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from minibert.checks import flag
 from minibert.errors import InputError, SourceError
-from minibert.train.data_batches import flag
 from minibert.train.data_encoding import Frame, backend_of, encoded, frame_of
 from minibert.train.data_records import read_texts
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import number
+from minibert.checks import flag, number
 from minibert.errors import InputError, shown
-from minibert.train.data_batches import flag
 from minibert.train.labels import IGNORED
 
 MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or another token
