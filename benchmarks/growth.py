@@ -11,6 +11,7 @@ would take at the rate that the machine does them at.
 import argparse
 import contextlib
 import itertools
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -142,7 +143,7 @@ def new_picture(text: str) -> str:
     from minibert.plots import figure
 
     known = figure(1, 1).canvas.get_supported_filetypes()
-    if text.rpartition(".")[2] not in known:
+    if os.path.splitext(text)[1].lower().removeprefix(".") not in known:
         raise argparse.ArgumentTypeError(f"{text!r}: expected one of .{', .'.join(known)}")
     return reporting.new_file(text)
 

@@ -38,8 +38,8 @@ CACHED = "minibert, its programs cached"
 def seconds_of(code: str, folder: str, settings: dict[str, str]) -> float:
     """Runs the code in a new process."""
     command = [sys.executable, "-c", code, folder, *TEXTS]
-    ours = {name: value for name, value in os.environ.items() if not _is_of_a_cache(name)}
-    environment = ours | {"HF_HUB_OFFLINE": "1"} | settings
+    kept = {name: value for name, value in os.environ.items() if not _is_of_a_cache(name)}
+    environment = kept | {"HF_HUB_OFFLINE": "1"} | settings
     start = time.perf_counter()
     done = subprocess.run(command, cwd=embed.ROOT, env=environment, capture_output=True, text=True)
     taken = time.perf_counter() - start

@@ -24,7 +24,6 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import reporting
-from benchmarks.reporting import finish, parser, table, taken_on
 from minibert.parameters import parameters
 from minibert.train import keep_memory
 from minibert.train.metrics import PEAKS, operations
@@ -184,16 +183,17 @@ def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dic
         "flops": flops,
         "peak": PEAKS.get(device.device_kind, math.nan),
         "runs": runs,
-        **taken_on("jax", "flax", "optax", "torch", "transformers"),
+        **reporting.taken_on("jax", "flax", "optax", "torch", "transformers"),
     }
 
 
-def printed(report: dict[str, Any]) -> Table:
+def table(report: dict[str, Any]) -> Table:
     """The report as a table."""
     rows, length = report["batch"]
     title = f"A training step of {report['model']}, {rows} × {length} tokens, {report['device']}"
     known = not math.isnan(report["peak"])
-    made = table(report, title, "median", "first step", "tokens/s", "TFLOP/s", "minibert / it")
+    columns = ("median", "first step", "tokens/s", "TFLOP/s", "minibert / it")
+    made = reporting.table(report, title, *columns)
     if known:
         made.add_column("MFU", justify="right", no_wrap=True)
     for run in report["runs"]:
@@ -226,7 +226,7 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measures, prints, and with --check judges."""
-    options = parser("train", __doc__)
+    options = reporting.parser("train", __doc__)
     options.add_argument("--model", choices=["bert", "gpt2"], default="gpt2", help="base, 124M")
     options.add_argument("--size", choices=["full", "tiny"], default="full", help="of the model")
     options.add_argument("--batch", type=reporting.positive, default=8, help="rows")
@@ -237,7 +237,7 @@ def main() -> None:
     given = options.parse_args()
     keep_memory()
     report = compare(given.model, given.size, given.batch, given.length, given.repeats)
-    finish(report, printed(report), given, faults)
+    reporting.finish(report, table(report), given, faults)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ def test_a_wide_table_is_whole_in_a_file(monkeypatch, capsys):
         (["--calls", "few"], "argument --calls: expected a whole number of at least 1"),
         (["--json", "nowhere/figures.json"], "argument --json: 'nowhere/figures.json' cannot be"),
         (["--json", "."], "argument --json: '.' cannot be written"),
+        (["--json", ""], "argument --json: '' cannot be written"),
     ],
 )
 def test_wrong_options(options, message, monkeypatch, capsys):
@@ -165,6 +166,16 @@ def test_wrong_options(options, message, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         host.main()
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["curves.txt", "png", "nowhere/curves.png"])
+def test_what_is_no_picture(path, monkeypatch, capsys):
+    """Before anything is measured."""
+    monkeypatch.setattr("sys.argv", ["growth", "--picture", path])
+    monkeypatch.setattr(growth, "compare", None)
+    with pytest.raises(SystemExit, match="2"):
+        growth.main()
+    assert f"argument --picture: '{path}'" in capsys.readouterr().err
 
 
 def test_growth_is_drawn():
