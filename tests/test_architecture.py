@@ -151,4 +151,4 @@ def test_the_other_name_is_never_recommended():
 def test_no_file_is_long():
     for folder in ("minibert", "convert", "tests", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 300, path
+            assert len(path.read_text().splitlines()) <= 500, path
