@@ -95,7 +95,11 @@ def packed_encode(folder: str) -> Encode:
     """Ours, with texts that share rows."""
     import minibert
 
-    encoder = minibert.SentenceEncoder.from_pretrained(folder)
+    return packed(minibert.SentenceEncoder.from_pretrained(folder))
+
+
+def packed(encoder: Any) -> Encode:
+    """An encoder's `encode` with rows of full width that texts share."""
     return lambda texts: encoder.encode(texts, packing=encoder.max_seq_length)
 
 
@@ -103,7 +107,11 @@ def padded_encode(folder: str) -> Encode:
     """Ours, 64 texts at a time as they come, padded to the longest."""
     import minibert
 
-    encoder = minibert.SentenceEncoder.from_pretrained(folder)
+    return padded_as_they_come(minibert.SentenceEncoder.from_pretrained(folder))
+
+
+def padded_as_they_come(encoder: Any) -> Encode:
+    """An encoder's `encode` with batches of 64 texts in their order, padded to the longest."""
     budget = ROWS * encoder.max_seq_length
 
     def encode(texts: Sequence[str]) -> np.ndarray:

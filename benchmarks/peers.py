@@ -71,14 +71,29 @@ def _minibert(folder: str, dtype: str) -> tuple[Forward, Any]:
     return forward, lambda states: np.asarray(states, np.float32)
 
 
-def _torch(folder: str, dtype: str, compile_it: bool = False) -> tuple[Forward, Any]:
+def torch_model(folder: str, dtype: str, compiler: str | None = None) -> tuple[Any, str]:
+    """A model in PyTorch with its fused attention, and the device that it is on.
+
+    Args:
+        folder: the model's.
+        dtype: of the weights and the arithmetic.
+        compiler: a backend of torch.compile; None for a model that is not compiled.
+    """
     import torch
     from transformers import AutoModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": getattr(torch, dtype)}
     model = AutoModel.from_pretrained(folder, **options).eval().to(device)
-    run = torch.compile(model, dynamic=False) if compile_it else model
+    if compiler is not None:
+        model = torch.compile(model, dynamic=False, backend=compiler)
+    return model, device
+
+
+def _torch(folder: str, dtype: str, compiler: str | None = None) -> tuple[Forward, Any]:
+    import torch
+
+    run, device = torch_model(folder, dtype, compiler)
 
     def forward(ids: np.ndarray, mask: np.ndarray) -> Any:
         with torch.inference_mode():
@@ -133,7 +148,9 @@ def _keras(folder: str, dtype: str) -> tuple[Forward, Any]:
 CONTENDERS = {
     "minibert": Contender(_minibert, ("minibert.names",), anywhere=True),
     "PyTorch": Contender(_torch, TORCH, anywhere=True),
-    "torch.compile": Contender(functools.partial(_torch, compile_it=True), TORCH, anywhere=True),
+    "torch.compile": Contender(
+        functools.partial(_torch, compiler="inductor"), TORCH, anywhere=True
+    ),
     "onnxruntime": Contender(_onnxruntime, ("onnxruntime",), needs=ONNX),
     "transformers 4, Flax": Contender(_flax, ("transformers.models.bert",), environment="flax"),
     "KerasHub": Contender(_keras, ("keras_hub",), environment="keras"),

@@ -42,7 +42,7 @@ TINY = {
     "bert": {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
     "gpt2": {"vocab_size": 97, "n_embd": 24, "n_layer": 2, "n_head": 3},
 }
-Step = Callable[[dict[str, np.ndarray]], float]
+Step = Callable[[dict[str, np.ndarray]], Any]  # returns the loss, which may not be there yet
 
 
 def make_folder(folder: str, family: str, size: str) -> None:
@@ -79,7 +79,7 @@ def minibert_step(folder: str, family: str, dtype: str) -> dict[str, Step]:
     objective = train.causal_lm if family == "gpt2" else train.masked_lm
     optimizer = train.adamw(RATE, weight_decay=DECAY, max_grad_norm=None)
     trainer = train.Trainer(model, objective, optimizer)
-    return {OURS: lambda batch: float(trainer.step(batch)["loss"])}
+    return {OURS: lambda batch: trainer.step(batch)["loss"]}
 
 
 def torch_steps(folder: str, family: str, dtype: str) -> dict[str, Step]:
@@ -113,7 +113,7 @@ def torch_steps(folder: str, family: str, dtype: str) -> dict[str, Step]:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            return loss.item()
+            return loss.detach()
 
         return step
 
@@ -129,9 +129,9 @@ def measure(steps: dict[str, Step], batch: dict[str, np.ndarray], repeats: int, 
     first: dict[str, float] = {}
     for name, step in steps.items():
         start = time.perf_counter()
-        losses[name] = [step(batch)]
+        losses[name] = [float(step(batch))]
         first[name] = time.perf_counter() - start
-        losses[name] += [step(batch) for _ in range(FIRST - 1)]
+        losses[name] += [float(step(batch)) for _ in range(FIRST - 1)]
     bound = AGREE if dtype == "float32" else 0.02
     for name, found in losses.items():
         if not np.allclose(found, losses[OURS], rtol=bound, atol=0):
@@ -140,7 +140,7 @@ def measure(steps: dict[str, Step], batch: dict[str, np.ndarray], repeats: int, 
     for _ in range(repeats):
         for name, step in steps.items():
             start = time.perf_counter()
-            step(batch)
+            float(step(batch))
             seconds[name].append(time.perf_counter() - start)
     return {
         name: {

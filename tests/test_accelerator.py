@@ -2,11 +2,13 @@
 
 Deselected by default. From a checkout, on a machine with an accelerator, whatever its versions:
 
-    python -m pytest tests/test_accelerator.py -m accelerator -o addopts=
+    python -m pytest tests/test_accelerator.py -m accelerator -o addopts= -o filterwarnings=default
 
-Every test prints its figures, state by state, at the unpadded positions of 2,000 tokens. With
-MINIBERT_ACCELERATOR=cpu in the environment the tests run on the CPU too, to try them out. Where the
-card is small, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves PyTorch room.
+(`python -m benchmarks.gpu --only parity` does so too, and keeps the figures.) Every test prints its
+figures, state by state, at the unpadded positions of 2,000 tokens. With MINIBERT_ACCELERATOR=cpu in
+the environment the tests run on the CPU too, to try them out; with MINIBERT_ACCELERATOR=tiny also
+there, with a small model. Where the card is small, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves
+PyTorch room.
 """
 
 import os
@@ -28,6 +30,12 @@ FLOAT32_ON_ACCELERATORS = 5e-5  # two cards' kernels, each with its own order of
 BFLOAT16_RATIO = 1.3  # our RMS error over PyTorch's own
 
 BATCH, SEQ, SHORTEST = 24, 128, 40
+ANYWHERE = os.environ.get("MINIBERT_ACCELERATOR") in ("cpu", "tiny")
+CHECKPOINTS = ["base", "minilm"]
+CONFIG: dict[str, int] = {}  # of the model whose parameters are drawn; BERT-base
+if os.environ.get("MINIBERT_ACCELERATOR") == "tiny":
+    BATCH, SEQ, SHORTEST, CHECKPOINTS = 4, 16, 5, ["base"]
+    CONFIG = {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 384}
 
 pytestmark = [
     pytest.mark.accelerator,
@@ -40,17 +48,17 @@ pytestmark = [
 def backend() -> str:
     """What JAX runs on."""
     found = jax.default_backend()
-    if found == "cpu" and os.environ.get("MINIBERT_ACCELERATOR") != "cpu":
+    if found == "cpu" and not ANYWHERE:
         pytest.skip("needs a GPU or TPU, and JAX finds the CPU only")
     return found
 
 
-@pytest.fixture(scope="module", params=["base", "minilm"])
+@pytest.fixture(scope="module", params=CHECKPOINTS)
 def folder(request: pytest.FixtureRequest, backend: str, tmp_path_factory: Any) -> str:
     """A checkpoint: BERT-base's shape with every parameter drawn, or all-MiniLM-L6-v2."""
     if request.param == "minilm":
         return request.getfixturevalue("minilm")
-    model = transformers.BertModel(transformers.BertConfig())
+    model = transformers.BertModel(transformers.BertConfig(**CONFIG))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
@@ -115,7 +123,11 @@ def rms(ours: np.ndarray, exact: np.ndarray) -> float:
 def table(
     request: Any, capsys: Any, columns: tuple[str, ...], rows: dict[str, tuple[float, ...]]
 ) -> None:
-    """Prints figures, whatever pytest captures."""
+    """Prints figures, whatever pytest captures, and keeps them with the test's report."""
+    states = {
+        name: dict(zip(columns, map(float, figures), strict=True)) for name, figures in rows.items()
+    }
+    request.node.user_properties.append(("states", states))
     where = f"JAX on {jax.devices()[0].device_kind}, PyTorch on {torch_device()}"
     lines = [f"\n{request.node.name}: {where}"]
     lines.append(" " * 20 + "".join(f"{column:>14}" for column in columns))

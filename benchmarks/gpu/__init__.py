@@ -1,0 +1,1 @@
+"""What a GPU answers in four minutes: `python -m benchmarks.gpu`; each step is a module here."""

@@ -1,0 +1,231 @@
+"""Everything that a GPU has to answer, in four minutes at most.
+
+    python -m benchmarks.gpu [--only STEP] [--out FOLDER] [--seconds 235]
+    python -m benchmarks.gpu --dry-run
+
+Parity with PyTorch, and times beside PyTorch's, of forward passes, ragged texts, generated text,
+training steps, attention and single layers; `--only` (repeatable) runs some of the steps alone. It
+needs an NVIDIA GPU and no network, installs nothing, and skips by name what is missing. From a
+checkout the package need not be installed.
+
+Every step is a process of its own with a time limit, the most valuable first; time that one leaves
+goes to the next. Within a step the most telling cells come first, and those for which there is no
+time are named. FOLDER/gpu.json and FOLDER/gpu.md are replaced whenever there is something new, so
+that a run that is stopped leaves what it has measured. Exits with 1 if a step failed.
+
+--dry-run runs every step at tiny sizes on the CPU, to see that all works: its times mean nothing.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from benchmarks import reporting
+from benchmarks.environments import ROOT
+from benchmarks.gpu import report as reports
+from benchmarks.gpu.steps import SECONDS, STEPS
+
+DRY_SECONDS = 900
+GRACE = 2.0  # seconds after its limit at which a process that should have ended is killed
+TAIL = 3000  # characters of a failed step's output that are kept
+CACHE = os.path.join(ROOT, "out", "gpu-cache")
+ENVIRONMENT = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX and PyTorch share the card
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+}
+CPU = {  # of a dry run, whose programs are compiled quickly and run slowly
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
+
+
+class Runner:
+    """Runs steps one after the other, and saves the report.
+
+    Args:
+        given: the command line's arguments.
+    """
+
+    def __init__(self, given: argparse.Namespace):
+        self._given, self._begun = given, time.monotonic()
+        self._names = given.only or list(STEPS)
+        self._file = "-".join(["gpu", *(given.only or ())])
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE)
+        self.report: dict[str, Any] = {
+            "begun": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "dry_run": given.dry_run,
+            "limit": given.seconds,
+            "seconds": 0.0,
+            "cached": not given.dry_run and os.path.isdir(cache) and bool(os.listdir(cache)),
+            "steps": {},
+            **reports.taken_on(),
+        }
+
+    def run(self) -> bool:
+        """Runs all steps; returns whether none failed."""
+        whole, until = sum(STEPS[name].seconds for name in self._names), 0.0
+        with tempfile.TemporaryDirectory(prefix="minibert-gpu-") as scratch:
+            for name in self._names:
+                until += self._given.seconds * STEPS[name].seconds / whole
+                limit = until - (time.monotonic() - self._begun)
+                self._step(name, limit, scratch)
+                step = self.report["steps"][name]
+                print(f"{name}: {step['status']}, {step['seconds']:.1f} s", flush=True)
+        return all(step["status"] != "failed" for step in self.report["steps"].values())
+
+    def save(self) -> None:
+        """Replaces the report's files."""
+        self.report["seconds"] = time.monotonic() - self._begun
+        reports.save(self._given.out, self._file, self.report)
+
+    def _step(self, name: str, limit: float, scratch: str) -> None:
+        step: dict[str, Any] = {
+            "status": "running",
+            "seconds": 0.0,
+            "limit": limit,
+            "rows": {},
+            "errors": [],
+            "skipped": {},
+            "left_out": [],
+            "notes": {},
+        }
+        self.report["steps"][name] = step
+        lines, log = (os.path.join(scratch, f"{name}.{ending}") for ending in ("jsonl", "log"))
+        begun = time.monotonic()
+        try:
+            code = self._watched(self._command(name, lines, limit, scratch), step, lines, log)
+            _judge(step, code, time.monotonic() - begun >= limit, _tail(log))
+        except BaseException:
+            step["status"] = "stopped"
+            raise
+        finally:
+            step["seconds"] = time.monotonic() - begun
+            step.pop("begins", None)
+            step.pop("done", None)
+            self.save()
+
+    def _command(self, name: str, lines: str, limit: float, scratch: str) -> list[str]:
+        command = [sys.executable, "-m", "benchmarks.gpu.child", name, "--lines", lines]
+        command += ["--limit", f"{max(1.0, limit):.1f}", "--scratch", scratch]
+        command += ["--dry-run"] * self._given.dry_run
+        return command + [word for name in self._given.without for word in ("--without", name)]
+
+    def _watched(self, command: list[str], step: dict[str, Any], lines: str, log: str) -> int:
+        """Runs a step's process to its end, or to its limit; returns its exit code."""
+        cache = os.path.join(os.path.dirname(log), "cache") if self._given.dry_run else CACHE
+        environment = {"JAX_COMPILATION_CACHE_DIR": cache} | os.environ | ENVIRONMENT
+        environment |= CPU if self._given.dry_run else {}
+        read, begun = 0, time.monotonic()
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,  # with whatever processes it starts
+            )
+        try:
+            while True:
+                ended = process.poll() is not None
+                now = _read(lines, read, step)
+                if now != read:
+                    read, step["seconds"] = now, time.monotonic() - begun
+                    self.save()
+                if ended:
+                    return process.returncode
+                if time.monotonic() - begun > max(1.0, step["limit"]) + GRACE:
+                    return -signal.SIGKILL
+                time.sleep(0.1)
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _read(path: str, start: int, step: dict[str, Any]) -> int:
+    """Adds the whole lines of a step's file from `start` on; returns where they end."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        file.seek(start)
+        text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            _add(step, json.loads(line))
+        start += len(whole)
+    return start
+
+
+def _add(step: dict[str, Any], line: dict[str, Any]) -> None:
+    match line:
+        case {"row": name}:
+            step["rows"][name] = {key: value for key, value in line.items() if key != "row"}
+        case {"skip": what}:
+            step["skipped"][what] = line["why"]
+        case {"notes": facts}:
+            step["notes"] |= facts
+        case {"left_out": cell}:
+            step["left_out"].append(cell)
+        case {"error": _}:
+            step["errors"].append(line)
+        case {"skipped": why}:
+            step["status"], step["skipped"]["the step"] = "skipped", why
+        case {"begins": cell}:
+            step["begins"] = cell
+        case {"done": _}:
+            step["done"] = True
+
+
+def _judge(step: dict[str, Any], code: int, late: bool, tail: str) -> None:
+    """Decides how a step went, from what it wrote and how its process ended."""
+    if not (code == 0 and step.get("done")) and not step["errors"]:
+        why = f"stopped at its limit of {step['limit']:.0f} s" if late else f"ended with {code}"
+        step["errors"].append({"error": why, "at": step.get("begins")})
+    if step["errors"]:
+        step["status"], step["log"] = "failed", tail
+    elif step["status"] == "running":
+        step["status"] = "ran"
+
+
+def _tail(log: str) -> str:
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return file.read()[-TAIL:]
+
+
+def main() -> None:
+    """Runs the steps, prints the table, and exits with 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", action="append", choices=STEPS, help="a step; repeatable")
+    parser.add_argument("--out", default=os.path.join(ROOT, "out", "benchmarks"), help="a folder")
+    parser.add_argument("--seconds", type=reporting.positive, help="in all", default=None)
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="PACKAGE", help="counts as missing"
+    )
+    given = parser.parse_args()
+    given.seconds = given.seconds or (DRY_SECONDS if given.dry_run else SECONDS)
+    given.out = os.path.abspath(given.out)
+    os.makedirs(given.out, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    runner = Runner(given)
+    sound = runner.run()
+    print(f"\n{reports.markdown(runner.report)}")
+    sys.exit(0 if sound else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a step is given, and how its results leave its process as soon as they are there."""
+
+import importlib.util
+import json
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MARGIN = 3.0  # seconds before the limit at which nothing new is begun
+ROOM = 1.2  # of the longest cell so far: the time that must be left for another
+
+
+class SkippedError(Exception):
+    """A step cannot run here; the message says what is missing."""
+
+
+class Job:
+    """One step's run.
+
+    Every result is written to a file at once, as a line of JSON, so that a crash or a time limit
+    costs no more than the cell in which it happens.
+
+    Args:
+        path: the file that the lines are appended to.
+        seconds: the time limit, from now on.
+        dry_run: whether sizes are tiny and the device may be a CPU.
+        without: packages that count as missing.
+        scratch: a folder that the steps of a run share.
+    """
+
+    def __init__(
+        self, path: str, seconds: float, dry_run: bool, without: list[str], scratch: str
+    ) -> None:
+        self.dry_run, self.scratch = dry_run, scratch
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the process
+        self._end, self._without = time.monotonic() + seconds - MARGIN, set(without)
+
+    def left(self) -> float:
+        """Seconds until nothing new should be begun."""
+        return self._end - time.monotonic()
+
+    def emit(self, **line: Any) -> None:
+        """Writes one line of JSON."""
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def skip(self, what: str, why: str) -> None:
+        """Records by name something that is not measured here."""
+        self.emit(skip=what, why=why)
+
+    def note(self, **facts: Any) -> None:
+        """Records facts about the whole step."""
+        self.emit(notes=facts)
+
+    def row(self, name: str, figures: Mapping[str, float | str], **details: Any) -> None:
+        """Records a row of the step's table.
+
+        Args:
+            name: the row's.
+            figures: by column. A number that is not finite is an error, not a result.
+            details: what is kept in the JSON alone.
+
+        Raises:
+            ArithmeticError: a figure is not finite.
+        """
+        for column, figure in figures.items():
+            if not isinstance(figure, str) and not math.isfinite(figure):
+                raise ArithmeticError(f"{name}: {column} is {figure}")
+        self.emit(row=name, figures=dict(figures), **details)
+
+    def has(self, what: str, *packages: str) -> bool:
+        """Whether some packages are installed; if not, `what` is recorded as skipped."""
+        missing = [name for name in packages if not self.installed(name)]
+        if missing:
+            self.skip(what, f"{missing[0]} is not installed")
+        return not missing
+
+    def installed(self, package: str) -> bool:
+        """Whether a package is installed, and not among those that count as missing."""
+        return package not in self._without and importlib.util.find_spec(package) is not None
+
+    def need_card(self) -> Any:
+        """Returns JAX's device.
+
+        Raises:
+            SkippedError: it is no GPU, and this is not a dry run.
+        """
+        import jax
+
+        device = jax.devices()[0]
+        if device.platform != "gpu" and not self.dry_run:
+            raise SkippedError(f"needs a GPU; JAX finds {device.platform} only")
+        return device
+
+    def each(self, cells: Mapping[str, Any], measure: Callable[[str, Any], None]) -> None:
+        """Measures cells in order, as long as the time suffices.
+
+        A cell is left out, by name, where less time is left than the longest one so far took. One
+        that raises is recorded as an error, and the next one follows.
+
+        Args:
+            cells: by name, the most telling first.
+            measure: takes a cell's name and value, and records its rows.
+        """
+        longest = 0.0
+        for name, cell in cells.items():
+            if self.left() < ROOM * longest:
+                self.emit(left_out=name)
+                continue
+            self.emit(begins=name)
+            start = time.monotonic()
+            try:
+                measure(name, cell)
+            except Exception as reason:
+                traceback.print_exc()
+                self.emit(error=text_of(reason), at=name)
+            longest = max(longest, time.monotonic() - start)
+        self.emit(begins=None)
+
+
+def text_of(reason: BaseException) -> str:
+    """An exception's type and the beginning of its message."""
+    return f"{type(reason).__name__}: {reason}"[:600]
+
+
+def cached_folder(job: Job, name: str, make: Callable[[str], None]) -> str:
+    """A folder that a step makes and later ones find."""
+    path = os.path.join(job.scratch, name)
+    if not os.path.exists(path):
+        make(path)
+    return path

@@ -1,0 +1,33 @@
+"""The steps of the GPU benchmark, the most valuable first."""
+
+from typing import NamedTuple
+
+
+class Step(NamedTuple):
+    """One step, which runs in a process of its own.
+
+    Attributes:
+        title: what it measures.
+        seconds: its part of the time limit. Time that a step leaves goes to the next one.
+        module: of `benchmarks.gpu`; it has the function `function`, which takes a `Job`.
+        function: the function's name.
+    """
+
+    title: str
+    seconds: int
+    module: str
+    function: str = "measure"
+
+
+STEPS = {
+    "card": Step("The card: matrix products and copies", 14, "card"),
+    "parity": Step("Parity with PyTorch (tests/test_accelerator.py)", 45, "parity"),
+    "forward": Step("Forward passes in bfloat16", 45, "forward"),
+    "texts": Step("Ragged texts to vectors", 28, "texts"),
+    "decode": Step("GPT-2 124M, text generated in bfloat16", 26, "decode"),
+    "train": Step("GPT-2 124M, a training step, bfloat16 over float32 parameters", 30, "train"),
+    "attention": Step("Attention kernels in bfloat16, 12 heads of 64", 22, "attention"),
+    "layers": Step("Layers alone in bfloat16", 8, "layers"),
+    "torch-compile": Step("Forward passes beside torch.compile", 17, "forward", "beside_compiled"),
+}
+SECONDS = 235  # of all steps on a GPU
