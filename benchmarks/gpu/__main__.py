@@ -11,7 +11,8 @@ checkout the package need not be installed.
 Every step is a process of its own with a time limit, the most valuable first; time that one leaves
 goes to the next. Within a step the most telling cells come first, and those for which there is no
 time are named. FOLDER/gpu.json and FOLDER/gpu.md are replaced whenever there is something new, so
-that a run that is stopped leaves what it has measured. Exits with 1 if a step failed.
+that a run that is stopped leaves what it has measured. Exits with 1 if a step failed: if it raised,
+or measured nothing within its limit.
 
 --dry-run runs every step at tiny sizes on the CPU, to see that all works: its times mean nothing.
 """
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import reporting
@@ -44,6 +46,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
 }
+PEERS = "torch, transformers.models.bert.modeling_bert, sentence_transformers"
 CPU = {  # of a dry run, whose programs are compiled quickly and run slowly
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -77,14 +80,33 @@ class Runner:
     def run(self) -> bool:
         """Runs all steps; returns whether none failed."""
         whole, until = sum(STEPS[name].seconds for name in self._names), 0.0
-        with tempfile.TemporaryDirectory(prefix="minibert-gpu-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="minibert-gpu-") as scratch, self._reading():
             for name in self._names:
                 until += self._given.seconds * STEPS[name].seconds / whole
-                limit = until - (time.monotonic() - self._begun)
+                limit = max(1.0, until - (time.monotonic() - self._begun))
                 self._step(name, limit, scratch)
                 step = self.report["steps"][name]
                 print(f"{name}: {step['status']}, {step['seconds']:.1f} s", flush=True)
         return all(step["status"] != "failed" for step in self.report["steps"].values())
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Reads the peers from the disk while the first step runs: at first that is slow."""
+        if self._given.dry_run:
+            yield
+            return
+        reader = subprocess.Popen(
+            [sys.executable, "-c", f"import {PEERS}"],
+            env=os.environ | CPU,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield
+        finally:
+            reader.kill()
+            reader.wait()
 
     def save(self) -> None:
         """Replaces the report's files."""
@@ -119,7 +141,7 @@ class Runner:
 
     def _command(self, name: str, lines: str, limit: float, scratch: str) -> list[str]:
         command = [sys.executable, "-m", "benchmarks.gpu.child", name, "--lines", lines]
-        command += ["--limit", f"{max(1.0, limit):.1f}", "--scratch", scratch]
+        command += ["--limit", f"{limit:.1f}", "--scratch", scratch]
         command += ["--dry-run"] * self._given.dry_run
         return command + [word for name in self._given.without for word in ("--without", name)]
 
@@ -148,7 +170,7 @@ class Runner:
                     self.save()
                 if ended:
                     return process.returncode
-                if time.monotonic() - begun > max(1.0, step["limit"]) + GRACE:
+                if time.monotonic() - begun > step["limit"] + GRACE:
                     return -signal.SIGKILL
                 time.sleep(0.1)
         finally:
@@ -177,8 +199,8 @@ def _add(step: dict[str, Any], line: dict[str, Any]) -> None:
             step["skipped"][what] = line["why"]
         case {"notes": facts}:
             step["notes"] |= facts
-        case {"left_out": cell}:
-            step["left_out"].append(cell)
+        case {"planned": cells}:
+            step["left_out"] += cells
         case {"error": _}:
             step["errors"].append(line)
         case {"skipped": why}:
@@ -191,9 +213,15 @@ def _add(step: dict[str, Any], line: dict[str, Any]) -> None:
 
 def _judge(step: dict[str, Any], code: int, late: bool, tail: str) -> None:
     """Decides how a step went, from what it wrote and how its process ended."""
+    cell = step.get("begins")
     if not (code == 0 and step.get("done")) and not step["errors"]:
-        why = f"stopped at its limit of {step['limit']:.0f} s" if late else f"ended with {code}"
-        step["errors"].append({"error": why, "at": step.get("begins")})
+        if late and step["rows"]:
+            step["notes"]["stopped at its limit in"] = cell
+        else:
+            why = f"stopped at its limit of {step['limit']:.0f} s" if late else f"ended with {code}"
+            step["errors"].append({"error": why, "at": cell})
+    seen = {*step["rows"], *(error["at"] for error in step["errors"])}
+    step["left_out"] = [name for name in step["left_out"] if name not in seen]
     if step["errors"]:
         step["status"], step["log"] = "failed", tail
     elif step["status"] == "running":

@@ -6,6 +6,7 @@ python -m benchmarks.gpu.child STEP --lines PATH --limit SECONDS --scratch FOLDE
 import argparse
 import faulthandler
 import importlib
+import os
 import sys
 import traceback
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--without", action="append", default=[])
     given = parser.parse_args()
-    faulthandler.dump_traceback_later(given.limit, exit=True)
+    faulthandler.dump_traceback_later(given.limit, exit=True, file=os.dup(2))
     job = Job(given.lines, given.limit, given.dry_run, given.without, given.scratch)
     step = STEPS[given.step]
     try:

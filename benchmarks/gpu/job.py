@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MARGIN = 3.0  # seconds before the limit at which nothing new is begun
-ROOM = 1.2  # of the longest cell so far: the time that must be left for another
+MARGIN = 2.0  # seconds before the limit at which nothing new is begun
+ROOM = 0.5  # of the longest cell so far: the time that must be left for another
 
 
 class SkippedError(Exception):
@@ -35,7 +35,7 @@ class Job:
         self, path: str, seconds: float, dry_run: bool, without: list[str], scratch: str
     ) -> None:
         self.dry_run, self.scratch = dry_run, scratch
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the process
+        self._path = path
         self._end, self._without = time.monotonic() + seconds - MARGIN, set(without)
 
     def left(self) -> float:
@@ -44,8 +44,8 @@ class Job:
 
     def emit(self, **line: Any) -> None:
         """Writes one line of JSON."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def skip(self, what: str, why: str) -> None:
         """Records by name something that is not measured here."""
@@ -91,14 +91,14 @@ class Job:
         import jax
 
         device = jax.devices()[0]
-        if device.platform != "gpu" and not self.dry_run:
+        if device.platform not in ("gpu", "cuda") and not self.dry_run:
             raise SkippedError(f"needs a GPU; JAX finds {device.platform} only")
         return device
 
     def each(self, cells: Mapping[str, Any], measure: Callable[[str, Any], None]) -> None:
         """Measures cells in order, as long as the time suffices.
 
-        A cell is left out, by name, where less time is left than the longest one so far took. One
+        A cell is left out where little time is left beside what the longest one so far took. One
         that raises is recorded as an error, and the next one follows.
 
         Args:
@@ -106,9 +106,9 @@ class Job:
             measure: takes a cell's name and value, and records its rows.
         """
         longest = 0.0
+        self.emit(planned=list(cells))
         for name, cell in cells.items():
             if self.left() < ROOM * longest:
-                self.emit(left_out=name)
                 continue
             self.emit(begins=name)
             start = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.job import Job
-from benchmarks.gpu.timing import BF16, Run, alternate, jax_run, torch_run
+from benchmarks.gpu.timing import BF16, Run, alternate, jax_run, noise, torch_run
 
 TOKENS, WIDTH, INNER = 1 << 15, 768, 3072
 OURS, ROUNDED, THEIRS = "minibert", "rounded first", "PyTorch"
@@ -23,8 +23,7 @@ def measure(job: Job) -> None:
     job.need_card()
     peers = job.has(THEIRS, "torch")
     tokens = 32 if job.dry_run else TOKENS
-    draw = np.random.default_rng(0)
-    arrays = [draw.standard_normal((tokens, width), np.float32) for width in (WIDTH, INNER)]
+    arrays = [noise(tokens, width) for width in (WIDTH, INNER)]
 
     def cell(name: str, _: None) -> None:
         runs = _jax_runs(name, *arrays)

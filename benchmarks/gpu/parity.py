@@ -56,6 +56,7 @@ def measure(job: Job) -> None:
     job.need_card()
     import pytest
 
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, whatever is installed
     if job.dry_run:
         os.environ["MINIBERT_ACCELERATOR"] = "tiny"
     plugin = Figures(job)

@@ -11,9 +11,9 @@ from benchmarks.environments import ROOT
 from benchmarks.gpu.steps import STEPS
 
 PACKAGES = (
-    ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "numpy")
-    + ("torch", "triton", "transformers", "tokenizers", "sentence-transformers")
-    + ("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cudnn-cu12")
+    *("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "numpy"),
+    *("torch", "triton", "transformers", "tokenizers", "sentence-transformers"),
+    *("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cudnn-cu12"),
 )
 CARD = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
 Report = dict[str, Any]

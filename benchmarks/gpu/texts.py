@@ -19,7 +19,8 @@ from benchmarks.gpu import models
 from benchmarks.gpu.job import Job, SkippedError, cached_folder
 from benchmarks.gpu.timing import BF16, Run, alternate
 
-TEXTS, TINY = 8192, 8
+TEXTS, FEWER, TINY = 8192, 2048, 8
+TIME = 60  # seconds for which there are not too many texts
 LONGEST = 256  # tokens of a text, as of all-MiniLM-L6-v2
 ROUNDS = 3
 COSINE = {BF16: 0.99, "float32": 0.9999}  # the least, of a text's two vectors
@@ -73,7 +74,8 @@ def measure(job: Job) -> None:
         for name in (TINY_CELLS if job.dry_run else CELLS)
         if theirs or CELLS[name].kind != "sentence-transformers"
     }
-    texts = embed.corpus(TINY if job.dry_run else TEXTS)
+    count = TEXTS if job.left() > TIME else FEWER  # more texts come in batches of more shapes
+    texts = embed.corpus(TINY if job.dry_run else count)
     folder = cached_folder(job, "encoder", functools.partial(_make_folder, job))
     compilations, encoders = Compilations(), functools.cache(functools.partial(_encoder, folder))
     reader = _reader(encoders(BF16))

@@ -5,11 +5,16 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks.gpu.job import Job, text_of
 
 SAMPLE = 0.04  # seconds of a burst
 ROUNDS = 5
 MOST = 200  # calls of a burst
+LONG = 2.0  # seconds after which there are no more rounds than FEW
+FEW = 2
+POOL = (1 << 20) + 7  # random numbers, which larger arrays repeat
 BF16 = "bfloat16"
 
 
@@ -17,7 +22,7 @@ class Run(NamedTuple):
     """A computation on a device.
 
     Attributes:
-        call: begins it and returns its result, which may not be there yet. Inputs are on the device.
+        call: begins it and returns its result, which may not be there yet.
         wait: takes a result, and returns when it is there and all that was begun before it.
     """
 
@@ -79,7 +84,7 @@ def alternate(
         dry_run: whether a single round of short bursts is enough.
         required: the run that must not fail.
         burst: whether calls follow each other without waiting; else each is waited for.
-        rounds: how many times each has its turn.
+        rounds: how many times each has its turn, at most.
 
     Raises:
         Exception: whatever the required run raises.
@@ -103,10 +108,18 @@ def alternate(
             continue
         sample = SAMPLE / 10 if dry_run else SAMPLE
         calls[name] = max(1, min(MOST, int(sample / once))) if burst else 1
-    for _ in range(2 if dry_run else rounds):
+    begun = time.perf_counter()
+    for done in range(FEW if dry_run else rounds):
+        if done >= FEW and time.perf_counter() - begun > LONG:
+            break
         for name, count in calls.items():
             timed.seconds.setdefault(name, []).append(_burst(runs[name], count))
     return timed
+
+
+def noise(*shape: int) -> np.ndarray:
+    """Normal float32 numbers: what a device multiplies at its speed for real ones."""
+    return np.resize(np.random.default_rng(0).standard_normal(POOL, np.float32), shape)
 
 
 def _burst(run: Run, count: int) -> float:
@@ -124,7 +137,7 @@ def ceiling(job: Job, dtype: str = BF16, precision: str | None = None) -> float:
     import jax.numpy as jnp
 
     size = 256 if job.dry_run else 8192
-    square = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    square = jnp.asarray(noise(size, size), dtype)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=precision))
     return 2 * size**3 / _least(job, lambda: multiply(square))
 
