@@ -70,7 +70,7 @@ def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -
                 shape = theirs[path].variable.shape
                 faults.append(f"{path}: expected shape {shape}, found no such parameter")
             continue
-        array = ours[path].variable[...]
+        array = ours[path].variable.get_value()
         if path not in theirs:
             faults.append(f"{path}: expected no such parameter, found shape {array.shape}")
         elif array.shape != theirs[path].variable.shape:

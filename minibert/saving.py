@@ -55,6 +55,7 @@ def save_model(
 ) -> None:
     """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
     limit = parse_size(max_shard_size)
+    check_tree(model, model.config if config is None else config)
     check_here(model)
 
     def check(written: str) -> None:
