@@ -44,8 +44,8 @@ def model_folder(
         raise SourceError(f"{shown(source)}: is a file; give the folder it is in")
     if os.path.isdir(source):
         folder = os.path.join(source, subfolder) if subfolder else source
+        check_settled(folder)
         if not os.path.isfile(os.path.join(folder, "config.json")):
-            check_settled(folder)
             if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
                 raise SourceError(
                     f"{folder}: an adapter, and no model (no config.json); load its base model, "

@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import re
+import time
 from collections.abc import Generator
 
 from minibert.atomic import is_unsettled, matching_files
@@ -35,6 +36,7 @@ BODY_CONFIGS = tuple(
 )
 MODULES = "modules.json"
 TOP_CONFIG = "config_sentence_transformers.json"
+PATIENCE = 1.0  # seconds to wait for a save to exchange files, which takes milliseconds
 MODULE_FOLDER = r"\d+_[A-Za-z]+"
 
 
@@ -100,8 +102,16 @@ def unchanged(folder: str) -> Generator[None]:
 
 
 def check_settled(folder: str) -> None:
-    """Raises a `SourceError` if a folder holds files of two saves, or may do so."""
-    if is_unsettled(folder):
+    """Waits until a save that exchanges the files of a folder is done.
+
+    Raises:
+        SourceError: it is not done in time, so it was probably interrupted.
+    """
+    end = time.monotonic() + PATIENCE
+    while is_unsettled(folder):
+        if time.monotonic() < end:
+            time.sleep(0.01)
+            continue
         raise SourceError(
             f"{folder}: is being saved, or its last save was interrupted; load it again. If no "
             "process is saving, save into it again: that first restores the files "
