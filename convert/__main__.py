@@ -44,7 +44,7 @@ def main(
     ],
     out: Annotated[
         str | None,
-        typer.Argument(metavar="OUT", help="The folder to write; it must not exist, or be empty."),
+        typer.Argument(metavar="OUT", help="The folder to write; it must not hold a model."),
     ] = None,
     to: Annotated[Format, typer.Option(help="Hugging Face's format, or Orbax.")] = Format.hf,
     dtype: Annotated[
@@ -59,7 +59,7 @@ def main(
         bool, typer.Option("--allow-pickle", help="Open pytorch_model.bin. Only if you trust it.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT, as a whole, if it exists.")
+        bool, typer.Option("--overwrite", help="Replace a model in OUT; other files stay.")
     ] = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare with PyTorch.")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jax.typing import DTypeLike
 
 from convert.flax_msgpack import open_flax
-from convert.folders import copy_companions, locate, refuse_nested
+from convert.folders import check_links, copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.assembly import assemble, shapes_only
@@ -18,6 +18,7 @@ from minibert.auto import class_by_tensors, model_class
 from minibert.config import GENERATION
 from minibert.errors import MinibertError, SourceError
 from minibert.matching import Matching
+from minibert.model_files import ENCODER, refuse_adapter, unchanged
 from minibert.pretrained import PretrainedModel
 from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
@@ -78,7 +79,8 @@ def convert(
         max_shard_size: larger models are split (Hugging Face's format only).
         revision: a branch, tag or commit of the repository.
         allow_pickle: whether a `pytorch_model.bin` may be opened.
-        overwrite: whether to replace an existing folder, as a whole.
+        overwrite: whether to replace files of a model, tokenizer or encoder in the target; all
+            others stay.
         verified: whether to compare with PyTorch, if it is installed.
         progress: told what happens next.
 
@@ -90,7 +92,11 @@ def convert(
     folder = locate(source, revision=revision, allow_pickle=allow_pickle)
     refuse_nested(folder, target)
     found = None
-    with atomic_folder(target, overwrite=overwrite) as new:
+    check_links(folder)
+    with (
+        atomic_folder(target, owned=ENCODER, overwrite=overwrite) as new,
+        unchanged(folder),
+    ):
         progress("reading")
         model, info = read(folder, param_dtype=dtype, allow_pickle=allow_pickle)
         progress("writing")
@@ -132,15 +138,16 @@ def verify_only(
     if not torch_installed():
         raise SourceError("torch is not installed: nothing can be verified")
     folder = locate(source, revision=revision, allow_pickle=allow_pickle)
-    progress("reading")
-    model, info = read(folder, allow_pickle=allow_pickle)
-    found = verify(
-        model,
-        lambda wide: read(folder, param_dtype=wide, allow_pickle=allow_pickle)[0],
-        folder,
-        instead=_unreadable_by_torch(folder),
-        progress=progress,
-    )
+    with unchanged(folder):
+        progress("reading")
+        model, info = read(folder, allow_pickle=allow_pickle)
+        found = verify(
+            model,
+            lambda wide: read(folder, param_dtype=wide, allow_pickle=allow_pickle)[0],
+            folder,
+            instead=_unreadable_by_torch(folder),
+            progress=progress,
+        )
     if not found.passed:
         raise ParityError(f"{source}: differs from PyTorch", found)
     return Conversion(info, [], found)
@@ -181,6 +188,7 @@ def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float
 
 
 def _open(folder: str, allow_pickle: bool) -> TensorSource:
+    refuse_adapter(folder)
     if not _holds_torch_weights(folder) and os.path.exists(os.path.join(folder, FLAX)):
         return open_flax(folder)
     return open_source(folder, allow_pickle=allow_pickle)

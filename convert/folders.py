@@ -2,22 +2,27 @@
 
 import os
 import re
+import stat
+from collections.abc import Iterator
 
 from minibert.config import GENERATION
 from minibert.errors import SourceError, TargetError
 from minibert.hub import model_folder
+from minibert.model_files import (
+    BODY_CONFIGS,
+    MODULE_FOLDER,
+    MODULES,
+    TOKENIZER_FILES,
+    TOP_CONFIG,
+    check_link,
+)
 from minibert.sources import FLAX
 
 # Tokenizer and sentence-transformers files, at the top of a model folder …
-COMPANIONS = frozenset(
-    """
-    tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt
-    vocab.json merges.txt sentencepiece.bpe.model chat_template.jinja
-    modules.json sentence_bert_config.json config_sentence_transformers.json
-    """.split()
-)
+COMPANIONS = frozenset((*TOKENIZER_FILES, MODULES, BODY_CONFIGS[0], TOP_CONFIG))
 # … and in the folders of a sentence-transformers module, such as 1_Pooling or 2_Dense.
-MODULE_FOLDER = re.compile(r"\d+_[A-Za-z]+")
+MOST_BYTES = 1 << 30  # of a companion
+BLOCK = 1 << 20
 MODULE_FILES = frozenset({"config.json", "model.safetensors"})
 
 
@@ -65,30 +70,56 @@ def companions(folder: str) -> list[str]:
     found = [name for name in sorted(os.listdir(folder)) if name in COMPANIONS]
     for name in sorted(os.listdir(folder)):
         inner = os.path.join(folder, name)
-        if MODULE_FOLDER.fullmatch(name) and os.path.isdir(inner):
+        if re.fullmatch(MODULE_FOLDER, name) and os.path.isdir(inner):
             found += [
                 f"{name}/{file}" for file in sorted(os.listdir(inner)) if file in MODULE_FILES
             ]
-    return [path for path in found if os.path.isfile(os.path.join(folder, path))]
+    return [path for path in found if os.path.lexists(os.path.join(folder, path))]
+
+
+def check_links(source: str) -> None:
+    """Refuses a source in which a file that is copied or written back is a link out of the folder.
+
+    Raises:
+        SourceError: there is one.
+    """
+    for path in ["config.json", GENERATION, *companions(source)]:
+        check_link(source, path)
 
 
 def copy_companions(source: str, target: str) -> list[str]:
-    """Copies a folder's companions into another; returns their paths."""
+    """Copies a folder's companions into another; returns their paths.
+
+    Raises:
+        SourceError: one is a link out of the folder, is not a regular file, or is too large.
+    """
     paths = companions(source)
     for path in paths:
         destination = os.path.join(target, path)
         os.makedirs(os.path.dirname(destination), exist_ok=True)
-        with open(destination, "wb") as file:
-            file.write(_contents(os.path.join(source, path)))
+        with open(destination, "xb") as file:
+            for block in _blocks(check_link(source, path), os.path.join(source, path)):
+                file.write(block)
     return paths
 
 
-def _contents(path: str) -> bytes:
+def _blocks(path: str, where: str) -> Iterator[bytes]:
+    """Reads a regular file of at most `MOST_BYTES` block by block."""
+    left = MOST_BYTES
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        # O_NONBLOCK: a FIFO must not hang
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(file, "rb") as source:
+            state = os.fstat(file)
+            if not stat.S_ISREG(state.st_mode):
+                raise SourceError(f"{where}: expected a regular file")
+            if state.st_size > left:
+                raise SourceError(f"{where}: {state.st_size:,} bytes; at most {left:,} are copied")
+            while left > 0 and (block := source.read(min(BLOCK, left))):
+                left -= len(block)
+                yield block
     except OSError as reason:
-        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from None
+        raise SourceError(f"{where}: cannot be read ({reason.strerror})") from None
 
 
 def refuse_nested(source: str, target: str) -> None:

@@ -1,35 +1,58 @@
-"""Writing a folder so that it is there complete, or not at all.
+"""Writing the files of a folder so that all of them are there, or none.
 
-The folder is written under a sibling name of ours, flushed to the disk, checked, and renamed into
-place. The writer holds a lock on its folder as long as it lives, so that a later run can tell what
-was left behind by one that was killed: it puts back an old folder that was moved aside, and removes
-the rest.
+A folder that does not exist is written under a sibling name, flushed to the disk, checked, and
+renamed into place. In a folder that exists, the new files are written into a staging folder inside
+it and then exchanged for the old ones; every other file, and the folder itself, is left alone. The
+exchange consists of renames only, and each of its steps can be read off the names in the folder:
+
+    .minibert-new-TOKEN   staged files. If their writer is dead, they are removed.
+    .minibert-old-TOKEN   old files, moved out of the way. If their writer is dead, they are moved
+                          back, unless there is also
+    .minibert-put-TOKEN   staged files of which none is missing, after all old files have been moved
+                          out. If their writer is dead, the rest of them is moved in.
+
+The files in `LAST` leave first and arrive last: while an exchange is going on, or after it was
+killed, no reader finds a config.json, and none can take files of two saves for one model.
+Whoever writes into the folder next completes the exchange or undoes it.
 """
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterable
 
 from minibert.errors import TargetError, shown
 
 PREFIX = ".minibert-"
+LAST = ("modules.json", "adapter_config.json", "config.json")
+PATIENCE = 10.0  # seconds to wait for another writer's exchange, which takes milliseconds
+UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
 @contextlib.contextmanager
 def atomic_folder(
-    target: str, *, overwrite: bool = False, check: Callable[[str], None] | None = None
+    target: str,
+    *,
+    owned: re.Pattern[str],
+    overwrite: bool = False,
+    check: Callable[[str], None] | None = None,
 ) -> Generator[str]:
-    """Yields a new, empty folder that becomes `target` when the block ends without an error.
+    """Yields a new, empty folder whose files are in `target` when the block ends without an error.
 
     Args:
-        target: where the folder shall be. It may exist if it is empty, or with `overwrite`.
-        overwrite: whether to replace an existing folder, as a whole.
-        check: called with the finished folder before it is moved; it raises if it is not right.
+        target: the folder to write. Files in it that are not replaced, and are not `owned`, stay.
+        owned: matches the paths in `target` that belong to what is written, as
+            `matching_files` does. Those that are not written anew are removed.
+        overwrite: whether to replace or remove existing files.
+        check: called with the finished files before they are moved; it raises if they are wrong.
 
     Raises:
-        TargetError: the target exists and is not empty, or cannot be written.
+        TargetError: without `overwrite`, a file in `target` would be replaced or removed; or the
+            target cannot be written.
     """
     if not target or "\0" in target:
         raise TargetError(f"{shown(target)}: not the name of a folder")
@@ -38,15 +61,20 @@ def atomic_folder(
     with reported(target):
         os.makedirs(parent, exist_ok=True)
         _recover(parent, name)
-        _refuse_occupied(target, overwrite)
-        folder, lock = _locked_folder(parent, f"{PREFIX}new-{name}-")
+        if os.path.lexists(target) and not os.path.isdir(target):
+            raise TargetError(f"{target}: exists and is not a folder")
+        exists = os.path.isdir(target)
+        if exists:
+            _replaced(target, owned, (), overwrite)
+        home, stem = (target, f"{PREFIX}new-") if exists else (parent, f"{PREFIX}new-{name}-")
+        folder, lock = _staging_folder(home, stem)
     try:
         with reported(target):
             yield folder
             if check is not None:
                 check(folder)
             _flush(folder)
-            _move_in(folder, target, overwrite)
+            _move_in(folder, target, owned, overwrite)
             flush_path(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,84 +90,253 @@ def reported(target: str) -> Generator[None]:
         raise TargetError(f"{target}: cannot be written ({reason.strerror or reason})") from reason
 
 
-def _refuse_occupied(target: str, overwrite: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not os.path.isdir(target):
-        raise TargetError(f"{target}: exists and is not a folder")
-    if os.listdir(target) and not overwrite:
+def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
+    """The entries of a folder, and of its subfolders, whose paths match.
+
+    Args:
+        folder: the folder.
+        pattern: matched with `fullmatch` against `file`, `subfolder/file`, and `subfolder/`, which
+            stands for a subfolder as a whole. Links are files.
+
+    Returns:
+        Paths inside the folder, sorted; those of subfolders without the slash.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                found += [entry.name] if pattern.fullmatch(entry.name) else []
+            elif pattern.fullmatch(f"{entry.name}/"):
+                found.append(entry.name)
+            elif not entry.name.startswith("."):
+                with contextlib.suppress(OSError), os.scandir(entry.path) as inner:
+                    files = [f.name for f in inner if not f.is_dir(follow_symlinks=False)]
+                    paths = [f"{entry.name}/{name}" for name in files]
+                    found += [path for path in paths if pattern.fullmatch(path)]
+    return sorted(found)
+
+
+def remove_files(folder: str, owned: re.Pattern[str]) -> None:
+    """Removes what matches from a folder, and the folder if nothing is left in it."""
+    for path in sorted(matching_files(folder, owned), key=_rank, reverse=True):
+        whole = os.path.join(folder, path)
+        shutil.rmtree(whole) if os.path.isdir(whole) else os.remove(whole)
+        _remove_empty(folder, os.path.dirname(path))
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def is_unsettled(folder: str) -> bool:
+    """Whether files of a folder are being exchanged, or such an exchange was interrupted."""
+    with contextlib.suppress(OSError):
+        return any(name.startswith((f"{PREFIX}old-", f"{PREFIX}put-")) for name in _names(folder))
+    return False
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def _rank(path: str) -> int:
+    return LAST.index(path) + 1 if path in LAST else 0
+
+
+def _replaced(
+    target: str, owned: re.Pattern[str], new: Iterable[str], overwrite: bool
+) -> list[str]:
+    """The paths in an existing folder that new files replace or make stale.
+
+    Raises:
+        TargetError: there are some, and `overwrite` is False; or a folder is where a file should be
+            written, or the other way round.
+    """
+    found = matching_files(target, owned)
+    whole = set(found)
+    for path in new:
+        top, *rest = path.split("/")
+        if top in whole:
+            continue
+        for name, folder in ((top, bool(rest)), *([(path, False)] if rest else [])):
+            there = os.path.join(target, name)
+            if not os.path.lexists(there):
+                break
+            if folder != (os.path.isdir(there) and not os.path.islink(there)):
+                kind = "folder" if folder else "file"
+                raise TargetError(f"{there}: expected a {kind}; move it away, or choose another")
+        else:
+            found += [path] if path not in whole else []
+    if found and not overwrite:
+        names = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise TargetError(
-            f"{target}: exists and is not empty; choose another, or pass overwrite=True "
-            "(python -m convert: --overwrite) to replace it as a whole"
+            f"{target}: already holds {names}; choose another folder, or pass overwrite=True "
+            "(python -m convert: --overwrite) to replace what is a model's; other files stay"
         )
+    return found
 
 
-def _locked_folder(parent: str, prefix: str) -> tuple[str, int]:
+def _staging_folder(home: str, stem: str) -> tuple[str, int]:
     while True:
-        folder = os.path.join(parent, prefix + secrets.token_hex(4))
+        folder = os.path.join(home, stem + secrets.token_hex(4))
         os.mkdir(folder)
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
             continue  # a sweep was faster
-        if _lock(lock) and os.path.isdir(folder):  # else a sweep was faster
+        if _lock(lock) is not False and os.path.isdir(folder):  # else a sweep was faster
             return folder, lock
         os.close(lock)
 
 
-def _lock(file: int) -> bool:
+def _lock(file: int) -> bool | None:
+    """Locks an open folder: whether that was possible, None where there are no locks."""
     import fcntl
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as reason:
+        if reason.errno not in UNSUPPORTED:
+            raise
+        return None
     return True
 
 
-def _move_in(folder: str, target: str, overwrite: bool) -> None:
-    _refuse_occupied(target, overwrite)
-    if not os.path.isdir(target) or not os.listdir(target):
-        os.rename(folder, target)
-        return
-    parent, name = os.path.split(target)
-    token = secrets.token_hex(4)
-    aside, rubbish = (os.path.join(parent, f"{PREFIX}{k}-{name}-{token}") for k in ("old", "new"))
-    lock = os.open(target, os.O_RDONLY)  # the lock follows the folder through its renames
+@contextlib.contextmanager
+def _exclusive(folder: str) -> Generator[None]:
+    """Waits until no other writer exchanges files in a folder, and keeps others waiting."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(lock)
-        os.rename(target, aside)
+        end = time.monotonic() + PATIENCE
+        while _lock(file) is False:
+            if time.monotonic() > end:
+                raise TargetError(f"{folder}: another process holds a lock on it; try again")
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(file)
+
+
+def _move_in(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) -> None:
+    if not os.path.lexists(target):
         try:
             os.rename(folder, target)
-        except BaseException:  # an interrupt, too
-            os.rename(aside, target)
-            raise
-        os.rename(aside, rubbish)  # what is half deleted must never be put back
-        shutil.rmtree(rubbish, ignore_errors=True)
+            return
+        except OSError:
+            if not os.path.isdir(target):  # else it has appeared meanwhile
+                raise
+    if os.path.dirname(folder) == target:
+        _exchange(folder, target, owned, overwrite)
+        return
+    inner = os.path.join(target, f"{PREFIX}new-{secrets.token_hex(4)}")
+    os.rename(folder, inner)
+    try:
+        _exchange(inner, target, owned, overwrite)
     finally:
-        os.close(lock)
+        shutil.rmtree(inner, ignore_errors=True)
+
+
+def _exchange(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) -> None:
+    """Exchanges staged files for those they replace or make stale."""
+    token = secrets.token_hex(4)
+    old, put = (os.path.join(target, f"{PREFIX}{kind}-{token}") for kind in ("old", "put"))
+    with _exclusive(target):
+        _settle(target)
+        staged = [
+            os.path.relpath(os.path.join(root, name), folder)
+            for root, _, names in os.walk(folder)
+            for name in names
+        ]
+        replaced = _replaced(target, owned, staged, overwrite)
+        for path in replaced:
+            _keep_mode(os.path.join(target, path), os.path.join(folder, path))
+        try:
+            os.mkdir(old)
+            for path in sorted(replaced, key=_rank, reverse=True):
+                os.makedirs(os.path.dirname(os.path.join(old, path)), exist_ok=True)
+                os.rename(os.path.join(target, path), os.path.join(old, path))
+                _remove_empty(target, os.path.dirname(path))
+            flush_path(target)
+            os.rename(folder, put)
+        except BaseException:  # an interrupt, too
+            _settle(target)
+            raise
+        try:
+            _settle(target)
+        except OSError:
+            _settle(target)
+        except BaseException:
+            _settle(target)
+            raise
+
+
+def _settle(target: str) -> None:
+    """Completes an exchange whose staged files are complete, and undoes any other."""
+    names = _names(target)
+    for name in names:
+        if name.startswith(f"{PREFIX}put-"):
+            put = os.path.join(target, name)
+            flush_path(target)
+            _move_all(put, target)
+            flush_path(target)
+            token = name.rpartition("-")[2]
+            if f"{PREFIX}old-{token}" in names:  # what is half deleted must never be moved back
+                rubbish = os.path.join(target, f"{PREFIX}new-{token}")
+                os.rename(os.path.join(target, f"{PREFIX}old-{token}"), rubbish)
+                shutil.rmtree(rubbish, ignore_errors=True)
+            os.rmdir(put)
+    for name in _names(target):
+        if name.startswith(f"{PREFIX}old-"):
+            _move_all(os.path.join(target, name), target)
+            flush_path(target)
+            os.rmdir(os.path.join(target, name))
+
+
+def _move_all(source: str, target: str) -> None:
+    for name in sorted(_names(source), key=_rank):
+        one, other = os.path.join(source, name), os.path.join(target, name)
+        if os.path.isdir(one) and not os.path.islink(one) and os.path.isdir(other):
+            _move_all(one, other)
+            os.rmdir(one)
+        else:
+            os.rename(one, other)
+
+
+def _keep_mode(old: str, new: str) -> None:
+    """Gives a file the permissions of the one it replaces: what was private stays so."""
+    if os.path.isfile(old) and not os.path.islink(old) and os.path.isfile(new):
+        shutil.copymode(old, new)
+
+
+def _remove_empty(folder: str, inner: str) -> None:
+    if inner:
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(folder, inner))
 
 
 def _recover(parent: str, name: str) -> None:
-    """Undoes what a killed run left: puts an old folder back, and sweeps the rest."""
+    """Settles and sweeps what killed runs have left, inside the target and beside it."""
     target = os.path.join(parent, name)
-    for entry in sorted(os.listdir(parent)):
-        kind, _, rest = entry.removeprefix(PREFIX).partition("-")
-        ours = entry.startswith(PREFIX) and kind in ("new", "old")
-        if not ours or rest.rpartition("-")[0] != name:
+    _sweep(parent, f"{PREFIX}new-{name}-")
+    if os.path.isdir(target):
+        if is_unsettled(target):
+            with _exclusive(target):
+                _settle(target)
+        _sweep(target, f"{PREFIX}new-")
+
+
+def _sweep(folder: str, stem: str) -> None:
+    for entry in _names(folder):
+        if not entry.startswith(stem) or "-" in entry.removeprefix(stem):
             continue
-        path = os.path.join(parent, entry)
+        path = os.path.join(folder, entry)
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue  # another run was faster; or it is no folder, or not ours to open
         try:
-            if not _lock(lock):
-                continue  # its owner lives
-            if kind == "new" or (os.path.isdir(target) and os.listdir(target)):
+            if _lock(lock):  # else its owner lives, or nobody can know
                 shutil.rmtree(path, ignore_errors=True)
-            elif os.path.isdir(target) or not os.path.lexists(target):
-                os.rename(path, target)
         finally:
             os.close(lock)
 
@@ -152,9 +349,12 @@ def _flush(folder: str) -> None:
 
 
 def flush_path(path: str) -> None:
-    """A file, or the names in a folder, to the disk."""
+    """A file, or the names in a folder where the file system can do that, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
+    except OSError as reason:
+        if not (os.path.isdir(path) and reason.errno in UNSUPPORTED):
+            raise
     finally:
         os.close(file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ BOUND = 2e-5  # of a float32 hidden state, as in the tests
 DIFFERS = 3  # the exit status
 REPORT = "report.json"
 PICTURES = ("parity.png", "words.png", "attention.png", "similarity.png")
+OWNED = re.compile("|".join(map(re.escape, (REPORT, *PICTURES))))
 MASKED = (
     "If the file is not found, an [MASK] is raised.",
     "The variable is bound in the local [MASK].",
@@ -66,7 +68,7 @@ def demo(
             "text": _write(),
         }
         _title("Save")
-        with atomic_folder(folder, overwrite=again) as new:
+        with atomic_folder(folder, owned=OWNED, overwrite=again) as new:
             _save(report, models["bert"], new)
     output.print(f"{folder}: {', '.join(sorted(os.listdir(folder)))}", markup=False)
     output.print(f"\nAll done in {time.perf_counter() - start:.0f} s.")

@@ -54,6 +54,8 @@ class ShardIndexError(WeightsFileError):
 class CheckpointMismatchError(MinibertError):
     """The tensors of a checkpoint and the leaves of a model are not in one-to-one correspondence.
 
+    Also of a model that is to be saved: its parameters are not those that its config describes.
+
     Attributes:
         faults: every fault found, one sentence each.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 from minibert.config import GENERATION
 from minibert.errors import SourceError, shown
+from minibert.model_files import ADAPTER_CONFIG, check_settled
 from minibert.sources import PICKLE, SAFETENSORS, read_index
 
 
@@ -43,7 +44,13 @@ def model_folder(
         raise SourceError(f"{shown(source)}: is a file; give the folder it is in")
     if os.path.isdir(source):
         folder = os.path.join(source, subfolder) if subfolder else source
+        check_settled(folder)
         if not os.path.isfile(os.path.join(folder, "config.json")):
+            if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
+                raise SourceError(
+                    f"{folder}: an adapter, and no model (no config.json); load its base model, "
+                    "then minibert.train.load_adapter(model, folder)"
+                )
             raise SourceError(f"{folder}: no config.json in this folder")
         return folder
     looks_like_path = (
@@ -78,6 +85,7 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
     try:
         folder = os.path.dirname(fetch("config.json"))
         fetch_if_there(GENERATION)
+        fetch_if_there(ADAPTER_CONFIG)  # which `open_source` refuses
         unreachable.clear()  # most models have none, and the cache need not know that
         for kind in kinds:
             if fetch_if_there(kind):

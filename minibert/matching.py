@@ -176,7 +176,7 @@ class Matching:
         return [name for name in self.expected if name in self.found]
 
     def _head(self, name: str) -> str | None:
-        return next((h for h in self.model.heads if name.startswith(f"{h}.")), None)
+        return head_of(self.model, name)
 
     def _drop(self, room: str) -> None:
         *parents, last = room.removeprefix(f"{self.model.trunk}." * self.model.is_trunk).split(".")
@@ -269,6 +269,11 @@ class Matching:
                 del array  # before the next is read
         if faults:
             raise CheckpointMismatchError(where, sorted(faults))
+
+
+def head_of(model: Any, name: str) -> str | None:
+    """The head that a tensor belongs to, by its name in the tree; None for the trunk's."""
+    return next((head for head in model.heads if name.startswith(f"{head}.")), None)
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from minibert.assembly import assemble
 from minibert.config import GENERATION, Config
 from minibert.hub import model_folder
 from minibert.layers import Module
+from minibert.model_files import unchanged
 from minibert.report import LoadingInfo
 from minibert.saving import save_model
 from minibert.sharding import Sharding
@@ -123,7 +124,8 @@ class PretrainedModel(Module):
             output_loading_info: whether to return a `LoadingInfo` too.
 
         Raises:
-            SourceError: there is no such model.
+            SourceError: there is no such model; or its files were replaced while they were read.
+            UnsupportedConfigError: an adapter is beside the weights.
             ConfigError: config.json is wrong, or asks for what is not implemented.
             WeightsFileError: a weights file is damaged, or a pickle and not allowed.
             CheckpointMismatchError: tensors and leaves do not correspond one to one.
@@ -154,21 +156,36 @@ class PretrainedModel(Module):
         *,
         max_shard_size: str | int = "5GB",
         overwrite: bool = False,
+        config: Config | None = None,
     ) -> None:
         """Writes a Hugging Face folder: config.json and safetensors that transformers reads.
 
-        The folder is there complete, flushed and checked, or not at all. Tied copies are left
-        out, as transformers does.
+        The files are there complete, flushed and checked, or not at all, even if the process is
+        killed. Files in the folder that are not a model's, such as a tokenizer's, stay. Tied copies
+        are left out, as transformers does.
 
         Args:
-            folder: where to. It must not exist, or be empty, unless `overwrite`.
+            folder: where to. It may exist; it must not hold a model's files unless `overwrite`.
             max_shard_size: larger models are split into shards and an index.
-            overwrite: whether to replace an existing folder, as a whole.
+            overwrite: whether to replace a model's files in the folder: its config and
+                generation_config.json, weights in any format, and adapters.
+            config: in place of `model.config`, for a model whose layers, heads or embeddings were
+                changed by hand. It must describe the model as it is.
 
         Raises:
-            TargetError: the folder exists, or cannot be written; or a parameter is NaN or infinite.
+            TargetError: the folder holds a model, or cannot be written; or a parameter is NaN or
+                infinite.
+            CheckpointMismatchError: the config does not describe the model: parameters are missing,
+                extra, or of another shape.
+            InputError: the config is of another class.
         """
-        save_model(self, os.fspath(folder), max_shard_size=max_shard_size, overwrite=overwrite)
+        save_model(
+            self,
+            os.fspath(folder),
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            config=config,
+        )
 
 
 def load_pretrained(
@@ -195,23 +212,24 @@ def load_pretrained(
     The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
     """
     folder = model_folder(source, allow_pickle=allow_pickle, **where)
-    path = os.path.join(folder, "config.json")
-    data = read_json(path)
-    generation = read_object_if_there(os.path.join(folder, GENERATION))
     labels = {"num_labels": num_labels, "id2label": id2label}
     wanted = {name: value for name, value in labels.items() if value is not None}
-    with open_source(folder, allow_pickle=allow_pickle) as tensors:
-        cls = choose(data, tensors.tensors, folder)
-        config = cls.config_class.from_dict(data, path, generation)
-        return assemble(
-            cls,
-            config.replace(**wanted) if wanted else config,
-            tensors,
-            folder,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            new_head=new_head,
-            rngs=rngs,
-            relabelled=bool(wanted),
-            sharding=sharding,
-        )
+    with unchanged(folder):
+        path = os.path.join(folder, "config.json")
+        data = read_json(path)
+        generation = read_object_if_there(os.path.join(folder, GENERATION))
+        with open_source(folder, allow_pickle=allow_pickle) as tensors:
+            cls = choose(data, tensors.tensors, folder)
+            config = cls.config_class.from_dict(data, path, generation)
+            return assemble(
+                cls,
+                config.replace(**wanted) if wanted else config,
+                tensors,
+                folder,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                new_head=new_head,
+                rngs=rngs,
+                relabelled=bool(wanted),
+                sharding=sharding,
+            )

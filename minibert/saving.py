@@ -9,10 +9,12 @@ import numpy as np
 from flax.core import unfreeze
 from safetensors.numpy import save_file
 
+from minibert.agreement import check_tree
 from minibert.atomic import atomic_folder
 from minibert.checkpoint import Leaf, finite, leaves
 from minibert.config import GENERATION
 from minibert.errors import ConfigError, InputError, TargetError, shown
+from minibert.model_files import MODEL
 from minibert.sources import SAFETENSORS, open_source
 
 UNITS = {
@@ -44,7 +46,12 @@ def parse_size(text: str | int) -> int:
 
 
 def save_model(
-    model: Any, folder: str, *, max_shard_size: str | int = "5GB", overwrite: bool = False
+    model: Any,
+    folder: str,
+    *,
+    max_shard_size: str | int = "5GB",
+    overwrite: bool = False,
+    config: Any = None,
 ) -> None:
     """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
     limit = parse_size(max_shard_size)
@@ -53,23 +60,23 @@ def save_model(
     def check(written: str) -> None:
         check_saved(model, written)
 
-    with atomic_folder(folder, overwrite=overwrite, check=check) as new:
-        write_model(model, new, limit)
+    with atomic_folder(folder, owned=MODEL, overwrite=overwrite, check=check) as new:
+        write_model(model, new, limit, config)
 
 
 def check_here(model: Any) -> None:
     """Raises an `InputError` if this process cannot see all of a model."""
     for leaf in leaves(model):
-        if not getattr(leaf.variable[...], "is_fully_addressable", True):
+        if not getattr(leaf.variable.get_value(), "is_fully_addressable", True):
             raise InputError(
                 f"model: parts of {leaf.path} are in other processes; let every process call "
                 "minibert.on_host(model), and one of them save what it returns"
             )
 
 
-def write_model(model: Any, folder: str, limit: int) -> None:
+def write_model(model: Any, folder: str, limit: int, config: Any = None) -> None:
     """Writes config.json and shards of at most `limit` bytes into an existing folder."""
-    write_config(model, folder)
+    write_config(model, folder, config)
     shards = _shards(model, limit)
     if len(shards) == 1:
         write_tensors(shards[0], os.path.join(folder, SAFETENSORS))
@@ -83,9 +90,17 @@ def write_model(model: Any, folder: str, limit: int) -> None:
     write_json(index, os.path.join(folder, f"{SAFETENSORS}.index.json"))
 
 
-def write_config(model: Any, folder: str) -> None:
-    """Writes config.json, naming the class and the dtype, and what came beside it for decoding."""
-    data = model.config.to_dict()
+def write_config(model: Any, folder: str, config: Any = None) -> None:
+    """Writes config.json, naming the class and the dtype, and what came beside it for decoding.
+
+    Args:
+        model: the model.
+        folder: an existing folder.
+        config: in place of the model's own; see `check_tree` for what is raised of either.
+    """
+    config = model.config if config is None else config
+    check_tree(model, config)
+    data = config.to_dict()
     data["architectures"] = [type(model).__name__]
     dtypes = {str(leaf.variable[...].dtype) for leaf in leaves(model)}
     stored = dtypes.pop() if len(dtypes) == 1 else None
@@ -94,8 +109,8 @@ def write_config(model: Any, folder: str) -> None:
         if "torch_dtype" in data:
             data["torch_dtype"] = stored
     write_json(data, os.path.join(folder, "config.json"))
-    if model.config.generation is not None:
-        write_json(unfreeze(model.config.generation), os.path.join(folder, GENERATION))
+    if config.generation is not None:
+        write_json(unfreeze(config.generation), os.path.join(folder, GENERATION))
 
 
 def file_leaves(model: Any) -> dict[str, Leaf]:

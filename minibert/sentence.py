@@ -153,11 +153,13 @@ class SentenceEncoder:
         """Writes a folder that sentence-transformers reads; complete and checked, or not at all.
 
         Args:
-            folder: where to. It must not exist, or be empty, unless `overwrite`.
-            overwrite: whether to replace an existing folder, as a whole.
+            folder: where to. It may exist; it must not hold files of a model, tokenizer or encoder
+                unless `overwrite`. All other files stay.
+            overwrite: whether to replace such files.
 
         Raises:
-            TargetError: the folder exists, or cannot be written.
+            TargetError: the folder holds such files, or cannot be written.
+            CheckpointMismatchError: the transformer or a Dense is not as its config describes it.
             InputError: the encoder is one that such a folder cannot hold.
         """
         save_encoder(

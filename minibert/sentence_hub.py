@@ -5,19 +5,15 @@ from typing import Any
 
 from minibert.errors import SourceError, shown
 from minibert.hub import model_folder
-from minibert.sentence_folder import MODULES, read_entries
-from minibert.sentence_settings import BODY_CONFIGS, TOP_CONFIG
-from minibert.sources import PICKLE, SAFETENSORS
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
+from minibert.model_files import (
+    BODY_CONFIGS,
+    MODULES,
+    TOKENIZER_FILES,
+    TOP_CONFIG,
+    check_settled,
 )
+from minibert.sentence_folder import read_entries
+from minibert.sources import PICKLE, SAFETENSORS
 
 
 def encoder_folder(
@@ -40,6 +36,7 @@ def encoder_folder(
     path = os.path.expanduser(os.fspath(source))
     if os.path.isdir(path):
         folder = os.path.join(path, subfolder) if subfolder else path
+        check_settled(folder)
         if not os.path.isfile(os.path.join(folder, MODULES)):
             model_folder(path, subfolder=subfolder)  # says what is wrong with it
         return folder

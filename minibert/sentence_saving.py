@@ -8,8 +8,10 @@ import os
 from typing import Any
 
 from minibert.activations import ACTIVATIONS
+from minibert.agreement import tree_faults
 from minibert.atomic import atomic_folder
-from minibert.errors import InputError, TargetError
+from minibert.errors import CheckpointMismatchError, InputError, TargetError
+from minibert.model_files import BODY_CONFIGS, ENCODER, MODULES, TOP_CONFIG
 from minibert.saving import (
     check_saved,
     file_leaves,
@@ -17,9 +19,9 @@ from minibert.saving import (
     write_model,
     write_tensors,
 )
-from minibert.sentence_folder import MODULES, SWITCHES, TORCH_ACTIVATIONS
+from minibert.sentence_folder import SWITCHES, TORCH_ACTIVATIONS
 from minibert.sentence_modules import Dense, Pooling, SentenceModel
-from minibert.sentence_settings import BODY_CONFIGS, TOP_CONFIG, SentenceSettings
+from minibert.sentence_settings import SentenceSettings
 from minibert.sources import SAFETENSORS
 
 SHARD = 5 * 10**9  # the bytes of a file, as in `PretrainedModel.save_pretrained`
@@ -47,7 +49,7 @@ def save_encoder(
             if isinstance(module, Dense):
                 check_saved(module, os.path.join(written, _name(place, module)))
 
-    with atomic_folder(folder, overwrite=overwrite, check=check) as new:
+    with atomic_folder(folder, owned=ENCODER, overwrite=overwrite, check=check) as new:
         write_model(model.transformer, new, SHARD)
         _write_tokenizer(tokenizer, new)
         write_json(settings.body_config(), os.path.join(new, BODY_CONFIGS[0]))
@@ -80,6 +82,11 @@ def _write_module(module: Any, home: str) -> None:
             config = _pooling(module)
         case Dense():
             config = _dense(module)
+            widths = (module.in_features, module.out_features)
+            expected = Dense(*widths, bias=module.use_bias, activation="linear", rngs=None)
+            expected.activation_function = module.activation_function
+            if faults := tree_faults(module, expected):
+                raise CheckpointMismatchError(f"{home}: differs from its settings", faults)
             write_tensors(file_leaves(module), os.path.join(home, SAFETENSORS))
         case _:
             config = {}

@@ -13,15 +13,10 @@ from typing import Any
 
 from minibert.checks import whole
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
+from minibert.model_files import BODY_CONFIGS, TOP_CONFIG
 from minibert.similarity import SIMILARITIES
 from minibert.strict_json import read_json
 
-TOP_CONFIG = "config_sentence_transformers.json"
-# The names the transformer's settings have had; the first that is there counts.
-BODY_CONFIGS = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 DEFAULT_PROMPTS = {"query": "", "document": ""}
 
 # Fields of BODY_CONFIGS that are not implemented, each with the value that changes nothing.

@@ -17,6 +17,7 @@ from minibert.errors import (
     WeightsFileError,
     shown,
 )
+from minibert.model_files import hub_blobs, refuse_adapter
 from minibert.strict_json import read_json
 from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource, flat_arrays
 
@@ -39,7 +40,9 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
         PickleRefusedError: there is only a pickle, and `allow_pickle` is False.
         ShardIndexError: the shard index is not to be trusted.
         WeightsFileError: a file is damaged.
+        UnsupportedConfigError: an adapter is beside the weights.
     """
+    refuse_adapter(folder)
 
     def path(name: str) -> str:
         return os.path.join(folder, name)
@@ -111,18 +114,10 @@ def _check_inside(folder: str, shard: str, index_path: str) -> None:
     if not os.path.exists(path):
         raise ShardIndexError(f"{index_path}: the shard {shown(shard)} is not there")
     real, home = pathlib.Path(os.path.realpath(path)), pathlib.Path(os.path.realpath(folder))
-    if real.parent not in (home, _blobs(home)):
+    if real.parent not in (home, hub_blobs(home)):
         raise ShardIndexError(
             f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside"
         )
-
-
-def _blobs(home: pathlib.Path) -> pathlib.Path | None:
-    """Where the Hub's cache keeps the files of a snapshot, which are links; None elsewhere."""
-    for revision in (home, *home.parents):
-        if revision.parent.name == "snapshots":
-            return revision.parent.parent / "blobs"
-    return None
 
 
 def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -> None:

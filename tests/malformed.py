@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -178,7 +179,8 @@ def add(name, array):
 
 # Writing folders.
 
-NOT_EMPTY = "exists and is not empty"
+HOLDS = "already holds"
+OWNED = re.compile("[abc]")
 
 
 def contents(folder):
@@ -190,7 +192,10 @@ def contents(folder):
 
 
 def write(target, text, **options):
-    with atomic_folder(str(target), **options) as new, open(os.path.join(new, "a"), "w") as file:
+    with (
+        atomic_folder(str(target), owned=OWNED, **options) as new,
+        open(os.path.join(new, "a"), "w") as file,
+    ):
         file.write(text)
 
 

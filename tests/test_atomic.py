@@ -1,20 +1,15 @@
 """Writers that are killed, that run side by side, and that find what another left behind."""
 
+import contextlib
+import errno
 import fcntl
 import os
 
-import numpy as np
 import pytest
-from malformed import NOT_EMPTY, contents, full, load, refused, run_script, write
+from malformed import HOLDS, OWNED, contents, full, load, refused, run_script, write
 
 from minibert.atomic import PREFIX, atomic_folder
-from minibert.errors import TargetError
-
-
-@pytest.fixture(scope="module")
-def model(pristine):
-    return load(pristine.folder())
-
+from minibert.errors import SourceError, TargetError
 
 # The package's own __init__ is passed over: it imports JAX, which must not be forked.
 WRITER = """
@@ -24,20 +19,53 @@ WRITER = """
     sys.modules["minibert"] = package
     from minibert.atomic import atomic_folder
     from minibert.errors import TargetError
+    from minibert.model_files import ENCODER
 
     home, start = pathlib.Path(sys.argv[1]), sys.argv[2]
     target = home / "model"
+    OWN = ["1_Pooling/config.json", "config.json", "model.safetensors", "modules.json"]
+    STALE = ["2_Dense/model.safetensors", "orbax/a/b", "pytorch_model.bin"]
+    FOREIGN = [".git/HEAD", "1_Pooling/notes", "thesis.tex"]
+
+    def put(folder, names, text):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
 
     def write(text, overwrite):
-        with atomic_folder(str(target), overwrite=overwrite) as new:
-            for name in "abc":
-                pathlib.Path(new, name).write_text(text)
+        with atomic_folder(str(target), owned=ENCODER, overwrite=overwrite) as new:
+            put(pathlib.Path(new), OWN + STALE if text == "old" else OWN, text)
+
+    def prepare():
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        if start != "absent":
+            put(target, FOREIGN, "mine")
+        if start == "old":
+            write("old", overwrite=False)
+        return inodes()
+
+    def inodes():
+        paths = [target, *(target / name for name in FOREIGN)]
+        return [path.stat().st_ino for path in paths] if start != "absent" else []
+
+    def files():
+        found = {str(p.relative_to(target)): p for p in target.rglob("*") if p.is_file()}
+        return {name: p.read_text() for name, p in found.items() if name not in FOREIGN}
 
     def state():
-        if not target.exists():
+        # What a reader finds, who looks for config.json first.
+        if not (target / "config.json").exists():
             return "absent"
-        texts = [path.read_text() for path in sorted(target.iterdir())]
-        return texts[0] if len(texts) == 3 and len(set(texts)) == 1 else repr(texts)
+        found = {name: text for name, text in files().items() if name[:10] != ".minibert-"}
+        for text in ("old", "new", "next"):
+            if found == dict.fromkeys(OWN + STALE if text == "old" else OWN, text):
+                return text
+        return repr(found)
+
+    def left():
+        inside = [name for name in files() if name not in OWN + STALE]
+        return sorted(os.listdir(home)) + inside
 """
 
 # Kills a writer at its first, second, … call of the operating system, and then writes again.
@@ -71,17 +99,11 @@ KILLED = (
         return ""
 
     found = []
-    for step in range(1000):
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir()
-        if start != "absent":
-            write("old", overwrite=False)
-        if start == "aside":
-            target.rename(home / ".minibert-old-model-00000000")
-        if not killed_at(step):
-            break
-        found.append([state(), again(), state(), sorted(os.listdir(home))])
-    found.append([state(), "", state(), sorted(os.listdir(home))])
+    killed = True
+    while killed:
+        before = prepare()
+        killed = killed_at(len(found))
+        found.append([state(), again() if killed else "", state(), left(), inodes() == before])
     print(json.dumps(found))
 """
 )
@@ -89,31 +111,36 @@ KILLED = (
 
 STARTS = {
     "absent": ({"absent", "new"}, {"new", "next"}),
+    "foreign": ({"absent", "new"}, {"new", "next"}),
     "old": ({"old", "absent", "new"}, {"old", "new"}),
-    "aside": ({"absent", "old", "new"}, {"old", "new"}),
 }
 
 
 @pytest.mark.parametrize(("start", "between", "after"), [(k, *v) for k, v in STARTS.items()])
 def test_killed_at_every_step(start, between, after, tmp_path):
-    """The target is whole or absent; after the next run it is whole, and nothing is beside it."""
+    """One save, or no config.json; after the next run one save, and nothing else is there.
+
+    Files that are not a model's, and the folder itself, are the same all the time.
+    """
     found = run_script(KILLED, tmp_path / "home", start)
     assert len(found) > 15
     assert {first for first, *_ in found} == between
-    assert {then for _, _, then, _ in found} == after
-    for first, said, then, left in found[:-1]:
+    assert {then for _, _, then, *_ in found} == after
+    for first, said, then, left, same in found:
         assert left == ["model"]
-        assert said == "" if then == "next" else NOT_EMPTY in said
+        assert same
+        assert not said or HOLDS in said
+        assert then != "next" or not said
         assert then == first or first == "absent"
-    assert found[-1] == ["new", "", "new", ["model"]]
+    assert found[-1] == ["new", "", "new", ["model"], True]
 
 
-# Lets a writer's first or second rename fail, or be interrupted.
+# Lets a writer's first, second, … rename fail, or be interrupted.
 FAILED = (
     WRITER
     + """
     left = 0
-    error = OSError(5, "broken") if start == "OSError" else KeyboardInterrupt()
+    error = OSError(5, "broken") if sys.argv[3] == "OSError" else KeyboardInterrupt()
 
     def fail(event, args):
         global left
@@ -122,15 +149,20 @@ FAILED = (
             if left == 0:
                 raise error
 
-    home.mkdir()
-    write("old", overwrite=False)
     sys.addaudithook(fail)
     found = []
-    for left in (1, 2):
+    reached = 0
+    while reached <= 0:
+        before = prepare()
+        left, said = len(found) + 1, ""
         try:
             write("new", overwrite=True)
         except BaseException as reason:
-            found.append([type(reason).__name__, state(), os.listdir(home)])
+            said = type(reason).__name__
+        reached = left
+        left = 0
+        inside = [name for name in os.listdir(target) if name.startswith(".minibert-")]
+        found.append([said, state(), os.listdir(home), inside, inodes() == before])
     print(json.dumps(found))
 """
 )
@@ -138,9 +170,17 @@ FAILED = (
 
 @pytest.mark.parametrize("error", ["OSError", "KeyboardInterrupt"])
 def test_rename_that_fails(error, tmp_path):
-    expected = "TargetError" if error == "OSError" else error
-    found = run_script(FAILED, tmp_path / "home", error)
-    assert found == [[expected, "old", ["model"]]] * 2
+    """Undone before all old files are out of the way; completed afterwards."""
+    found = run_script(FAILED, tmp_path / "home", "old", error)
+    said = "TargetError" if error == "OSError" else error
+    assert all(rest == [["model"], [], True] for _, _, *rest in found)
+    outcomes = [(name, state) for name, state, *_ in found]
+    assert found[-1][:2] == ["", "new"]
+    undone = outcomes.count((said, "old"))
+    completed = outcomes[undone:-1]
+    assert outcomes[:undone] == [(said, "old")] * undone
+    assert set(completed) == {("" if error == "OSError" else said, "new")}
+    assert min(undone, len(completed)) > 3
 
 
 def orphan(home, name):
@@ -171,9 +211,12 @@ def test_sweep_takes_only_what_is_its_own(tmp_path):
     assert not any(path.exists() for path in dead)
 
 
-@pytest.mark.parametrize("kind", ["new", "old"])
-def test_sweep_spares_the_living(kind, tmp_path):
-    path = orphan(tmp_path, f"{PREFIX}{kind}-model-00000000")
+@pytest.mark.parametrize("where", ["beside", "inside"])
+def test_sweep_spares_the_living(where, tmp_path):
+    if where == "beside":
+        path = orphan(tmp_path, f"{PREFIX}new-model-00000000")
+    else:
+        path = orphan(tmp_path / "model", f"{PREFIX}new-00000000")
     owner = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(owner, fcntl.LOCK_EX)
@@ -183,6 +226,7 @@ def test_sweep_spares_the_living(kind, tmp_path):
         os.close(owner)
     write(tmp_path / "model", "y", overwrite=True)
     assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(tmp_path / "model") == ["a"]
 
 
 OBSTACLES = {
@@ -193,11 +237,10 @@ OBSTACLES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["new", "old"])
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_sweep_passes_over_what_is_no_folder(obstacle, kind, tmp_path):
+def test_sweep_passes_over_what_is_no_folder(obstacle, tmp_path):
     full(tmp_path / "elsewhere")
-    path = tmp_path / f"{PREFIX}{kind}-model-00000000"
+    path = tmp_path / f"{PREFIX}new-model-00000000"
     OBSTACLES[obstacle](path)
     write(tmp_path / "model", "x")
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, "elsewhere", "model"])
@@ -205,43 +248,44 @@ def test_sweep_passes_over_what_is_no_folder(obstacle, kind, tmp_path):
     assert not (tmp_path / "model").is_symlink()
 
 
-@pytest.mark.parametrize("there", ["absent", "empty"])
-def test_the_old_folder_is_put_back(there, model, tmp_path):
-    """As a run leaves it that was killed between its two renames."""
-    model.save_pretrained(tmp_path / f"{PREFIX}old-model-00000000")
-    orphan(tmp_path, f"{PREFIX}new-model-00000000")
-    if there == "empty":
-        (tmp_path / "model").mkdir()
-    said = (NOT_EMPTY, "overwrite=True")
-    refused(TargetError, said, lambda: model.save_pretrained(tmp_path / "model"))
-    assert os.listdir(tmp_path) == ["model"]
-    one, other = load(tmp_path / "model").pooler.dense.kernel[...], model.pooler.dense.kernel[...]
-    np.testing.assert_array_equal(one, other)
+@pytest.mark.parametrize("stage", ["old", "put"])
+def test_an_interrupted_exchange_is_named_and_settled(stage, folder):
+    """No load reads such a folder; the next save undoes or completes the exchange first."""
+    before = contents(folder)
+    model = load(folder)
+    (folder / f"{PREFIX}{stage}-00000000").mkdir()
+    (folder / "config.json").rename(folder / f"{PREFIX}{stage}-00000000" / "config.json")
+    refused(SourceError, ("its last save was interrupted",), lambda: load(folder))
+    refused(TargetError, (HOLDS, "overwrite=True"), lambda: model.save_pretrained(folder))
+    assert contents(folder) == before
 
 
-@pytest.mark.parametrize("there", ["folder", "file"])
-def test_the_old_folder_is_not_put_over_another(there, tmp_path):
-    path = orphan(tmp_path, f"{PREFIX}old-model-00000000")
-    if there == "folder":
-        write(tmp_path / "other", "x")
-        (tmp_path / "other").rename(tmp_path / "model")
-    else:
-        (tmp_path / "model").write_text("x")
-    with pytest.raises(TargetError):
-        write(tmp_path / "model", "y")
-    assert path.exists() == (there == "file")
-    assert "y" not in str(contents(tmp_path))
-
-
-def test_two_writers_of_one_folder(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_writers_of_one_folder(overwrite, tmp_path):
     target = tmp_path / "model"
-    one, other = atomic_folder(str(target)), atomic_folder(str(target))
+    options = {"owned": OWNED, "overwrite": overwrite}
+    one, other = atomic_folder(str(target), **options), atomic_folder(str(target), **options)
     first, second = one.__enter__(), other.__enter__()
     for folder in (first, second):
         with open(os.path.join(folder, "a"), "w") as file:
             file.write(folder)
     other.__exit__(None, None, None)
-    with pytest.raises(TargetError, match=NOT_EMPTY):
+    with contextlib.nullcontext() if overwrite else pytest.raises(TargetError, match=HOLDS):
         one.__exit__(None, None, None)
-    assert (target / "a").read_text() == second
+    assert (target / "a").read_text() == (first if overwrite else second)
     assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(target) == ["a"]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Nothing is swept there, as nobody can know whose it is; all else is as elsewhere."""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    path = orphan(tmp_path, f"{PREFIX}new-model-00000000")
+    write(tmp_path / "model", "x")
+    write(tmp_path / "model", "y", overwrite=True)
+    assert contents(tmp_path / "model") == {"a": b"y"}
+    assert path.exists()

@@ -139,14 +139,14 @@ def test_companions(minilm, tmp_path):
         ("source", "is the source"),
         ("source/inside", "inside it"),
         (".", "around it"),
-        ("occupied", "not empty"),
+        ("occupied", "already holds config.json"),
         ("file", "not a folder"),
         ("file/below", "cannot be written"),
     ],
 )
 def test_refused_targets(out, message, source, tmp_path):
     (tmp_path / "occupied").mkdir()
-    (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    (tmp_path / "occupied" / "config.json").write_text("mine")
     (tmp_path / "file").write_text("mine")
     before = sorted(path for path in tmp_path.rglob("*"))
     result = run(source, tmp_path / out, *(["--overwrite"] if out in ("source", ".") else []))
@@ -158,9 +158,14 @@ def test_refused_targets(out, message, source, tmp_path):
 
 def test_overwrite(source, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
+    for name in ("pytorch_model.bin", "thesis.txt"):
+        (tmp_path / "out" / name).write_text("old")
     assert run(source, tmp_path / "out", "--overwrite", "--no-verify").exit_code == 0
-    assert "old.txt" not in os.listdir(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "config.json",
+        "model.safetensors",
+        "thesis.txt",
+    ]
     assert contents(tmp_path / "out") == contents(source)
     assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
@@ -221,7 +226,7 @@ def test_unreadable_companion_is_named(source, tmp_path):
     (source / "vocab.txt").symlink_to("/proc/self/mem")
     result = run(source, tmp_path / "out", "--no-verify")
     assert result.exit_code == REFUSED
-    assert "vocab.txt: cannot be read" in result.output
+    assert "vocab.txt: is a link to" in result.output
 
 
 def test_another_class_that_does_not_fit_is_no_error(tmp_path):

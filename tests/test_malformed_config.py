@@ -72,7 +72,7 @@ DAMAGED = {
     "fifo": (as_pipe, SourceError, "no config.json"),
     "link-to-nothing": (as_link("nowhere"), SourceError, "no config.json"),
     "link-to-dev-zero": (as_link("/dev/zero"), SourceError, "no config.json"),
-    "link-to-own-memory": (as_link("/proc/self/mem"), ConfigError, "cannot be read"),
+    "link-to-own-memory": (as_link("/proc/self/mem"), SourceError, "outside of the folder"),
 }
 
 

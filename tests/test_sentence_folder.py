@@ -43,7 +43,7 @@ def test_recorded_outputs():
 
 def test_saving(tmp_path, encoder):
     encoder.save_pretrained(tmp_path / "out")
-    with pytest.raises(TargetError, match="exists and is not empty"):
+    with pytest.raises(TargetError, match="already holds"):
         encoder.save_pretrained(tmp_path / "out")
     encoder.save_pretrained(tmp_path / "out", overwrite=True)
     again = SentenceEncoder.from_pretrained(tmp_path / "out")

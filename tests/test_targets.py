@@ -3,11 +3,26 @@
 import json
 import os
 
+import numpy as np
 import pytest
-from malformed import NOT_EMPTY, WEIGHTS, cases, contents, full, load, refused, run_script, write
+import sentences
+from malformed import (
+    HOLDS,
+    OWNED,
+    WEIGHTS,
+    cases,
+    contents,
+    full,
+    load,
+    refused,
+    run_script,
+    write,
+)
 
 from minibert.atomic import PREFIX, atomic_folder
 from minibert.errors import TargetError
+from minibert.sentence import SentenceEncoder
+from minibert.train.job import clear
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +35,18 @@ def below_a_file(path):
     path.parent.write_text("keep")
 
 
+def taken(path):
+    path.mkdir()
+    (path / "config.json").write_text("keep")
+
+
+def with_a_folder_for_a_file(path):
+    full(path / "config.json")
+
+
 TARGETS = {
-    "full": (full, {}, NOT_EMPTY),
+    "taken": (taken, {}, f"{HOLDS} config.json"),
+    "folder-for-a-file": (with_a_folder_for_a_file, {"overwrite": True}, "expected a file"),
     "file": (lambda path: path.write_text("keep"), {}, "exists and is not a folder"),
     "file-overwrite": (
         lambda path: path.write_text("keep"),
@@ -40,8 +65,7 @@ def test_target_that_is_taken(make, options, said, model, tmp_path):
     target.parent.mkdir()
     make(target)
     before = contents(tmp_path)
-    said = ("home/model" if said == NOT_EMPTY else "home", said)
-    refused(TargetError, said, lambda: model.save_pretrained(target, **options))
+    refused(TargetError, ("home", said), lambda: model.save_pretrained(target, **options))
     assert contents(tmp_path) == before
 
 
@@ -78,12 +102,129 @@ def test_empty_folder_is_filled(model, tmp_path):
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_overwrite_replaces_the_whole_folder(model, folder):
-    (folder / "mine").write_text("old")
+STALE = [
+    "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "model.fp16.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model-00002-of-00003.bin",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "generation_config.json",
+    "parity.json",
+    "orbax/_METADATA",
+]
+FOREIGN = [
+    ".git/HEAD",
+    ".gitattributes",
+    "README.md",
+    "thesis.tex",
+    "tokenizer.json",
+    "vocab.txt",
+    "modules.json",
+    "1_Pooling/config.json",
+    "my_model.safetensors",
+    "checkpoints/3/model.safetensors",
+    "loss.png",
+]
+
+
+def fill(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("old")
+
+
+def inodes(folder):
+    return {str(p.relative_to(folder)): p.stat().st_ino for p in [folder, *folder.rglob("*")]}
+
+
+@pytest.mark.parametrize("where", ["path", "."])
+def test_overwrite_replaces_what_is_a_models(where, model, folder, monkeypatch):
+    """Everything else stays, the folder itself too: processes may be working in it."""
+    fill(folder, FOREIGN)
+    before = inodes(folder)
+    fill(folder, STALE)
     (folder / WEIGHTS).write_text("damaged")
-    model.save_pretrained(folder, overwrite=True)
-    assert sorted(os.listdir(folder)) == ["config.json", WEIGHTS]
+    monkeypatch.chdir(folder)
+    model.save_pretrained(folder if where == "path" else ".", overwrite=True)
+    after = inodes(folder)
+    assert after.keys() == before.keys()
+    assert {n for n in before if after[n] != before[n]} == {"config.json", WEIGHTS}
     assert os.listdir(folder.parent) == ["model"]
+    assert os.path.samefile(".", folder)
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_files_that_would_contradict_are_named(name, model, tmp_path):
+    fill(tmp_path / "model", [name, "thesis.tex"])
+    before = contents(tmp_path)
+    held = name.partition("/")[0]
+    said = (f"{HOLDS} {held};", "overwrite=True")
+    refused(TargetError, said, lambda: model.save_pretrained(tmp_path / "model"))
+    assert contents(tmp_path) == before
+
+
+def test_beside_other_files_no_overwrite_is_needed(model, tmp_path):
+    fill(tmp_path, FOREIGN)
+    before = inodes(tmp_path)
+    model.save_pretrained(tmp_path)
+    after = inodes(tmp_path)
+    assert after.keys() - before.keys() == {"config.json", WEIGHTS}
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("first", ["model", "tokenizer"])
+def test_beside_a_tokenizer(first, tmp_path):
+    encoder = sentences.encoder()
+    parts = [encoder.model.transformer, encoder.tokenizer]
+    for part in parts if first == "model" else reversed(parts):
+        part.save_pretrained(tmp_path)
+    again = SentenceEncoder.from_pretrained(tmp_path, pooling="mean")
+    np.testing.assert_array_equal(again.encode(["the"]), encoder.encode(["the"]))
+
+
+def test_an_encoder_over_another(tmp_path):
+    """Its own modules and tokenizer are replaced, foreign files in the modules' folders stay."""
+    sentences.encoder(dense=sentences.dense(24, 7)).save_pretrained(tmp_path)
+    fill(tmp_path, [".git/HEAD", "thesis.tex", "1_Pooling/notes", "2_Dense/pytorch_model.bin"])
+    before = inodes(tmp_path)
+    encoder = sentences.encoder(normalize=True)
+    with pytest.raises(TargetError, match=f"{HOLDS} 1_Pooling/config.json, 2_Dense/config.json"):
+        encoder.save_pretrained(tmp_path)
+    encoder.save_pretrained(tmp_path, overwrite=True)
+    assert not (tmp_path / "2_Dense").exists()
+    after = inodes(tmp_path)
+    assert (tmp_path / "2_Normalize" / "config.json").exists()
+    kept = [".", ".git/HEAD", "thesis.tex", "1_Pooling", "1_Pooling/notes"]
+    assert [after[name] for name in kept] == [before[name] for name in kept]
+    again = SentenceEncoder.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.encode(["the"]), encoder.encode(["the"]))
+
+
+def test_what_was_private_stays_private(model, folder):
+    (folder / WEIGHTS).chmod(0o600)
+    model.save_pretrained(folder, overwrite=True)
+    assert (folder / WEIGHTS).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_target_whose_parent_cannot_be_written(model, tmp_path):
+    """A mount point, for one: nothing is written beside a folder that exists."""
+    target = tmp_path / "home" / "model"
+    target.mkdir(parents=True)
+    beside = os.stat(target.parent).st_mtime_ns
+    model.save_pretrained(target)
+    assert os.stat(target.parent).st_mtime_ns == beside
+
+
+def test_a_new_run_keeps_foreign_files(tmp_path):
+    """`minibert train --overwrite` beside a repository in the model's folder."""
+    fill(tmp_path, ["log.jsonl", "model/config.json", "model/vocab.txt", "model/.git/HEAD"])
+    fill(tmp_path, ["adapter/adapter_config.json"])
+    clear(str(tmp_path))
+    assert contents(tmp_path) == {"model": None, "model/.git": None, "model/.git/HEAD": b"old"}
 
 
 def test_a_model_may_be_written_over_its_source(folder):
@@ -109,13 +250,14 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize("stage", ["block", "check"])
 def test_failure_leaves_everything_as_it_was(stage, error, tmp_path):
     full(tmp_path / "model")
+    (tmp_path / "model" / "a").write_text("keep")
     before = contents(tmp_path)
 
     def fail(_):
         raise error
 
     def run():
-        with atomic_folder(str(tmp_path / "model"), overwrite=True, check=fail):
+        with atomic_folder(str(tmp_path / "model"), owned=OWNED, overwrite=True, check=fail):
             if stage == "block":
                 raise error
 

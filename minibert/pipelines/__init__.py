@@ -82,16 +82,17 @@ def pipeline(
     given = {n: options.pop(n) for n in sorted(options.keys() & loading.OPTIONS)}
     own = {n: v for n, v in options.items() if n not in ("token_budget", "show_progress")}
     routed(cls, own)  # an unknown option is found before a model is loaded
-    source = model if tokenizer is None else tokenizer
-    if _is_place(model):
-        model = loading.load_model(name, cls.models, model, **given)
-    elif given:
-        raise InputError(f"{min(given)}: the model is loaded already")
-    elif tokenizer is None:
-        raise InputError("tokenizer: expected one, as the model comes without a folder")
-    if _is_place(source):
-        place = {n: given[n] for n in loading.PLACE if n in given and tokenizer is None}
-        source = loading.load_tokenizer(source, **place)
+    with loading.one_state(model, given):
+        source = model if tokenizer is None else tokenizer
+        if _is_place(model):
+            model = loading.load_model(name, cls.models, model, **given)
+        elif given:
+            raise InputError(f"{min(given)}: the model is loaded already")
+        elif tokenizer is None:
+            raise InputError("tokenizer: expected one, as the model comes without a folder")
+        if _is_place(source):
+            place = {n: given[n] for n in loading.PLACE if n in given and tokenizer is None}
+            source = loading.load_tokenizer(source, **place)
     return cls(model=model, tokenizer=source, **options)
 
 

@@ -1,12 +1,14 @@
 """The model and the tokenizer of a task, from one folder or repository."""
 
+import contextlib
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from minibert.auto import FAMILIES, class_by_tensors
 from minibert.errors import ConfigError, SourceError, shown
+from minibert.model_files import unchanged
 from minibert.pretrained import PretrainedModel, load_pretrained
 
 OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).parameters) - {
@@ -14,6 +16,16 @@ OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).parameter
     "output_loading_info",
 }
 PLACE = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
+
+
+@contextlib.contextmanager
+def one_state(source: Any, place: Mapping[str, Any]) -> Generator[None]:
+    """Loads a model and its tokenizer within the block from one state of their folder, if any."""
+    folder = ""
+    if isinstance(source, str | os.PathLike):
+        folder = os.path.join(os.fspath(source), place.get("subfolder") or "")
+    with unchanged(folder) if os.path.isdir(folder) else contextlib.nullcontext():
+        yield
 
 
 def load_model(
@@ -55,11 +67,13 @@ def load_tokenizer(source: str | os.PathLike[str], **place: Any) -> Any:
     source = os.fspath(source)
     if os.path.isdir(source) and place.get("subfolder"):
         source = os.path.join(source, place.pop("subfolder"))
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
-    except Exception as reason:  # of whatever kind: every tokenizer class has its own
-        first = str(reason).strip().partition("\n")[0][:300]
-        raise SourceError(f"{source}: its tokenizer cannot be loaded ({first})") from None
+    local = unchanged(source) if os.path.isdir(source) else contextlib.nullcontext()
+    with local:
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
+        except Exception as reason:  # of whatever kind: every tokenizer class has its own
+            first = str(reason).strip().partition("\n")[0][:300]
+            raise SourceError(f"{source}: its tokenizer cannot be loaded ({first})") from None
     # without files AutoTokenizer makes one up, of special tokens alone
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise SourceError(f"{source}: no tokenizer in it (tokenizer.json, vocab.txt, …)")

@@ -5,8 +5,9 @@ import os
 import shutil
 from typing import Any
 
-from minibert.atomic import atomic_folder, reported
+from minibert.atomic import atomic_folder, remove_files, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
+from minibert.model_files import ADAPTER, ENCODER
 from minibert.saving import check_saved, write_json, write_model
 from minibert.train.checkpoints import Checkpoints, one_run, restore
 from minibert.train.loop import Evaluation, Result, fit
@@ -128,11 +129,14 @@ def check_output(folder: str, resume: bool, overwrite: bool) -> None:
 
 
 def clear(folder: str) -> None:
-    """Removes what a run has left in a folder."""
+    """Removes what a run has left in a folder. Other files beside a model or an adapter stay."""
     with reported(folder):
         for part in os.listdir(folder):
             path = os.path.join(folder, part)
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+            if part in ("model", "adapter") and os.path.isdir(path):
+                remove_files(path, ENCODER if part == "model" else ADAPTER)
+            else:
+                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
 def _steps(settings: Settings, dataset: Any, source: Any) -> int:
@@ -190,7 +194,7 @@ def _write(settings: Settings, trainer: Trainer, model: Any, tokenizer: Any) -> 
     def check(written: str) -> None:
         check_saved(trained, written)
 
-    with atomic_folder(folder, overwrite=True, check=check) as new:
+    with atomic_folder(folder, owned=ENCODER, overwrite=True, check=check) as new:
         write_model(trained, new, SHARD)
         tokenizer.save_pretrained(new)
     if settings.lora_rank is not None:

@@ -20,14 +20,15 @@ from minibert.errors import (
     UnsupportedConfigError,
     shown,
 )
+from minibert.model_files import ADAPTER, unchanged
+from minibert.model_files import ADAPTER_CONFIG as CONFIG
+from minibert.model_files import ADAPTER_TENSORS as TENSORS
 from minibert.saving import write_arrays, write_json
 from minibert.strict_json import read_object_if_there
 from minibert.tensor_files import SafetensorsSource, TensorSource
 from minibert.train.lora import Adapter, check_adapter, saved_leaves, sites, target_names
 from minibert.train.lora_config import LoRA
 
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's two wrappers
 
 # Fields of PEFT's `LoraConfig` that leave the numbers alone, whatever they hold.
@@ -55,14 +56,21 @@ def save_adapter(
     Args:
         model: the model it is for.
         adapter: the adapter.
-        folder: where to. It must not exist, or be empty, unless `overwrite`.
-        overwrite: whether to replace an existing folder, as a whole.
+        folder: where to. It may exist; it must not hold an adapter unless `overwrite`, nor a model,
+            to which transformers would apply the adapter. All other files stay.
+        overwrite: whether to replace an adapter's files.
 
     Raises:
         InputError: the adapter is not one for the model.
-        TargetError: the folder exists, or cannot be written; or a number is NaN or infinite.
+        TargetError: the folder holds an adapter or a model, or cannot be written; or a number is
+            NaN or infinite.
     """
     check_adapter(model, adapter)
+    if os.path.lexists(path := os.path.join(folder, "config.json")):
+        raise TargetError(
+            f"{path}: a model's folder; transformers would apply the adapter whenever it loads the "
+            "model. Choose a folder of its own for the adapter"
+        )
     arrays = {}
     for name, tensor in tensors(model, adapter.config).items():
         array = np.asarray(adapter.params[tensor.path])
@@ -77,7 +85,7 @@ def save_adapter(
         if not same:
             raise TargetError(f"{folder}: the adapter was not written as it is in memory")
 
-    with atomic_folder(os.fspath(folder), overwrite=overwrite, check=check) as new:
+    with atomic_folder(os.fspath(folder), owned=ADAPTER, overwrite=overwrite, check=check) as new:
         write_json(fields, os.path.join(new, CONFIG))
         write_arrays(arrays, os.path.join(new, TENSORS))
 
@@ -93,13 +101,18 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
         The adapter, in float32 or wider, to be given to `merge` or `Trainer`.
 
     Raises:
-        SourceError: one of the files is not there.
+        SourceError: one of the files is not there, or they were replaced while they were read.
         ConfigError: a field is wrong, or the settings do not fit the model.
         UnsupportedConfigError: a field asks for what is not implemented.
         WeightsFileError: the weights are damaged.
         CheckpointMismatchError: a tensor is missing, too many, of the wrong shape or not finite.
     """
     folder = os.fspath(folder)
+    with unchanged(folder):
+        return _read(model, folder)
+
+
+def _read(model: Any, folder: str) -> Adapter:
     config, path = os.path.join(folder, CONFIG), os.path.join(folder, TENSORS)
     fields = read_object_if_there(config)
     if fields is None or not os.path.lexists(path):

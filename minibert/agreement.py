@@ -1,0 +1,109 @@
+"""Whether a model's tree is the one that its class builds from a config.
+
+A model is saved with a config from which a load builds the tree to fill. If layers were removed, a
+head was widened or a module was added without the config, no load could fill it, or, in
+transformers, the rest would be random numbers.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from minibert.checkpoint import Leaf, leaves
+from minibert.errors import CheckpointMismatchError, InputError, shown
+from minibert.matching import head_of
+from minibert.printing import children
+
+# Attributes of modules that come from the config and decide what is computed.
+COMPUTING = ("heads", "scale", "epsilon", "name")
+
+
+def check_tree(model: Any, config: Any) -> None:
+    """Compares a model with a new one of its class and of a config, of which only shapes are made.
+
+    Args:
+        model: the model.
+        config: the config it is to be saved with.
+
+    Raises:
+        InputError: the config is not of the model's class, or no model can be built from it.
+        CheckpointMismatchError: parameters are missing, extra or of another shape, or a module
+            computes something else; every difference is named.
+    """
+    cls = type(model)
+    if not isinstance(config, cls.config_class):
+        found = shown(type(config).__name__)
+        raise InputError(f"config: expected a {cls.config_class.__name__}, found {found}")
+    try:
+        expected = cls(config, rngs=None)
+    except TypeError as reason:
+        raise InputError(
+            f"model: {cls.__name__} cannot be built from its config alone, as a load would "
+            f"({reason})"
+        ) from None
+    faults = tree_faults(model, expected, lambda leaf: _may_be_absent(leaf, model, config))
+    if faults:
+        raise CheckpointMismatchError(
+            f"{cls.__name__} and its config differ, so that no load could restore what would be "
+            "saved; pass save_pretrained(config=…) with a config of this tree",
+            faults,
+        )
+
+
+def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -> list[str]:
+    """Names every difference between a model and a tree of shapes.
+
+    Args:
+        model: the model.
+        expected: what it should be.
+        optional: whether a leaf of `expected` need not be there.
+    """
+    ours = {leaf.path: leaf for leaf in leaves(model)}
+    theirs = {leaf.path: leaf for leaf in leaves(expected)}
+    faults = []
+    for path in sorted(ours.keys() | theirs.keys()):
+        if path not in ours:
+            if not optional(theirs[path]):
+                shape = theirs[path].variable.shape
+                faults.append(f"{path}: expected shape {shape}, found no such parameter")
+            continue
+        array = ours[path].variable.get_value()
+        if path not in theirs:
+            faults.append(f"{path}: expected no such parameter, found shape {array.shape}")
+        elif array.shape != theirs[path].variable.shape:
+            shape = theirs[path].variable.shape
+            faults.append(f"{path}: expected shape {shape}, found shape {array.shape}")
+        elif isinstance(array, jax.ShapeDtypeStruct):
+            faults.append(f"{path}: expected numbers, found a shape only")
+        elif not jnp.issubdtype(array.dtype, jnp.floating):
+            faults.append(f"{path}: expected floating-point numbers, found {array.dtype}")
+    theirs_computing = dict(_computing(expected))
+    for path, value in _computing(model):
+        if path in theirs_computing and value != theirs_computing[path]:
+            faults.append(f"{path}: expected {theirs_computing[path]!r}, found {value!r}")
+    return faults
+
+
+def _may_be_absent(leaf: Leaf, model: Any, config: Any) -> bool:
+    """Whether it is of an optional module that is absent as a whole, or a tied copy."""
+    names = [other.name for other in leaves(model)]
+    for room in model.optional:
+        if leaf.name.startswith(f"{room}."):
+            return not any(name.startswith(f"{room}.") for name in names)
+    original = model.tied.get(leaf.name)
+    if original is None:
+        return False
+    return config.tie_word_embeddings or head_of(model, leaf.name) == head_of(model, original)
+
+
+def _computing(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in COMPUTING:
+        value = vars(module).get(name)
+        if isinstance(value, int | float | str):
+            yield f"{prefix}{name}", value
+    for key, child in children(module):
+        if isinstance(child, nnx.Module):
+            yield from _computing(child, f"{prefix}{key}.")

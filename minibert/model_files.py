@@ -1,0 +1,211 @@
+"""The files of a model's folder: which names are a model's, and reading them as one state.
+
+A save replaces or removes what its pattern matches, and nothing else (see `atomic_folder`); a load
+checks that none of these files changed while it read them.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import time
+from collections.abc import Generator
+
+from minibert.atomic import is_unsettled, matching_files
+from minibert.errors import MinibertError, SourceError, UnsupportedConfigError, shown
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_TENSORS = "adapter_model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+# The names that sentence-transformers has given the settings of a transformer, the newest first.
+BODY_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+MODULES = "modules.json"
+TOP_CONFIG = "config_sentence_transformers.json"
+PATIENCE = 1.0  # seconds to wait for a save to exchange files, which takes milliseconds
+MODULE_FOLDER = r"\d+_[A-Za-z]+"
+
+
+def _any(names: tuple[str, ...]) -> str:
+    return "|".join(map(re.escape, names))
+
+
+# A variant (`model.fp16.safetensors`), a shard and an index as transformers names them.
+_WEIGHTS = "|".join(
+    rf"{stem}(\.[\w-]+)?(-\d{{5}}-of-\d{{5}})?\.{ending}|{stem}\.{ending}\.index(\.[\w-]+)?\.json"
+    for stem, ending in (
+        ("model", "safetensors"),
+        ("pytorch_model", "bin"),
+        ("tf_model", "h5"),
+        ("flax_model", "msgpack"),
+    )
+)
+_ADAPTER = rf"{re.escape(ADAPTER_CONFIG)}|adapter_model\.(safetensors|bin)"
+# parity.json is about the weights beside it: it is wrong for any others.
+_MODEL = rf"config\.json|generation_config\.json|parity\.json|orbax/|{_ADAPTER}|{_WEIGHTS}"
+_TOKENIZER = _any(TOKENIZER_FILES)
+_BODY = rf"{_MODEL}|{_TOKENIZER}|{_any(BODY_CONFIGS)}"
+
+# What a load by this library or by transformers takes for the config or the weights of a folder.
+MODEL = re.compile(_MODEL)
+ADAPTER = re.compile(_ADAPTER)
+# The same with a tokenizer, and what sentence-transformers reads, in its modules' folders too.
+ENCODER = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|({MODULE_FOLDER}/)?({_BODY})")
+# What a load may read of a folder itself; shards may have any name.
+_READ = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|{_BODY}|[^/]*\.(safetensors|bin)")
+# Of that, what is written back as it was read. No reader finds foreign text in a file of weights.
+_COPIED = re.compile(
+    rf"{_any((MODULES, TOP_CONFIG, ADAPTER_CONFIG))}|(generation_)?config\.json|{_TOKENIZER}|"
+    rf"{_any(BODY_CONFIGS)}"
+)
+
+
+@contextlib.contextmanager
+def unchanged(folder: str) -> Generator[None]:
+    """Reads a folder within the block as one state: as one save has left it.
+
+    Subfolders are not included, except for `orbax`. A snapshot in the Hub's cache never changes.
+
+    Raises:
+        SourceError: a file that a load may read was written, replaced, added or removed meanwhile.
+            It takes the place of any error that the block raised of what it had read. Or a text
+            file is a link to a file of another name outside of the folder.
+    """
+    home = pathlib.Path(os.path.realpath(folder))
+    check_settled(folder)
+    for path in matching_files(folder, _COPIED) if home.is_dir() else []:
+        check_link(folder, path, same_name=True)
+    if (blobs := hub_blobs(home)) is not None and blobs.is_dir():
+        yield
+        return
+    before = _state(folder)
+    try:
+        yield
+    except MinibertError as reason:
+        _compare(folder, before, reason)
+        raise
+    _compare(folder, before, None)
+
+
+def check_settled(folder: str) -> None:
+    """Waits until a save that exchanges the files of a folder is done.
+
+    Raises:
+        SourceError: it is not done in time, so it was probably interrupted.
+    """
+    end = time.monotonic() + PATIENCE
+    while is_unsettled(folder):
+        if time.monotonic() < end:
+            time.sleep(0.01)
+            continue
+        raise SourceError(
+            f"{folder}: is being saved, or its last save was interrupted; load it again. If no "
+            "process is saving, save into it again: that first restores the files "
+            "in .minibert-old-… or completes those in .minibert-put-…"
+        )
+
+
+State = dict[str, tuple[int, ...] | None]
+
+
+def _state(folder: str) -> State:
+    """The identity of each file, by its path inside the folder; None for one that is not there."""
+    check_settled(folder)
+    found: State = {}
+    with contextlib.suppress(OSError):
+        for path in matching_files(folder, _READ):
+            whole = os.path.join(folder, path)
+            inner = [
+                os.path.join(root, name) for root, _, names in os.walk(whole) for name in names
+            ]
+            for file in inner if os.path.isdir(whole) else [whole]:
+                found[os.path.relpath(file, folder)] = _identity(file)
+    return found
+
+
+def _identity(path: str) -> tuple[int, ...] | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _compare(folder: str, before: State, reason: Exception | None) -> None:
+    after = _state(folder)
+    if after != before:
+        names = sorted(n for n in before | after if before.get(n, ()) != after.get(n, ()))
+        few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        raise SourceError(
+            f"{folder}: {few} changed while the folder was read: files of two saves may have been "
+            "mixed, so nothing of them is used; load it again"
+        ) from reason
+
+
+def refuse_adapter(folder: str) -> None:
+    """Refuses a folder in which an adapter is beside a model.
+
+    Raises:
+        UnsupportedConfigError: there is one. transformers with PEFT installed applies it.
+    """
+    path = os.path.join(folder, ADAPTER_CONFIG)
+    if os.path.lexists(path):
+        raise UnsupportedConfigError(
+            f"{path}: an adapter beside a model's weights, which transformers applies to them, is "
+            f"not applied here. Move it ({ADAPTER_CONFIG}, {ADAPTER_TENSORS}) to a folder of its "
+            "own, load the model, and then minibert.train.load_adapter(model, folder) and "
+            "minibert.train.merge"
+        )
+
+
+def check_link(folder: str, path: str, *, same_name: bool = False) -> str:
+    """Follows a file that may be a link, and refuses a link that leaves its folder.
+
+    The files of a snapshot in the Hub's cache are links to its `blobs`, which are accepted.
+
+    Args:
+        folder: the model's folder.
+        path: the file's path inside it.
+        same_name: whether a link to a file of the same name is accepted wherever that is, as in a
+            folder made of links to another.
+
+    Returns:
+        The path of the file itself.
+
+    Raises:
+        SourceError: the link leads out of the folder.
+    """
+    home = pathlib.Path(os.path.realpath(folder))
+    whole = os.path.join(folder, path)
+    real = pathlib.Path(os.path.realpath(whole))
+    blobs = hub_blobs(home)
+    if real.is_relative_to(home) or (blobs is not None and real.parent == blobs):
+        return str(real)
+    if same_name and real.name == os.path.basename(path):
+        return str(real)
+    raise SourceError(
+        f"{whole}: is a link to {shown(str(real))}, outside of the folder, and is not followed; "
+        "put the file itself in its place"
+    )
+
+
+def hub_blobs(home: pathlib.Path) -> pathlib.Path | None:
+    """Where the Hub's cache keeps the files of a snapshot, which are links; None elsewhere."""
+    for revision in (home, *home.parents):
+        if revision.parent.name == "snapshots":
+            return revision.parent.parent / "blobs"
+    return None
