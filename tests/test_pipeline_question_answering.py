@@ -19,8 +19,8 @@ def bert():
     return pipeline("question-answering", RECORDED / "bert")
 
 
-def recorded(family: str) -> list[dict]:
-    return json.loads((RECORDED / family / "answers.json").read_text())
+def recorded(family: str, name: str = "answers") -> list[dict]:
+    return json.loads((RECORDED / family / f"{name}.json").read_text())
 
 
 def check(found, case) -> None:
@@ -44,6 +44,18 @@ def test_answers_are_those_of_transformers(family):
     for case in cases:
         given = {"question": case["question"], "context": case["context"] * case["repeat"]}
         check(answer(given, **case["options"]), case)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_context_comes_first_if_padding_is_on_the_left(family):
+    transformers = pytest.importorskip("transformers")
+    left = transformers.AutoTokenizer.from_pretrained(RECORDED / family, padding_side="left")
+    answer = pipeline("question-answering", RECORDED / family, tokenizer=left)
+    cases = recorded(family, "answers_left")
+    assert len(cases) > 80
+    for case in cases:
+        context = case["context"] * case["repeat"]
+        check(answer(question=case["question"], context=context, **case["options"]), case)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
