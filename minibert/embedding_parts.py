@@ -188,7 +188,8 @@ class Parts:
     def _read(self, number: int) -> tuple[Part, str, str]:
         """A part, and the digests of its job and of its texts."""
         try:
-            with np.load(self._path(number)) as file:
+            # numpy leaves a file open that it opened and cannot read
+            with open(self._path(number), "rb") as raw, np.load(raw) as file:
                 part = Part(file["vectors"], int(file["cut"]))
                 job, texts, digest = (str(file[name]) for name in ("job", "texts", "digest"))
         except Exception as reason:  # a damaged archive makes zipfile and numpy raise almost any
