@@ -51,7 +51,7 @@ def elements(
     if atom or not isinstance(values, Iterable):
         raise InputError(f"{name}: expected {expected}, found {shown(values)}")
     if hasattr(kind, "to_pylist"):  # arrays of pyarrow, whose own elements are not Python's
-        values = values.to_pylist()  # ty: ignore[call-non-callable]
+        values = values.to_pylist()
     try:
         return iter(values)
     except TypeError as reason:  # an array without an axis has __iter__ too
