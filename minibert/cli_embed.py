@@ -113,6 +113,7 @@ def embed(
                 overwrite=overwrite,
                 restart=restart,
                 progress=progress,
+                warn=lambda message: problems.print(visible(message)),
             )
         if as_json:
             longest = {"max_seq_length": encoder.max_seq_length}

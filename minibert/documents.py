@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from minibert.errors import InputError, SourceError, shown
+from minibert.errors import InputError, shown
+from minibert.texts import read_text
 
 WIDTH = 70  # of a line of `pydoc_data.topics`
 RULING = re.compile(r"[*=\-+|~^\s]+|\s*[|+].*")  # of headings and tables; and the rows of tables
@@ -81,13 +82,7 @@ def _folder(source: Any) -> Iterator[tuple[str, str]]:
         if not name.endswith(".txt") or name.startswith("."):
             continue
         path = os.path.join(source, name)
-        try:
-            with open(path, encoding="utf-8-sig") as file:
-                words = file.read()
-        except OSError as reason:
-            raise SourceError(f"{path}: cannot be read ({reason.strerror or reason})") from None
-        except UnicodeDecodeError as reason:
-            raise InputError(f"{path}: byte {reason.start}: expected UTF-8") from None
+        words = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
         if not words.strip():
             raise InputError(f"{path}: the text is empty")
         yield name.removesuffix(".txt"), words

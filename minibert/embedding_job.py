@@ -6,6 +6,7 @@ resumed gives the bytes of one that was not.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
@@ -13,9 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibert.atomic import flush_path, reported
+from minibert.checks import as_array
 from minibert.embedding_outputs import check_ending, ending, write_rows
-from minibert.embedding_parts import Finished, Parts, digest_of, finished, has_parts, locked
-from minibert.errors import SourceError, TargetError, TextError
+from minibert.embedding_parts import (
+    Finished,
+    Part,
+    Parts,
+    digest_of,
+    finished,
+    has_parts,
+    locked,
+)
+from minibert.errors import InputError, SourceError, TargetError, TextError, shown
+from minibert.text_lists import check_text, elements
 
 ROWS_A_PART = 2048
 
@@ -36,7 +47,7 @@ class Embedded(NamedTuple):
 
 def embed_file(
     texts: Iterable[str],
-    encode: Callable[[list[str]], np.ndarray],
+    encode: Callable[[list[str]], Any],
     output: str,
     *,
     made_by: Mapping[str, Any],
@@ -47,12 +58,14 @@ def embed_file(
     overwrite: bool = False,
     restart: bool = False,
     progress: Callable[[int, bool], None] = lambda rows, computed: None,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> Embedded:
     """Embeds texts into a file, going on with an earlier job if there is one.
 
     Args:
         texts: read once, a part at a time.
-        encode: from some texts to an array with a row for each.
+        encode: from some texts to an array `(texts, dim)` of finite numbers, of the same `dim` and
+            dtype at every call.
         output: `.npy`, an array `(texts, dim)`; or `.parquet`, with columns `row` and `embedding`.
         made_by: what the output depends on besides the texts; as JSON holds it.
         finish: what is done to the embeddings in the end, when the smallest and the largest number
@@ -63,19 +76,23 @@ def embed_file(
         overwrite: whether to replace an existing output.
         restart: whether to throw away the parts of an earlier job.
         progress: told the rows of every part, and whether they were computed (or found).
+        warn: told of a part of an earlier job that is damaged, and so computed again.
 
     Raises:
         TargetError: the output exists, cannot be written, or was begun with something else.
         SourceError: there are too few texts.
-        TextError: `encode` raised one; it says which of all the texts it is.
+        TextError: `encode` raised one, or a vector is not finite; it says which of all the texts
+            it is.
+        InputError: `texts` are not texts, or `encode` or `finish` returned something else than a
+            row for each.
     """
+    texts = elements("texts", texts, expected="texts")
     check_output(output, overwrite)
     with locked(output):
         check_output(output, overwrite)  # while we waited, another may have written it
-        parts = Parts(output, {"rows_a_part": rows_a_part, **made_by})
+        parts = Parts(output, {"rows_a_part": rows_a_part, **made_by}, warn)
         parts.check()
-        source = iter(texts)
-        chunks = iter(lambda: list(islice(source, rows_a_part)), [])
+        chunks = iter(lambda: list(islice(texts, rows_a_part)), [])
         found = finished(output)
         if restart or (overwrite and found):
             parts.discard()
@@ -111,6 +128,8 @@ def check_output(output: str, overwrite: bool, source: str | None = None) -> Non
     Raises:
         TargetError: the output exists, is a link or the source, or cannot be written at all.
     """
+    if "\0" in output:
+        raise TargetError(f"{shown(output)}: expected a path, found a NUL character in it")
     check_ending(output)
     if os.path.isdir(output):
         raise TargetError(f"{output}: is a folder")
@@ -137,26 +156,63 @@ def _found_done(parts: Parts, chunks: Iterator[list[str]], done: Finished, outpu
 def _computed(
     parts: Parts,
     chunks: Iterator[list[str]],
-    encode: Callable[[list[str]], np.ndarray],
+    encode: Callable[[list[str]], Any],
     cut: Callable[[], int],
     progress: Callable[[int, bool], None],
 ) -> tuple[Embedded, list[str]]:
     """Makes the parts that are not there; also the digest of each part's texts."""
     done, digests = Embedded(0, 0, 0), []
+    like: np.ndarray | None = None
     for number, some in enumerate(chunks):
+        for place, text in enumerate(some, start=done.rows):
+            check_text(text, f"text {place}")
         digests.append(digest_of(some))
-        known = parts.find(number, digests[-1])
-        new = known is None
-        if known is None:
+        part = parts.find(number, digests[-1])
+        new = part is None
+        if part is None:
             try:
-                vectors = encode(some)
+                vectors = _rows("encode", encode(some), len(some), like)
+                _check_finite(vectors)
             except TextError as reason:
                 raise TextError(done.rows + reason.number, reason.why) from None
-            known = cut()
-            parts.store(number, vectors, digests[-1], known)
-        done = Embedded(done.rows + len(some), done.computed + new * len(some), done.cut + known)
+            part = Part(vectors, cut())
+            parts.store(number, part, digests[-1])
+        like = _rows(f"part {number}", part.vectors, len(some), like)[:0]
+        done = Embedded(done.rows + len(some), done.computed + new * len(some), done.cut + part.cut)
         progress(len(some), new)
     return done, digests
+
+
+def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndarray:
+    """What `name` returned for `count` texts, if it is a row of numbers for each.
+
+    Args:
+        name: for messages.
+        found: what was returned.
+        count: how many rows there must be.
+        like: other rows, whose width and dtype these must have.
+
+    Raises:
+        InputError: it is something else.
+    """
+    array = np.asarray(as_array(name, found))
+    if array.ndim != 2 or len(array) != count or not array.size or array.dtype.kind not in "iuf":
+        raise InputError(
+            f"{name}: expected an array of numbers of shape ({count}, dim), a row for each text; "
+            f"found {array.dtype} of shape {array.shape}"
+        )
+    if like is not None and (array.shape[1], array.dtype) != (like.shape[1], like.dtype):
+        raise InputError(
+            f"{name}: expected {like.dtype} of shape ({count}, {like.shape[1]}), as for the texts "
+            f"before; found {array.dtype} of shape {array.shape}"
+        )
+    return array
+
+
+def _check_finite(vectors: np.ndarray) -> None:
+    rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if rows.size:
+        raise TextError(int(rows[0]), "its vector is not finite: it holds NaN or infinity")
 
 
 def _assemble(
@@ -173,8 +229,19 @@ def _assemble(
         ranges = np.array([(part.min(axis=0), part.max(axis=0)) for part in vectors()])
         ranges = np.stack([ranges[:, 0].min(axis=0), ranges[:, 1].max(axis=0)])
         whole = os.path.join(parts.folder, "whole")
-        rows = (np.ascontiguousarray(finish(part, ranges)) for part in vectors())
-        write_rows(whole, ending(output), done.rows, rows)
+        write_rows(whole, ending(output), done.rows, _finished(vectors(), finish, ranges))
         parts.finish(whole, digest_of(digests), done.rows, done.cut)
         os.replace(whole, output)
         flush_path(os.path.dirname(os.path.abspath(output)))
+
+
+def _finished(
+    parts: Iterator[np.ndarray],
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ranges: np.ndarray,
+) -> Iterator[np.ndarray]:
+    like: np.ndarray | None = None
+    for part in parts:
+        rows = _rows("finish", finish(part, ranges), len(part), like)
+        like = rows[:0]
+        yield np.ascontiguousarray(rows)

@@ -1,8 +1,9 @@
 """The parts of an embedding job: a folder beside the output, and the lock of who works on it.
 
 A part is written under another name, flushed and renamed. In it are the digests of its texts and
-of the job it belongs to; what the job is made by stands in `job.json`. What is in the folder and
-none of a job's files is never touched.
+of the job it belongs to, and of all that it holds, so that no damaged or altered part is used; what
+the job is made by stands in `job.json`. What is in the folder and none of a job's files is never
+touched.
 """
 
 import contextlib
@@ -12,8 +13,8 @@ import json
 import os
 import re
 import stat
-import zipfile
-from collections.abc import Generator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,20 +45,38 @@ class Finished(NamedTuple):
     cut: int
 
 
+class Part(NamedTuple):
+    """What a part holds.
+
+    Attributes:
+        vectors: `(rows, dim)`.
+        cut: how many of its texts were cut.
+    """
+
+    vectors: np.ndarray
+    cut: int
+
+
 class Parts:
     """The folder of a job's parts, `OUTPUT.parts`, for who has the lock.
 
     Args:
         output: the job's output.
         job: what the parts are made by, besides their texts; as JSON holds it.
+        warn: is called with a message about a damaged part.
 
     Attributes:
         folder: the folder.
         job: the digest of what they are made by.
+
+    A part that is damaged or was altered counts as not there, after a call of `warn` with a message
+    that names it: it is to be computed again.
     """
 
-    def __init__(self, output: str, job: Mapping[str, Any]):
-        self.folder, self._output = f"{output}.parts", output
+    def __init__(
+        self, output: str, job: Mapping[str, Any], warn: Callable[[str], object] = warnings.warn
+    ):
+        self.folder, self._output, self._warn = f"{output}.parts", output, warn
         self._wanted = json.dumps(job, sort_keys=True, indent=1)
         self.job = hashlib.sha256(self._wanted.encode()).hexdigest()
 
@@ -90,39 +109,53 @@ class Parts:
             else:  # nothing was computed, so nothing binds
                 self._write("job.json", self._wanted)
 
-    def find(self, number: int, texts: str) -> int | None:
-        """How many texts of a part were cut; None if it is not there.
+    def find(self, number: int, texts: str) -> Part | None:
+        """Returns a part; None if it is not there, or damaged.
+
+        Args:
+            number: which part.
+            texts: the digest of the texts that it must be of.
 
         Raises:
-            TargetError: it is damaged, or made by something else, or of other texts.
+            TargetError: it is made by something else, or of other texts.
         """
         path = self._path(number)
         if not os.path.exists(path):
             return None
         try:
-            with np.load(path) as part:
-                job, found, cut = str(part["job"]), str(part["texts"]), int(part["cut"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as reason:
-            raise TargetError(f"{path}: is damaged ({reason}); {AGAIN}") from None
+            part, job, found = self._read(number)
+        except _DamagedError as reason:
+            self._warn(f"{path}: is damaged ({reason}); it is computed again")
+            return None
         if job != self.job:
             raise TargetError(f"{path}: is a part of another job; {AGAIN}")
         if found != texts:
             raise self.changed(number)
-        return cut
+        return part
 
-    def store(self, number: int, vectors: np.ndarray, texts: str, cut: int) -> None:
+    def store(self, number: int, part: Part, texts: str) -> None:
         """Writes a part: whole, or not at all."""
         path = self._path(number)
         with reported(self._output):
             with open(f"{path}.new", "wb") as file:
-                np.savez(file, vectors=vectors, job=self.job, texts=texts, cut=cut)
+                whole = _digest_of_part(part, self.job, texts)
+                np.savez(file, **part._asdict(), job=self.job, texts=texts, digest=whole)
                 flush(file)
             os.replace(f"{path}.new", path)
 
     def vectors(self, number: int) -> np.ndarray:
-        """A part's rows."""
-        with np.load(self._path(number)) as part:
-            return part["vectors"]
+        """Returns a part's rows.
+
+        Raises:
+            TargetError: the part is damaged.
+        """
+        try:
+            return self._read(number)[0].vectors
+        except _DamagedError as reason:
+            path = self._path(number)
+            raise TargetError(
+                f"{path}: is damaged ({reason}); start the job again to compute it again"
+            ) from None
 
     def changed(self, number: int) -> TargetError:
         """What is said of a part of other texts."""
@@ -152,6 +185,19 @@ class Parts:
                 os.rename(self.folder, place)
             _remove_own(place)
 
+    def _read(self, number: int) -> tuple[Part, str, str]:
+        """A part, and the digests of its job and of its texts."""
+        try:
+            # numpy leaves a file open that it opened and cannot read
+            with open(self._path(number), "rb") as raw, np.load(raw) as file:
+                part = Part(file["vectors"], int(file["cut"]))
+                job, texts, digest = (str(file[name]) for name in ("job", "texts", "digest"))
+        except Exception as reason:  # a damaged archive makes zipfile and numpy raise almost any
+            raise _DamagedError(shown(str(reason))) from None
+        if digest != _digest_of_part(part, job, texts):
+            raise _DamagedError("its contents are not those that were written")
+        return part, job, texts
+
     def _check_job(self) -> None:
         path = os.path.join(self.folder, "job.json")
         with open(path, "rb") as file:
@@ -160,7 +206,7 @@ class Parts:
             return
         try:
             begun = dict(json.loads(text))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise TargetError(f"{path}: is damaged; {AGAIN}") from None
         job = json.loads(self._wanted)
         names = sorted(n for n in begun.keys() | job.keys() if begun.get(n) != job.get(n))
@@ -189,6 +235,18 @@ def digest_of(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+class _DamagedError(Exception):
+    """A part cannot be read, or is not what was written."""
+
+
+def _digest_of_part(part: Part, job: str, texts: str) -> str:
+    vectors = np.ascontiguousarray(part.vectors)
+    said = f"{vectors.dtype.str} {vectors.shape} {part.cut} {job} {texts} "
+    digest = hashlib.sha256(said.encode())
+    digest.update(vectors.data)
+    return digest.hexdigest()
+
+
 def has_parts(output: str) -> bool:
     """Whether a job on an output has left anything it has computed."""
     folder = f"{output}.parts"
@@ -201,7 +259,7 @@ def finished(output: str) -> Finished | None:
         with open(os.path.join(f"{output}.parts", "finished"), encoding="utf-8") as file:
             done = Finished(**json.load(file))
         state = os.stat(output)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     return done if (state.st_ino, state.st_size) == (done.inode, done.size) else None
 

@@ -224,12 +224,13 @@ class SentenceEncoder:
         )
         put_before = self.settings.prompt(prompt, prompt_name)
         texts = [f"{put_before}{text}" for text in listed(sentences)]
-        length = self._reader.prompt_length(put_before)
-        own = (self._programs[wanted.tokens], self._reader, self.model.config.vocab_size)
-        width = check_width(packing, self._reader.longest, wanted.tokens)
+        reader = self._reader  # another thread may set max_seq_length meanwhile
+        length = reader.prompt_length(put_before)
+        own = (self._programs[wanted.tokens], reader, self.model.config.vocab_size)
+        width = check_width(packing, reader.longest, wanted.tokens)
         run = Run(*own, texts, length, token_budget, width)
         also: dict[str, Any] = {"prompt_length": length} if length else {}
-        if self._reader.has_segments:
+        if reader.has_segments:
             also["token_type_ids"] = np.zeros_like
         show = bool(show_progress or show_progress_bar)
         found = wanted.of(progressing(run, len(texts), show), len(texts), also)

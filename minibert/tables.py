@@ -3,16 +3,18 @@
 import csv
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from minibert.errors import InputError, SourceError, shown
+from minibert.errors import InputError, MinibertError, SourceError, shown
 from minibert.strict_json import unique_keys
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 ROWS = 1024  # read at a time from a parquet file
 LONGEST_CELL = 2**31 - 1  # characters of a csv file's cell; the csv module's own limit is 2**17
 
+Item = TypeVar("Item")
 Row = tuple[list[Any], int]  # the values in the order of the columns; how much is read
 
 
@@ -23,13 +25,48 @@ def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterat
 
     Raises:
         InputError: at once or while it is read: there is no such column, or it cannot be read.
-        SourceError: a library is missing.
+        SourceError: a library is missing; or the file changes while it is read.
     """
     kind = KINDS[os.path.splitext(path)[1].lower()]
+    total = os.fstat(file.fileno()).st_size
     if kind == "parquet":
-        return _parquet(path, file, columns)
-    rows = _objects(path, file, columns) if kind == "jsonl" else _csv(path, file, columns)
-    return rows, os.fstat(file.fileno()).st_size
+        rows, total = _parquet(path, file, columns)
+    else:
+        rows = _objects(path, file, columns) if kind == "jsonl" else _csv(path, file, columns)
+    return unchanged(path, file, rows), total
+
+
+def unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterator[Item]:
+    """Yields the parts of an open file, and checks at the end that the file is still what it was.
+
+    A file that is truncated or written to while it is read would otherwise yield a part of its
+    contents, or a mixture, without an error. A file that another replaces by renaming is read as it
+    was.
+
+    Raises:
+        SourceError: its size or its time of modification is not what it was at the call. That
+            takes precedence over what `parts` raises, which is then a consequence.
+    """
+    before = os.fstat(file.fileno())
+
+    def check() -> None:
+        now = os.fstat(file.fileno())
+        same = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        if stat.S_ISREG(before.st_mode) and not same:
+            raise SourceError(
+                f"{path}: changed while it was read: it had {before.st_size:,} bytes and has "
+                f"{now.st_size:,}; read it again when nothing writes to it"
+            )
+
+    def checked() -> Iterator[Item]:
+        try:
+            yield from parts
+        except MinibertError:
+            check()
+            raise
+        check()
+
+    return checked()
 
 
 def decoded(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:

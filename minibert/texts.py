@@ -8,9 +8,11 @@ from typing import Any, BinaryIO
 
 from minibert.errors import InputError, SourceError, shown
 from minibert.tables import KINDS as TABLES
-from minibert.tables import Row, decoded, read_rows
+from minibert.tables import Row, decoded, read_rows, unchanged
+from minibert.text_lists import check_text
 
 KINDS = {".txt": "txt", **TABLES}
+BLOCK = 1 << 20  # bytes that are read at once of a whole file
 
 
 class TextFile:
@@ -58,6 +60,8 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
     Raises:
         SourceError: there is no such file, or its ending is none of these.
         InputError: while it is read: a line is no text, or there is no such column.
+
+    If the file changes while it is read, the iteration ends with a `SourceError`.
     """
     if path == "-":
         raise SourceError("-: standard input does not say what it holds; give a file")
@@ -74,12 +78,30 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
         raise SourceError(f"{path}: cannot be read ({reason.strerror})") from None
     with file:
         if kind == "txt":
-            yield TextFile(path, kind, _lines(path, file), os.fstat(file.fileno()).st_size)
+            lines = unchanged(path, file, _lines(path, file))
+            yield TextFile(path, kind, lines, os.fstat(file.fileno()).st_size)
         else:
             column = "text" if column is None else column
             rows, total = read_rows(path, file, [column])
             place = functools.partial(place_of, path, kind)
             yield TextFile(path, kind, _texts(place, column, rows), total)
+
+
+def read_text(path: str) -> str:
+    """Returns the whole of a text file, its line ends as they are.
+
+    Raises:
+        SourceError: it cannot be read, or changes while it is read.
+        InputError: it is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            blocks = iter(functools.partial(file.read, BLOCK), b"")
+            return b"".join(unchanged(path, file, blocks)).decode("utf-8-sig")
+    except OSError as reason:
+        raise SourceError(f"{path}: cannot be read ({reason.strerror or reason})") from None
+    except UnicodeDecodeError as reason:
+        raise InputError(f"{path}: byte {reason.start}: not UTF-8 ({reason.reason})") from None
 
 
 def _lines(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
@@ -90,10 +112,5 @@ def _lines(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
 def _texts(place: Callable[[int], str], column: str, rows: Iterator[Row]) -> Iterator[Any]:
     for number, ((value,), done) in enumerate(rows):
         where = f"{place(number)}: {column}"
-        if not isinstance(value, str):
-            raise InputError(f"{where}: expected a text, found {shown(value)}")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{where}: half a surrogate pair in {shown(value)}") from None
+        check_text(value, where)
         yield value, done

@@ -4,7 +4,7 @@ The tokenizer itself is left as it is: what is set here (where to cut, no paddin
 of its fast part, which makes ids without the lists and offsets that a call of the tokenizer makes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from minibert.batching import Batch, padded
 from minibert.checks import whole
 from minibert.errors import InputError, TextError, shown
+from minibert.text_lists import elements
 
 
 class TokenReader:
@@ -96,6 +97,15 @@ class TokenReader:
         return self.tokenizer.pad_token_id or 0
 
 
+def question_first(tokenizer: Any) -> bool:
+    """Returns whether a question comes before its context in a pair.
+
+    It comes after the context if the tokenizer pads on the left, as in the question-answering
+    pipeline of transformers 4.57.6 and in its `run_qa.py`.
+    """
+    return tokenizer.padding_side != "left"
+
+
 def _named(texts: Sequence[str], numbers: Sequence[int], reason: Exception) -> InputError:
     for number, text in zip(numbers, texts, strict=True):
         try:
@@ -116,19 +126,13 @@ def _lower(backend: Any) -> None:
 
 
 def listed(sentences: Any) -> list[str]:
-    """A text, or texts, as a list.
+    """Returns a text, or several, as a list; see `text_lists.elements`.
 
     Raises:
-        InputError: they are none.
+        InputError: it is neither.
+        TextError: an element is not a text.
     """
-    if isinstance(sentences, str):
-        return [sentences]
-    if isinstance(sentences, bytes | Mapping) or not isinstance(sentences, Iterable):
-        raise InputError(f"sentences: expected a text or texts, found {shown(sentences)}")
-    try:
-        texts = list(sentences)
-    except TypeError as reason:  # an array without an axis says that it is iterable
-        raise InputError(f"sentences: expected a text or texts ({reason})") from None
+    texts = [sentences] if isinstance(sentences, str) else list(elements("sentences", sentences))
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise TextError(number, f"expected a text, found {shown(text)}")

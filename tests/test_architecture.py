@@ -17,7 +17,7 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"assets", "errors", "printing"},
-    {"checks"},
+    {"checks", "text_lists"},
     {"attention", "layers", "report", "sharding_rules", "strict_json"}
     | {"processors", "sampling"}
     | {"pooling", "parameters", "embedding_outputs", "cli_shared", "progress", "plots"},

@@ -50,7 +50,7 @@ def test_folders(tmp_path):
     with pytest.raises(InputError, match=r"Three.txt: the text is empty"):
         read_documents(tmp_path)
     (tmp_path / "Three.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match=r"Three.txt: byte 3: expected UTF-8"):
+    with pytest.raises(InputError, match=r"Three.txt: byte 3: not UTF-8"):
         read_documents(tmp_path)
 
 

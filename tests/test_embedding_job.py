@@ -9,7 +9,7 @@ import pytest
 
 from minibert.embedding_job import embed_file
 from minibert.embedding_parts import Parts
-from minibert.errors import SourceError, TargetError
+from minibert.errors import InputError, SourceError, TargetError
 
 TEXTS = [f"text {number}" for number in range(23)]
 MADE_BY = {"model": "a digest", "precision": "float32"}
@@ -145,6 +145,51 @@ def test_two_at_once(tmp_path):
         yield from TEXTS
 
     assert job(output, texts()) == (23, 23)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda good: None, "encode: expected an array of numbers"),
+        (lambda good: good[:-1], r"encode: expected .* \(4, dim\), a row for each .* \(3, 3\)"),
+        (lambda good: np.concatenate([good, good]), r"found float32 of shape \(8, 3\)"),
+        (lambda good: good[:, 0], r"found float32 of shape \(4,\)"),
+        (lambda good: good[:, :0], r"found float32 of shape \(4, 0\)"),
+        (lambda good: good[None], r"found float32 of shape \(1, 4, 3\)"),
+        (lambda good: good.astype(object), "encode: expected an array of numbers"),
+        (lambda good: good.astype(complex), "encode: expected an array of numbers"),
+        (lambda good: good > 1, "encode: expected an array of numbers"),
+        (lambda good: [[1.0], [1.0, 2.0]], "encode: expected an array"),
+        (lambda good: good[:, :2], r"float32 of shape \(4, 3\), as for the texts before; found"),
+        (lambda good: good.astype(np.float64), "as for the texts before; found float64"),
+        (lambda good: np.where(good == good[2], np.nan, good), "sentence 6: its vector is not fin"),
+        (lambda good: np.where(good == good[1], np.inf, good), "sentence 5: .* NaN or infinity"),
+    ],
+)
+def test_what_is_not_a_row_for_each_text(made, said, tmp_path):
+    def spoiled(texts):
+        good = np.arange(3 * len(texts), dtype=np.float32).reshape(-1, 3)
+        return made(good) if "text 4" in texts else good
+
+    output = tmp_path / "out.npy"
+    with pytest.raises(InputError, match=said):
+        embed_file(TEXTS, spoiled, str(output), made_by=MADE_BY, rows_a_part=4)
+    assert not output.exists()
+    assert job(output) == (23, 19)  # the first part is kept
+
+
+@pytest.mark.parametrize("wrong", [lambda some: some[1:], lambda some: None, lambda some: some[0]])
+def test_what_is_finished_has_a_row_for_each_text(wrong, tmp_path):
+    with pytest.raises(InputError, match="finish: expected an array of numbers"):
+        job(tmp_path / "out.npy", finish=lambda some, ranges: wrong(some))
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_texts_that_are_none(tmp_path):
+    with pytest.raises(InputError, match="text 5: expected a text, found 3"):
+        job(tmp_path / "out.npy", [*TEXTS[:5], 3])
+    with pytest.raises(TargetError, match="a NUL character"):
+        job("a\0.npy")
 
 
 @pytest.mark.parametrize(

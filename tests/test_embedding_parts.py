@@ -1,5 +1,6 @@
 """A job's folder of parts: nobody else's files, nobody else's vectors, and one job at a time."""
 
+import io
 import json
 import os
 
@@ -145,7 +146,7 @@ def test_a_file_of_the_locks_name_stays(tmp_path):
     assert (tmp_path / "out.npy.lock").read_text() == "precious"
 
 
-@pytest.mark.parametrize("text", ["{", "[3]", "\x80"])
+@pytest.mark.parametrize("text", ["{", "[3]", "\x80", "[" * 100_000])
 def test_a_damaged_description(text, tmp_path):
     output = tmp_path / "out.npy"
     killed(output)
@@ -155,12 +156,74 @@ def test_a_damaged_description(text, tmp_path):
     assert job(output, restart=True).rows == 10
 
 
-def test_a_damaged_part(tmp_path):
+def altered(**changes):
+    """Writes other contents under an archive's sound checksums."""
+
+    def alter(path):
+        with np.load(path) as file:
+            whole = {name: file[name] for name in file.files}
+        whole |= {n: change(whole["vectors"]) for n, change in changes.items() if change}
+        kept = {name: value for name, value in whole.items() if changes.get(name, True)}
+        np.savez(path, **kept)
+
+    return alter
+
+
+def array_file():
+    file = io.BytesIO()
+    np.save(file, np.ones(3))
+    return file.getvalue()
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(np.float32(1).tobytes())] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "nonsense": lambda path: path.write_bytes(b"PK nonsense"),
+    "empty": lambda path: path.write_bytes(b""),
+    "an array": lambda path: path.write_bytes(array_file()),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "a bit": flip,
+    "NaN": altered(vectors=lambda vectors: vectors * np.nan),
+    "other numbers": altered(vectors=lambda vectors: vectors + 1),
+    "1-D": altered(vectors=lambda vectors: vectors[:, 0]),
+    "fewer rows": altered(vectors=lambda vectors: vectors[:1]),
+    "float64": altered(vectors=lambda vectors: vectors.astype(np.float64)),
+    "objects": altered(vectors=lambda vectors: vectors.astype(object)),
+    "no vectors": altered(vectors=None),
+    "no digest": altered(digest=None),
+    "texts cut": altered(cut=lambda vectors: np.array(1)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_part_is_computed_again(damage, tmp_path):
     output = tmp_path / "out.npy"
     killed(output)
-    (tmp_path / "out.npy.parts" / "0000000.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(TargetError, match=r"0000000\.npz: is damaged .*--restart"):
-        job(output)
+    DAMAGES[damage](tmp_path / "out.npy.parts" / "0000000.npz")
+    said = r"0000000\.npz: is damaged \(.*\); it is computed again"
+    with pytest.warns(UserWarning, match=said):
+        assert job(output) == Embedded(10, 8, 0)
+    assert (np.load(output) == 1).all()
+    assert np.load(output).shape == (10, 2)
+
+
+def test_a_part_that_is_damaged_meanwhile(tmp_path):
+    output = tmp_path / "out.npy"
+
+    def texts():
+        yield from TEXTS
+        DAMAGES["other numbers"](tmp_path / "out.npy.parts" / "0000001.npz")
+
+    with pytest.raises(TargetError, match=r"0000001\.npz: is damaged .*; start the job again"):
+        job(output, texts())
+    said: list[str] = []
+    assert job(output, warn=said.append) == Embedded(10, 2, 0)
+    assert len(said) == 1
+    assert (np.load(output) == 1).all()
 
 
 def test_a_folder_without_parts_binds_nobody(tmp_path):

@@ -62,7 +62,7 @@ def test_a_tokenizer_without_a_mask_is_refused(masked, minilm):
         (["[MASK]", 5], {}, "^input 1: expected a text, found 5"),
         (("[MASK]", "[MASK]"), {}, "expected a text, found "),
         (b"[MASK]", {}, "expected a text, found b"),
-        ("[MASK] \ud800", {}, "half a character"),
+        ("[MASK] \ud800", {}, "half a surrogate pair"),
         ("[MASK]", {"top_k": 0}, "top_k: expected a whole number from 1 to 30522, found 0"),
         ("[MASK]", {"top_k": 30523}, "found 30523"),
         ("[MASK]", {"top_k": "3"}, "top_k: .*found '3'"),

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -242,3 +244,37 @@ def test_a_repository_has_its_tokenizer_too(folder, fill, tmp_path):
 def test_subfolders(folder, fill, tmp_path):
     shutil.copytree(folder, tmp_path / "models" / "deep")
     assert pipeline("fill-mask", tmp_path / "models", subfolder="deep")(MR_BERT) == fill(MR_BERT)
+
+
+def test_threads_do_not_share_truncation(fill, classify):
+    """Calls of two pipelines of one tokenizer, each cut at its own length, without interference."""
+    text = "the [MASK] of " + "lighthouse keeper " * 40
+
+    def length(pipe, cut):
+        options = {"truncation": True, "max_length": cut} if cut else {}
+        return pipe.preprocess(text, **options)["input_ids"].shape[1]
+
+    cuts = [5, 9, 14, 21, 30, 44, 60, None]
+    expected = [length(fill, cut) for cut in cuts]
+    found: list[set[int]] = [set() for _ in cuts]
+    failures = []
+
+    def ask(number):
+        try:
+            for turn in range(150):
+                found[number].add(length((fill, classify)[turn % 2], cuts[number]))
+        except Exception as reason:
+            failures.append(reason)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(cuts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures
+    assert found == [{length} for length in expected]

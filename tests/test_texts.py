@@ -1,12 +1,14 @@
 """Texts out of files: what comes out, how far it is, and what is refused."""
 
 import json
+import os
 import re
 
 import pytest
 
 from minibert.errors import InputError, SourceError
-from minibert.texts import open_texts
+from minibert.tables import unchanged
+from minibert.texts import open_texts, read_text
 
 TEXTS = ["one", "", "two words", 'a "quoted", text\nof two lines', "عربي 🙂", "x" * 200_000]
 
@@ -133,6 +135,57 @@ def test_a_damaged_table(part, tmp_path):
         file.write(bytes(size // 10))
     with pytest.raises(InputError, match=re.escape(path)), open_texts(path) as texts:
         list(texts)
+
+
+def shorten(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def lengthen(path):
+    with open(path, "ab") as file:
+        file.write(b"more\n")
+
+
+def rewrite(path):
+    """Other bytes, but as many."""
+    with open(path, "r+b") as file:
+        file.write(b"#")
+    state = os.stat(path)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))  # clocks may be coarse
+
+
+@pytest.mark.parametrize("change", [shorten, lengthen, rewrite])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_a_file_that_changes_while_it_is_read(kind, change, tmp_path):
+    path = write(tmp_path, kind, [f"text {number}" for number in range(5_000)])
+    with open_texts(path) as texts:
+        read = iter(texts)
+        next(read)
+        change(path)
+        with pytest.raises(SourceError, match=r"changed while it was read: it had .* bytes and h"):
+            list(read)
+
+
+def test_a_file_that_is_replaced_is_read_as_it_was(tmp_path):
+    path = write(tmp_path, "txt", ["old"] * 20_000)
+    (tmp_path / "new").write_text("new\n")
+    with open_texts(path) as texts:
+        first = next(iter(texts))
+        os.replace(tmp_path / "new", path)
+        assert {first, *texts} == {"old"}
+
+
+def test_a_whole_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufefftwo\r\nlines\n".encode())
+    assert read_text(str(path)) == "two\r\nlines\n"
+    path.write_bytes(b"the lamp\n" * 1000)
+    with open(path, "rb") as file:
+        blocks = unchanged("a.txt", file, iter(lambda: file.read(100), b""))
+        next(blocks)
+        shorten(path)
+        with pytest.raises(SourceError, match=r"a.txt: changed .* had 9,000 bytes and has 4,500"):
+            list(blocks)
 
 
 def test_where_a_text_is(tmp_path):

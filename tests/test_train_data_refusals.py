@@ -1,6 +1,7 @@
 """Training data that cannot be right: what is said of them."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ def test_no_examples():
         data.batches([], batch_size=1)
 
 
+AB, ABC = {"a": 0, "b": 1}, {"a": 0, "b": 1, "c": 2}
 MULTI = {"problem_type": "multi_label_classification"}
 REAL = {"problem_type": "regression"}
 
@@ -114,12 +116,32 @@ def labelled(*labels):
         (labelled("a"), {"problem_type": "ranking"}, "problem_type: expected single_label_"),
         (labelled("a"), MULTI, "record 0: label: expected a list, found 'a'"),
         (labelled(["a", "a"]), MULTI, "record 0: label: a label is given twice"),
+        (labelled([1, 0], [0, 1]), MULTI, r"record 0: label: \[1, 0\] and all others may be ids"),
+        (labelled([1], [0]), MULTI, r"\[1\] and all others may be ids .* expected floats"),
+        (labelled([1, 0]), MULTI | {"label2id": AB}, r"\[1, 0\] and all others may be ids"),
+        (labelled([0]), MULTI | {"label2id": {"a": 0}}, r"\[0\] and all others may be ids"),
+        (labelled([1, 0, 0]), MULTI | {"label2id": AB}, "twice in .1, 0, 0.; .* each of 2 labels"),
+        (labelled([1.0, 0]), MULTI | {"label2id": ABC}, "expected 3 numbers, a 0 or a 1 for each"),
+        (labelled([1.0, 0.0], [1.0]), MULTI, "record 1: label: expected 2 numbers"),
+        (labelled([1.0, 0.5]), MULTI, r"a 0 or a 1 for each label; found \[1.0, 0.5\]"),
+        (labelled([1.0, math.nan]), MULTI, "a 0 or a 1 for each label"),
+        (labelled([2.0, 1.0]), MULTI, "a 0 or a 1 for each label"),
+        (labelled(["a", 1.0]), MULTI, "expected a label's name or number, found 1.0"),
+        (labelled([True, "a"]), MULTI, "expected a label's name or number, found True"),
+        (labelled(np.array(1)), MULTI, r"expected a list, found array\(1\)"),
+        (labelled([["a"], ["b", "c"]]), MULTI, "expected a label's name or number"),
+        (labelled("01", "1", 2), {}, "expected a name as elsewhere, found 2"),
         (labelled([]), MULTI, "label: there are none"),
         (labelled(0.5, float("nan")), REAL, "record 1: label: expected a finite number, found nan"),
         (labelled(0.5, float("inf")), REAL, "expected a finite number, found inf"),
         (labelled("high"), REAL, "expected a finite number, found 'high'"),
         (labelled(None), REAL, "expected a finite number, found None"),
         (labelled(True), REAL, "expected a finite number, found True"),
+        (labelled(np.True_), REAL, "expected a finite number, found .*True"),
+        (labelled(1e300), REAL, "found 1e.300, which float32 cannot hold"),
+        (labelled(10**400), REAL, "expected a finite number, found 1"),
+        (labelled("1_000"), REAL, "expected a finite number, found '1_000'"),
+        (labelled([[1.0], [2.0, 3.0]]), REAL, r"expected a finite number, found \[1.0\]"),
         (labelled([]), REAL, "record 0: label: expected numbers, found none"),
         (labelled(1.0, [1.0]), REAL, "record 1: label: expected numbers of shape .. as in the"),
         (labelled(1.0), REAL | {"label2id": {"a": 0}}, "label2id: a regression has none"),

@@ -182,6 +182,50 @@ def test_a_words_label_is_at_its_first_token(tokenizer):
     assert (batch["labels"][1] == known["O"]).sum() == 1
 
 
+def multi_hot(labels, **options):
+    rows = [{"text": "a", "label": label} for label in labels]
+    options = {"max_length": 4, "batch_size": len(rows)} | options
+    return lambda tokenizer: only(
+        data.classification(rows, tokenizer, problem_type="multi_label_classification", **options)
+    )["labels"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        ([[1, 0, 0], [0, 0, 1]], None, [[1, 0, 0], [0, 0, 1]]),
+        ([[1, 0], [0, 1], [1, 1]], None, [[1, 0], [0, 1], [1, 1]]),
+        ([[1.0, 0.0], [0.0, 1.0]], None, [[1, 0], [0, 1]]),
+        ([[True, False]], "ab", [[1, 0]]),
+        ([np.array([0, 1, 0]), np.array([1, 0, 0])], "abc", [[0, 1, 0], [1, 0, 0]]),
+        ([[1], [0]], "a", [[1], [0]]),
+        ([[1], [0]], "ab", [[0, 1], [1, 0]]),
+        ([[1, 0]], "abc", [[1, 1, 0]]),
+        ([[1, 0], [1]], "ab", [[1, 1], [0, 1]]),
+        ([[1, 0], []], "ab", [[1, 1], [0, 0]]),
+        ([["1", "0"], ["0"]], None, [[1, 1], [1, 0]]),
+        ([["b"], ["a", "c"]], None, [[0, 1, 0], [1, 0, 1]]),
+    ],
+)
+def test_several_labels_are_names_ids_or_zeros_and_ones(tokenizer, labels, names, expected):
+    label2id = None if names is None else {name: i for i, name in enumerate(names)}
+    assert multi_hot(labels, label2id=label2id)(tokenizer) == expected
+
+
+def test_label_ids_of_zeros_and_ones():
+    rows = [{"text": "a", "label": [1, 0, 0]}, {"text": "b", "label": [0, 0, 1]}]
+    kind = {"problem_type": "multi_label_classification"}
+    assert data.label_ids(rows, **kind) == {"0": 0, "1": 1, "2": 2}
+    assert data.label_ids(rows) == {"0": 0, "1": 1}
+    with pytest.raises(InputError, match="problem_type: expected single_label_classification"):
+        data.label_ids(rows, problem_type="regression")
+
+
+def test_digits_with_a_zero_before_them_are_names():
+    rows = [{"text": "a", "label": label} for label in ("01", "1", "10")]
+    assert data.label_ids(rows) == {"01": 0, "1": 1, "10": 2}
+
+
 def test_cut_words_lose_their_labels(tokenizer):
     batch = only(
         data.token_classification(WORDS, tokenizer, max_length=5, batch_size=2, truncation=True)
@@ -237,6 +281,32 @@ def test_answers_are_found_by_their_tokens(tokenizer, length, stride):
     assert [batch["input_ids"][0].tolist() for batch in found] == windows["input_ids"]
     owners = windows["overflow_to_sample_mapping"]
     assert [int(batch["example"][0]) for batch in found] == owners
+
+
+def test_the_context_comes_first_if_padding_is_on_the_left(tokenizer):
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    options = {"max_length": 16, "doc_stride": 4, "batch_size": 1}
+    found = list(data.question_answering(QUESTIONS, left, **options))
+    windows = left(
+        [CONTEXT] * 4,
+        [row["question"] for row in QUESTIONS],
+        max_length=16,
+        stride=4,
+        truncation="only_first",
+        return_overflowing_tokens=True,
+    )
+    assert len(found) == len(windows["input_ids"])
+    answered = set()
+    for batch, ids in zip(found, windows["input_ids"], strict=True):
+        assert batch["input_ids"][0, : len(ids)].tolist() == ids
+        first, last = int(batch["start_positions"][0]), int(batch["end_positions"][0])
+        if last:
+            number = int(batch["example"][0])
+            expected = QUESTIONS[number]["answers"]["text"][0].lower()
+            assert tokenizer.decode(ids[first : last + 1]) == expected
+            answered.add(number)
+    assert answered == {0, 1, 3}
 
 
 def test_every_stretch_of_a_context(tokenizer):

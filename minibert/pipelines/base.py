@@ -8,6 +8,7 @@ input of its row. Each may be called by itself, and overridden.
 import abc
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,12 +20,16 @@ from minibert.checks import whole
 from minibert.compilation import compiled
 from minibert.errors import InputError, shown
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, separated
-from minibert.pipelines.options import check_text, routed
+from minibert.pipelines.options import routed
 from minibert.pretrained import PretrainedModel
 from minibert.progress import ticking
+from minibert.text_lists import check_text, elements
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
 FASTER = 8  # by how much the first chunks of an iterable grow: the first answer needs one input
+
+# Held by every call of a tokenizer, as two pipelines, or two tokenizers, may share a backend.
+TOKENIZING = threading.RLock()
 
 Shares = Mapping[str, Mapping[str, Any]]
 
@@ -46,6 +51,9 @@ class Pipeline(abc.ABC):
 
     An option is a keyword argument of a stage. Those of the constructor are defaults, those of a
     call count before them.
+
+    Several threads may call a pipeline, or several pipelines of one tokenizer, at the same time.
+    A thread that calls the tokenizer itself meanwhile needs a copy of it (`copy.deepcopy`).
 
     Args:
         model: a model of one of the classes in `models`, in evaluation mode.
@@ -118,9 +126,9 @@ class Pipeline(abc.ABC):
         show = self.show_progress if show_progress is None else show_progress
         if isinstance(inputs, list):
             return list(self._answers(inputs, shares, len(inputs), show))
-        if isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | tuple | Mapping):
-            return self._answers(inputs, shares, None, show)
-        return next(self._answers([inputs], shares, 1, False, several=False))
+        if isinstance(inputs, str | bytes | tuple | Mapping):
+            return next(self._answers([inputs], shares, 1, False, several=False))
+        return self._answers(elements("inputs", inputs), shares, None, show)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__})"
@@ -150,9 +158,14 @@ class Pipeline(abc.ABC):
         return {name: np.asarray(row)[None] for name, row in rows.items()}
 
     def tokenized(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """What the tokenizer returns; its own errors are `InputError`s here."""
+        """Returns what the tokenizer returns; its own errors are `InputError`s here.
+
+        Only here do pipelines call a tokenizer: it keeps the truncation and padding of a call as
+        its own state, so one thread at a time may set and use them.
+        """
         try:
-            return self.tokenizer(text, text_pair, verbose=False, **options)
+            with TOKENIZING:
+                return self.tokenizer(text, text_pair, verbose=False, **options)
         except Exception as reason:  # tokenizers raises Exception itself
             raise InputError(f"the tokenizer refuses it ({shown(str(reason))})") from None
 

@@ -12,7 +12,8 @@ from minibert.checks import whole
 from minibert.errors import InputError, shown
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, on_host, softmax
-from minibert.pipelines.options import for_tokenizer, texts_of
+from minibert.pipelines.options import for_tokenizer
+from minibert.text_lists import text_list
 
 LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
 
@@ -99,7 +100,7 @@ class FillMaskPipeline(Pipeline):
     def _targets(self, targets: Any) -> np.ndarray:
         """The ids of the words that are scored, each once; of a longer word that of its start."""
         found = []
-        for target in texts_of("targets", targets):
+        for target in text_list("targets", targets):
             word = self.tokenizer.convert_tokens_to_ids(target)
             if word is None or (
                 word == self.tokenizer.unk_token_id and target != self.tokenizer.unk_token

@@ -78,33 +78,6 @@ def for_tokenizer(name: str, given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def texts_of(name: str, given: Any) -> list[str]:
-    """A text, or several, as a list.
-
-    Raises:
-        InputError: it is neither.
-    """
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
-        raise InputError(f"{name}: expected a text or texts, found {shown(given)}")
-    texts = list(texts)
-    for text in texts:
-        check_text(text, name)
-    return texts
-
-
-def check_text(text: Any, name: str = "") -> None:
-    """Raises an `InputError` that begins with `name` if it is no text."""
-    where = name and f"{name}: "
-    if not isinstance(text, str):
-        raise InputError(f"{where}expected a text, found {shown(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        found = shown(text)
-        raise InputError(f"{where}expected a text, found half a character in {found}") from None
-
-
 def unknown(name: str, known: Iterable[str], kind: str) -> str:
     """What is said of a name that nobody knows."""
     if name in ELSEWHERE:

@@ -11,8 +11,9 @@ from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForQuestionAnswering
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host
-from minibert.pipelines.options import check_text, texts_of
 from minibert.pipelines.spans import characters, likeliest, probabilities
+from minibert.text_lists import check_text, text_list
+from minibert.token_ids import question_first
 
 LONGEST_WINDOW = 384
 OVERLAP = 128
@@ -31,6 +32,11 @@ class QuestionAnsweringPipeline(Pipeline):
     how many tokens a question is cut; `max_answer_len`, how many tokens an answer has at most, 15
     by default; `handle_impossible_answer`, whether "" may be the answer; `align_to_words`, whether
     an answer is made of whole words.
+
+    The question is the first text of the pair that the model reads, or, if the tokenizer pads on
+    the left, the second, as in transformers. Answers are spans of the context in either order; in
+    the second one transformers 4.57.6 also considers the tokens of the question, and takes their
+    characters from the context.
     """
 
     task = "question-answering"
@@ -58,10 +64,10 @@ class QuestionAnsweringPipeline(Pipeline):
         doc_stride: Any = None,
         max_question_len: Any = None,
     ) -> list[dict[str, Any]]:
-        """The context's windows, each with the question in front, as arrays `(1, seq)`.
+        """Returns the context's windows, each with the question, as arrays `(1, seq)`.
 
         In a window are also `encoding`, the tokenizer's own; `answerable` `(1, seq)`, whether a
-        token is of the context; and `context`.
+        token is of the context; `context`; and `context_index`, whether it is text 0 or 1.
         """
         question, context = _texts(inputs)
         longest = min(self.longest_cut, LONGEST_WINDOW) if max_seq_len is None else max_seq_len
@@ -75,15 +81,15 @@ class QuestionAnsweringPipeline(Pipeline):
         stride = min(longest // 2, OVERLAP) if doc_stride is None else doc_stride
         if stride >= room:  # tokenizers panics
             stride = self._narrow(room, doc_stride, longest, context)
+        index = 1 if question_first(self.tokenizer) else 0
         encoded = self.tokenized(
-            question,
-            context,
-            truncation="only_second",
+            *((question, context) if index else (context, question)),
+            truncation="only_second" if index else "only_first",
             max_length=longest,
             stride=stride,
             return_overflowing_tokens=True,
         )
-        return [self._window(encoding, context) for encoding in encoded.encodings]
+        return [self._window(encoding, context, index) for encoding in encoded.encodings]
 
     def postprocess(
         self,
@@ -107,7 +113,9 @@ class QuestionAnsweringPipeline(Pipeline):
             end = probabilities(on_host(window["end_logits"])[0], allowed)
             nothing = min(nothing, float(start[0] * end[0]))
             for first, last, score in likeliest(start, end, wanted, max_answer_len):
-                place = characters(window["encoding"], first, last, 1, align_to_words)
+                place = characters(
+                    window["encoding"], first, last, window["context_index"], align_to_words
+                )
                 text = window["context"][slice(*place)]
                 new = {"score": 0.0, "start": place[0], "end": place[1], "answer": text}
                 by_words.setdefault(text.lower(), new)["score"] += score
@@ -118,14 +126,14 @@ class QuestionAnsweringPipeline(Pipeline):
         answers = sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
         return answers if len(answers) > 1 else answers[0]
 
-    def _window(self, encoding: Any, context: str) -> dict[str, Any]:
+    def _window(self, encoding: Any, context: str, index: int) -> dict[str, Any]:
         rows = {
             "input_ids": encoding.ids,
             "token_type_ids": encoding.type_ids,
             "attention_mask": encoding.attention_mask,
         }
         rows = {name: rows[name] for name in rows if name in self.tokenizer.model_input_names}
-        answerable = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+        answerable = np.array([sequence == index for sequence in encoding.sequence_ids])
         if self.tokenizer.cls_token_id is not None:  # it says that there is no answer
             answerable |= np.array(encoding.ids) == self.tokenizer.cls_token_id
         arrays = {name: np.asarray(row)[None] for name, row in rows.items()}
@@ -134,6 +142,7 @@ class QuestionAnsweringPipeline(Pipeline):
             "answerable": answerable[None],
             "encoding": encoding,
             "context": context,
+            "context_index": index,
         }
 
     def _words(self, text: str) -> Any:
@@ -171,9 +180,9 @@ def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
         raise InputError("question, context: expected both")
     if isinstance(question, str):
         return {"question": question, "context": context}
-    questions = texts_of("question", question)
+    questions = text_list("question", question)
     contexts = [context] * len(questions) if isinstance(context, str) else context
-    contexts = texts_of("context", contexts)
+    contexts = text_list("context", contexts)
     if len(contexts) != len(questions):
         raise InputError(f"question, context: {len(questions)} questions, {len(contexts)} contexts")
     return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]

@@ -17,8 +17,8 @@ from minibert.gpt2_heads import GPT2LMHeadModel
 from minibert.outputs import GenerateOutput
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
-from minibert.pipelines.options import check_text, texts_of
 from minibert.pipelines.text_stream import Pieces, collected, stopped
+from minibert.text_lists import check_text, text_list
 
 NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint says anything
 TEMPERATURE = 0.7
@@ -256,7 +256,7 @@ def _stops(stop_strings: Any, stop_sequence: Any) -> list[str]:
     if stop_strings is not None and stop_sequence is not None:
         raise InputError("stop_sequence: another name of stop_strings; expected one of the two")
     given = stop_strings if stop_sequence is None else stop_sequence
-    stops = [] if given is None else texts_of("stop_strings", given)
+    stops = [] if given is None else text_list("stop_strings", given, ordered=False)
     for stop in stops:
         if not stop:
             raise InputError("stop_strings: an empty text is in every text")

@@ -13,7 +13,7 @@ from minibert.gpt2_heads import GPT2ForTokenClassification
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host, softmax
 from minibert.pipelines.entities import STRATEGIES, Token, disjoint, entities
-from minibert.pipelines.options import check_text, texts_of
+from minibert.text_lists import check_text, text_list
 
 
 class TokenClassificationPipeline(Pipeline):
@@ -90,7 +90,8 @@ class TokenClassificationPipeline(Pipeline):
             raise InputError(f"aggregation_strategy: expected one of {expected}, found {found}")
         if stride is not None and strategy == "none":
             raise InputError("stride: windows overlap; expected an aggregation_strategy too")
-        ignored = ("O",) if ignore_labels is None else texts_of("ignore_labels", ignore_labels)
+        given = ("O",) if ignore_labels is None else ignore_labels
+        ignored = text_list("ignore_labels", given, ordered=False)
         joined = self.tokenizer.convert_tokens_to_string
         names = self.model.config.id2label
         found = [

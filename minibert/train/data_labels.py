@@ -14,10 +14,12 @@ PROBLEMS = (
     "multi_label_classification",
     "regression",
 )
+SEVERAL = PROBLEMS[1]
+LARGEST = float(np.finfo(np.float32).max)
 MOST = 1 << 20  # labels; a larger number is none, but an id or an amount
 
 
-def label_ids(source: Any, label: Any = "label") -> dict[str, int]:
+def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) -> dict[str, int]:
     """The ids that the labels of records get, by name: what a model's `label2id` should be.
 
     Names are sorted. Whole numbers, or their digits, are ids already.
@@ -25,17 +27,21 @@ def label_ids(source: Any, label: Any = "label") -> dict[str, int]:
     Args:
         source: records, as for `classification`.
         label: their column: a label in each row, or a list of them.
+        problem_type: with `multi_label_classification`, a row may also hold a 0 or a 1 for each
+            label, as for `classification`; the labels' names are then "0", "1", ….
 
     Raises:
         InputError: something is no label.
     """
+    if problem_type not in (None, *PROBLEMS[:2]):
+        expected = ", ".join(PROBLEMS[:2])
+        raise InputError(f"problem_type: expected {expected}; found {shown(problem_type)}")
     records = Records(source, [label])
-    found = [
-        (value, records.where(index, label))
-        for index, row in enumerate(records)
-        for value in (row[label] if isinstance(row[label], list | tuple) else [row[label]])
-    ]
-    return names_to_ids(found)
+    rows = [(row[label], records.where(index, label)) for index, row in enumerate(records)]
+    lists = [(value if _is_list(value) else [value], place) for value, place in rows]
+    if problem_type == SEVERAL and is_multi_hot(lists, None):
+        return _numbered(len(lists[0][0]))
+    return names_to_ids([(one, place) for values, place in lists for one in values])
 
 
 def names_to_ids(labels: Iterable[tuple[Any, str]]) -> dict[str, int]:
@@ -46,10 +52,10 @@ def names_to_ids(labels: Iterable[tuple[Any, str]]) -> dict[str, int]:
     values = {value for value, _ in labels}
     if not values:
         raise InputError("label: there are none")
-    if all(not isinstance(value, str) or value.isdecimal() for value in values):
+    if all(not isinstance(value, str) or _is_digits(value) for value in values):
         for value, place in labels:
             _check_label(_as_number(value), place)
-        return {str(number): number for number in range(max(map(int, values)) + 1)}
+        return _numbered(max(map(int, values)) + 1)
     for value, place in labels:
         if not isinstance(value, str):
             raise InputError(f"{place}: expected a name as elsewhere, found {shown(value)}")
@@ -81,7 +87,7 @@ def label_id(value: Any, label2id: Mapping[str, int], place: str) -> int:
         InputError: it is none of the known ones.
     """
     _check_label(value, place)
-    if isinstance(value, str) and value.isdecimal() and value not in label2id:
+    if isinstance(value, str) and _is_digits(value) and value not in label2id:
         value = int(value) if len(value) <= len(str(MOST)) else value
     if not isinstance(value, str):
         if label2id.get(str(value), value) != value:
@@ -103,7 +109,8 @@ def record_labels(
     """The labels of records: an id, a row of 0 and 1 for each label, or real numbers.
 
     Raises:
-        InputError: a label is empty, unknown, not finite or given twice.
+        InputError: a label is empty, unknown, not finite or given twice; or lists of labels may be
+            read in two ways, see `is_multi_hot`.
     """
     if problem not in PROBLEMS:
         raise InputError(f"problem_type: expected {', '.join(PROBLEMS)}; found {shown(problem)}")
@@ -115,9 +122,49 @@ def record_labels(
     if problem == "single_label_classification":
         known = names_to_ids(values) if label2id is None else checked_label2id(label2id)
         return [np.int32(label_id(value, known, place)) for value, place in values]
-    flat = [(one, place) for value, place in values for one in listed(value, place)]
-    known = names_to_ids(flat) if label2id is None else checked_label2id(label2id)
-    return [_multi_hot(value, known, place) for value, place in values]
+    lists = [(listed(value, place), place) for value, place in values]
+    known = None if label2id is None else checked_label2id(label2id)
+    if is_multi_hot(lists, None if known is None else len(known)):
+        return [np.array(row, np.float32) for row, _ in lists]
+    if known is None:
+        known = names_to_ids([(one, place) for row, place in lists for one in row])
+    return [_multi_hot(row, known, place) for row, place in lists]
+
+
+def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -> bool:
+    """Returns whether lists of labels hold a 0 or a 1 for each label, and not names or ids.
+
+    Floating-point numbers and booleans are 0 and 1 for each label, names are names. Whole numbers
+    are read in both ways: as ids, which a list holds once each; and as 0 and 1, which all lists
+    have equally many of, as many as there are labels. The data as a whole decide.
+
+    Args:
+        rows: the lists, each with its place for messages.
+        count: how many labels there are; None if that is not known.
+
+    Raises:
+        InputError: both readings are possible, or numbers that can only be 0 and 1 are not.
+    """
+    kinds = {np.asarray(one).dtype.kind for row, _ in rows for one in row}
+    size = count or max((len(row) for row, _ in rows), default=0)
+    wrong = [pair for pair in rows if len(pair[0]) != size or not _zeros_and_ones(pair[0])]
+    if kinds & {"f", "b"} and kinds <= {"f", "b", "i", "u"}:
+        for row, place in wrong:
+            raise InputError(
+                f"{place}: expected {size} numbers, a 0 or a 1 for each label; found {shown(row)}"
+            )
+        return True
+    if not kinds or not kinds <= {"i", "u"} or wrong:
+        return False
+    if any(
+        len(set(row)) < len(row) or (count is not None and max(row) >= count) for row, _ in rows
+    ):
+        return True
+    row, place = rows[0]
+    raise InputError(
+        f"{place}: {shown(row)} and all others may be ids of labels, or a 0 or a 1 for each label; "
+        'expected floats, such as [1.0, 0.0], for 0 and 1; for ids names, or texts, such as ["1"]'
+    )
 
 
 def listed(value: Any, place: str) -> list[Any]:
@@ -126,9 +173,13 @@ def listed(value: Any, place: str) -> list[Any]:
     Raises:
         InputError: it is none.
     """
-    if not isinstance(value, list | tuple | np.ndarray):
+    if not _is_list(value):
         raise InputError(f"{place}: expected a list, found {shown(value)}")
     return list(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _check_label(value: Any, place: str) -> None:
@@ -140,22 +191,38 @@ def _check_label(value: Any, place: str) -> None:
         raise InputError(f"{place}: expected a label's number, under {MOST}; found {value}")
 
 
+def _is_digits(text: str) -> bool:
+    """Whether a text is a whole number as Python writes it: "01" is a name, other than "1"."""
+    return text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
+
+
+def _numbered(count: int) -> dict[str, int]:
+    return {str(number): number for number in range(count)}
+
+
+def _zeros_and_ones(row: Sequence[Any]) -> bool:
+    return all(one in (0, 1) for one in row)
+
+
 def _as_number(value: Any) -> int:
     """The number of digits; of more of them than any label's has, one that is too large."""
     return int(value) if len(str(value)) <= len(str(MOST)) else MOST
 
 
-def _multi_hot(value: Any, known: Mapping[str, int], place: str) -> np.ndarray:
-    ids = [label_id(one, known, place) for one in listed(value, place)]
+def _multi_hot(labels: Sequence[Any], known: Mapping[str, int], place: str) -> np.ndarray:
+    ids = [label_id(one, known, place) for one in labels]
     if len(set(ids)) < len(ids):
-        raise InputError(f"{place}: a label is given twice in {shown(value)}")
+        raise InputError(
+            f"{place}: a label is given twice in {shown(labels)}; expected each once, or a 0 or a "
+            f"1 for each of {len(known)} labels"
+        )
     row = np.zeros(len(known), np.float32)
     row[ids] = 1
     return row
 
 
 def _numbers(value: Any, place: str) -> Any:
-    several = isinstance(value, list | tuple | np.ndarray)
+    several = _is_list(value)
     numbers = [_number(one, place) for one in (value if several else [value])]
     if not numbers:
         raise InputError(f"{place}: expected numbers, found none")
@@ -163,12 +230,14 @@ def _numbers(value: Any, place: str) -> Any:
 
 
 def _number(value: Any, place: str) -> float:
+    grouped = isinstance(value, str) and "_" in value  # Python reads "1_000" as a number
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if grouped or isinstance(value, bool | np.bool_) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{place}: expected a finite number, found {shown(value)}")
+    if not abs(number) <= LARGEST:
+        why = ", which float32 cannot hold" if math.isfinite(number) else ""
+        raise InputError(f"{place}: expected a finite number, found {shown(value)}{why}")
     return number
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 from minibert.errors import InputError, SourceError, shown
 from minibert.tables import KINDS, read_rows
+from minibert.text_lists import check_text, elements
 from minibert.texts import KINDS as TEXTS
 from minibert.texts import open_texts, place_of
+
+ROWS = 'pass its rows, such as table.to_dict("records") of pandas or table.to_pylist() of pyarrow'
 
 
 class Records(Sequence[dict[str, Any]]):
@@ -60,9 +63,8 @@ class Records(Sequence[dict[str, Any]]):
         return checked_text(self._rows[index][column], self.where(index, column))
 
     def _given(self, source: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
-            raise InputError(f"records: expected a path or mappings, found {shown(source)}")
-        for index, row in enumerate(source):
+        rows = elements("records", source, expected="a path or mappings", table=ROWS)
+        for index, row in enumerate(rows):
             yield self._picked(index, row, columns)
 
     def _picked(self, index: int, row: Any, columns: Sequence[str]) -> dict[str, Any]:
@@ -94,14 +96,9 @@ def checked_text(value: Any, where: str) -> str:
     Raises:
         InputError: it is none.
     """
-    if not isinstance(value, str):
-        raise InputError(f"{where}: expected a text, found {shown(value)}")
+    check_text(value, where)
     if not value.strip():
         raise InputError(f"{where}: the text is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: half a surrogate pair in {shown(value)}") from None
     return value
 
 
@@ -128,11 +125,10 @@ def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
                     places.append(f"{path}: {unit} {number}")
                     texts.append(checked_text(text, places[-1]))
     else:
-        if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
-            raise InputError(f"texts: expected a path or texts, found {shown(source)}")
+        given = elements("texts", source, expected="a path or texts")
         if column is not None:
             raise InputError(f"column: texts have no columns; found {shown(column)}")
-        for index, text in enumerate(source):
+        for index, text in enumerate(given):
             places.append(f"text {index}")
             texts.append(checked_text(text, places[-1]))
     if not texts:

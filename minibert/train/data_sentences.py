@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from minibert.errors import InputError, shown
+from minibert.errors import InputError
+from minibert.text_lists import elements
 from minibert.texts import open_texts
 from minibert.train.data_encoding import Frame, backend_of, check_length, encoded, frame_of
 from minibert.train.data_records import checked_text, read_texts
@@ -30,16 +31,16 @@ def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], li
     if isinstance(source, str | os.PathLike):
         texts, places = read_texts(source, column)
         return [_lines(text) for text in texts], places
-    if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
-        raise InputError(f"documents: expected a path or documents, found {shown(source)}")
+    given = elements("documents", source, expected="a path or documents")
     documents: list[list[str]] = []
-    for number, document in enumerate(source):
+    for number, document in enumerate(given):
+        place = f"document {number}"
         if isinstance(document, str):
-            document = _lines(document)
-        elif isinstance(document, bytes | Mapping) or not isinstance(document, Iterable):
-            raise InputError(f"document {number}: expected sentences, found {shown(document)}")
+            sentences = iter(_lines(document))
+        else:
+            sentences = elements(place, document, expected="a text or sentences")
         documents.append(
-            [checked_text(s, f"document {number}: sentence {i}") for i, s in enumerate(document)]
+            [checked_text(s, f"{place}: sentence {i}") for i, s in enumerate(sentences)]
         )
     return documents, [f"document {number}" for number in range(len(documents))]
 

@@ -1,6 +1,7 @@
 """Answers in a context: from characters to tokens, in overlapping windows.
 
-The targets are those of transformers' `run_qa.py`: where a window does not hold the whole answer,
+Windows and targets are those of transformers' `run_qa.py`: the context comes first if the tokenizer
+pads on the left; where a window does not hold the whole answer,
 or there is none, both ends are the first token's ([CLS]).
 """
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from minibert.checks import whole
 from minibert.errors import InputError, shown
+from minibert.token_ids import question_first
 from minibert.train.data_encoding import Encoder, encoded
 from minibert.train.data_records import Records
 
@@ -42,14 +44,19 @@ def span_examples(
     found = [records.text(i, context) for i in range(len(records))]
     given = [answer_of(records, i, context, answers) for i in range(len(records))]
     _check_room(records, encoder, question, asked, doc_stride)
+    index_of_context = 1 if question_first(encoder.tokenizer) else 0
     encoder.backend.enable_truncation(
-        encoder.max_length, stride=doc_stride, strategy="only_second", direction="right"
+        encoder.max_length,
+        stride=doc_stride,
+        strategy="only_second" if index_of_context else "only_first",
+        direction="right",
     )
-    pairs = list(zip(asked, found, strict=True))
+    texts = (asked, found) if index_of_context else (found, asked)
+    pairs = list(zip(*texts, strict=True))
     examples = []
     for index, first in enumerate(encoded(encoder.backend, pairs, show_progress=show_progress)):
         for window in (first, *first.overflowing):
-            start, end = tokens_of(window, given[index])
+            start, end = tokens_of(window, given[index], index_of_context)
             examples.append(
                 encoder.arrays(window)
                 | {
@@ -105,9 +112,15 @@ def answer_of(records: Records, index: int, context: str, answers: Any) -> Answe
     return start, start + len(text)
 
 
-def tokens_of(window: Any, answer: Answer) -> tuple[int, int]:
-    """The first and the last token of an answer in a window; those of [CLS] if it is not there."""
-    inside = [i for i, sequence in enumerate(window.sequence_ids) if sequence == 1]
+def tokens_of(window: Any, answer: Answer, context_index: int = 1) -> tuple[int, int]:
+    """Returns the first and the last token of an answer; those of [CLS] if it is not there.
+
+    Args:
+        window: a question and a part of its context, as the tokenizer encodes them.
+        answer: the answer's characters in the context.
+        context_index: which of the two texts is the context.
+    """
+    inside = [i for i, sequence in enumerate(window.sequence_ids) if sequence == context_index]
     offsets = window.offsets
     if answer is None or not inside:
         return 0, 0

@@ -48,7 +48,9 @@ def classification(
         batch_size: rows of a batch.
         text: the texts' column.
         text_pair: that of the second texts; None if there are none.
-        label: the labels' column: a name or an id; a list of them; a number or a list of them.
+        label: the labels' column: a name or an id; with several labels a text, a list of them, or
+            of a 0 or a 1 for each label (where whole numbers could be either, that is an error:
+            floats are never ids); in a regression a number or a list of them.
         label2id: the model's ids by name; by default as `label_ids` says.
         problem_type: `single_label_classification`, `multi_label_classification`, `regression`.
         **options: those of `batches`.

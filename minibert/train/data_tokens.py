@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from minibert.checks import flag
-from minibert.errors import InputError, SourceError
+from minibert.errors import InputError
+from minibert.texts import read_text
 from minibert.train.data_encoding import Frame, backend_of, encoded, frame_of
 from minibert.train.data_records import read_texts
 
@@ -39,22 +40,12 @@ def token_ids(
         InputError: something is no text, or the tokenizer has no end token.
     """
     if isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith(".txt"):
-        source = [_whole_file(os.fspath(source))]
+        source = [read_text(os.fspath(source))]
     texts, _ = read_texts(source, column)
     backend = backend_of(tokenizer)
     ends = [_end(tokenizer)] if flag("end", end) else []
     found = encoded(backend, texts, special=False, show_progress=show_progress)
     return np.concatenate([np.array(e.ids + ends, np.int32) for e in found])
-
-
-def _whole_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except OSError as reason:
-        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from None
-    except UnicodeDecodeError as reason:
-        raise InputError(f"{path}: not UTF-8 ({reason.reason})") from None
 
 
 def _end(tokenizer: Any) -> int:

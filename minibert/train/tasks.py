@@ -168,7 +168,8 @@ def new_labels(settings: Settings) -> dict[str, Any]:
     column = settings.label or task.columns["label"]
     if settings.problem_type == "regression":
         return {"num_labels": np.size(Records(settings.data, [column])[0][column])}
-    ids = datasets.label_ids(settings.data, column)
+    kind = settings.problem_type
+    ids = datasets.label_ids(settings.data, column, problem_type=kind)
     return {"id2label": {number: name for name, number in ids.items()}}
 
 

@@ -8,7 +8,8 @@ environment of its own:
 
 Writes `tests/fixtures/question_answering/{bert,gpt2}`: a tiny re-randomised model as
 `save_pretrained` left it, with a tokenizer made of the texts below, and `answers.json`: for each
-case a question, a context and how often it is repeated, the options and the answers.
+case a question, a context and how often it is repeated, the options and the answers; and in
+`answers_left.json` the answers with a tokenizer that pads on the left.
 """
 
 import json
@@ -132,13 +133,38 @@ def record(folder: pathlib.Path, model: Any, tokenizer: Any, seed: int) -> None:
     for name in ("special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"):
         (folder / name).unlink(missing_ok=True)  # tokenizer.json has it all
     answer = transformers.QuestionAnsweringPipeline(model=model, tokenizer=tokenizer)
+    answers(folder / "answers.json", answer, cases())
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # theirs needs one then
+    short = [case for case in cases() if case["repeat"] < LONG]
+    answers(folder / "answers_left.json", OfContexts(model=model, tokenizer=tokenizer), short)
+
+
+class OfContexts(transformers.QuestionAnsweringPipeline):
+    """With the mask that is meant where the context comes first.
+
+    The mask of `tok != 1 if question_first else 0` is 0 everywhere then, so that tokens of the
+    question are candidates too, and the answer is what has their characters in the context.
+    """
+
+    def preprocess(self, *args: Any, **kwargs: Any) -> Any:
+        """Masks what is no token of the context and no [CLS]."""
+        for window in super().preprocess(*args, **kwargs):
+            parts = zip(window["encoding"].ids, window["encoding"].sequence_ids, strict=True)
+            cls = self.tokenizer.cls_token_id
+            window["p_mask"] = [int(part != 0 and (cls is None or id != cls)) for id, part in parts]
+            yield window
+
+
+def answers(file: pathlib.Path, answer: Any, asked: list[dict[str, Any]]) -> None:
+    """Writes a pipeline's answers to cases."""
     recorded = []
-    for case in cases():
+    for case in asked:
         context = case["context"] * case["repeat"]
         found = answer(question=case["question"], context=context, **case["options"])
         recorded.append({**case, "answers": found if isinstance(found, list) else [found]})
     lines = [json.dumps(case, ensure_ascii=False) for case in recorded]
-    (folder / "answers.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    file.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def main() -> None:
