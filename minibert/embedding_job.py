@@ -15,7 +15,7 @@ import numpy as np
 from minibert.atomic import flush_path, reported
 from minibert.embedding_outputs import check_ending, ending, write_rows
 from minibert.embedding_parts import Finished, Parts, digest_of, finished, has_parts, locked
-from minibert.errors import SourceError, TargetError, TextError
+from minibert.errors import SourceError, TargetError, TextError, TextNotFiniteError
 
 ROWS_A_PART = 2048
 
@@ -68,6 +68,7 @@ def embed_file(
         TargetError: the output exists, cannot be written, or was begun with something else.
         SourceError: there are too few texts.
         TextError: `encode` raised one; it says which of all the texts it is.
+        TextNotFiniteError: the same.
     """
     check_output(output, overwrite)
     with locked(output):
@@ -152,6 +153,9 @@ def _computed(
                 vectors = encode(some)
             except TextError as reason:
                 raise TextError(done.rows + reason.number, reason.why) from None
+            except TextNotFiniteError as reason:
+                numbers = [done.rows + number for number in reason.numbers]
+                raise TextNotFiniteError(numbers, reason.why) from None
             known = cut()
             parts.store(number, vectors, digests[-1], known)
         done = Embedded(done.rows + len(some), done.computed + new * len(some), done.cut + known)

@@ -17,7 +17,7 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"assets", "errors", "printing"},
-    {"checks"},
+    {"checks", "norms"},
     {"attention", "layers", "report", "sharding_rules", "strict_json"}
     | {"processors", "sampling"}
     | {"pooling", "parameters", "embedding_outputs", "cli_shared", "progress", "plots"},
@@ -26,13 +26,13 @@ FLOORS = [
         "atomic",
         "cache",
         "config",
+        "finite",
         "sharding",
-        "similarity",
         "tables",
         "tensor_files",
     },
-    {"embedding_parts", "quantization", "texts"},
-    {"embedding_job"},
+    {"embedding_parts", "similarity", "texts"},
+    {"embedding_job", "quantization"},
     {"checkpoint", "decoding", "generation_arrays", "generation_rules", "inputs", "outputs"}
     | {"placement", "sources"},
     {"beams", "generation_config", "hub", "matching", "saving", "stack"},
