@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from minibert.parameters import parameters
 
@@ -37,12 +39,20 @@ def scores_defined(scores: np.ndarray) -> bool:
         return bool(np.isfinite(scores.max(axis=-1)).all())
 
 
+@jax.jit
+def each_finite(arrays: list[Array]) -> list[Array]:
+    """Of each array on a device, whether it is finite."""
+    return [jnp.isfinite(array).all() for array in arrays]
+
+
 def cause(model: Any) -> str:
     """Why a model's outputs may not be finite, and what to do."""
-    wrong = [path for path, leaf in parameters(model).items() if not jnp.isfinite(leaf).all()]
+    known = parameters(model)
+    found = jax.device_get(each_finite(list(known.values())))
+    wrong = [path for path, finite in zip(known, found, strict=True) if not finite]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        return f"the parameter {wrong[0]}{more} is not finite; load the checkpoint again"
+        return f"the parameter {wrong[0]}{more} is not finite; reload the model"
     if np.float16 in _dtypes(model):
         return (
             "float16 overflows above 65504; load the model with dtype='float32' or dtype='bfloat16'"
