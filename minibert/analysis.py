@@ -16,9 +16,10 @@ from jax import Array
 from minibert.capture import captured
 from minibert.checks import number, shaped, whole
 from minibert.compilation import compiled
-from minibert.errors import InputError, shown
+from minibert.errors import InputError, TextNotFiniteError, shown
+from minibert.finite import cause, rows_not_finite
 from minibert.pooling import POOLINGS
-from minibert.similarity import cosine, pairwise_cosine
+from minibert.similarity import cosine, pairwise_cosine, similarity
 
 
 def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") -> np.ndarray:
@@ -63,6 +64,7 @@ def embed_by_layer(
 
     Raises:
         InputError: there are no texts, or no mask.
+        TextNotFiniteError: what the model computed for a text is NaN or infinite.
     """
     arrays = {name: np.asarray(array) for name, array in inputs.items()}
     if "attention_mask" not in arrays or not len(arrays["attention_mask"]):
@@ -74,6 +76,10 @@ def embed_by_layer(
         batch = {name: array[start : start + size] for name, array in arrays.items()}
         outputs = fast(**batch, output_hidden_states=True)
         layers.append(pool_layers(outputs.hidden_states, batch["attention_mask"], pooling))
+        if wrong := rows_not_finite(layers[-1].swapaxes(0, 1)):
+            numbers = [start + row for row in wrong]
+            why = f"a vector of it is NaN or infinite: {cause(model)}"
+            raise TextNotFiniteError(numbers, why)
         if (found := outputs.get("pooler_output")) is not None:
             pooled.append(_wide(found))
     return np.concatenate(layers, axis=1), np.concatenate(pooled) if pooled else None
@@ -276,8 +282,11 @@ def nearest_words(
         vector: `(features,)`.
         tokenizer: for the words' names.
         count: how many.
+
+    Raises:
+        InputError: the vector or the embeddings are not finite, or not of one width.
     """
-    alike = cosine(_wide(vector)[None], _wide(table))[0]
+    alike = similarity(vector, table)[0]
     best = np.argsort(-alike)[: whole("count", count, 1)]
     names = tokenizer.convert_ids_to_tokens(best.tolist())
     return [(name, float(alike[index])) for name, index in zip(names, best, strict=True)]

@@ -35,7 +35,13 @@ from minibert.cli_shared import (
 )
 from minibert.embedding_job import check_output, embed_file
 from minibert.embedding_parts import has_parts
-from minibert.errors import InputError, SourceError, TextError
+from minibert.errors import (
+    InputError,
+    NotFiniteError,
+    SourceError,
+    TextError,
+    TextNotFiniteError,
+)
 from minibert.quantization import quantize_embeddings
 from minibert.texts import TextFile, open_texts
 
@@ -199,6 +205,8 @@ def _in_file(texts: TextFile) -> Generator[None]:
         yield
     except TextError as reason:
         raise InputError(f"{texts.place(reason.number)}: {reason.why}") from None
+    except TextNotFiniteError as reason:
+        raise NotFiniteError(f"{texts.place(reason.numbers[0])}: {reason.why}") from None
 
 
 @contextlib.contextmanager

@@ -25,7 +25,15 @@ from minibert.embedding_parts import (
     has_parts,
     locked,
 )
-from minibert.errors import InputError, SourceError, TargetError, TextError, shown
+from minibert.errors import (
+    InputError,
+    SourceError,
+    TargetError,
+    TextError,
+    TextNotFiniteError,
+    shown,
+)
+from minibert.finite import rows_not_finite
 from minibert.text_lists import check_text, elements
 
 ROWS_A_PART = 2048
@@ -81,8 +89,8 @@ def embed_file(
     Raises:
         TargetError: the output exists, cannot be written, or was begun with something else.
         SourceError: there are too few texts.
-        TextError: `encode` raised one, or a vector is not finite; it says which of all the texts
-            it is.
+        TextError: `encode` raised one; it says which of all the texts it is.
+        TextNotFiniteError: the same, or a vector is not finite.
         InputError: `texts` are not texts, or `encode` or `finish` returned something else than a
             row for each.
     """
@@ -175,6 +183,9 @@ def _computed(
                 _check_finite(vectors)
             except TextError as reason:
                 raise TextError(done.rows + reason.number, reason.why) from None
+            except TextNotFiniteError as reason:
+                numbers = [done.rows + number for number in reason.numbers]
+                raise TextNotFiniteError(numbers, reason.why) from None
             part = Part(vectors, cut())
             parts.store(number, part, digests[-1])
         like = _rows(f"part {number}", part.vectors, len(some), like)[:0]
@@ -210,9 +221,8 @@ def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndar
 
 
 def _check_finite(vectors: np.ndarray) -> None:
-    rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if rows.size:
-        raise TextError(int(rows[0]), "its vector is not finite: it holds NaN or infinity")
+    if rows := rows_not_finite(vectors):
+        raise TextNotFiniteError(rows, "its vector is not finite: it holds NaN or infinity")
 
 
 def _assemble(

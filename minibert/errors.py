@@ -5,6 +5,7 @@ argument, what was expected and what was found.
 """
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 LONGEST = 160  # characters of one value in a message
@@ -91,7 +92,26 @@ class TextError(InputError):
 
 
 class NotFiniteError(MinibertError):
-    """A model computed NaN where a number was needed."""
+    """A model computed NaN or infinity where a number was needed."""
+
+
+class TextNotFiniteError(NotFiniteError):
+    """The vectors of some of many texts are NaN or infinite.
+
+    Attributes:
+        numbers: indices of the texts.
+        why: what was found, and what to do.
+    """
+
+    def __init__(self, numbers: Sequence[int], why: str):
+        self.numbers, self.why = tuple(numbers), why
+        first, *others = self.numbers
+        named = ", ".join(map(str, others[:3])) + (", …" if len(others) > 3 else "")
+        more = f" (and {len(others)} more: {named})" if others else ""
+        super().__init__(f"sentence {first}{more}: {why}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.numbers, self.why)
 
 
 class TargetError(MinibertError):

@@ -5,13 +5,17 @@ What sentence-transformers' `quantize_embeddings` computes (`util/quantization.p
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from minibert.checks import as_array
 from minibert.errors import InputError, shown
+from minibert.finite import is_finite
 from minibert.similarity import vectors
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 STEPS = 255
+SMALLEST = np.finfo(np.float32).tiny  # a smaller step loses digits in float32
 
 
 def quantize_embeddings(
@@ -36,17 +40,20 @@ def quantize_embeddings(
         `(texts, dim)`, or `(texts, ⌈dim / 8⌉)` of bits.
 
     Raises:
-        InputError: there is no such precision, or nothing to take ranges from.
+        InputError: there is no such precision, or nothing to take ranges from; the embeddings are
+            not floating-point numbers, or one is NaN, infinite or beyond float32; a range is
+            reversed.
     """
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise InputError(f"precision: expected one of {known}; found {shown(precision)}")
-    if np.asarray(embeddings).dtype.kind in "iu":
-        raise InputError("embeddings: expected floating-point numbers, found whole ones")
-    floats = vectors(embeddings)
+    array = as_array("embeddings", embeddings)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(f"embeddings: expected floating-point numbers, found {array.dtype}")
+    floats = vectors("embeddings", array)
     match precision:
         case "float32":
-            return floats.astype(np.float32)
+            return _float32("embeddings", floats)
         case "binary":
             return (np.packbits(floats > 0, axis=-1).astype(np.int16) - 128).astype(np.int8)
         case "ubinary":
@@ -54,19 +61,29 @@ def quantize_embeddings(
     if floats.shape[0] == 0:
         return floats.astype(precision)
     least, greatest = _ranges(floats, precision, ranges, calibration_embeddings)
-    step = (greatest - least) / STEPS
-    levels = np.clip(np.floor((floats - least) / np.where(step == 0, 1, step)), 0, STEPS)
+    with np.errstate(over="ignore"):
+        step = (greatest - least) / np.float32(STEPS)
+        if not (((step >= SMALLEST) | (greatest == least)) & (step < np.inf)).all():
+            least, greatest = least.astype(np.float64), greatest.astype(np.float64)
+            step = (greatest - least) / STEPS
+        levels = np.clip(np.floor((floats - least) / np.where(step == 0, 1, step)), 0, STEPS)
     return (levels - 128 if precision == "int8" else levels).astype(precision)
 
 
 def _ranges(floats: np.ndarray, precision: str, ranges: Any, calibration: Any) -> np.ndarray:
     dim = floats.shape[-1]
     if ranges is not None:
-        found = vectors(ranges).astype(np.float32)
+        found = _float32("ranges", vectors("ranges", ranges))
         if found.shape != (2, dim):
             raise InputError(f"ranges: expected shape (2, {dim}), found {found.shape}")
+        if (reversed_ := np.flatnonzero(found[0] > found[1])).size:
+            feature = reversed_[0]
+            raise InputError(
+                f"ranges: expected the smallest numbers in row 0 and the largest in row 1; feature "
+                f"{feature} has {found[0, feature]} and {found[1, feature]}"
+            )
         return found
-    known = floats if calibration is None else vectors(calibration)
+    known = floats if calibration is None else vectors("calibration_embeddings", calibration)
     if known.ndim == 1 or (calibration is None and len(known) < 2):
         raise InputError(
             f"precision: {precision} takes each feature's range from many embeddings, and there is "
@@ -74,4 +91,13 @@ def _ranges(floats: np.ndarray, precision: str, ranges: Any, calibration: Any) -
         )
     if known.shape[1] != dim or not len(known):
         raise InputError(f"calibration_embeddings: expected (texts, {dim}), found {known.shape}")
-    return np.stack([known.min(axis=0), known.max(axis=0)]).astype(np.float32)
+    return _float32("embeddings", np.stack([known.min(axis=0), known.max(axis=0)]))
+
+
+def _float32(name: str, values: np.ndarray) -> np.ndarray:
+    """The numbers in float32; an `InputError` if one is beyond it."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = values.astype(np.float32)
+    if not is_finite(narrow):
+        raise InputError(f"{name}: expected numbers that float32 holds, found larger ones")
+    return narrow

@@ -21,7 +21,14 @@ from minibert.sentence_modules import Dense, Normalize, Pooling, SentenceModel, 
 from minibert.sentence_outputs import Wanted, as_wanted, progressing, refuse_unknown
 from minibert.sentence_run import Run, programs
 from minibert.sentence_saving import save_encoder
-from minibert.sentence_settings import SentenceSettings, checked_given, longest
+from minibert.sentence_settings import (
+    DOCUMENT_PROMPTS,
+    QUERY_PROMPTS,
+    SentenceSettings,
+    checked_given,
+    longest,
+    merged_prompts,
+)
 from minibert.similarity import semantic_search, similarity, similarity_pairwise
 from minibert.token_ids import TokenReader, listed
 
@@ -74,6 +81,7 @@ class SentenceEncoder:
             "max_seq_length": longest(model.config, tokenizer),
             **checked_given(settings),
         }
+        given["prompts"] = merged_prompts(given.get("prompts", {}))
         self._set_up(SentenceModel(model, chain, layers), tokenizer, SentenceSettings(**given))
 
     def _set_up(self, model: SentenceModel, tokenizer: Any, settings: SentenceSettings) -> None:
@@ -213,6 +221,8 @@ class SentenceEncoder:
 
         Raises:
             InputError: an argument or a text is wrong.
+            TextNotFiniteError: the vector of a text is NaN or infinite: a parameter is, or float16
+                overflowed.
         """
         refuse_unknown(others)
         wanted = Wanted(
@@ -226,9 +236,9 @@ class SentenceEncoder:
         texts = [f"{put_before}{text}" for text in listed(sentences)]
         reader = self._reader  # another thread may set max_seq_length meanwhile
         length = reader.prompt_length(put_before)
-        own = (self._programs[wanted.tokens], reader, self.model.config.vocab_size)
+        program, limit = self._programs[wanted.tokens], self.model.config.vocab_size
         width = check_width(packing, reader.longest, wanted.tokens)
-        run = Run(*own, texts, length, token_budget, width)
+        run = Run(self.model, program, reader, limit, texts, length, token_budget, width)
         also: dict[str, Any] = {"prompt_length": length} if length else {}
         if reader.has_segments:
             also["token_type_ids"] = np.zeros_like
@@ -240,19 +250,25 @@ class SentenceEncoder:
         return found if wanted.tokens else as_wanted(found, convert_to_numpy, convert_to_tensor)
 
     def encode_query(self, sentences: Any, **options: Any) -> Any:
-        """As `encode`, with the prompt named `query` unless the options say another.
+        """As `encode`, with the prompt named `query` unless the options specify another.
 
-        An empty one counts too: then there is no prompt, not even the default one.
+        An empty prompt of that name counts too: then nothing is put before the texts. Only where
+        `prompts` has none of that name is it the default prompt.
         """
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            options["prompt_name"] = "query"
-        return self.encode(sentences, **options)
+        return self.encode(sentences, **self._prompted(options, QUERY_PROMPTS))
 
     def encode_document(self, sentences: Any, **options: Any) -> Any:
-        """The same with the prompt named `document`."""
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            options["prompt_name"] = "document"
-        return self.encode(sentences, **options)
+        """As `encode_query`, with the first prompt named `document`, `passage` or `corpus`.
+
+        An encoder has a prompt named `document`, empty unless it is given; assign `prompts` to
+        remove it.
+        """
+        return self.encode(sentences, **self._prompted(options, DOCUMENT_PROMPTS))
+
+    def _prompted(self, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        if options.get("prompt") is not None or options.get("prompt_name") is not None:
+            return options
+        return {**options, "prompt_name": next((n for n in names if n in self.prompts), None)}
 
     def tokenize(self, sentences: Any) -> dict[str, np.ndarray]:
         """Texts as arrays `(texts, longest)` on the host: ids, mask, and segments if there are any.
@@ -286,8 +302,12 @@ class SentenceEncoder:
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """The prompts by name."""
+        """The prompts by name. They can be set, all at once."""
         return self.settings.prompts
+
+    @prompts.setter
+    def prompts(self, prompts: Any) -> None:
+        self.settings = dataclasses.replace(self.settings, prompts=prompts)
 
     @property
     def similarity_fn_name(self) -> str:

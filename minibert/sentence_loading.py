@@ -14,7 +14,13 @@ from minibert.pretrained import PretrainedModel, load_pretrained
 from minibert.sentence_folder import Entry, read_entries, read_module
 from minibert.sentence_hub import encoder_folder
 from minibert.sentence_modules import Normalize, Pooling, SentenceModel, token_features
-from minibert.sentence_settings import SentenceSettings, checked_given, longest, read_settings
+from minibert.sentence_settings import (
+    SentenceSettings,
+    checked_given,
+    longest,
+    merged_prompts,
+    read_settings,
+)
 
 
 def load_encoder(
@@ -89,6 +95,7 @@ def _load_plain(
         )
     tokenizer, model = load_tokenizer(folder), _load_trunk(folder, weights)
     given: dict[str, Any] = {"max_seq_length": longest(model.config, tokenizer), **settings}
+    given["prompts"] = merged_prompts(settings.get("prompts", {}))
     chain: list[Module] = [Pooling(pooling, token_features(model.config, layers))]
     chain += [Normalize()] if normalize else []
     return SentenceModel(model, chain, layers), tokenizer, SentenceSettings(**given)

@@ -17,10 +17,9 @@ from jaxtyping import Bool, Float, Integer
 from minibert.activations import ACTIVATIONS, Activation
 from minibert.errors import InputError, shown
 from minibert.layers import Linear, Module
+from minibert.norms import unit
 from minibert.packing import own_text, restarted, slots_of
 from minibert.pooling import LAYERS, POOLINGS, pool
-
-EPSILON = 1e-12  # what torch.nn.functional.normalize divides a vector of zeros by
 
 
 class Pooling(Module):
@@ -101,10 +100,9 @@ class Normalize(Module):
     printed = ""
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
-        """Vectors of length 1; one of zeros stays."""
+        """Vectors of length 1; one of zeros stays. See `norms.unit`."""
         wide = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
-        lengths = jnp.sqrt(jnp.square(wide).sum(axis=-1, keepdims=True))
-        return (wide / jnp.maximum(lengths, EPSILON)).astype(vectors.dtype)
+        return unit(wide).astype(vectors.dtype)
 
 
 class SentenceModel(Module):

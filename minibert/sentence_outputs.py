@@ -9,10 +9,10 @@ import numpy as np
 
 from minibert.checks import flag, whole
 from minibert.errors import InputError, shown
+from minibert.norms import unit
 from minibert.progress import ticking
 from minibert.quantization import PRECISIONS, quantize_embeddings
 from minibert.sentence_run import Computed
-from minibert.similarity import normalized
 
 OUTPUTS = ("sentence_embedding", "token_embeddings", None)
 
@@ -78,7 +78,7 @@ class Wanted:
             rows[done.numbers] = done.vectors
         rows = rows[:, : self.truncate_dim]
         if self.normalize_embeddings:
-            rows = normalized(rows)
+            rows = unit(rows)
         return rows if self.precision == "float32" else quantize_embeddings(rows, self.precision)
 
     def _token_vectors(self, run: Iterable[Computed], count: int) -> list[np.ndarray]:

@@ -16,6 +16,8 @@ import numpy as np
 from minibert.batching import Batch, check_budget, padded, plan
 from minibert.checks import checked_indices
 from minibert.compilation import PROGRAMS
+from minibert.errors import TextNotFiniteError
+from minibert.finite import cause, quoted, rows_not_finite
 from minibert.packing import packed_rows, plan_packed
 from minibert.sentence_modules import SentenceModel
 from minibert.token_ids import TokenReader
@@ -63,6 +65,7 @@ class Run:
     """One encoding of many texts; iterate over it for the results, a batch at a time.
 
     Args:
+        model: the `SentenceModel`, for messages.
         programs: see `programs`.
         reader: the tokenizer.
         limit: the number of words the model knows.
@@ -73,10 +76,14 @@ class Run:
 
     Attributes:
         truncated: how many texts have been cut so far.
+
+    Raises:
+        TextNotFiniteError: a text's vector, or that of one of its tokens, is NaN or infinite.
     """
 
     def __init__(
         self,
+        model: SentenceModel,
         programs: Programs,
         reader: TokenReader,
         limit: int,
@@ -86,6 +93,7 @@ class Run:
         packing: int = 0,
     ):
         self.truncated = 0
+        self._model = model
         self._programs, self._reader, self._limit = programs, reader, limit
         self._texts, self._prompt = texts, np.int32(prompt_length)
         self._budget, self._packing = check_budget(token_budget), packing
@@ -96,9 +104,22 @@ class Run:
         for read, batch in self._batches():
             waiting.append((read, batch, self._dispatch(read, batch)))
             if len(waiting) > ahead:
-                yield _fetched(*waiting.popleft())
+                yield self._checked(_fetched(*waiting.popleft()))
         for done in waiting:
-            yield _fetched(*done)
+            yield self._checked(_fetched(*done))
+
+    def _checked(self, done: Computed) -> Computed:
+        wrong = set(rows_not_finite(done.vectors))
+        if done.tokens is not None:
+            own = [row[: len(ids)] for row, ids in zip(done.tokens, done.ids, strict=True)]
+            wrong |= set(rows_not_finite(own))  # padding does not count
+        if wrong:
+            numbers = sorted(done.numbers[index] for index in wrong)
+            text = quoted(self._texts[numbers[0]])
+            raise TextNotFiniteError(
+                numbers, f"the vector of {text} is NaN or infinite: {cause(self._model)}"
+            )
+        return done
 
     def _batches(self) -> Iterator[tuple[list[_Read], Batch]]:
         """The texts in batches: the longest first, by letters and in each chunk by tokens."""

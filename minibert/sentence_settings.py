@@ -7,6 +7,7 @@ honoured or refused by name.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -17,7 +18,10 @@ from minibert.model_files import BODY_CONFIGS, TOP_CONFIG
 from minibert.similarity import SIMILARITIES
 from minibert.strict_json import read_json
 
-DEFAULT_PROMPTS = {"query": "", "document": ""}
+DEFAULT_PROMPTS = {"query": "", "document": ""}  # of every new encoder
+# The prompts of `encode_query` and `encode_document`: of several, the first that exists.
+QUERY_PROMPTS = ("query",)
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 # Fields of BODY_CONFIGS that are not implemented, each with the value that changes nothing.
 REFUSED: Mapping[str, Any] = {
@@ -44,8 +48,7 @@ class SentenceSettings:
     Attributes:
         max_seq_length: at how many tokens a text is cut.
         do_lower_case: whether texts are made lower-case first.
-        prompts: name → what is put before a text; `query` and `document` are there, empty if not
-            given.
+        prompts: name → what is put before a text.
         default_prompt_name: the prompt of an `encode` that names none; None for no prompt.
         similarity_fn_name: one of `similarity.SIMILARITIES`.
         truncate_dim: how many numbers of each vector are kept; None for all.
@@ -54,7 +57,7 @@ class SentenceSettings:
 
     max_seq_length: Any
     do_lower_case: Any = False
-    prompts: Any = dataclasses.field(default_factory=dict)
+    prompts: Any = dataclasses.field(default_factory=DEFAULT_PROMPTS.copy)
     default_prompt_name: Any = None
     similarity_fn_name: Any = "cosine"
     truncate_dim: Any = None
@@ -67,7 +70,8 @@ class SentenceSettings:
             object.__setattr__(self, "truncate_dim", whole("truncate_dim", self.truncate_dim, 1))
         if not isinstance(self.do_lower_case, bool):
             raise InputError(f"do_lower_case: expected a bool, found {shown(self.do_lower_case)}")
-        object.__setattr__(self, "prompts", DEFAULT_PROMPTS | _texts(self.prompts))
+        prompts = {name: text or "" for name, text in _texts(self.prompts).items()}
+        object.__setattr__(self, "prompts", prompts)
         if self.default_prompt_name not in (None, *self.prompts):
             raise InputError(
                 f"default_prompt_name: {shown(self.default_prompt_name)} is none of the prompts "
@@ -144,10 +148,13 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
     with _read_from(where):
         lower = fields.get("do_lower_case", False)
         settings = SentenceSettings(max_seq_length=length, do_lower_case=lower)
+    prompts = given.get("prompts", {})
+    merged_prompts(prompts)  # if they are wrong, that is not the file's fault
     with _read_from(os.path.join(top, TOP_CONFIG)):
-        settings = dataclasses.replace(settings, **_read_top(top))
-    prompts = {**settings.prompts, **_texts(given.get("prompts", {}))}
-    return dataclasses.replace(settings, **{**given, "prompts": prompts})
+        fields = _read_top(top)
+        fields["prompts"] = merged_prompts(fields.get("prompts", {}), prompts)
+        settings = dataclasses.replace(settings, **fields)
+    return dataclasses.replace(settings, **{**given, "prompts": settings.prompts})
 
 
 @contextlib.contextmanager
@@ -236,11 +243,24 @@ def read_object(path: str) -> dict[str, Any]:
     return data
 
 
-def _texts(prompts: Any) -> dict[str, str]:
-    """Prompts by name; null, which sentence-transformers writes for none, is an empty one."""
+def merged_prompts(*groups: Any) -> dict[str, str]:
+    """The default prompts, replaced and extended by those of each group in turn.
+
+    A prompt of None leaves the one before it, or is an empty one, as in sentence-transformers.
+
+    Raises:
+        InputError: a group does not map names to texts.
+    """
+    merged = dict(DEFAULT_PROMPTS)
+    for name, text in itertools.chain.from_iterable(_texts(group).items() for group in groups):
+        merged[name] = merged.get(name, "") if text is None else text
+    return merged
+
+
+def _texts(prompts: Any) -> Mapping[str, str | None]:
     if not isinstance(prompts, Mapping):
         raise InputError(f"prompts: expected name → text, found {shown(prompts)}")
     for name, text in prompts.items():
         if not (isinstance(name, str) and isinstance(text, str | None)):
             raise InputError(f"prompts: {shown(name)}: expected a text, found {shown(text)}")
-    return {name: text or "" for name, text in prompts.items()}
+    return prompts

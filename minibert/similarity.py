@@ -1,24 +1,30 @@
-"""How alike vectors are: four functions, of all pairs or of pairs in order, and a search.
+"""Similarity functions, of all pairs or pairwise, and exact top-k search.
 
 Names, signs and results are sentence-transformers' (`util/similarity.py`, `util/retrieval.py`): a
-distance is negated, so that more is more alike. On the host, in float32 or wider: vectors are few
-numbers beside the model's work, and no shape is compiled.
+distance is negated, so that a higher score is more similar. Everything runs on the host, in float32
+or wider: vectors are few numbers beside the model's work, and no shape is compiled.
+
+The functions themselves take finite vectors of one dtype. `similarity`, `similarity_pairwise` and
+`semantic_search` check that, and call them so that no square or product overflows or underflows.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from minibert.checks import whole
+from minibert.checks import as_array, whole
 from minibert.errors import InputError, shown
+from minibert.finite import rows_not_finite
+from minibert.norms import extreme, unit
 
 ROWS = 4096  # vectors whose differences from others are in memory at once
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The cosine of the angle between each of the first and each of the second."""
-    return dot(normalized(one), normalized(other))
+    return dot(unit(one), unit(other))
 
 
 def dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -45,7 +51,7 @@ def manhattan(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def pairwise_cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """`cosine` of the first of both, the second of both, …"""
-    return pairwise_dot(normalized(one), normalized(other))
+    return pairwise_dot(unit(one), unit(other))
 
 
 def pairwise_dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -64,36 +70,62 @@ def pairwise_manhattan(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
-SIMILARITIES: dict[str, tuple[Compare, Compare]] = {
-    "cosine": (cosine, pairwise_cosine),
-    "dot": (dot, pairwise_dot),
-    "euclidean": (euclidean, pairwise_euclidean),
-    "manhattan": (manhattan, pairwise_manhattan),
+
+
+class Similarity(NamedTuple):
+    """A similarity function.
+
+    Attributes:
+        all_pairs: from `(first, dim)` and `(second, dim)` to `(first, second)`.
+        pairwise: from `(texts, dim)` and `(texts, dim)` to `(texts,)`.
+        degree: the power of a common factor of all vectors that the scores are multiplied by.
+    """
+
+    all_pairs: Compare
+    pairwise: Compare
+    degree: int
+
+
+SIMILARITIES: dict[str, Similarity] = {
+    "cosine": Similarity(cosine, pairwise_cosine, 0),
+    "dot": Similarity(dot, pairwise_dot, 2),
+    "euclidean": Similarity(euclidean, pairwise_euclidean, 1),
+    "manhattan": Similarity(manhattan, pairwise_manhattan, 1),
 }
 
 
 def similarity(one: Any, other: Any, name: str = "cosine") -> np.ndarray:
-    """How alike each of the first is to each of the second: `(first, second)`.
+    """Compares each of the first vectors with each of the second.
 
     Args:
         one, other: vectors `(texts, dim)`, or one `(dim,)`.
         name: one of `SIMILARITIES`.
 
+    Returns:
+        Scores `(first, second)`, in float32 or float64 as the vectors; what is beyond the dtype is
+        infinite or zero, as is the exact result when it is rounded.
+
     Raises:
-        InputError: they are no such vectors, or not of one width; or there is no such function.
+        InputError: the vectors are not arrays of finite real numbers of one width, or there is no
+            such function.
     """
-    return _function(name)[0](*_alike(np.atleast_2d(vectors(one)), np.atleast_2d(vectors(other))))
+    function = _function(name)
+    first, second = _alike(*(np.atleast_2d(v) for v in _both(one, other)))
+    score, exponent = _in_range(function.all_pairs, function.degree, first, second)
+    return _rounded(score(first, second), exponent, first.dtype)
 
 
 def similarity_pairwise(one: Any, other: Any, name: str = "cosine") -> np.ndarray:
-    """How alike the first of both are, the second of both, …: `(texts,)`.
+    """Compares the first vectors of both, the second of both, …: `(texts,)`.
 
-    Takes and raises what `similarity` does; there must be as many of both.
+    Takes and raises what `similarity` does; both must have the same shape.
     """
-    first, second = _alike(vectors(one), vectors(other))
+    function = _function(name)
+    first, second = _alike(*_both(one, other))
     if first.shape != second.shape:
         raise InputError(f"embeddings: expected pairs, found {first.shape} and {second.shape}")
-    return _function(name)[1](first, second)
+    score, exponent = _in_range(function.pairwise, function.degree, first, second)
+    return _rounded(score(first, second), exponent, first.dtype)
 
 
 def semantic_search(
@@ -105,7 +137,7 @@ def semantic_search(
     query_chunk_size: Any = 100,
     corpus_chunk_size: Any = 1 << 14,
 ) -> list[list[dict[str, int | float]]]:
-    """The vectors of a corpus that are most like each query.
+    """Finds the vectors of a corpus that are most similar to each query.
 
     Args:
         query_embeddings: `(queries, dim)`, or one `(dim,)`.
@@ -115,8 +147,8 @@ def semantic_search(
         query_chunk_size, corpus_chunk_size: how many are compared at once.
 
     Returns:
-        For each query a list of `{"corpus_id": …, "score": …}`, the best first; of equals the one
-        that comes first.
+        For each query a list of `{"corpus_id": …, "score": …}`, the highest score first; of equal
+        scores the one that comes first in the corpus.
 
     Raises:
         InputError: as for `similarity`; or a size is not positive.
@@ -124,21 +156,23 @@ def semantic_search(
     top_k = whole("top_k", top_k, 1)
     query_chunk_size = whole("query_chunk_size", query_chunk_size, 1)
     corpus_chunk_size = whole("corpus_chunk_size", corpus_chunk_size, 1)
-    compare = _function(score_function)[0]
+    compare, _, degree = _function(score_function)
     queries, corpus = _alike(
-        np.atleast_2d(vectors(query_embeddings)), np.atleast_2d(vectors(corpus_embeddings))
+        np.atleast_2d(vectors("query_embeddings", query_embeddings)),
+        np.atleast_2d(vectors("corpus_embeddings", corpus_embeddings)),
     )
     if by_angle := compare is cosine:
-        compare, queries = dot, normalized(queries)
+        compare, degree, queries = dot, 0, unit(queries)
+    score, exponent = _in_range(compare, degree, queries, corpus)
     found = [_Best(top_k) for _ in queries]
     for offset in range(0, len(corpus), corpus_chunk_size):
         chunk = corpus[offset : offset + corpus_chunk_size]
-        chunk = normalized(chunk) if by_angle else chunk
+        chunk = unit(chunk) if by_angle else chunk
         for start in range(0, len(queries), query_chunk_size):
-            scores = compare(queries[start : start + query_chunk_size], chunk)
+            scores = score(queries[start : start + query_chunk_size], chunk)
             for number, row in enumerate(scores, start=start):
                 found[number].add(row, offset)
-    return [best.hits() for best in found]
+    return [best.hits(exponent) for best in found]
 
 
 class _Best:
@@ -152,53 +186,90 @@ class _Best:
         """Looks at the scores of the vectors from number `offset`."""
         ids = np.arange(len(scores))
         if len(self._scores) == self._count:
-            ids = np.flatnonzero(~(scores <= self._scores[-1]))  # NaN is the worst of all
+            ids = np.flatnonzero(scores > self._scores[-1])
         if len(ids) > self._count:
             least = -np.partition(-scores[ids], self._count - 1)[self._count - 1]
-            ids = ids[~(scores[ids] < least)]
+            ids = ids[scores[ids] >= least]
         if len(ids):
-            joined = np.concatenate([self._scores.astype(scores.dtype), scores[ids]])
+            joined = np.concatenate([self._scores, scores[ids]])
             order = np.argsort(-joined, kind="stable")[: self._count]
             self._scores = joined[order]
             self._ids = np.concatenate([self._ids, ids + offset])[order]
 
-    def hits(self) -> list[dict[str, int | float]]:
-        """The best first."""
-        pairs = zip(self._ids.tolist(), self._scores.tolist(), strict=True)
+    def hits(self, exponent: int) -> list[dict[str, int | float]]:
+        """The hits, highest score first; scores are multiplied by a power of two."""
+        scores = _rounded(self._scores, exponent, self._scores.dtype)
+        pairs = zip(self._ids.tolist(), scores.tolist(), strict=True)
         return [{"corpus_id": number, "score": score} for number, score in pairs]
 
 
-def normalized(embeddings: np.ndarray) -> np.ndarray:
-    """Vectors of length 1; one of zeros stays."""
-    lengths = np.sqrt((embeddings**2).sum(-1, keepdims=True))
-    return embeddings / np.maximum(lengths, 1e-12)
-
-
-def vectors(embeddings: Any) -> np.ndarray:
-    """A vector or several as an array of float32 or float64.
+def vectors(name: str, embeddings: Any) -> np.ndarray:
+    """Checks a vector or several, and returns them in float32 or float64.
 
     Raises:
-        InputError: they are none.
+        InputError: they are not an array `(dim,)` or `(texts, dim)` of finite real numbers.
     """
-    try:
-        array = np.asarray(embeddings)
-        wide = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
-    except (TypeError, ValueError) as reason:
-        raise InputError(f"embeddings: expected arrays of numbers ({reason})") from None
-    if wide.ndim not in (1, 2):
-        raise InputError(f"embeddings: expected shape (texts, dim) or (dim,), found {wide.shape}")
-    return wide
+    array = np.asarray(as_array(name, embeddings))
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or np.iscomplexobj(
+        array
+    ):
+        raise InputError(f"{name}: expected real numbers, found {array.dtype}")
+    if array.ndim not in (1, 2):
+        raise InputError(f"{name}: expected shape (texts, dim) or (dim,), found {array.shape}")
+    wide = np.issubdtype(array.dtype, np.floating) and array.dtype.itemsize > 4
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float64 if wide else np.float32, copy=False)
+    if wrong := rows_not_finite(np.atleast_2d(floats)):
+        which = f"row {wrong[0]}" if array.ndim == 2 else "the vector"
+        more = f" (and {len(wrong) - 1} more rows)" if len(wrong) > 1 else ""
+        raise InputError(f"{name}: expected finite numbers; {which}{more} holds NaN or infinity")
+    return floats
+
+
+def _both(one: Any, other: Any) -> tuple[np.ndarray, np.ndarray]:
+    return vectors("first embeddings", one), vectors("second embeddings", other)
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of one width, in the wider dtype of the two."""
     if one.shape[-1] != other.shape[-1]:
         raise InputError(
             f"embeddings: {one.shape[-1]} numbers each, but the others have {other.shape[-1]}"
         )
-    return one, other
+    dtype = np.result_type(one, other)
+    return one.astype(dtype, copy=False), other.astype(dtype, copy=False)
 
 
-def _function(name: str) -> tuple[Compare, Compare]:
+def _in_range(
+    compare: Compare, degree: int, one: np.ndarray, other: np.ndarray
+) -> tuple[Compare, int]:
+    """A function that compares rows of two arrays, in which nothing overflows or underflows.
+
+    Vectors of extreme magnitudes are compared in float64, which holds the squares of all of
+    float32; those of float64 are also divided by a power of two, common to all of them.
+
+    Returns:
+        The function, and the power of two that its scores are yet to be multiplied by.
+    """
+    if not (degree and (extreme(one).any() or extreme(other).any())):
+        return compare, 0
+    exponent = 0
+    if one.dtype == np.float64:
+        exponent = int(np.frexp(max(np.abs(one).max(), np.abs(other).max()))[1])
+
+    def score(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+        with np.errstate(under="ignore"):
+            return compare(*(np.ldexp(v.astype(np.float64), -exponent) for v in (some, others)))
+
+    return score, degree * exponent
+
+
+def _rounded(scores: np.ndarray, exponent: int, dtype: Any) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        return (np.ldexp(scores, exponent) if exponent else scores).astype(dtype, copy=False)
+
+
+def _function(name: str) -> Similarity:
     if name not in tuple(SIMILARITIES):
         known = ", ".join(SIMILARITIES)
         raise InputError(f"similarity: expected one of {known}; found {shown(name)}")

@@ -17,7 +17,7 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"assets", "errors", "printing"},
-    {"checks", "text_lists"},
+    {"checks", "norms", "text_lists"},
     {"attention", "layers", "report", "sharding_rules", "strict_json"}
     | {"processors", "sampling"}
     | {"pooling", "parameters", "embedding_outputs", "cli_shared", "progress", "plots"},
@@ -26,13 +26,13 @@ FLOORS = [
         "atomic",
         "cache",
         "config",
+        "finite",
         "sharding",
-        "similarity",
         "tables",
         "tensor_files",
     },
-    {"embedding_parts", "model_files", "quantization", "texts"},
-    {"embedding_job"},
+    {"embedding_parts", "model_files", "similarity", "texts"},
+    {"embedding_job", "quantization"},
     {"checkpoint", "decoding", "generation_arrays", "generation_rules", "inputs", "outputs"}
     | {"placement", "sources"},
     {"beams", "generation_config", "hub", "matching", "stack"},

@@ -18,8 +18,9 @@ from minibert import batching
 from minibert.batching import Batch, check_budget
 from minibert.checks import whole
 from minibert.compilation import compiled
-from minibert.errors import InputError, shown
-from minibert.pipelines.batches import MODEL_INPUTS, collated, length, separated
+from minibert.errors import InputError, NotFiniteError, shown
+from minibert.finite import cause, quoted, scores_defined
+from minibert.pipelines.batches import MODEL_INPUTS, collated, length, on_host, separated
 from minibert.pipelines.options import routed
 from minibert.pretrained import PretrainedModel
 from minibert.progress import ticking
@@ -35,8 +36,9 @@ Shares = Mapping[str, Mapping[str, Any]]
 
 
 class _Job(NamedTuple):
-    """An input on its way: its number, its rows' places, and whether it may have several."""
+    """An input: itself, its number, its rows' places, and whether it may have several."""
 
+    item: Any
     number: int
     places: range
     several: bool
@@ -119,6 +121,8 @@ class Pipeline(abc.ABC):
         """Answers one input, a list of them, or, as they are asked for, those of an iterable.
 
         Raises:
+            NotFiniteError: what the model computed for an input, which is named, is NaN or
+                infinite.
             InputError: an option is unknown or impossible; or an input is, which is then named:
                 no text, no tokens, or more than the model can take and `truncation=True` not said.
         """
@@ -180,6 +184,22 @@ class Pipeline(abc.ABC):
         least = max(1, self.tokenizer.num_special_tokens_to_add(pair))
         return whole("max_length", max_length, least)
 
+    def logits(self, outputs: Mapping[str, Any], name: str = "logits") -> np.ndarray:
+        """The scores `(1, …)` of one input, on the host, half precision as float32.
+
+        Raises:
+            NotFiniteError: no probabilities can be made of them along the last axis. A score of
+                -inf rules an outcome out, and is none of the model's faults.
+        """
+        scores = on_host(outputs[name])
+        if not scores_defined(scores):
+            raise self.not_finite(name)
+        return scores
+
+    def not_finite(self, name: str) -> NotFiniteError:
+        """The error for an output of the model that is NaN or infinite."""
+        return NotFiniteError(f"{name}: the model computed NaN or infinity: {cause(self.model)}")
+
     @property
     def positions(self) -> int:
         """How many tokens the model can take."""
@@ -212,7 +232,7 @@ class Pipeline(abc.ABC):
             size = 1 if total is None else CHUNK
             while chunk := list(itertools.islice(numbered, size)):
                 jobs, rows = self._prepared(chunk, shares, several)
-                yield from self._computed(jobs, rows, shares, tick)
+                yield from self._computed(jobs, rows, shares, several, tick)
                 size = min(FASTER * size, CHUNK)
 
     def _prepared(
@@ -221,13 +241,13 @@ class Pipeline(abc.ABC):
         jobs: list[_Job] = []
         rows: list[Mapping[str, Any]] = []
         for number, item in chunk:
-            with naming(number if several else None):
+            with naming(number if several else None, item):
                 made = self.preprocess(item, **shares["preprocess"])
                 one = isinstance(made, Mapping)
                 windows = [made] if one else list(made)
                 for window in windows:
                     self._check_length(length(window))
-            jobs.append(_Job(number, range(len(rows), len(rows) + len(windows)), not one))
+            jobs.append(_Job(item, number, range(len(rows), len(rows) + len(windows)), not one))
             rows += windows
         return jobs, rows
 
@@ -236,6 +256,7 @@ class Pipeline(abc.ABC):
         jobs: Sequence[_Job],
         rows: Sequence[Mapping[str, Any]],
         shares: Shares,
+        several: bool,
         tick: Callable[[int], None],
     ) -> Iterator[Any]:
         """The answers to jobs: an input's answer is made as soon as all its rows are computed."""
@@ -255,7 +276,8 @@ class Pipeline(abc.ABC):
                     job = jobs[owner[index]]
                     found = [outputs.pop(place) for place in job.places]
                     given = found if job.several else found[0]
-                    answers[owner[index]] = self.postprocess(given, **shares["postprocess"])
+                    with naming(job.number if several else None, job.item):
+                        answers[owner[index]] = self.postprocess(given, **shares["postprocess"])
                     tick(1)
         yield from answers
 
@@ -290,11 +312,13 @@ class Pipeline(abc.ABC):
 
 
 @contextlib.contextmanager
-def naming(number: int | None) -> Generator[None]:
-    """Says in an `InputError` to which input it belongs; nothing if there is but one."""
+def naming(number: int | None, item: Any = None) -> Generator[None]:
+    """Adds to an error to which input it belongs; nothing if there is but one."""
     try:
         yield
-    except InputError as reason:
+    except (InputError, NotFiniteError) as reason:
         if number is None:
             raise
+        if isinstance(reason, NotFiniteError):
+            raise NotFiniteError(f"input {number} ({quoted(item)}): {reason}") from None
         raise InputError(f"input {number}: {reason}") from None

@@ -7,6 +7,7 @@ import numpy as np
 
 from minibert.auto import FAMILIES
 from minibert.errors import InputError
+from minibert.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host
 from minibert.pipelines.options import for_tokenizer
@@ -55,4 +56,6 @@ class FeatureExtractionPipeline(Pipeline):
     def postprocess(self, outputs: Mapping[str, Any], *, return_tensors: bool = False) -> Any:
         """The text's `last_hidden_state` `(1, seq, hidden)`."""
         states = on_host(outputs["last_hidden_state"])
+        if not is_finite(states):
+            raise self.not_finite("last_hidden_state")
         return states if return_tensors else states.tolist()

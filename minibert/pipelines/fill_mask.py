@@ -75,7 +75,7 @@ class FillMaskPipeline(Pipeline):
         """The words for a text's masks, from its `input_ids` and `logits` `(1, seq, vocab)`."""
         ids = np.asarray(outputs["input_ids"])[0]
         masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
-        chances = softmax(on_host(outputs["logits"])[0, masks])
+        chances = softmax(self.logits({"logits": on_host(outputs["logits"])[0, masks]}))
         words = np.arange(chances.shape[-1]) if targets is None else self._targets(targets)
         top_k = whole("top_k", top_k, 1, chances.shape[-1])
         answers, single = [], len(masks) == 1

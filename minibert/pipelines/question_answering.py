@@ -10,7 +10,6 @@ from minibert.checks import whole
 from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForQuestionAnswering
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import on_host
 from minibert.pipelines.spans import characters, likeliest, probabilities
 from minibert.text_lists import check_text, text_list
 from minibert.token_ids import question_first
@@ -109,8 +108,8 @@ class QuestionAnsweringPipeline(Pipeline):
         nothing = 1.0
         for window in outputs:
             allowed = np.asarray(window["answerable"])[0]
-            start = probabilities(on_host(window["start_logits"])[0], allowed)
-            end = probabilities(on_host(window["end_logits"])[0], allowed)
+            start = probabilities(self.logits(window, "start_logits")[0], allowed)
+            end = probabilities(self.logits(window, "end_logits")[0], allowed)
             nothing = min(nothing, float(start[0] * end[0]))
             for first, last, score in likeliest(start, end, wanted, max_answer_len):
                 place = characters(

@@ -13,9 +13,10 @@ from minibert.bert_heads import BertForSequenceClassification
 from minibert.bert_lm_heads import BertForNextSentencePrediction
 from minibert.checks import whole
 from minibert.errors import InputError, shown
+from minibert.finite import is_finite
 from minibert.gpt2_heads import GPT2ForSequenceClassification
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import length, on_host, softmax
+from minibert.pipelines.batches import length, softmax
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
 
@@ -68,7 +69,9 @@ class TextClassificationPipeline(Pipeline):
         """The labels, from `logits` `(1, labels)`; without `top_k` the likeliest alone."""
         if top_k is not ... and top_k is not None:
             top_k = whole("top_k", top_k, 1)
-        scores = self._scored(on_host(outputs["logits"])[0], function_to_apply)
+        scores = self._scored(self.logits(outputs)[0], function_to_apply)
+        if not is_finite(scores):
+            raise self.not_finite("logits")
         order = np.argsort(-scores, kind="stable").tolist()
         names = self.model.config.id2label
         answers = [{"label": names[label], "score": float(scores[label])} for label in order]
@@ -125,7 +128,7 @@ class NextSentencePredictionPipeline(Pipeline):
 
     def postprocess(self, outputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Both labels' probabilities, from `logits` `(1, 2)`."""
-        scores = softmax(on_host(outputs["logits"])[0])
+        scores = softmax(self.logits(outputs)[0])
         return [
             {"label": label, "score": float(score)}
             for label, score in zip(self.labels, scores, strict=True)

@@ -11,7 +11,7 @@ from minibert.checks import whole
 from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForTokenClassification
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import on_host, softmax
+from minibert.pipelines.batches import softmax
 from minibert.pipelines.entities import STRATEGIES, Token, disjoint, entities
 from minibert.text_lists import check_text, text_list
 
@@ -119,7 +119,7 @@ class TokenClassificationPipeline(Pipeline):
 
     def _tokens(self, output: Mapping[str, Any]) -> list[Token]:
         """A window's tokens, but the special ones."""
-        sentence, scores = output["sentence"], softmax(on_host(output["logits"])[0])
+        sentence, scores = output["sentence"], softmax(self.logits(output)[0])
         ids = np.asarray(output["input_ids"])[0].tolist()
         spans = np.asarray(output["offset_mapping"])[0].tolist()
         words = self.tokenizer.convert_ids_to_tokens(ids)

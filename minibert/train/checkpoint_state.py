@@ -18,6 +18,7 @@ from minibert.errors import (
     WeightsFileError,
     shown,
 )
+from minibert.finite import each_finite
 from minibert.train.state import TrainState
 
 
@@ -97,11 +98,6 @@ def as_dict(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": own}
 
 
-@jax.jit
-def _finite(arrays: list[Array]) -> list[Array]:
-    return [jnp.isfinite(array).all() for array in arrays]
-
-
 def check_finite(state: TrainState, step: int) -> None:
     """Looks at every number of a state.
 
@@ -110,7 +106,7 @@ def check_finite(state: TrainState, step: int) -> None:
     """
     found = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
     paths, arrays = zip(*found, strict=True)
-    for path, finite in zip(paths, jax.device_get(_finite(list(arrays))), strict=True):
+    for path, finite in zip(paths, jax.device_get(each_finite(list(arrays))), strict=True):
         if not finite:
             raise NotFiniteError(
                 f"step {step}: NaN or infinity in {jax.tree_util.keystr(path[1:])}; no checkpoint "

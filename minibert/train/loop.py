@@ -239,16 +239,17 @@ class _Run:
         self._read()
         try:
             found = self.trainer.evaluate(self.evaluation.batches)
-        except Exception:
+        except Exception as reason:
             if self.unwritten is not None:
                 self._write(self.unwritten)
-            if self.store is not None:  # the steps until here are good
-                self._save()
-                self.store.wait()
+            if self.store is not None:  # the steps until here are good, unless the weights are not
+                with contextlib.suppress(NotFiniteError):
+                    self._save()
+                    self.store.wait()
+            if isinstance(reason, NotFiniteError):
+                raise NotFiniteError(f"evaluation at step {self.step}: {reason}") from None
             raise
         metrics = {f"eval_{name}": value for name, value in found.items()}
-        if not all(map(math.isfinite, metrics.values())):
-            raise NotFiniteError(f"step {self.step}: the evaluation gave {shown(metrics)}")
         value, standing = metrics["eval_loss"], self.standing
         standing.evaluated = self.step
         if standing.best is None or value < standing.best:

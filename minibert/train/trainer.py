@@ -12,7 +12,8 @@ from flax import nnx
 from jax import Array
 
 from minibert.checks import whole
-from minibert.errors import InputError, shown
+from minibert.errors import InputError, NotFiniteError, shown
+from minibert.finite import cause
 from minibert.parameters import Structure, matching_paths, parameters
 from minibert.placement import check_rows, check_shares, gathered_module, put_batch, taken
 from minibert.sharding import Sharding, checked_sharding
@@ -149,12 +150,17 @@ class Trainer:
 
         Raises:
             InputError: as for `step`; or there are no batches, or no targets in them.
+            NotFiniteError: the loss of a batch is NaN or infinite; accuracies would be of no use.
         """
         sums: dict[str, Any] = {}
-        for batch in batches:
+        for number, batch in enumerate(batches):
             given = self._given(batch, 1, evaluated=True)
             found = self._evaluate(self.state.params, self._frozen, given)
             found = jax.tree.map(np.float64, jax.device_get(found))
+            for term, loss in found["losses"].items():
+                if not np.isfinite(loss):
+                    why = cause(self.model)
+                    raise NotFiniteError(f"batch {number}: the loss {term!r} is {loss}: {why}")
             sums = jax.tree.map(np.add, sums, found) if sums else found
         if not sums:
             raise InputError("batches: expected at least one, found none")

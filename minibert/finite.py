@@ -1,0 +1,73 @@
+"""Checks that what a model computed is finite, and what to say where it is not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from minibert.parameters import parameters
+
+LONGEST = 48  # characters of an input that a message quotes
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether an array of float32 or float64 holds neither NaN nor infinity."""
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        # a sum of squares is not finite if a number is not, and takes one pass without a temporary
+        return bool(np.isfinite(flat @ flat)) or bool(np.isfinite(flat).all())
+
+
+def rows_not_finite(rows: Sequence[np.ndarray] | np.ndarray) -> list[int]:
+    """The indices of the rows that hold NaN or infinity."""
+    if isinstance(rows, np.ndarray) and is_finite(rows):
+        return []
+    return [index for index, row in enumerate(rows) if not is_finite(row)]
+
+
+def scores_defined(scores: np.ndarray) -> bool:
+    """Whether a softmax over the last axis is defined.
+
+    It is if the largest score is finite: -inf rules an outcome out, but NaN and +inf in a row, or
+    nothing but -inf, leave it without probabilities.
+    """
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(scores.max(axis=-1)).all())
+
+
+@jax.jit
+def each_finite(arrays: list[Array]) -> list[Array]:
+    """Of each array on a device, whether it is finite."""
+    return [jnp.isfinite(array).all() for array in arrays]
+
+
+def cause(model: Any) -> str:
+    """Why a model's outputs may not be finite, and what to do."""
+    known = parameters(model)
+    found = jax.device_get(each_finite(list(known.values())))
+    wrong = [path for path, finite in zip(known, found, strict=True) if not finite]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        return f"the parameter {wrong[0]}{more} is not finite; reload the model"
+    if np.float16 in _dtypes(model):
+        return (
+            "float16 overflows above 65504; load the model with dtype='float32' or dtype='bfloat16'"
+        )
+    return "every parameter is finite, but an intermediate value overflowed"
+
+
+def quoted(value: Any) -> str:
+    """The beginning of an input, as a message quotes it."""
+    text = repr(value[: LONGEST + 1] if isinstance(value, str) else value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _dtypes(model: Any) -> set[Any]:
+    """The dtypes that parts of a model compute or are stored in."""
+    found = [getattr(module, "dtype", None) for _, module in nnx.iter_modules(model)]
+    found += [leaf.dtype for leaf in parameters(model).values()]
+    return {jnp.dtype(dtype).type for dtype in found if dtype is not None}

@@ -1,0 +1,67 @@
+"""Vectors of unit length, on the host and on a device, whatever their scale."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-12  # by which torch.nn.functional.normalize divides a vector of zeros
+
+
+def unit(vectors: Any) -> Any:
+    """Scales vectors to length 1 along the last axis.
+
+    A vector whose squares would overflow or underflow is first multiplied by a power of two, which
+    is exact; all others are computed as `torch.nn.functional.normalize` computes them. A vector of
+    zeros stays zero, and its gradient is PyTorch's, that of a division by `EPSILON`. (PyTorch
+    divides all vectors shorter than `EPSILON` by it, and turns those longer than 1e19 to zeros.)
+
+    Args:
+        vectors: `(..., dim)` of float32 or float64, of NumPy or JAX. JAX's compiler may take
+            subnormal numbers for zeros.
+
+    Returns:
+        An array of the same kind, shape and dtype. NaN and infinity are not checked for.
+    """
+    return _on_host(vectors) if isinstance(vectors, np.ndarray) else _on_device(vectors)
+
+
+def extreme(vectors: np.ndarray) -> np.ndarray:
+    """Which vectors `(..., dim)` have squares that overflow, or lose digits to underflow: `(...)`.
+
+    Components that are much smaller than a vector's largest do not count.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        found = _extreme(np.einsum("...i,...i->...", vectors, vectors))
+    found[found] = vectors[found].any(axis=-1)  # zeros are not
+    return found
+
+
+def _on_host(vectors: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        squares = (vectors**2).sum(axis=-1, keepdims=True)
+    if (wrong := _extreme(squares)[..., 0]).any():
+        vectors = vectors.copy()
+        exponents = np.frexp(np.abs(vectors[wrong]).max(axis=-1, keepdims=True, initial=0))[1]
+        vectors[wrong] = np.ldexp(vectors[wrong], -exponents)
+        squares[wrong] = (vectors[wrong] ** 2).sum(axis=-1, keepdims=True)
+    return vectors / np.sqrt(np.where(squares == 0, 1, squares))
+
+
+def _on_device(vectors: jax.Array) -> jax.Array:
+    bits = np.finfo(vectors.dtype).maxexp
+    up, down = 2.0 ** (bits * 25 // 32), 2.0 ** (-bits * 5 // 8)
+    small, large = 2.0 ** (-bits * 5 // 16), 2.0 ** (bits * 3 // 8)
+    held = jax.lax.stop_gradient(vectors)
+    largest = jnp.abs(held).max(axis=-1, keepdims=True, initial=0)
+    scale = jnp.where(largest > large, down, jnp.where(largest < small, up, 1.0))
+    zero = largest == 0
+    scaled = vectors * jnp.where(zero, 1 / EPSILON, scale).astype(vectors.dtype)
+    squares = (scaled**2).sum(axis=-1, keepdims=True)
+    return scaled / jnp.sqrt(jnp.where(zero, 1, squares))  # the square root of 0 has no gradient
+
+
+def _extreme(squares: np.ndarray) -> np.ndarray:
+    bits = np.finfo(squares.dtype).maxexp
+    return ~((squares >= 2.0 ** (-bits * 5 // 8)) & (squares <= 2.0 ** (bits * 3 // 4)))
