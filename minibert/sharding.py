@@ -176,9 +176,10 @@ class Sharding:
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which part of a batch's rows this process gives, of how many: what `data` asks for.
+        """Which part of a batch's rows this process passes, of how many: `data`'s `share`.
 
-        Processes give the same rows where the tensor axes lie across them.
+        (i, n) is the `i`-th of `n` contiguous parts. Processes pass the same rows where the tensor
+        axes lie across them.
 
         Raises:
             InputError: this process's rows do not lie together.

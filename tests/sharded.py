@@ -22,13 +22,13 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 ROWS, SEQ = 16, 8
 
 
-def model(family, even=True):
-    """With sizes that 2, 4 and 8 divide, or not; no dropout, float64."""
+def model(family, even=True, dropout=0.0):
+    """With sizes that 2, 4 and 8 divide, or not; float64."""
     hidden, heads, vocab = (32, 4, 64) if even else (30, 3, 61)
     if family == "gpt2":
         config = minibert.GPT2Config.tiny(
             vocab_size=vocab, n_embd=hidden, n_head=heads, n_layer=2, n_positions=SEQ
-        ).replace(attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
+        ).replace(attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
         return minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     config = minibert.BertConfig.tiny(
         vocab_size=vocab,
@@ -37,7 +37,7 @@ def model(family, even=True):
         intermediate_size=4 * hidden,
         num_hidden_layers=2,
         max_position_embeddings=SEQ,
-    ).replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ).replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     return minibert.BertForMaskedLM(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
 
 
@@ -53,10 +53,10 @@ def batches(steps, part=0, parts=1):
         yield {name: array[rows] for name, array in batch.items()}
 
 
-def trainer(family, sizes, even=True, rules=None, **options):
+def trainer(family, sizes, even=True, rules=None, dropout=0.0, **options):
     sharding = None if sizes is None else Sharding.of_devices(**sizes, rules=rules)
     optimizer = adamw(1e-2)
-    start = model(family, even)
+    start = model(family, even, dropout)
     return Trainer(start, OBJECTIVES[family], optimizer, sharding=sharding, **options)
 
 

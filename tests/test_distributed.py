@@ -12,8 +12,8 @@ from test_sharding import MIX, SCRIPT, check_equal, environment, python
 from conftest import FLOAT64
 
 
-def processes(job, count):
-    """What each of some processes prints, eight devices in all."""
+def processes(job, count, devices=8):
+    """What each of some processes prints; how many devices they have is of all together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -21,7 +21,7 @@ def processes(job, count):
     started = [
         subprocess.Popen(
             [*command, str(number)],
-            env=environment(8 // count),
+            env=environment(devices // count),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -42,11 +42,38 @@ def processes(job, count):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_give_the_losses_of_one_device(family, count):
-    jobs = [{"family": family, "sizes": sizes} for sizes in (MIX, {"fsdp": 8})[: 3 - count // 2]]
-    (alone,) = python(SCRIPT, json.dumps([{"family": family, "sizes": None}]))
+    job = {"family": family, "dropout": 0.1}
+    jobs = [job | {"sizes": sizes} for sizes in (MIX, {"fsdp": 8})[: 3 - count // 2]]
+    (alone,) = python(SCRIPT, json.dumps([job | {"sizes": None}]))
     for found in processes(jobs, count):
         for together in found:
             check_equal(alone, together)
+
+
+def check_windows(job, sizes, count, devices):
+    """Losses on what `data` makes, in several processes and in one; what each of several prints."""
+    (alone,) = python(SCRIPT, json.dumps([job | {"windows": True, "sizes": None}]), devices=1)
+    found = processes([job | {"windows": True, "sizes": sizes}], count, devices)
+    for (together,) in found:
+        assert np.abs(np.subtract(together["windows"], alone["windows"])).max() <= FLOAT64
+    return [together for (together,) in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (2, {"data": 2}),
+        (4, {"data": 4}),
+        (4, {"data": 2, "fsdp": 2}),
+        (4, {"fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_processes_draw_what_one_device_draws(count, sizes):
+    """Dropout in each part of a batch, of the rows that `data` makes for each process."""
+    pytest.importorskip("grain", reason="the data are Grain's")
+    job = {"family": "gpt2", "dropout": 0.1, "accumulate": 2}
+    check_windows(job, sizes, count, count)
 
 
 NARROW = """
@@ -75,12 +102,9 @@ def test_shares_are_compared_in_32_bits_too():
 def test_processes_that_share_tensors_give_the_same_rows():
     """Four processes of two devices each: a tensor axis of four lies over two of them."""
     pytest.importorskip("grain", reason="the data are Grain's")
-    job = {"family": "gpt2", "windows": True}
-    (alone,) = python(SCRIPT, json.dumps([job | {"sizes": None}]))
-    found = processes([job | {"sizes": {"data": 2, "tensor": 4}}], 4)
-    for number, (together,) in enumerate(found):
+    job = {"family": "gpt2", "dropout": 0.1}
+    found = check_windows(job, {"data": 2, "tensor": 4}, 4, 8)
+    for number, together in enumerate(found):
         assert together["shares"] == 2
-        distance = np.abs(np.subtract(together["windows"], alone["windows"])).max()
-        assert distance <= FLOAT64
         if number in (0, 3):  # whose neighbours gave the other half
             assert "give other rows; make the data with share=sharding.share" in together["said"]

@@ -57,7 +57,7 @@ MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"fsdp": [2, 2], "
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_a_mix_gives_the_losses_of_one_device(family):
-    jobs = [{"family": family, "sizes": sizes} for sizes in (None, MIX)]
+    jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, MIX)]
     alone, mixed = python(SCRIPT, json.dumps(jobs))
     check_equal(alone, mixed)
     assert mixed["bytes"] <= 1.01 * mixed["whole"] / 4
@@ -67,7 +67,7 @@ def test_a_mix_gives_the_losses_of_one_device(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_every_mesh_gives_the_losses_of_one_device(family, capsys):
-    jobs = [{"family": family, "sizes": sizes} for sizes in (None, *MESHES)]
+    jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, *MESHES)]
     alone, *found = python(SCRIPT, json.dumps(jobs))
     for sizes, together in zip(MESHES, found, strict=True):
         check_equal(alone, together)
@@ -82,8 +82,8 @@ def test_every_mesh_gives_the_losses_of_one_device(family, capsys):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_sizes_that_nothing_divides(family):
     """And accumulation and rematerialisation, which the rest is done without."""
-    job = {"family": family, "even": False}
-    shared = job | {"sizes": {"fsdp": [2, 2], "tensor": 2}, "accumulate": 2, "remat": True}
+    job = {"family": family, "even": False, "dropout": 0.1, "accumulate": 2}
+    shared = job | {"sizes": {"fsdp": [2, 2], "tensor": 2}, "remat": True}
     alone, together = python(SCRIPT, json.dumps([job | {"sizes": None}, shared]))
     check_equal(alone, together)
     named = {entry[0]: entry for entry in together["partial"]}

@@ -19,9 +19,19 @@ from training import STEPS
 SCRIPT = pathlib.Path(__file__).with_name("training.py")
 
 
-def start(folder, workers=0):
-    command = [sys.executable, str(SCRIPT), str(folder), str(workers)]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "JAX_PLATFORMS": "cpu"}
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """A folder in which JAX keeps compiled programs: they are compiled once, not at every start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+def start(folder, workers=0, *options):
+    paths = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent)])
+    command = [sys.executable, str(SCRIPT), str(folder), str(workers), *options]
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -91,6 +101,39 @@ def test_killed_five_times(undisturbed, tmp_path):
         killed.append(done)
     assert 0 < max(killed) < STEPS
     check_same(tmp_path, finished(start(tmp_path)), undisturbed)
+
+
+def kill_at_steps(folder, goals, draw, *options):
+    """Runs, each killed at a random moment after its goal is reached, as the log has it."""
+    killed = []
+    for goal in goals:
+        process = start(folder, *options)
+        while process.poll() is None:
+            done = max((line["step"] for line in logged(folder)), default=0)
+            if done >= goal:
+                time.sleep(draw.uniform(0, 0.06))  # a step takes about half of it
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.0005)
+        # until everyone that holds the pipe is gone: workers that outlive their run would wait
+        process.communicate(timeout=60)
+        killed.append((done, process.returncode))
+    return killed
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_with_workers_accumulation_and_an_adapter(tmp_path):
+    seed = 0
+    draw = np.random.default_rng(seed)
+    goals = np.sort(draw.choice(np.arange(1, STEPS - 3), 20, replace=False)).tolist()
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    folder.mkdir()
+    expected = finished(start(whole, 0, "adapter"))
+    killed = kill_at_steps(folder, goals, draw, 2, "adapter")
+    sys.stdout.write(f"seed {seed}, goals {goals}, killed (step, exit status) {killed}\n")
+    assert all(status == -signal.SIGKILL for _, status in killed)
+    check_same(folder, finished(start(folder, 2, "adapter")), (whole, expected))
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """A tiny training run: a model, a trainer, and batches by Grain; for tests in and out of process.
 
-`python tests/training.py FOLDER WORKERS` trains in FOLDER, going on with what is there, and prints
-a digest.
+`python tests/training.py FOLDER WORKERS [adapter]` trains in FOLDER, going on with what is there,
+and prints a digest.
 """
 
 import json
@@ -14,7 +14,17 @@ import numpy as np
 from flax import nnx
 
 import minibert
-from minibert.train import Checkpoints, Evaluation, Trainer, adamw, causal_lm, data, fit, schedule
+from minibert.train import (
+    Checkpoints,
+    Evaluation,
+    LoRA,
+    Trainer,
+    adamw,
+    causal_lm,
+    data,
+    fit,
+    schedule,
+)
 
 STEPS = 40
 
@@ -59,9 +69,9 @@ def digest(trainer) -> str:
     return found.hexdigest()
 
 
-def run(folder, workers=0, wait=0.0):
+def run(folder, workers=0, wait=0.0, **options):
     """The whole run, with dropout, an evaluation and checkpoints in `folder`; it may be resumed."""
-    folder, trained = pathlib.Path(folder), trainer()
+    folder, trained = pathlib.Path(folder), trainer(**options)
     step = trained.step
 
     def watched(batch):
@@ -83,6 +93,7 @@ def run(folder, workers=0, wait=0.0):
 
 
 if __name__ == "__main__":
-    folder = sys.argv[1]
-    done = run(folder, workers=int(sys.argv[2]), wait=0.03)
+    folder, workers, *adapter = sys.argv[1:]
+    options = {"lora": LoRA(r=2), "accumulate": 2} if adapter else {}
+    done = run(folder, workers=int(workers), wait=0.03, **options)
     sys.stdout.write(json.dumps({"digest": digest(done)}))

@@ -1,10 +1,15 @@
 """Examples to batches, on Grain: order, epochs, hosts, workers, padding.
 
-The order is drawn for all hosts alike, and each takes its share of every batch. So a batch holds
-the same examples however many hosts there are, and a position in the data means the same to all.
+The order is drawn once for all hosts, and host `i` of `n` makes the `i`-th of `n` contiguous parts
+of every batch. The parts, joined in the order of the hosts, are the batch that one host would make,
+row for row, so whatever depends on a row's position in the batch (such as its dropout masks) is
+independent of the number of hosts; and a position in the data means the same to all.
 """
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,10 +84,11 @@ def batches(
         drop_last: whether an epoch's last batch is left out if it is smaller than the others.
         epochs: how often all examples are gone through; None for no end.
         seed: of the order and of `transforms`.
-        workers: how many processes make batches; 0 for a thread of this one.
-        share: (index, count): which part of every batch this host makes, of how many; by default
-            its number and theirs, as JAX has them. With a `Sharding` it is its `share`: hosts that
-            share tensors make the same rows.
+        workers: how many processes make batches; 0 for a thread of this one. They exit when this
+            process does, even if it is killed.
+        share: (index, count): which of `count` contiguous parts of every batch this host makes; by
+            default `jax.process_index()` and `jax.process_count()`. With a `Sharding`, pass its
+            `share`: hosts that share tensors make the same rows.
         transforms: what is drawn anew every epoch, each from an example and random numbers that
             depend on seed, epoch and example alone: neither on the order nor on hosts or workers.
         collate: from some examples to a batch.
@@ -101,7 +107,7 @@ def batches(
         workers=workers,
         share=share,
     )
-    index, hosts = given["share"]
+    hosts = given["share"][1]
     count = _counted(len(examples), batch_size, drop_last, hosts)
     if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
         raise InputError(
@@ -113,12 +119,31 @@ def batches(
         dataset = dataset.random_map(transform)
     if shuffle:
         dataset = dataset.shuffle()
-    if hosts > 1 or count < len(examples):
-        dataset = dataset[:count][index::hosts]
-    dataset = dataset.batch(batch_size // hosts, batch_fn=collate).repeat(epochs)
+    dataset = _parts_of_batches(grain, dataset, count, batch_size, given["share"], collate)
+    dataset = dataset.repeat(epochs)
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     batched = dataset.to_iter_dataset(threads)
     return _in_processes(grain, batched, workers) if workers else batched
+
+
+def _parts_of_batches(
+    grain: Any,
+    dataset: Any,
+    count: int,
+    batch_size: int,
+    share: tuple[int, int],
+    collate: Callable[[Sequence[Example]], dict[str, np.ndarray]],
+) -> Any:
+    """One host's contiguous part of every batch of the first `count` examples of an epoch."""
+    index, hosts = share
+    full = count - count % batch_size
+    parts = []
+    if full:
+        parts.append(dataset[:full].batch(batch_size // hosts, batch_fn=collate)[index::hosts])
+    if rows := (count - full) // hosts:  # of the last batch, which is smaller than the others
+        first = full + index * rows
+        parts.append(dataset[first : first + rows].batch(rows, batch_fn=collate))
+    return grain.MapDataset.concatenate(parts)
 
 
 def _counted(count: int, batch_size: Any, drop_last: bool, hosts: int) -> int:
@@ -184,8 +209,20 @@ def _in_processes(grain: Any, batched: Any, workers: int) -> Any:
     options = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     batched = grain.experimental.WithOptionsIterDataset(batched, options)
     return batched.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD),
+        worker_init_fn=_exit_with_parent,
     )
+
+
+def _exit_with_parent(index: int, count: int) -> None:
+    """In a worker: ends it when its parent ends, which Grain does only if the parent can say so."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="exit-with-parent", daemon=True).start()
 
 
 def _grain() -> Any:

@@ -58,6 +58,7 @@ def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Resul
     """Builds all there is to build before anything in the output folder is touched."""
     tokenizer = tokenizer_of(settings)
     sharding = sharding_of(settings)
+    share = None if sharding is None else sharding.share
     model = model_of(settings, tokenizer, sharding)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
@@ -66,7 +67,7 @@ def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Resul
     source, held = sources_of(settings, tokenizer)
 
     def dataset(source: Any, **options: Any) -> Any:
-        return dataset_of(settings, source, tokenizer, label2id, **options)
+        return dataset_of(settings, source, tokenizer, label2id, share=share, **options)
 
     steps = _steps(settings, dataset, source)
     objective = task.objective(settings, model.config)

@@ -39,11 +39,17 @@ class Trainer:
             What is not trained is bit for bit the same afterwards.
         lora: what to train in place of parameters of the model: a `LoRA`, or an `Adapter` to be
             trained further.
-        accumulate: how many parts a batch is taken in, one after the other.
+        accumulate: how many parts a batch is taken in, one after the other: of `n`, part `k` is
+            the rows `k`, `k + n`, `k + 2n`, ….
         remat: whether a layer's inner results are computed again in the backward pass, not kept.
-        seed: of dropout and of a fresh adapter; each step's keys are its own.
-        sharding: how several devices share the work. Every process then gives its own rows of a
-            batch, as many as the others: its `share` of them.
+        seed: of dropout and of a fresh adapter. The dropout masks of a row depend on the seed, the
+            step, `accumulate` (each part has a key of its own), the shape of the batch and the
+            row's position in it: not on `remat`, nor on the number of processes and devices or the
+            shape of their mesh.
+        sharding: how several devices share the work. Every process then passes its own rows of a
+            batch, as many as the others: with `share` = (i, n), the `i`-th of `n` contiguous parts
+            of the batch that a single process would pass. `minibert.train.data` makes them with
+            `share=sharding.share`.
 
     Raises:
         InputError: an argument is wrong, or parameters to be trained are narrower than float32.
