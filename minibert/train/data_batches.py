@@ -12,6 +12,8 @@ import numpy as np
 
 from minibert.checks import flag, whole
 from minibert.errors import InputError, SourceError, shown
+from minibert.train.data_guard import Guarded, GuardedExamples
+from minibert.train.data_identity import identified
 
 Example = dict[str, Any]
 AHEAD = 4  # batches that are made before they are asked for
@@ -66,6 +68,7 @@ def batches(
     share: Any = None,
     transforms: Sequence[Callable[[Example, np.random.Generator], Example]] = (),
     collate: Callable[[Sequence[Example]], dict[str, np.ndarray]] = stacked,
+    about: Mapping[str, Any] | None = None,
 ) -> Any:
     """Batches of examples, as Grain's `IterDataset`.
 
@@ -86,6 +89,10 @@ def batches(
         transforms: what is drawn anew every epoch, each from an example and random numbers that
             depend on seed, epoch and example alone: neither on the order nor on hosts or workers.
         collate: from some examples to a batch.
+        about: what else a run has to have in common with one that it resumes, as JSON can hold it.
+            (Compared are the arguments above, but for `epochs` and a `seed` that nothing is drawn
+            by, and the examples: all of a list, an array or a dataclass; of another sequence 4,096,
+            evenly spaced. Of functions that are no dataclasses it is the names.)
 
     Raises:
         InputError: an argument is wrong, or hosts would get unequal shares.
@@ -108,17 +115,25 @@ def batches(
             f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
             "lengths; expected one length"
         )
-    dataset = grain.MapDataset.source(examples).seed(seed)
+    dataset = grain.MapDataset.source(GuardedExamples(examples)).seed(seed)
     for transform in transforms:
-        dataset = dataset.random_map(transform)
+        dataset = dataset.random_map(Guarded(transform, type(transform).__name__))
     if shuffle:
         dataset = dataset.shuffle()
     if hosts > 1 or count < len(examples):
         dataset = dataset[:count][index::hosts]
-    dataset = dataset.batch(batch_size // hosts, batch_fn=collate).repeat(epochs)
+    dataset = dataset.batch(batch_size // hosts, batch_fn=Guarded(collate, "collate")).repeat(
+        epochs
+    )
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     batched = dataset.to_iter_dataset(threads)
-    return _in_processes(grain, batched, workers) if workers else batched
+    return identified(
+        _in_processes(grain, batched, workers) if workers else batched,
+        examples,
+        options=given,
+        functions={"transforms": list(transforms), "collate": collate},
+        about=about or {},
+    )
 
 
 def _counted(count: int, batch_size: Any, drop_last: bool, hosts: int) -> int:

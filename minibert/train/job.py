@@ -1,14 +1,18 @@
 """A run of `minibert train`: from settings to a folder with the model, its log and its picture."""
 
+import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from typing import Any
 
 from minibert.atomic import atomic_folder, reported
+from minibert.atomic_file import new_file
 from minibert.errors import ConfigError, InputError, TargetError, shown
-from minibert.saving import check_saved, write_json, write_model
+from minibert.saving import check_saved, write_model
 from minibert.train.checkpoints import Checkpoints, one_run, restore
+from minibert.train.encoders import Vectors, start_of, vectors_of
 from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora_config import LoRA
 from minibert.train.lora_files import save_adapter
@@ -30,16 +34,18 @@ PARTS = ("model", "adapter", "checkpoints", "log.jsonl", "loss.png", "settings.j
 SHARD = 5 * 10**9  # bytes
 
 
-def run(settings: Settings, *, resume: bool = False, overwrite: bool = False) -> Result:
+def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = False) -> Result:
     """Trains as the settings say, and writes what came of it.
 
-    The output folder gets `model`, a folder as Hugging Face's, with the tokenizer; `adapter`, as
-    PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
+    The output folder gets `model`, a folder as Hugging Face's, with the tokenizer (of contrastive
+    training a sentence-transformers folder, with the modules, prompts and settings of the one it
+    started from, or with the pooling alone); `adapter`, as PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
     `settings.json`. After an interruption, the model and the picture are not written.
 
     Args:
         settings: what to do.
-        resume: whether to go on with what is in the output folder.
+        resume: whether to resume the run in the output folder; "elsewhere" to do so with other data
+            or settings (see `Checkpoints`).
         overwrite: whether to throw away what a run has left there.
 
     Raises:
@@ -53,22 +59,33 @@ def run(settings: Settings, *, resume: bool = False, overwrite: bool = False) ->
         return _run(settings, task, resume, overwrite)
 
 
-def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Result:
+def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
     """Builds all there is to build before anything in the output folder is touched."""
-    tokenizer = tokenizer_of(settings)
+    start = None
+    if task.objective is None and settings.model is not None:
+        start = start_of(settings.model)
+    beginning = settings if start is None else dataclasses.replace(settings, model=start.model)
+    tokenizer = tokenizer_of(beginning)
     sharding = sharding_of(settings)
-    model = model_of(settings, tokenizer, sharding)
+    model = model_of(beginning, tokenizer, sharding)
+    vectors = None
+    if task.objective is None:
+        vectors = vectors_of(start, settings.pooling, model, tokenizer)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
     label2id = label_map(settings, model.config)
-    source, held = sources_of(settings, tokenizer)
+    reading = tokenizer if vectors is None else vectors.reading(tokenizer)
+    source, held = sources_of(settings, reading)
 
     def dataset(source: Any, **options: Any) -> Any:
-        return dataset_of(settings, source, tokenizer, label2id, **options)
+        return dataset_of(settings, source, reading, label2id, **options)
 
     steps = _steps(settings, dataset, source)
-    objective = task.objective(settings, model.config)
+    if vectors is not None:
+        objective = vectors.objective(settings.scale)
+    else:
+        objective = task.objective(settings, model.config)
     trainer = _trainer(settings, model, objective, sharding, steps)
     evaluation = None
     if held is not None:
@@ -87,8 +104,10 @@ def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Resul
     batches = dataset(source, shuffle=True, drop_last=True, epochs=None, workers=settings.workers)
     if overwrite:
         clear(settings.output)
-    if not os.path.exists(path := os.path.join(settings.output, "settings.json")):
-        write_json(_plain(settings), path)
+    path = os.path.join(settings.output, "settings.json")
+    if resume == "elsewhere" or not os.path.exists(path):
+        with new_file(path) as file:
+            file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
     result = fit(
         trainer,
         batches,
@@ -101,11 +120,11 @@ def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Resul
     if result.stopped != "interrupted":
         if settings.best and result.best_step != result.step:
             restore(trainer, checkpoints.folder, result.best_step)
-        _write(settings, trainer, model, tokenizer)
+        _write(settings, trainer, model, tokenizer, vectors)
     return result
 
 
-def check_output(folder: str, resume: bool, overwrite: bool) -> None:
+def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
     """Refuses an output folder with something in it that is not asked for.
 
     Raises:
@@ -183,16 +202,21 @@ def _about(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _write(settings: Settings, trainer: Trainer, model: Any, tokenizer: Any) -> None:
+def _write(
+    settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, vectors: Vectors | None
+) -> None:
     trained = trainer.model
     folder = os.path.join(settings.output, "model")
 
     def check(written: str) -> None:
         check_saved(trained, written)
 
-    with atomic_folder(folder, overwrite=True, check=check) as new:
-        write_model(trained, new, SHARD)
-        tokenizer.save_pretrained(new)
+    if vectors is not None:
+        vectors.save(trained, tokenizer, folder)
+    else:
+        with atomic_folder(folder, overwrite=True, check=check) as new:
+            write_model(trained, new, SHARD)
+            tokenizer.save_pretrained(new)
     if settings.lora_rank is not None:
         adapter = os.path.join(settings.output, "adapter")
         save_adapter(model, trainer.adapter, adapter, overwrite=True)
