@@ -29,16 +29,19 @@ SEALED = ("identity", "standing", "checksums", "positions", "data")
 def _summary(leaf: Array) -> tuple[Array, Array]:
     """Whether all numbers are finite, and a checksum, computed where they are, however sharded.
 
-    Words of at most 32 bits are summed, each times an odd number of its place: no change within one
-    word leaves the sum as it was.
+    Words of at most 32 bits, each with its place, are mixed (by the finalizer of MurmurHash3, which
+    is a bijection, so that no change of one word leaves the sum as it was) and summed.
     """
     width = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     words = leaf if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
     place = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(words.shape):  # not flattened, which would gather what is sharded
         place = place * size + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    factors = (place * jnp.uint32(2654435761) << 1) | 1
-    return jnp.isfinite(leaf).all(), jnp.sum(words.astype(jnp.uint32) * factors, dtype=jnp.uint32)
+    mixed = words.astype(jnp.uint32) + place * jnp.uint32(0x9E3779B1)
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    mixed = mixed ^ (mixed >> 16)
+    return jnp.isfinite(leaf).all(), jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:

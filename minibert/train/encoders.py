@@ -13,7 +13,7 @@ from minibert.sentence_hub import encoder_folder
 from minibert.sentence_modules import Pooling, SentenceModel, token_features
 from minibert.sentence_saving import save_encoder
 from minibert.sentence_settings import SentenceSettings, longest, read_settings
-from minibert.token_ids import lower_case
+from minibert.token_ids import make_lower_case
 from minibert.train.objectives import Objective
 from minibert.train.ranking import contrastive
 
@@ -54,7 +54,7 @@ class Vectors:
         """The tokenizer that texts are read with; it makes them lower-case if the encoder does."""
         if self.settings.do_lower_case:
             tokenizer = copy.deepcopy(tokenizer)
-            lower_case(tokenizer.backend_tokenizer)
+            make_lower_case(tokenizer.backend_tokenizer)
         return tokenizer
 
     def save(self, model: Any, tokenizer: Any, folder: str) -> None:

@@ -76,7 +76,11 @@ def run_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> li
         expected = {name: expected[name] for name in expected if name in (*found, "lora")}
         for side in (found, expected):
             side["frozen"] = {path: one.partition(" #")[0] for path, one in side["frozen"].items()}
-    return differences(found, expected)
+    return sorted(differences(found, expected), key=_is_of_array)  # settings first
+
+
+def _is_of_array(fault: str) -> bool:
+    return is_of_state(fault) or fault.startswith("frozen: ")
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
