@@ -31,6 +31,7 @@ IN_THE_SHELL = {
     "do_sample=True": "--seed",
     "truncation=True": "--truncate",
     "overwrite=True": "--overwrite",
+    "resume='elsewhere'": "--elsewhere",
     "pooling='mean'": "--pooling mean",
     "max_new_tokens": "--max-new-tokens",
     "; pass new_head=True, rngs=nnx.Rngs(0) to start it afresh": "",

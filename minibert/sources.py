@@ -241,7 +241,7 @@ def _open_orbax(path: str) -> TensorSource:
 def array_sums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """CRC-32 of the bytes of arrays, by name."""
     return {
-        name: zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        name: zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         for name, array in arrays.items()
     }
 

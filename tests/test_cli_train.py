@@ -271,6 +271,7 @@ def test_a_sentence_encoder_stays_one(place, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(loss, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sentence_encoder_of_a_plain_model(place, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     done = run(

@@ -83,7 +83,9 @@ def test_links_are_not_followed(tmp_path):
     path.unlink()
     for there in (True, False):
         path.symlink_to(mine)
-        with pytest.raises(TargetError, match="log.jsonl: expected a file, found a symbolic link"):
+        with pytest.raises(
+            TargetError, match=r"log\.jsonl: expected a file, found a symbolic link"
+        ):
             MetricsLog(path, 0, restored=False, resume=True)
         assert mine.exists() == there
         mine.unlink(missing_ok=True)

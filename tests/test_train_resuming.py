@@ -178,7 +178,7 @@ def test_any_optimizer_is_known_by_its_program(tmp_path):
     save(tmp_path, made(), batches(), 2)
     assert resume(tmp_path, made(), batches()).step == 2
     for other in ({"rate": 2e-3}, {"boundary": 101}):
-        with pytest.raises(CheckpointMismatchError, match="optimizer: program: jax .*, optax .*"):
+        with pytest.raises(CheckpointMismatchError, match=r"optimizer: program: jax .*, optax .*"):
             resume(tmp_path, made(**other), batches())
     assert not differences(
         {"optimizer": {"program": {"jax 0.1": "a"}}}, {"optimizer": {"program": {"jax 9": "b"}}}

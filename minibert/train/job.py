@@ -37,10 +37,12 @@ SHARD = 5 * 10**9  # bytes
 def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = False) -> Result:
     """Trains as the settings say, and writes what came of it.
 
-    The output folder gets `model`, a folder as Hugging Face's, with the tokenizer (of contrastive
-    training a sentence-transformers folder, with the modules, prompts and settings of the one it
-    started from, or with the pooling alone); `adapter`, as PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
+    The output folder gets `model`, a folder as Hugging Face's, with the tokenizer; `adapter`, as
+    PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
     `settings.json`. After an interruption, the model and the picture are not written.
+
+    Of contrastive training, `model` is a sentence-transformers folder: with the modules, prompts
+    and settings of the one that it started from, or with the pooling that was trained.
 
     Args:
         settings: what to do.
@@ -65,35 +67,27 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     if task.objective is None and settings.model is not None:
         start = start_of(settings.model)
     beginning = settings if start is None else dataclasses.replace(settings, model=start.model)
-    tokenizer = tokenizer_of(beginning)
+    tokenizer = reading = tokenizer_of(beginning)
     sharding = sharding_of(settings)
     model = model_of(beginning, tokenizer, sharding)
     vectors = None
     if task.objective is None:
         vectors = vectors_of(start, settings.pooling, model, tokenizer)
+        reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
+    else:
+        objective = task.objective(settings, model.config)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
     label2id = label_map(settings, model.config)
-    reading = tokenizer if vectors is None else vectors.reading(tokenizer)
     source, held = sources_of(settings, reading)
 
     def dataset(source: Any, **options: Any) -> Any:
         return dataset_of(settings, source, reading, label2id, **options)
 
     steps = _steps(settings, dataset, source)
-    if vectors is not None:
-        objective = vectors.objective(settings.scale)
-    else:
-        objective = task.objective(settings, model.config)
     trainer = _trainer(settings, model, objective, sharding, steps)
-    evaluation = None
-    if held is not None:
-        evaluation = Evaluation(
-            batches=dataset(held),
-            every=steps if settings.evaluate_every is None else settings.evaluate_every,
-            patience=settings.patience,
-        )
+    evaluation = None if held is None else _evaluation(settings, dataset(held), steps)
     checkpoints = Checkpoints(
         folder=os.path.join(settings.output, "checkpoints"),
         every=settings.checkpoint_every,
@@ -104,10 +98,7 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     batches = dataset(source, shuffle=True, drop_last=True, epochs=None, workers=settings.workers)
     if overwrite:
         clear(settings.output)
-    path = os.path.join(settings.output, "settings.json")
-    if resume == "elsewhere" or not os.path.exists(path):
-        with new_file(path) as file:
-            file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
+    _write_settings(settings, anew=resume == "elsewhere")
     result = fit(
         trainer,
         batches,
@@ -138,7 +129,7 @@ def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
             "anew"
         )
     # what a run that was killed has left of a folder it was writing
-    unfinished = ("log.jsonl.", ".minibert-new-", ".minibert-old-")
+    unfinished = ("log.jsonl.", "loss.png.", "settings.json.", ".minibert-new-", ".minibert-old-")
     foreign = sorted(
         name for name in found if name not in PARTS and not name.startswith(unfinished)
     )
@@ -159,6 +150,11 @@ def _steps(settings: Settings, dataset: Any, source: Any) -> int:
         return settings.steps
     # an epoch is gone through once to be counted: only the data know how many batches they make
     return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
+
+
+def _evaluation(settings: Settings, batches: Any, steps: int) -> Evaluation:
+    every = steps if settings.evaluate_every is None else settings.evaluate_every
+    return Evaluation(batches=batches, every=every, patience=settings.patience)
 
 
 def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, steps: int) -> Trainer:
@@ -190,6 +186,13 @@ def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, step
 
 def _plain(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in vars(settings).items() if value is not None}
+
+
+def _write_settings(settings: Settings, anew: bool) -> None:
+    path = os.path.join(settings.output, "settings.json")
+    if anew or not os.path.exists(path):
+        with new_file(path) as file:
+            file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
 
 
 def _about(settings: Settings) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from minibert.train.progress import training_bar
 from minibert.train.trainer import Trainer
 
 Callback = Callable[[int, dict[str, Any]], Any]
-END = object()  # of the data; None is no batch, and an error
+END: Any = object()  # of the data; None is no batch, and an error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,8 @@ class Taught:
 
     def __getattr__(self, name: str) -> Any:
         if name == "identity":  # is there if that of the batches is
-            of_batches = self._batches.identity
+            batches: Any = self._batches
+            of_batches = batches.identity
             return lambda: {**of_batches(), "teacher": digest(checksums(self._teacher.parameters))}
         raise AttributeError(name)
 
