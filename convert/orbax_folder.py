@@ -7,13 +7,14 @@ import numpy as np
 
 from minibert.checkpoint import leaves
 from minibert.errors import TargetError
-from minibert.sources import ORBAX, open_source
+from minibert.sources import CHECKSUMS, ORBAX, array_sums, open_source
 
 
 def write_orbax(model: Any, folder: str) -> None:
     """Writes the model's tree into `orbax/` of an existing folder, and compares what was written.
 
     The tree is nested dictionaries with the names of the modules; a list's indices are text.
+    Checksums of the arrays are in the checkpoint's custom metadata, and compared when it is read.
 
     Raises:
         TargetError: orbax-checkpoint is not installed, or what was written is not the model.
@@ -33,8 +34,11 @@ def write_orbax(model: Any, folder: str) -> None:
         for room in rooms:
             node = node.setdefault(room, {})
         node[last] = array
+    sums = array_sums({path: np.asarray(array) for path, array in arrays.items()})
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(os.path.abspath(os.path.join(folder, ORBAX)), tree)
+        checkpointer.save(
+            os.path.abspath(os.path.join(folder, ORBAX)), tree, custom_metadata={CHECKSUMS: sums}
+        )
     with open_source(folder) as written:
         if written.tensors.keys() != arrays.keys():
             raise TargetError(f"{folder}: the arrays written are not those of the model")

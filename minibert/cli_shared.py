@@ -33,6 +33,7 @@ IN_THE_SHELL = {
     "overwrite=True": "--overwrite",
     "dtype='float32'": "--dtype float32",
     "dtype='bfloat16'": "--dtype bfloat16",
+    "resume='elsewhere'": "--elsewhere",
     "pooling='mean'": "--pooling mean",
     "max_new_tokens": "--max-new-tokens",
     "; pass new_head=True, rngs=nnx.Rngs(0) to start it afresh": "",

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minibert.atomic_file import new_file
 from minibert.cli_shared import AsJson, Device, output, print_json, problems, settings
 from minibert.plots import loss_curve
 from minibert.train.loop import Result
@@ -15,6 +16,12 @@ Config = Annotated[
     str | None, typer.Argument(metavar="[CONFIG.toml]", help="A file with these keys.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
+Elsewhere = Annotated[
+    bool,
+    typer.Option(
+        "--elsewhere", help="Resume with other data or settings; what differs is printed."
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Throw away the run in the output folder.")
 ]
@@ -23,6 +30,7 @@ Overwrite = Annotated[
 def train(
     path: Config = None,
     resume: Resume = False,
+    elsewhere: Elsewhere = False,
     overwrite: Overwrite = False,
     device: Device = None,
     as_json: AsJson = False,
@@ -30,9 +38,11 @@ def train(
 ) -> None:
     """Trains a model on a file: `minibert train CONFIG.toml`, with flags that count more.
 
-    What comes of it stands in the output folder: model/ (as Hugging Face's, with its tokenizer),
-    log.jsonl, loss.png, and checkpoints/, from which a run that was stopped goes on with --resume
-    to the very numbers of one that was not.
+    The output folder holds model/ (as Hugging Face's, with its tokenizer), log.jsonl, loss.png, and
+    checkpoints/, from which a run that was stopped goes on with --resume to the very numbers of one
+    that was not. The task contrastive writes a sentence-transformers folder: the modules, prompts
+    and settings of the one it started from (whose pooling is trained; Dense layers stay as they
+    are), or, from a plain model, the pooling that was trained.
     """
     from minibert.train import keep_memory
     from minibert.train.job import run  # not earlier: it brings in what only training needs
@@ -41,7 +51,8 @@ def train(
         keep_memory()  # before JAX's threads begin
     with settings(device):
         chosen = read_settings(path, {k: v for k, v in given.items() if v not in (None, [])})
-        result = run(chosen, resume=resume, overwrite=overwrite)
+        how = "elsewhere" if elsewhere else resume
+        result = run(chosen, resume=how, overwrite=overwrite)
         picture = result.stopped == "interrupted" or _picture(result, chosen.output)
         if as_json:
             print_json(_summary(result, chosen.output))
@@ -83,7 +94,8 @@ def _picture(result: Result, folder: str) -> bool:
         figure = loss_curve(result.history)
     except ImportError:
         return False
-    figure.savefig(os.path.join(folder, "loss.png"))
+    with new_file(os.path.join(folder, "loss.png")) as file:
+        figure.savefig(file, format="png")
     return True
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.tree_util import GetAttrKey, SequenceKey
 
 from minibert.errors import InputError, shown
@@ -29,6 +31,13 @@ class Structure:
 def parameters(model: Any) -> dict[str, Any]:
     """A model's arrays by path; their shapes, of a model of shapes."""
     return {_dotted(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(model)}
+
+
+def computing_dtypes(model: nnx.Module) -> list[str]:
+    """The dtypes that a model's layers compute in, where they are set; sorted."""
+    modules = (module for _, module in nnx.iter_modules(model))
+    found = {getattr(module, "dtype", None) for module in modules} - {None}
+    return sorted(str(jnp.dtype(dtype)) for dtype in found)
 
 
 def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:

@@ -4,6 +4,8 @@ import os
 import pathlib
 import re
 import zipfile
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource, 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 ORBAX = "orbax"
+CHECKSUMS = "minibert_crc32"  # in an Orbax checkpoint's custom metadata
 FLAX = "flax_model.msgpack"
 MAX_INDEX_BYTES = 64 << 20
 MIN_TORCH = (2, 10)  # the first whose weights_only unpickler has no known escape
@@ -218,10 +221,41 @@ def _open_orbax(path: str) -> TensorSource:
     path = os.path.abspath(path)  # Orbax takes no other
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            shapes = checkpointer.metadata(path).item_metadata.tree
+            metadata = checkpointer.metadata(path)
+            shapes = metadata.item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
             restored = checkpointer.restore(path, restore_args=as_numpy)
     except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
         why = shown(str(reason))
         raise WeightsFileError(f"{path}: not an Orbax checkpoint ({why})") from None
-    return ArraySource(flat_arrays(restored, path), path, layout="tree")
+    arrays = flat_arrays(restored, path)
+    _check_sums(arrays, (metadata.custom_metadata or {}).get(CHECKSUMS), path)
+    return ArraySource(arrays, path, layout="tree")
+
+
+def array_sums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """CRC-32 of the bytes of arrays, by name."""
+    return {
+        name: zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for name, array in arrays.items()
+    }
+
+
+def _check_sums(arrays: Mapping[str, np.ndarray], saved: Any, path: str) -> None:
+    """Compares arrays with the checksums beside them; other writers' checkpoints have none.
+
+    Raises:
+        WeightsFileError: an array is not the one that was written.
+    """
+    if saved is None:
+        return
+    if not isinstance(saved, Mapping):
+        raise WeightsFileError(f"{path}: checksums: expected numbers by name, found {shown(saved)}")
+    found = array_sums(arrays)
+    names = found.keys() | saved.keys()
+    if wrong := sorted(name for name in names if found.get(name) != saved.get(name)):
+        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise WeightsFileError(
+            f"{path}: damaged: {shown(wrong[0])}{more} has not the checksum it was written with; "
+            "convert the model again"
+        )

@@ -39,7 +39,7 @@ class TokenReader:
         self._backend.no_padding()
         self._backend.enable_truncation(longest, direction=tokenizer.truncation_side)
         if lower_case:
-            _lower(self._backend)
+            make_lower_case(self._backend)
         if any(self._backend.encode("a").type_ids):
             raise InputError("tokenizer: puts a single text into another segment than the first")
 
@@ -115,7 +115,7 @@ def _named(texts: Sequence[str], numbers: Sequence[int], reason: Exception) -> I
     return InputError(f"sentences: the tokenizer refuses them ({shown(str(reason))})")
 
 
-def _lower(backend: Any) -> None:
+def make_lower_case(backend: Any) -> None:
     """Puts a lower-casing normalizer first, unless there is one (as sentence-transformers does)."""
     from tokenizers import normalizers
 

@@ -17,7 +17,7 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the bottom up: a room imports only from rooms on lower floors.
 FLOORS = [
     {"assets", "errors", "printing"},
-    {"checks", "norms", "text_lists"},
+    {"atomic_file", "checks", "norms", "text_lists"},
     {"attention", "layers", "report", "sharding_rules", "strict_json"}
     | {"processors", "sampling"}
     | {"pooling", "parameters", "embedding_outputs", "cli_shared", "progress", "plots"},
@@ -47,10 +47,9 @@ FLOORS = [
     {"packing"},
     {"analysis"},
     {"pipelines", "sentence_modules", "sentence_settings", "token_ids"},
-    {"train"},
     {"documents", "sentence_folder", "sentence_run"},
     {"sentence_hub", "sentence_outputs", "sentence_saving"},
-    {"sentence_loading"},
+    {"sentence_loading", "train"},
     {"demo_pictures", "sentence"},
     {"cli_demo", "cli_embed", "cli_train"},
     {"cli", "names"},

@@ -6,7 +6,9 @@ import pathlib
 import random
 import signal
 
+import numpy as np
 import pytest
+from flax import nnx
 
 pytest.importorskip("grain", reason="the data are Grain's")
 pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
@@ -15,7 +17,10 @@ pytest.importorskip("transformers", reason="it makes the tokenizers")
 from commands import model_folder, run
 
 import minibert
+from conftest import EMBEDDING
 from minibert.errors import ConfigError
+from minibert.pipelines.loading import load_tokenizer
+from minibert.sentence_modules import Dense
 from minibert.train.checkpoints import one_run
 from minibert.train.settings import read_settings
 
@@ -210,6 +215,75 @@ def test_adapters(place):
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(
         os.listdir(place / "adapted" / "adapter")
     )
+
+
+PAIRS = [{"anchor": "The cat", "positive": "a dog"}, {"anchor": "house", "positive": "The door"}]
+
+
+def vectors(folder, texts, **options):
+    """Those of minibert; compared with sentence-transformers'."""
+    peers = pytest.importorskip("sentence_transformers", reason="it reads the folder")
+    ours = minibert.SentenceEncoder.from_pretrained(folder)
+    theirs = peers.SentenceTransformer(str(folder), device="cpu")
+    found = ours.encode(texts, **options)
+    np.testing.assert_allclose(found, theirs.encode(texts, **options), atol=EMBEDDING)
+    return ours, found
+
+
+def test_a_sentence_encoder_stays_one(place, tmp_path):
+    """Modules, prompts and lengths are the folder's, and its vectors are those that are trained."""
+    base = minibert.load(place / "base")
+    before = minibert.SentenceEncoder(
+        base,
+        load_tokenizer(place / "base"),
+        pooling=("cls", "max"),
+        dense=Dense(48, 10, activation="tanh", rngs=nnx.Rngs(1)),
+        normalize=True,
+        prompts={"query": "bird: "},
+        default_prompt_name="query",
+        max_seq_length=9,
+        do_lower_case=True,
+    )
+    before.save_pretrained(tmp_path / "encoder")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    command = ["train", "--task", "contrastive", "--model", tmp_path / "encoder", "--max-length"]
+    command += [16, "--data", tmp_path / "pairs.jsonl", "--evaluation", tmp_path / "pairs.jsonl"]
+    command += ["--output", tmp_path / "out", "--steps", 2, "--batch-size", 2, "--json"]
+    command += ["--learning-rate", 0.01]
+    refused = run(*command, "--pooling", "mean")
+    assert refused.exit_code == 1
+    assert "pooling: mean, but" in refused.output
+    assert "pools by cls, max" in refused.output
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    texts = [row[column] for column in ("anchor", "positive") for row in PAIRS]
+    after, found = vectors(tmp_path / "out" / "model", texts, prompt="")
+    assert [type(module).__name__ for module in after.model.chain] == [
+        *("Pooling", "Dense", "Normalize")
+    ]
+    assert after.settings == before.settings
+    old, new = (one.model.chain[1].linear for one in (before, after))
+    np.testing.assert_array_equal(old.kernel[...], new.kernel[...])
+    assert np.abs(found - before.encode(texts, prompt="")).max() > 1e-3
+    scores = 20 * found[:2] @ found[2:].T
+    loss = np.mean(np.log(np.exp(scores).sum(axis=1)) - np.diag(scores))
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["eval_loss"] == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sentence_encoder_of_a_plain_model(place, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    done = run(
+        *("train", "--task", "contrastive", "--model", place / "base", "--pooling", "cls"),
+        *("--data", tmp_path / "pairs.jsonl", "--output", tmp_path / "out", "--steps", 1),
+        *("--batch-size", 2, "--max-length", 16),
+    )
+    assert done.exit_code == 0, done.output
+    encoder, _ = vectors(tmp_path / "out" / "model", ["a cat", "the door"])
+    (pooling,) = encoder.model.chain
+    assert pooling.modes == ("cls",)
+    assert isinstance(minibert.load(tmp_path / "out" / "model"), minibert.BertModel)
 
 
 @pytest.mark.parametrize(

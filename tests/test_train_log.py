@@ -1,6 +1,7 @@
 """What a run says of itself: lines of metrics, tokens and FLOPs a second."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -65,6 +66,52 @@ def test_another_runs_log_is_kept(tmp_path):
     log = MetricsLog(path, 1, restored=False, resume=False)  # the same trainer's next steps
     assert [line["step"] for line in log.history] == [1]
     log.close()
+
+
+def test_links_are_not_followed(tmp_path):
+    path, mine = tmp_path / "log.jsonl", tmp_path / "thesis.txt"
+    mine.write_text("precious")
+    for name in ("log.jsonl.new", "log.jsonl.12345678.new"):
+        (tmp_path / name).symlink_to(mine)
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    log = MetricsLog(path, 1, restored=True, resume=True)  # replaces the file
+    log.add({"step": 1, "eval_loss": 2.0})  # and again
+    log.close()
+    assert path.read_text() == '{"step": 1, "eval_loss": 2.0}\n'
+    assert mine.read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 4  # nothing of its own is left
+    path.unlink()
+    for there in (True, False):
+        path.symlink_to(mine)
+        with pytest.raises(
+            TargetError, match=r"log\.jsonl: expected a file, found a symbolic link"
+        ):
+            MetricsLog(path, 0, restored=False, resume=True)
+        assert mine.exists() == there
+        mine.unlink(missing_ok=True)
+        path.unlink()
+    assert not mine.exists()
+    os.mkfifo(path)
+    with pytest.raises(TargetError, match="expected a file, found something else"):
+        MetricsLog(path, 0, restored=False, resume=True)
+
+
+def test_a_log_belongs_to_one_run(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = MetricsLog(path, 0, restored=False, resume=False)
+    for amended in (False, True):
+        for line in ({"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 2.0})[: 1 + amended]:
+            first.add(dict(line))
+        for resume in (False, True):
+            with pytest.raises(TargetError, match="another run is writing this log"):
+                MetricsLog(path, 0, restored=False, resume=resume)
+    first.add({"step": 2, "loss": 1.0})
+    first.close()
+    lines = [{"step": 1, "loss": 2.0, "eval_loss": 2.0}, {"step": 2, "loss": 1.0}]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines
+    second = MetricsLog(path, 2, restored=True, resume=True)
+    assert second.history == lines
+    second.close()
 
 
 def test_sizes():

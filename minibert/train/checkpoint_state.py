@@ -1,6 +1,7 @@
-"""What a checkpoint holds, as Orbax and JSON take it: states, positions, what a run is."""
+"""What a checkpoint holds, as Orbax and JSON take it: states, checksums, positions."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -11,84 +12,42 @@ import numpy as np
 from jax import Array
 
 from minibert.errors import (
-    CheckpointMismatchError,
     InputError,
+    MinibertError,
     NotFiniteError,
     TargetError,
     WeightsFileError,
     shown,
 )
-from minibert.finite import each_finite
 from minibert.train.state import TrainState
 
-
-def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must have in common for one to go on from the other, as JSON holds it."""
-    state = as_dict(trainer.state)
-    return {
-        **trainer.made_by,
-        "params": {path: _spec(leaf) for path, leaf in state["params"].items()},
-        "opt_state": {path: _spec(leaf) for path, leaf in state["opt_state"].items()},
-        "frozen": {
-            path: f"{_spec(leaf)} #{_checksum(leaf)}" for path, leaf in trainer.frozen.items()
-        },
-        "about": as_json("about", about),
-    }
-
-
-def as_json(name: str, about: Any) -> dict[str, Any]:
-    """A mapping as JSON gives it back.
-
-    Raises:
-        InputError: it is none, or holds what JSON does not.
-    """
-    if not isinstance(about, Mapping):
-        raise InputError(f"{name}: expected values by name, found {shown(about)}")
-    try:
-        return json.loads(json.dumps(dict(about), default=_jsonable, allow_nan=False))
-    except (TypeError, ValueError) as reason:
-        raise InputError(f"{name}: expected what JSON holds ({reason})") from None
-
-
-def check_same(where: str, found: Any, expected: Any) -> None:
-    """Compares what a checkpoint says about its run with this run.
-
-    Raises:
-        CheckpointMismatchError: they differ; it names every difference.
-    """
-    faults = []
-    for name in expected.keys() | found.keys():
-        ours, theirs = expected.get(name), found.get(name)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            faults += [
-                f"{name}: {key}: {_said(theirs, key)} in the checkpoint, {_said(ours, key)} here"
-                for key in ours.keys() | theirs.keys()
-                if _said(ours, key) != _said(theirs, key)
-            ]
-        elif ours != theirs:
-            faults.append(f"{name}: {shown(theirs)} in the checkpoint, {shown(ours)} here")
-    if faults:
-        raise CheckpointMismatchError(f"{where}: another run's checkpoint", sorted(faults))
-
-
-def _said(one: Mapping[str, Any], key: str) -> str:
-    return shown(one[key]) if key in one else "nothing"
-
-
-def _spec(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
+# what is sealed by a digest of its own; the arrays have checksums
+SEALED = ("identity", "standing", "checksums", "positions", "data")
 
 
 @jax.jit
-def _sum_of_bits(leaf: Array) -> Array:
-    octets = jax.lax.bitcast_convert_type(leaf, jnp.uint8).reshape(-1).astype(jnp.uint32)
-    places = jnp.arange(octets.size, dtype=jnp.uint32)
-    return jnp.sum(octets * (places * jnp.uint32(2654435761) + 1), dtype=jnp.uint32)
+def _summary(leaf: Array) -> tuple[Array, Array]:
+    """Whether all numbers are finite, and a checksum, computed where they are, however sharded.
+
+    Words of at most 32 bits, each with its place, are mixed (by the finalizer of MurmurHash3, which
+    is a bijection, so that no change of one word leaves the sum as it was) and summed.
+    """
+    width = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    words = leaf if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
+    place = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(words.shape):  # not flattened, which would gather what is sharded
+        place = place * size + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    mixed = words.astype(jnp.uint32) + place * jnp.uint32(0x9E3779B1)
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    mixed = mixed ^ (mixed >> 16)
+    return jnp.isfinite(leaf).all(), jnp.sum(mixed, dtype=jnp.uint32)
 
 
-def _checksum(leaf: Array) -> int:
-    """Of an array's bytes, computed where they are, however it is sharded."""
-    return int(_sum_of_bits(leaf))
+def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
+    """Checksums of arrays, by path, which depend neither on devices nor on shardings."""
+    found = jax.device_get({path: _summary(array)[1] for path, array in arrays.items()})
+    return {path: int(value) for path, value in found.items()}
 
 
 def as_dict(state: TrainState) -> dict[str, Any]:
@@ -98,25 +57,39 @@ def as_dict(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": own}
 
 
-def check_finite(state: TrainState, step: int) -> None:
-    """Looks at every number of a state.
+def flat(state: TrainState) -> dict[str, Array]:
+    """All arrays of a state by one path each."""
+    plain = as_dict(state)
+    found = {"step": plain["step"]}
+    for part in ("params", "opt_state"):
+        found |= {f"{part}: {path}": leaf for path, leaf in plain[part].items()}
+    return found
+
+
+def finite_checksums(state: TrainState, step: int) -> dict[str, int]:
+    """Looks at every number of a state, once; the checksums of its arrays.
 
     Raises:
         NotFiniteError: one is NaN or infinite.
     """
-    found = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
-    paths, arrays = zip(*found, strict=True)
-    for path, finite in zip(paths, jax.device_get(each_finite(list(arrays))), strict=True):
+    found = jax.device_get({path: _summary(leaf) for path, leaf in flat(state).items()})
+    for path, (finite, _) in found.items():
         if not finite:
             raise NotFiniteError(
-                f"step {step}: NaN or infinity in {jax.tree_util.keystr(path[1:])}; no checkpoint "
-                "of it was written"
+                f"step {step}: NaN or infinity in {path}; no checkpoint of it was written"
             )
+    return {path: int(value) for path, (_, value) in found.items()}
 
 
-def positions_of_all(position: Any) -> list[str]:
-    """The positions of every process's data, as JSON."""
-    own = json.dumps(position, default=_jsonable)
+def seal(record: Mapping[str, Any]) -> str:
+    """The digest of what a checkpoint holds besides its arrays."""
+    text = json.dumps({name: record[name] for name in SEALED}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_all_processes(value: Any) -> list[str]:
+    """What every process has of something, as JSON."""
+    own = json.dumps(value, default=_jsonable)
     if jax.process_count() == 1:
         return [own]
     from jax.experimental.multihost_utils import process_allgather
@@ -153,9 +126,19 @@ def reported(folder: Any) -> Generator[None]:
 
 @contextlib.contextmanager
 def readable(where: str) -> Generator[None]:
-    """Says of which checkpoint it is that it cannot be read."""
+    """Says of which checkpoint it is that it cannot be read.
+
+    Raises:
+        WeightsFileError: whatever else was raised.
+    """
     try:
         yield
+    except MinibertError:
+        raise
     except Exception as reason:  # Orbax raises nothing narrower
-        what = f"{where}: a damaged checkpoint ({shown(str(reason))}); remove it"
-        raise WeightsFileError(what) from reason
+        raise damaged(where, shown(str(reason))) from reason
+
+
+def damaged(where: str, why: str) -> WeightsFileError:
+    """The error of a checkpoint that is not as it was saved."""
+    return WeightsFileError(f"{where}: a damaged checkpoint ({why})")

@@ -1,38 +1,54 @@
 """Checkpoints of a run, by Orbax: asynchronous, atomic, the last few and the best.
 
 A checkpoint holds three things: `state` (the `TrainState`: step, parameters and optimiser by path),
-`data` (where every process's data iterator is) and `run` (what the run is, and how its evaluations
-went). A run that goes on from one computes what it would have computed undisturbed.
+`data` (where every process's data iterator is) and `run` (what the run is, how its evaluations
+went, and checksums of all that is saved). A run that resumes from one computes what it would have
+computed undisturbed.
 """
 
 import contextlib
 import dataclasses
+import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from minibert.atomic_file import lock_file
 from minibert.checks import whole
 from minibert.errors import (
     CheckpointMismatchError,
     InputError,
     SourceError,
     TargetError,
+    WeightsFileError,
     shown,
 )
 from minibert.train.checkpoint_state import (
     as_dict,
-    as_json,
-    check_finite,
-    check_same,
-    identity,
+    checksums,
+    damaged,
+    finite_checksums,
+    flat,
+    of_all_processes,
     position_of_json,
-    positions_of_all,
     readable,
     reported,
+    seal,
+)
+from minibert.train.data_identity import identity_of
+from minibert.train.run_identity import (
+    as_json,
+    differences,
+    identity,
+    is_of_state,
+    run_differences,
 )
 from minibert.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+ELSEWHERE = "elsewhere"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +57,36 @@ class Checkpoints:
 
     There is also one at the end, at an interruption, and whenever an evaluation was the best.
 
+    With `resume=True` a run goes on exactly where the last checkpoint was made, and has to be the
+    same run. These are compared:
+
+    - the objective and its settings, `accumulate`, `seed`, LoRA, the dtypes that are computed in,
+      and the model's config;
+    - the paths, shapes and dtypes of all arrays, and the values of those that are not trained;
+    - the optimiser, by the programs of its `init` and `update`, in which all hyperparameters and
+      the schedule are constants (where jax and optax have the versions of before; an optimiser that
+      needs more than gradients, such as the loss, by its arrays only);
+    - the data: the examples and their order, the batch size, seed, transformations and tokenizer,
+      as `minibert.train.data.batches` says. Of an iterator of your own they are compared only if it
+      has a method `identity` that returns a mapping; else a warning says that they are not.
+
+    Callbacks, evaluations, `remat` and shardings are free. So is the number of steps: to extend a
+    run, call `fit` with more of them. With a constant schedule nothing else changes; a schedule
+    that ends at the last step becomes another one, which makes another run.
+
+    With `resume="elsewhere"` differences are allowed and logged as warnings, but for those in
+    paths, shapes or dtypes. Parameters, moments and the number of steps done are the checkpoint's.
+    Hyperparameters are those of the new optimiser, and schedules go on at the step reached. Data
+    that are other data, or not known to be the same ones, begin at their first batch. Evaluations
+    of before do not count for `best_step` and `patience`.
+
     Attributes:
         folder: where; it may be missing or empty, or hold the checkpoints of this run (`resume`).
         every: how many steps from one to the next.
         keep: how many are kept: the last ones; and the best.
-        resume: whether to go on from the last, if there is one. Else there must be none.
-        about: what else a run must have in common with the one it goes on from, as JSON holds it:
-            digests of its data, for example.
+        resume: True to go on from the last checkpoint, if there is one; `"elsewhere"` to do so with
+            other data or settings. With False there must be none.
+        about: what else a run must have in common with the one it resumes, as JSON can hold it.
 
     Raises:
         InputError: an attribute is wrong.
@@ -56,7 +95,7 @@ class Checkpoints:
     folder: Any
     every: Any = 1000
     keep: Any = 3
-    resume: bool = False
+    resume: Any = False
     about: Any = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +103,10 @@ class Checkpoints:
             raise InputError(f"folder: expected a path, found {shown(self.folder)}")
         whole("every", self.every, 1)
         whole("keep", self.keep, 1)
+        if not (isinstance(self.resume, bool) or self.resume == ELSEWHERE):
+            raise InputError(
+                f"resume: expected True, False or {ELSEWHERE!r}, found {shown(self.resume)}"
+            )
         as_json("about", self.about)
 
 
@@ -87,9 +130,11 @@ class Standing:
 class Store:
     """A run's open checkpoints; made by `opened`."""
 
-    def __init__(self, manager: Any, kept: "Kept", options: Checkpoints, identity: dict[str, Any]):
+    def __init__(
+        self, manager: Any, kept: "Kept", options: Checkpoints, run: dict[str, Any], data: Any
+    ):
         self._manager, self._kept, self._options = manager, kept, options
-        self._identity = identity
+        self._identity, self._data = run, identity_of(data)
         self.latest: int | None = manager.latest_step()
 
     def due(self, step: int) -> bool:
@@ -105,49 +150,87 @@ class Store:
         """
         if step == self.latest:
             return
-        check_finite(state, step)
         from orbax.checkpoint import args
 
         self._kept.best = standing.best_step
-        run = {"identity": self._identity, "standing": dataclasses.asdict(standing)}
+        record = {
+            "identity": self._identity,
+            "standing": dataclasses.asdict(standing),
+            "checksums": finite_checksums(state, step),
+            "positions": of_all_processes(iterator.get_state()),
+            "data": of_all_processes(self._data),
+        }
+        record["seal"] = seal(record)
+        positions = {"positions": record.pop("positions")}
         with reported(self._options.folder):
             self._manager.save(
                 step,
                 args=args.Composite(
                     state=args.StandardSave(as_dict(state)),
-                    data=args.JsonSave({"positions": positions_of_all(iterator.get_state())}),
-                    run=args.JsonSave(run),
+                    data=args.JsonSave(positions),
+                    run=args.JsonSave(record),
                 ),
                 force=True,
             )
         self.latest = step
 
-    def restore(self, state: TrainState, iterator: Any) -> tuple[TrainState, Standing]:
-        """The last checkpoint's state and standing; the iterator is set to where it was.
+    def restore(self, state: TrainState, iterator: Any) -> tuple[TrainState, Standing, bool]:
+        """Restores the last checkpoint; the iterator is set to where it was.
+
+        Returns:
+            The state, the standing, and whether the iterator was set; it is not if the data are
+            other ones (`resume="elsewhere"`).
 
         Raises:
             CheckpointMismatchError: the checkpoint is another run's.
-            WeightsFileError: it cannot be read.
+            WeightsFileError: it is damaged.
         """
-        from orbax.checkpoint import args
-
         assert self.latest is not None
-        step, where = self.latest, f"{self._options.folder}/{self.latest}"
-        with readable(where):
-            read = args.Composite(run=args.JsonRestore(), data=args.JsonRestore())
-            found = self._manager.restore(step, args=read)
-            known, positions = found.run["identity"], found.data["positions"]
-            standing = Standing(**found.run["standing"])
-        check_same(where, known, self._identity)
-        if len(positions) != jax.process_count():
-            raise CheckpointMismatchError(
-                where, [f"its data was read by {len(positions)} processes, not as many as now"]
-            )
-        state = _restored(self._manager, step, state, where)
-        with readable(where):
-            iterator.set_state(position_of_json(positions[jax.process_index()]))
+        where = f"{self._options.folder}/{self.latest}"
+        with _offering(self._manager, self._options.folder, self.latest, state):
+            record = _record(self._manager, self.latest, where)
+            faults = run_differences(record["identity"], self._identity)
+            of_data = self._data_differences(record)
+            same = not self._refused(where, faults + of_data)
+            state = _restored(self._manager, self.latest, state, where, record, fresh=not same)
+            standing = Standing(**record["standing"]) if same else Standing()
+            if not of_data:
+                with readable(where):
+                    position = record["positions"][jax.process_index()]
+                    iterator.set_state(position_of_json(position))
         self._kept.best = standing.best_step
-        return state, standing
+        return state, standing, not of_data
+
+    def _data_differences(self, record: Mapping[str, Any]) -> list[str]:
+        count, now = len(record["positions"]), jax.process_count()
+        if count != now:
+            return [f"data: read by {count} processes in the checkpoint, by {now} here"]
+        # a format that had no identities, an iterator of the caller's, or the data's own
+        saved = record.get("data")
+        before = None if saved is None else position_of_json(saved[jax.process_index()])
+        if before is None or self._data is None:
+            missing = "the checkpoint" if before is None else "the data given"
+            logger.warning(
+                "%s: rows, order and batch size are not compared: %s has no identity of the data",
+                self._options.folder,
+                missing,
+            )
+            return []
+        return differences({"data": before}, {"data": self._data})
+
+    def _refused(self, where: str, faults: list[str]) -> bool:
+        """Whether there are differences, all of which are allowed."""
+        if not faults:
+            return False
+        if self._options.resume != ELSEWHERE or any(map(is_of_state, faults)):
+            raise CheckpointMismatchError(
+                f"{where}: the checkpoint of another run (where nothing differs in paths, shapes "
+                f"and dtypes, resume={ELSEWHERE!r} continues from it all the same)",
+                faults,
+            )
+        for fault in faults:
+            logger.warning("%s: resumed elsewhere: %s", where, fault)
+        return True
 
     def wait(self) -> None:
         """Waits until all is written.
@@ -172,8 +255,14 @@ class Kept:
 
 
 @contextlib.contextmanager
-def opened(options: Checkpoints, trainer: Any, iterator: Any) -> Generator[Store]:
+def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Generator[Store]:
     """Opens a run's checkpoints; what is being written is finished in the end.
+
+    Args:
+        options: where they are.
+        trainer: the run's trainer.
+        data: the run's batches.
+        iterator: over them.
 
     Raises:
         InputError: the iterator cannot be set to where it was.
@@ -186,7 +275,8 @@ def opened(options: Checkpoints, trainer: Any, iterator: Any) -> Generator[Store
         )
     kept = Kept(options.keep)
     with one_run(options.folder), _manager(options.folder, kept) as manager:
-        store = Store(manager, kept, options, identity(trainer, options.about))
+        run = identity(trainer, options.about)
+        store = Store(manager, kept, options, run, data)
         if store.latest is not None and not options.resume:
             raise TargetError(
                 f"{options.folder}: holds checkpoints, the last of step {store.latest}; choose "
@@ -214,8 +304,6 @@ def restore(
         CheckpointMismatchError: it is another run's.
         WeightsFileError: it cannot be read.
     """
-    from orbax.checkpoint import args
-
     if not os.path.isdir(folder):
         raise SourceError(f"{folder}: no such folder")
     with _manager(folder, None) as manager:
@@ -225,24 +313,97 @@ def restore(
             raise SourceError(f"{folder}: expected checkpoints, {wanted}; found {steps}")
         chosen = steps[-1] if step is None else step
         where = f"{folder}/{chosen}"
-        with readable(where):
-            run = manager.restore(chosen, args=args.Composite(run=args.JsonRestore())).run
-            known = run["identity"]
-            known_about = known["about"]
-        check_same(where, known, identity(trainer, known_about if about is None else about))
-        trainer.state = _restored(manager, chosen, trainer.state, where)
+        with _offering(manager, folder, chosen, trainer.state):
+            record = _record(manager, chosen, where)
+            before = record["identity"]
+            ours = identity(trainer, before["about"] if about is None else about)
+            if faults := run_differences(before, ours):
+                raise CheckpointMismatchError(f"{where}: the checkpoint of another run", faults)
+            trainer.state = _restored(manager, chosen, trainer.state, where, record)
     return chosen
 
 
-def _restored(manager: Any, step: int, state: TrainState, where: str) -> TrainState:
+def _record(manager: Any, step: int, where: str) -> dict[str, Any]:
+    """Everything in a checkpoint but its arrays.
+
+    Raises:
+        WeightsFileError: it is damaged.
+    """
+    from orbax.checkpoint import args
+
+    with readable(where):
+        read = args.Composite(run=args.JsonRestore(), data=args.JsonRestore())
+        found = manager.restore(step, args=read)
+        record = {**found.run, "positions": found.data["positions"]}
+        if "seal" in record and seal(record) != record["seal"]:
+            raise damaged(where, "data/ or run/ is not as it was saved")
+        for part in ("identity", "standing"):
+            record[part].keys()
+    return record
+
+
+def _restored(
+    manager: Any,
+    step: int,
+    state: TrainState,
+    where: str,
+    record: Mapping[str, Any],
+    fresh: bool = False,
+) -> TrainState:
+    """A checkpoint's state, compared with its checksums.
+
+    Args:
+        manager: of the checkpoints.
+        step: which.
+        state: one of the same paths, shapes, dtypes and shardings.
+        where: what messages call the checkpoint.
+        record: as of `_record`.
+        fresh: whether hyperparameters that stand in the optimiser's state are those of `state`.
+
+    Raises:
+        WeightsFileError: it is damaged.
+    """
     from orbax.checkpoint import args, utils
 
-    shapes = jax.tree.map(utils.to_shape_dtype_struct, as_dict(state))  # and their shardings
+    plain = as_dict(state)
+    shapes = jax.tree.map(utils.to_shape_dtype_struct, plain)  # and their shardings
     with readable(where):
         read = manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes))).state
-    structure = jax.tree.structure(state.opt_state)
-    own = [read["opt_state"][path] for path in as_dict(state)["opt_state"]]
-    return TrainState(read["step"], read["params"], jax.tree.unflatten(structure, own))
+    structure, ours = jax.tree.structure(state.opt_state), plain["opt_state"]
+    own = [read["opt_state"][path] for path in ours]
+    found = TrainState(read["step"], read["params"], jax.tree.unflatten(structure, own))
+    if "checksums" not in record:
+        logger.warning("%s: has no checksums, so damage to its numbers is not seen", where)
+    elif wrong := _changed(checksums(flat(found)), record["checksums"]):
+        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise damaged(where, f"{wrong[0]}{more}: the numbers are not those that were saved")
+    if fresh:
+        own = [ours[path] if ".hyperparams[" in path else read["opt_state"][path] for path in ours]
+        found = dataclasses.replace(found, opt_state=jax.tree.unflatten(structure, own))
+    return found
+
+
+def _changed(found: Mapping[str, int], saved: Mapping[str, int]) -> list[str]:
+    return sorted(path for path in found if found[path] != saved.get(path))
+
+
+@contextlib.contextmanager
+def _offering(manager: Any, folder: Any, step: int, state: TrainState) -> Generator[None]:
+    """Adds to the error of a damaged checkpoint which earlier one is whole; none is removed."""
+    try:
+        yield
+    except WeightsFileError as reason:
+        for earlier in sorted((one for one in manager.all_steps() if one < step), reverse=True):
+            where = f"{folder}/{earlier}"
+            with contextlib.suppress(WeightsFileError):
+                _restored(manager, earlier, state, where, _record(manager, earlier, where))
+                what = (
+                    f"the one of step {earlier} is whole: move {folder}/{step} away to resume there"
+                )
+                break
+        else:
+            what = f"no earlier one in {folder} is whole"
+        raise WeightsFileError(f"{reason}; {what}") from reason
 
 
 @contextlib.contextmanager
@@ -269,17 +430,13 @@ def one_run(folder: Any) -> Generator[None]:
     Raises:
         TargetError: another run is at work on it, or it cannot be made.
     """
-    import fcntl
-
     with reported(folder):
         os.makedirs(folder, exist_ok=True)
         file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if jax.process_count() == 1:  # processes of one run share the folder
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TargetError(f"{folder}: another run is at work on it") from None
+        # processes of one run share the folder
+        if jax.process_count() == 1 and not lock_file(file):
+            raise TargetError(f"{folder}: another run is at work on it")
         yield
     finally:
         os.close(file)

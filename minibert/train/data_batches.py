@@ -17,6 +17,8 @@ import numpy as np
 
 from minibert.checks import flag, whole
 from minibert.errors import InputError, SourceError, shown
+from minibert.train.data_guard import Guarded, GuardedExamples
+from minibert.train.data_identity import identified
 
 Example = dict[str, Any]
 AHEAD = 4  # batches that are made before they are asked for
@@ -71,6 +73,7 @@ def batches(
     share: Any = None,
     transforms: Sequence[Callable[[Example, np.random.Generator], Example]] = (),
     collate: Callable[[Sequence[Example]], dict[str, np.ndarray]] = stacked,
+    about: Mapping[str, Any] | None = None,
 ) -> Any:
     """Batches of examples, as Grain's `IterDataset`.
 
@@ -92,6 +95,10 @@ def batches(
         transforms: what is drawn anew every epoch, each from an example and random numbers that
             depend on seed, epoch and example alone: neither on the order nor on hosts or workers.
         collate: from some examples to a batch.
+        about: what else a run has to have in common with one that it resumes, as JSON can hold it.
+            (Compared are the arguments above, but for `epochs` and a `seed` that nothing is drawn
+            by, and the examples: all of a list, an array or a dataclass; of another sequence 4,096,
+            evenly spaced. Of functions that are no dataclasses it is the names.)
 
     Raises:
         InputError: an argument is wrong, or hosts would get unequal shares.
@@ -114,16 +121,23 @@ def batches(
             f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
             "lengths; expected one length"
         )
-    dataset = grain.MapDataset.source(examples).seed(seed)
+    dataset = grain.MapDataset.source(GuardedExamples(examples)).seed(seed)
     for transform in transforms:
-        dataset = dataset.random_map(transform)
+        dataset = dataset.random_map(Guarded(transform, type(transform).__name__))
     if shuffle:
         dataset = dataset.shuffle()
-    dataset = _parts_of_batches(grain, dataset, count, batch_size, given["share"], collate)
+    batch_fn = Guarded(collate, "collate")
+    dataset = _parts_of_batches(grain, dataset, count, batch_size, given["share"], batch_fn)
     dataset = dataset.repeat(epochs)
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     batched = dataset.to_iter_dataset(threads)
-    return _in_processes(grain, batched, workers) if workers else batched
+    return identified(
+        _in_processes(grain, batched, workers) if workers else batched,
+        examples,
+        options=given,
+        functions={"transforms": list(transforms), "collate": collate},
+        about=about or {},
+    )
 
 
 def _parts_of_batches(
@@ -132,17 +146,17 @@ def _parts_of_batches(
     count: int,
     batch_size: int,
     share: tuple[int, int],
-    collate: Callable[[Sequence[Example]], dict[str, np.ndarray]],
+    batch_fn: Callable[[Sequence[Example]], dict[str, np.ndarray]],
 ) -> Any:
     """One host's contiguous part of every batch of the first `count` examples of an epoch."""
     index, hosts = share
     full = count - count % batch_size
     parts = []
     if full:
-        parts.append(dataset[:full].batch(batch_size // hosts, batch_fn=collate)[index::hosts])
+        parts.append(dataset[:full].batch(batch_size // hosts, batch_fn=batch_fn)[index::hosts])
     if rows := (count - full) // hosts:  # of the last batch, which is smaller than the others
         first = full + index * rows
-        parts.append(dataset[first : first + rows].batch(rows, batch_fn=collate))
+        parts.append(dataset[first : first + rows].batch(rows, batch_fn=batch_fn))
     return grain.MapDataset.concatenate(parts)
 
 
@@ -217,6 +231,7 @@ def _in_processes(grain: Any, batched: Any, workers: int) -> Any:
 def _exit_with_parent(index: int, count: int) -> None:
     """In a worker: ends it when its parent ends, which Grain does only if the parent can say so."""
     parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is a child process"
 
     def wait() -> None:
         parent.join()

@@ -10,6 +10,7 @@ from minibert.checks import flag, whole
 from minibert.errors import InputError, shown
 from minibert.progress import ticking
 from minibert.train.data_batches import Collate
+from minibert.train.fingerprint import digest
 from minibert.train.labels import IGNORED
 
 AT_ONCE = 1000  # texts that are read between two ticks of the progress bar
@@ -32,6 +33,15 @@ class Encoder:
         self.tokenizer, self.backend = tokenizer, backend_of(tokenizer)
         self.max_length = whole("max_length", max_length, 1)
         self._truncation = flag("truncation", truncation)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What identifies it, for `batches`."""
+        return {
+            "tokenizer": digest(self.backend.to_str()),
+            "max_length": self.max_length,
+            "truncation": self._truncation,
+        }
 
     @property
     def has_types(self) -> bool:

@@ -74,7 +74,7 @@ def classification(
     examples = [
         encoder.arrays(found[i]) | {"labels": labels[i], "example": np.int64(i)} for i in count
     ]
-    return batches(examples, **given, collate=collate)
+    return batches(examples, **given, collate=collate, about=encoder.about)
 
 
 def token_classification(
@@ -144,7 +144,7 @@ def token_classification(
             encoder.arrays(encoding)
             | {"labels": np.array(labels, np.int32), "example": np.int64(index)}
         )
-    return batches(examples, **given, collate=collate)
+    return batches(examples, **given, collate=collate, about=encoder.about)
 
 
 def question_answering(
@@ -194,7 +194,7 @@ def question_answering(
     records = Records(source, [question, context, *named])
     columns = (question, context, answers if isinstance(answers, str) else tuple(named))
     examples = span_examples(records, encoder, columns, doc_stride, show_progress)
-    return batches(examples, **given, collate=collate)
+    return batches(examples, **given, collate=collate, about=encoder.about)
 
 
 def contrastive(
@@ -242,7 +242,7 @@ def contrastive(
         places = [records.where(i, column) for i in count]
         for index, found in enumerate(encoder(texts, places, show_progress=show_progress)):
             examples[index] |= encoder.arrays(found, prefix)
-    return batches(examples, **given, collate=collate)
+    return batches(examples, **given, collate=collate, about=encoder.about)
 
 
 def _words_and_labels(

@@ -107,7 +107,7 @@ def masked_lm(
             for index, encoding in enumerate(encoder(texts, places, show_progress=show_progress))
         ]
     _check_maskable(masking, examples, places)
-    return batches(examples, **given, transforms=[masking], collate=collate)
+    return batches(examples, **given, transforms=[masking], collate=collate, about=encoder.about)
 
 
 def pretraining(
@@ -155,7 +155,9 @@ def pretraining(
         for number, (ids, _) in enumerate(document):
             if not masking.free(ids).any():
                 raise InputError(f"{place}: sentence {number} has nothing that can be masked")
-    return batches(pairs, **given, transforms=[pairs, masking], collate=collate)
+    return batches(
+        pairs, **given, transforms=[pairs, masking], collate=collate, about=encoder.about
+    )
 
 
 def _check_maskable(masking: Masking, examples: Any, places: Sequence[str]) -> None:

@@ -1,15 +1,19 @@
 """A run of `minibert train`: from settings to a folder with the model, its log and its picture."""
 
+import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from typing import Any
 
 from minibert.atomic import atomic_folder, remove_files, reported
+from minibert.atomic_file import new_file
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.model_files import ADAPTER, ENCODER
-from minibert.saving import check_saved, write_json, write_model
+from minibert.saving import check_saved, write_model
 from minibert.train.checkpoints import Checkpoints, one_run, restore
+from minibert.train.encoders import Vectors, start_of, vectors_of
 from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora_config import LoRA
 from minibert.train.lora_files import save_adapter
@@ -31,16 +35,20 @@ PARTS = ("model", "adapter", "checkpoints", "log.jsonl", "loss.png", "settings.j
 SHARD = 5 * 10**9  # bytes
 
 
-def run(settings: Settings, *, resume: bool = False, overwrite: bool = False) -> Result:
+def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = False) -> Result:
     """Trains as the settings say, and writes what came of it.
 
     The output folder gets `model`, a folder as Hugging Face's, with the tokenizer; `adapter`, as
     PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
     `settings.json`. After an interruption, the model and the picture are not written.
 
+    Of contrastive training, `model` is a sentence-transformers folder: with the modules, prompts
+    and settings of the one that it started from, or with the pooling that was trained.
+
     Args:
         settings: what to do.
-        resume: whether to go on with what is in the output folder.
+        resume: whether to resume the run in the output folder; "elsewhere" to do so with other data
+            or settings (see `Checkpoints`).
         overwrite: whether to throw away what a run has left there.
 
     Raises:
@@ -54,31 +62,34 @@ def run(settings: Settings, *, resume: bool = False, overwrite: bool = False) ->
         return _run(settings, task, resume, overwrite)
 
 
-def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Result:
+def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
     """Builds all there is to build before anything in the output folder is touched."""
-    tokenizer = tokenizer_of(settings)
+    start = None
+    if task.objective is None and settings.model is not None:
+        start = start_of(settings.model)
+    beginning = settings if start is None else dataclasses.replace(settings, model=start.model)
+    tokenizer = reading = tokenizer_of(beginning)
     sharding = sharding_of(settings)
     share = None if sharding is None else sharding.share
-    model = model_of(settings, tokenizer, sharding)
+    model = model_of(beginning, tokenizer, sharding)
+    vectors = None
+    if task.objective is None:
+        vectors = vectors_of(start, settings.pooling, model, tokenizer)
+        reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
+    else:
+        objective = task.objective(settings, model.config)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
     label2id = label_map(settings, model.config)
-    source, held = sources_of(settings, tokenizer)
+    source, held = sources_of(settings, reading)
 
     def dataset(source: Any, **options: Any) -> Any:
-        return dataset_of(settings, source, tokenizer, label2id, share=share, **options)
+        return dataset_of(settings, source, reading, label2id, share=share, **options)
 
     steps = _steps(settings, dataset, source)
-    objective = task.objective(settings, model.config)
     trainer = _trainer(settings, model, objective, sharding, steps)
-    evaluation = None
-    if held is not None:
-        evaluation = Evaluation(
-            batches=dataset(held),
-            every=steps if settings.evaluate_every is None else settings.evaluate_every,
-            patience=settings.patience,
-        )
+    evaluation = None if held is None else _evaluation(settings, dataset(held), steps)
     checkpoints = Checkpoints(
         folder=os.path.join(settings.output, "checkpoints"),
         every=settings.checkpoint_every,
@@ -89,8 +100,7 @@ def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Resul
     batches = dataset(source, shuffle=True, drop_last=True, epochs=None, workers=settings.workers)
     if overwrite:
         clear(settings.output)
-    if not os.path.exists(path := os.path.join(settings.output, "settings.json")):
-        write_json(_plain(settings), path)
+    _write_settings(settings, anew=resume == "elsewhere")
     result = fit(
         trainer,
         batches,
@@ -103,11 +113,11 @@ def _run(settings: Settings, task: Task, resume: bool, overwrite: bool) -> Resul
     if result.stopped != "interrupted":
         if settings.best and result.best_step != result.step:
             restore(trainer, checkpoints.folder, result.best_step)
-        _write(settings, trainer, model, tokenizer)
+        _write(settings, trainer, model, tokenizer, vectors)
     return result
 
 
-def check_output(folder: str, resume: bool, overwrite: bool) -> None:
+def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
     """Refuses an output folder with something in it that is not asked for.
 
     Raises:
@@ -121,7 +131,7 @@ def check_output(folder: str, resume: bool, overwrite: bool) -> None:
             "anew"
         )
     # what a run that was killed has left of a folder it was writing
-    unfinished = ("log.jsonl.", ".minibert-new-", ".minibert-old-")
+    unfinished = ("log.jsonl.", "loss.png.", "settings.json.", ".minibert-new-", ".minibert-old-")
     foreign = sorted(
         name for name in found if name not in PARTS and not name.startswith(unfinished)
     )
@@ -145,6 +155,11 @@ def _steps(settings: Settings, dataset: Any, source: Any) -> int:
         return settings.steps
     # an epoch is gone through once to be counted: only the data know how many batches they make
     return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
+
+
+def _evaluation(settings: Settings, batches: Any, steps: int) -> Evaluation:
+    every = steps if settings.evaluate_every is None else settings.evaluate_every
+    return Evaluation(batches=batches, every=every, patience=settings.patience)
 
 
 def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, steps: int) -> Trainer:
@@ -178,6 +193,13 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in vars(settings).items() if value is not None}
 
 
+def _write_settings(settings: Settings, anew: bool) -> None:
+    path = os.path.join(settings.output, "settings.json")
+    if anew or not os.path.exists(path):
+        with new_file(path) as file:
+            file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
+
+
 def _about(settings: Settings) -> dict[str, Any]:
     """What a run that goes on must have in common: settings, and the contents of the files."""
     found = {name: value for name, value in _plain(settings).items() if name not in FREE}
@@ -188,16 +210,21 @@ def _about(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _write(settings: Settings, trainer: Trainer, model: Any, tokenizer: Any) -> None:
+def _write(
+    settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, vectors: Vectors | None
+) -> None:
     trained = trainer.model
     folder = os.path.join(settings.output, "model")
 
     def check(written: str) -> None:
         check_saved(trained, written)
 
-    with atomic_folder(folder, owned=ENCODER, overwrite=True, check=check) as new:
-        write_model(trained, new, SHARD)
-        tokenizer.save_pretrained(new)
+    if vectors is not None:
+        vectors.save(trained, tokenizer, folder)
+    else:
+        with atomic_folder(folder, owned=ENCODER, overwrite=True, check=check) as new:
+            write_model(trained, new, SHARD)
+            tokenizer.save_pretrained(new)
     if settings.lora_rank is not None:
         adapter = os.path.join(settings.output, "adapter")
         save_adapter(model, trainer.adapter, adapter, overwrite=True)

@@ -25,6 +25,7 @@ from minibert.train.progress import training_bar
 from minibert.train.trainer import Trainer
 
 Callback = Callable[[int, dict[str, Any]], Any]
+END: Any = object()  # of the data; None is no batch, and an error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,13 +110,13 @@ def fit(
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints is not None:
-            store = stack.enter_context(opened(checkpoints, trainer, iterator))
+            store = stack.enter_context(opened(checkpoints, trainer, data, iterator))
             if store.latest is not None:
-                trainer.state, standing = store.restore(trainer.state, iterator)
-                begun = 0  # so is the iterator
+                trainer.state, standing, resumed = store.restore(trainer.state, iterator)
+                begun = 0 if resumed else int(trainer.state.step)
         step = int(trainer.state.step)
         restored = store is not None and store.latest is not None
-        resume = checkpoints is not None and checkpoints.resume
+        resume = checkpoints is not None and bool(checkpoints.resume)
         written = stack.enter_context(contextlib.closing(MetricsLog(log, step, restored, resume)))
         bar = stack.enter_context(training_bar(step, steps, show_progress))
         interrupted = stack.enter_context(interruption())
@@ -175,9 +176,10 @@ class _Run:
         restored = self.store is not None and self.store.latest == self.step > 0
         if restored and self.standing.evaluated != self.step and self._evaluation_due():
             self._evaluate()  # the run that is gone on with could not
+        first = self.step
         while (reason := self._reason(interrupted)) is None:
-            batch = next(self.iterator, None)
-            if batch is None:
+            batch = next(self.iterator, END)
+            if batch is END:
                 reason = "data"
                 break
             metrics = self.trainer.step(batch)
@@ -187,6 +189,10 @@ class _Run:
             best = self._evaluation_due() and self._evaluate()
             if self.store is not None and (best or self.store.due(self.step)):
                 self._save()
+        if reason == "data" and self.step == first and not restored:
+            raise InputError(
+                "data: expected batches, found none; an iterator that was used up has no more"
+            )
         self._settle()
         if reason == "data" and self.evaluation and self.standing.evaluated != self.step > 0:
             self._evaluate()

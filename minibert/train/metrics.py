@@ -1,17 +1,20 @@
 """What a run says of itself: a line of JSON a step, a bar on stderr, tokens and FLOPs a second."""
 
 import contextlib
+import errno
 import itertools
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
+from minibert.atomic_file import lock_file, new_file
 from minibert.errors import InputError, TargetError
 
 # Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.
@@ -61,8 +64,10 @@ class MetricsLog:
         resume: whether another run's file is to be moved out of the way, to `PATH.1` and so on;
             else it is refused.
 
+    The file is locked until it is closed, so that no two runs write one log.
+
     Raises:
-        TargetError: the file is another run's, or cannot be written.
+        TargetError: the file is another run's, is a link, or cannot be written.
         InputError: it holds what is no line of metrics.
     """
 
@@ -74,33 +79,54 @@ class MetricsLog:
         if path is None or jax.process_index():
             return
         with _written(path):
-            if os.path.exists(path) and os.path.getsize(path):
-                lines = _lines(path)
-                self.history = [line for line in lines if line["step"] <= step]
-                if restored or (step and len(self.history) == len(lines)):
-                    _rewrite(path, self.history)
-                elif resume:
-                    self.history = []
-                    _move_away(path)
-                else:
-                    raise TargetError(f"{path}: exists; choose another, or remove it")
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # `close` closes it
+            self._file = _locked(path)
+            try:
+                self._begin(path, step, restored, resume)
+            except BaseException:
+                self.close()
+                raise
+
+    def _begin(self, path: Any, step: int, restored: bool, resume: bool) -> None:
+        """Takes over the lines of earlier steps, or moves another run's out of the way."""
+        lines = _lines(path)
+        if not lines and not os.path.getsize(path):
+            return
+        self.history = [line for line in lines if line["step"] <= step]
+        if restored or (step and len(self.history) == len(lines)):
+            self._rewrite()
+        elif resume:
+            self.history = []
+            _move_away(path)
+            self.close()
+            self._file = _locked(path)
+        else:
+            raise TargetError(f"{path}: exists; choose another, or remove it")
 
     def add(self, line: dict[str, Any]) -> None:
         """Adds a step's metrics; to its line, if that is the last."""
-        if self.history and self.history[-1]["step"] == line["step"]:
+        amended = bool(self.history) and self.history[-1]["step"] == line["step"]
+        if amended:
             self.history[-1] |= line
-            if self._file is not None and self.path is not None:
-                with _written(self.path):
-                    self._file.close()
-                    _rewrite(self.path, self.history)
-                    self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        else:
+            self.history.append(line)
+        if self._file is None:
             return
-        self.history.append(line)
-        if self._file is not None:
-            with _written(self.path):
-                self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        with _written(self.path):
+            if amended:
+                self._rewrite()
+            else:
+                self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 self._file.flush()
+
+    def _rewrite(self) -> None:
+        """Replaces the file by one with the present lines, which is locked before it is there."""
+        assert self.path is not None
+        with new_file(self.path) as new:
+            lock_file(new.fileno())
+            new.writelines(json.dumps(line).encode() + b"\n" for line in self.history)
+            copy = os.fdopen(os.dup(new.fileno()), "ab")  # of one open file, and so of one lock
+        self.close()
+        self._file = copy
 
     def sync(self) -> None:
         """Waits until all lines are on the disk: no checkpoint knows of more than the log."""
@@ -137,13 +163,34 @@ def _move_away(path: Any) -> None:
     os.rename(path, next(name for name in names if not os.path.lexists(name)))
 
 
-def _rewrite(path: Any, lines: list[dict[str, Any]]) -> None:
-    new = f"{os.fspath(path)}.new"
-    with open(new, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+def _locked(path: Any) -> BinaryIO:
+    """Opens a log to add lines to it, for one run alone.
+
+    Raises:
+        TargetError: another run is writing it, or it is no plain file.
+    """
+    while True:
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        except OSError as reason:
+            if reason.errno == errno.ELOOP:
+                raise TargetError(
+                    f"{path}: expected a file, found a symbolic link, which is not followed; pass "
+                    "the path that it points to"
+                ) from None
+            raise
+        file = os.fdopen(number, "ab")
+        state = os.fstat(number)
+        if stat.S_ISREG(state.st_mode) and lock_file(number):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.lstat(path), state):
+                    return file
+            file.close()  # it was replaced meanwhile
+            continue
+        file.close()
+        if not stat.S_ISREG(state.st_mode):
+            raise TargetError(f"{path}: expected a file, found something else")
+        raise TargetError(f"{path}: another run is writing this log; choose another file")
 
 
 @contextlib.contextmanager

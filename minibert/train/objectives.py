@@ -53,6 +53,8 @@ class Objective:
         inputs: the entries that are inputs of a model, maybe with something before their names.
         apply: from model, batch and random keys to the outputs.
         separable: whether a batch may be taken in parts (in-batch negatives may not).
+        settings: the numbers and names it was made with, as JSON can hold them; runs that resume
+            must have the same.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Objective:
     inputs: tuple[str, ...] = MODEL_INPUTS
     apply: Callable[[Any, Batch, nnx.Rngs | None], Any] = call_model
     separable: bool = True
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def entries(self) -> list[str]:
@@ -248,4 +251,5 @@ def continuation(filler: int) -> Objective:
         inputs=tuple(name for name in MODEL_INPUTS if name != "inputs_embeds"),
         weights={"given": 0.5, "continued": 0.5},
         apply=apply,
+        settings={"filler": filler},
     )

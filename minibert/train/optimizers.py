@@ -1,5 +1,6 @@
 """The optimiser and its schedule, of optax's parts."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,37 @@ from jax import Array
 
 from minibert.checks import number, whole
 from minibert.errors import InputError, shown
+from minibert.train.fingerprint import described
 
 KINDS = ("linear", "cosine", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A learning rate by step, and the arguments that it was made with.
+
+    Attributes:
+        rate: the schedule.
+        arguments: those that the rate depends on, by name.
+    """
+
+    rate: optax.Schedule
+    arguments: Mapping[str, Any]
+
+    def __call__(self, step: Any) -> Any:
+        """The rate at a step, an int32 that is taken as a float."""
+        # JAX computes quotients of an int32 in float32, in 64-bit mode too
+        return self.rate(jnp.asarray(step, float))
+
+
+class Described(optax.GradientTransformationExtraArgs):
+    """An optimiser that has the arguments it was made with.
+
+    Attributes:
+        arguments: by name, as JSON can hold them; a schedule of unknown origin by its name.
+    """
+
+    arguments: Mapping[str, Any]
 
 
 def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") -> optax.Schedule:
@@ -38,8 +68,8 @@ def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") ->
             down = optax.constant_schedule(peak)
     up = optax.linear_schedule(0.0, peak, max(warmup, 1))
     rate = optax.join_schedules([up, down], [warmup]) if warmup else down
-    # a step is an int32, whose quotients JAX computes in float32, in 64-bit mode too
-    return lambda step: rate(jnp.asarray(step, float))
+    arguments = {"kind": kind, "peak": peak, "warmup": warmup}
+    return Schedule(rate, arguments if kind == "constant" else {**arguments, "steps": steps})
 
 
 def adamw(
@@ -73,12 +103,22 @@ def adamw(
     if max_grad_norm is not None:
         max_grad_norm = number("max_grad_norm", max_grad_norm, above=0)
     rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
-    return optax.chain(
+    optimizer = optax.chain(
         optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm),
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=decaying),
         rate(learning_rate=learning_rate),
     )
+    found = Described(*optimizer)
+    found.arguments = {
+        "learning_rate": getattr(learning_rate, "arguments", None) or described(learning_rate),
+        "weight_decay": weight_decay,
+        "b1": b1,
+        "b2": b2,
+        "eps": eps,
+        "max_grad_norm": max_grad_norm,
+    }
+    return found
 
 
 def decaying(params: Mapping[str, Any]) -> dict[str, bool]:

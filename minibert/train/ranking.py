@@ -1,21 +1,28 @@
 """Training of sentence vectors: every text's own partner among all the partners of a batch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from minibert.errors import InputError, shown
+from minibert.layers import Module
 from minibert.norms import unit
-from minibert.pooling import POOLINGS
+from minibert.parameters import parameters
+from minibert.pooling import POOLINGS, pool
+from minibert.train.fingerprint import digest
 from minibert.train.objectives import Batch, Choice, Objective, call_model, choosing, output, wide
 
 PREFIXES = ("anchor_", "positive_", "negative_")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
-def contrastive(*, scale: float | int = 20.0, pooling: Any = "mean") -> Objective:
+def contrastive(
+    *, scale: float | int = 20.0, pooling: Any = "mean", modules: Sequence[Module] = ()
+) -> Objective:
     """Multiple negatives ranking (Henderson et al., arXiv:1705.00652), as sentence-transformers'.
 
     The cosines between each anchor and all positives of the batch, times `scale`, are scores among
@@ -25,19 +32,22 @@ def contrastive(*, scale: float | int = 20.0, pooling: Any = "mean") -> Objectiv
 
     Args:
         scale: 1 / temperature.
-        pooling: a name in `minibert.pooling.POOLINGS`.
+        pooling: one or more names in `minibert.pooling.POOLINGS`, as for `SentenceEncoder`.
+        modules: what a vector goes through after the pooling, `Dense` and `Normalize` modules such
+            as `encoder.model.chain[1:]`. Their parameters are not trained.
 
     Raises:
         InputError: an argument is wrong.
     """
-    if pooling not in POOLINGS:
+    modes = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+    if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
         raise InputError(f"pooling: expected {', '.join(POOLINGS)}; found {shown(pooling)}")
     if not scale > 0:
         raise InputError(f"scale: expected a number above 0, found {shown(scale)}")
 
     def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Array:
         found = [
-            unit(embedded(model, batch, prefix, pooling, rngs))
+            unit(embedded(model, batch, prefix, modes, modules, rngs))
             for prefix in PREFIXES
             if f"{prefix}input_ids" in batch
         ]
@@ -51,6 +61,7 @@ def contrastive(*, scale: float | int = 20.0, pooling: Any = "mean") -> Objectiv
         inputs=tuple(prefix + name for prefix in PREFIXES for name in INPUTS),
         apply=apply,
         separable=False,
+        settings={"scale": scale, "pooling": modes, "modules": [_described(m) for m in modules]},
     )
 
 
@@ -58,12 +69,25 @@ def _own(batch: Batch) -> Array:
     return jnp.arange(batch["anchor_input_ids"].shape[0])
 
 
+def _described(module: Module) -> list[Any]:
+    arrays = {path: np.asarray(array) for path, array in parameters(module).items()}
+    return [type(module).__name__, getattr(module, "printed", ""), digest(arrays)]
+
+
 def embedded(
-    model: Any, batch: Batch, prefix: str, pooling: str, rngs: nnx.Rngs | None = None
+    model: Any,
+    batch: Batch,
+    prefix: str,
+    pooling: Sequence[str],
+    modules: Sequence[Module] = (),
+    rngs: nnx.Rngs | None = None,
 ) -> Array:
-    """The vectors of a batch's texts, `(texts, hidden)`, in float32 or wider."""
+    """The vectors of a batch's texts, `(texts, features)`, in float32 or wider."""
     given = {n: jnp.asarray(batch[prefix + n]) for n in INPUTS if prefix + n in batch}
     given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
     outputs = call_model(model, given, rngs)
     mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])) > 0
-    return POOLINGS[pooling](wide(output(outputs, "last_hidden_state")), mask)
+    vectors = pool(wide(output(outputs, "last_hidden_state")), mask, pooling)
+    for module in modules:
+        vectors = module(vectors)
+    return vectors

@@ -28,7 +28,10 @@ class Settings:
     tokenizer: Annotated[str | None, "Folder of the tokenizer; the model's own by default."] = None
     new_head: Annotated[bool, "Whether a head that the model lacks is begun afresh."] = False
     filler: Annotated[int | None, "Of continuation: id of what stands for the second half."] = None
-    pooling: Annotated[str | None, "Of contrastive: how a text's vector is taken: mean, ..."] = None
+    pooling: Annotated[
+        str | None,
+        "Of contrastive: mean, cls, ...; a sentence-transformers folder has its own, else mean.",
+    ] = None
     scale: Annotated[float | None, "Of contrastive: what cosines are multiplied with; 20."] = None
 
     text: Annotated[str | None, "Column of the texts."] = None
@@ -93,8 +96,10 @@ HINTS = typing.get_type_hints(Settings, include_extras=True)
 TYPES = {name: typing.get_args(hint)[0] for name, hint in HINTS.items()}
 MEANINGS = {name: hint.__metadata__[0] for name, hint in HINTS.items()}
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-# what may differ between a run and one that goes on with it; of files, the contents may not
-FREE = ("output", "data", "evaluation", "fsdp", "log_every", "checkpoint_every", "keep", "best")
+# What may differ between a run and one that resumes it. Of files, the contents may not; the number
+# of steps may where the optimiser's schedule does not depend on it, which is compared too.
+FREE = ("output", "data", "evaluation", "tokenizer", "steps", "epochs", "fsdp", "log_every")
+FREE += ("checkpoint_every", "keep", "best")
 LEAST = {"max_length": 1, "workers": 0, "steps": 1, "epochs": 1, "batch_size": 1, "warmup": 0}
 LEAST |= {"accumulate": 1, "tensor": 1, "lora_rank": 1, "seed": 0, "evaluate_every": 1}
 LEAST |= {"patience": 1, "log_every": 1, "checkpoint_every": 1, "keep": 1}

@@ -29,7 +29,6 @@ from minibert.train.objectives import (
     masked_lm,
     pretraining,
 )
-from minibert.train.ranking import contrastive
 from minibert.train.settings import Settings
 
 
@@ -39,14 +38,15 @@ class Task:
 
     Attributes:
         models: its classes; the first is that of presets.
-        objective: from settings and the model's config to what is minimised.
+        objective: from settings and the model's config to what is minimised; None for a task
+            whose result is a sentence encoder (`encoders`).
         dataset: from a source and a tokenizer to batches.
         options: the keys that `dataset` or `objective` take; those of other tasks are refused.
         columns: of `options`, those that are columns, each with its default; None for no column.
     """
 
     models: tuple[str, ...]
-    objective: Callable[[Settings, Any], Objective]
+    objective: Callable[[Settings, Any], Objective] | None
     dataset: Callable[..., Any]
     options: tuple[str, ...]
     columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
@@ -63,11 +63,6 @@ def _continuation(settings: Settings, config: Any) -> Objective:
     if settings.filler is None:
         raise ConfigError("filler: continuation needs it: the id of a token that no text has")
     return continuation(settings.filler)
-
-
-def _contrastive(settings: Settings, config: Any) -> Objective:
-    given: dict[str, Any] = {"pooling": settings.pooling, "scale": settings.scale}
-    return contrastive(**{name: value for name, value in given.items() if value is not None})
 
 
 OF_OBJECTIVES = ("filler", "pooling", "scale")
@@ -119,7 +114,7 @@ TASKS = {
     ),
     "contrastive": Task(
         models=("BertModel", "GPT2Model"),
-        objective=_contrastive,
+        objective=None,  # that of the encoder's vectors
         dataset=datasets.contrastive,
         options=("anchor", "positive", "negative", "truncation", "pad_to", "pooling", "scale"),
         columns={"anchor": "anchor", "positive": "positive", "negative": None},

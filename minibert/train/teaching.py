@@ -12,6 +12,8 @@ from jax import Array
 from minibert.checks import number
 from minibert.compilation import compiled
 from minibert.errors import InputError, shown
+from minibert.train.checkpoint_state import checksums
+from minibert.train.fingerprint import digest
 from minibert.train.labels import check_finite
 from minibert.train.objectives import MODEL_INPUTS, Batch, Objective, Terms, output, wide
 
@@ -62,6 +64,7 @@ def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) ->
         targets=targets,
         losses=losses,
         weights={objective.name: 1 - alpha, "distillation": alpha},
+        settings={**objective.settings, "temperature": temperature, "alpha": alpha},
     )
 
 
@@ -114,6 +117,13 @@ class Taught:
 
     def __iter__(self) -> "TaughtIterator":
         return TaughtIterator(self._teacher, iter(self._batches))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "identity":  # is there if that of the batches is
+            batches: Any = self._batches
+            of_batches = batches.identity
+            return lambda: {**of_batches(), "teacher": digest(checksums(self._teacher.parameters))}
+        raise AttributeError(name)
 
 
 class TaughtIterator:

@@ -14,7 +14,7 @@ from jax import Array
 from minibert.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.finite import cause
-from minibert.parameters import Structure, matching_paths, parameters
+from minibert.parameters import Structure, computing_dtypes, matching_paths, parameters
 from minibert.placement import check_rows, check_shares, gathered_module, put_batch, taken
 from minibert.sharding import Sharding, checked_sharding
 from minibert.train.batches import checked_batch
@@ -78,7 +78,7 @@ class Trainer:
             )
         if accumulate > 1 and not objective.separable:
             raise InputError(f"accumulate: {objective.name} compares the rows of a batch: give 1")
-        self.objective, self.config = objective, model.config
+        self.objective, self.optimizer, self.config = objective, optimizer, model.config
         arrays = parameters(model)
         params, self._lora, combine = _trained(model, arrays, trainable, lora, seed)
         frozen = {path: arrays[path] for path in arrays if path not in params}
@@ -99,7 +99,13 @@ class Trainer:
             out_shardings=where,
         )
         self._parts, self._shares_checked = accumulate, False
-        self.made_by = {"objective": objective.name, "accumulate": accumulate, "seed": seed}
+        self.made_by = {
+            "objective": objective.name,
+            "objective_settings": {"weights": dict(objective.weights), **objective.settings},
+            "accumulate": accumulate,
+            "seed": seed,
+            "dtypes": computing_dtypes(model),
+        }
         if self._lora is not None:
             self.made_by["lora"] = repr(self._lora)
         self._evaluate = jax.jit(

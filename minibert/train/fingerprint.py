@@ -1,0 +1,87 @@
+"""Digests and descriptions of values, to tell whether two runs were made from the same ones."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SAMPLE = 4096  # items that are read of a sequence which is no list, tuple or array
+AT_ONCE = 1 << 24  # items of an array that are read together; a memory map may exceed the memory
+SIMPLE = (str, bool, int, float, type(None))
+
+
+def digest(value: Any) -> str:
+    """Returns a short digest of a value's contents.
+
+    Numbers, texts, arrays, lists, tuples, mappings and dataclasses count with all that they hold.
+    Of another sequence, the length and at most 4,096 items, evenly spaced, are read; of any other
+    object, its type counts alone.
+    """
+    found = hashlib.sha256()
+    _feed(found, value)
+    return found.hexdigest()[:16]
+
+
+def described(value: Any) -> Any:
+    """Describes a number, a function or an object with settings, as JSON can hold it.
+
+    Simple fields of a dataclass stand for themselves and all others as digests; of another object,
+    the name of the function or type is returned alone.
+    """
+    if isinstance(value, SIMPLE):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | {
+            name: one if isinstance(one, SIMPLE) else digest(one) for name, one in fields.items()
+        }
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _feed(found: Any, value: Any) -> None:
+    match value:
+        case np.ndarray() | np.generic():
+            found.update(f"array {value.dtype.str} {value.shape} ".encode())
+            _feed_array(found, value)
+        case str() | bytes():
+            octets = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+            found.update(f"{type(value).__name__} {len(octets)} ".encode() + octets)
+        case bool() | int() | float() | None:
+            found.update(f"{value!r} ".encode())
+        case Mapping():
+            found.update(f"mapping {len(value)} ".encode())
+            for key in value:
+                _feed(found, key)
+                _feed(found, value[key])
+        case _:
+            _feed_object(found, value)
+
+
+def _feed_array(found: Any, array: Any) -> None:
+    if array.dtype.hasobject:
+        _feed(found, array.tolist())
+    elif array.ndim == 0 or array.size <= AT_ONCE:
+        found.update(array.tobytes())
+    else:
+        rows = max(AT_ONCE * len(array) // array.size, 1)
+        for start in range(0, len(array), rows):
+            found.update(array[start : start + rows].tobytes())
+
+
+def _feed_object(found: Any, value: Any) -> None:
+    found.update(f"{type(value).__qualname__} ".encode())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            _feed(found, field.name)
+            _feed(found, getattr(value, field.name))
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)} ".encode())
+        for one in value:
+            _feed(found, one)
+    elif hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+        count = len(value)
+        found.update(f"{count} ".encode())
+        for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)).tolist():
+            _feed(found, value[index])

@@ -1,0 +1,139 @@
+"""What identifies a training run: two runs that differ in it compute other numbers."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from minibert.errors import InputError, shown
+from minibert.train.checkpoint_state import as_dict, checksums
+from minibert.train.fingerprint import digest
+
+FORMAT = 2
+STATE = ("params", "opt_state")  # of which a state can be restored from no other
+# of configs, what leaves a training step alone
+INERT = ("extra", "generation", "output_hidden_states", "output_attentions")
+
+
+def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must have in common for one to resume the other, as JSON holds it.
+
+    Args:
+        trainer: the run's trainer.
+        about: what the caller adds.
+    """
+    state, config = as_dict(trainer.state), trainer.config
+    sums = checksums(trainer.frozen)
+    fields = [field.name for field in dataclasses.fields(config) if field.name not in INERT]
+    found = {
+        "format": FORMAT,
+        **trainer.made_by,
+        "config": {name: getattr(config, name) for name in fields},
+        "optimizer": _optimizer(trainer.optimizer, trainer.state.params),
+        "params": {path: _spec(leaf) for path, leaf in state["params"].items()},
+        "opt_state": {path: _spec(leaf) for path, leaf in state["opt_state"].items()},
+        "frozen": {path: f"{_spec(leaf)} #{sums[path]}" for path, leaf in trainer.frozen.items()},
+        "about": about,
+    }
+    return as_json("about", found)
+
+
+def as_json(name: str, about: Any) -> dict[str, Any]:
+    """A mapping as JSON gives it back.
+
+    Raises:
+        InputError: it is none, or holds what JSON does not.
+    """
+    if not isinstance(about, Mapping):
+        raise InputError(f"{name}: expected values by name, found {shown(about)}")
+    try:
+        return json.loads(json.dumps(dict(about), default=_plain, allow_nan=False))
+    except (TypeError, ValueError) as reason:
+        raise InputError(f"{name}: expected what JSON holds ({reason})") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise InputError(f"expected what JSON holds, found {shown(value)}")
+
+
+def run_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Every difference between what a checkpoint says of its run and this run, a line each.
+
+    Checkpoints of the first format say nothing of configs, optimisers and the dtypes computed in,
+    and have other checksums of frozen parameters; these are not compared.
+    """
+    found, expected = dict(found), dict(expected)
+    if found.get("format") != FORMAT:
+        expected = {name: expected[name] for name in expected if name in (*found, "lora")}
+        for side in (found, expected):
+            side["frozen"] = {path: one.partition(" #")[0] for path, one in side["frozen"].items()}
+    return sorted(differences(found, expected), key=_is_of_array)  # settings first
+
+
+def _is_of_array(fault: str) -> bool:
+    return is_of_state(fault) or fault.startswith("frozen: ")
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Every difference between values by name, a line each; sorted.
+
+    An optimiser's programs are compared where the same versions of jax and optax traced both.
+    """
+    return sorted(_different("", found, expected))
+
+
+def _different(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    faults: list[str] = []
+    names = expected.keys() | found.keys()
+    if where == "optimizer: program: ":
+        names = expected.keys() & found.keys()
+    for name in names:
+        ours, theirs = expected.get(name), found.get(name)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            faults += _different(f"{where}{name}: ", theirs, ours)
+        elif ours != theirs:
+            said = [shown(side[name]) if name in side else "nothing" for side in (found, expected)]
+            faults.append(f"{where}{name}: {said[0]} in the checkpoint, {said[1]} here")
+    return faults
+
+
+def is_of_state(fault: str) -> bool:
+    """Whether a difference is one of the arrays' paths, shapes or dtypes."""
+    return fault.startswith(tuple(f"{name}: " for name in STATE))
+
+
+def _spec(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _optimizer(optimizer: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimiser does: the arguments of ours, and a digest of what any one computes.
+
+    The digest is of the programs of `init` and `update`, in which all hyperparameters and schedules
+    are constants. There is none of an optimiser that `update` alone does not make a step of, such
+    as one that needs the loss.
+    """
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
+    arguments = getattr(optimizer, "arguments", None)
+    found: dict[str, Any] = {} if arguments is None else {"arguments": arguments}
+    try:
+        state = jax.eval_shape(optimizer.init, shapes)
+        programs = [
+            jax.make_jaxpr(optimizer.init)(shapes),
+            jax.make_jaxpr(optimizer.update)(shapes, state, shapes),
+        ]
+    except Exception:  # whatever an optimiser of unknown origin raises without what it needs
+        return found
+    texts = [re.sub(r"0x[0-9a-f]+", "", str(one.jaxpr)) for one in programs]  # without addresses
+    constants = [[np.asarray(constant) for constant in one.consts] for one in programs]
+    versions = f"jax {jax.__version__}, optax {optax.__version__}"
+    return found | {"program": {versions: digest([texts, constants])}}
