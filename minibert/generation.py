@@ -47,8 +47,8 @@ def generate(
             different lengths.
         attention_mask: `(batch, seq)`, 1 for a word and 0 for padding. By default the words that
             are the pad token are padding, if that is not also an end token.
-        generation_config: a `GenerationConfig`, in place of the checkpoint's own
-            generation_config.json.
+        generation_config: a `GenerationConfig`; what it leaves open is taken from the checkpoint's
+            own generation_config.json.
         key: a random key (`jax.random.key(0)`), needed when tokens are drawn. Row `i` draws from
             `fold_in(key, i)`, whatever the other rows.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
@@ -175,14 +175,12 @@ def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
 
 
 def _config(model: Any, given: Any, options: dict[str, Any]) -> GenerationConfig:
-    """The caller's config, or the checkpoint's, with the call's options in it."""
+    """Returns the config of a call; see `GenerationConfig.of_call`."""
     if not getattr(model, "generates", False):
         raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
     if not model.config.is_decoder:
         raise InputError("model: only a decoder generates, and config.is_decoder is off")
-    if given is not None and not isinstance(given, GenerationConfig):
-        raise InputError(f"generation_config: expected a GenerationConfig, found {shown(given)}")
-    return (given or GenerationConfig.of_model(model.config)).replace(**options)
+    return GenerationConfig.of_call(model.config, given, options)
 
 
 def _refuse_traced(*arguments: Any) -> None:
