@@ -65,6 +65,13 @@ SAMPLING_ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 BEAMS_ONLY: Mapping[str, tuple[Any, ...]] = {"length_penalty": (1,), "early_stopping": (False,)}
 
+# Options that can leave a text without a next token.
+BANS = (
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+)
+
 SMALLEST, LARGEST = 1e-30, 1e30  # numbers are float32 where they act, and are to stay finite there
 
 
