@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from minibert.attention import causal_mask
-from minibert.checks import Size, whole
+from minibert.checks import Size, unmasked, whole
 from minibert.errors import InputError
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
@@ -183,7 +183,7 @@ class KVCache:
             InputError: a number is concrete, and there is no such row.
         """
         if not isinstance(indices, jax.core.Tracer):
-            for index in np.asarray(indices).tolist():
+            for index in np.asarray(unmasked("indices", indices)).tolist():
                 if not 0 <= index < self.batch:
                     raise InputError(f"indices: {index}; expected rows 0 to {self.batch - 1}")
         index, rest = self.index, dataclasses.replace(self, index=None)

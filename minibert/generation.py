@@ -283,9 +283,7 @@ def _key(key: Any) -> Any:
     return key
 
 
-def _written(
-    done: decoding.Written, given: Prompts, config: GenerationConfig
-) -> GenerateOutput:
+def _written(done: decoding.Written, given: Prompts, config: GenerationConfig) -> GenerateOutput:
     _check_rows(done.faults, config)
     steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
     log_probs = np.array(done.log_probs)[:, :steps]

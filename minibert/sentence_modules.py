@@ -173,9 +173,7 @@ class SentenceModel(Module):
     ) -> Float[Array, "batch slots features"]:
         """The vectors of texts that stand several in a row; see `packing`."""
         # a decoder uses a mask for each query as it is
-        tokens = self.tokens(
-            input_ids, own_text(segments, self.config.causal), restarted(segments)
-        )
+        tokens = self.tokens(input_ids, own_text(segments, self.config.causal), restarted(segments))
         slots = jnp.arange(1, 1 + slots_of(segments.shape[1]))
         of_slots = jax.lax.map(
             lambda slot: self.pooled(tokens, segments == slot, prompt_length), slots

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import whole
+from minibert.checks import unmasked, whole
 from minibert.errors import InputError, shown
 
 ROWS = 4096  # vectors whose differences from others are in memory at once
@@ -181,7 +181,7 @@ def vectors(embeddings: Any) -> np.ndarray:
         InputError: they are none.
     """
     try:
-        array = np.asarray(embeddings)
+        array = np.asarray(unmasked("embeddings", embeddings))
         wide = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
     except (TypeError, ValueError) as reason:
         raise InputError(f"embeddings: expected arrays of numbers ({reason})") from None
