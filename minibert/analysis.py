@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from minibert.capture import captured
-from minibert.checks import number, shaped, whole
+from minibert.checks import as_array, number, shaped, whole
 from minibert.compilation import compiled
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.finite import cause, rows_not_finite
@@ -35,7 +35,7 @@ def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") 
     """
     if pooling not in POOLINGS:
         raise InputError(f"pooling: expected {', '.join(POOLINGS)}; found {shown(pooling)}")
-    mask = jnp.asarray(attention_mask).astype(bool)
+    mask = jnp.asarray(as_array("attention_mask", attention_mask)).astype(bool)
     for state in hidden_states:
         if state.shape[:2] != mask.shape:
             raise InputError(
@@ -66,7 +66,7 @@ def embed_by_layer(
         InputError: there are no texts, or no mask.
         TextNotFiniteError: what the model computed for a text is NaN or infinite.
     """
-    arrays = {name: np.asarray(array) for name, array in inputs.items()}
+    arrays = {name: np.asarray(as_array(name, array)) for name, array in inputs.items()}
     if "attention_mask" not in arrays or not len(arrays["attention_mask"]):
         raise InputError(f"inputs: expected texts with attention_mask, found {sorted(arrays)}")
     size = whole("batch_size", batch_size, 1)
@@ -93,7 +93,10 @@ def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.nda
         scale: what both are multiplied with before: the larger, the more the likest one gets.
     """
     factor = number("scale", scale)
-    left, right = (np.asarray(vectors, np.float64) * factor for vectors in (one, other))
+    left, right = (
+        np.asarray(as_array(name, vectors), np.float64) * factor
+        for name, vectors in (("one", one), ("other", other))
+    )
     scores = left @ right.T
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return shares / shares.sum(axis=-1, keepdims=True)
@@ -130,7 +133,7 @@ def layer_to_layer(pooled: np.ndarray) -> np.ndarray:
 
 def describe(values: Any) -> dict[str, float]:
     """Count, mean, deviation (n − 1), least, quartiles and most of some numbers."""
-    flat = np.asarray(values, np.float64).reshape(-1)
+    flat = np.asarray(as_array("values", values), np.float64).reshape(-1)
     if not flat.size:
         raise InputError("values: there are none")
     quartiles = np.quantile(flat, [0, 0.25, 0.5, 0.75, 1])
@@ -177,7 +180,7 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
     Raises:
         InputError: there are no weights or tokens; or shapes do not belong together.
     """
-    mask = np.asarray(attention_mask).astype(bool)
+    mask = np.asarray(as_array("attention_mask", attention_mask)).astype(bool)
     given = () if attentions is None else attentions  # a model that was not asked for them
     layers = [_wide(layer).astype(np.float64) for layer in given]
     if not layers or not mask.any():
@@ -293,6 +296,6 @@ def nearest_words(
 
 
 def _wide(array: Any) -> np.ndarray:
-    """In float32, or wider."""
-    found = np.asarray(array)
+    """Returns an array in float32, or wider."""
+    found = np.asarray(as_array("array", array))
     return found.astype(np.float32) if found.dtype.itemsize < 4 else found

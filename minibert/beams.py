@@ -20,11 +20,13 @@ from jaxtyping import Bool, Float32, Int
 
 from minibert.cache import KVCache
 from minibert.decoding import (
+    NOT_FINITE,
     Logits,
     Plan,
     Prompt,
     Records,
     Rules,
+    faults,
     prefill,
     read,
     slots,
@@ -63,11 +65,14 @@ class Found(NamedTuple):
     Attributes:
         step: how many tokens the longest search took.
         kept: the best texts, with scores.
+        ended, faults: see `Search`.
         records: what is kept of every step.
     """
 
     step: Array
     kept: Texts
+    ended: Array
+    faults: Array
     records: Records
 
 
@@ -80,6 +85,7 @@ class Search(NamedTuple):
         running: the beams, with log-probabilities.
         kept: the best texts that have ended, with scores.
         ended: `(batch, beams)`, False for a kept text that is only a placeholder.
+        faults: `(batch,)`, `NOT_FINITE` where the logits of a running beam were not; else 0.
         hopeful: `(batch,)`, whether a beam may still beat a kept text.
         stuck: whether no candidate can go on.
         cache: what the model has seen: all but the beams' last tokens.
@@ -91,6 +97,7 @@ class Search(NamedTuple):
     running: Texts
     kept: Texts
     ended: Array
+    faults: Array
     hopeful: Array
     stuck: Array
     cache: KVCache
@@ -116,6 +123,7 @@ def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Found:
         running=running,
         kept=running._replace(scores=jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)),
         ended=jnp.zeros((batch, beams), bool),
+        faults=jnp.zeros(batch, jnp.int8),
         hopeful=jnp.ones(batch, bool),
         stuck=jnp.zeros((), bool),
         cache=cache,
@@ -126,12 +134,12 @@ def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Found:
         lambda state: _advance(model, state, rules, plan),
         _extend(start, logits, rules, plan),
     )
-    return Found(done.step, done.kept, done.records)
+    return Found(done.step, done.kept, done.ended, done.faults, done.records)
 
 
 def _unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
     full = state.ended.all() if plan.early_stopping is True else jnp.zeros((), bool)
-    return state.hopeful.any() & ~full & ~state.stuck
+    return state.hopeful.any() & ~full & ~state.stuck & ~state.faults.any()
 
 
 def _advance(model: Any, state: Search, rules: Rules, plan: Plan) -> Search:
@@ -149,6 +157,8 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     history = History(tokens, state.real, start, state.step, rules.limit)
     likely = jax.nn.log_softmax(logits)
     scores = rules.sampling(rules.processors(likely, history))
+    broken = faults(logits, scores, rules).reshape(batch, beams) == NOT_FINITE
+    broken = broken & _possible(state.running.scores) & state.hopeful[:, None]
     candidates, words = _candidates(state, scores, likely, rules, plan)
     stops = rules.ends[words] | (state.step + 1 >= rules.limit)
     among = jax.lax.top_k(candidates.scores + stops * jnp.float32(IMPOSSIBLE), beams)[1]
@@ -166,6 +176,7 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
         running=running,
         kept=kept,
         ended=ended,
+        faults=jnp.where(broken.any(axis=1), NOT_FINITE, 0).astype(jnp.int8),
         hopeful=state.hopeful & (best > worst).any(axis=1),
         stuck=stops.all(),
         cache=state.cache.rows(rows),
@@ -216,7 +227,7 @@ def _keep(
     """The best of what was kept and of the candidates that end."""
     beams = state.ended.shape[1]
     # the other candidates only make sure that enough are left to go on
-    ends = stops & (jnp.arange(stops.shape[1]) < beams)
+    ends = stops & (jnp.arange(stops.shape[1]) < beams) & _possible(candidates.scores)
     closed = ~state.hopeful
     if plan.early_stopping is True:
         closed = closed | state.ended.all(axis=1)
@@ -227,6 +238,11 @@ def _keep(
     both = Texts(*(jnp.concatenate(pair, axis=1) for pair in pairs))
     best = jax.lax.top_k(both.scores, beams)[1]
     return both.taken(best), _gather(jnp.concatenate((state.ended, ends), axis=1), best)
+
+
+def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]:
+    """Returns which log-probabilities are those of texts, not of placeholders or banned tokens."""
+    return scores > IMPOSSIBLE / 2
 
 
 def _gather(array: Array, indices: Int[Array, "batch some"]) -> Array:

@@ -109,7 +109,7 @@ class BertModel(BertPreTrainedModel):
         *,
         rngs: Rngs = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encodes a batch; with `config.is_decoder` every token sees only those before it.
+        """Encodes a batch; in a decoder a token attends only to itself and to those before it.
 
         Args:
             input_ids: `(batch, seq)` word indices; or give `inputs_embeds`.
@@ -155,6 +155,7 @@ class BertModel(BertPreTrainedModel):
                 given,
                 lambda: self.init_cache(given.batch, config.max_position_embeddings),
                 use_cache,
+                config.causal,
             )
         hidden = self.embeddings(
             given.input_ids, given.token_type_ids, given.position_ids, given.inputs_embeds, rngs

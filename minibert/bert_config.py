@@ -5,8 +5,19 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from minibert.activations import ACTIVATION_NAMES
-from minibert.config import Config, non_negative, one_of, positive, probability, ruled, size, switch
-from minibert.errors import ConfigError
+from minibert.config import (
+    REFUSED_DECODER_FIELDS,
+    REFUSED_FIELDS,
+    Config,
+    non_negative,
+    one_of,
+    positive,
+    probability,
+    ruled,
+    size,
+    switch,
+)
+from minibert.errors import ConfigError, UnsupportedConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,9 +26,8 @@ class BertConfig(Config):
 
     model_type: ClassVar[str] = "bert"
     refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **REFUSED_FIELDS,
         "position_embedding_type": ("absolute", None),
-        "pruned_heads": ({}, None),
-        "quantization_config": (None,),
     }
 
     vocab_size: int = size(30522)
@@ -49,6 +59,12 @@ class BertConfig(Config):
             )
         if self.add_cross_attention and not self.is_decoder:
             raise ConfigError("add_cross_attention: only a decoder has it, and is_decoder is false")
+        if self.is_causal and not self.is_decoder:
+            # its eager attention ignores it, and its default one masks texts without padding
+            raise UnsupportedConfigError(
+                "is_causal: True, but is_decoder is false; expected is_decoder true for attention "
+                "to earlier tokens only, or no is_causal"
+            )
         if self.pad_token_id is not None and not (
             -self.vocab_size <= self.pad_token_id < self.vocab_size
         ):
@@ -56,6 +72,15 @@ class BertConfig(Config):
                 f"pad_token_id: expected an index into the vocabulary of {self.vocab_size}, "
                 f"found {self.pad_token_id}"
             )
+
+    @classmethod
+    def _refused(cls, data: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+        return {**cls.refused_fields, **(REFUSED_DECODER_FIELDS if data.get("is_decoder") else {})}
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token attends only to itself and to those before it."""
+        return self.is_decoder and self.is_causal is not False
 
     @classmethod
     def base(cls, **changes: Any) -> "BertConfig":

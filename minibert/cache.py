@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from minibert.attention import causal_mask
-from minibert.checks import Size, whole
+from minibert.checks import Size, unmasked, whole
 from minibert.errors import InputError
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
@@ -140,9 +140,15 @@ class KVCache:
         mask = jax.lax.dynamic_update_slice_in_dim(self.mask, tokens, self.index, axis=1)
         return dataclasses.replace(self, mask=mask)
 
-    def attention_mask(self, queries: int) -> Bool[Array, "batch 1 queries length"]:
-        """Where the next `queries` tokens may look: at tokens, up to themselves."""
-        return causal_mask(queries, self.length, self.index) & self.mask[:, None, None]
+    def attention_mask(
+        self, queries: int, causal: bool = True
+    ) -> Bool[Array, "batch 1 #queries length"]:
+        """Returns what the next `queries` tokens attend to: tokens, with `causal` not later ones.
+
+        They must be marked already (`extended`).
+        """
+        tokens = self.mask[:, None, None]
+        return causal_mask(queries, self.length, self.index) & tokens if causal else tokens
 
     def layer(self, number: int) -> LayerCache:
         """What layer `number` sees."""
@@ -177,7 +183,7 @@ class KVCache:
             InputError: a number is concrete, and there is no such row.
         """
         if not isinstance(indices, jax.core.Tracer):
-            for index in np.asarray(indices).tolist():
+            for index in np.asarray(unmasked("indices", indices)).tolist():
                 if not 0 <= index < self.batch:
                     raise InputError(f"indices: {index}; expected rows 0 to {self.batch - 1}")
         index, rest = self.index, dataclasses.replace(self, index=None)
@@ -186,23 +192,29 @@ class KVCache:
 
 
 def decoder_mask(
-    batch: Size, seq: Size, mask: Bool[Array, "batch 1 #seq seq"] | None, past: KVCache | None
-) -> tuple[Bool[Array, "#batch 1 seq keys"], KVCache | None]:
-    """Where a decoder's tokens may look: back, and at no padding.
+    batch: Size,
+    seq: Size,
+    mask: Bool[Array, "batch 1 #seq seq"] | None,
+    past: KVCache | None,
+    causal: bool,
+) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
+    """Returns what a decoder's tokens attend to, never padding; and the cache.
 
     Args:
         batch, seq: how many rows, of how many new tokens.
         mask: `(batch, 1, 1, seq)`, True at tokens and False at padding; or with a row for each
             query, `(batch, 1, seq, seq)`, which is then used as it is.
         past: the cache, if there is one; the keys are then its slots.
+        causal: whether a token attends only to itself and to those before it.
 
     Returns:
-        The mask, and the cache with the new tokens marked.
+        The mask, None for everywhere; and the cache with the new tokens marked.
     """
     if past is not None:
         tokens = jnp.ones((batch, seq), bool) if mask is None else mask[:, 0, 0]
         past = past.extended(tokens)
-        return past.attention_mask(seq), past
-    if mask is None:
-        return causal_mask(seq, seq), None
-    return mask if mask.shape[2] > 1 else mask & causal_mask(seq, seq), None
+        return past.attention_mask(seq, causal), past
+    if not causal or (mask is not None and mask.shape[2] > 1):
+        return mask, None
+    before = causal_mask(seq, seq)
+    return before if mask is None else mask & before, None

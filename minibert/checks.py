@@ -119,11 +119,39 @@ def _extremes(array: Any) -> tuple[Any, ...]:
     return values.min(), values.max()
 
 
+def unmasked(name: str, value: Any) -> Any:
+    """Returns a value as it is, after a check that no NumPy mask hides an element of it.
+
+    Conversions to an array drop the mask of a masked array, also of one in a list.
+
+    Raises:
+        InputError: an element is masked.
+    """
+    if _masked(value):
+        raise InputError(
+            f"{name}: expected an array without masked elements, found a NumPy masked array; "
+            "replace what it masks with .filled(value) (in an attention_mask, 0 is padding)"
+        )
+    return value
+
+
+def _masked(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        kinds = set(map(type, value))  # of the elements: few, however many there are
+        some = any(issubclass(kind, list | tuple | np.ma.MaskedArray) for kind in kinds)
+        return some and any(map(_masked, value))
+    return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
+
+
 def as_array(name: str, value: Any) -> Any:
-    """An array of numbers, of numpy or of JAX: not yet at JAX's width."""
+    """Returns an array of numbers, of NumPy or of JAX: not yet at JAX's width.
+
+    Raises:
+        InputError: it is none, or elements are masked.
+    """
     if isinstance(value, jax.Array):
         return value
-    found = type(value).__name__
+    found = type(unmasked(name, value)).__name__
     try:
         array = np.asarray(value)
     except Exception as reason:  # whatever the object's own conversion raises

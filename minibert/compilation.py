@@ -130,8 +130,6 @@ class Compiled:
         if options.get("use_cache"):
             raise InputError("use_cache: an exported program has no cache; found True")
         sizes = _open_shape(shape, self.config.max_position_embeddings)
-        if "use_cache" in self._names:
-            options = {"use_cache": False} | options
 
         def call(arrays: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             leaves = [arrays[path] for path in self.parameters]

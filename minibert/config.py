@@ -45,6 +45,22 @@ INERT_FIELDS = frozenset(
     """.split()
 )
 
+# Fields that transformers 5 reads from the config of any model, and that change its numbers: name →
+# the values that change nothing.
+REFUSED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "is_causal": (True, False),  # null: its masks read False, and some of its attentions True
+    "per_layer_config": (None, {}),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+# Those that it reads as it makes a decoder's cache (cache_utils.py).
+REFUSED_DECODER_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "attention_chunk_size": (None,),
+    "kv_sharing_modes": (None,),
+    "layer_types": (None,),
+    "sliding_window": (None,),
+}
+
 
 def ruled(
     default: Any,
@@ -147,6 +163,8 @@ class Config:
         problem_type: one of `PROBLEM_TYPES`, or None.
         output_hidden_states: whether a call returns hidden states when it is not told.
         output_attentions: whether a call returns attention weights when it is not told.
+        is_causal: False for a decoder whose tokens also attend to later ones: those of the same
+            call. None, the default, is True for a decoder.
         extra: the other fields of the file, kept for `save_pretrained`. It takes no part in
             equality, so that two checkpoints of one architecture have equal tree definitions.
         generation: the contents of generation_config.json, or None; kept likewise.
@@ -163,6 +181,9 @@ class Config:
     problem_type: str | None = one_of(None, PROBLEM_TYPES, optional=True)
     output_hidden_states: bool = switch(False)
     output_attentions: bool = switch(False)
+    is_causal: bool | None = ruled(
+        None, "true or false", lambda v: v is None or isinstance(v, bool)
+    )
     extra: Mapping[str, Any] = dataclasses.field(
         default_factory=FrozenDict, compare=False, repr=False
     )
@@ -238,7 +259,7 @@ class Config:
         if data.get("model_type", cls.model_type) != cls.model_type:
             found = shown(data["model_type"])
             raise ConfigError(f"{where}: model_type: expected {cls.model_type!r}, found {found}")
-        for name, neutral in cls.refused_fields.items():
+        for name, neutral in cls._refused(data).items():
             if name in data and data[name] not in neutral:
                 raise UnsupportedConfigError(
                     f"{where}: {name}: {shown(data[name])} is not implemented "
@@ -254,6 +275,11 @@ class Config:
             raise type(reason)(f"{where}: {reason}") from None
 
     @classmethod
+    def _refused(cls, data: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+        """Returns the fields that are not implemented, with the values that change nothing."""
+        return cls.refused_fields
+
+    @classmethod
     def from_json(cls: type[AnyConfig], path: str) -> AnyConfig:
         """Reads a config.json file; see `from_dict`."""
         return cls.from_dict(read_json(path), path)
@@ -261,7 +287,8 @@ class Config:
     @property
     def ignored_fields(self) -> tuple[str, ...]:
         """The fields of the file that Hugging Face's class does not know, and so ignores."""
-        return tuple(sorted(self.extra.keys() - INERT_FIELDS - self.refused_fields.keys()))
+        refused = self._refused(vars(self)).keys()
+        return tuple(sorted(self.extra.keys() - INERT_FIELDS - refused))
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json, `extra` included; default labels are left out."""
@@ -269,6 +296,8 @@ class Config:
         del fields["generation"]
         data = {**unfreeze(fields.pop("extra")), **fields, "model_type": self.model_type}
         del data["num_labels"]
+        if self.is_causal is None:
+            del data["is_causal"]  # null is not the default to transformers
         data["id2label"] = {str(index): name for index, name in self.id2label.items()}
         data["label2id"] = dict(self.label2id)
         plain = _labels(None, None)

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Int, Int8
 
 from minibert.cache import KVCache
 from minibert.processors import History, Processors
 from minibert.sampling import Sampling, draw, row_keys
 
 Logits = Float32[Array, "rows vocab"]
+NOT_FINITE, NO_TOKEN = 1, 2  # why a row cannot go on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,11 +114,12 @@ class Written(NamedTuple):
 
     Attributes:
         step: how many tokens.
-        tokens, log_probs, records: see `State`.
+        tokens, faults, log_probs, records: see `State`.
     """
 
     step: Array
     tokens: Array
+    faults: Array
     log_probs: Array
     records: Records
 
@@ -130,6 +132,7 @@ class State(NamedTuple):
         tokens: `(rows, slots)` prompts and texts.
         real: `(rows, slots)`, True at the prompts' words and at every generated slot.
         done: `(rows,)`, True for the texts that have ended.
+        faults: `(rows,)`, 0, or why the last token is none: `NOT_FINITE` or `NO_TOKEN`.
         log_probs: `(rows, steps)`, each token's under the model, before any rule.
         cache: what the model has seen: all but the last token.
         records: what is kept of every step.
@@ -139,6 +142,7 @@ class State(NamedTuple):
     tokens: Array
     real: Array
     done: Array
+    faults: Array
     log_probs: Array
     cache: KVCache
     records: Records
@@ -196,6 +200,7 @@ def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
         tokens=tokens,
         real=real,
         done=jnp.zeros(rows, bool),
+        faults=jnp.zeros(rows, jnp.int8),
         log_probs=jnp.zeros((rows, plan.steps), jnp.float32),
         cache=cache,
         records=Records.empty(plan, logits),
@@ -211,8 +216,8 @@ def advance(model: Any, state: State, rules: Rules, plan: Plan) -> State:
 
 
 def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
-    """Whether a token may be generated, and some row wants one."""
-    return (state.step < rules.limit) & ~state.done.all()
+    """Returns whether another token is generated: some row goes on, and every row can."""
+    return (state.step < rules.limit) & ~state.done.all() & ~state.faults.any()
 
 
 def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Written:
@@ -222,7 +227,20 @@ def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Written:
         lambda state: advance(model, state, rules, plan),
         begin(model, prompt, rules, plan),
     )
-    return Written(done.step, done.tokens, done.log_probs, done.records)
+    return Written(done.step, done.tokens, done.faults, done.log_probs, done.records)
+
+
+def faults(logits: Logits, scores: Logits, rules: Rules) -> Int8[Array, " rows"]:
+    """Returns why each row cannot go on; 0 where it can.
+
+    Args:
+        logits: the model's.
+        scores: what the rules make of them.
+        rules: the rules, which may accept logits that are not finite.
+    """
+    finite = jnp.isfinite(logits).all(axis=1) | rules.processors.remove_invalid_values
+    possible = (scores > -jnp.inf).any(axis=1)  # NaN is not
+    return jnp.where(finite, jnp.where(possible, 0, NO_TOKEN), NOT_FINITE).astype(jnp.int8)
 
 
 def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
@@ -244,6 +262,7 @@ def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
         tokens=state.tokens.at[:, slot].set(chosen),
         real=state.real.at[:, slot].set(True),
         done=state.done | rules.ends[chosen],
+        faults=jnp.where(state.done, 0, faults(logits, scores, rules)),
         log_probs=state.log_probs.at[:, state.step].set(log_probs),
         cache=state.cache,
         records=state.records.kept(state.step, scores, logits),

@@ -7,7 +7,7 @@ rounded up, and runs it once: the loop is inside. The reference is `generate` of
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.core
@@ -20,6 +20,7 @@ from minibert import beams, decoding
 from minibert.decoding import Plan, Prompt, Rules
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation_config import GenerationConfig
+from minibert.generation_rules import BANS
 from minibert.inputs import encoder_inputs
 from minibert.layers import Dropout
 from minibert.outputs import GenerateOutput
@@ -47,8 +48,8 @@ def generate(
             different lengths.
         attention_mask: `(batch, seq)`, 1 for a word and 0 for padding. By default the words that
             are the pad token are padding, if that is not also an end token.
-        generation_config: a `GenerationConfig`, in place of the checkpoint's own
-            generation_config.json.
+        generation_config: a `GenerationConfig`; what it leaves open is taken from the checkpoint's
+            own generation_config.json.
         key: a random key (`jax.random.key(0)`), needed when tokens are drawn. Row `i` draws from
             `fold_in(key, i)`, whatever the other rows.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
@@ -63,7 +64,9 @@ def generate(
     Raises:
         InputError: the prompts are empty, all padding, out of range or too long, or options are
             unknown or contradict each other, or arguments are traced (the call is inside
-            `jax.jit`); before anything is computed.
+            `jax.jit`); before anything is computed. Or the options ban every token that could
+            follow a text.
+        NotFiniteError: logits are NaN or infinite, and `remove_invalid_values` is off.
     """
     config = _config(model, generation_config, options)
     encoder = (encoder_hidden_states, encoder_attention_mask)
@@ -75,7 +78,7 @@ def generate(
         found = _program(treedef, plan, "beams")(leaves, prompt, rules)
         output = _best(found, given, config)
     else:
-        output = _written(_program(treedef, plan, "loop")(leaves, prompt, rules), given)
+        output = _written(_program(treedef, plan, "loop")(leaves, prompt, rules), given, config)
     return output if config.return_dict_in_generate else output.sequences
 
 
@@ -98,6 +101,7 @@ def stream(
 
     Raises:
         InputError: as `generate` does; or there are beams, or records are asked for.
+        NotFiniteError: as `generate` does, at the step at which it happens.
     """
     config = _config(model, generation_config, options)
     for name, plain in (("num_beams", 1), ("output_scores", False), ("output_logits", False)):
@@ -109,31 +113,50 @@ def stream(
     given = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, given, config, key)
     begin, advance = _program(treedef, plan, "begin"), _program(treedef, plan, "step")
-    return _tokens(begin, advance, leaves, prompt, rules)
+    return _tokens(begin, advance, (leaves, prompt, rules), config)
 
 
 def _tokens(
     begin: Callable[..., Any],
     advance: Callable[..., Any],
-    leaves: list[Any],
-    prompt: Any,
-    rules: Any,
+    given: tuple[list[Any], Any, Any],
+    config: GenerationConfig,
 ) -> Iterator[np.ndarray]:
-    state, token, likely, more = begin(leaves, prompt, rules)
-    _refuse_nan(likely)
+    leaves, _, rules = given
+    state, token, faults, more = begin(*given)
+    _check_rows(faults, config)
     yield np.asarray(token)
     while more:
-        state, token, likely, more = advance(state, leaves, rules)
-        _refuse_nan(likely)
+        state, token, faults, more = advance(state, leaves, rules)
+        _check_rows(faults, config)
         yield np.asarray(token)
 
 
-def _refuse_nan(log_probs: Any) -> None:
-    if np.isnan(log_probs).any():
-        raise NotFiniteError(
-            "model: its logits are NaN, so that no word is likelier than another; a weight is not "
-            "finite, or a number has become too large for the dtype it computes in"
-        )
+def _check_rows(faults: Any, config: GenerationConfig) -> None:
+    """Raises an error if a row has no next token, `(batch × num_return_sequences,)`."""
+    faults = np.asarray(faults)
+    if not faults.any():
+        return
+    row = int(np.flatnonzero(faults)[0])
+    prompt = row // config.num_return_sequences
+    if faults[row] == decoding.NOT_FINITE:
+        _raise_not_finite(prompt)
+    raise InputError(
+        f"input_ids: row {prompt}: no token is left to follow its text, as the options ban all of "
+        f"them ({_bans(config)}); ban fewer, or generate fewer tokens"
+    )
+
+
+def _raise_not_finite(prompt: int) -> NoReturn:
+    raise NotFiniteError(
+        f"model: its logits for row {prompt} of input_ids are not finite; a weight is NaN or "
+        "infinite, or a number became too large for the dtype in which the model computes"
+    )
+
+
+def _bans(config: GenerationConfig) -> str:
+    default = GenerationConfig()
+    return ", ".join(n for n in BANS if getattr(config, n) != getattr(default, n))
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -148,9 +171,8 @@ def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
         return built
 
     def streamed(state: decoding.State, rules: Rules) -> tuple[decoding.State, Array, Array, Array]:
-        last = state.step - 1
-        token = state.tokens[:, state.tokens.shape[1] - plan.steps + last]
-        return state, token, state.log_probs[:, last], decoding.unfinished(state, rules)
+        token = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1]
+        return state, token, state.faults, decoding.unfinished(state, rules)
 
     def begin(leaves: list[Any], prompt: Prompt, rules: Rules) -> Any:
         return streamed(decoding.begin(model(leaves), prompt, rules, plan), rules)
@@ -175,14 +197,12 @@ def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
 
 
 def _config(model: Any, given: Any, options: dict[str, Any]) -> GenerationConfig:
-    """The caller's config, or the checkpoint's, with the call's options in it."""
+    """Returns the config of a call; see `GenerationConfig.of_call`."""
     if not getattr(model, "generates", False):
         raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
     if not model.config.is_decoder:
         raise InputError("model: only a decoder generates, and config.is_decoder is off")
-    if given is not None and not isinstance(given, GenerationConfig):
-        raise InputError(f"generation_config: expected a GenerationConfig, found {shown(given)}")
-    return (given or GenerationConfig.of_model(model.config)).replace(**options)
+    return GenerationConfig.of_call(model.config, given, options)
 
 
 def _refuse_traced(*arguments: Any) -> None:
@@ -263,10 +283,10 @@ def _key(key: Any) -> Any:
     return key
 
 
-def _written(done: decoding.Written, given: Prompts) -> GenerateOutput:
+def _written(done: decoding.Written, given: Prompts, config: GenerationConfig) -> GenerateOutput:
+    _check_rows(done.faults, config)
     steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
     log_probs = np.array(done.log_probs)[:, :steps]
-    _refuse_nan(log_probs)
     return GenerateOutput(
         sequences=given.continued(np.asarray(done.tokens)[:, start : start + steps]),
         log_probs=log_probs,
@@ -278,10 +298,18 @@ def _best(found: beams.Found, given: Prompts, config: GenerationConfig) -> Gener
     def best(texts: Array) -> np.ndarray:
         return np.array(texts)[:, : config.num_return_sequences].reshape(-1, *texts.shape[2:])
 
+    if (broken := np.flatnonzero(found.faults)).size:
+        _raise_not_finite(int(broken[0]))
+    whole = np.asarray(found.ended)[:, : config.num_return_sequences]
+    for row in np.flatnonzero(~whole.all(axis=1)):
+        raise InputError(
+            f"input_ids: row {row}: {whole[row].sum()} texts follow it, expected "
+            f"{config.num_return_sequences}: the options ban all other tokens ({_bans(config)}); "
+            "ban fewer, or ask for fewer texts or tokens"
+        )
     tokens, came_from = best(found.kept.tokens), best(found.kept.came_from)
     steps, start = int((came_from >= 0).sum(axis=1).max()), tokens.shape[1] - came_from.shape[1]
     log_probs = best(found.kept.log_probs)[:, :steps]
-    _refuse_nan(log_probs if steps else np.nan)  # NaN is never kept
     return GenerateOutput(
         sequences=given.continued(tokens[:, start : start + steps]),
         log_probs=log_probs,

@@ -6,14 +6,13 @@ The reference is transformers' `generation/configuration_utils.py` (5.23), and w
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax.core import FrozenDict, freeze, unfreeze
 
 from minibert import generation_arrays as arrays
 from minibert import generation_rules as rules
-from minibert.config import size, switch
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
 from minibert.processors import Processors
 from minibert.sampling import Sampling
@@ -25,7 +24,9 @@ DEFAULT_NEW_TOKENS = 20
 class GenerationConfig:
     """Which tokens are generated, and when it ends. Names and defaults are Hugging Face's.
 
-    Lengths count tokens; a field that is None where it has a default takes the default.
+    Lengths count tokens. A field that is not passed, or is None, is left open: `generate` takes it
+    from the checkpoint's own config, and where that leaves it open too, it has its default. The
+    attribute of an open field is the default.
 
     Attributes:
         max_length: of prompt, padding included, and text. Without it, and without
@@ -43,6 +44,7 @@ class GenerationConfig:
         eos_token_id: the token that ends a text, or several.
         pad_token_id: what follows a text that has ended; the first end where it is None.
         extra: the file's other fields, kept. They take no part in equality.
+        unset: the names of the fields that are left open. They take no part in equality.
 
     `Processors` and `Sampling` describe the rest.
 
@@ -55,9 +57,9 @@ class GenerationConfig:
     min_length: int = rules.count(0)
     min_new_tokens: int | None = rules.count(None)
     early_stopping: bool | str = rules.early_stopping()
-    do_sample: bool = switch(False)
-    num_beams: int = size(1)
-    use_cache: bool = switch(True)
+    do_sample: bool = rules.switch(False)
+    num_beams: int = rules.count(1, 1)
+    use_cache: bool = rules.switch(True)
     temperature: float = rules.factor(1.0)
     top_k: int = rules.count(50)
     top_p: float = rules.share(1.0)
@@ -75,27 +77,30 @@ class GenerationConfig:
     encoder_no_repeat_ngram_size: int = rules.count(0)
     bad_words_ids: tuple[tuple[int, ...], ...] | None = rules.words()
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = rules.biases()
-    renormalize_logits: bool = switch(False)
-    remove_invalid_values: bool = switch(False)
+    renormalize_logits: bool = rules.switch(False)
+    remove_invalid_values: bool = rules.switch(False)
     forced_bos_token_id: int | None = rules.token()
     forced_eos_token_id: int | tuple[int, ...] | None = rules.token_or_tokens()
     forced_decoder_ids: tuple[tuple[int, int], ...] | None = rules.placed_tokens()
     exponential_decay_length_penalty: tuple[int, float] | None = rules.decay()
     suppress_tokens: tuple[int, ...] | None = rules.tokens()
     begin_suppress_tokens: tuple[int, ...] | None = rules.tokens()
-    num_return_sequences: int = size(1)
-    output_scores: bool = switch(False)
-    output_logits: bool = switch(False)
-    return_dict_in_generate: bool = switch(False)
+    num_return_sequences: int = rules.count(1, 1)
+    output_scores: bool = rules.switch(False)
+    output_logits: bool = rules.switch(False)
+    return_dict_in_generate: bool = rules.switch(False)
     pad_token_id: int | None = rules.token()
     bos_token_id: int | None = rules.token()
     eos_token_id: int | tuple[int, ...] | None = rules.token_or_tokens()
     extra: Mapping[str, Any] = dataclasses.field(
         default_factory=FrozenDict, compare=False, repr=False
     )
+    unset: frozenset[str] = dataclasses.field(init=False, compare=False, repr=False)
 
     def __post_init__(self):
-        for name, value in _checked(vars(self)).items():
+        given = dict(vars(self))
+        unset = frozenset(name for name in OPTIONS if given[name] is None)
+        for name, value in (_checked(given) | {"unset": unset}).items():
             object.__setattr__(self, name, value)
         if not self.use_cache:
             raise UnsupportedConfigError("use_cache: False is not implemented (only True)")
@@ -120,7 +125,7 @@ class GenerationConfig:
             named = OPTIONS - {"use_cache"}
             extra = {name: value for name, value in data.items() if name not in named}
             given = {name: value for name, value in data.items() if name in named}
-            return cls(**_checked(given), extra=extra)
+            return cls(**_checked(_set(given)), extra=extra)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 
@@ -144,31 +149,79 @@ class GenerationConfig:
         return cls.from_dict(given, where)
 
     @classmethod
-    def of_model(cls, config: Any) -> "GenerationConfig":
-        """What a model's checkpoint says: its generation_config.json, else its config.json.
+    def of_model(cls, config: Any, without: Collection[str] = ()) -> "GenerationConfig":
+        """Returns what a checkpoint says: its generation_config.json, else its config.json.
 
         Special tokens that the vocabulary has not are left out: Hugging Face writes GPT-2's end,
         50256, for every GPT-2, and a word that is not there cannot end anything.
 
+        Args:
+            config: the model's config.
+            without: names of fields to leave open, whatever the file says.
+
         Raises:
             ConfigError, UnsupportedConfigError: as `from_dict`.
         """
-        if config.generation is not None:
-            found = cls.from_dict(config.generation, "generation_config.json")
+        own = config.generation is not None
+        data = config.generation if own else config.to_dict()
+        data = {name: value for name, value in data.items() if name not in without}
+        if own:
+            found = cls.from_dict(data, "generation_config.json")
         else:
-            found = cls.from_model_config(config.to_dict(), "config.json")
+            found = cls.from_model_config(data, "config.json")
         vocab = config.vocab_size
         known = {
             name: tuple(token for token in arrays.ids(getattr(found, name)) if token < vocab)
             for name in ("eos_token_id", "pad_token_id", "bos_token_id")
         }
         changed = {n: v for n, v in known.items() if v != arrays.ids(getattr(found, n))}
-        return dataclasses.replace(found, **{n: v or None for n, v in changed.items()})
+        return found._with({n: v or None for n, v in changed.items()})
+
+    @classmethod
+    def of_call(cls, config: Any, given: Any, options: Mapping[str, Any]) -> "GenerationConfig":
+        """Returns the config of one call of `generate`, by transformers' rule.
+
+        An option of the call comes first, then a field that the call's config sets, then one that
+        the checkpoint sets, then the default.
+
+        Args:
+            config: the model's config.
+            given: the call's `generation_config`, or None.
+            options: the call's options. One that names a field which is not implemented, with a
+                value that changes nothing, replaces the checkpoint's.
+
+        Raises:
+            InputError: the config is none, or options are unknown or contradict each other.
+            ConfigError, UnsupportedConfigError: as `from_dict`, of the checkpoint's files.
+        """
+        if given is not None and not isinstance(given, GenerationConfig):
+            found = shown(given)
+            raise InputError(f"generation_config: expected a GenerationConfig, found {found}")
+        filled = cls.of_model(config, rules.REFUSED.keys() & options.keys())
+        if given is not None:
+            fields = {name: getattr(given, name) for name in OPTIONS - given.unset}
+            try:
+                filled = filled._with(fields | {"extra": {**filled.extra, **given.extra}})
+            except ConfigError as reason:
+                raise InputError(
+                    f"generation_config: with what the checkpoint sets: {reason}"
+                ) from None
+            if (found := rules.lengths(fields, filled)) and not rules.lengths(fields, given):
+                raise InputError("generation_config: " + "; ".join(found))
+        return filled.replace(**options)
+
+    def _with(self, changes: Mapping[str, Any]) -> "GenerationConfig":
+        """Returns a copy with some fields set; those that are None have their defaults."""
+        fields = {name: getattr(self, name) for name in OPTIONS - self.unset}
+        fields |= {"extra": self.extra, **changes}
+        changed = type(self)(**_checked(_set(fields)))
+        object.__setattr__(changed, "unset", self.unset - changes.keys())
+        return changed
 
     def replace(self, **options: Any) -> "GenerationConfig":
-        """A copy with the options of a call, which must not contradict one another.
+        """Returns a copy with the options of a call, which must not contradict one another.
 
-        None asks for nothing: it switches off the field's processor.
+        None switches off the field's processor; it does not leave the field open.
 
         Raises:
             InputError: an option is unknown, impossible, or contradicts another.
@@ -184,7 +237,7 @@ class GenerationConfig:
         if "top_k" in given and given["top_k"] is None:
             given["top_k"] = 0  # in a file, null is the default
         try:
-            config = dataclasses.replace(self, **_checked(given))
+            config = self._with(given)
         except UnsupportedConfigError:
             raise
         except ConfigError as reason:
@@ -195,12 +248,11 @@ class GenerationConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a generation_config.json, `extra` included; defaults are left out."""
-        fields = {field.name: field.default for field in dataclasses.fields(self)}
-        changed = {n: v for n in OPTIONS if (v := getattr(self, n)) != fields[n]}
+        """Returns the contents of a generation_config.json: `extra` and the fields that are set."""
+        fields = {name: _listed(getattr(self, name)) for name in sorted(OPTIONS - self.unset)}
         return {
             **unfreeze(freeze(dict(self.extra))),
-            **{name: _listed(changed[name]) for name in sorted(changed)},
+            **{name: value for name, value in fields.items() if value is not None},
         }
 
     @property
@@ -254,18 +306,24 @@ class GenerationConfig:
         return arrays.sampling(self)
 
 
-OPTIONS = frozenset(field.name for field in dataclasses.fields(GenerationConfig)) - {"extra"}
+FIELDS = tuple(f for f in dataclasses.fields(GenerationConfig) if "rule" in f.metadata)
+OPTIONS = frozenset(field.name for field in FIELDS)
+
+
+def _set(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that are not left open."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields given, checked and in their final form."""
+    """Returns the fields given in their final form."""
     values = {"extra": freeze(dict(given["extra"]))} if "extra" in given else {}
-    for field in dataclasses.fields(GenerationConfig):
-        if field.name not in given or field.name == "extra":
+    for field in FIELDS:
+        if field.name not in given:
             continue
         value = rules.plain(given[field.name])
         if value is None:
-            value = field.default
+            value = field.metadata["default"]
         if not field.metadata["rule"](value):
             expected = field.metadata["expected"]
             raise ConfigError(f"{field.name}: expected {expected}, found {shown(value)}")

@@ -4,11 +4,10 @@ Every field of transformers' GenerationConfig, 4.57 and 5.23 together, is honour
 refused by name unless it holds what changes nothing, or leaves the result alone.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
-
-from minibert.config import ruled
 
 # Name → the values that change nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -66,6 +65,13 @@ SAMPLING_ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 BEAMS_ONLY: Mapping[str, tuple[Any, ...]] = {"length_penalty": (1,), "early_stopping": (False,)}
 
+# Options that can leave a text without a next token.
+BANS = (
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+)
+
 SMALLEST, LARGEST = 1e-30, 1e30  # numbers are float32 where they act, and are to stay finite there
 
 
@@ -107,13 +113,19 @@ def _are_pairs(value: Any, first: Callable[[Any], bool], second: Callable[[Any],
 
 
 def _field(default: Any, expected: str, rule: Callable[[Any], bool], convert: Any = None) -> Any:
-    """A field that is its default where it is null."""
-    return ruled(
-        default,
-        expected,
-        lambda v: (v is None and default is None) or rule(v),
-        lambda v: v if v is None or convert is None else convert(v),
-    )
+    """A field that is left open, and then has its default, where it is None."""
+    metadata = {
+        "default": default,
+        "expected": expected,
+        "rule": lambda v: (v is None and default is None) or rule(v),
+        "convert": lambda v: v if v is None or convert is None else convert(v),
+    }
+    return dataclasses.field(default=None, metadata=metadata)
+
+
+def switch(default: bool) -> Any:
+    """A field that is true or false."""
+    return _field(default, "true or false", lambda v: isinstance(v, bool))
 
 
 def count(default: int | None, least: int = 0) -> Any:
@@ -204,7 +216,7 @@ def decay() -> Any:
 
 
 def faults(config: Any) -> list[str]:
-    """What in a config cannot be together, wherever it comes from."""
+    """Returns the contradictions between fields of a config, wherever they come from."""
     found = []
     several = config.num_return_sequences
     if config.num_beams > 1 and several > config.num_beams:
@@ -220,22 +232,28 @@ def faults(config: Any) -> list[str]:
             ids = forced if isinstance(forced, tuple) else (forced,)
             if set(ids) <= set(config.suppress_tokens):
                 found.append(f"{name}: {forced}, but suppress_tokens has it too")
-    if config.exponential_decay_length_penalty is not None and not config.end_ids:
-        found.append("exponential_decay_length_penalty: given, but there is no eos_token_id")
+    return found
+
+
+def lengths(options: Mapping[str, Any], config: Any) -> list[str]:
+    """Returns which lengths in `options` have no effect in `config`, which includes them."""
+    found = []
+    for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if one in options and (counts := getattr(config, other)) is not None:
+            found.append(f"{one}: {options[one]}, but {other} is {counts} and counts before it")
     return found
 
 
 def contradictions(options: Mapping[str, Any], config: Any) -> list[str]:
-    """What options of one call contradict one another, or the way of decoding that results.
+    """Returns what options of one call contradict: one another, or the way of decoding.
 
     Args:
         options: the options that the call gives, and that are not None.
         config: the config with them.
     """
-    found = []
-    for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if one in options and (counts := getattr(config, other)) is not None:
-            found.append(f"{one}: {options[one]}, but {other} is {counts} and counts before it")
+    found = lengths(options, config)
+    if config.exponential_decay_length_penalty is not None and not config.end_ids:
+        found.append("exponential_decay_length_penalty: given, but there is no eos_token_id")
     for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
         if least in options and most in options and options[least] > options[most]:
             found.append(f"{least}: {options[least]}, which is more than {most}, {options[most]}")

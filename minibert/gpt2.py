@@ -115,7 +115,7 @@ class GPT2Model(GPT2PreTrainedModel):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Reads a batch, every token after those before it.
+        """Reads a batch; a token attends only to itself and to those before it.
 
         Args:
             input_ids: `(batch, seq)` word indices; or give `inputs_embeds`.
@@ -127,15 +127,17 @@ class GPT2Model(GPT2PreTrainedModel):
                 nothing else is masked, not even the future.
             token_type_ids: `(batch, seq)` indices, looked up among the words and added.
             position_ids: `(batch, seq)` or `(1, seq)`; by default they go on from the cache, 0, 1,
-                2, …, padding counted. Given without a mask and with `use_cache=False`, as in
-                transformers, a position that does not follow its neighbour starts a new text,
-                which does not see those before it.
+                2, …, padding counted. Without a mask and a cache and with `use_cache=False`, here
+                or in the config, a position that is not its predecessor's plus one starts a new
+                text, whose tokens do not attend to those before it, as in transformers.
             head_mask: `(heads,)` or `(layers, heads)`, a factor for each head's weights.
             inputs_embeds: `(batch, seq, hidden)` in place of the words' embeddings.
             encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention; the cache
                 remembers their keys and values, so that later calls need not give them.
             encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
-            use_cache: whether to make a cache, of `n_positions` tokens, where none is given.
+            use_cache: whether to make a cache, of `n_positions` tokens, where none is given; by
+                default none is made. False says too how `position_ids` are read, and by default
+                `config.use_cache` says it.
             output_attentions: whether to return attention weights.
             output_hidden_states: whether to return every hidden state.
             rngs: random keys for dropout, needed in training mode only.
@@ -157,12 +159,16 @@ class GPT2Model(GPT2PreTrainedModel):
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
         )
+        config = self.config
         mask, past = past_and_mask(
-            given, lambda: self.init_cache(given.batch, self.config.n_positions), use_cache
+            given,
+            lambda: self.init_cache(given.batch, config.n_positions),
+            use_cache,
+            config.causal,
         )
-        packed = position_ids is not None and use_cache is False
-        if packed and past is None and given.mask is None:
-            mask = mask & same_text(given.position_ids)
+        cached = config.use_cache if use_cache is None else use_cache
+        if position_ids is not None and given.mask is None and not cached and past is None:
+            mask = mask if mask is None else mask & same_text(given.position_ids)
         words = given.inputs_embeds if input_ids is None else self.wte(given.input_ids)
         hidden = words + self.wpe(given.position_ids)
         if given.token_type_ids is not None:

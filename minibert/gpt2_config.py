@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from minibert.activations import ACTIVATION_NAMES
 from minibert.config import (
+    REFUSED_DECODER_FIELDS,
+    REFUSED_FIELDS,
     Config,
     aliased,
     non_negative,
@@ -35,13 +37,15 @@ class GPT2Config(Config):
     other names of `n_embd`, `n_positions`, `n_head` and `n_layer`. `classifier_dropout`,
     `hidden_dropout` and `summary_last_dropout` are not in Hugging Face's class, but its models
     look for them. `reorder_and_upcast_attn` asks for attention scores in float32, which is how
-    they are always computed here.
+    they are always computed here. `use_cache` is the default of a call's argument of that name, as
+    far as it decides what `position_ids` mean: see `GPT2Model.__call__`.
     """
 
     model_type: ClassVar[str] = "gpt2"
     refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "pruned_heads": ({}, None),
-        "quantization_config": (None,),
+        **REFUSED_FIELDS,
+        **REFUSED_DECODER_FIELDS,
+        "tie_last_hidden_states": (True, None),  # whether the last state is after `ln_f`
     }
     aliases: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
@@ -73,6 +77,7 @@ class GPT2Config(Config):
     scale_attn_weights: bool = switch(True)
     scale_attn_by_inverse_layer_idx: bool = switch(False)
     reorder_and_upcast_attn: bool = switch(False)
+    use_cache: bool = switch(True)
     add_cross_attention: bool = switch(False)
     tie_word_embeddings: bool = switch(True)
     pad_token_id: int | None = ruled(
@@ -88,8 +93,13 @@ class GPT2Config(Config):
 
     @property
     def is_decoder(self) -> bool:
-        """True: the tokens of a GPT-2 see only those before them."""
+        """True: every GPT-2 is one."""
         return True
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token attends only to itself and to those before it."""
+        return self.is_causal is not False
 
     @classmethod
     def small(cls, **changes: Any) -> "GPT2Config":

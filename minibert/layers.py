@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from minibert.checks import as_array
 from minibert.errors import InputError, shown
 from minibert.printing import tree
 
@@ -106,7 +106,7 @@ class Embed(nnx.Embed):
             InputError: the indices are not integers.
         """
         if not isinstance(inputs, jax.Array):
-            inputs = np.asarray(inputs)  # compared at full width, before JAX narrows it
+            inputs = as_array("indices", inputs)  # at full width, before JAX narrows it
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise InputError(f"indices: expected integers, found {inputs.dtype}")
         if inputs.dtype.itemsize < 4:  # too narrow to hold the number of rows

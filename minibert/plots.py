@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.checks import unmasked
 from minibert.errors import InputError
 
 BLUE, ORANGE, GREY, RED = "#0072b2", "#e69f00", "#8c8c8c", "#d55e00"  # Okabe and Ito's
@@ -58,7 +59,7 @@ def matrix(
     Raises:
         InputError: it is no matrix, or has not as many names.
     """
-    values = np.asarray(values)
+    values = np.asarray(unmasked("values", values))
     if values.ndim != 2 or not values.size:
         raise InputError(f"values: expected a matrix, found shape {values.shape}")
     rows = None if rows is None else list(rows)
@@ -114,7 +115,7 @@ def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabe
     Raises:
         InputError: there are not as many names as groups.
     """
-    values = np.asarray(values, float)
+    values = np.asarray(unmasked("values", values), float)
     if values.ndim != 2 or not values.size or len(names) != len(values):
         raise InputError(f"values: expected {len(names)} groups, found shape {values.shape}")
     made = figure(max(0.62 * len(names) + 1.6, 5.0), 4.2)
@@ -145,7 +146,7 @@ def attention_maps(
     Raises:
         InputError: there are not as many tokens.
     """
-    weights = np.asarray(weights)
+    weights = np.asarray(unmasked("weights", weights))
     if weights.ndim != 3 or weights.shape[1:] != (len(tokens),) * 2 or not weights.size:
         raise InputError(
             f"weights: expected (heads, {len(tokens)}, {len(tokens)}), found {weights.shape}"

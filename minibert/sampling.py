@@ -173,7 +173,8 @@ def draw(scores: Scores, keys: Array) -> Int[Array, " rows"]:
     """Draws a token for each row, with probabilities softmax(scores).
 
     Args:
-        scores: log-probabilities up to a constant of each row. A row of −inf gives token 0.
+        scores: log-probabilities up to a constant of each row. A row of −inf gives token 0
+            (`decoding.faults` finds such rows).
         keys: one for each row, typed or raw.
     """
     return jax.vmap(jax.random.categorical)(keys, scores)

@@ -170,10 +170,8 @@ class SentenceModel(Module):
         self, input_ids: Any, segments: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch slots features"]:
         """The vectors of texts that stand several in a row; see `packing`."""
-        causal = getattr(
-            self.config, "is_decoder", True
-        )  # as a mask for each token is used as it is
-        tokens = self.tokens(input_ids, own_text(segments, causal), restarted(segments))
+        # a decoder uses a mask for each query as it is
+        tokens = self.tokens(input_ids, own_text(segments, self.config.causal), restarted(segments))
         slots = jnp.arange(1, 1 + slots_of(segments.shape[1]))
         of_slots = jax.lax.map(
             lambda slot: self.pooled(tokens, segments == slot, prompt_length), slots

@@ -147,14 +147,15 @@ def _key(rngs: Any) -> Array | None:
 
 
 def past_and_mask(
-    given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: Any
-) -> tuple[Bool[Array, "#batch 1 seq keys"], KVCache | None]:
+    given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: Any, causal: bool
+) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
     """A decoder's mask, and its cache with the new tokens marked.
 
     Args:
         given: the call's arguments.
         new_cache: makes a cache, if one is wanted and none was given.
         use_cache: whether one is wanted.
+        causal: whether a token attends only to itself and to those before it.
 
     Raises:
         InputError: a cache is wanted beside a mask that has a row for each query.
@@ -164,7 +165,7 @@ def past_and_mask(
         if given.mask is not None and given.mask.shape[2] > 1:
             raise InputError("attention_mask: with a cache, expected shape (batch, seq)")
         past = new_cache()
-    return decoder_mask(given.batch, given.seq, given.mask, past)
+    return decoder_mask(given.batch, given.seq, given.mask, past, causal)
 
 
 def asked(outputs: Any, config: Any, states: bool | None, weights: bool | None) -> dict[str, Any]:

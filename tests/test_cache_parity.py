@@ -1,5 +1,7 @@
 """Decoding with a cache beside transformers' own decoding with its own: every step, in float64."""
 
+import inspect
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import transformers  # noqa: E402
 
+import minibert  # noqa: E402
 import oracle  # noqa: E402
 from oracle import SEQ, arguments  # noqa: E402
 
+# The argument's name; 5.24 has deprecated the other.
+renamed = "cache" in inspect.signature(transformers.GPT2Model.forward).parameters
+CACHE = "cache" if renamed else "past_key_values"
 ENCODED = np.random.default_rng(1).normal(size=(3, 5, 24))
 ENCODER_MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0]])
 SETTINGS = {
@@ -44,6 +50,25 @@ def test_steps(name, padding, sizes, tmp_path):
     compare(name, padding, sizes, tmp_path, SETTINGS[name], {})
 
 
+@pytest.mark.parametrize("sizes", [[7, 1, 3], [11]], ids=str)
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertLMHeadModel"])
+def test_steps_that_attend_both_ways(name, sizes, tmp_path):
+    """A token attends to all of its call and of the cache; the cache stays as it was."""
+    compare(name, "left", sizes, tmp_path, SETTINGS[name] | {"is_causal": False}, {})
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertLMHeadModel"])
+def test_generation_that_attends_both_ways(name, options, tmp_path):
+    theirs = oracle.saved(name, tmp_path, **SETTINGS[name] | {"is_causal": False}).double()
+    ids = np.random.default_rng(0).integers(1, 96, (3, 7))  # without the pad token
+    options = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None} | options
+    expected = theirs.generate(torch.tensor(ids), do_sample=False, **options)
+    with oracle.float64():
+        model = oracle.ours(name, tmp_path, param_dtype=jnp.float64)
+        np.testing.assert_array_equal(minibert.generate(model, ids, **options), expected)
+
+
 @pytest.mark.parametrize("padded", [False, True], ids=["encoder unpadded", "encoder padded"])
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertLMHeadModel"])
 def test_steps_with_an_encoder(name, padded, tmp_path):
@@ -69,9 +94,9 @@ def compare(name, padding, sizes, folder, config, encoder):
             seen = {"attention_mask": mask[:, :end]}  # theirs is of all tokens so far
             with torch.no_grad():
                 tensors = {key: torch.tensor(a) for key, a in (part | seen | encoder).items()}
-                expected = theirs(**tensors, past_key_values=past, use_cache=True)
+                expected = theirs(**tensors, **{CACHE: past}, use_cache=True)
             found = model(**part, past_key_values=cache, **encoder)
-            cache, past = found.past_key_values, expected.past_key_values
+            cache, past = found.past_key_values, expected[CACHE]
             real = part["attention_mask"] == 1
             error = np.abs(np.asarray(found[0]) - expected[0].numpy())
             assert error[real].max(initial=0) <= FLOAT64, (start, end)

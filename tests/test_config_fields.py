@@ -1,5 +1,6 @@
 """Fields of config.json: honoured or refused by name, kept, never resolved, never allocated for."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ from flax import nnx
 from malformed import cases, edit_json, load, refused
 
 import minibert
+from minibert.config import INERT_FIELDS, REFUSED_DECODER_FIELDS
 from minibert.errors import (
     CheckpointMismatchError,
     ConfigError,
@@ -29,6 +31,15 @@ UNSUPPORTED = {
     "quantized": ({"quantization_config": {"bits": 4}}, "{'bits': 4}"),
     "quantized-empty": ({"quantization_config": {}}, "{}"),
     "quantized-false": ({"quantization_config": False}, "False"),
+    "causal-null": ({"is_causal": None}, "None"),
+    "layers-differ": ({"per_layer_config": {"0": {"num_attention_heads": 6}}}, "{'0': {'num_"),
+}
+# What transformers reads of a decoder's config alone, for its cache.
+DECODERS_ONLY = {
+    "window": ({"sliding_window": 4}, "4"),
+    "chunks": ({"attention_chunk_size": 4}, "4"),
+    "layer-types": ({"layer_types": ["full_attention", "linear_attention"]}, "['full_attention'"),
+    "shared-caches": ({"kv_sharing_modes": [None, "reuse"]}, "[None, 'reuse']"),
 }
 
 
@@ -37,6 +48,99 @@ def test_unsupported(change, found, folder):
     edit_json(folder / CONFIG, lambda config: config.update(change))
     said = (str(folder / CONFIG), f"{next(iter(change))}: ", found, "is not implemented")
     refused(UnsupportedConfigError, said, lambda: load(folder))
+
+
+@pytest.mark.parametrize(("change", "found"), cases(DECODERS_ONLY))
+def test_unsupported_in_a_decoder(change, found, folder):
+    edit_json(folder / CONFIG, lambda config: config.update(change))
+    _, info = load(folder, output_loading_info=True)
+    assert info.config_ignored == tuple(change)
+    edit_json(folder / CONFIG, lambda config: config.update(is_decoder=True))
+    said = (str(folder / CONFIG), f"{next(iter(change))}: ", found, "is not implemented")
+    refused(UnsupportedConfigError, said, lambda: load(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [*cases(DECODERS_ONLY), pytest.param({"tie_last_hidden_states": False}, "False", id="states")],
+)
+def test_unsupported_in_gpt2(change, found):
+    said = f"{next(iter(change))}: "
+    with pytest.raises(UnsupportedConfigError, match=said + ".* is not implemented"):
+        minibert.GPT2Config.from_dict(change)
+    neutral = dict.fromkeys([*change, "per_layer_config"])
+    assert minibert.GPT2Config.from_dict(neutral).ignored_fields == ()
+
+
+def test_whether_attention_is_causal(folder, tmp_path):
+    config = minibert.BertConfig.tiny(is_decoder=True)
+    assert (config.causal, config.replace(is_causal=False).causal) == (True, False)
+    assert not minibert.BertConfig.tiny(is_causal=False).causal
+    assert minibert.GPT2Config.tiny(is_causal=True).causal
+    assert "is_causal" not in config.to_dict()
+    assert minibert.BertConfig.from_dict(config.replace(is_causal=False).to_dict()).causal is False
+    assert config != config.replace(is_causal=False)
+    edit_json(folder / CONFIG, lambda config: config.update(is_causal=True))
+    said = (str(folder / CONFIG), "is_causal: True, but is_decoder is false")
+    refused(UnsupportedConfigError, said, lambda: load(folder))
+    edit_json(folder / CONFIG, lambda config: config.update(is_decoder=True))
+    load(folder).save_pretrained(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["is_causal"] is True
+
+
+# What transformers reads from a config besides: its own machinery, and other kinds of models.
+NOT_OF_A_MODEL = {
+    *("_attn_implementation", "_experts_implementation", "_heterogeneity_spec", "generator"),
+    *("base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan"),
+    *("decoder", "head_dim", "is_heterogeneous", "mtp_layer_types", "output_cross_attentions"),
+    *("rope_parameters", "sub_configs", "sub_configs_defaults", "text_config"),
+    *("vision_aspect_ratio", "vision_feature_layer", "vision_feature_select_strategy"),
+    *("assistant_confidence_threshold", "assistant_lookbehind", "num_assistant_tokens"),
+    *("num_assistant_tokens_schedule", "target_lookbehind", "encoder_repetition_penalty"),
+    *("epsilon_cutoff", "eta_cutoff"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("GPT2LMHeadModel", {}),
+        ("GPT2DoubleHeadsModel", {}),
+        ("BertLMHeadModel", {"is_decoder": True}),
+        ("BertForPreTraining", {}),
+    ],
+)
+def test_every_field_that_transformers_reads_is_known(name, more, monkeypatch):
+    """Declared or not: a field of which nothing is said here could change the numbers."""
+    pytest.importorskip("torch")
+    import oracle
+
+    theirs = oracle.torch_model(name, **more)
+    kind, read = type(theirs.config), set()
+    original = kind.__getattribute__
+
+    def recorded(self, name):
+        read.add(name)
+        return original(self, name)
+
+    monkeypatch.setattr(kind, "__getattribute__", recorded)
+    theirs.train()
+    oracle.run_torch(theirs, oracle.arguments(name, padding=None), **oracle.ALL)
+    theirs.eval()
+    oracle.run_torch(theirs, oracle.arguments(name))
+    if hasattr(theirs, "generate") and (more or name.startswith("GPT2LM")):
+        theirs.generate(oracle.torch.tensor([[1, 2]]), max_new_tokens=2, pad_token_id=0)
+    monkeypatch.undo()
+    ours = {"bert": minibert.BertConfig, "gpt2": minibert.GPT2Config}[oracle.family(name)]
+    fields = {field.name for field in dataclasses.fields(ours)} | ours.aliases.keys()
+    known = fields | INERT_FIELDS | ours._refused(more).keys() | NOT_OF_A_MODEL
+    if not more and name.startswith("Bert"):
+        known |= REFUSED_DECODER_FIELDS.keys()
+    methods = {name for name in read if callable(getattr(theirs.config, name, None))}
+    unknown = {name for name in read - known - methods if not name.startswith("__")}
+    assert unknown <= {"tie_last_hidden_states"}  # BERT has no norm after its last block
+    assert "tie_last_hidden_states" in known or unknown or not name.startswith("GPT2")
+    assert read & fields
 
 
 def test_a_decoder_is_honoured(folder):

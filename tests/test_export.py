@@ -84,6 +84,21 @@ def test_exported_with_a_heads_own_option():
         fast.export((2, 4), use_cache=True)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}], ids=["default", "no cache"])
+def test_exported_with_positions_that_restart(use_cache, options):
+    """An export computes what its model does with the same arguments."""
+    fast = compiled(single("GPT2LMHeadModel", use_cache=use_cache))
+    inputs = {"input_ids": IDS, "position_ids": np.array([[0, 1, 2, 0, 1, 0, 1]] * 3)}
+    inputs = {name: array.astype(np.int32) for name, array in inputs.items()}
+    found = fast.export((3, 7), inputs=tuple(inputs), **options).call(fast.parameters, inputs)
+    expected = fast(**inputs, **options).logits
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+    apart = fast(**inputs, use_cache=False).logits
+    separated = options or not use_cache
+    assert bool(np.abs(apart - expected).max() > 0.1) is not bool(separated)
+
+
 def test_exported_as_it_was_compiled():
     model = single("BertModel")
     fast = compiled(model)

@@ -138,16 +138,36 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("use_cache", [False, None])
+@pytest.mark.parametrize(
+    ("use_cache", "config"),
+    [
+        (False, {}),
+        (None, {}),
+        (None, {"use_cache": False}),
+        (True, {"use_cache": False}),
+        (False, {"is_causal": False}),
+    ],
+    ids=["call", "default", "config", "call over config", "not causal"],
+)
 @pytest.mark.parametrize("positions", PACKED)
-def test_packed_texts(positions, use_cache, tmp_path):
-    """Positions that start anew part texts, where transformers parts them: without any cache."""
-    theirs = oracle.saved(BARE, tmp_path)
+def test_packed_texts(positions, use_cache, config, tmp_path):
+    """Positions that restart separate texts where transformers separates them: without a cache."""
+    theirs = oracle.saved(BARE, tmp_path, **config)
     given = arguments(BARE)
     del given["attention_mask"]
     given["position_ids"] = np.array(PACKED[positions])
     flags = ALL | {"use_cache": use_cache}
     assert worst(BARE, tmp_path, theirs, given, flags) <= FLOAT64
+
+
+@pytest.mark.parametrize("padding", ["right", "left", None])
+@pytest.mark.parametrize("name", [BARE, "GPT2ForSequenceClassification"])
+def test_attention_both_ways(name, padding, tmp_path):
+    theirs = oracle.saved(name, tmp_path, is_causal=False, pad_token_id=0)
+    given = arguments(name, padding=padding)
+    if padding is None:
+        del given["attention_mask"]
+    assert worst(name, tmp_path, theirs, given) <= FLOAT64
 
 
 def test_a_mask_overrules_positions(tmp_path):

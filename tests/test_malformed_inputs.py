@@ -55,9 +55,21 @@ REFUSED = {
     "id-int4": ({"input_ids": jnp.array([[-1]], jnp.int4)}, f"input_ids: -1 {RANGE} 96"),
     "id-uint64": ({"input_ids": at(IDS, 2**64 - 1, np.uint64)}, "input_ids: 18446744073709551615"),
     "id-2**70": ({"input_ids": [[2**70]]}, f"input_ids: {NUMBERS}, found list"),
-    "id-masked-array": (
-        {"input_ids": np.ma.masked_greater(at(IDS, 99), 50)},
-        f"input_ids: 99 {RANGE} 96",
+    "ids-masked": (
+        {"input_ids": np.ma.masked_greater(IDS, 5)},
+        "input_ids: expected an array without masked elements",
+    ),
+    "ids-masked-rows": (
+        {"input_ids": [np.ma.masked_greater(row, 5) for row in IDS]},
+        "input_ids: expected an array without masked elements",
+    ),
+    "ids-masked-scalar": (
+        {"input_ids": [[1, np.ma.masked], [3, 4]]},
+        "input_ids: expected an array without masked elements",
+    ),
+    "mask-masked": (
+        {"input_ids": IDS, "attention_mask": np.ma.masked_array(ONES, IDS > 9)},
+        "attention_mask: expected an array without masked elements",
     ),
     "ids-float": ({"input_ids": IDS.astype(float)}, "input_ids: expected integers, found float64"),
     "ids-float-list": ({"input_ids": [[1.0]]}, "input_ids: expected integers, found float64"),

@@ -177,18 +177,13 @@ class TextGenerationPipeline(Pipeline):
         return answers
 
     def _settings(self, given: Any, key: Any = None, **options: Any) -> GenerationConfig:
-        """The caller's config, or the checkpoint's, with the call's options in it."""
+        """Returns the config of a call, as `generate` does, at the pipeline's own temperature."""
         lengths = ("max_new_tokens", "max_length")
         options = {n: v for n, v in options.items() if v is not None or n not in lengths}
-        if given is not None and not isinstance(given, GenerationConfig):
-            raise InputError(
-                f"generation_config: expected a GenerationConfig, found {shown(given)}"
-            )
-        given = given or GenerationConfig.of_model(self.model.config)
         if key is not None:
             options = {"do_sample": True, **options}
-        settings = given.replace(**options)
-        if settings.do_sample and given.temperature == 1 and "temperature" not in options:
+        settings = GenerationConfig.of_call(self.model.config, given, options)
+        if settings.do_sample and "temperature" in settings.unset:
             settings = settings.replace(temperature=TEMPERATURE)
         return settings
 

@@ -1,6 +1,5 @@
 """The objectives of BERT's and GPT-2's other heads, with `transformers`' labels and losses."""
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -58,8 +57,7 @@ multiple_choice = choosing(
 
 
 def _call_double_heads(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
-    bound = functools.partial(model, mc_token_ids=batch.get("mc_token_ids"))
-    return call_model(bound, batch, rngs)
+    return call_model(model, batch, rngs, mc_token_ids=batch.get("mc_token_ids"))
 
 
 # GPT-2's next words beside the right choice; `dataclasses.replace(…, weights=…)` weighs the two.

@@ -28,9 +28,20 @@ Batch = Mapping[str, Any]
 Terms = dict[str, Any]  # of arrays; on the host, of numbers
 
 
-def call_model(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
-    """The model's outputs for a batch."""
-    return model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}, rngs=rngs)
+def model_arguments(config: Any, batch: Batch) -> dict[str, Any]:
+    """Returns the arguments with which a model is called for a batch.
+
+    No call in training uses a cache, as in transformers' `Trainer`; so position ids that restart
+    separate texts, for a model that reads them so.
+    """
+    given = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    restarting = "position_ids" in given and hasattr(config, "use_cache")
+    return {**given, "use_cache": False} if restarting else given
+
+
+def call_model(model: Any, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
+    """Returns a model's outputs for a batch; `more` are other arguments."""
+    return model(**model_arguments(model.config, batch), **more, rngs=rngs)
 
 
 def _no_hits(outputs: Any, batch: Batch) -> Terms:

@@ -15,7 +15,7 @@ from minibert.errors import InputError, shown
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
 from minibert.train.labels import check_finite
-from minibert.train.objectives import MODEL_INPUTS, Batch, Objective, Terms, output, wide
+from minibert.train.objectives import Batch, Objective, Terms, model_arguments, output, wide
 
 
 def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) -> Objective:
@@ -137,7 +137,7 @@ class TaughtIterator:
 
     def __next__(self) -> dict[str, Any]:
         batch = next(self._batches)
-        given = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        given = model_arguments(self._teacher.config, batch)
         return {**batch, "teacher_logits": np.asarray(output(self._teacher(**given), "logits"))}
 
     def __getattr__(self, name: str) -> Any:
