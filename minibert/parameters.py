@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.tree_util import GetAttrKey, SequenceKey
 
 from minibert.errors import InputError, shown
@@ -29,6 +30,14 @@ class Structure:
 def parameters(model: Any) -> dict[str, Any]:
     """A model's arrays by path; their shapes, of a model of shapes."""
     return {_dotted(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(model)}
+
+
+def trainable_paths(model: Any) -> list[str]:
+    """Returns the paths of a model's `nnx.Param`s: all its arrays but constants."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        model, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
+    return [_dotted(keys) for keys, leaf in leaves if isinstance(leaf, nnx.Param)]
 
 
 def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ table 7. The axes are those of `attention.py`. A text without a token pools to z
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Integer
@@ -16,6 +17,8 @@ from minibert.errors import InputError
 Tokens = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
 Pooled = Float[Array, "batch hidden"]
+
+EPSILON = 1e-12  # the smallest norm that `unit` divides by
 
 
 def cls(tokens: Tokens, mask: Mask) -> Pooled:
@@ -29,8 +32,8 @@ def lasttoken(tokens: Tokens, mask: Mask) -> Pooled:
 
 
 def maximum(tokens: Tokens, mask: Mask) -> Pooled:
-    """The largest number of every feature."""
-    largest = jnp.where(mask[:, :, None], tokens, -jnp.inf).max(axis=1)
+    """The maximum of every feature, whose gradient goes to the first token that attains it."""
+    largest = _largest(jnp.where(mask[:, :, None], tokens, -jnp.inf))
     return jnp.where(mask.any(axis=1, keepdims=True), largest, 0)
 
 
@@ -110,6 +113,18 @@ def token(tokens: Tokens, mask: Mask, index: int) -> Pooled:
     return jnp.where(there[:, None], _at(tokens, mask, place), jnp.nan)
 
 
+def unit(vectors: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+    """Vectors divided by their Euclidean norm, as `torch.nn.functional.normalize` divides them.
+
+    A norm below `EPSILON` counts as `EPSILON`, so a vector of zeros stays one, and its gradient is
+    finite. Computed in float32 or wider; the dtype of the vectors is kept.
+    """
+    wide = _wide(vectors)
+    squares = jnp.sum(wide**2, axis=-1, keepdims=True)
+    # the maximum is taken before the root, which has no derivative at 0
+    return (wide / jnp.sqrt(jnp.maximum(squares, EPSILON**2))).astype(vectors.dtype)
+
+
 def last_layer(states: Sequence[Tokens]) -> Tokens:
     """The last hidden state."""
     return states[-1]
@@ -144,6 +159,20 @@ def _last_four(states: Sequence[Tokens]) -> list[Tokens]:
     return list(states[-4:])
 
 
+@jax.custom_jvp
+def _largest(tokens: Tokens) -> Pooled:
+    return tokens.max(axis=1)
+
+
+@_largest.defjvp
+def _largest_jvp(primals: tuple[Tokens], tangents: tuple[Tokens]) -> tuple[Pooled, Pooled]:
+    # JAX's own rule looks for the elements equal to the maximum. A compiled program may compute
+    # the two sides of that equality separately, with different last bits, and find none.
+    (tokens,), (along,) = primals, tangents
+    index = jnp.argmax(tokens, axis=1)[:, None]
+    return _largest(tokens), jnp.take_along_axis(along, index, axis=1)[:, 0]
+
+
 def _last(mask: Mask) -> Integer[Array, " batch"]:
     return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
 
@@ -165,7 +194,7 @@ def _count(mask: Mask) -> Integer[Array, "batch 1"]:
     return jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 
-def _wide(tokens: Tokens) -> Tokens:
+def _wide(tokens: Float[Array, "..."]) -> Float[Array, "..."]:
     return tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
 
 

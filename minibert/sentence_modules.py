@@ -18,9 +18,7 @@ from minibert.activations import ACTIVATIONS, Activation
 from minibert.errors import InputError, shown
 from minibert.layers import Linear, Module
 from minibert.packing import own_text, restarted, slots_of
-from minibert.pooling import LAYERS, POOLINGS, pool
-
-EPSILON = 1e-12  # what torch.nn.functional.normalize divides a vector of zeros by
+from minibert.pooling import LAYERS, POOLINGS, pool, unit
 
 
 class Pooling(Module):
@@ -102,9 +100,7 @@ class Normalize(Module):
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
         """Vectors of length 1; one of zeros stays."""
-        wide = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
-        lengths = jnp.sqrt(jnp.square(wide).sum(axis=-1, keepdims=True))
-        return (wide / jnp.maximum(lengths, EPSILON)).astype(vectors.dtype)
+        return unit(vectors)
 
 
 class SentenceModel(Module):

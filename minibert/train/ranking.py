@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 
 from minibert.errors import InputError, shown
-from minibert.pooling import POOLINGS
+from minibert.pooling import POOLINGS, unit
 from minibert.train.objectives import Batch, Choice, Objective, call_model, choosing, output, wide
 
 PREFIXES = ("anchor_", "positive_", "negative_")
@@ -66,9 +66,3 @@ def embedded(
     outputs = call_model(model, given, rngs)
     mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])) > 0
     return POOLINGS[pooling](wide(output(outputs, "last_hidden_state")), mask)
-
-
-def unit(vectors: Array) -> Array:
-    """Vectors of length one, by `torch.nn.functional.normalize`'s rule; zeros stay zeros."""
-    squares = jnp.sum(vectors**2, axis=-1, keepdims=True)
-    return vectors / jnp.sqrt(jnp.maximum(squares, 1e-24))  # the root of 0 has no gradient
