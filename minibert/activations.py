@@ -36,14 +36,28 @@ def _laplace(x: Array) -> Array:
 
 
 def _softplus(x: Array) -> Array:
-    # torch's softplus is the identity above 20
-    return jnp.where(x > 20, x, jnp.log1p(jnp.exp(jnp.minimum(x, 20))))
+    # torch's softplus is the identity above 20, where the other branch must not overflow
+    return jnp.where(x > 20, x, jnp.log1p(jnp.exp(jnp.where(x > 20, 0, x))))
+
+
+def _sqrt_softplus(x: Array) -> Array:
+    # softplus(x) is exp(x) to the last bit below -40, and further down underflows to 0, where a
+    # root has no derivative
+    low = x < -40
+    root = jnp.sqrt(_softplus(jnp.where(low, 0, x)))
+    return jnp.where(low, jnp.exp(jnp.where(low, x, 0) / 2), root)
+
+
+def _gelu_10(x: Array) -> Array:
+    # `jnp.clip` halves the derivative at the bounds; no value of GELU is as low as -10
+    y = _gelu(x)
+    return jnp.where(y > 10, 10, y)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": _gelu,
     "gelu_python": _gelu,
-    "gelu_10": lambda x: jnp.clip(_gelu(x), -10, 10),
+    "gelu_10": _gelu_10,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "gelu_python_tanh": _gelu_tanh,
@@ -52,7 +66,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "hardswish": jax.nn.hard_swish,
     "laplace": _laplace,
-    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.01),
+    "leaky_relu": lambda x: jnp.where(x > 0, x, 0.01 * x),  # the slope at 0 is torch's
     "linear": lambda x: x,
     "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
     "relu": jax.nn.relu,
@@ -61,7 +75,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
-    "sqrtsoftplus": lambda x: jnp.sqrt(_softplus(x)),
+    "sqrtsoftplus": _sqrt_softplus,
     "tanh": jnp.tanh,
 }
 
@@ -90,7 +104,7 @@ class PReLU(Module):
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
         wide = _widened(x)
-        return jnp.where(wide >= 0, wide, self.weight[...] * wide).astype(x.dtype)
+        return jnp.where(wide > 0, wide, self.weight[...] * wide).astype(x.dtype)
 
 
 class Buffer(nnx.Variable):
@@ -111,11 +125,12 @@ class XIELU(Module):
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
-        wide, beta = _widened(x), self.beta[...]
+        wide = _widened(x)
+        beta, eps = jax.lax.stop_gradient((self.beta[...], self.eps[...]))
         alpha_p = _softplus(self.alpha_p[...])
         alpha_n = beta + _softplus(self.alpha_n[...])
         above = alpha_p * wide * wide + beta * wide
-        below = (jnp.expm1(jnp.minimum(wide, self.eps[...])) - wide) * alpha_n + beta * wide
+        below = (jnp.expm1(jnp.minimum(wide, eps)) - wide) * alpha_n + beta * wide
         return jnp.where(wide > 0, above, below).astype(x.dtype)
 
 

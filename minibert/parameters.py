@@ -40,6 +40,14 @@ def computing_dtypes(model: nnx.Module) -> list[str]:
     return sorted(str(jnp.dtype(dtype)) for dtype in found)
 
 
+def trainable_paths(model: Any) -> list[str]:
+    """Returns the paths of a model's `nnx.Param`s: all its arrays but constants."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        model, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
+    return [_dotted(keys) for keys, leaf in leaves if isinstance(leaf, nnx.Param)]
+
+
 def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
     """The paths that match one of some patterns, in which `*` stands for anything.
 

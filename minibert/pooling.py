@@ -7,6 +7,7 @@ table 7. The axes are those of `attention.py`. A text without a token pools to z
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Integer
@@ -29,8 +30,8 @@ def lasttoken(tokens: Tokens, mask: Mask) -> Pooled:
 
 
 def maximum(tokens: Tokens, mask: Mask) -> Pooled:
-    """The largest number of every feature."""
-    largest = jnp.where(mask[:, :, None], tokens, -jnp.inf).max(axis=1)
+    """The maximum of every feature, whose gradient goes to the first token that attains it."""
+    largest = _largest(jnp.where(mask[:, :, None], tokens, -jnp.inf))
     return jnp.where(mask.any(axis=1, keepdims=True), largest, 0)
 
 
@@ -144,6 +145,20 @@ def _last_four(states: Sequence[Tokens]) -> list[Tokens]:
     return list(states[-4:])
 
 
+@jax.custom_jvp
+def _largest(tokens: Tokens) -> Pooled:
+    return tokens.max(axis=1)
+
+
+@_largest.defjvp
+def _largest_jvp(primals: tuple[Tokens], tangents: tuple[Tokens]) -> tuple[Pooled, Pooled]:
+    # JAX's own rule looks for the elements equal to the maximum. A compiled program may compute
+    # the two sides of that equality separately, with different last bits, and find none.
+    (tokens,), (along,) = primals, tangents
+    index = jnp.argmax(tokens, axis=1)[:, None]
+    return _largest(tokens), jnp.take_along_axis(along, index, axis=1)[:, 0]
+
+
 def _last(mask: Mask) -> Integer[Array, " batch"]:
     return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
 
@@ -165,7 +180,7 @@ def _count(mask: Mask) -> Integer[Array, "batch 1"]:
     return jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 
-def _wide(tokens: Tokens) -> Tokens:
+def _wide(tokens: Float[Array, "..."]) -> Float[Array, "..."]:
     return tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
 
 

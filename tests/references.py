@@ -1,6 +1,6 @@
 """What the objectives are held to: the losses of transformers and sentence-transformers.
 
-Each is a function of a PyTorch model and a batch of tensors.
+Each is a function of a batch of tensors and of a PyTorch model or its outputs.
 """
 
 from typing import Any
@@ -13,6 +13,37 @@ F = torch.nn.functional
 
 FILLER = 90
 T, ALPHA = 3.0, 0.7
+
+
+def causal(outputs, batch):
+    """Cross-entropy of every token's next one, of logits `(batch, seq, classes)`."""
+    return F.cross_entropy(
+        outputs["logits"][:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    )
+
+
+def chosen(outputs, batch):
+    """Cross-entropy of the labels themselves, of logits `(…, classes)`."""
+    return F.cross_entropy(outputs["logits"].flatten(0, -2), batch["labels"].flatten())
+
+
+def spans(outputs, batch):
+    """The mean of both ends'; a position past the end is no target."""
+    seq = outputs["start_logits"].shape[1]
+    places = [batch[f"{end}_positions"].clamp(0, seq) for end in ("start", "end")]
+    scores = [outputs[f"{end}_logits"] for end in ("start", "end")]
+    pairs = zip(scores, places, strict=True)
+    return sum(F.cross_entropy(score, place, ignore_index=seq) for score, place in pairs) / 2
+
+
+def taught(outputs, batch):
+    """Distillation at temperature `T`, counting `ALPHA`, and cross-entropy."""
+    soft = F.kl_div(
+        F.log_softmax(outputs["logits"] / T, dim=-1),
+        F.softmax(batch["teacher_logits"] / T, dim=-1),
+        reduction="batchmean",
+    )
+    return ALPHA * T**2 * soft + (1 - ALPHA) * chosen(outputs, batch)
 
 
 def hf(model: Any, batch: dict[str, Any]) -> Any:
@@ -51,16 +82,16 @@ def distilled(model, batch):
     return ALPHA * T**2 * soft + (1 - ALPHA) * outputs.loss
 
 
-def ranking(scale: float = 20.0):
+def ranking(scale: float = 20.0, pooling: str = "mean"):
     def loss(model, batch):
         library = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
         modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
-        pooling = modules.Pooling(24, pooling_mode="mean")
+        pool = modules.Pooling(model.config.hidden_size, pooling_mode=pooling)
 
         def embed(given):
             tokens = model(**given).last_hidden_state
             features = {"token_embeddings": tokens, "attention_mask": given["attention_mask"]}
-            return pooling(features)["sentence_embedding"]
+            return pool(features)["sentence_embedding"]
 
         columns = []
         for prefix in ("anchor_", "positive_", "negative_"):

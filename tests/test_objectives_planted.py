@@ -12,6 +12,8 @@ from conftest import FLOAT64
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
+import references  # noqa: E402
+
 from minibert import train  # noqa: E402
 from minibert.train import teaching  # noqa: E402
 from minibert.train.objectives import Choice, choosing  # noqa: E402
@@ -20,7 +22,6 @@ from planting import swapped  # noqa: E402
 F = torch.nn.functional
 SEEN = 1000 * FLOAT64
 ROWS, SEQ, CLASSES = 4, 6, 7
-TEMPERATURE, ALPHA = 3.0, 0.7
 
 
 @pytest.fixture(autouse=True)
@@ -60,47 +61,20 @@ SIGNS = (
 COSINES = (drawn(ROWS, ROWS), {"anchor_input_ids": WORDS["input_ids"]})
 
 
-def reference_causal(outputs, batch):
-    return F.cross_entropy(
-        outputs["logits"][:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
-    )
-
-
-def reference_masked(outputs, batch):
-    return F.cross_entropy(outputs["logits"].flatten(0, 1), batch["labels"].flatten())
-
-
-def reference_spans(outputs, batch):
-    places = [batch[f"{end}_positions"].clamp(0, SEQ) for end in ("start", "end")]
-    scores = [outputs[f"{end}_logits"] for end in ("start", "end")]
-    pairs = zip(scores, places, strict=True)
-    return sum(F.cross_entropy(score, place, ignore_index=SEQ) for score, place in pairs) / 2
-
-
-def reference_taught(outputs, batch):
-    soft = F.kl_div(
-        F.log_softmax(outputs["logits"] / TEMPERATURE, dim=-1),
-        F.softmax(batch["teacher_logits"] / TEMPERATURE, dim=-1),
-        reduction="batchmean",
-    )
-    hard = F.cross_entropy(outputs["logits"], batch["labels"])
-    return ALPHA * TEMPERATURE**2 * soft + (1 - ALPHA) * hard
-
-
 def settings(kind):
     return SimpleNamespace(problem_type=kind, num_labels=3)
 
 
 TAUGHT_LABEL = train.distillation(
     choosing("hard", {"hard": Choice("logits", "labels")}, needs=(), labels={}),
-    temperature=TEMPERATURE,
-    alpha=ALPHA,
+    temperature=references.T,
+    alpha=references.ALPHA,
 )
 OBJECTIVES = {
-    "causal": (train.causal_lm, CAUSAL, reference_causal),
-    "masked": (train.masked_lm, CAUSAL, reference_masked),
-    "spans": (train.question_answering, SPANS, reference_spans),
-    "taught": (TAUGHT_LABEL, TAUGHT, reference_taught),
+    "causal": (train.causal_lm, CAUSAL, references.causal),
+    "masked": (train.masked_lm, CAUSAL, references.chosen),
+    "spans": (train.question_answering, SPANS, references.spans),
+    "taught": (TAUGHT_LABEL, TAUGHT, references.taught),
     "numbers": (
         train.classification(settings("regression")),
         NUMBERS,
@@ -194,7 +168,10 @@ MISTAKES = {
     "loss in bfloat16": ("masked", narrow),
     "sum of the two ends": ("spans", weighed()),
     "positions past the end kept": ("spans", unclamped),
-    "alpha and 1 - alpha swapped": ("taught", weighed(hard=ALPHA, distillation=1 - ALPHA)),
+    "alpha and 1 - alpha swapped": (
+        "taught",
+        weighed(hard=references.ALPHA, distillation=1 - references.ALPHA),
+    ),
     "half a square": ("numbers", other_losses(lambda x, o, b: jax.tree.map(lambda v: v / 2, x))),
     "an absolute error": ("numbers", other_losses(lambda x, o, b: jax.tree.map(jnp.sqrt, x))),
     "labels read as one class": (

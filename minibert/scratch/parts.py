@@ -6,6 +6,7 @@ numbers can be compared.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -26,7 +27,8 @@ def softmax_naive(scores: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 def softmax(scores: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """The same shares, whatever the size of the numbers: the largest is taken off first."""
-    return softmax_naive(scores - scores.max(axis=-1, keepdims=True))
+    # the result does not depend on what is subtracted, and neither does its derivative
+    return softmax_naive(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
 
 
 class Attended(NamedTuple):
@@ -87,7 +89,7 @@ def linear(x: Tokens, kernel: Any, bias: Any = None) -> Context:
 
 def relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """What is above 0; the rest is 0."""
-    return jnp.maximum(x, 0)
+    return jnp.where(x <= 0, 0, x)  # the derivative of `jnp.maximum(x, 0)` at 0 would be 1/2
 
 
 def projection(d_in: int, d_out: int, *, bias: bool, **options: Any) -> Linear:

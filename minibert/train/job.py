@@ -20,6 +20,7 @@ from minibert.train.lora_files import save_adapter
 from minibert.train.optimizers import adamw, schedule
 from minibert.train.settings import FREE, Settings
 from minibert.train.tasks import (
+    TASKS,
     Task,
     dataset_of,
     label_map,
@@ -174,6 +175,7 @@ def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, step
             lora_alpha=settings.lora_alpha or settings.lora_rank,  # not 0: `settings` says so
             target_modules=settings.lora_targets,
             modules_to_save=settings.lora_save,
+            task_type=TASKS[settings.task].adapted_as,
             base_model_name_or_path=settings.model,
         )
     return Trainer(

@@ -104,11 +104,13 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
         return model.lora_targets
     if lora.target_modules != ALL_LINEAR:
         return lora.target_modules
-    return tuple(
+    linear = (
         path
         for path, module in _modules(model)
         if isinstance(module, nnx.Linear) and not isinstance(module, TiedLinear)
     )
+    # PEFT fails where a task's head is also named as a target
+    return tuple(path for path in linear if not lora.saves_within(path))
 
 
 def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:

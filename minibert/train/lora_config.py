@@ -11,6 +11,16 @@ from minibert.errors import InputError, UnsupportedConfigError, shown
 
 DRAWN = (True, False, "gaussian")  # the others need data, or change the frozen kernels
 
+# PEFT's task types, each with the heads that its models train whole whatever they adapt.
+TASK_HEADS: dict[str, tuple[str, ...]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+    "CAUSAL_LM": (),
+    "SEQ_2_SEQ_LM": (),
+    "FEATURE_EXTRACTION": (),
+}
+
 Rule = tuple[
     str, Callable[[Any], bool], Callable[[Any], Any]
 ]  # what it says, whether, in which form
@@ -94,7 +104,11 @@ _RULES: dict[str, Rule] = {
     ),
     "init_lora_weights": ("true, false or a name", lambda v: type(v) in (bool, str), _same),
     "base_model_name_or_path": _NOTE,
-    "task_type": _NOTE,
+    "task_type": (
+        f"{', '.join(TASK_HEADS)} or null",
+        lambda v: v is None or (isinstance(v, str) and v in TASK_HEADS),
+        lambda v: next((task for task in TASK_HEADS if task == v), None),  # PEFT's may be an enum
+    ),
 }
 
 
@@ -115,6 +129,7 @@ class LoRA:
         rank_pattern: another `r` by module: an expression for the end of its path.
         alpha_pattern: another `lora_alpha`, likewise.
         modules_to_save: ends of the paths of modules that are trained whole, such as `classifier`.
+            `task_type` adds to them.
         bias: `none`.
         fan_in_fan_out: whether the targets' checkpoints keep kernels as (in, out), as GPT-2's do.
             None to go by the model; it must be right where it is given.
@@ -122,7 +137,9 @@ class LoRA:
         init_lora_weights: True to draw `lora_A` from a uniform distribution, and begin with the
             model as it is; `gaussian` from a normal one; False to draw `lora_B` too.
         base_model_name_or_path: a note for PEFT.
-        task_type: likewise.
+        task_type: one of PEFT's. As in PEFT, `SEQ_CLS` and `TOKEN_CLS` add `classifier` and
+            `score` to `modules_to_save`, and `QUESTION_ANS` adds `qa_outputs`, so that the head is
+            trained whole and gets no adapter.
 
     Raises:
         InputError: a field holds an impossible value.
@@ -152,6 +169,10 @@ class LoRA:
             if not allowed(value):
                 raise InputError(f"{name}: expected {expected}, found {shown(value)}")
             object.__setattr__(self, name, converted(value))
+        heads = TASK_HEADS.get(self.task_type, ())
+        if heads:
+            names = dict.fromkeys([*(self.modules_to_save or ()), *heads])
+            object.__setattr__(self, "modules_to_save", tuple(names))
         if self.bias != "none":
             raise UnsupportedConfigError(
                 f"bias: {shown(self.bias)} is not implemented (only 'none')"
@@ -180,11 +201,15 @@ class LoRA:
         """Whether a module is trained whole."""
         return path.endswith(self.modules_to_save or ())
 
+    def saves_within(self, path: str) -> bool:
+        """Whether a module is, or is part of, one that is trained whole."""
+        return any(f".{module}." in f".{path}." for module in self.modules_to_save or ())
+
     def selects(self, path: str, targets: str | tuple[str, ...]) -> bool:
         """Whether a module gets an adapter, if those are the targets."""
         if self.exclude_modules and _named(path, self.exclude_modules):
             return False
-        if any(f".{module}." in f".{path}." for module in self.modules_to_save or ()):
+        if self.saves_within(path):
             return False
         if isinstance(targets, str) or path in targets:
             return _named(path, targets)

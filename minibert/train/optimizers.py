@@ -44,13 +44,17 @@ class Described(optax.GradientTransformationExtraArgs):
 
 
 def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") -> optax.Schedule:
-    """A learning rate by step: up from 0 in `warmup` steps, then down to 0 at `steps`, or constant.
+    """Returns a learning rate by step: a linear warm-up from 0 to `peak`, then a decay to 0.
+
+    The rates are those of `transformers.get_scheduler` at every step from 0 to `steps`; after that
+    a decayed rate stays 0.
 
     Args:
-        peak: the largest rate.
-        steps: how many steps there are in all.
-        warmup: how many of them go up.
-        kind: how it comes down: linear, cosine, or constant (not at all).
+        peak: The largest rate.
+        steps: The number of training steps, at which the decay ends.
+        warmup: The number of steps of the warm-up, at most `steps`.
+        kind: The decay: `linear`, `cosine`, or `constant` for none (transformers'
+            `constant_with_warmup`).
 
     Raises:
         InputError: an argument is wrong.
@@ -59,11 +63,14 @@ def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") ->
     warmup = whole("warmup", warmup, 0, steps)
     if kind not in KINDS:
         raise InputError(f"kind: expected {', '.join(KINDS)}; found {shown(kind)}")
+    rest = steps - warmup
     match kind:
-        case "linear":
-            down = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
+        case "linear" if rest:
+            down = optax.linear_schedule(peak, 0.0, rest)
+        case "linear":  # transformers' line ends at 0 where a cosine of no length starts at 1
+            down = optax.constant_schedule(0.0)
         case "cosine":
-            down = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+            down = optax.cosine_decay_schedule(peak, max(rest, 1))
         case _:
             down = optax.constant_schedule(peak)
     up = optax.linear_schedule(0.0, peak, max(warmup, 1))

@@ -78,7 +78,7 @@ class Settings:
     lora_rank: Annotated[int | None, "Train LoRA adapters of this rank."] = None
     lora_alpha: Annotated[float | None, "LoRA's scale, over the rank; the rank by default."] = None
     lora_targets: Annotated[list[str] | None, "Layers with adapters; the usual by default."] = None
-    lora_save: Annotated[list[str] | None, "Modules trained whole beside adapters."] = None
+    lora_save: Annotated[list[str] | None, "Modules trained whole, as a task's head is."] = None
     seed: Annotated[int, "Of order, masks, dropout and what begins afresh."] = 0
 
     evaluation: Annotated[str | None, "File to evaluate on."] = None

@@ -43,6 +43,7 @@ class Task:
         dataset: from a source and a tokenizer to batches.
         options: the keys that `dataset` or `objective` take; those of other tasks are refused.
         columns: of `options`, those that are columns, each with its default; None for no column.
+        adapted_as: PEFT's task type of an adapter, where it decides what is trained: the head too.
     """
 
     models: tuple[str, ...]
@@ -50,6 +51,7 @@ class Task:
     dataset: Callable[..., Any]
     options: tuple[str, ...]
     columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    adapted_as: str | None = None
 
 
 def _windows(source: Any, tokenizer: Any, *, column: Any = None, **options: Any) -> Any:
@@ -97,6 +99,7 @@ TASKS = {
         dataset=datasets.classification,
         options=("text", "text_pair", "label", "problem_type", "truncation", "pad_to"),
         columns={"text": "text", "text_pair": None, "label": "label"},
+        adapted_as="SEQ_CLS",
     ),
     "token-classification": Task(
         models=("BertForTokenClassification", "GPT2ForTokenClassification"),
@@ -104,6 +107,7 @@ TASKS = {
         dataset=datasets.token_classification,
         options=("words", "label", "truncation", "pad_to"),
         columns={"words": "tokens", "label": "labels"},
+        adapted_as="TOKEN_CLS",
     ),
     "question-answering": Task(
         models=("BertForQuestionAnswering", "GPT2ForQuestionAnswering"),
@@ -111,6 +115,7 @@ TASKS = {
         dataset=datasets.question_answering,
         options=("question", "context", "answers", "doc_stride", "pad_to"),
         columns={"question": "question", "context": "context", "answers": "answers"},
+        adapted_as="QUESTION_ANS",
     ),
     "contrastive": Task(
         models=("BertModel", "GPT2Model"),

@@ -14,7 +14,13 @@ from jax import Array
 from minibert.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.finite import cause
-from minibert.parameters import Structure, computing_dtypes, matching_paths, parameters
+from minibert.parameters import (
+    Structure,
+    computing_dtypes,
+    matching_paths,
+    parameters,
+    trainable_paths,
+)
 from minibert.placement import check_rows, check_shares, gathered_module, put_batch, taken
 from minibert.sharding import Sharding, checked_sharding
 from minibert.train.batches import checked_batch
@@ -35,7 +41,8 @@ class Trainer:
         model: what to train; it is copied, and stays as it is.
         objective: what to minimise (`minibert.train.objectives`).
         optimizer: any optax transformation; it sees a dictionary of arrays by path.
-        trainable: patterns of the paths to train, such as `classifier.*`; None for everything.
+        trainable: patterns of the paths to train, such as `classifier.*`; None for every
+            `nnx.Param`. (The constants of `xielu` are none, and are never trained.)
             What is not trained is bit for bit the same afterwards.
         lora: what to train in place of parameters of the model: a `LoRA`, or an `Adapter` to be
             trained further.
@@ -214,7 +221,8 @@ def _trained(
 ) -> tuple[dict[str, Array], LoRA | None, Combine]:
     """What is trained, by path; LoRA's settings; and what makes all arrays of it and the rest."""
     if lora is None:
-        paths = matching_paths("trainable", ("*",) if trainable is None else trainable, arrays)
+        patterns = ("*",) if trainable is None else trainable
+        paths = matching_paths("trainable", patterns, trainable_paths(model))
         return {path: arrays[path] for path in paths}, None, _together
     if trainable is not None:
         raise InputError("trainable: with lora, its modules_to_save say what else is trained")
