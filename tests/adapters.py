@@ -15,7 +15,14 @@ SAVED = {"modules_to_save": ["classifier", "score"]}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT as it comes": ("BertModel", {}),
     "BERT and its head": ("BertForSequenceClassification", {"r": 4, "lora_alpha": 16, **SAVED}),
-    "rank-stabilised": ("BertForTokenClassification", {"r": 4, "use_rslora": True, **SAVED}),
+    "BERT and its task's head": (
+        "BertForSequenceClassification",
+        {"r": 2, "task_type": "SEQ_CLS", "target_modules": "all-linear"},
+    ),
+    "rank-stabilised": (
+        "BertForTokenClassification",
+        {"r": 4, "use_rslora": True, "task_type": "TOKEN_CLS"},
+    ),
     "every linear layer": ("BertModel", {"target_modules": "all-linear", "r": 2}),
     "one layer, chosen by an end": (
         "BertModel",
@@ -32,7 +39,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "an expression": (
         "BertForQuestionAnswering",
-        {"target_modules": r".*\.0\..*\.(query|key)", "exclude_modules": ".*key"},
+        {
+            "target_modules": r".*\.0\..*\.(query|key)",
+            "exclude_modules": ".*key",
+            "task_type": "QUESTION_ANS",
+        },
     ),
     "GPT-2 as it comes": ("GPT2LMHeadModel", {"fan_in_fan_out": True}),
     "GPT-2, ranks and alphas of their own": (
@@ -42,7 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rank_pattern": {"c_proj": 3, r"h\.1\.attn\.c_attn": 5},
             "alpha_pattern": {"c_attn": 2},
             "fan_in_fan_out": True,
-            **SAVED,
+            "task_type": "SEQ_CLS",
         },
     ),
     "GPT-2's every layer": (

@@ -108,6 +108,72 @@ def as_torch(adapter, model, params) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("BertForSequenceClassification", {"task_type": "SEQ_CLS"}),
+        (
+            "BertForSequenceClassification",
+            {"task_type": "SEQ_CLS", "target_modules": ["query", "classifier"]},
+        ),
+        (
+            "BertForSequenceClassification",
+            {"task_type": peft.TaskType.SEQ_CLS, "target_modules": "all-linear"},
+        ),
+        (
+            "BertForSequenceClassification",
+            {"task_type": "SEQ_CLS", "modules_to_save": ["pooler"]},
+        ),
+        ("BertForSequenceClassification", {"task_type": "FEATURE_EXTRACTION"}),
+        ("BertForTokenClassification", {"task_type": "TOKEN_CLS"}),
+        ("BertForQuestionAnswering", {"task_type": "QUESTION_ANS"}),
+        (
+            "GPT2ForSequenceClassification",
+            {"task_type": "SEQ_CLS", "target_modules": "all-linear", "fan_in_fan_out": True},
+        ),
+        ("GPT2ForTokenClassification", {"task_type": "TOKEN_CLS", "fan_in_fan_out": True}),
+        ("GPT2ForQuestionAnswering", {"task_type": "QUESTION_ANS", "fan_in_fan_out": True}),
+    ],
+)
+def test_a_task_trains_its_head(name, settings, tmp_path):
+    """What is trained is what PEFT trains: for these tasks the head, whole."""
+    theirs = oracle.saved(name, tmp_path, **oracle.CLASSES[name])
+    with adapters.quiet():
+        adapted = peft.get_peft_model(theirs, peft.LoraConfig(**settings))
+    expected = {path for path, p in adapted.named_parameters() if p.requires_grad}
+    model = oracle.ours(name, tmp_path)
+    adapter = train.init_adapter(model, train.LoRA(**settings))
+    assert set(torch_names(adapter, model).values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "head"),
+    [
+        ("BertForTokenClassification", "TOKEN_CLS", "classifier"),
+        ("GPT2ForQuestionAnswering", "QUESTION_ANS", "qa_outputs"),
+    ],
+)
+def test_a_head_beside_every_linear_layer(name, task, head, tmp_path):
+    """PEFT 0.21 fails to make such an adapter, and reads ours."""
+    oracle.saved(name, tmp_path / "base", **oracle.CLASSES[name])
+    settings = train.LoRA(task_type=task, target_modules="all-linear")
+    with oracle.float64():
+        model = oracle.ours(name, tmp_path / "base", param_dtype=jnp.float64)
+        adapter = adapters.drawn(model, settings)
+        assert {path for path in adapter.params if head in path} == {
+            f"{head}.kernel",
+            f"{head}.bias",
+        }
+        train.save_adapter(model, adapter, tmp_path / "ours")
+        with adapters.quiet():
+            base = oracle.torch_model(name, **oracle.CLASSES[name]).double()
+            adapted = peft.PeftModel.from_pretrained(
+                base, tmp_path / "ours", autocast_adapter_dtype=False
+            )
+        given, expected = adapters.outputs(adapted.eval(), name)
+        assert apart(train.merge(model, adapter), given, expected) <= FLOAT64
+
+
 OBJECTIVES = {
     "BertForSequenceClassification": lambda config: train.classification(config),
     "GPT2LMHeadModel": lambda config: train.causal_lm,

@@ -73,6 +73,7 @@ def folder(bert, tmp_path):
         ("lora_dropout", 1.5),
         ("init_lora_weights", None),
         ("task_type", 3),
+        ("task_type", "seq_cls"),
     ],
 )
 def test_impossible_settings(field, value):
@@ -107,6 +108,7 @@ def test_settings_that_are_not_implemented(field, value):
         ({"target_modules": ["LayerNorm"]}, "LayerNorm: expected a linear layer, found LayerNorm"),
         ({"target_modules": ["attention"]}, "expected a linear layer, found BertAttention"),
         ({"modules_to_save": ["clasifier"]}, "modules_to_save: .*clasifier"),
+        ({"task_type": "QUESTION_ANS"}, "modules_to_save: .*qa_outputs.*: no module"),
         ({"target_modules": ["classifier"], "modules_to_save": ["classifier"]}, "no module"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out: True, but bert.encoder.* is Linear"),
     ],

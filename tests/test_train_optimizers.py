@@ -8,8 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
+import oracle  # noqa: E402
 from minibert import train  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
+from minibert.parameters import parameters  # noqa: E402
+from minibert.saving import file_leaves  # noqa: E402
 from minibert.train import optimizers  # noqa: E402
 from planting import swapped  # noqa: E402
 
@@ -99,17 +102,47 @@ def test_mistakes_in_the_optimizer_are_seen(make):
     assert optimizer_error(make()) >= 1e-4  # 1000 times what twenty steps are held to
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(30, 5), (30, 0), (10, 10), (10, 9), (1, 0), (1, 1)])
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
-def test_schedules_are_transformers(kind):
+def test_schedules_are_transformers(kind, steps, warmup):
+    """At every step and the one after the last; a decayed rate stays 0 after that."""
     transformers = pytest.importorskip("transformers")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=RATE)
     name = {"constant": "constant_with_warmup"}.get(kind, kind)
-    reference = transformers.get_scheduler(name, optimizer, 5, 30)
-    ours = train.schedule(RATE, 30, warmup=5, kind=kind)
-    for step in range(31):
+    reference = transformers.get_scheduler(name, optimizer, warmup, steps)
+    ours = train.schedule(RATE, steps, warmup=warmup, kind=kind)
+    for step in range(steps + 1):
         assert abs(float(ours(step)) - optimizer.param_groups[0]["lr"]) <= 1e-9
         optimizer.step()
         reference.step()
+    for step in (steps + 1, steps + 7):
+        assert float(ours(step)) == (RATE if kind == "constant" else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *oracle.CLASSES.items(),
+        *[
+            (name, {"tie_word_embeddings": False})
+            for name in ("BertForPreTraining", "BertForMaskedLM", "GPT2LMHeadModel")
+        ],
+        ("BertLMHeadModel", {"is_decoder": True, "add_cross_attention": True}),
+        ("GPT2LMHeadModel", {"add_cross_attention": True}),
+        ("BertModel", {"hidden_act": "prelu"}),
+    ],
+)
+def test_what_decays_is_transformers(name, config, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    theirs = oracle.saved(name, tmp_path, **config)
+    expected = set(transformers.Trainer.get_decay_parameter_names(None, theirs))
+    model = oracle.ours(name, tmp_path)
+    prefix = f"{model.trunk}." if model.is_trunk else ""
+    ours = optimizers.decaying(parameters(model))
+    found = {
+        name: ours[leaf.path.removeprefix(prefix)] for name, leaf in file_leaves(model).items()
+    }
+    assert found == {name: name in expected for name, _ in theirs.named_parameters()}
 
 
 def test_the_rate_stands_in_the_state():
