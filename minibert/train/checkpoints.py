@@ -77,8 +77,11 @@ class Checkpoints:
     With `resume="elsewhere"` differences are allowed and logged as warnings, but for those in
     paths, shapes or dtypes. Parameters, moments and the number of steps done are the checkpoint's.
     Hyperparameters are those of the new optimiser, and schedules go on at the step reached. Data
-    that are other data, or not known to be the same ones, begin at their first batch. Evaluations
-    of before do not count for `best_step` and `patience`.
+    that are known to be other data begin at their first batch. Evaluations of before do not count
+    for `best_step` and `patience`.
+
+    Checksums of all arrays and of the rest are saved and compared: a damaged checkpoint is an error
+    that names an earlier one which is whole. Nothing is removed, and no other is taken unasked.
 
     Attributes:
         folder: where; it may be missing or empty, or hold the checkpoints of this run (`resume`).
@@ -222,12 +225,10 @@ class Store:
         """Whether there are differences, all of which are allowed."""
         if not faults:
             return False
-        if self._options.resume != ELSEWHERE or any(map(is_of_state, faults)):
-            raise CheckpointMismatchError(
-                f"{where}: the checkpoint of another run (where nothing differs in paths, shapes "
-                f"and dtypes, resume={ELSEWHERE!r} continues from it all the same)",
-                faults,
-            )
+        impossible = any(map(is_of_state, faults))
+        if self._options.resume != ELSEWHERE or impossible:
+            hint = "" if impossible else f" (resume={ELSEWHERE!r} continues from it all the same)"
+            raise CheckpointMismatchError(f"{where}: the checkpoint of another run{hint}", faults)
         for fault in faults:
             logger.warning("%s: resumed elsewhere: %s", where, fault)
         return True
