@@ -16,9 +16,9 @@ All take the arguments of `batches` (`batch_size`, `shuffle`, `drop_last`, `epoc
   stderr is a terminal.
 
 Sources are paths or Python's own: texts, or mappings by column. Of a table of pandas, polars or
-pyarrow pass a column where texts are read, and its rows as mappings elsewhere. A file ends in `.jsonl` (or
-`.ndjson`), `.csv` or `.parquet`; where texts are read, also in `.txt`. All is read and checked at
-once, so that nothing is found wrong in the middle of a run.
+pyarrow pass a column where texts are read, and its rows as mappings elsewhere. A file ends in
+`.jsonl` (or `.ndjson`), `.csv` or `.parquet`; where texts are read, also in `.txt`. All is read and
+checked at once, so that nothing is found wrong in the middle of a run.
 """
 
 from minibert.train.data_batches import batches
