@@ -85,12 +85,10 @@ def test_a_module_of_somebody_else(kind, encoder, tmp_path):
 @pytest.mark.parametrize("chunk", [1, 3, 7, 50, 1 << 14])
 @pytest.mark.parametrize("top_k", [1, 4, 60])
 @pytest.mark.parametrize("name", ["cosine", "dot", "manhattan"])
-@pytest.mark.parametrize("lost", [0, 10, 50])
-def test_the_best_of_equals_is_the_first(lost, name, top_k, chunk):
-    """Chunk by chunk what a stable sort of all scores gives: NaN is behind all numbers."""
+def test_the_best_of_equals_is_the_first(name, top_k, chunk):
+    """Chunk by chunk what a stable sort of all scores gives."""
     draw = np.random.default_rng(0)
     corpus = draw.integers(0, 2, (50, 3)).astype(np.float32)
-    corpus[:lost] = np.nan
     queries = draw.integers(0, 2, (5, 3)).astype(np.float32)
     found = semantic_search(
         queries, corpus, top_k=top_k, score_function=name, corpus_chunk_size=chunk

@@ -135,6 +135,47 @@ def test_encode_query_without_a_prompt_of_that_name_has_none(tmp_path):
         close(getattr(ours, name)(TEXTS), getattr(theirs, name)(TEXTS))
 
 
+SAID = {"document": "it is ", "passage": "they said ", "corpus": "all of ", "query": "find "}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("query",),
+        ("corpus",),
+        ("corpus", "passage"),
+        ("corpus", "passage", "document"),
+        ("query", "passage"),
+    ],
+)
+def test_which_prompt_queries_and_documents_have(names, pair):
+    """Of those that are set, in sentence-transformers' order; passed, some are always there."""
+    plain, reference = pair
+    texts = TEXTS[:1]
+    for default in (None, *names[:1]):
+        given = {"prompts": {name: SAID[name] for name in names}, "default_prompt_name": default}
+        ours = SentenceEncoder(plain.model.transformer, plain.tokenizer, **given)
+        theirs = SentenceTransformer(modules=list(reference), device="cpu", **given)
+        assert ours.prompts == theirs.prompts
+        for assigned in (False, True):
+            if assigned:
+                ours.prompts = theirs.prompts = given["prompts"]
+            for method in ("encode", "encode_query", "encode_document"):
+                close(getattr(ours, method)(texts), getattr(theirs, method)(texts))
+            close(ours.encode_document(texts, prompt=""), theirs.encode_document(texts, prompt=""))
+    with pytest.raises(InputError, match="prompt_name: 'passages' is none of the prompts"):
+        ours.encode_document(texts, prompt_name="passages")
+
+
+def test_prompts_in_place_of_a_folders(tmp_path):
+    plain = sentences.encoder(prompts={"query": "find ", "other": "they said "})
+    plain.save_pretrained(tmp_path / "ours")
+    for prompts in ({"query": None}, {"query": ""}, {"other": "it is "}, {"new": None}):
+        ours = SentenceEncoder.from_pretrained(tmp_path / "ours", prompts=prompts)
+        assert ours.prompts == reference(tmp_path / "ours", prompts=prompts).prompts
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
 @pytest.mark.parametrize(("truncate_dim", "normalize"), [(None, False), (13, True)])
 def test_precisions(pair, precision, truncate_dim, normalize):

@@ -137,6 +137,31 @@ def test_not_finite(saving, tmp_path):
         assert max(int(name) for name in os.listdir(tmp_path / "c")) == 4
 
 
+def test_an_evaluation_that_is_not_finite(tmp_path):
+    """The steps before it are good: they are logged, and in a checkpoint."""
+    config = minibert.GPT2Config.tiny(vocab_size=61, n_layer=1)
+    model = minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0))
+    places = model.transformer.wpe.embedding
+    places[...] = places[...].at[9:].set(3e38)  # training does not come to them
+    trained = Trainer(model, causal_lm, adamw(1e-3))
+    ids = np.ones((2, 12), np.int32)
+    evaluation = Evaluation(batches=[*held(), {"input_ids": ids, "labels": ids}], every=2)
+    checkpoints = Checkpoints(folder=tmp_path / "c", every=10)
+    said = r"^evaluation at step 2: batch 2: the loss 'causal_lm' is nan: every parameter is finite"
+    with pytest.raises(NotFiniteError, match=said):
+        fit(
+            trained,
+            batches(),
+            steps=3,
+            evaluation=evaluation,
+            checkpoints=checkpoints,
+            log=tmp_path / "log",
+        )
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert "2" in os.listdir(tmp_path / "c")
+
+
 def test_patience(tmp_path):
     result = fit(
         trainer(30, trainable=("*.ln_f.bias",)),
