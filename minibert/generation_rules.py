@@ -239,8 +239,9 @@ def lengths(options: Mapping[str, Any], config: Any) -> list[str]:
     """Returns which lengths in `options` have no effect in `config`, which includes them."""
     found = []
     for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if one in options and (counts := getattr(config, other)) is not None:
-            found.append(f"{one}: {options[one]}, but {other} is {counts} and counts before it")
+        given, counts = options.get(one), getattr(config, other)
+        if given is not None and counts is not None:
+            found.append(f"{one}: {given}, but {other} is {counts} and counts before it")
     return found
 
 

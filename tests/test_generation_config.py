@@ -1,11 +1,13 @@
 """What a generation config honours, refuses and leaves alone, and what a call may not ask for."""
 
 import copy
+import pickle
 
 import jax
 import numpy as np
 import pytest
 
+import minibert
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError
 from minibert.generation_config import OPTIONS, GenerationConfig
 from minibert.generation_rules import INERT, REFUSED
@@ -270,6 +272,74 @@ def test_ids_past_the_vocabulary_are_refused(options):
     config.processors(11)
     with pytest.raises(InputError, match=rf"^{next(iter(options))}: .* below 10, found 10$"):
         config.processors(10)
+
+
+CHECKPOINTS = [
+    {},
+    {"eos_token_id": 3, "pad_token_id": 4, "max_new_tokens": 30},
+    {"do_sample": True, "temperature": 0.7, "top_k": 10, "max_length": 40, "eos_token_id": [3, 5]},
+    {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True, "repetition_penalty": 1.5},
+]
+CALLS = [
+    {},
+    {"max_new_tokens": 8},
+    {"temperature": 1.0, "do_sample": True, "top_k": 50, "max_new_tokens": 9},
+    {"do_sample": False, "num_beams": 1, "eos_token_id": 6},
+]
+
+
+@pytest.mark.parametrize("given", CALLS, ids=str)
+@pytest.mark.parametrize("stored", CHECKPOINTS, ids=str)
+def test_what_is_left_open_is_filled_as_transformers_does(stored, given):
+    pytest.importorskip("torch")
+    import transformers
+
+    import oracle
+
+    theirs = oracle.torch_model("GPT2LMHeadModel", n_layer=1)
+    theirs.generation_config = transformers.GenerationConfig(**stored)
+    ours = minibert.GPT2Config.tiny(generation=stored)
+    for options in ({}, {"top_p": 1.0}):
+        config = transformers.GenerationConfig(**given)
+        expected = theirs._prepare_generation_config(config, **options)[0].to_dict()
+        found = GenerationConfig.of_call(ours, GenerationConfig(**given), options)
+        del expected["max_length"]  # 20 by default there, of the prompt and the text
+        for name in OPTIONS & expected.keys():
+            value = getattr(found, name)
+            assert (list(value) if isinstance(value, tuple) else value) == expected[name], name
+        assert found.max_length == (given | stored).get("max_length")
+
+
+def test_what_a_call_may_replace_of_a_checkpoint():
+    ours = minibert.GPT2Config.tiny(generation={"stop_strings": ["x"], "max_new_tokens": 30})
+    with pytest.raises(UnsupportedConfigError, match=r"generation_config.json: stop_strings"):
+        GenerationConfig.of_call(ours, GenerationConfig(max_new_tokens=3), {})
+    assert GenerationConfig.of_call(ours, None, {"stop_strings": None}).max_new_tokens == 30
+    stored = {"max_new_tokens": 30, "num_return_sequences": 3, "num_beams": 4}
+    ours = minibert.GPT2Config.tiny(generation=stored)
+    with pytest.raises(InputError, match="generation_config: max_length: 9, but max_new_tokens is"):
+        GenerationConfig.of_call(ours, GenerationConfig(max_length=9), {})
+    with pytest.raises(
+        InputError, match=r"generation_config: .* num_return_sequences: 3, but there"
+    ):
+        GenerationConfig.of_call(ours, GenerationConfig(num_beams=2), {})
+    with pytest.raises(InputError, match="generation_config: expected a GenerationConfig, found"):
+        GenerationConfig.of_call(ours, {"num_beams": 2}, {})
+
+
+def test_open_fields():
+    config = GenerationConfig(top_k=50, temperature=None)
+    assert OPTIONS - config.unset == {"top_k"}
+    assert config.to_dict() == {"top_k": 50}
+    assert GenerationConfig.from_dict({"top_k": 50, "top_p": None}).unset == config.unset
+    changed = config.replace(do_sample=True, eos_token_id=None)
+    assert OPTIONS - changed.unset == {"top_k", "do_sample", "eos_token_id"}
+    assert changed == GenerationConfig(do_sample=True)  # what they hold is the same
+    assert (
+        copy.deepcopy(changed).unset == pickle.loads(pickle.dumps(changed)).unset == changed.unset
+    )
+    # without an end of its own; a checkpoint may have one
+    GenerationConfig(exponential_decay_length_penalty=(1, 1.1))
 
 
 MODEL_CONFIGS = [

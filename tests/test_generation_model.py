@@ -40,18 +40,110 @@ def test_what_hugging_face_writes(stored, prompts):
         minibert.generate(in_file, prompts, eos_token_id=50256)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 3}, {"do_sample": True}], ids=["greedy", "beams", "drawn"]
-)
-def test_nan_is_no_word(options):
+WAYS = {"greedy": {}, "beams": {"num_beams": 3}, "drawn": {"do_sample": True}}
+
+
+def fails(error, message, model, prompts, streamed=False, **options):
+    """`generate` raises the error, and so does `stream`."""
+    options |= {"key": jax.random.key(0)} if options.get("do_sample") else {}
+    with pytest.raises(error, match=message):
+        minibert.generate(model, prompts, **options)
+    if streamed:
+        with pytest.raises(error, match=message):
+            list(minibert.stream(model, prompts, **options))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_logits_that_are_nan_name_the_row(way):
+    model = tiny()
+    model.transformer.wpe.embedding[...] = model.transformer.wpe.embedding[...].at[2].set(jnp.nan)
+    message = "logits for row 1 of input_ids are not finite"
+    options = {"max_new_tokens": 2, "eos_token_id": None, "streamed": way == "greedy"} | WAYS[way]
+    fails(NotFiniteError, message, model, [[1], [2, 3, 4], [5]], **options)
+    # from its second token on
+    fails(NotFiniteError, message, model, [[1], [2, 3], [5]], **options)
+
+
+@pytest.mark.parametrize("weight", [jnp.inf, -jnp.inf, 6e4], ids=["inf", "-inf", "float16"])
+def test_logits_that_are_infinite(weight):
+    model = tiny(tie_word_embeddings=False)
+    if abs(weight) < jnp.inf:
+        model = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), model)
+    model.transformer.ln_f.bias[...] = jnp.ones_like(model.transformer.ln_f.bias[...])
+    kernel = model.lm_head.kernel[...]
+    model.lm_head.kernel[...] = kernel.at[:, 7].set(weight)  # no other token is affected
+    fails(NotFiniteError, "for row 0 .* not finite", model, [[1, 2]], max_new_tokens=2)
+
+
+def test_invalid_values_can_be_removed():
     model = tiny()
     model.transformer.ln_f.bias[...] = jnp.full(24, jnp.nan)
-    key = jax.random.key(0) if options.get("do_sample") else None
-    with pytest.raises(NotFiniteError, match="logits are NaN"):
-        minibert.generate(model, [[1, 2]], max_new_tokens=3, key=key, **options)
-    if "num_beams" not in options:
-        with pytest.raises(NotFiniteError):
-            list(minibert.stream(model, [[1, 2]], max_new_tokens=3, key=key, **options))
+    options = {"max_new_tokens": 3, "eos_token_id": None, "remove_invalid_values": True}
+    found = minibert.generate(model, [[1, 2]], **options)
+    assert found[0, 2:].tolist() == [0, 0, 0]  # NaN becomes 0, as in transformers
+
+
+def all_but(*tokens):
+    return sorted(set(range(97)) - set(tokens))
+
+
+BANNED = {
+    "suppressed": {"suppress_tokens": all_but()},
+    "bad words": {"bad_words_ids": [[token] for token in all_but()], "eos_token_id": None},
+    "no end yet": {"suppress_tokens": all_but(7), "eos_token_id": 7, "min_new_tokens": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*(("suppressed", way) for way in WAYS), ("bad words", "greedy"), ("no end yet", "greedy")],
+)
+def test_rows_that_no_token_can_follow(name, way):
+    options = {"max_new_tokens": 8, "eos_token_id": None} | BANNED[name] | WAYS[way]
+    message = f"^input_ids: row 0: .*the options ban all .*{next(iter(BANNED[name]))}"
+    streamed = (name, way) == ("suppressed", "greedy")
+    fails(InputError, message, tiny(), [[1, 2], [7, 8]], streamed, **options)
+
+
+def test_only_rows_that_go_on_need_a_token():
+    """Three tokens that may not be repeated: the end comes last, and is enough."""
+    model, options = tiny(), {"suppress_tokens": all_but(7, 8, 9), "no_repeat_ngram_size": 1}
+    short = minibert.generate(model, [[1, 2], [7, 8]], max_new_tokens=1, **options)
+    assert short[1, 2] == 9
+    found = minibert.generate(
+        model, [[1], [7]], max_new_tokens=9, eos_token_id=[7, 8, 9], **options
+    )
+    assert found.shape == (2, 2)
+    steps = minibert.stream(model, [[7, 8]], max_new_tokens=2, eos_token_id=None, **options)
+    assert next(steps).tolist() == [9]
+    with pytest.raises(InputError, match="row 0: no token is left"):
+        next(steps)
+
+
+def test_fewer_texts_than_beams():
+    options = {"max_new_tokens": 1, "suppress_tokens": all_but(7, 8), "eos_token_id": None}
+    found = minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=2, **options)
+    assert sorted(found[:, 1].tolist()) == [7, 8]
+    with pytest.raises(InputError, match="row 0: 2 texts follow it, expected 3: the options ban"):
+        minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=3, **options)
+
+
+def test_what_a_calls_config_leaves_open_is_the_checkpoints():
+    stored = {"eos_token_id": 7, "pad_token_id": 9, "max_new_tokens": 4}
+    model, free = tiny(generation=stored), tiny()
+    prompts = [[1, 2], [3, 4]]
+    for way in ({}, {"num_beams": 2}):
+        expected = minibert.generate(free, prompts, **stored, **way)
+        config = minibert.GenerationConfig(**way)
+        found = minibert.generate(model, prompts, generation_config=config)
+        np.testing.assert_array_equal(found, expected)
+    ends = minibert.generate(free, prompts, eos_token_id=None, max_new_tokens=2)[:, 2]
+    model = tiny(generation=stored | {"eos_token_id": ends.tolist()})
+    config = minibert.GenerationConfig(max_new_tokens=8)
+    assert minibert.generate(model, prompts, generation_config=config).shape == (2, 3)
+    assert len(list(minibert.stream(model, prompts, generation_config=config))) == 1
+    none = config.replace(eos_token_id=None)  # an option of None is no open field
+    assert minibert.generate(model, prompts, generation_config=none).shape == (2, 10)
 
 
 def test_a_cache_is_as_wide_as_the_widest_part():

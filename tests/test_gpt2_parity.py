@@ -138,26 +138,29 @@ PACKED = {
 }
 
 
+@pytest.mark.parametrize("use_cache", [False, None])
+@pytest.mark.parametrize("positions", PACKED)
+def test_packed_texts(positions, use_cache, tmp_path):
+    """Positions that restart separate texts where transformers separates them: without a cache."""
+    packed(positions, use_cache, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("use_cache", "config"),
-    [
-        (False, {}),
-        (None, {}),
-        (None, {"use_cache": False}),
-        (True, {"use_cache": False}),
-        (False, {"is_causal": False}),
-    ],
-    ids=["call", "default", "config", "call over config", "not causal"],
+    [(None, {"use_cache": False}), (False, {"is_causal": False})],
+    ids=["config", "not causal"],
 )
-@pytest.mark.parametrize("positions", PACKED)
-def test_packed_texts(positions, use_cache, config, tmp_path):
-    """Positions that restart separate texts where transformers separates them: without a cache."""
-    theirs = oracle.saved(BARE, tmp_path, **config)
+def test_packed_texts_by_the_config(use_cache, config, tmp_path):
+    packed("rows differ", use_cache, tmp_path, **config)
+
+
+def packed(positions, use_cache, folder, **config):
+    theirs = oracle.saved(BARE, folder, **config)
     given = arguments(BARE)
     del given["attention_mask"]
     given["position_ids"] = np.array(PACKED[positions])
     flags = ALL | {"use_cache": use_cache}
-    assert worst(BARE, tmp_path, theirs, given, flags) <= FLOAT64
+    assert worst(BARE, folder, theirs, given, flags) <= FLOAT64
 
 
 @pytest.mark.parametrize("padding", ["right", "left", None])

@@ -12,6 +12,8 @@ from conftest import FLOAT64, GRADIENT
 pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import losses
+import torch
+import transformers
 from losses import VOCAB, some_ignored
 from references import (
     ALPHA,
@@ -261,6 +263,31 @@ def test_loss_and_gradients(name, tmp_path):
     assert loss.item() > 0.01
     assert abs(value - loss.item()) <= FLOAT64
     assert losses.distance(found, expected) <= GRADIENT
+
+
+def test_texts_that_share_a_row(tmp_path):
+    """Without padding, as transformers' collator makes it and its `Trainer` computes it."""
+    lengths, draw = (4, 1, 6), np.random.default_rng(3)
+    texts = [draw.integers(0, VOCAB, length) for length in lengths]
+    collator = transformers.DataCollatorWithFlattening(return_tensors="np")
+    batch = collator([{"input_ids": text.tolist()} for text in texts])
+    assert batch["position_ids"].max() == 5
+    assert "attention_mask" not in batch
+    with oracle.float64():
+        theirs, ours = losses.pair("GPT2LMHeadModel", tmp_path)
+        theirs.config.use_cache = False  # as `Trainer` sets it
+        with losses.wide_losses():
+            loss = theirs(**losses.tensors(batch)).loss
+            alone = [theirs(torch.tensor(text[None])).logits[0] for text in texts]
+        expected = losses.torch_gradients(theirs, loss)
+        value, found = losses.value_and_gradients(ours, train.causal_lm, batch)
+        (taught,) = train.with_teacher(ours, [batch])
+        evaluated = train.Trainer(ours, train.causal_lm, train.adamw(1e-3)).evaluate([batch])
+    assert abs(value - loss.item()) <= FLOAT64
+    assert abs(float(evaluated["loss"]) - loss.item()) <= FLOAT64
+    assert losses.distance(found, expected) <= GRADIENT
+    scores = torch.cat(alone).detach().numpy()
+    assert np.abs(taught["teacher_logits"][0] - scores).max() <= FLOAT64
 
 
 def test_a_teacher_adds_its_scores(tmp_path):
