@@ -33,7 +33,7 @@ def run(out: pathlib.Path, *options: str, **environment: str) -> subprocess.Comp
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=2000,
     )
 
 

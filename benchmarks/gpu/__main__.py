@@ -35,7 +35,7 @@ from benchmarks.environments import ROOT
 from benchmarks.gpu import report as reports
 from benchmarks.gpu.steps import SECONDS, STEPS
 
-DRY_SECONDS = 900
+DRY_SECONDS = 1800  # a quiet machine takes one minute
 GRACE = 2.0  # seconds after its limit at which a process that should have ended is killed
 TAIL = 3000  # characters of a failed step's output that are kept
 CACHE = os.path.join(ROOT, "out", "gpu-cache")
