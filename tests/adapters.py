@@ -98,4 +98,6 @@ def drawn(model: Any, lora: train.LoRA, seed: int = 2) -> train.Adapter:
 def outputs(theirs: Any, name: str) -> tuple[dict[str, Any], Any]:
     """Arguments, and a PyTorch model's outputs for them."""
     given = oracle.arguments(name)
+    if isinstance(theirs, peft.PeftModelForQuestionAnswering):
+        theirs = theirs.base_model  # it drops token_type_ids itself
     return given, oracle.run_torch(theirs, given)
