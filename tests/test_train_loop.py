@@ -203,7 +203,7 @@ def test_what_is_wrong_is_not_the_end_of_the_data():
 
     trained = trainer()
     for last, error, said in (
-        (None, InputError, "batch: expected arrays by name, found None"),
+        (None, InputError, "data: expected arrays by name, found None"),
         (ValueError("torn"), ValueError, "torn"),
         (StopIteration(), RuntimeError, "generator raised StopIteration"),
     ):

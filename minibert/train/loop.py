@@ -182,6 +182,8 @@ class _Run:
             if batch is END:
                 reason = "data"
                 break
+            if not isinstance(batch, Mapping):
+                raise InputError(f"data: expected arrays by name, found {shown(batch)}")
             metrics = self.trainer.step(batch)
             self.step += 1
             self._settle()
