@@ -4,13 +4,19 @@ import itertools
 import json
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from minibert.train import data
+pytest.importorskip("grain", reason="training data are read by grain")
 
-grain = pytest.importorskip("grain", reason="training data are read by grain")
+import grain
+import training
+
+from minibert.train import data
 
 # The ids that the course prints of its book, and the end token, which stands for the rest of it.
 BOOK = """
@@ -255,6 +261,42 @@ def test_workers_change_nothing():
     for one, other in zip(alone, found, strict=True):
         same(one, other)
         assert all(type(array) is np.ndarray for array in other.values())
+
+
+KILLED = """
+import json, sys
+from training import batches
+
+if __name__ == "__main__":  # workers import this file
+    running = iter(batches(workers=1))
+    for batch in running:
+        print(json.dumps([batch["example"].tolist(), running.get_state()]), flush=True)
+"""
+
+
+def test_killed_with_a_worker(tmp_path):
+    """The worker ends too, and the position last known leads to the batches that follow."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    folder = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder)])}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    lines = [process.stdout.readline() for _ in range(13)]  # more than are made in advance
+    process.kill()
+    # reads until the pipe is closed, by everyone: a worker that is left over holds it open
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    lines += [line for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+    found = [json.loads(line) for line in lines]
+    alone = iter(training.batches())
+    expected = [next(alone)["example"].tolist() for _ in range(len(found) + 3)]
+    assert [examples for examples, _ in found] == expected[:-3]
+    resumed = iter(training.batches(workers=1))
+    resumed.set_state(found[-1][1])
+    assert [next(resumed)["example"].tolist() for _ in range(3)] == expected[-3:]
+    resumed.close()
 
 
 def test_what_grain_returns():
