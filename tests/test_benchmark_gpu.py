@@ -11,8 +11,10 @@ import sys
 import time
 
 import pytest
+from safetensors import safe_open
 
 from benchmarks.environments import ROOT
+from benchmarks.gpu import models
 from benchmarks.gpu import report as reports
 from benchmarks.gpu.__main__ import _judge
 from benchmarks.gpu.job import Job
@@ -218,6 +220,14 @@ def test_cells_for_which_there_is_no_time_are_left_out(tmp_path):
 
     job.each(dict.fromkeys("abc"), measure)
     assert measured == ["a"]
+
+
+def test_weights_are_tied_as_the_config_says(tmp_path):
+    """Else the two libraries would compute with different ones."""
+    job = Job(str(tmp_path / "lines"), 60, True, [], str(tmp_path))
+    with safe_open(os.path.join(models.gpt2_folder(job), "model.safetensors"), "np") as file:
+        assert "transformer.wte.weight" in file.keys()
+        assert "lm_head.weight" not in file.keys()
 
 
 def test_all_steps_take_less_than_four_minutes():

@@ -51,9 +51,12 @@ def gpt2_folder(job: Job) -> str:
 
 def random_model(cls: Any, config: Any) -> Any:
     """A model with weights drawn on the host, where it is quick and needs no compilation."""
+    import jax
+    from flax import nnx
+
     from minibert.parameters import Structure, parameters
 
-    shapes = cls(config, rngs=None)
+    shapes = jax.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))  # tied where the config ties
     draw = np.random.default_rng(0)
     pool = 0.02 * draw.standard_normal(POOL + 1, np.float32)
 
