@@ -42,7 +42,7 @@ def start(source, home, *flags) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and not list(home.glob(".minibert-new-*")):
+    while process.poll() is None and not list(home.rglob(".minibert-new-*")):
         time.sleep(0.002)
     return process
 
@@ -58,22 +58,25 @@ def test_killed_at_random_moments(flags, source, old, tmp_path):
         home.mkdir()
         if flags:
             minibert.load(old).save_pretrained(home / "out")
+            (home / "out" / "thesis.tex").write_text("mine")
         process = start(source, home, *flags)
         time.sleep(draw.uniform(0, 0.8))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        littered += bool(list(home.glob(".minibert-*")))
-        if (home / "out").exists():
-            assert (home / "out" / "config.json").exists()
+        littered += bool(list(home.rglob(".minibert-*")))
+        assert not flags or (home / "out" / "thesis.tex").read_text() == "mine"
+        if (home / "out" / "config.json").exists():
             found = contents(home / "out")
             assert found == expected or (flags and found == before)
             seen.add("new" if found == expected else "old")
         else:
             seen.add("absent")
-            assert not flags or list(home.glob(".minibert-old-*"))
+            assert not flags or list(home.glob("out/.minibert-*"))
         assert start(source, home, "--overwrite").wait() == 0
         assert os.listdir(home) == ["out"]
         assert contents(home / "out") == expected
+        own = {"config.json", "model.safetensors"} | ({"thesis.tex"} if flags else set())
+        assert set(os.listdir(home / "out")) == own
     assert littered
     assert seen & {"absent", "old"}
 

@@ -11,6 +11,7 @@ from minibert.atomic import atomic_folder, remove_files, reported
 from minibert.atomic_file import new_file
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.model_files import ADAPTER, ENCODER
+from minibert.pipelines.loading import one_state
 from minibert.saving import check_saved, write_model
 from minibert.train.checkpoints import Checkpoints, one_run, restore
 from minibert.train.encoders import Vectors, start_of, vectors_of
@@ -69,16 +70,17 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     if task.objective is None and settings.model is not None:
         start = start_of(settings.model)
     beginning = settings if start is None else dataclasses.replace(settings, model=start.model)
-    tokenizer = reading = tokenizer_of(beginning)
     sharding = sharding_of(settings)
     share = None if sharding is None else sharding.share
-    model = model_of(beginning, tokenizer, sharding)
     vectors = None
-    if task.objective is None:
-        vectors = vectors_of(start, settings.pooling, model, tokenizer)
-        reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
-    else:
-        objective = task.objective(settings, model.config)
+    with one_state(settings.model, {}):
+        tokenizer = reading = tokenizer_of(beginning)
+        model = model_of(beginning, tokenizer, sharding)
+        if task.objective is None:
+            vectors = vectors_of(start, settings.pooling, model, tokenizer)
+            reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
+        else:
+            objective = task.objective(settings, model.config)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
