@@ -189,7 +189,7 @@ def test_a_text_draws_by_its_number_whatever_the_others(ours):
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        (5, {}, "expected a text, found 5"),
+        (5, {}, "inputs: expected a text or texts, found 5"),
         ([{"role": "user", "content": "hi"}], {}, "input 0: expected a text"),
         (PROMPT, {"max_tokens": 5}, "max_tokens: no option of generation"),
         (PROMPT, {"max_new_tokens": 0}, "max_new_tokens"),
