@@ -37,7 +37,7 @@ from benchmarks.gpu.steps import SECONDS, STEPS
 
 DRY_SECONDS = 1800  # a quiet machine takes one minute
 GRACE = 2.0  # seconds after its limit at which a process that should have ended is killed
-TAIL = 3000  # characters of a failed step's output that are kept
+TAIL = 6000  # characters of a failed step's output that are kept
 CACHE = os.path.join(ROOT, "out", "gpu-cache")
 ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX and PyTorch share the card
