@@ -189,7 +189,8 @@ def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _named(outputs: Any) -> Iterator[tuple[str, Any]]:
     hidden = outputs["hidden_states"]
     yield from ((f"hidden_states[{index}]", state) for index, state in enumerate(hidden))
-    apart = ("hidden_states", "last_hidden_state", "past_key_values")
+    # transformers 5.24 renames past_key_values to cache
+    apart = ("hidden_states", "last_hidden_state", "past_key_values", "cache")
     others = [key for key in outputs.keys() if key not in apart]
     yield from ((key, outputs[key]) for key in sorted(others))
 

@@ -390,10 +390,13 @@ def ranked(pooled: str) -> Case:
     objective = train.contrastive(pooling=pooled, scale=7.0)
 
     def model(h):
-        def call(input_ids, attention_mask=None, rngs=None):
-            return SimpleNamespace(last_hidden_state=h.reshape(-1, h.shape[-1])[input_ids])
+        class States:
+            config = None
 
-        return call
+            def __call__(self, input_ids, attention_mask=None, rngs=None):
+                return SimpleNamespace(last_hidden_state=h.reshape(-1, h.shape[-1])[input_ids])
+
+        return States()
 
     def ours(h, a, c):
         batch = {f"{side}_{name}": c[f"{side}_{name}"] for side in SIDES for name in NAMES}

@@ -5,6 +5,7 @@ Hugging Face's own initialisation hides a dropped bias (they are all zero) and a
 """
 
 import contextlib
+import inspect
 from typing import Any
 
 import jax
@@ -20,6 +21,11 @@ from minibert.saving import file_leaves
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
+
+CACHES = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
+CACHE = next(
+    name for name in CACHES if name in inspect.signature(transformers.GPT2Model.forward).parameters
+)
 
 TINY = {
     "bert": {
@@ -154,7 +160,7 @@ def errors(ours: Any, theirs: Any, mask: np.ndarray | None = None) -> dict[str, 
     """The largest absolute difference of every output, at unpadded positions only."""
     found: dict[str, float] = {}
     for name in ours.keys():
-        if name == "past_key_values":
+        if name in CACHES:
             continue
         one, other = ours[name], theirs[name]
         pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
@@ -215,7 +221,7 @@ def worst_gradient(name: str, folder: Any, theirs: Any, given: dict[str, Any]) -
     """
     mask = given["attention_mask"].reshape(-1, given["attention_mask"].shape[-1])
     draw = np.random.default_rng(1)
-    unused = {"hidden_states", "attentions", "cross_attentions", "past_key_values"}
+    unused = {"hidden_states", "attentions", "cross_attentions", *CACHES}
 
     def weighted(outputs: Any, weights: dict[str, np.ndarray], like: Any) -> Any:
         total: Any = 0.0

@@ -1,7 +1,5 @@
 """Decoding with a cache beside transformers' own decoding with its own: every step, in float64."""
 
-import inspect
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,11 +12,8 @@ import transformers  # noqa: E402
 
 import minibert  # noqa: E402
 import oracle  # noqa: E402
-from oracle import SEQ, arguments  # noqa: E402
+from oracle import CACHE, SEQ, arguments  # noqa: E402
 
-# The argument's name; 5.24 has deprecated the other.
-renamed = "cache" in inspect.signature(transformers.GPT2Model.forward).parameters
-CACHE = "cache" if renamed else "past_key_values"
 ENCODED = np.random.default_rng(1).normal(size=(3, 5, 24))
 ENCODER_MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0]])
 SETTINGS = {

@@ -5,7 +5,6 @@ are compared with transformers' answer to each row alone, which shows neighbours
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -133,9 +132,7 @@ def expected_texts(model: Any, ids: np.ndarray, options: dict, encoder: Any) -> 
     given |= {"input_ids": torch.as_tensor(ids), "attention_mask": torch.ones(ids.shape)}
     if encoder:  # BERT's cross-attention needs it, and generate does not make it for a decoder
         caches = (transformers.DynamicCache(), transformers.DynamicCache())
-        renamed = "cache" in inspect.signature(model.forward).parameters  # in 5.24
-        name = "cache" if renamed else "past_key_values"
-        given[name] = transformers.EncoderDecoderCache(*caches)
+        given[oracle.CACHE] = transformers.EncoderDecoderCache(*caches)
     with torch.no_grad():
         texts = model.generate(**given, do_sample=False, **options).numpy()[:, ids.shape[1] :]
     return [row[: len(row) - int(np.argmin(np.r_[row[::-1] == PAD, False]))] for row in texts]

@@ -151,11 +151,11 @@ def test_packed_texts(positions, use_cache, tmp_path):
     ids=["config", "not causal"],
 )
 def test_packed_texts_by_the_config(use_cache, config, tmp_path):
-    packed("rows differ", use_cache, tmp_path, **config)
+    packed("rows differ", use_cache, tmp_path, config)
 
 
-def packed(positions, use_cache, folder, **config):
-    theirs = oracle.saved(BARE, folder, **config)
+def packed(positions, use_cache, folder, config=()):
+    theirs = oracle.saved(BARE, folder, **dict(config))
     given = arguments(BARE)
     del given["attention_mask"]
     given["position_ids"] = np.array(PACKED[positions])

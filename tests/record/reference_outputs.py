@@ -79,7 +79,7 @@ def flattened(outputs: Any) -> dict[str, np.ndarray]:
             value = tuple(part.reshape(-1, *part.shape[-2:]) for part in value)
         if isinstance(value, tuple):
             found |= {f"{key}.{index}": part.numpy() for index, part in enumerate(value)}
-        elif key != "past_key_values":
+        elif key not in oracle.CACHES:
             found[key] = value.numpy()
     return found
 
