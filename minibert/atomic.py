@@ -17,7 +17,6 @@ Whoever writes into the folder next completes the exchange or undoes it.
 """
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -25,12 +24,12 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 
+from minibert.atomic_file import UNSUPPORTED, lock_file
 from minibert.errors import TargetError, shown
 
 PREFIX = ".minibert-"
 LAST = ("modules.json", "adapter_config.json", "config.json")
 PATIENCE = 10.0  # seconds to wait for another writer's exchange, which takes milliseconds
-UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
 @contextlib.contextmanager
@@ -182,24 +181,9 @@ def _staging_folder(home: str, stem: str) -> tuple[str, int]:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
             continue  # a sweep was faster
-        if _lock(lock) is not False and os.path.isdir(folder):  # else a sweep was faster
+        if lock_file(lock) is not False and os.path.isdir(folder):  # else a sweep was faster
             return folder, lock
         os.close(lock)
-
-
-def _lock(file: int) -> bool | None:
-    """Locks an open folder: whether that was possible, None where there are no locks."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as reason:
-        if reason.errno not in UNSUPPORTED:
-            raise
-        return None
-    return True
 
 
 @contextlib.contextmanager
@@ -208,7 +192,7 @@ def _exclusive(folder: str) -> Generator[None]:
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         end = time.monotonic() + PATIENCE
-        while _lock(file) is False:
+        while lock_file(file) is False:
             if time.monotonic() > end:
                 raise TargetError(f"{folder}: another process holds a lock on it; try again")
             time.sleep(0.01)
@@ -335,7 +319,7 @@ def _sweep(folder: str, stem: str) -> None:
         except OSError:
             continue  # another run was faster; or it is no folder, or not ours to open
         try:
-            if _lock(lock):  # else its owner lives, or nobody can know
+            if lock_file(lock):  # else its owner lives, or nobody can know
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)

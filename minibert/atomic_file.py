@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Generator
 from typing import BinaryIO
 
-# What file systems without locks answer.
+# What file systems answer that cannot lock a file, or flush a folder.
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
@@ -37,10 +37,11 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
         raise
 
 
-def lock_file(file: int) -> bool:
-    """Locks an open file or folder, for as long as it is open; whether that was possible.
+def lock_file(file: int) -> bool | None:
+    """Locks an open file or folder for as long as it is open.
 
-    A file system without locks locks nothing, and the answer is True.
+    Returns:
+        Whether it was free to be locked; None if the file system has no locks.
     """
     import fcntl
 
@@ -51,4 +52,5 @@ def lock_file(file: int) -> bool:
     except OSError as reason:
         if reason.errno not in UNSUPPORTED:
             raise
+        return None
     return True

@@ -7,7 +7,6 @@ touched.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibert.atomic import reported
+from minibert.atomic_file import lock_file
 from minibert.embedding_outputs import flush
 from minibert.errors import TargetError, shown
 
@@ -290,10 +290,8 @@ def _lock(path: str, output: str) -> int | None:
         state = os.fstat(file)
         if state.st_size or not stat.S_ISREG(state.st_mode):
             raise TargetError(f"{path}: is no lock of a job; move it away")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TargetError(f"{output}: another job is at work on it") from None
+        if lock_file(file) is False:
+            raise TargetError(f"{output}: another job is at work on it")
         try:
             if os.path.samestat(os.stat(path), state):
                 return file

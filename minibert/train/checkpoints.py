@@ -436,7 +436,7 @@ def one_run(folder: Any) -> Generator[None]:
         file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # processes of one run share the folder
-        if jax.process_count() == 1 and not lock_file(file):
+        if jax.process_count() == 1 and lock_file(file) is False:
             raise TargetError(f"{folder}: another run is at work on it")
         yield
     finally:

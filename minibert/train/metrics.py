@@ -181,7 +181,7 @@ def _locked(path: Any) -> BinaryIO:
             raise
         file = os.fdopen(number, "ab")
         state = os.fstat(number)
-        if stat.S_ISREG(state.st_mode) and lock_file(number):
+        if stat.S_ISREG(state.st_mode) and lock_file(number) is not False:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(path), state):
                     return file
