@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -37,7 +38,7 @@ from minibert.train import (
 )
 from minibert.train.checkpoints import Standing, opened
 from minibert.train.data_identity import identity_of
-from minibert.train.run_identity import differences
+from minibert.train.run_identity import differences, identity
 
 MODEL = minibert.GPT2LMHeadModel(
     minibert.GPT2Config.tiny(vocab_size=61, n_layer=1), rngs=nnx.Rngs(0)
@@ -170,6 +171,16 @@ def test_the_same_run_resumes_and_may_be_extended(folder, tmp_path):
     assert resume(tmp_path, trainer(adamw(rate(1000, **constant))), batches()).step == 2
 
 
+def held_by_a_program(rate):
+    """An optimiser whose rates are constants of a program that its own program calls."""
+    table = np.full(3, rate, np.float32)
+    return optax.sgd(jax.jit(lambda step: jnp.asarray(table)[step % 3]))
+
+
+def differs(one, other):
+    return bool(differences(identity(trainer(one), {}), identity(trainer(other), {})))
+
+
 def test_any_optimizer_is_known_by_its_program(tmp_path):
     def made(rate=1e-3, boundary=100):
         falling = optax.piecewise_constant_schedule(rate, {boundary: 0.1})
@@ -180,6 +191,8 @@ def test_any_optimizer_is_known_by_its_program(tmp_path):
     for other in ({"rate": 2e-3}, {"boundary": 101}):
         with pytest.raises(CheckpointMismatchError, match=r"optimizer: program: jax .*, optax .*"):
             resume(tmp_path, made(**other), batches())
+    assert differs(held_by_a_program(1e-3), held_by_a_program(2e-3))
+    assert not differs(held_by_a_program(1e-3), held_by_a_program(1e-3))
     assert not differences(
         {"optimizer": {"program": {"jax 0.1": "a"}}}, {"optimizer": {"program": {"jax 9": "b"}}}
     )

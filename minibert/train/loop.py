@@ -106,14 +106,14 @@ def fit(
     _check_kind("checkpoints", checkpoints, Checkpoints | None)
     if not isinstance(data, Iterable):
         raise InputError(f"data: expected batches, found {shown(type(data))}")
-    iterator, standing, begun = iter(data), Standing(), int(trainer.state.step)
+    iterator, standing, start = iter(data), Standing(), int(trainer.state.step)
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints is not None:
             store = stack.enter_context(opened(checkpoints, trainer, data, iterator))
             if store.latest is not None:
                 trainer.state, standing, resumed = store.restore(trainer.state, iterator)
-                begun = 0 if resumed else int(trainer.state.step)
+                start = 0 if resumed else int(trainer.state.step)
         step = int(trainer.state.step)
         restored = store is not None and store.latest is not None
         resume = checkpoints is not None and bool(checkpoints.resume)
@@ -121,17 +121,17 @@ def fit(
         bar = stack.enter_context(training_bar(step, steps, show_progress))
         interrupted = stack.enter_context(interruption())
         run = _Run(
-            trainer,
-            iterator,
-            step,
-            standing,
-            steps,
-            evaluation,
-            store,
-            written,
-            log_every,
-            begun,
-            tell=[*callbacks, bar],
+            trainer=trainer,
+            iterator=iterator,
+            step=step,
+            standing=standing,
+            steps=steps,
+            evaluation=evaluation,
+            store=store,
+            log=written,
+            log_every=log_every,
+            start=start,
+            callbacks=[*callbacks, bar],
         )
         stopped = run.until_stopped(interrupted)
     return Result(
@@ -152,7 +152,7 @@ class _Pending:
     metrics: dict[str, Any]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class _Run:
     trainer: Any
     iterator: Any
@@ -163,8 +163,8 @@ class _Run:
     store: Store | None
     log: MetricsLog
     log_every: int
-    begun: int  # the step before the data's first batch
-    tell: list[Callback]
+    start: int  # the step before the data's first batch
+    callbacks: list[Callback]
     pending: _Pending | None = None
     unwritten: dict[str, Any] | None = None  # the last step's line, if it is not to be logged
 
@@ -226,7 +226,7 @@ class _Run:
             return
         pending, self.pending = self.pending, None
         metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-        _check_finite(metrics, pending, self.begun)
+        _check_finite(metrics, pending, self.start)
         self.speed.step(sizes(pending.batch))
         self.unwritten = {"step": pending.step, **metrics}
 
@@ -234,7 +234,7 @@ class _Run:
         self.unwritten = None
         line = {**line, **self.speed.rates()}
         self.log.add(line)
-        for callback in self.tell:
+        for callback in self.callbacks:
             callback(int(line["step"]), dict(line))
 
     def _evaluation_due(self) -> bool:
@@ -281,13 +281,13 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
         raise InputError(f"{name}: expected {shown(kind)}, found {shown(type(value))}")
 
 
-def _check_finite(metrics: Mapping[str, float], pending: _Pending, begun: int) -> None:
+def _check_finite(metrics: Mapping[str, float], pending: _Pending, start: int) -> None:
     wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if not wrong:
         return
     examples = np.asarray(pending.batch.get("example", ())).reshape(-1)
     named = f", of the examples {shown(examples.tolist())}" if examples.size else ""
     raise NotFiniteError(
-        f"step {pending.step}: {', '.join(wrong)}; it is the data's batch {pending.step - begun}"
+        f"step {pending.step}: {', '.join(wrong)}; it is the data's batch {pending.step - start}"
         f"{named}. A smaller learning rate, a longer warmup or clipped gradients may help"
     )

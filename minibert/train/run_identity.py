@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from minibert.errors import InputError, shown
 from minibert.train.checkpoint_state import as_dict, checksums
@@ -134,6 +135,17 @@ def _optimizer(optimizer: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     except Exception:  # whatever an optimiser of unknown origin raises without what it needs
         return found
     texts = [re.sub(r"0x[0-9a-f]+", "", str(one.jaxpr)) for one in programs]  # without addresses
-    constants = [[np.asarray(constant) for constant in one.consts] for one in programs]
+    constants = [list(_constants(one)) for one in programs]
     versions = f"jax {jax.__version__}, optax {optax.__version__}"
     return found | {"program": {versions: digest([texts, constants])}}
+
+
+def _constants(program: ClosedJaxpr) -> Iterator[np.ndarray]:
+    """The arrays that a program holds, those of the programs it calls included."""
+    yield from (np.asarray(constant) for constant in program.consts)
+    called = jax.tree.leaves([equation.params for equation in program.jaxpr.eqns])
+    for one in called:
+        if isinstance(one, Jaxpr):
+            one = ClosedJaxpr(one, ())
+        if isinstance(one, ClosedJaxpr):
+            yield from _constants(one)
