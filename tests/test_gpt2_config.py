@@ -141,7 +141,7 @@ PUBLISHED = {  # what the hub's gpt2 has besides
     "eos_token_id": 50256,
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
 }
-JUNK = {"gradient_clip": 1.0, "embed_dropout": [0.1], "is_causal": True}
+JUNK = {"gradient_clip": 1.0, "embed_dropout": [0.1], "causal": True}
 
 
 def test_other_fields_survive(folder, tmp_path):

@@ -238,7 +238,9 @@ MISTAKES = {
     "padding is seen later": (
         KVCache,
         "attention_mask",
-        lambda original: lambda self, queries: causal_mask(queries, self.length, self.index),
+        lambda original: (
+            lambda self, queries, causal: causal_mask(queries, self.length, self.index)
+        ),
         "greedy",
     ),
     "the text is not seen": (

@@ -45,12 +45,12 @@ def test_the_state_is_used_up(model, monkeypatch):
     states = []
     original = generation._tokens
 
-    def watched(begin, advance, leaves, prompt, rules):
+    def watched(begin, advance, given, config):
         def watch(state, *rest):
             states.append(state)
             return advance(state, *rest)
 
-        return original(begin, watch, leaves, prompt, rules)
+        return original(begin, watch, given, config)
 
     monkeypatch.setattr(generation, "_tokens", watched)
     columns = list(minibert.stream(model, [[1, 2, 3]], max_new_tokens=4, eos_token_id=None))

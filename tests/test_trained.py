@@ -15,8 +15,22 @@ import minibert  # noqa: E402
 import oracle  # noqa: E402
 from convert.parity import compare, ragged_inputs  # noqa: E402
 
-RMS_EVERY, RMS_LAST = 1.5, 1.3
+RMS_EVERY, RMS_LAST = 1.5, 1.3  # times PyTorch's error, where both round products alike
 LOGITS = 5 * FLOAT32  # a sum over the hidden state, and larger
+
+
+def error_of_products(terms):
+    """The error of XLA's bare float32 products, over that of PyTorch's.
+
+    A property of the processor: 1.4 at 384 terms and 2.8 at 1536 were measured on one without
+    AVX-512. A model cannot do better than its products.
+    """
+    draw = np.random.default_rng(0).normal
+    left, right = (draw(size=(1024, terms)).astype(np.float32) for _ in range(2))
+    exact = left.astype(np.float64) @ right.T.astype(np.float64)
+    ours = np.asarray(jax.jit(jnp.dot)(left, right.T))
+    theirs = (torch.from_numpy(left) @ torch.from_numpy(right).T).numpy()
+    return np.sqrt(np.mean((ours - exact) ** 2) / np.mean((theirs - exact) ** 2))
 
 
 @pytest.mark.slow
@@ -30,14 +44,15 @@ def test_minilm(minilm):
         lambda: transformers.BertModel.from_pretrained(minilm, attn_implementation="eager"),
         inputs,
     )
+    products = max(1.0, error_of_products(config.hidden_size))
     assert [row.output for row in rows] == [f"hidden_states[{i}]" for i in range(7)] + [
         "pooler_output"
     ]
     for row in rows:
         assert row.ours_torch <= FLOAT32, row
-        assert row.rms_ratio <= RMS_EVERY, row
+        assert row.rms_ratio <= RMS_EVERY * products, row
         assert row.float64 <= 1e-12, row
-    assert rows[6].rms_ratio <= RMS_LAST
+    assert rows[6].rms_ratio <= RMS_LAST * products
 
 
 @pytest.mark.slow
