@@ -24,12 +24,12 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 
-from minibert.atomic_file import UNSUPPORTED, lock_file
+from minibert.atomic_file import UNSUPPORTED, lock_file, reported
 from minibert.errors import TargetError, shown
 
 PREFIX = ".minibert-"
 LAST = ("modules.json", "adapter_config.json", "config.json")
-PATIENCE = 10.0  # seconds to wait for another writer's exchange, which takes milliseconds
+LOCK_WAIT = 10.0  # seconds a save waits for another's exchange, which takes milliseconds
 
 
 @contextlib.contextmanager
@@ -78,15 +78,6 @@ def atomic_folder(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-@contextlib.contextmanager
-def reported(target: str) -> Generator[None]:
-    """Turns an error of the system into a `TargetError` that names the target."""
-    try:
-        yield
-    except OSError as reason:
-        raise TargetError(f"{target}: cannot be written ({reason.strerror or reason})") from reason
 
 
 def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
@@ -191,7 +182,7 @@ def _exclusive(folder: str) -> Generator[None]:
     """Waits until no other writer exchanges files in a folder, and keeps others waiting."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + LOCK_WAIT
         while lock_file(file) is False:
             if time.monotonic() > end:
                 raise TargetError(f"{folder}: another process holds a lock on it; try again")

@@ -5,10 +5,21 @@ import errno
 import os
 import secrets
 from collections.abc import Generator
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from minibert.errors import TargetError
 
 # What file systems answer that cannot lock a file, or flush a folder.
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
+
+
+@contextlib.contextmanager
+def reported(target: Any) -> Generator[None]:
+    """Turns an error of the operating system into a `TargetError` that names the target."""
+    try:
+        yield
+    except OSError as reason:
+        raise TargetError(f"{target}: cannot be written ({reason.strerror or reason})") from reason
 
 
 @contextlib.contextmanager

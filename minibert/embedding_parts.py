@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.atomic import reported
-from minibert.atomic_file import lock_file
+from minibert.atomic_file import lock_file, reported
 from minibert.embedding_outputs import flush
 from minibert.errors import TargetError, shown
 

@@ -36,7 +36,7 @@ BODY_CONFIGS = tuple(
 )
 MODULES = "modules.json"
 TOP_CONFIG = "config_sentence_transformers.json"
-PATIENCE = 1.0  # seconds to wait for a save to exchange files, which takes milliseconds
+SAVE_WAIT = 1.0  # seconds a load waits for a save to exchange files, which takes milliseconds
 MODULE_FOLDER = r"\d+_[A-Za-z]+"
 
 
@@ -107,7 +107,7 @@ def check_settled(folder: str) -> None:
     Raises:
         SourceError: it is not done in time, so it was probably interrupted.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + SAVE_WAIT
     while is_unsettled(folder):
         if time.monotonic() < end:
             time.sleep(0.01)

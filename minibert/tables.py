@@ -33,10 +33,10 @@ def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterat
         rows, total = _parquet(path, file, columns)
     else:
         rows = _objects(path, file, columns) if kind == "jsonl" else _csv(path, file, columns)
-    return unchanged(path, file, rows), total
+    return while_unchanged(path, file, rows), total
 
 
-def unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterator[Item]:
+def while_unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterator[Item]:
     """Yields the parts of an open file, and checks at the end that the file is still what it was.
 
     A file that is truncated or written to while it is read would otherwise yield a part of its

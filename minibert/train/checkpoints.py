@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from minibert.atomic_file import lock_file
+from minibert.atomic_file import lock_file, reported
 from minibert.checks import whole
 from minibert.errors import (
     CheckpointMismatchError,
@@ -34,7 +34,6 @@ from minibert.train.checkpoint_state import (
     of_all_processes,
     position_of_json,
     readable,
-    reported,
     seal,
 )
 from minibert.train.data_identity import identity_of

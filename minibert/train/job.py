@@ -7,8 +7,8 @@ import os
 import shutil
 from typing import Any
 
-from minibert.atomic import atomic_folder, remove_files, reported
-from minibert.atomic_file import new_file
+from minibert.atomic import atomic_folder, remove_files
+from minibert.atomic_file import new_file, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.model_files import ADAPTER, ENCODER
 from minibert.pipelines.loading import one_state
