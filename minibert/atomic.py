@@ -29,6 +29,8 @@ from minibert.errors import TargetError, shown
 
 PREFIX = ".minibert-"
 LAST = ("modules.json", "adapter_config.json", "config.json")
+# From a folder to the paths in it that a save may replace or remove.
+Owned = Callable[[str], list[str]]
 LOCK_WAIT = 10.0  # seconds a save waits for another's exchange, which takes milliseconds
 
 
@@ -36,7 +38,7 @@ LOCK_WAIT = 10.0  # seconds a save waits for another's exchange, which takes mil
 def atomic_folder(
     target: str,
     *,
-    owned: re.Pattern[str],
+    owned: Owned,
     overwrite: bool = False,
     check: Callable[[str], None] | None = None,
 ) -> Generator[str]:
@@ -44,10 +46,12 @@ def atomic_folder(
 
     Args:
         target: the folder to write. Files in it that are not replaced, and are not `owned`, stay.
-        owned: matches the paths in `target` that belong to what is written, as
-            `matching_files` does. Those that are not written anew are removed.
+        owned: returns the paths in a folder that belong to what is written, as `matching_files`
+            does. Those that are not written anew are removed.
         overwrite: whether to replace or remove existing files.
         check: called with the finished files before they are moved; it raises if they are wrong.
+
+    An error of the block passes through as it is: what the block writes is the caller's to report.
 
     Raises:
         TargetError: without `overwrite`, a file in `target` would be replaced or removed; or the
@@ -68,8 +72,8 @@ def atomic_folder(
         home, stem = (target, f"{PREFIX}new-") if exists else (parent, f"{PREFIX}new-{name}-")
         folder, lock = _staging_folder(home, stem)
     try:
+        yield folder
         with reported(target):
-            yield folder
             if check is not None:
                 check(folder)
             _flush(folder)
@@ -106,9 +110,9 @@ def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
     return sorted(found)
 
 
-def remove_files(folder: str, owned: re.Pattern[str]) -> None:
-    """Removes what matches from a folder, and the folder if nothing is left in it."""
-    for path in sorted(matching_files(folder, owned), key=_rank, reverse=True):
+def remove_files(folder: str, owned: Owned) -> None:
+    """Removes the owned paths from a folder, and the folder if nothing is left in it."""
+    for path in sorted(owned(folder), key=_rank, reverse=True):
         whole = os.path.join(folder, path)
         shutil.rmtree(whole) if os.path.isdir(whole) else os.remove(whole)
         _remove_empty(folder, os.path.dirname(path))
@@ -131,16 +135,14 @@ def _rank(path: str) -> int:
     return LAST.index(path) + 1 if path in LAST else 0
 
 
-def _replaced(
-    target: str, owned: re.Pattern[str], new: Iterable[str], overwrite: bool
-) -> list[str]:
+def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) -> list[str]:
     """The paths in an existing folder that new files replace or make stale.
 
     Raises:
         TargetError: there are some, and `overwrite` is False; or a folder is where a file should be
             written, or the other way round.
     """
-    found = matching_files(target, owned)
+    found = owned(target)
     whole = set(found)
     for path in new:
         top, *rest = path.split("/")
@@ -185,14 +187,17 @@ def _exclusive(folder: str) -> Generator[None]:
         end = time.monotonic() + LOCK_WAIT
         while lock_file(file) is False:
             if time.monotonic() > end:
-                raise TargetError(f"{folder}: another process holds a lock on it; try again")
+                raise TargetError(
+                    f"{folder}: another process has kept a lock on the folder for {LOCK_WAIT:g} "
+                    "seconds; save again when it has ended"
+                )
             time.sleep(0.01)
         yield
     finally:
         os.close(file)
 
 
-def _move_in(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) -> None:
+def _move_in(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
     if not os.path.lexists(target):
         try:
             os.rename(folder, target)
@@ -211,7 +216,7 @@ def _move_in(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) 
         shutil.rmtree(inner, ignore_errors=True)
 
 
-def _exchange(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) -> None:
+def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
     """Exchanges staged files for those they replace or make stale."""
     token = secrets.token_hex(4)
     old, put = (os.path.join(target, f"{PREFIX}{kind}-{token}") for kind in ("old", "put"))

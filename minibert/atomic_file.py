@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Generator
 from typing import Any, BinaryIO
 
@@ -46,6 +47,48 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def locked_path(path: str, busy: str) -> Generator[None]:
+    """Holds the lock of an empty file that is made for it, and removed at the end.
+
+    If the process is killed, the file stays, unlocked: it can be locked again.
+
+    Args:
+        path: where the file is.
+        busy: the message of the error that is raised if another process holds the lock.
+
+    Raises:
+        TargetError: another process holds it; or the file cannot be made, or is not empty.
+    """
+    with reported(path):
+        while (lock := _open_lock(path, busy)) is None:
+            pass  # the process that held it removed the file just now
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(lock)
+
+
+def _open_lock(path: str, busy: str) -> int | None:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        state = os.fstat(file)
+        if state.st_size or not stat.S_ISREG(state.st_mode):
+            raise TargetError(f"{path}: expected an empty file, which is a lock; move it away")
+        if lock_file(file) is False:
+            raise TargetError(busy)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), state):
+                return file
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
 
 
 def lock_file(file: int) -> bool | None:

@@ -19,13 +19,12 @@ from minibert.errors import (
     WeightsFileError,
     shown,
 )
-from minibert.model_files import hub_blobs, refuse_adapter
+from minibert.model_files import ORBAX, hub_blobs, refuse_adapter
 from minibert.strict_json import read_json
 from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource, flat_arrays
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-ORBAX = "orbax"
 CHECKSUMS = "minibert_crc32"  # in an Orbax checkpoint's custom metadata
 FLAX = "flax_model.msgpack"
 MAX_INDEX_BYTES = 64 << 20

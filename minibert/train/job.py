@@ -1,19 +1,21 @@
 """A run of `minibert train`: from settings to a folder with the model, its log and its picture."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from typing import Any
 
 from minibert.atomic import atomic_folder, remove_files
 from minibert.atomic_file import new_file, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
-from minibert.model_files import ADAPTER, ENCODER
+from minibert.model_files import adapter_paths, encoder_paths
 from minibert.pipelines.loading import one_state
 from minibert.saving import check_saved, write_model
-from minibert.train.checkpoints import Checkpoints, one_run, restore
+from minibert.train.checkpoints import RUN_LOCK, Checkpoints, checkpoint_paths, one_run, restore
 from minibert.train.encoders import Vectors, start_of, vectors_of
 from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora_config import LoRA
@@ -33,7 +35,13 @@ from minibert.train.tasks import (
 )
 from minibert.train.trainer import Trainer
 
-PARTS = ("model", "adapter", "checkpoints", "log.jsonl", "loss.png", "settings.json")
+# What a run writes into its output folder: each folder with the paths in it that are a run's,
+FOLDERS = {"model": encoder_paths, "adapter": adapter_paths, "checkpoints": checkpoint_paths}
+# and files, also those that a killed run was writing, and logs that were moved out of the way.
+FILES = re.compile(
+    r"(log\.jsonl|loss\.png|settings\.json)(\.[0-9a-f]{8}\.new)?|log\.jsonl\.[1-9]\d*"
+)
+STAGED = re.compile(r"\.minibert-new-(model|adapter)-[0-9a-f]{8}")
 SHARD = 5 * 10**9  # bytes
 
 
@@ -125,30 +133,38 @@ def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
 
     Raises:
         TargetError: it is not empty, and this is neither `resume` nor `overwrite`; or it holds what
-            no run has left.
+            no run has written.
     """
-    found = os.listdir(folder)
+    found = sorted(set(os.listdir(folder)) - {RUN_LOCK})
     if found and not resume and not overwrite:
         raise TargetError(
-            f"{folder}: exists and is not empty; --resume to go on with it, --overwrite to begin "
-            "anew"
+            f"{folder}: exists and is not empty; --resume continues the run in it, --overwrite "
+            "replaces that run"
         )
-    # what a run that was killed has left of a folder it was writing
-    unfinished = ("log.jsonl.", "loss.png.", "settings.json.", ".minibert-new-", ".minibert-old-")
-    foreign = sorted(
-        name for name in found if name not in PARTS and not name.startswith(unfinished)
-    )
-    if foreign:
-        raise TargetError(f"{folder}: holds what is no run's: {shown(foreign)}")
+    if foreign := [name for name in found if not _is_own(folder, name)]:
+        raise TargetError(
+            f"{folder}: expected only what a training run writes; found {shown(foreign)}; move it "
+            "away, or choose another folder"
+        )
+    for name, owned in FOLDERS.items():
+        if name in found:
+            owned(os.path.join(folder, name))
+
+
+def _is_own(folder: str, name: str) -> bool:
+    """Whether a run has written a file, or a folder, of that name in its output folder."""
+    if os.path.isdir(os.path.join(folder, name)):
+        return name in FOLDERS or STAGED.fullmatch(name) is not None
+    return FILES.fullmatch(name) is not None
 
 
 def clear(folder: str) -> None:
-    """Removes what a run has left in a folder. Other files beside a model or an adapter stay."""
+    """Removes from an output folder what a run has written, and nothing else."""
     with reported(folder):
-        for part in os.listdir(folder):
-            path = os.path.join(folder, part)
-            if part in ("model", "adapter") and os.path.isdir(path):
-                remove_files(path, ENCODER if part == "model" else ADAPTER)
+        for name in filter(functools.partial(_is_own, folder), os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if name in FOLDERS:
+                remove_files(path, FOLDERS[name])
             else:
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
@@ -226,7 +242,10 @@ def _write(
     if vectors is not None:
         vectors.save(trained, tokenizer, folder)
     else:
-        with atomic_folder(folder, owned=ENCODER, overwrite=True, check=check) as new:
+        with (
+            atomic_folder(folder, owned=encoder_paths, overwrite=True, check=check) as new,
+            reported(folder),
+        ):
             write_model(trained, new, SHARD)
             tokenizer.save_pretrained(new)
     if settings.lora_rank is not None:
