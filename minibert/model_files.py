@@ -75,6 +75,8 @@ _MODEL_PATHS, _ADAPTER_PATHS = re.compile(_MODEL), re.compile(_ADAPTER)
 _ENCODER_PATHS = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|({MODULE_FOLDER}/)?({_BODY})")
 # What a load may read of a folder itself; shards may have any name.
 _READ = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|{_BODY}|{ORBAX}/|[^/]*\.(safetensors|bin)")
+# SHA or ETag (the Hub's caches), MD5 without its first two digits (DVC), or a key of git-annex.
+_CONTENT_ADDRESS = re.compile(r"([A-Z0-9_]+(-[sm]\d+)*--)?[0-9a-f]{30,128}(\.\w+)*")
 # Of that, what is written back as it was read. No reader finds foreign text in a file of weights.
 _COPIED = re.compile(
     rf"{_any((MODULES, TOP_CONFIG, ADAPTER_CONFIG))}|(generation_)?config\.json|{_TOKENIZER}|"
@@ -148,12 +150,12 @@ def unchanged(folder: str) -> Generator[None]:
     Raises:
         SourceError: a file that a load may read was written, replaced, added or removed meanwhile.
             It takes the place of any error that the block raised of what it had read. Or a text
-            file is a link to a file of another name outside of the folder.
+            file is a link out of the folder that `check_link` refuses.
     """
     home = pathlib.Path(os.path.realpath(folder))
     check_settled(folder)
     for path in matching_files(folder, _COPIED) if home.is_dir() else []:
-        check_link(folder, path, same_name=True)
+        check_link(folder, path, loading=True)
     if (blobs := hub_blobs(home)) is not None and blobs.is_dir():
         yield
         return
@@ -237,7 +239,7 @@ def refuse_adapter(folder: str) -> None:
         )
 
 
-def check_link(folder: str, path: str, *, same_name: bool = False) -> str:
+def check_link(folder: str, path: str, *, loading: bool = False) -> str:
     """Follows a file that may be a link, and refuses a link that leaves its folder.
 
     The files of a snapshot in the Hub's cache are links to its `blobs`, which are accepted.
@@ -245,8 +247,9 @@ def check_link(folder: str, path: str, *, same_name: bool = False) -> str:
     Args:
         folder: the model's folder.
         path: the file's path inside it.
-        same_name: whether a link to a file of the same name is accepted wherever that is, as in a
-            folder made of links to another.
+        loading: whether to accept links out of the folder that are made for models' files: to a
+            file of the same name, or to a content-addressed one. A link to a file of any other
+            name could put a file that is nobody's model into the next save.
 
     Returns:
         The path of the file itself.
@@ -260,12 +263,17 @@ def check_link(folder: str, path: str, *, same_name: bool = False) -> str:
     blobs = hub_blobs(home)
     if real.is_relative_to(home) or (blobs is not None and real.parent == blobs):
         return str(real)
-    if same_name and real.name == os.path.basename(path):
+    if loading and (real.name == os.path.basename(path) or is_content_addressed(real)):
         return str(real)
     raise SourceError(
         f"{whole}: is a link to {shown(str(real))}, outside of the folder, and is not followed; "
         "put the file itself in its place"
     )
+
+
+def is_content_addressed(real: pathlib.Path) -> bool:
+    """Whether a path is that of a regular file in a store that names files by their digests."""
+    return _CONTENT_ADDRESS.fullmatch(real.name) is not None and real.is_file()
 
 
 def hub_blobs(home: pathlib.Path) -> pathlib.Path | None:

@@ -256,6 +256,41 @@ def test_a_folder_of_links_to_another(source, encoders, tmp_path):
     np.testing.assert_array_equal(encoder(tmp_path / "farm").encode(["the of"]), expected)
 
 
+DIGEST = "0123456789abcdef" * 4
+STORES = {
+    "snapshot_download": ("blobs", DIGEST[:40]),
+    "cached_download": ("transformers", f"{DIGEST}.{DIGEST}"),
+    "dvc": ("cache/files/md5/01", DIGEST[2:32]),
+    "git-annex": ("annex/objects/Xx/0J/KEY", f"SHA256E-s123--{DIGEST}.json"),
+}
+
+
+@pytest.mark.parametrize(("store", "name"), cases(STORES))
+def test_a_folder_of_links_to_contents_by_digest(store, name, source, encoders, tmp_path):
+    """What version control and caches put in the place of files, in modules' folders too."""
+    expected = encoders[0].encode(["the of"])
+    for number, path in enumerate(p for p in sorted(source.rglob("*")) if p.is_file()):
+        content = tmp_path / store / str(number) / name
+        content.parent.mkdir(parents=True)
+        path.rename(content)
+        path.symlink_to(os.path.relpath(content, path.parent))
+    np.testing.assert_array_equal(encoder(source).encode(["the of"]), expected)
+    pooling = source / "1_Pooling" / "config.json"
+    pooling.resolve().unlink()
+    refused(SourceError, ("config.json: is a link to",), lambda: encoder(source))
+
+
+def test_a_content_by_digest_that_changes_while_it_is_read(models, tmp_path, monkeypatch):
+    save(models[0], tmp_path / "it")
+    config = tmp_path / "it" / "config.json"
+    config.rename(tmp_path / DIGEST)
+    config.symlink_to(tmp_path / DIGEST)
+    text = (tmp_path / DIGEST).read_text()
+    write = lambda: (tmp_path / DIGEST).write_text(text.replace("yes-0", "yes-2"))  # noqa: E731
+    patched(monkeypatch, minibert.pretrained, "open_source", write)
+    refused(SourceError, (CHANGED, "config.json"), lambda: minibert.load(tmp_path / "it"))
+
+
 def test_links_inside_are_copied_as_files(source, tmp_path):
     (source / "tokenizer.json").rename(source / "kept")
     (source / "tokenizer.json").symlink_to("kept")
