@@ -1,14 +1,15 @@
 """The sentence encoder that contrastive training starts from, and the one that it writes."""
 
+import contextlib
 import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from minibert.errors import ConfigError
 from minibert.layers import Module
-from minibert.sentence_folder import MODULES, read_entries, read_module
+from minibert.sentence_folder import Entry, one_encoder_state, read_module
 from minibert.sentence_hub import encoder_folder
 from minibert.sentence_modules import Pooling, SentenceModel, token_features
 from minibert.sentence_saving import save_encoder
@@ -25,10 +26,12 @@ class Start:
     Attributes:
         model: the folder or repository of the model and its tokenizer.
         folder: the sentence-transformers folder around it; None if there is none.
+        entries: the modules that its modules.json lists.
     """
 
     model: str
     folder: str | None = None
+    entries: Sequence[Entry] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +66,21 @@ class Vectors:
         save_encoder(whole, tokenizer, self.settings, folder, overwrite=True)
 
 
-def start_of(source: str) -> Start:
+@contextlib.contextmanager
+def open_start(source: str) -> Generator[Start]:
     """Finds the model in a sentence-transformers folder or repository, or in a plain one.
+
+    What the block reads of it is of one state of the folder; see `one_encoder_state`.
 
     Raises:
         MinibertError: there is no such model, or the folder's modules are not implemented.
     """
     folder = encoder_folder(source)
-    if not os.path.lexists(os.path.join(folder, MODULES)):
-        return Start(source)
-    return Start(os.path.join(folder, read_entries(folder)[0].path), folder)
+    with one_encoder_state(folder) as entries:
+        if entries:
+            yield Start(os.path.join(folder, entries[0].path), folder, entries)
+        else:
+            yield Start(source)
 
 
 def vectors_of(start: Start | None, pooling: str | None, model: Any, tokenizer: Any) -> Vectors:
@@ -93,7 +101,7 @@ def vectors_of(start: Start | None, pooling: str | None, model: Any, tokenizer: 
         settings = SentenceSettings(max_seq_length=longest(model.config, tokenizer))
         return Vectors([Pooling(pooling or "mean", width)], settings)
     chain: list[Module] = []
-    for entry in read_entries(start.folder)[1:]:
+    for entry in start.entries[1:]:
         chain.append(read_module(start.folder, entry, width))
         width = getattr(chain[-1], "out_features", width)
     modes = chain[0].modes if isinstance(chain[0], Pooling) else ()

@@ -1,5 +1,6 @@
 """A run of `minibert train`: from settings to a folder with the model, its log and its picture."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,8 +16,16 @@ from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.model_files import adapter_paths, encoder_paths
 from minibert.pipelines.loading import one_state
 from minibert.saving import check_saved, write_model
-from minibert.train.checkpoints import RUN_LOCK, Checkpoints, checkpoint_paths, one_run, restore
-from minibert.train.encoders import Vectors, start_of, vectors_of
+from minibert.sharding import Sharding
+from minibert.train.checkpoints import (
+    ELSEWHERE,
+    RUN_LOCK,
+    Checkpoints,
+    checkpoint_paths,
+    one_run,
+    restore,
+)
+from minibert.train.encoders import Vectors, open_start, vectors_of
 from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora_config import LoRA
 from minibert.train.lora_files import save_adapter
@@ -74,21 +83,14 @@ def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = Fal
 
 def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
     """Builds all there is to build before anything in the output folder is touched."""
-    start = None
-    if task.objective is None and settings.model is not None:
-        start = start_of(settings.model)
-    beginning = settings if start is None else dataclasses.replace(settings, model=start.model)
     sharding = sharding_of(settings)
     share = None if sharding is None else sharding.share
-    vectors = None
-    with one_state(settings.model, {}):
-        tokenizer = reading = tokenizer_of(beginning)
-        model = model_of(beginning, tokenizer, sharding)
-        if task.objective is None:
-            vectors = vectors_of(start, settings.pooling, model, tokenizer)
-            reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
-        else:
-            objective = task.objective(settings, model.config)
+    model, tokenizer, vectors = _load(settings, task, sharding)
+    if task.objective is not None:
+        reading, objective = tokenizer, task.objective(settings, model.config)
+    else:
+        assert vectors is not None
+        reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
@@ -111,7 +113,6 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     batches = dataset(source, shuffle=True, drop_last=True, epochs=None, workers=settings.workers)
     if overwrite:
         clear(settings.output)
-    _write_settings(settings, anew=resume == "elsewhere")
     result = fit(
         trainer,
         batches,
@@ -120,12 +121,31 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
         checkpoints=checkpoints,
         log=os.path.join(settings.output, "log.jsonl"),
         log_every=settings.log_every,
+        on_train_begin=lambda: _write_settings(settings, replace=resume == ELSEWHERE),
     )
     if result.stopped != "interrupted":
         if settings.best and result.best_step != result.step:
             restore(trainer, checkpoints.folder, result.best_step)
         _write(settings, trainer, model, tokenizer, vectors)
     return result
+
+
+def _load(
+    settings: Settings, task: Task, sharding: Sharding | None
+) -> tuple[Any, Any, Vectors | None]:
+    """Loads the model, the tokenizer and the modules after the model from one state of a folder."""
+    with contextlib.ExitStack() as stack:
+        start = None
+        if task.objective is None and settings.model is not None:
+            start = stack.enter_context(open_start(settings.model))
+            settings = dataclasses.replace(settings, model=start.model)
+        for source in (settings.model, settings.tokenizer):
+            stack.enter_context(one_state(source, {}))
+        tokenizer = tokenizer_of(settings)
+        model = model_of(settings, tokenizer, sharding)
+        if task.objective is not None:
+            return model, tokenizer, None
+        return model, tokenizer, vectors_of(start, settings.pooling, model, tokenizer)
 
 
 def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
@@ -213,10 +233,10 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in vars(settings).items() if value is not None}
 
 
-def _write_settings(settings: Settings, anew: bool) -> None:
+def _write_settings(settings: Settings, *, replace: bool) -> None:
     path = os.path.join(settings.output, "settings.json")
-    if anew or not os.path.exists(path):
-        with new_file(path) as file:
+    if replace or not os.path.exists(path):
+        with reported(path), new_file(path) as file:
             file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
 
 
