@@ -47,7 +47,7 @@ def atomic_folder(
     Args:
         target: the folder to write. Files in it that are not replaced, and are not `owned`, stay.
         owned: returns the paths in a folder that belong to what is written, as `matching_files`
-            does. Those that are not written anew are removed.
+            does. Those that are not replaced by new files are removed.
         overwrite: whether to replace or remove existing files.
         check: called with the finished files before they are moved; it raises if they are wrong.
 
@@ -161,7 +161,7 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
         names = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise TargetError(
             f"{target}: already holds {names}; choose another folder, or pass overwrite=True "
-            "(python -m convert: --overwrite) to replace what is a model's; other files stay"
+            "(python -m convert: --overwrite) to replace the model's files; all other files stay"
         )
     return found
 
@@ -173,8 +173,8 @@ def _staging_folder(home: str, stem: str) -> tuple[str, int]:
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
-            continue  # a sweep was faster
-        if lock_file(lock) is not False and os.path.isdir(folder):  # else a sweep was faster
+            continue  # another process swept it first
+        if lock_file(lock) is not False and os.path.isdir(folder):  # else swept
             return folder, lock
         os.close(lock)
 
@@ -260,10 +260,10 @@ def _settle(target: str) -> None:
             _move_all(put, target)
             flush_path(target)
             token = name.rpartition("-")[2]
-            if f"{PREFIX}old-{token}" in names:  # what is half deleted must never be moved back
-                rubbish = os.path.join(target, f"{PREFIX}new-{token}")
-                os.rename(os.path.join(target, f"{PREFIX}old-{token}"), rubbish)
-                shutil.rmtree(rubbish, ignore_errors=True)
+            if f"{PREFIX}old-{token}" in names:  # a partly deleted folder must never be moved back
+                discarded = os.path.join(target, f"{PREFIX}new-{token}")
+                os.rename(os.path.join(target, f"{PREFIX}old-{token}"), discarded)
+                shutil.rmtree(discarded, ignore_errors=True)
             os.rmdir(put)
     for name in _names(target):
         if name.startswith(f"{PREFIX}old-"):
@@ -283,7 +283,7 @@ def _move_all(source: str, target: str) -> None:
 
 
 def _keep_mode(old: str, new: str) -> None:
-    """Gives a file the permissions of the one it replaces: what was private stays so."""
+    """Copies the permissions of the file that is replaced, so that a private file stays private."""
     if os.path.isfile(old) and not os.path.islink(old) and os.path.isfile(new):
         shutil.copymode(old, new)
 
@@ -295,7 +295,7 @@ def _remove_empty(folder: str, inner: str) -> None:
 
 
 def _recover(parent: str, name: str) -> None:
-    """Settles and sweeps what killed runs have left, inside the target and beside it."""
+    """Settles exchanges and removes staged files of killed writers, in the target and beside it."""
     target = os.path.join(parent, name)
     _sweep(parent, f"{PREFIX}new-{name}-")
     if os.path.isdir(target):
@@ -313,9 +313,9 @@ def _sweep(folder: str, stem: str) -> None:
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
-            continue  # another run was faster; or it is no folder, or not ours to open
+            continue  # removed meanwhile, not a folder, or not readable
         try:
-            if lock_file(lock):  # else its owner lives, or nobody can know
+            if lock_file(lock):  # else its writer is alive, or locks are not supported
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
@@ -329,7 +329,7 @@ def _flush(folder: str) -> None:
 
 
 def flush_path(path: str) -> None:
-    """A file, or the names in a folder where the file system can do that, to the disk."""
+    """Flushes a file, or the entries of a folder where the file system supports it, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -1,4 +1,4 @@
-"""Single files that are replaced as a whole, and locks on open files; links are never followed."""
+"""Replacing single files atomically, and locks on files; symbolic links are never followed."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from minibert.errors import TargetError
 
-# What file systems answer that cannot lock a file, or flush a folder.
+# Errors of file systems that cannot lock a file, or flush a folder.
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
@@ -27,9 +27,9 @@ def reported(target: Any) -> Generator[None]:
 def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """Yields a new file that replaces `path` when the block ends without an error.
 
-    It is written beside `path`, as `PATH.TOKEN.new` with eight random digits, and flushed to the
-    disk before it is renamed. Whatever has any of these names, a link above all, is not written
-    to: a link called `path` is replaced, and what it points to is left alone.
+    It is written beside `path`, as `PATH.TOKEN.new` with eight random hexadecimal digits, and
+    flushed to the disk before it is renamed. An existing file or link of either name is never
+    written through: a link at `path` is replaced, and its target is left alone.
     """
     path = os.fspath(path)
     while True:
@@ -42,7 +42,7 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(temporary, path)  # while it is open, so that a lock on it never lapses
+            os.replace(temporary, path)  # while it is open, so that a lock on it is never released
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -95,7 +95,7 @@ def lock_file(file: int) -> bool | None:
     """Locks an open file or folder for as long as it is open.
 
     Returns:
-        Whether it was free to be locked; None if the file system has no locks.
+        Whether the lock was acquired; None if the file system has no locks.
     """
     import fcntl
 

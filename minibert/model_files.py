@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-# The names that sentence-transformers has given the settings of a transformer, the newest first.
+# sentence-transformers' names for the settings of a transformer, the newest first.
 BODY_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -66,7 +66,7 @@ _WEIGHTS = "|".join(
     )
 )
 _ADAPTER = rf"{re.escape(ADAPTER_CONFIG)}|adapter_model\.(safetensors|bin)"
-# parity.json is about the weights beside it: it is wrong for any others.
+# parity.json describes the weights beside it, and no others.
 _MODEL = rf"config\.json|generation_config\.json|parity\.json|{_ADAPTER}|{_WEIGHTS}"
 _TOKENIZER = _any(TOKENIZER_FILES)
 _BODY = rf"{_MODEL}|{_TOKENIZER}|{_any(BODY_CONFIGS)}"
@@ -77,7 +77,7 @@ _ENCODER_PATHS = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|({MODULE_FOLDER}/)?
 _READ = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|{_BODY}|{ORBAX}/|[^/]*\.(safetensors|bin)")
 # SHA or ETag (the Hub's caches), MD5 without its first two digits (DVC), or a key of git-annex.
 _CONTENT_ADDRESS = re.compile(r"([A-Z0-9_]+(-[sm]\d+)*--)?[0-9a-f]{30,128}(\.\w+)*")
-# Of that, what is written back as it was read. No reader finds foreign text in a file of weights.
+# The text files of these, which a later save writes back; files of weights are parsed strictly.
 _COPIED = re.compile(
     rf"{_any((MODULES, TOP_CONFIG, ADAPTER_CONFIG))}|(generation_)?config\.json|{_TOKENIZER}|"
     rf"{_any(BODY_CONFIGS)}"

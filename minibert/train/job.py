@@ -1,4 +1,4 @@
-"""A run of `minibert train`: from settings to a folder with the model, its log and its picture."""
+"""A run of `minibert train`: from settings to a folder with model, log and loss plot."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from minibert.train.checkpoints import (
     one_run,
     restore,
 )
-from minibert.train.encoders import Vectors, open_start, vectors_of
+from minibert.train.encoders import EncoderModules, encoder_modules, open_initial_model
 from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora_config import LoRA
 from minibert.train.lora_files import save_adapter
@@ -55,23 +55,23 @@ SHARD = 5 * 10**9  # bytes
 
 
 def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = False) -> Result:
-    """Trains as the settings say, and writes what came of it.
+    """Trains according to the settings, and writes the results.
 
-    The output folder gets `model`, a folder as Hugging Face's, with the tokenizer; `adapter`, as
-    PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
-    `settings.json`. After an interruption, the model and the picture are not written.
+    The output folder gets `model`, a Hugging Face folder with the tokenizer; `adapter`, in PEFT's
+    format, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
+    `settings.json`. After an interruption, the model and the plot are not written.
 
-    Of contrastive training, `model` is a sentence-transformers folder: with the modules, prompts
+    For contrastive training, `model` is a sentence-transformers folder: with the modules, prompts
     and settings of the one that it started from, or with the pooling that was trained.
 
     Args:
-        settings: what to do.
+        settings: the task, the model, the data and the hyperparameters.
         resume: whether to resume the run in the output folder; "elsewhere" to do so with other data
             or settings (see `Checkpoints`).
-        overwrite: whether to throw away what a run has left there.
+        overwrite: whether to remove an earlier run from the output folder.
 
     Raises:
-        MinibertError: something is wrong with settings, files, data or numbers.
+        MinibertError: settings, files or data are wrong, or a loss is not finite.
     """
     if resume and overwrite:
         raise InputError("--resume, --overwrite: expected one of them")
@@ -82,23 +82,24 @@ def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = Fal
 
 
 def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
-    """Builds all there is to build before anything in the output folder is touched."""
+    """Builds model, data and trainer before anything in the output folder is touched."""
     sharding = sharding_of(settings)
     share = None if sharding is None else sharding.share
-    model, tokenizer, vectors = _load(settings, task, sharding)
+    model, tokenizer, modules = _load(settings, task, sharding)
     if task.objective is not None:
-        reading, objective = tokenizer, task.objective(settings, model.config)
+        training_tokenizer, objective = tokenizer, task.objective(settings, model.config)
     else:
-        assert vectors is not None
-        reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
+        assert modules is not None
+        training_tokenizer = modules.training_tokenizer(tokenizer)
+        objective = modules.objective(settings.scale)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
     label2id = label_map(settings, model.config)
-    source, held = sources_of(settings, reading)
+    source, held = sources_of(settings, training_tokenizer)
 
     def dataset(source: Any, **options: Any) -> Any:
-        return dataset_of(settings, source, reading, label2id, share=share, **options)
+        return dataset_of(settings, source, training_tokenizer, label2id, share=share, **options)
 
     steps = _steps(settings, dataset, source)
     trainer = _trainer(settings, model, objective, sharding, steps)
@@ -126,18 +127,18 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     if result.stopped != "interrupted":
         if settings.best and result.best_step != result.step:
             restore(trainer, checkpoints.folder, result.best_step)
-        _write(settings, trainer, model, tokenizer, vectors)
+        _write(settings, trainer, model, tokenizer, modules)
     return result
 
 
 def _load(
     settings: Settings, task: Task, sharding: Sharding | None
-) -> tuple[Any, Any, Vectors | None]:
-    """Loads the model, the tokenizer and the modules after the model from one state of a folder."""
+) -> tuple[Any, Any, EncoderModules | None]:
+    """Loads the model, its tokenizer and an encoder's other modules from one state of a folder."""
     with contextlib.ExitStack() as stack:
         start = None
         if task.objective is None and settings.model is not None:
-            start = stack.enter_context(open_start(settings.model))
+            start = stack.enter_context(open_initial_model(settings.model))
             settings = dataclasses.replace(settings, model=start.model)
         for source in (settings.model, settings.tokenizer):
             stack.enter_context(one_state(source, {}))
@@ -145,11 +146,11 @@ def _load(
         model = model_of(settings, tokenizer, sharding)
         if task.objective is not None:
             return model, tokenizer, None
-        return model, tokenizer, vectors_of(start, settings.pooling, model, tokenizer)
+        return model, tokenizer, encoder_modules(start, settings.pooling, model, tokenizer)
 
 
 def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
-    """Refuses an output folder with something in it that is not asked for.
+    """Refuses an output folder that holds a run without leave to use it, or foreign files.
 
     Raises:
         TargetError: it is not empty, and this is neither `resume` nor `overwrite`; or it holds what
@@ -192,7 +193,7 @@ def clear(folder: str) -> None:
 def _steps(settings: Settings, dataset: Any, source: Any) -> int:
     if settings.steps is not None:
         return settings.steps
-    # an epoch is gone through once to be counted: only the data know how many batches they make
+    # one pass over the data counts the batches of an epoch: packing and windows decide it
     return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
 
 
@@ -241,7 +242,7 @@ def _write_settings(settings: Settings, *, replace: bool) -> None:
 
 
 def _about(settings: Settings) -> dict[str, Any]:
-    """What a run that goes on must have in common: settings, and the contents of the files."""
+    """What a resumed run must have in common with its checkpoint: settings and file contents."""
     found = {name: value for name, value in _plain(settings).items() if name not in FREE}
     for name in ("data", "evaluation"):
         if (path := getattr(settings, name)) is not None:
@@ -251,7 +252,7 @@ def _about(settings: Settings) -> dict[str, Any]:
 
 
 def _write(
-    settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, vectors: Vectors | None
+    settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, modules: EncoderModules | None
 ) -> None:
     trained = trainer.model
     folder = os.path.join(settings.output, "model")
@@ -259,8 +260,8 @@ def _write(
     def check(written: str) -> None:
         check_saved(trained, written)
 
-    if vectors is not None:
-        vectors.save(trained, tokenizer, folder)
+    if modules is not None:
+        modules.save(trained, tokenizer, folder)
     else:
         with (
             atomic_folder(folder, owned=encoder_paths, overwrite=True, check=check) as new,
