@@ -14,11 +14,12 @@ from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.assembly import assemble, shapes_only
 from minibert.atomic import atomic_folder
+from minibert.atomic_file import reported
 from minibert.auto import class_by_tensors, model_class
 from minibert.config import GENERATION
 from minibert.errors import MinibertError, SourceError
 from minibert.matching import Matching
-from minibert.model_files import ENCODER, refuse_adapter, unchanged
+from minibert.model_files import encoder_paths, refuse_adapter, unchanged
 from minibert.pretrained import PretrainedModel
 from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
@@ -94,19 +95,20 @@ def convert(
     found = None
     check_links(folder)
     with (
-        atomic_folder(target, owned=ENCODER, overwrite=overwrite) as new,
+        atomic_folder(target, owned=encoder_paths, overwrite=overwrite) as new,
         unchanged(folder),
     ):
         progress("reading")
         model, info = read(folder, param_dtype=dtype, allow_pickle=allow_pickle)
         progress("writing")
         copied = copy_companions(folder, new)
-        if to == "hf":
-            write_model(model, new, limit)
-            check_saved(model, new)
-        else:
-            write_config(model, new)
-            write_orbax(model, new)
+        with reported(target):
+            if to == "hf":
+                write_model(model, new, limit)
+                check_saved(model, new)
+            else:
+                write_config(model, new)
+                write_orbax(model, new)
         if verified and torch_installed():
             found = verify(
                 model,
@@ -117,7 +119,8 @@ def convert(
             )
             if not found.passed:
                 raise ParityError(f"{source}: differs from PyTorch; nothing was written", found)
-            write_report(found, new)
+            with reported(target):
+                write_report(found, new)
         progress("flushing")
     return Conversion(info, copied, found)
 

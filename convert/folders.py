@@ -5,6 +5,7 @@ import re
 import stat
 from collections.abc import Iterator
 
+from minibert.atomic_file import reported
 from minibert.config import GENERATION
 from minibert.errors import SourceError, TargetError
 from minibert.hub import model_folder
@@ -92,14 +93,16 @@ def copy_companions(source: str, target: str) -> list[str]:
 
     Raises:
         SourceError: one is a link out of the folder, is not a regular file, or is too large.
+        TargetError: one cannot be written.
     """
     paths = companions(source)
     for path in paths:
         destination = os.path.join(target, path)
-        os.makedirs(os.path.dirname(destination), exist_ok=True)
-        with open(destination, "xb") as file:
-            for block in _blocks(check_link(source, path), os.path.join(source, path)):
-                file.write(block)
+        blocks = _blocks(check_link(source, path), os.path.join(source, path))
+        with reported(destination):
+            os.makedirs(os.path.dirname(destination), exist_ok=True)
+            with open(destination, "xb") as file:
+                file.writelines(blocks)
     return paths
 
 

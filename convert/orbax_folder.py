@@ -7,7 +7,8 @@ import numpy as np
 
 from minibert.checkpoint import leaves
 from minibert.errors import TargetError
-from minibert.sources import CHECKSUMS, ORBAX, array_sums, open_source
+from minibert.model_files import ORBAX
+from minibert.sources import CHECKSUMS, array_sums, open_source
 
 
 def write_orbax(model: Any, folder: str) -> None:

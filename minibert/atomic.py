@@ -24,19 +24,21 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 
-from minibert.atomic_file import UNSUPPORTED, lock_file
+from minibert.atomic_file import UNSUPPORTED, lock_file, reported
 from minibert.errors import TargetError, shown
 
 PREFIX = ".minibert-"
 LAST = ("modules.json", "adapter_config.json", "config.json")
-PATIENCE = 10.0  # seconds to wait for another writer's exchange, which takes milliseconds
+# From a folder to the paths in it that a save may replace or remove.
+Owned = Callable[[str], list[str]]
+LOCK_WAIT = 10.0  # seconds a save waits for another's exchange, which takes milliseconds
 
 
 @contextlib.contextmanager
 def atomic_folder(
     target: str,
     *,
-    owned: re.Pattern[str],
+    owned: Owned,
     overwrite: bool = False,
     check: Callable[[str], None] | None = None,
 ) -> Generator[str]:
@@ -44,10 +46,12 @@ def atomic_folder(
 
     Args:
         target: the folder to write. Files in it that are not replaced, and are not `owned`, stay.
-        owned: matches the paths in `target` that belong to what is written, as
-            `matching_files` does. Those that are not written anew are removed.
+        owned: returns the paths in a folder that belong to what is written, as `matching_files`
+            does. Those that are not replaced by new files are removed.
         overwrite: whether to replace or remove existing files.
         check: called with the finished files before they are moved; it raises if they are wrong.
+
+    An error of the block passes through as it is: what the block writes is the caller's to report.
 
     Raises:
         TargetError: without `overwrite`, a file in `target` would be replaced or removed; or the
@@ -68,8 +72,8 @@ def atomic_folder(
         home, stem = (target, f"{PREFIX}new-") if exists else (parent, f"{PREFIX}new-{name}-")
         folder, lock = _staging_folder(home, stem)
     try:
+        yield folder
         with reported(target):
-            yield folder
             if check is not None:
                 check(folder)
             _flush(folder)
@@ -78,15 +82,6 @@ def atomic_folder(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-@contextlib.contextmanager
-def reported(target: str) -> Generator[None]:
-    """Turns an error of the system into a `TargetError` that names the target."""
-    try:
-        yield
-    except OSError as reason:
-        raise TargetError(f"{target}: cannot be written ({reason.strerror or reason})") from reason
 
 
 def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
@@ -115,9 +110,9 @@ def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
     return sorted(found)
 
 
-def remove_files(folder: str, owned: re.Pattern[str]) -> None:
-    """Removes what matches from a folder, and the folder if nothing is left in it."""
-    for path in sorted(matching_files(folder, owned), key=_rank, reverse=True):
+def remove_files(folder: str, owned: Owned) -> None:
+    """Removes the owned paths from a folder, and the folder if nothing is left in it."""
+    for path in sorted(owned(folder), key=_rank, reverse=True):
         whole = os.path.join(folder, path)
         shutil.rmtree(whole) if os.path.isdir(whole) else os.remove(whole)
         _remove_empty(folder, os.path.dirname(path))
@@ -140,16 +135,14 @@ def _rank(path: str) -> int:
     return LAST.index(path) + 1 if path in LAST else 0
 
 
-def _replaced(
-    target: str, owned: re.Pattern[str], new: Iterable[str], overwrite: bool
-) -> list[str]:
+def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) -> list[str]:
     """The paths in an existing folder that new files replace or make stale.
 
     Raises:
         TargetError: there are some, and `overwrite` is False; or a folder is where a file should be
             written, or the other way round.
     """
-    found = matching_files(target, owned)
+    found = owned(target)
     whole = set(found)
     for path in new:
         top, *rest = path.split("/")
@@ -168,7 +161,7 @@ def _replaced(
         names = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise TargetError(
             f"{target}: already holds {names}; choose another folder, or pass overwrite=True "
-            "(python -m convert: --overwrite) to replace what is a model's; other files stay"
+            "(python -m convert: --overwrite) to replace the model's files; all other files stay"
         )
     return found
 
@@ -180,8 +173,8 @@ def _staging_folder(home: str, stem: str) -> tuple[str, int]:
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
-            continue  # a sweep was faster
-        if lock_file(lock) is not False and os.path.isdir(folder):  # else a sweep was faster
+            continue  # another process swept it first
+        if lock_file(lock) is not False and os.path.isdir(folder):  # else swept
             return folder, lock
         os.close(lock)
 
@@ -191,17 +184,20 @@ def _exclusive(folder: str) -> Generator[None]:
     """Waits until no other writer exchanges files in a folder, and keeps others waiting."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + LOCK_WAIT
         while lock_file(file) is False:
             if time.monotonic() > end:
-                raise TargetError(f"{folder}: another process holds a lock on it; try again")
+                raise TargetError(
+                    f"{folder}: another process has kept a lock on the folder for {LOCK_WAIT:g} "
+                    "seconds; save again when it has ended"
+                )
             time.sleep(0.01)
         yield
     finally:
         os.close(file)
 
 
-def _move_in(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) -> None:
+def _move_in(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
     if not os.path.lexists(target):
         try:
             os.rename(folder, target)
@@ -220,7 +216,7 @@ def _move_in(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) 
         shutil.rmtree(inner, ignore_errors=True)
 
 
-def _exchange(folder: str, target: str, owned: re.Pattern[str], overwrite: bool) -> None:
+def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
     """Exchanges staged files for those they replace or make stale."""
     token = secrets.token_hex(4)
     old, put = (os.path.join(target, f"{PREFIX}{kind}-{token}") for kind in ("old", "put"))
@@ -264,10 +260,10 @@ def _settle(target: str) -> None:
             _move_all(put, target)
             flush_path(target)
             token = name.rpartition("-")[2]
-            if f"{PREFIX}old-{token}" in names:  # what is half deleted must never be moved back
-                rubbish = os.path.join(target, f"{PREFIX}new-{token}")
-                os.rename(os.path.join(target, f"{PREFIX}old-{token}"), rubbish)
-                shutil.rmtree(rubbish, ignore_errors=True)
+            if f"{PREFIX}old-{token}" in names:  # a partly deleted folder must never be moved back
+                discarded = os.path.join(target, f"{PREFIX}new-{token}")
+                os.rename(os.path.join(target, f"{PREFIX}old-{token}"), discarded)
+                shutil.rmtree(discarded, ignore_errors=True)
             os.rmdir(put)
     for name in _names(target):
         if name.startswith(f"{PREFIX}old-"):
@@ -287,7 +283,7 @@ def _move_all(source: str, target: str) -> None:
 
 
 def _keep_mode(old: str, new: str) -> None:
-    """Gives a file the permissions of the one it replaces: what was private stays so."""
+    """Copies the permissions of the file that is replaced, so that a private file stays private."""
     if os.path.isfile(old) and not os.path.islink(old) and os.path.isfile(new):
         shutil.copymode(old, new)
 
@@ -299,7 +295,7 @@ def _remove_empty(folder: str, inner: str) -> None:
 
 
 def _recover(parent: str, name: str) -> None:
-    """Settles and sweeps what killed runs have left, inside the target and beside it."""
+    """Settles exchanges and removes staged files of killed writers, in the target and beside it."""
     target = os.path.join(parent, name)
     _sweep(parent, f"{PREFIX}new-{name}-")
     if os.path.isdir(target):
@@ -317,9 +313,9 @@ def _sweep(folder: str, stem: str) -> None:
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
-            continue  # another run was faster; or it is no folder, or not ours to open
+            continue  # removed meanwhile, not a folder, or not readable
         try:
-            if lock_file(lock):  # else its owner lives, or nobody can know
+            if lock_file(lock):  # else its writer is alive, or locks are not supported
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
@@ -333,7 +329,7 @@ def _flush(folder: str) -> None:
 
 
 def flush_path(path: str) -> None:
-    """A file, or the names in a folder where the file system can do that, to the disk."""
+    """Flushes a file, or the entries of a folder where the file system supports it, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -1,23 +1,35 @@
-"""Single files that are replaced as a whole, and locks on open files; links are never followed."""
+"""Replacing single files atomically, and locks on files; symbolic links are never followed."""
 
 import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Generator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-# What file systems answer that cannot lock a file, or flush a folder.
+from minibert.errors import TargetError
+
+# Errors of file systems that cannot lock a file, or flush a folder.
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
+
+
+@contextlib.contextmanager
+def reported(target: Any) -> Generator[None]:
+    """Turns an error of the operating system into a `TargetError` that names the target."""
+    try:
+        yield
+    except OSError as reason:
+        raise TargetError(f"{target}: cannot be written ({reason.strerror or reason})") from reason
 
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """Yields a new file that replaces `path` when the block ends without an error.
 
-    It is written beside `path`, as `PATH.TOKEN.new` with eight random digits, and flushed to the
-    disk before it is renamed. Whatever has any of these names, a link above all, is not written
-    to: a link called `path` is replaced, and what it points to is left alone.
+    It is written beside `path`, as `PATH.TOKEN.new` with eight random hexadecimal digits, and
+    flushed to the disk before it is renamed. An existing file or link of either name is never
+    written through: a link at `path` is replaced, and its target is left alone.
     """
     path = os.fspath(path)
     while True:
@@ -30,18 +42,60 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(temporary, path)  # while it is open, so that a lock on it never lapses
+            os.replace(temporary, path)  # while it is open, so that a lock on it is never released
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
 
 
+@contextlib.contextmanager
+def locked_path(path: str, busy: str) -> Generator[None]:
+    """Holds the lock of an empty file that is made for it, and removed at the end.
+
+    If the process is killed, the file stays, unlocked: it can be locked again.
+
+    Args:
+        path: where the file is.
+        busy: the message of the error that is raised if another process holds the lock.
+
+    Raises:
+        TargetError: another process holds it; or the file cannot be made, or is not empty.
+    """
+    with reported(path):
+        while (lock := _open_lock(path, busy)) is None:
+            pass  # the process that held it removed the file just now
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(lock)
+
+
+def _open_lock(path: str, busy: str) -> int | None:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        state = os.fstat(file)
+        if state.st_size or not stat.S_ISREG(state.st_mode):
+            raise TargetError(f"{path}: expected an empty file, which is a lock; move it away")
+        if lock_file(file) is False:
+            raise TargetError(busy)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), state):
+                return file
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
 def lock_file(file: int) -> bool | None:
     """Locks an open file or folder for as long as it is open.
 
     Returns:
-        Whether it was free to be locked; None if the file system has no locks.
+        Whether the lock was acquired; None if the file system has no locks.
     """
     import fcntl
 

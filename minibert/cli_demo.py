@@ -1,5 +1,6 @@
 """`minibert demo`: what the library does, in a minute, offline, with the embedded models."""
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,8 @@ from rich.table import Table
 
 import minibert
 from minibert import assets
-from minibert.atomic import atomic_folder
+from minibert.atomic import atomic_folder, matching_files
+from minibert.atomic_file import reported
 from minibert.cli_shared import Device, problems, settings
 from minibert.cli_shared import styled as output
 from minibert.errors import TargetError
@@ -68,7 +70,8 @@ def demo(
             "text": _write(),
         }
         _title("Save")
-        with atomic_folder(folder, owned=OWNED, overwrite=again) as new:
+        owned = functools.partial(matching_files, pattern=OWNED)
+        with atomic_folder(folder, owned=owned, overwrite=again) as new, reported(folder):
             _save(report, models["bert"], new)
     output.print(f"{folder}: {', '.join(sorted(os.listdir(folder)))}", markup=False)
     output.print(f"\nAll done in {time.perf_counter() - start:.0f} s.")

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.atomic import flush_path, reported
+from minibert.atomic import flush_path
+from minibert.atomic_file import reported
 from minibert.checks import as_array
 from minibert.embedding_outputs import check_ending, ending, write_rows
 from minibert.embedding_parts import (

@@ -11,15 +11,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.atomic import reported
-from minibert.atomic_file import lock_file
+from minibert.atomic_file import locked_path, reported
 from minibert.embedding_outputs import flush
 from minibert.errors import TargetError, shown
 
@@ -271,37 +269,10 @@ def locked(output: str) -> Generator[None]:
     Raises:
         TargetError: somebody does, or it cannot be written.
     """
-    path = f"{output}.lock"
     with reported(output):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        while (lock := _lock(path, output)) is None:
-            pass  # who had it removed it meanwhile
-    try:
+        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    with locked_path(f"{output}.lock", f"{output}: another job is at work on it"):
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        os.close(lock)
-
-
-def _lock(path: str, output: str) -> int | None:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    try:
-        state = os.fstat(file)
-        if state.st_size or not stat.S_ISREG(state.st_mode):
-            raise TargetError(f"{path}: is no lock of a job; move it away")
-        if lock_file(file) is False:
-            raise TargetError(f"{output}: another job is at work on it")
-        try:
-            if os.path.samestat(os.stat(path), state):
-                return file
-        except FileNotFoundError:
-            pass
-    except BaseException:
-        os.close(file)
-        raise
-    os.close(file)
-    return None
 
 
 def _strangers(folder: str) -> list[str]:

@@ -1,7 +1,8 @@
-"""The files of a model's folder: which names are a model's, and reading them as one state.
+"""The files of a model's folder: which paths are a model's, and reading them as one state.
 
-A save replaces or removes what its pattern matches, and nothing else (see `atomic_folder`); a load
-checks that none of these files changed while it read them.
+A save replaces or removes the paths that `model_paths`, `encoder_paths` or `adapter_paths` returns,
+and nothing else (see `atomic_folder`); a load checks that none of these files changed while it read
+them.
 """
 
 import contextlib
@@ -12,7 +13,14 @@ import time
 from collections.abc import Generator
 
 from minibert.atomic import is_unsettled, matching_files
-from minibert.errors import MinibertError, SourceError, UnsupportedConfigError, shown
+from minibert.errors import (
+    MinibertError,
+    SourceError,
+    TargetError,
+    UnsupportedConfigError,
+    shown,
+)
+from minibert.strict_json import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -29,15 +37,18 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-# The names that sentence-transformers has given the settings of a transformer, the newest first.
+# sentence-transformers' names for the settings of a transformer, the newest first.
 BODY_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 MODULES = "modules.json"
 TOP_CONFIG = "config_sentence_transformers.json"
-PATIENCE = 1.0  # seconds to wait for a save to exchange files, which takes milliseconds
+SAVE_WAIT = 1.0  # seconds a load waits for a save to exchange files, which takes milliseconds
 MODULE_FOLDER = r"\d+_[A-Za-z]+"
+MODULE_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # that are read or written here
+ORBAX = "orbax"
+ORBAX_MARKERS = ("_METADATA", "_CHECKPOINT_METADATA")  # Orbax writes both into every checkpoint
 
 
 def _any(names: tuple[str, ...]) -> str:
@@ -55,23 +66,79 @@ _WEIGHTS = "|".join(
     )
 )
 _ADAPTER = rf"{re.escape(ADAPTER_CONFIG)}|adapter_model\.(safetensors|bin)"
-# parity.json is about the weights beside it: it is wrong for any others.
-_MODEL = rf"config\.json|generation_config\.json|parity\.json|orbax/|{_ADAPTER}|{_WEIGHTS}"
+# parity.json describes the weights beside it, and no others.
+_MODEL = rf"config\.json|generation_config\.json|parity\.json|{_ADAPTER}|{_WEIGHTS}"
 _TOKENIZER = _any(TOKENIZER_FILES)
 _BODY = rf"{_MODEL}|{_TOKENIZER}|{_any(BODY_CONFIGS)}"
 
-# What a load by this library or by transformers takes for the config or the weights of a folder.
-MODEL = re.compile(_MODEL)
-ADAPTER = re.compile(_ADAPTER)
-# The same with a tokenizer, and what sentence-transformers reads, in its modules' folders too.
-ENCODER = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|({MODULE_FOLDER}/)?({_BODY})")
+_MODEL_PATHS, _ADAPTER_PATHS = re.compile(_MODEL), re.compile(_ADAPTER)
+_ENCODER_PATHS = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|({MODULE_FOLDER}/)?({_BODY})")
 # What a load may read of a folder itself; shards may have any name.
-_READ = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|{_BODY}|[^/]*\.(safetensors|bin)")
-# Of that, what is written back as it was read. No reader finds foreign text in a file of weights.
+_READ = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|{_BODY}|{ORBAX}/|[^/]*\.(safetensors|bin)")
+# SHA or ETag (the Hub's caches), MD5 without its first two digits (DVC), or a key of git-annex.
+_CONTENT_ADDRESS = re.compile(r"([A-Z0-9_]+(-[sm]\d+)*--)?[0-9a-f]{30,128}(\.\w+)*")
+# The text files of these, which a later save writes back; files of weights are parsed strictly.
 _COPIED = re.compile(
     rf"{_any((MODULES, TOP_CONFIG, ADAPTER_CONFIG))}|(generation_)?config\.json|{_TOKENIZER}|"
     rf"{_any(BODY_CONFIGS)}"
 )
+
+
+def model_paths(folder: str) -> list[str]:
+    """The paths that transformers or this library loads as a folder's config and weights.
+
+    Raises:
+        TargetError: `orbax/` is there and is not an Orbax checkpoint.
+    """
+    return matching_files(folder, _MODEL_PATHS) + _orbax_paths(folder)
+
+
+def adapter_paths(folder: str) -> list[str]:
+    """The paths that PEFT or this library loads as an adapter."""
+    return matching_files(folder, _ADAPTER_PATHS)
+
+
+def encoder_paths(folder: str) -> list[str]:
+    """The paths of a model, its tokenizer and what sentence-transformers adds to them.
+
+    The folder of a module belongs to the encoder if the folder's modules.json names it. Without a
+    readable modules.json, its name has to be that of a module that this library reads or writes.
+
+    Raises:
+        TargetError: `orbax/` is there and is not an Orbax checkpoint.
+    """
+    modules = _named_modules(folder)
+
+    def is_module(name: str) -> bool:
+        return name.partition("_")[2] in MODULE_KINDS if modules is None else name in modules
+
+    found = [
+        path
+        for path in matching_files(folder, _ENCODER_PATHS)
+        if "/" not in path or is_module(path.partition("/")[0])
+    ]
+    return found + _orbax_paths(folder)
+
+
+def _named_modules(folder: str) -> set[str] | None:
+    """The modules' folders by modules.json; None if it is missing or damaged."""
+    try:
+        entries = read_json(os.path.join(folder, MODULES))
+        return {os.path.normpath(entry["path"]) for entry in entries}
+    except (MinibertError, LookupError, TypeError):
+        return None
+
+
+def _orbax_paths(folder: str) -> list[str]:
+    path = os.path.join(folder, ORBAX)
+    if not os.path.isdir(path) or os.path.islink(path):
+        return []
+    if not any(os.path.isfile(os.path.join(path, name)) for name in ORBAX_MARKERS):
+        raise TargetError(
+            f"{path}: expected an Orbax checkpoint, found a folder without "
+            f"{' or '.join(ORBAX_MARKERS)}; move it away, or choose another target"
+        )
+    return [ORBAX]
 
 
 @contextlib.contextmanager
@@ -83,12 +150,12 @@ def unchanged(folder: str) -> Generator[None]:
     Raises:
         SourceError: a file that a load may read was written, replaced, added or removed meanwhile.
             It takes the place of any error that the block raised of what it had read. Or a text
-            file is a link to a file of another name outside of the folder.
+            file is a link out of the folder that `check_link` refuses.
     """
     home = pathlib.Path(os.path.realpath(folder))
     check_settled(folder)
     for path in matching_files(folder, _COPIED) if home.is_dir() else []:
-        check_link(folder, path, same_name=True)
+        check_link(folder, path, loading=True)
     if (blobs := hub_blobs(home)) is not None and blobs.is_dir():
         yield
         return
@@ -107,7 +174,7 @@ def check_settled(folder: str) -> None:
     Raises:
         SourceError: it is not done in time, so it was probably interrupted.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + SAVE_WAIT
     while is_unsettled(folder):
         if time.monotonic() < end:
             time.sleep(0.01)
@@ -172,7 +239,7 @@ def refuse_adapter(folder: str) -> None:
         )
 
 
-def check_link(folder: str, path: str, *, same_name: bool = False) -> str:
+def check_link(folder: str, path: str, *, loading: bool = False) -> str:
     """Follows a file that may be a link, and refuses a link that leaves its folder.
 
     The files of a snapshot in the Hub's cache are links to its `blobs`, which are accepted.
@@ -180,8 +247,9 @@ def check_link(folder: str, path: str, *, same_name: bool = False) -> str:
     Args:
         folder: the model's folder.
         path: the file's path inside it.
-        same_name: whether a link to a file of the same name is accepted wherever that is, as in a
-            folder made of links to another.
+        loading: whether to accept links out of the folder that are made for models' files: to a
+            file of the same name, or to a content-addressed one. A link to a file of any other
+            name could put a file that is nobody's model into the next save.
 
     Returns:
         The path of the file itself.
@@ -195,12 +263,17 @@ def check_link(folder: str, path: str, *, same_name: bool = False) -> str:
     blobs = hub_blobs(home)
     if real.is_relative_to(home) or (blobs is not None and real.parent == blobs):
         return str(real)
-    if same_name and real.name == os.path.basename(path):
+    if loading and (real.name == os.path.basename(path) or is_content_addressed(real)):
         return str(real)
     raise SourceError(
         f"{whole}: is a link to {shown(str(real))}, outside of the folder, and is not followed; "
         "put the file itself in its place"
     )
+
+
+def is_content_addressed(real: pathlib.Path) -> bool:
+    """Whether a path is that of a regular file in a store that names files by their digests."""
+    return _CONTENT_ADDRESS.fullmatch(real.name) is not None and real.is_file()
 
 
 def hub_blobs(home: pathlib.Path) -> pathlib.Path | None:

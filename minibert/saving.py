@@ -11,10 +11,11 @@ from safetensors.numpy import save_file
 
 from minibert.agreement import check_tree
 from minibert.atomic import atomic_folder
+from minibert.atomic_file import reported
 from minibert.checkpoint import Leaf, finite, leaves
 from minibert.config import GENERATION
 from minibert.errors import ConfigError, InputError, TargetError, shown
-from minibert.model_files import MODEL
+from minibert.model_files import model_paths
 from minibert.sources import SAFETENSORS, open_source
 
 UNITS = {
@@ -60,7 +61,10 @@ def save_model(
     def check(written: str) -> None:
         check_saved(model, written)
 
-    with atomic_folder(folder, owned=MODEL, overwrite=overwrite, check=check) as new:
+    with (
+        atomic_folder(folder, owned=model_paths, overwrite=overwrite, check=check) as new,
+        reported(folder),
+    ):
         write_model(model, new, limit, config)
 
 

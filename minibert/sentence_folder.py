@@ -5,9 +5,10 @@ schemas of a Pooling are understood. What is missing, unknown or contradictory i
 names the file and the field, never a default.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax.typing import DTypeLike
 from minibert.checkpoint import leaf_array, leaves
 from minibert.errors import CheckpointMismatchError, ConfigError, UnsupportedConfigError, shown
 from minibert.layers import Module
-from minibert.model_files import MODULES
+from minibert.model_files import MODULES, unchanged
 from minibert.pooling import POOLINGS
 from minibert.sentence_modules import Dense, Normalize, Pooling
 from minibert.sentence_settings import read_object
@@ -58,6 +59,23 @@ class Entry(NamedTuple):
 
     kind: str
     path: str
+
+
+@contextlib.contextmanager
+def one_encoder_state(folder: str) -> Generator[list[Entry]]:
+    """Reads a folder and its modules' folders within the block as one state; see `unchanged`.
+
+    Yields:
+        The modules; none if the folder has no modules.json.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(unchanged(folder))
+        there = os.path.lexists(os.path.join(folder, MODULES))
+        entries = read_entries(folder) if there else []
+        for entry in entries:
+            if entry.path:
+                stack.enter_context(unchanged(os.path.join(folder, entry.path)))
+        yield entries
 
 
 def read_entries(folder: str) -> list[Entry]:

@@ -1,6 +1,5 @@
 """From a folder or a repository to the parts of a sentence encoder."""
 
-import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 from minibert.auto import FAMILIES, class_by_tensors
 from minibert.errors import ConfigError, InputError, shown
 from minibert.layers import Module
-from minibert.model_files import MODULES, unchanged
+from minibert.model_files import MODULES
 from minibert.pipelines.loading import load_tokenizer
 from minibert.pretrained import PretrainedModel, load_pretrained
-from minibert.sentence_folder import Entry, read_entries, read_module
+from minibert.sentence_folder import Entry, one_encoder_state, read_module
 from minibert.sentence_hub import encoder_folder
 from minibert.sentence_modules import Normalize, Pooling, SentenceModel, token_features
 from minibert.sentence_settings import (
@@ -44,17 +43,12 @@ def load_encoder(
     """
     settings = checked_given(settings)
     folder = encoder_folder(source, allow_pickle=weights["allow_pickle"], **where)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(unchanged(folder))
-        if not os.path.lexists(os.path.join(folder, MODULES)):
+    with one_encoder_state(folder) as entries:
+        if not entries:
             return _load_plain(folder, weights, pooling, normalize, layers, settings)
         if pooling is not None or normalize is not None:
             name = "normalize" if pooling is None else "pooling"
             raise InputError(f"{name}: {folder} has its own ({MODULES}); leave it out")
-        entries = read_entries(folder)
-        for entry in entries:
-            if entry.path:
-                stack.enter_context(unchanged(os.path.join(folder, entry.path)))
         return _load_modules(folder, entries, weights, layers, settings)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from minibert.activations import ACTIVATIONS
 from minibert.agreement import tree_faults
 from minibert.atomic import atomic_folder
+from minibert.atomic_file import reported
 from minibert.errors import CheckpointMismatchError, InputError, TargetError
-from minibert.model_files import BODY_CONFIGS, ENCODER, MODULES, TOP_CONFIG
+from minibert.model_files import BODY_CONFIGS, MODULES, TOP_CONFIG, encoder_paths
 from minibert.saving import (
     check_saved,
     file_leaves,
@@ -49,7 +50,10 @@ def save_encoder(
             if isinstance(module, Dense):
                 check_saved(module, os.path.join(written, _name(place, module)))
 
-    with atomic_folder(folder, owned=ENCODER, overwrite=overwrite, check=check) as new:
+    with (
+        atomic_folder(folder, owned=encoder_paths, overwrite=overwrite, check=check) as new,
+        reported(folder),
+    ):
         write_model(model.transformer, new, SHARD)
         _write_tokenizer(tokenizer, new)
         write_json(settings.body_config(), os.path.join(new, BODY_CONFIGS[0]))

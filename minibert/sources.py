@@ -19,13 +19,12 @@ from minibert.errors import (
     WeightsFileError,
     shown,
 )
-from minibert.model_files import hub_blobs, refuse_adapter
+from minibert.model_files import ORBAX, hub_blobs, is_content_addressed, refuse_adapter
 from minibert.strict_json import read_json
 from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource, flat_arrays
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-ORBAX = "orbax"
 CHECKSUMS = "minibert_crc32"  # in an Orbax checkpoint's custom metadata
 FLAX = "flax_model.msgpack"
 MAX_INDEX_BYTES = 64 << 20
@@ -117,7 +116,7 @@ def _check_inside(folder: str, shard: str, index_path: str) -> None:
     if not os.path.exists(path):
         raise ShardIndexError(f"{index_path}: the shard {shown(shard)} is not there")
     real, home = pathlib.Path(os.path.realpath(path)), pathlib.Path(os.path.realpath(folder))
-    if real.parent not in (home, hub_blobs(home)):
+    if real.parent not in (home, hub_blobs(home)) and not is_content_addressed(real):
         raise ShardIndexError(
             f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside"
         )

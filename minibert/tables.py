@@ -1,4 +1,4 @@
-"""Rows of named values out of files, one after the other, however large: jsonl, csv, parquet."""
+"""Streams rows of named columns from jsonl, csv and parquet files of any size."""
 
 import csv
 import json
@@ -15,16 +15,16 @@ ROWS = 1024  # read at a time from a parquet file
 LONGEST_CELL = 2**31 - 1  # characters of a csv file's cell; the csv module's own limit is 2**17
 
 Item = TypeVar("Item")
-Row = tuple[list[Any], int]  # the values in the order of the columns; how much is read
+Row = tuple[list[Any], int]  # the values in the order of the columns; bytes or rows read so far
 
 
 def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterator[Row], int]:
-    """The rows of an open file, whose ending says what it is, and its size.
+    """Returns an iterator over the rows of an open file, and the file's size.
 
-    Sizes are bytes; of a parquet file, rows.
+    The extension of the path decides the format. The size is in bytes; of a parquet file, in rows.
 
     Raises:
-        InputError: at once or while it is read: there is no such column, or it cannot be read.
+        InputError: at once or during the iteration: a column is missing, or a row is malformed.
         SourceError: a library is missing; or the file changes while it is read.
     """
     kind = KINDS[os.path.splitext(path)[1].lower()]
@@ -33,10 +33,10 @@ def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterat
         rows, total = _parquet(path, file, columns)
     else:
         rows = _objects(path, file, columns) if kind == "jsonl" else _csv(path, file, columns)
-    return unchanged(path, file, rows), total
+    return while_unchanged(path, file, rows), total
 
 
-def unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterator[Item]:
+def while_unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterator[Item]:
     """Yields the parts of an open file, and checks at the end that the file is still what it was.
 
     A file that is truncated or written to while it is read would otherwise yield a part of its
@@ -70,10 +70,10 @@ def unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterator[Item
 
 
 def decoded(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
-    """The lines of a file, with their ends, and how many bytes are read.
+    """Yields the lines of a file, with their line ends, and the number of bytes read so far.
 
     Raises:
-        InputError: one is not UTF-8.
+        InputError: a line is not UTF-8.
     """
     done = 0
     for number, line in enumerate(file, start=1):
@@ -108,29 +108,29 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
 
     def lines() -> Iterator[str]:
         nonlocal done
-        for line, done in decoded(path, file):  # noqa: B007  # it is for the loop below
+        for line, done in decoded(path, file):  # noqa: B007  # read by the loop below
             yield line
 
     rows = csv.reader(lines(), strict=True)
-    number = 0  # of the row that is being read; the header's is 0
+    number = 0  # the row being read; 0 is the header
     try:
         header = next(rows, [])
-        places = [_place(path, column, header) for column in columns]
+        indices = [_column_index(path, column, header) for column in columns]
         number = 1
         for row in rows:
             if not row:
                 continue  # an empty line
             if len(row) != len(header):
                 raise csv.Error(f"expected {len(header)} cells, found {len(row)}")
-            yield [row[place] for place in places], done
+            yield [row[index] for index in indices], done
             number += 1
     except csv.Error as reason:
         where = f"row {number}" if number else "its header"
         raise InputError(f"{path}: not a readable csv file: {where}: {reason}") from None
 
 
-def _place(path: str, column: str, columns: list[str]) -> int:
-    """Which of the columns has that name."""
+def _column_index(path: str, column: str, columns: list[str]) -> int:
+    """The index of the only column of that name."""
     if columns.count(column) > 1:
         raise InputError(f"{path}: {columns.count(column)} columns have the name {column!r}")
     if column not in columns:
@@ -148,10 +148,10 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
         ) from None
     try:
         table = parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as reason:  # of damaged bytes it raises OSError too
+    except (pyarrow.ArrowException, OSError) as reason:  # it raises OSError for damaged bytes too
         raise InputError(f"{path}: not a parquet file ({shown(str(reason))})") from None
     for column in columns:
-        _place(path, column, table.schema_arrow.names)
+        _column_index(path, column, table.schema_arrow.names)
 
     def rows() -> Iterator[Row]:
         row = 0
@@ -162,6 +162,6 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
                     row += 1
                     yield list(found), row
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as reason:
-            raise InputError(f"{path}: damaged behind row {row} ({shown(str(reason))})") from None
+            raise InputError(f"{path}: damaged after row {row} ({shown(str(reason))})") from None
 
     return rows(), table.metadata.num_rows

@@ -1,8 +1,8 @@
-"""Lists of texts as arguments: which collections have elements in an order of their own.
+"""Validation of arguments that hold several texts.
 
 Everything that takes several texts or records reads them through `elements`, so that all entry
-points accept and refuse the same collections. No library of tables is imported: they are recognised
-by the attributes that their types have in common.
+points accept and refuse the same collections. No library of tables is imported: tables
+are recognised by the attributes that their types share.
 """
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Set
@@ -33,10 +33,10 @@ def elements(
         values: the collection. An iterator is not advanced.
         expected: what the argument may be, for messages.
         table: what to pass in place of a mapping or a table, for messages.
-        ordered: whether the order of the elements matters. Otherwise a set will do.
+        ordered: whether the order of the elements matters. Otherwise a set is accepted.
 
     Raises:
-        InputError: `values` is no such collection.
+        InputError: `values` is not such a collection.
     """
     kind = type(values)
     if isinstance(values, Mapping) or hasattr(kind, "columns"):  # pandas, polars, pyarrow
@@ -47,8 +47,8 @@ def elements(
             f"{name}: expected {expected} in an order, found a {kind.__name__}, which has none; "
             "pass a list"
         )
-    atom = isinstance(values, str | bytes | bytearray | memoryview)
-    if atom or not isinstance(values, Iterable):
+    scalar = isinstance(values, str | bytes | bytearray | memoryview)
+    if scalar or not isinstance(values, Iterable):
         raise InputError(f"{name}: expected {expected}, found {shown(values)}")
     if hasattr(kind, "to_pylist"):  # arrays of pyarrow, whose own elements are not Python's
         values = values.to_pylist()
@@ -59,7 +59,7 @@ def elements(
 
 
 def check_text(text: Any, where: str = "") -> None:
-    """Raises an `InputError` that begins with `where` unless it is a text that UTF-8 can hold."""
+    """Raises an `InputError` beginning with `where` unless `text` is a `str` that UTF-8 encodes."""
     where = where and f"{where}: "
     if not isinstance(text, str):
         hint = "; pass the text itself, such as row['text']" if isinstance(text, Mapping) else ""

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from minibert.errors import InputError, SourceError, shown
 from minibert.tables import KINDS as TABLES
-from minibert.tables import Row, decoded, read_rows, unchanged
+from minibert.tables import Row, decoded, read_rows, while_unchanged
 from minibert.text_lists import check_text
 
 KINDS = {".txt": "txt", **TABLES}
@@ -78,7 +78,7 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
         raise SourceError(f"{path}: cannot be read ({reason.strerror})") from None
     with file:
         if kind == "txt":
-            lines = unchanged(path, file, _lines(path, file))
+            lines = while_unchanged(path, file, _lines(path, file))
             yield TextFile(path, kind, lines, os.fstat(file.fileno()).st_size)
         else:
             column = "text" if column is None else column
@@ -97,7 +97,7 @@ def read_text(path: str) -> str:
     try:
         with open(path, "rb") as file:
             blocks = iter(functools.partial(file.read, BLOCK), b"")
-            return b"".join(unchanged(path, file, blocks)).decode("utf-8-sig")
+            return b"".join(while_unchanged(path, file, blocks)).decode("utf-8-sig")
     except OSError as reason:
         raise SourceError(f"{path}: cannot be read ({reason.strerror or reason})") from None
     except UnicodeDecodeError as reason:

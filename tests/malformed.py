@@ -1,5 +1,6 @@
 """Building malformed model folders, and demanding that they are refused in the right words."""
 
+import functools
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ import safetensors.numpy
 from flax import nnx
 
 import minibert
-from minibert.atomic import atomic_folder
+from minibert.atomic import atomic_folder, matching_files
 from minibert.errors import CheckpointMismatchError, MinibertError
 
 WEIGHTS = "model.safetensors"
@@ -180,7 +181,7 @@ def add(name, array):
 # Writing folders.
 
 HOLDS = "already holds"
-OWNED = re.compile("[abc]")
+OWNED = functools.partial(matching_files, pattern=re.compile("[abc]"))
 
 
 def contents(folder):

@@ -19,12 +19,12 @@ WRITER = """
     sys.modules["minibert"] = package
     from minibert.atomic import atomic_folder
     from minibert.errors import TargetError
-    from minibert.model_files import ENCODER
+    from minibert.model_files import encoder_paths
 
     home, start = pathlib.Path(sys.argv[1]), sys.argv[2]
     target = home / "model"
     OWN = ["1_Pooling/config.json", "config.json", "model.safetensors", "modules.json"]
-    STALE = ["2_Dense/model.safetensors", "orbax/a/b", "pytorch_model.bin"]
+    STALE = ["2_Dense/model.safetensors", "orbax/_METADATA", "orbax/a/b", "pytorch_model.bin"]
     FOREIGN = [".git/HEAD", "1_Pooling/notes", "thesis.tex"]
 
     def put(folder, names, text):
@@ -33,7 +33,7 @@ WRITER = """
             (folder / name).write_text(text)
 
     def write(text, overwrite):
-        with atomic_folder(str(target), owned=ENCODER, overwrite=overwrite) as new:
+        with atomic_folder(str(target), owned=encoder_paths, overwrite=overwrite) as new:
             put(pathlib.Path(new), OWN + STALE if text == "old" else OWN, text)
 
     def prepare():

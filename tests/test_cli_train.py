@@ -93,7 +93,12 @@ def test_what_is_there_is_not_replaced_unasked(classifier, place):
     other = run("train", path, "--resume", "--seed", "1", "--evaluation-fraction", "0.2")
     assert other.exit_code == 1
     assert "about: seed: 0 in the checkpoint, 1 here" in other.output
-    assert json.loads((output / "settings.json").read_text())["seed"] == 0
+    impossible = run("train", path, "--elsewhere", "--evaluation-fraction", "0.2", "--lora-rank", 2)
+    assert impossible.exit_code == 1
+    assert "the checkpoint of another run" in impossible.output
+    kept = json.loads((output / "settings.json").read_text())
+    assert kept["seed"] == 0
+    assert "lora_rank" not in kept
     for wrong in (["--schedule", "steep"], ["--accumulate", "3"], ["--lora-targets", "nowhere"]):
         typo = run("train", path, "--overwrite", "--evaluation-fraction", "0.2", *wrong)
         assert typo.exit_code == 1

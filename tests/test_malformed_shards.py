@@ -232,6 +232,16 @@ def test_snapshot_with_a_link_elsewhere(below, sharded, tmp_path):
     refused(ShardIndexError, (repr(shard.name), "elsewhere"), lambda: load(snapshot))
 
 
+def test_shards_by_digest(sharded, tmp_path):
+    """Links that DVC, git-annex or a cache has put in the place of the files."""
+    expected = load(sharded)
+    for number, file in enumerate([*sharded.iterdir()]):
+        shutil.move(file, tmp_path / f"{number:064x}")
+        file.symlink_to(tmp_path / f"{number:064x}")
+    one, other = expected.pooler.dense.kernel[...], load(sharded).pooler.dense.kernel[...]
+    np.testing.assert_array_equal(one, other)
+
+
 def no_metadata(index):
     del index["metadata"]
 

@@ -12,7 +12,9 @@ from malformed import cases, contents, refused
 
 import minibert
 import minibert.pipelines.loading
+import minibert.sentence_folder
 import minibert.sentence_loading
+import minibert.train.job
 import minibert.train.lora_files
 from convert import conversion
 from convert.folders import MOST_BYTES
@@ -20,6 +22,7 @@ from converting import run
 from minibert import train
 from minibert.errors import MinibertError, SourceError, TargetError, UnsupportedConfigError
 from minibert.sentence import SentenceEncoder
+from minibert.train.settings import Settings
 
 # Two saves that no shape tells apart.
 
@@ -119,6 +122,41 @@ def test_a_save_in_the_middle_of_reading_an_adapter(models, tmp_path, monkeypatc
 
     patched(monkeypatch, minibert.train.lora_files, "tensors", again)
     refused(SourceError, (CHANGED,), lambda: train.load_adapter(models[0], tmp_path))
+
+
+def of_the_pooling(folder):
+    """A save that differs in a module's folder only."""
+    path = folder / "1_Pooling" / "config.json"
+    path.write_text(path.read_text().replace("true", "false", 1))
+
+
+STARTS = {
+    "after-modules.json": (minibert.sentence_folder, "_entry", save),
+    "pooling": (minibert.train.job, "model_of", lambda _, folder: of_the_pooling(folder)),
+    "tokenizer": (minibert.train.job, "model_of", save),
+}
+
+
+@pytest.mark.parametrize(("module", "name", "change"), cases(STARTS))
+def test_a_save_in_the_middle_of_what_training_starts_from(
+    module, name, change, encoders, tmp_path, monkeypatch
+):
+    folder = tmp_path / "it"
+    save(encoders[0], folder)
+    (tmp_path / "pairs.jsonl").write_text('{"anchor": "the", "positive": "of"}\n' * 4)
+    settings = Settings(
+        task="contrastive",
+        model=str(folder),
+        data=str(tmp_path / "pairs.jsonl"),
+        output=str(tmp_path / "out"),
+        steps=1,
+        batch_size=2,
+        max_length=8,
+    )
+    done = patched(monkeypatch, module, name, lambda: change(encoders[1], folder))
+    monkeypatch.setattr(minibert.train.job, "fit", lambda *_, **__: pytest.fail("it was not seen"))
+    refused(SourceError, (str(folder), CHANGED), lambda: minibert.train.job.run(settings))
+    assert done
 
 
 @pytest.mark.parametrize("name", ["write_model", "copy_companions"])
@@ -254,6 +292,41 @@ def test_a_folder_of_links_to_another(source, encoders, tmp_path):
         (tmp_path / "farm" / path.name).symlink_to(path)
     expected = encoders[0].encode(["the of"])
     np.testing.assert_array_equal(encoder(tmp_path / "farm").encode(["the of"]), expected)
+
+
+DIGEST = "0123456789abcdef" * 4
+STORES = {
+    "snapshot_download": ("blobs", DIGEST[:40]),
+    "cached_download": ("transformers", f"{DIGEST}.{DIGEST}"),
+    "dvc": ("cache/files/md5/01", DIGEST[2:32]),
+    "git-annex": ("annex/objects/Xx/0J/KEY", f"SHA256E-s123--{DIGEST}.json"),
+}
+
+
+@pytest.mark.parametrize(("store", "name"), cases(STORES))
+def test_a_folder_of_links_to_contents_by_digest(store, name, source, encoders, tmp_path):
+    """What version control and caches put in the place of files, in modules' folders too."""
+    expected = encoders[0].encode(["the of"])
+    for number, path in enumerate(p for p in sorted(source.rglob("*")) if p.is_file()):
+        content = tmp_path / store / str(number) / name
+        content.parent.mkdir(parents=True)
+        path.rename(content)
+        path.symlink_to(os.path.relpath(content, path.parent))
+    np.testing.assert_array_equal(encoder(source).encode(["the of"]), expected)
+    pooling = source / "1_Pooling" / "config.json"
+    pooling.resolve().unlink()
+    refused(SourceError, ("config.json: is a link to",), lambda: encoder(source))
+
+
+def test_a_content_by_digest_that_changes_while_it_is_read(models, tmp_path, monkeypatch):
+    save(models[0], tmp_path / "it")
+    config = tmp_path / "it" / "config.json"
+    config.rename(tmp_path / DIGEST)
+    config.symlink_to(tmp_path / DIGEST)
+    text = (tmp_path / DIGEST).read_text()
+    write = lambda: (tmp_path / DIGEST).write_text(text.replace("yes-0", "yes-2"))  # noqa: E731
+    patched(monkeypatch, minibert.pretrained, "open_source", write)
+    refused(SourceError, (CHANGED, "config.json"), lambda: minibert.load(tmp_path / "it"))
 
 
 def test_links_inside_are_copied_as_files(source, tmp_path):

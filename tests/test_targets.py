@@ -22,7 +22,8 @@ from malformed import (
 from minibert.atomic import PREFIX, atomic_folder
 from minibert.errors import TargetError
 from minibert.sentence import SentenceEncoder
-from minibert.train.job import clear
+from minibert.train.checkpoints import RUN_LOCK, one_run
+from minibert.train.job import check_output, clear
 
 
 @pytest.fixture(scope="module")
@@ -219,12 +220,98 @@ def test_a_target_whose_parent_cannot_be_written(model, tmp_path):
     assert os.stat(target.parent).st_mtime_ns == beside
 
 
+USERS = ["1_Results/config.json", "1_Results/vocab.txt", "2_Dense/config.json"]
+
+
+def test_folders_that_are_no_modules_stay(tmp_path):
+    """Those whose names end as no module's; and, beside a modules.json, those not named in it."""
+    fill(tmp_path, USERS[:2])
+    before = contents(tmp_path)
+    encoder = sentences.encoder()
+    encoder.save_pretrained(tmp_path)
+    fill(tmp_path, USERS[2:])
+    encoder.save_pretrained(tmp_path, overwrite=True)
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert after["2_Dense/config.json"] == b"old"
+    (tmp_path / "modules.json").unlink()
+    encoder.save_pretrained(tmp_path, overwrite=True)
+    assert not (tmp_path / "2_Dense").exists()
+    assert {name: (tmp_path / name).read_bytes() for name in USERS[:2]} == dict.fromkeys(
+        USERS[:2], b"old"
+    )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_only_has_orbaxs_name_is_refused(overwrite, model, tmp_path):
+    fill(tmp_path, ["config.json", "orbax/notes.txt"])
+    before = inodes(tmp_path)
+    said = (f"{tmp_path}/orbax: expected an Orbax checkpoint", "_METADATA")
+    refused(TargetError, said, lambda: model.save_pretrained(tmp_path, overwrite=overwrite))
+    encoder = sentences.encoder()
+    refused(TargetError, said, lambda: encoder.save_pretrained(tmp_path, overwrite=overwrite))
+    assert inodes(tmp_path) == before
+
+
 def test_a_new_run_keeps_foreign_files(tmp_path):
     """`minibert train --overwrite` beside a repository in the model's folder."""
     fill(tmp_path, ["log.jsonl", "model/config.json", "model/vocab.txt", "model/.git/HEAD"])
-    fill(tmp_path, ["adapter/adapter_config.json"])
+    fill(tmp_path, ["adapter/adapter_config.json", "checkpoints/3/state/d/1"])
+    fill(tmp_path, ["checkpoints/4.orbax-checkpoint-tmp/state/d/1", "checkpoints/notes.txt"])
     clear(str(tmp_path))
-    assert contents(tmp_path) == {"model": None, "model/.git": None, "model/.git/HEAD": b"old"}
+    assert contents(tmp_path) == {
+        "checkpoints": None,
+        "checkpoints/notes.txt": b"old",
+        "model": None,
+        "model/.git": None,
+        "model/.git/HEAD": b"old",
+    }
+
+
+LEFT = ["log.jsonl.1", "log.jsonl.0123abcd.new", "loss.png.0123abcd.new", "checkpoints/5/x"]
+LEFT += ["settings.json.0123abcd.new", ".minibert-new-model-0123abcd/config.json"]
+MINE = ["log.jsonl.bak", "log.jsonl.1.gz", "loss.png.old", "settings.json.orig"]
+MINE += [".minibert-new-thesis/a.tex", ".minibert-old-0123abcd/config.json", "settings.json/a"]
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_new_run_refuses_files_that_no_run_writes(name, tmp_path):
+    """Names that only begin as those of a run's files are somebody else's."""
+    fill(tmp_path, [*LEFT, name])
+    before = contents(tmp_path)
+    top = name.partition("/")[0]
+    said = ("expected only what a training run writes", repr(top))
+    refused(TargetError, said, lambda: check_output(str(tmp_path), False, True))
+    clear(str(tmp_path))
+    assert contents(tmp_path) == {path: before[path] for path in {name, top}}
+
+
+def test_a_new_run_refuses_a_model_that_cannot_be_replaced(tmp_path):
+    """Before it trains: a save at its end would."""
+    fill(tmp_path, ["model/config.json", "model/orbax/notes.txt"])
+    said = ("model/orbax: expected an Orbax checkpoint",)
+    refused(TargetError, said, lambda: check_output(str(tmp_path), False, True))
+
+
+def test_a_model_is_saved_into_the_folder_of_a_run(model, tmp_path):
+    """Checkpoints and model in one folder: the run's lock does not keep the save waiting."""
+    with one_run(str(tmp_path)):
+        model.save_pretrained(tmp_path)
+        left = os.listdir(tmp_path)
+    assert sorted(left) == [RUN_LOCK, "config.json", WEIGHTS]
+    assert sorted(os.listdir(tmp_path)) == ["config.json", WEIGHTS]
+
+
+def test_the_lock_of_a_run_that_was_killed(model, tmp_path):
+    """It is no foreign file of an output folder, and the next run takes it over."""
+    (tmp_path / RUN_LOCK).touch()
+    with one_run(str(tmp_path)):
+        check_output(str(tmp_path), False, False)
+        with pytest.raises(TargetError, match="another run is at work on it"), one_run(tmp_path):
+            pass
+        clear(str(tmp_path))
+        assert os.listdir(tmp_path) == [RUN_LOCK]
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_model_may_be_written_over_its_source(folder):
@@ -261,7 +348,8 @@ def test_failure_leaves_everything_as_it_was(stage, error, tmp_path):
             if stage == "block":
                 raise error
 
-    with pytest.raises(TargetError if error is OSError else error):
+    reported = error is OSError and stage == "check"  # of the block, it may be about a source
+    with pytest.raises(TargetError if reported else error):
         run()
     assert contents(tmp_path) == before
 

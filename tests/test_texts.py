@@ -7,7 +7,7 @@ import re
 import pytest
 
 from minibert.errors import InputError, SourceError
-from minibert.tables import unchanged
+from minibert.tables import while_unchanged
 from minibert.texts import open_texts, read_text
 
 TEXTS = ["one", "", "two words", 'a "quoted", text\nof two lines', "عربي 🙂", "x" * 200_000]
@@ -181,7 +181,7 @@ def test_a_whole_file(tmp_path):
     assert read_text(str(path)) == "two\r\nlines\n"
     path.write_bytes(b"the lamp\n" * 1000)
     with open(path, "rb") as file:
-        blocks = unchanged("a.txt", file, iter(lambda: file.read(100), b""))
+        blocks = while_unchanged("a.txt", file, iter(lambda: file.read(100), b""))
         next(blocks)
         shorten(path)
         with pytest.raises(SourceError, match=r"a.txt: changed .* had 9,000 bytes and has 4,500"):

@@ -15,7 +15,6 @@ from minibert.errors import (
     InputError,
     MinibertError,
     NotFiniteError,
-    TargetError,
     WeightsFileError,
     shown,
 )
@@ -113,15 +112,6 @@ def position_of_json(text: str) -> Any:
     return json.loads(
         text, object_hook=lambda one: bytes.fromhex(one["bytes"]) if [*one] == ["bytes"] else one
     )
-
-
-@contextlib.contextmanager
-def reported(folder: Any) -> Generator[None]:
-    """Says of which folder it is that something cannot be written."""
-    try:
-        yield
-    except OSError as reason:
-        raise TargetError(f"{folder}: cannot be written ({reason.strerror or reason})") from reason
 
 
 @contextlib.contextmanager

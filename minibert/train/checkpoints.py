@@ -10,12 +10,14 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from minibert.atomic_file import lock_file
+from minibert.atomic import matching_files
+from minibert.atomic_file import locked_path, reported
 from minibert.checks import whole
 from minibert.errors import (
     CheckpointMismatchError,
@@ -34,7 +36,6 @@ from minibert.train.checkpoint_state import (
     of_all_processes,
     position_of_json,
     readable,
-    reported,
     seal,
 )
 from minibert.train.data_identity import identity_of
@@ -49,6 +50,9 @@ from minibert.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 ELSEWHERE = "elsewhere"
+RUN_LOCK = ".minibert-run"  # the file in a run's folder that is locked while the run is at work
+# The folders of steps, and those that Orbax was writing when the process was killed.
+_STEPS = re.compile(r"\d+(\.orbax-checkpoint-tmp[^/]*)?/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -424,20 +428,26 @@ def _manager(folder: Any, kept: Kept | None) -> Generator[Any]:
         manager.close()
 
 
+def checkpoint_paths(folder: str) -> list[str]:
+    """The paths in a run's folder of checkpoints that are checkpoints, finished or not."""
+    return matching_files(folder, _STEPS)
+
+
 @contextlib.contextmanager
 def one_run(folder: Any) -> Generator[None]:
     """Makes a folder if it is missing, and keeps a second run out of it.
+
+    The lock is on a file of its own, so that a model can be saved into the folder meanwhile.
 
     Raises:
         TargetError: another run is at work on it, or it cannot be made.
     """
     with reported(folder):
         os.makedirs(folder, exist_ok=True)
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # processes of one run share the folder
-        if jax.process_count() == 1 and lock_file(file) is False:
-            raise TargetError(f"{folder}: another run is at work on it")
+    if jax.process_count() > 1:  # processes of one run share the folder
         yield
-    finally:
-        os.close(file)
+        return
+    path = os.path.join(folder, RUN_LOCK)
+    busy = f"{folder}: another run is at work on it (it has locked {RUN_LOCK}); choose another"
+    with locked_path(path, busy):
+        yield

@@ -17,7 +17,7 @@ import numpy as np
 
 from minibert.checks import flag, whole
 from minibert.errors import InputError, SourceError, shown
-from minibert.train.data_guard import Guarded, GuardedExamples
+from minibert.train.data_guard import ExampleSource, FunctionGuard
 from minibert.train.data_identity import identified
 
 Example = dict[str, Any]
@@ -121,12 +121,12 @@ def batches(
             f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
             "lengths; expected one length"
         )
-    dataset = grain.MapDataset.source(GuardedExamples(examples)).seed(seed)
+    dataset = grain.MapDataset.source(ExampleSource(examples)).seed(seed)
     for transform in transforms:
-        dataset = dataset.random_map(Guarded(transform, type(transform).__name__))
+        dataset = dataset.random_map(FunctionGuard(transform, type(transform).__name__))
     if shuffle:
         dataset = dataset.shuffle()
-    batch_fn = Guarded(collate, "collate")
+    batch_fn = FunctionGuard(collate, "collate")
     dataset = _parts_of_batches(grain, dataset, count, batch_size, given["share"], batch_fn)
     dataset = dataset.repeat(epochs)
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)

@@ -1,4 +1,4 @@
-"""Errors in examples and in functions of them, which must not look like the end of the data."""
+"""Guards: an error in examples or transformations must not look like the end of the data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,20 +8,20 @@ from minibert.errors import InputError, shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Guarded:
-    """A function that returns arrays by name, or raises an error.
+class FunctionGuard:
+    """Wraps a function so that it returns a mapping of arrays, or raises an error.
 
-    Grain takes a `StopIteration` for the end of the data, and leaves out what is None. Here the
-    first is a `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
+    Grain treats a `StopIteration` as the end of the data, and skips an example that is None. Here
+    the first becomes a `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
     """
 
     function: Callable[..., Any]
     name: str
 
-    def __call__(self, *given: Any) -> Any:
-        """Calls the function."""
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function with `args`."""
         try:
-            found = self.function(*given)
+            found = self.function(*args)
         except StopIteration as reason:
             raise RuntimeError(f"{self.name}: raised StopIteration") from reason
         if not isinstance(found, Mapping):
@@ -30,8 +30,8 @@ class Guarded:
 
 
 @dataclasses.dataclass(frozen=True)
-class GuardedExamples:
-    """Examples, each checked when it is read."""
+class ExampleSource:
+    """A data source of Grain that checks each example when it is read."""
 
     source: Any
 
@@ -39,4 +39,4 @@ class GuardedExamples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
-        return Guarded(self.source.__getitem__, f"example {index}")(index)
+        return FunctionGuard(self.source.__getitem__, f"example {index}")(index)

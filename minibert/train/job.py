@@ -1,20 +1,31 @@
-"""A run of `minibert train`: from settings to a folder with the model, its log and its picture."""
+"""A run of `minibert train`: from settings to a folder with model, log and loss plot."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from typing import Any
 
-from minibert.atomic import atomic_folder, remove_files, reported
-from minibert.atomic_file import new_file
+from minibert.atomic import atomic_folder, remove_files
+from minibert.atomic_file import new_file, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
-from minibert.model_files import ADAPTER, ENCODER
+from minibert.model_files import adapter_paths, encoder_paths
 from minibert.pipelines.loading import one_state
 from minibert.saving import check_saved, write_model
-from minibert.train.checkpoints import Checkpoints, one_run, restore
-from minibert.train.encoders import Vectors, start_of, vectors_of
+from minibert.sharding import Sharding
+from minibert.train.checkpoints import (
+    ELSEWHERE,
+    RUN_LOCK,
+    Checkpoints,
+    checkpoint_paths,
+    one_run,
+    restore,
+)
+from minibert.train.encoders import EncoderModules, encoder_modules, open_initial_model
 from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora_config import LoRA
 from minibert.train.lora_files import save_adapter
@@ -33,28 +44,34 @@ from minibert.train.tasks import (
 )
 from minibert.train.trainer import Trainer
 
-PARTS = ("model", "adapter", "checkpoints", "log.jsonl", "loss.png", "settings.json")
+# What a run writes into its output folder: each folder with the paths in it that are a run's,
+FOLDERS = {"model": encoder_paths, "adapter": adapter_paths, "checkpoints": checkpoint_paths}
+# and files, also those that a killed run was writing, and logs that were moved out of the way.
+FILES = re.compile(
+    r"(log\.jsonl|loss\.png|settings\.json)(\.[0-9a-f]{8}\.new)?|log\.jsonl\.[1-9]\d*"
+)
+STAGED = re.compile(r"\.minibert-new-(model|adapter)-[0-9a-f]{8}")
 SHARD = 5 * 10**9  # bytes
 
 
 def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = False) -> Result:
-    """Trains as the settings say, and writes what came of it.
+    """Trains according to the settings, and writes the results.
 
-    The output folder gets `model`, a folder as Hugging Face's, with the tokenizer; `adapter`, as
-    PEFT's, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
-    `settings.json`. After an interruption, the model and the picture are not written.
+    The output folder gets `model`, a Hugging Face folder with the tokenizer; `adapter`, in PEFT's
+    format, if there is one; `log.jsonl`; `loss.png`, if matplotlib is installed; `checkpoints`; and
+    `settings.json`. After an interruption, the model and the plot are not written.
 
-    Of contrastive training, `model` is a sentence-transformers folder: with the modules, prompts
+    For contrastive training, `model` is a sentence-transformers folder: with the modules, prompts
     and settings of the one that it started from, or with the pooling that was trained.
 
     Args:
-        settings: what to do.
+        settings: the task, the model, the data and the hyperparameters.
         resume: whether to resume the run in the output folder; "elsewhere" to do so with other data
             or settings (see `Checkpoints`).
-        overwrite: whether to throw away what a run has left there.
+        overwrite: whether to remove an earlier run from the output folder.
 
     Raises:
-        MinibertError: something is wrong with settings, files, data or numbers.
+        MinibertError: settings, files or data are wrong, or a loss is not finite.
     """
     if resume and overwrite:
         raise InputError("--resume, --overwrite: expected one of them")
@@ -65,30 +82,24 @@ def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = Fal
 
 
 def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
-    """Builds all there is to build before anything in the output folder is touched."""
-    start = None
-    if task.objective is None and settings.model is not None:
-        start = start_of(settings.model)
-    beginning = settings if start is None else dataclasses.replace(settings, model=start.model)
+    """Builds model, data and trainer before anything in the output folder is touched."""
     sharding = sharding_of(settings)
     share = None if sharding is None else sharding.share
-    vectors = None
-    with one_state(settings.model, {}):
-        tokenizer = reading = tokenizer_of(beginning)
-        model = model_of(beginning, tokenizer, sharding)
-        if task.objective is None:
-            vectors = vectors_of(start, settings.pooling, model, tokenizer)
-            reading, objective = vectors.reading(tokenizer), vectors.objective(settings.scale)
-        else:
-            objective = task.objective(settings, model.config)
+    model, tokenizer, modules = _load(settings, task, sharding)
+    if task.objective is not None:
+        training_tokenizer, objective = tokenizer, task.objective(settings, model.config)
+    else:
+        assert modules is not None
+        training_tokenizer = modules.training_tokenizer(tokenizer)
+        objective = modules.objective(settings.scale)
     positions = model.config.max_position_embeddings
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
     label2id = label_map(settings, model.config)
-    source, held = sources_of(settings, reading)
+    source, held = sources_of(settings, training_tokenizer)
 
     def dataset(source: Any, **options: Any) -> Any:
-        return dataset_of(settings, source, reading, label2id, share=share, **options)
+        return dataset_of(settings, source, training_tokenizer, label2id, share=share, **options)
 
     steps = _steps(settings, dataset, source)
     trainer = _trainer(settings, model, objective, sharding, steps)
@@ -103,7 +114,6 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     batches = dataset(source, shuffle=True, drop_last=True, epochs=None, workers=settings.workers)
     if overwrite:
         clear(settings.output)
-    _write_settings(settings, anew=resume == "elsewhere")
     result = fit(
         trainer,
         batches,
@@ -112,43 +122,70 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
         checkpoints=checkpoints,
         log=os.path.join(settings.output, "log.jsonl"),
         log_every=settings.log_every,
+        on_train_begin=lambda: _write_settings(settings, replace=resume == ELSEWHERE),
     )
     if result.stopped != "interrupted":
         if settings.best and result.best_step != result.step:
             restore(trainer, checkpoints.folder, result.best_step)
-        _write(settings, trainer, model, tokenizer, vectors)
+        _write(settings, trainer, model, tokenizer, modules)
     return result
 
 
+def _load(
+    settings: Settings, task: Task, sharding: Sharding | None
+) -> tuple[Any, Any, EncoderModules | None]:
+    """Loads the model, its tokenizer and an encoder's other modules from one state of a folder."""
+    with contextlib.ExitStack() as stack:
+        start = None
+        if task.objective is None and settings.model is not None:
+            start = stack.enter_context(open_initial_model(settings.model))
+            settings = dataclasses.replace(settings, model=start.model)
+        for source in (settings.model, settings.tokenizer):
+            stack.enter_context(one_state(source, {}))
+        tokenizer = tokenizer_of(settings)
+        model = model_of(settings, tokenizer, sharding)
+        if task.objective is not None:
+            return model, tokenizer, None
+        return model, tokenizer, encoder_modules(start, settings.pooling, model, tokenizer)
+
+
 def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
-    """Refuses an output folder with something in it that is not asked for.
+    """Refuses an output folder that holds a run without leave to use it, or foreign files.
 
     Raises:
         TargetError: it is not empty, and this is neither `resume` nor `overwrite`; or it holds what
-            no run has left.
+            no run has written.
     """
-    found = os.listdir(folder)
+    found = sorted(set(os.listdir(folder)) - {RUN_LOCK})
     if found and not resume and not overwrite:
         raise TargetError(
-            f"{folder}: exists and is not empty; --resume to go on with it, --overwrite to begin "
-            "anew"
+            f"{folder}: exists and is not empty; --resume continues the run in it, --overwrite "
+            "replaces that run"
         )
-    # what a run that was killed has left of a folder it was writing
-    unfinished = ("log.jsonl.", "loss.png.", "settings.json.", ".minibert-new-", ".minibert-old-")
-    foreign = sorted(
-        name for name in found if name not in PARTS and not name.startswith(unfinished)
-    )
-    if foreign:
-        raise TargetError(f"{folder}: holds what is no run's: {shown(foreign)}")
+    if foreign := [name for name in found if not _is_own(folder, name)]:
+        raise TargetError(
+            f"{folder}: expected only what a training run writes; found {shown(foreign)}; move it "
+            "away, or choose another folder"
+        )
+    for name, owned in FOLDERS.items():
+        if name in found:
+            owned(os.path.join(folder, name))
+
+
+def _is_own(folder: str, name: str) -> bool:
+    """Whether a run has written a file, or a folder, of that name in its output folder."""
+    if os.path.isdir(os.path.join(folder, name)):
+        return name in FOLDERS or STAGED.fullmatch(name) is not None
+    return FILES.fullmatch(name) is not None
 
 
 def clear(folder: str) -> None:
-    """Removes what a run has left in a folder. Other files beside a model or an adapter stay."""
+    """Removes from an output folder what a run has written, and nothing else."""
     with reported(folder):
-        for part in os.listdir(folder):
-            path = os.path.join(folder, part)
-            if part in ("model", "adapter") and os.path.isdir(path):
-                remove_files(path, ENCODER if part == "model" else ADAPTER)
+        for name in filter(functools.partial(_is_own, folder), os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if name in FOLDERS:
+                remove_files(path, FOLDERS[name])
             else:
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
@@ -156,7 +193,7 @@ def clear(folder: str) -> None:
 def _steps(settings: Settings, dataset: Any, source: Any) -> int:
     if settings.steps is not None:
         return settings.steps
-    # an epoch is gone through once to be counted: only the data know how many batches they make
+    # one pass over the data counts the batches of an epoch: packing and windows decide it
     return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
 
 
@@ -197,15 +234,15 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in vars(settings).items() if value is not None}
 
 
-def _write_settings(settings: Settings, anew: bool) -> None:
+def _write_settings(settings: Settings, *, replace: bool) -> None:
     path = os.path.join(settings.output, "settings.json")
-    if anew or not os.path.exists(path):
-        with new_file(path) as file:
+    if replace or not os.path.exists(path):
+        with reported(path), new_file(path) as file:
             file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
 
 
 def _about(settings: Settings) -> dict[str, Any]:
-    """What a run that goes on must have in common: settings, and the contents of the files."""
+    """What a resumed run must have in common with its checkpoint: settings and file contents."""
     found = {name: value for name, value in _plain(settings).items() if name not in FREE}
     for name in ("data", "evaluation"):
         if (path := getattr(settings, name)) is not None:
@@ -215,7 +252,7 @@ def _about(settings: Settings) -> dict[str, Any]:
 
 
 def _write(
-    settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, vectors: Vectors | None
+    settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, modules: EncoderModules | None
 ) -> None:
     trained = trainer.model
     folder = os.path.join(settings.output, "model")
@@ -223,10 +260,13 @@ def _write(
     def check(written: str) -> None:
         check_saved(trained, written)
 
-    if vectors is not None:
-        vectors.save(trained, tokenizer, folder)
+    if modules is not None:
+        modules.save(trained, tokenizer, folder)
     else:
-        with atomic_folder(folder, owned=ENCODER, overwrite=True, check=check) as new:
+        with (
+            atomic_folder(folder, owned=encoder_paths, overwrite=True, check=check) as new,
+            reported(folder),
+        ):
             write_model(trained, new, SHARD)
             tokenizer.save_pretrained(new)
     if settings.lora_rank is not None:

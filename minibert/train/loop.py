@@ -63,6 +63,7 @@ def fit(
     log: str | os.PathLike[str] | None = None,
     log_every: Any = 1,
     callbacks: Iterable[Callback] = (),
+    on_train_begin: Callable[[], Any] | None = None,
     show_progress: bool | None = None,
 ) -> Result:
     """Trains.
@@ -90,6 +91,8 @@ def fit(
         log_every: how many steps from one line of metrics to the next; evaluations and the last
             step always have one.
         callbacks: each is called with the step and its metrics.
+        on_train_begin: called before the first step, after the checkpoint that is resumed from has
+            been accepted and restored and the log has been opened.
         show_progress: whether there is a bar on stderr; None for one if it is a terminal.
 
     Raises:
@@ -118,6 +121,8 @@ def fit(
         restored = store is not None and store.latest is not None
         resume = checkpoints is not None and bool(checkpoints.resume)
         written = stack.enter_context(contextlib.closing(MetricsLog(log, step, restored, resume)))
+        if on_train_begin is not None:
+            on_train_begin()
         bar = stack.enter_context(training_bar(step, steps, show_progress))
         interrupted = stack.enter_context(interruption())
         run = _Run(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert.atomic import atomic_folder
+from minibert.atomic_file import reported
 from minibert.checkpoint import leaf_array
 from minibert.errors import (
     CheckpointMismatchError,
@@ -20,9 +21,9 @@ from minibert.errors import (
     UnsupportedConfigError,
     shown,
 )
-from minibert.model_files import ADAPTER, unchanged
 from minibert.model_files import ADAPTER_CONFIG as CONFIG
 from minibert.model_files import ADAPTER_TENSORS as TENSORS
+from minibert.model_files import adapter_paths, unchanged
 from minibert.saving import write_arrays, write_json
 from minibert.strict_json import read_object_if_there
 from minibert.tensor_files import SafetensorsSource, TensorSource
@@ -85,7 +86,11 @@ def save_adapter(
         if not same:
             raise TargetError(f"{folder}: the adapter was not written as it is in memory")
 
-    with atomic_folder(os.fspath(folder), owned=ADAPTER, overwrite=overwrite, check=check) as new:
+    target = os.fspath(folder)
+    with (
+        atomic_folder(target, owned=adapter_paths, overwrite=overwrite, check=check) as new,
+        reported(target),
+    ):
         write_json(fields, os.path.join(new, CONFIG))
         write_arrays(arrays, os.path.join(new, TENSORS))
 

@@ -8,13 +8,13 @@ import math
 import os
 import stat
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
-from minibert.atomic_file import lock_file, new_file
+from minibert.atomic_file import lock_file, new_file, reported
 from minibert.errors import InputError, TargetError
 
 # Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.
@@ -78,7 +78,7 @@ class MetricsLog:
         self.history: list[dict[str, Any]] = []
         if path is None or jax.process_index():
             return
-        with _written(path):
+        with reported(path):
             self._file = _locked(path)
             try:
                 self._begin(path, step, restored, resume)
@@ -111,7 +111,7 @@ class MetricsLog:
             self.history.append(line)
         if self._file is None:
             return
-        with _written(self.path):
+        with reported(self.path):
             if amended:
                 self._rewrite()
             else:
@@ -131,7 +131,7 @@ class MetricsLog:
     def sync(self) -> None:
         """Waits until all lines are on the disk: no checkpoint knows of more than the log."""
         if self._file is not None:
-            with _written(self.path):
+            with reported(self.path):
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -191,14 +191,6 @@ def _locked(path: Any) -> BinaryIO:
         if not stat.S_ISREG(state.st_mode):
             raise TargetError(f"{path}: expected a file, found something else")
         raise TargetError(f"{path}: another run is writing this log; choose another file")
-
-
-@contextlib.contextmanager
-def _written(path: Any) -> Generator[None]:
-    try:
-        yield
-    except OSError as reason:
-        raise TargetError(f"{path}: cannot be written ({reason.strerror or reason})") from reason
 
 
 def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
