@@ -8,6 +8,7 @@ import pytest
 
 from minibert.errors import InputError
 from minibert.train import data
+from minibert.train.data_batches import Collate
 from minibert.train.data_records import Records
 
 pytest.importorskip("grain", reason="training data are read by grain")
@@ -73,6 +74,21 @@ def test_no_examples():
         data.batches([], batch_size=1)
 
 
+MASKED = np.ma.masked_array([1, 0], mask=[False, True])
+
+
+def padded(example):
+    return data.batches([example], batch_size=1, collate=Collate(lengths=(2,), pads={"ids": 0}))
+
+
+@pytest.mark.parametrize("batched", [padded, lambda one: data.batches([one], batch_size=1)])
+@pytest.mark.parametrize("value", [MASKED, [MASKED]])
+@pytest.mark.parametrize("name", ["ids", "labels"])
+def test_masked_arrays_in_examples(batched, name, value):
+    with pytest.raises(InputError, match=f"examples: {name}: .* without masked elements"):
+        list(batched({name: value}))
+
+
 AB, ABC = {"a": 0, "b": 1}, {"a": 0, "b": 1, "c": 2}
 MULTI = {"problem_type": "multi_label_classification"}
 REAL = {"problem_type": "regression"}
@@ -132,6 +148,9 @@ def labelled(*labels):
         (labelled([["a"], ["b", "c"]]), MULTI, "expected a label's name or number"),
         (labelled("01", "1", 2), {}, "expected a name as elsewhere, found 2"),
         (labelled([]), MULTI, "label: there are none"),
+        (labelled([1.0, 0.0], MASKED), MULTI, "record 1: label: .* without masked elements"),
+        (labelled([1.0, 0.0], MASKED), REAL, "record 1: label: .* without masked elements"),
+        (labelled(0, MASKED[1]), {}, "record 1: label: .* without masked elements"),
         (labelled(0.5, float("nan")), REAL, "record 1: label: expected a finite number, found nan"),
         (labelled(0.5, float("inf")), REAL, "expected a finite number, found inf"),
         (labelled("high"), REAL, "expected a finite number, found 'high'"),
@@ -206,6 +225,7 @@ def words(tokens, labels):
         (words([], []), "expected a label for each word; found 0 words and 0 labels"),
         (words("a b", ["O"]), "record 1: tokens: expected a list, found 'a b'"),
         (words(["a"], "O"), "record 1: labels: expected a list, found 'O'"),
+        (words(["a", "b"], MASKED), "record 1: labels: .* without masked elements"),
         (words(["a", ""], ["O", "O"]), "record 1: tokens: the text is empty"),
         (words(["a", 3], ["O", "O"]), "record 1: tokens: expected a text, found 3"),
         (words(["a", "\u200b", "b"], ["O"] * 3), "word 1, '.*', has no token"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import flag, whole
+from minibert.checks import flag, unmasked, whole
 from minibert.errors import InputError, SourceError, shown
 from minibert.train.data_guard import Guarded, GuardedExamples
 from minibert.train.data_identity import identified
@@ -43,7 +43,7 @@ class Collate:
         length = next(size for size in self.lengths if size >= longest)
         batch = {}
         for name in examples[0]:
-            rows = [np.asarray(row[name]) for row in examples]
+            rows = [np.asarray(unmasked(f"examples: {name}", row[name])) for row in examples]
             if name in self.pads:
                 rows = [_filled(row, length, self.pads[name]) for row in rows]
             batch[name] = np.stack(rows)
@@ -52,7 +52,10 @@ class Collate:
 
 def stacked(examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """The batch of examples whose entries are of one shape."""
-    return {name: np.stack([row[name] for row in examples]) for name in examples[0]}
+    return {
+        name: np.stack([unmasked(f"examples: {name}", row[name]) for row in examples])
+        for name in examples[0]
+    }
 
 
 def _filled(row: np.ndarray, length: int, pad: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.checks import unmasked
 from minibert.errors import InputError, shown
 from minibert.train.data_records import Records
 
@@ -37,7 +38,7 @@ def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) ->
         expected = ", ".join(PROBLEMS[:2])
         raise InputError(f"problem_type: expected {expected}; found {shown(problem_type)}")
     records = Records(source, [label])
-    rows = [(row[label], records.where(index, label)) for index, row in enumerate(records)]
+    rows = _labels_and_places(records, label)
     lists = [(value if _is_list(value) else [value], place) for value, place in rows]
     if problem_type == SEVERAL and is_multi_hot(lists, None):
         return _numbered(len(lists[0][0]))
@@ -114,7 +115,7 @@ def record_labels(
     """
     if problem not in PROBLEMS:
         raise InputError(f"problem_type: expected {', '.join(PROBLEMS)}; found {shown(problem)}")
-    values = [(row[column], records.where(i, column)) for i, row in enumerate(records)]
+    values = _labels_and_places(records, column)
     if problem == "regression":
         if label2id is not None:
             raise InputError("label2id: a regression has none")
@@ -122,7 +123,7 @@ def record_labels(
     if problem == "single_label_classification":
         known = names_to_ids(values) if label2id is None else checked_label2id(label2id)
         return [np.int32(label_id(value, known, place)) for value, place in values]
-    lists = [(listed(value, place), place) for value, place in values]
+    lists = [(checked_list(value, place), place) for value, place in values]
     known = None if label2id is None else checked_label2id(label2id)
     if is_multi_hot(lists, None if known is None else len(known)):
         return [np.array(row, np.float32) for row, _ in lists]
@@ -167,15 +168,23 @@ def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -
     )
 
 
-def listed(value: Any, place: str) -> list[Any]:
-    """A list of labels or words.
+def checked_list(value: Any, place: str) -> list[Any]:
+    """Returns a list, tuple or array of labels or words as a list.
 
     Raises:
-        InputError: it is none.
+        InputError: the value is none of these, or elements are masked.
     """
     if not _is_list(value):
         raise InputError(f"{place}: expected a list, found {shown(value)}")
-    return list(value)
+    return list(unmasked(place, value))
+
+
+def _labels_and_places(records: Records, column: str) -> list[tuple[Any, str]]:
+    """Returns each record's value in a column, and how messages name it."""
+    places = [records.where(index, column) for index in range(len(records))]
+    return [
+        (unmasked(place, row[column]), place) for row, place in zip(records, places, strict=True)
+    ]
 
 
 def _is_list(value: Any) -> bool:

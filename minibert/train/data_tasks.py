@@ -9,8 +9,8 @@ from minibert.train.data_batches import batches, batching
 from minibert.train.data_encoding import Encoder, collate_for, encoded
 from minibert.train.data_labels import (
     checked_label2id,
+    checked_list,
     label_id,
-    listed,
     names_to_ids,
     record_labels,
 )
@@ -252,8 +252,8 @@ def _words_and_labels(
     inputs, labels = [], []
     for index, row in enumerate(records):
         place, where = records.where(index, words), records.where(index, label)
-        inputs.append([checked_text(word, place) for word in listed(row[words], place)])
-        labels.append([(value, where) for value in listed(row[label], where)])
+        inputs.append([checked_text(word, place) for word in checked_list(row[words], place)])
+        labels.append([(value, where) for value in checked_list(row[label], where)])
         if not inputs[-1] or len(inputs[-1]) != len(labels[-1]):
             raise InputError(
                 f"{place}: expected a label for each word; found {len(inputs[-1])} words and "
