@@ -188,8 +188,8 @@ def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float
 
 
 def _open(folder: str, allow_pickle: bool) -> TensorSource:
-    refuse_adapter(folder)
     if not _holds_torch_weights(folder) and os.path.exists(os.path.join(folder, FLAX)):
+        refuse_adapter(folder)
         return open_flax(folder)
     return open_source(folder, allow_pickle=allow_pickle)
 
