@@ -31,6 +31,7 @@ from minibert.train.checkpoint_state import (
     damaged,
     finite_checksums,
     flat,
+    from_dict,
     of_all_processes,
     position_of_json,
     readable,
@@ -370,17 +371,16 @@ def _restored(
     shapes = jax.tree.map(utils.to_shape_dtype_struct, plain)  # and their shardings
     with readable(where):
         read = manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes))).state
-    structure, ours = jax.tree.structure(state.opt_state), plain["opt_state"]
-    own = [read["opt_state"][path] for path in ours]
-    found = TrainState(read["step"], read["params"], jax.tree.unflatten(structure, own))
+    found = from_dict(read, state)
     if "checksums" not in record:
         logger.warning("%s: has no checksums, so damage to its numbers is not seen", where)
     elif wrong := _changed(checksums(flat(found)), record["checksums"]):
         more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
         raise damaged(where, f"{wrong[0]}{more}: the numbers are not those that were saved")
     if fresh:
-        own = [ours[path] if ".hyperparams[" in path else read["opt_state"][path] for path in ours]
-        found = dataclasses.replace(found, opt_state=jax.tree.unflatten(structure, own))
+        ours = plain["opt_state"].items()
+        hyperparams = {path: leaf for path, leaf in ours if ".hyperparams[" in path}
+        found = from_dict({**read, "opt_state": {**read["opt_state"], **hyperparams}}, state)
     return found
 
 

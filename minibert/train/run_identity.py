@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from minibert.errors import InputError, shown
-from minibert.train.checkpoint_state import as_dict, checksums
+from minibert.train.checkpoint_state import checksums, key_data, opt_state_leaves
 from minibert.train.fingerprint import digest
 
 FORMAT = 2
@@ -27,16 +27,16 @@ def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
         trainer: the run's trainer.
         about: what the caller adds.
     """
-    state, config = as_dict(trainer.state), trainer.config
+    state, config = trainer.state, trainer.config
     sums = checksums(trainer.frozen)
     fields = [field.name for field in dataclasses.fields(config) if field.name not in INERT]
     found = {
         "format": FORMAT,
         **trainer.made_by,
         "config": {name: getattr(config, name) for name in fields},
-        "optimizer": _optimizer(trainer.optimizer, trainer.state.params),
-        "params": {path: _spec(leaf) for path, leaf in state["params"].items()},
-        "opt_state": {path: _spec(leaf) for path, leaf in state["opt_state"].items()},
+        "optimizer": _optimizer(trainer.optimizer, state.params),
+        "params": {path: _spec(leaf) for path, leaf in state.params.items()},
+        "opt_state": {path: _spec(leaf) for path, leaf in opt_state_leaves(state).items()},
         "frozen": {path: f"{_spec(leaf)} #{sums[path]}" for path, leaf in trainer.frozen.items()},
         "about": about,
     }
@@ -134,6 +134,6 @@ def _optimizer(optimizer: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     except Exception:  # whatever an optimiser of unknown origin raises without what it needs
         return found
     texts = [re.sub(r"0x[0-9a-f]+", "", str(one.jaxpr)) for one in programs]  # without addresses
-    constants = [[np.asarray(constant) for constant in one.consts] for one in programs]
+    constants = [[np.asarray(key_data(constant)) for constant in one.consts] for one in programs]
     versions = f"jax {jax.__version__}, optax {optax.__version__}"
     return found | {"program": {versions: digest([texts, constants])}}
