@@ -1,4 +1,4 @@
-"""Vectors of unit length, on the host and on a device, whatever their scale."""
+"""L2 normalisation of vectors of any scale, on the host and on a device."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-EPSILON = 1e-12  # by which torch.nn.functional.normalize divides a vector of zeros
+EPSILON = 1e-12  # torch.nn.functional.normalize divides a vector of zeros by it
 
 
 def unit(vectors: Any) -> Any:

@@ -250,22 +250,34 @@ def asked(**changes):
         (
             asked(answers={"text": ["lamp"], "answer_start": [3]}),
             {},
-            "does not stand at 3 .*' lam'",
+            "expected 'lamp' at position 3 .*' lam'",
         ),
-        (asked(answers={"text": ["lamp"], "answer_start": [99]}), {}, "does not stand at 99"),
-        (asked(answers={"text": ["lamp"], "answer_start": [-10]}), {}, "where it begins"),
+        (
+            asked(answers={"text": ["lamp"], "answer_start": [99]}),
+            {},
+            "expected 'lamp' at position 99",
+        ),
+        (
+            asked(answers={"text": ["lamp"], "answer_start": [-10]}),
+            {},
+            "expected a text and its position",
+        ),
         (asked(answers={"text": ["lamp"], "answer_start": []}), {}, "two lists of one length"),
-        (asked(answers={"text": [""], "answer_start": [0]}), {}, "expected a text and where"),
-        (asked(answers={"text": [None], "answer_start": [0]}), {}, "expected a text and where"),
+        (asked(answers={"text": [""], "answer_start": [0]}), {}, "expected a text and its"),
+        (asked(answers={"text": [None], "answer_start": [0]}), {}, "expected a text and its"),
         (asked(answers="lamp"), {}, "record 0: answers: expected .* found 'lamp'"),
         (asked(context=""), {}, "record 0: context: the text is empty"),
         (asked(question=None), {}, "record 0: question: expected a text, found None"),
         (
             asked(question="why " * 9),
             {},
-            "question: 9 tokens leave room for 0 of the context in 12",
+            "question: 9 tokens leave 0 of 12 for the context",
         ),
-        (asked(), {"doc_stride": 7}, "2 tokens leave room for 7 .* expected over doc_stride, 7"),
+        (
+            asked(),
+            {"doc_stride": 7},
+            "2 tokens leave 7 of 12 for the context; .* expected over doc_stride, 7",
+        ),
         (asked(), {"doc_stride": -1}, "doc_stride: expected a whole number of at least 0"),
         (asked(), {"answers": ("a", "b", "c")}, "answers: expected a column or two"),
         (asked(), {"answers": 3}, "answers: expected a column or two, found 3"),
@@ -297,7 +309,7 @@ def test_tokenizers(tokenizer):
         data.classification(labelled(0), 3, **options)
     with pytest.raises(InputError, match="tokenizer: has no padding token; set one"):
         data.classification(labelled(0), bare, **options)
-    with pytest.raises(InputError, match="neither an end token nor a separating one"):
+    with pytest.raises(InputError, match="expected an EOS or separator token, found neither"):
         data.token_ids(["a"], bare)
     bare.pad_token = "a"
     with pytest.raises(InputError, match="would join the words"):

@@ -135,9 +135,14 @@ class Store:
     """A run's open checkpoints; made by `opened`."""
 
     def __init__(
-        self, manager: Any, kept: "Kept", options: Checkpoints, run: dict[str, Any], data: Any
+        self,
+        manager: Any,
+        policy: "PreservationPolicy",
+        options: Checkpoints,
+        run: dict[str, Any],
+        data: Any,
     ):
-        self._manager, self._kept, self._options = manager, kept, options
+        self._manager, self._policy, self._options = manager, policy, options
         self._identity, self._data = run, identity_of(data)
         self.latest: int | None = manager.latest_step()
 
@@ -156,7 +161,7 @@ class Store:
             return
         from orbax.checkpoint import args
 
-        self._kept.best = standing.best_step
+        self._policy.best = standing.best_step
         record = {
             "identity": self._identity,
             "standing": dataclasses.asdict(standing),
@@ -202,7 +207,7 @@ class Store:
                 with readable(where):
                     position = record["positions"][jax.process_index()]
                     iterator.set_state(position_of_json(position))
-        self._kept.best = standing.best_step
+        self._policy.best = standing.best_step
         return state, standing, not of_data
 
     def _data_differences(self, record: Mapping[str, Any]) -> list[str]:
@@ -244,14 +249,14 @@ class Store:
             self._manager.wait_until_finished()
 
 
-class Kept:
-    """Which checkpoints stay, the last ones and the best; Orbax's preservation policy."""
+class PreservationPolicy:
+    """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
 
     def __init__(self, last: int):
         self.last, self.best = last, None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Whether each of the checkpoints, in their order, stays."""
+        """Returns for each of the checkpoints, in their order, whether it is kept."""
         first = len(checkpoints) - self.last
         return [n >= first or one.step == self.best for n, one in enumerate(checkpoints)]
 
@@ -275,10 +280,10 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
             "checkpoints: the data cannot be taken up where it was left: expected a dataset of "
             f"Grain, or an iterator with get_state and set_state; found {shown(type(iterator))}"
         )
-    kept = Kept(options.keep)
-    with one_run(options.folder), _manager(options.folder, kept) as manager:
+    policy = PreservationPolicy(options.keep)
+    with one_run(options.folder), _manager(options.folder, policy) as manager:
         run = identity(trainer, options.about)
-        store = Store(manager, kept, options, run, data)
+        store = Store(manager, policy, options, run, data)
         if store.latest is not None and not options.resume:
             raise TargetError(
                 f"{options.folder}: holds checkpoints, the last of step {store.latest}; choose "
@@ -408,14 +413,14 @@ def _offering(manager: Any, folder: Any, step: int, state: TrainState) -> Genera
 
 
 @contextlib.contextmanager
-def _manager(folder: Any, kept: Kept | None) -> Generator[Any]:
-    """Orbax's manager of a folder's checkpoints; without `kept`, to read only."""
+def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
+    """Yields Orbax's manager of a folder's checkpoints, which is read-only without a policy."""
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
-    if kept is None:
+    if policy is None:
         options = CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
-        options = CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
+        options = CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
     with reported(folder):
         manager = CheckpointManager(os.path.abspath(folder), options=options)
     try:

@@ -1,4 +1,4 @@
-"""Errors in examples and in functions of them, which must not look like the end of the data."""
+"""Checks of examples and of functions of them, whose errors Grain takes for the end of the data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,11 +8,11 @@ from minibert.errors import InputError, shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Guarded:
-    """A function that returns arrays by name, or raises an error.
+class CheckedFunction:
+    """A function that must return a mapping of arrays.
 
-    Grain takes a `StopIteration` for the end of the data, and leaves out what is None. Here the
-    first is a `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
+    Grain takes a `StopIteration` for the end of the data, and skips None. Here the first is a
+    `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
     """
 
     function: Callable[..., Any]
@@ -30,7 +30,7 @@ class Guarded:
 
 
 @dataclasses.dataclass(frozen=True)
-class GuardedExamples:
+class CheckedExamples:
     """Examples, each checked when it is read."""
 
     source: Any
@@ -39,4 +39,4 @@ class GuardedExamples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
-        return Guarded(self.source.__getitem__, f"example {index}")(index)
+        return CheckedFunction(self.source.__getitem__, f"example {index}")(index)
