@@ -177,7 +177,7 @@ def test_a_job_says_which_text_of_all(tmp_path):
         return np.ones((len(some), 2), np.float32)
 
     with pytest.raises(TextNotFiniteError, match=r"^sentence 5: why") as caught:
-        embed_file("abcdefgh", encode, str(tmp_path / "o.npy"), made_by={}, rows_a_part=2)
+        embed_file([*"abcdefgh"], encode, str(tmp_path / "o.npy"), made_by={}, rows_a_part=2)
     assert caught.value.numbers == (5,)
 
 

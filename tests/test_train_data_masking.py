@@ -214,7 +214,11 @@ def test_blocks_hold_all_tokens(tokenizer, length):
         (["a", "\ud800"], {}, "text 1: half a surrogate pair"),
         ([], {}, "texts: there are none"),
         (5, {}, "texts: expected a path or texts, found 5"),
-        (["a " * 40], {"pack": False}, "text 0: 42 tokens; max_length is 16, and truncation=True"),
+        (
+            ["a " * 40],
+            {"pack": False},
+            "text 0: 42 tokens; max_length is 16, at which truncation=True",
+        ),
         (["a", "🙂"], {"pack": False}, "text 1: has no token that can be masked"),
         (
             ["a"],

@@ -140,7 +140,7 @@ def test_documents_from_files(tokenizer, tmp_path):
         ([["a", "b"], 3], {}, "document 1: expected a text or sentences, found 3"),
         ([["a", "b"], ["c", "🙂"]], {}, "document 1: sentence 1 has no token that can be masked"),
         (4, {}, "documents: expected a path or documents, found 4"),
-        ([["a", "b"]] * 2, {"max_length": 4}, "no room for two sentences"),
+        ([["a", "b"]] * 2, {"max_length": 4}, "max_length: expected at least 5, .*; found 4"),
     ],
 )
 def test_documents_refused(tokenizer, source, options, said):

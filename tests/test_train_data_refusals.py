@@ -276,7 +276,7 @@ def asked(**changes):
         (
             asked(),
             {"doc_stride": 7},
-            "2 tokens leave 7 of 12 for the context; .* expected over doc_stride, 7",
+            "2 tokens leave 7 of 12 for the context; expected over doc_stride, 7",
         ),
         (asked(), {"doc_stride": -1}, "doc_stride: expected a whole number of at least 0"),
         (asked(), {"answers": ("a", "b", "c")}, "answers: expected a column or two"),
