@@ -83,7 +83,7 @@ def convert(
         overwrite: whether to replace files of a model, tokenizer or encoder in the target; all
             others stay.
         verified: whether to compare with PyTorch, if it is installed.
-        progress: told what happens next.
+        progress: called with the name of each step.
 
     Raises:
         MinibertError: a source, config, tensor or target is not right; nothing was written.
@@ -92,8 +92,8 @@ def convert(
     limit = parse_size(max_shard_size)
     folder = locate(source, revision=revision, allow_pickle=allow_pickle)
     refuse_nested(folder, target)
-    found = None
     check_links(folder)
+    found = None
     with (
         atomic_folder(target, owned=encoder_paths, overwrite=overwrite) as new,
         unchanged(folder),
@@ -110,19 +110,40 @@ def convert(
                 write_config(model, new)
                 write_orbax(model, new)
         if verified and torch_installed():
-            found = verify(
-                model,
-                lambda wide: type(model).from_pretrained(new, param_dtype=wide),
-                folder,
-                instead="the parameters were cast" if dtype else _unreadable_by_torch(folder),
-                progress=progress,
-            )
-            if not found.passed:
-                raise ParityError(f"{source}: differs from PyTorch; nothing was written", found)
+            instead = "the parameters were cast" if dtype else _unreadable_by_torch(folder)
+            found = _verify_written(source, model, new, folder, instead, progress)
             with reported(target):
                 write_report(found, new)
         progress("flushing")
     return Conversion(info, copied, found)
+
+
+def _verify_written(
+    source: str, model: PretrainedModel, new: str, folder: str, instead: str, progress: Progress
+) -> Verification:
+    """Compares what was written with PyTorch.
+
+    Args:
+        source: for messages.
+        model: the model that was written.
+        new: the folder it was written to.
+        folder: the folder it was read from.
+        instead: why PyTorch does not read the source; empty if it does.
+        progress: called with the name of each step.
+
+    Raises:
+        ParityError: it does not compute what PyTorch computes.
+    """
+    found = verify(
+        model,
+        lambda wide: type(model).from_pretrained(new, param_dtype=wide),
+        folder,
+        instead=instead,
+        progress=progress,
+    )
+    if not found.passed:
+        raise ParityError(f"{source}: differs from PyTorch; nothing was written", found)
+    return found
 
 
 def verify_only(
@@ -191,8 +212,8 @@ def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float
 
 
 def _open(folder: str, allow_pickle: bool) -> TensorSource:
-    refuse_adapter(folder)
     if not _holds_torch_weights(folder) and os.path.exists(os.path.join(folder, FLAX)):
+        refuse_adapter(folder)
         return open_flax(folder)
     return open_source(folder, allow_pickle=allow_pickle)
 

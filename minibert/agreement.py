@@ -1,8 +1,8 @@
-"""Whether a model's tree is the one that its class builds from a config.
+"""Checks that a model's tree is the one that its class builds from a config.
 
-A model is saved with a config from which a load builds the tree to fill. If layers were removed, a
-head was widened or a module was added without the config, no load could fill it, or, in
-transformers, the rest would be random numbers.
+A load builds the tree from the config that was saved with the model. If layers were removed, a head
+was widened or a module was added without changing the config, a load fails, or, in transformers,
+initialises the rest randomly.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from minibert.errors import CheckpointMismatchError, InputError, shown
 from minibert.matching import head_of
 from minibert.printing import children
 
-# Attributes of modules that come from the config and decide what is computed.
+# attributes of modules that come from the config and change what is computed
 COMPUTING = ("heads", "scale", "epsilon", "name")
 
 
 def check_tree(model: Any, config: Any) -> None:
-    """Compares a model with a new one of its class and of a config, of which only shapes are made.
+    """Compares a model with the tree of shapes that its class builds from a config.
 
     Args:
         model: the model.
@@ -30,7 +30,7 @@ def check_tree(model: Any, config: Any) -> None:
 
     Raises:
         InputError: the config is not of the model's class, or no model can be built from it.
-        CheckpointMismatchError: parameters are missing, extra or of another shape, or a module
+        CheckpointMismatchError: parameters are missing, unexpected or of another shape, or a module
             computes something else; every difference is named.
     """
     cls = type(model)
@@ -54,12 +54,12 @@ def check_tree(model: Any, config: Any) -> None:
 
 
 def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -> list[str]:
-    """Names every difference between a model and a tree of shapes.
+    """Returns every difference between a model and a tree of shapes, as messages.
 
     Args:
         model: the model.
-        expected: what it should be.
-        optional: whether a leaf of `expected` need not be there.
+        expected: the tree of shapes.
+        optional: whether the model may lack a leaf of `expected`.
     """
     ours = {leaf.path: leaf for leaf in leaves(model)}
     theirs = {leaf.path: leaf for leaf in leaves(expected)}
@@ -80,30 +80,30 @@ def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -
             faults.append(f"{path}: expected numbers, found a shape only")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             faults.append(f"{path}: expected floating-point numbers, found {array.dtype}")
-    theirs_computing = dict(_computing(expected))
-    for path, value in _computing(model):
-        if path in theirs_computing and value != theirs_computing[path]:
-            faults.append(f"{path}: expected {theirs_computing[path]!r}, found {value!r}")
+    expected_attributes = dict(_attributes(expected))
+    for path, value in _attributes(model):
+        if path in expected_attributes and value != expected_attributes[path]:
+            faults.append(f"{path}: expected {expected_attributes[path]!r}, found {value!r}")
     return faults
 
 
 def _may_be_absent(leaf: Leaf, model: Any, config: Any) -> bool:
-    """Whether it is of an optional module that is absent as a whole, or a tied copy."""
+    """Returns whether a leaf is a tied copy or of an optional submodule that is absent."""
     names = [other.name for other in leaves(model)]
-    for room in model.optional:
-        if leaf.name.startswith(f"{room}."):
-            return not any(name.startswith(f"{room}.") for name in names)
+    for submodule in model.optional:
+        if leaf.name.startswith(f"{submodule}."):
+            return not any(name.startswith(f"{submodule}.") for name in names)
     original = model.tied.get(leaf.name)
     if original is None:
         return False
     return config.tie_word_embeddings or head_of(model, leaf.name) == head_of(model, original)
 
 
-def _computing(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _attributes(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name in COMPUTING:
         value = vars(module).get(name)
         if isinstance(value, int | float | str):
             yield f"{prefix}{name}", value
     for key, child in children(module):
         if isinstance(child, nnx.Module):
-            yield from _computing(child, f"{prefix}{key}.")
+            yield from _attributes(child, f"{prefix}{key}.")

@@ -1,13 +1,14 @@
-"""Embedding a file of any size: in parts, so that a job that was killed goes on where it was.
+"""Embedding a file of any size: in parts, so that a job that was killed can be resumed.
 
-The parts lie in `OUTPUT.parts`. When all are there they become the output, which is there complete
-or not at all. A part always holds the same texts in the same batches: a job that was killed and
-resumed gives the bytes of one that was not.
+The parts are written to `OUTPUT.parts`. When all exist they become the output, which exists as a
+whole or not at all. A part always holds the same texts in the same batches, so that a job that was
+killed and resumed writes the same bytes as one that was not.
 """
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,13 +19,14 @@ from minibert.atomic_file import reported
 from minibert.checks import as_array
 from minibert.embedding_outputs import check_ending, ending, write_rows
 from minibert.embedding_parts import (
-    Finished,
+    AGAIN,
+    FinishedJob,
     Part,
     Parts,
     digest_of,
-    finished,
+    finished_job,
     has_parts,
-    locked,
+    job_lock,
 )
 from minibert.errors import (
     InputError,
@@ -40,13 +42,13 @@ from minibert.text_lists import check_text, elements
 ROWS_A_PART = 2048
 
 
-class Embedded(NamedTuple):
-    """What a job did.
+class EmbeddingResult(NamedTuple):
+    """The result of a job.
 
     Attributes:
-        rows: how many texts there are.
-        computed: how many of them were computed, and not found done.
-        cut: how many of all were cut, as `encode`'s `cut` says.
+        rows: the number of texts.
+        computed: how many of them this call computed; the others were in an earlier job's parts.
+        cut: how many of all were truncated, according to `embed_file`'s `cut`.
     """
 
     rows: int
@@ -68,71 +70,63 @@ def embed_file(
     restart: bool = False,
     progress: Callable[[int, bool], None] = lambda rows, computed: None,
     warn: Callable[[str], object] = warnings.warn,
-) -> Embedded:
-    """Embeds texts into a file, going on with an earlier job if there is one.
+) -> EmbeddingResult:
+    """Embeds texts into a file, resuming an earlier job if there is one.
 
     Args:
         texts: read once, a part at a time.
         encode: from some texts to an array `(texts, dim)` of finite numbers, of the same `dim` and
             dtype at every call.
         output: `.npy`, an array `(texts, dim)`; or `.parquet`, with columns `row` and `embedding`.
-        made_by: what the output depends on besides the texts; as JSON holds it.
-        finish: what is done to the embeddings in the end, when the smallest and the largest number
-            of every column are known, `(2, dim)`: quantised, for example.
-        cut: how many of the texts of the last `encode` were cut.
-        least_rows: how many texts there must be; two, if `finish` needs ranges.
-        rows_a_part: how many texts at a time.
+        made_by: what the output depends on besides the texts, as JSON can represent it.
+        finish: applied to each part in the end, with the min and max of every column of all,
+            `(2, dim)`; for example a quantisation.
+        cut: returns how many of the texts of the last `encode` were truncated.
+        least_rows: the smallest number of texts; two, if `finish` needs ranges.
+        rows_a_part: the number of texts of a part.
         overwrite: whether to replace an existing output.
-        restart: whether to throw away the parts of an earlier job.
-        progress: told the rows of every part, and whether they were computed (or found).
-        warn: told of a part of an earlier job that is damaged, and so computed again.
+        restart: whether to discard the parts of an earlier job.
+        progress: called with the rows of every part, and whether they were computed.
+        warn: called with a message about a damaged part, which is computed again.
 
     Raises:
-        TargetError: the output exists, cannot be written, or was begun with something else.
+        TargetError: the output exists or cannot be written; or its parts are of another job, or of
+            vectors of another width or dtype.
         SourceError: there are too few texts.
-        TextError: `encode` raised one; it says which of all the texts it is.
+        TextError: raised by `encode`, with the number of the text among all.
         TextNotFiniteError: the same, or a vector is not finite.
-        InputError: `texts` are not texts, or `encode` or `finish` returned something else than a
-            row for each.
+        InputError: `texts` are not texts, or `encode` or `finish` did not return a row for each.
     """
     texts = elements("texts", texts, expected="texts")
     check_output(output, overwrite)
-    with locked(output):
-        check_output(output, overwrite)  # while we waited, another may have written it
+    with job_lock(output):
+        check_output(output, overwrite)  # another job may have written it in the meantime
         parts = Parts(output, {"rows_a_part": rows_a_part, **made_by}, warn)
         parts.check()
         chunks = iter(lambda: list(islice(texts, rows_a_part)), [])
-        found = finished(output)
-        if restart or (overwrite and found):
+        finished = finished_job(output)
+        if restart or (overwrite and finished):
             parts.discard()
-        elif found:
-            return _found_done(parts, chunks, found, output)
+        elif finished:
+            return _already_finished(parts, chunks, finished, output)
         parts.begin()
-        try:
-            done, digests = _computed(parts, chunks, encode, cut, progress)
-        except BaseException:
-            if not has_parts(output):  # nothing that another run could go on with
-                parts.discard()
-            raise
-        if done.rows < least_rows:
-            parts.discard()
-            if not done.rows:
-                raise SourceError("no texts: there is nothing to embed")
-            raise SourceError(f"too few texts: expected at least {least_rows}, found {done.rows}")
+        with _removed_if_empty(parts, output):
+            result, digests = _compute_parts(parts, chunks, encode, cut, progress)
+        _check_rows(parts, result.rows, least_rows)
         if parts.has(len(digests)):
             raise parts.changed(len(digests))
-        _assemble(parts, digests, done, output, finish)
+        _assemble(parts, digests, result, output, finish)
         parts.discard()
-    return done
+    return result
 
 
 def check_output(output: str, overwrite: bool, source: str | None = None) -> None:
-    """Raises what can be known before anything is computed.
+    """Raises the errors that are known before anything is computed.
 
     Args:
-        output: what shall be written.
+        output: the file to write.
         overwrite: whether it may exist.
-        source: the file the texts are in, which it must not be.
+        source: the file of the texts, which it must not be.
 
     Raises:
         TargetError: the output exists, is a link or the source, or cannot be written at all.
@@ -146,7 +140,7 @@ def check_output(output: str, overwrite: bool, source: str | None = None) -> Non
         raise TargetError(f"{output}: is a link; give the file itself, {os.path.realpath(output)}")
     if source is not None and os.path.exists(output) and os.path.samefile(source, output):
         raise TargetError(f"{output}: is the input, {source}; choose another")
-    if os.path.lexists(output) and not overwrite and finished(output) is None:
+    if os.path.lexists(output) and not overwrite and finished_job(output) is None:
         raise _exists(output)
 
 
@@ -154,55 +148,113 @@ def _exists(output: str) -> TargetError:
     return TargetError(f"{output}: exists; choose another, or --overwrite to replace it")
 
 
-def _found_done(parts: Parts, chunks: Iterator[list[str]], done: Finished, output: str) -> Embedded:
-    """Clears up behind a job that was killed when all was done, if it was this one."""
-    if done.job != parts.job or digest_of([digest_of(some) for some in chunks]) != done.texts:
+def _already_finished(
+    parts: Parts, chunks: Iterator[list[str]], finished: FinishedJob, output: str
+) -> EmbeddingResult:
+    """Removes the parts of a job that was killed after its output was complete, if it is this job.
+
+    Raises:
+        TargetError: it is another job.
+    """
+    if finished.job != parts.job or digest_of([digest_of(some) for some in chunks]) != (
+        finished.texts
+    ):
         raise _exists(output)
     parts.discard()
-    return Embedded(done.rows, 0, done.cut)
+    return EmbeddingResult(finished.rows, 0, finished.cut)
 
 
-def _computed(
+@contextlib.contextmanager
+def _removed_if_empty(parts: Parts, output: str) -> Generator[None]:
+    """Removes the folder of parts after an error, unless a later run can resume from it."""
+    try:
+        yield
+    except BaseException:
+        if not has_parts(output):
+            parts.discard()
+        raise
+
+
+def _check_rows(parts: Parts, rows: int, least_rows: int) -> None:
+    if rows >= least_rows:
+        return
+    parts.discard()
+    if not rows:
+        raise SourceError("no texts: there is nothing to embed")
+    raise SourceError(f"too few texts: expected at least {least_rows}, found {rows}")
+
+
+def _compute_parts(
     parts: Parts,
     chunks: Iterator[list[str]],
     encode: Callable[[list[str]], Any],
     cut: Callable[[], int],
     progress: Callable[[int, bool], None],
-) -> tuple[Embedded, list[str]]:
-    """Makes the parts that are not there; also the digest of each part's texts."""
-    done, digests = Embedded(0, 0, 0), []
+) -> tuple[EmbeddingResult, list[str]]:
+    """Computes the parts that do not exist; returns also the digest of each part's texts."""
+    result, digests = EmbeddingResult(0, 0, 0), []
     like: np.ndarray | None = None
     for number, some in enumerate(chunks):
-        for place, text in enumerate(some, start=done.rows):
-            check_text(text, f"text {place}")
+        for index, text in enumerate(some, start=result.rows):
+            check_text(text, f"text {index}")
         digests.append(digest_of(some))
         part = parts.find(number, digests[-1])
         new = part is None
-        if part is None:
-            try:
-                vectors = _rows("encode", encode(some), len(some), like)
-                _check_finite(vectors)
-            except TextError as reason:
-                raise TextError(done.rows + reason.number, reason.why) from None
-            except TextNotFiniteError as reason:
-                numbers = [done.rows + number for number in reason.numbers]
-                raise TextNotFiniteError(numbers, reason.why) from None
-            part = Part(vectors, cut())
-            parts.store(number, part, digests[-1])
-        like = _rows(f"part {number}", part.vectors, len(some), like)[:0]
-        done = Embedded(done.rows + len(some), done.computed + new * len(some), done.cut + part.cut)
+        with _of_earlier_job(parts, not new or result.computed < result.rows):
+            if part is None:
+                part = Part(_encoded(encode, some, result.rows, like), cut())
+                parts.store(number, part, digests[-1])
+            like = _rows(f"part {number}", part.vectors, len(some), like)[:0]
+        rows, computed = result.rows + len(some), result.computed + new * len(some)
+        result = EmbeddingResult(rows, computed, result.cut + part.cut)
         progress(len(some), new)
-    return done, digests
+    return result, digests
+
+
+@contextlib.contextmanager
+def _of_earlier_job(parts: Parts, resumed: bool) -> Generator[None]:
+    """If vectors differ from those of an earlier job's parts, says how to do without these.
+
+    Raises:
+        TargetError: they do.
+    """
+    try:
+        yield
+    except _UnlikeError as reason:
+        if not resumed:
+            raise
+        raise TargetError(
+            f"{reason}. Parts of an earlier job are in {parts.folder}: {AGAIN}, or remove that "
+            "folder"
+        ) from None
+
+
+def _encoded(
+    encode: Callable[[list[str]], Any], texts: list[str], start: int, like: np.ndarray | None
+) -> np.ndarray:
+    """The vectors of a part, whose first text is number `start` of all."""
+    try:
+        vectors = _rows("encode", encode(texts), len(texts), like)
+        _check_finite(vectors)
+    except TextError as reason:
+        raise TextError(start + reason.number, reason.why) from None
+    except TextNotFiniteError as reason:
+        raise TextNotFiniteError([start + n for n in reason.numbers], reason.why) from None
+    return vectors
+
+
+class _UnlikeError(InputError):
+    """Vectors are of another width or dtype than those before."""
 
 
 def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndarray:
-    """What `name` returned for `count` texts, if it is a row of numbers for each.
+    """Returns what `name` returned for `count` texts, if it is a row of numbers for each.
 
     Args:
         name: for messages.
         found: what was returned.
-        count: how many rows there must be.
-        like: other rows, whose width and dtype these must have.
+        count: the number of rows expected.
+        like: other rows, whose width and dtype are expected.
 
     Raises:
         InputError: it is something else.
@@ -214,7 +266,7 @@ def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndar
             f"found {array.dtype} of shape {array.shape}"
         )
     if like is not None and (array.shape[1], array.dtype) != (like.shape[1], like.dtype):
-        raise InputError(
+        raise _UnlikeError(
             f"{name}: expected {like.dtype} of shape ({count}, {like.shape[1]}), as for the texts "
             f"before; found {array.dtype} of shape {array.shape}"
         )
@@ -229,7 +281,7 @@ def _check_finite(vectors: np.ndarray) -> None:
 def _assemble(
     parts: Parts,
     digests: list[str],
-    done: Embedded,
+    result: EmbeddingResult,
     output: str,
     finish: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> None:
@@ -240,13 +292,13 @@ def _assemble(
         ranges = np.array([(part.min(axis=0), part.max(axis=0)) for part in vectors()])
         ranges = np.stack([ranges[:, 0].min(axis=0), ranges[:, 1].max(axis=0)])
         whole = os.path.join(parts.folder, "whole")
-        write_rows(whole, ending(output), done.rows, _finished(vectors(), finish, ranges))
-        parts.finish(whole, digest_of(digests), done.rows, done.cut)
+        write_rows(whole, ending(output), result.rows, _finish_parts(vectors(), finish, ranges))
+        parts.finish(whole, digest_of(digests), result.rows, result.cut)
         os.replace(whole, output)
         flush_path(os.path.dirname(os.path.abspath(output)))
 
 
-def _finished(
+def _finish_parts(
     parts: Iterator[np.ndarray],
     finish: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ranges: np.ndarray,

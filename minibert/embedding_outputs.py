@@ -1,4 +1,4 @@
-"""Rows of numbers as a file, written a part at a time: npy, or parquet."""
+"""Files of vectors, written a part at a time: npy or parquet."""
 
 import os
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ ENDINGS = (".npy", ".parquet")
 
 
 def ending(path: str) -> str:
-    """What a file's name says it is, in lower case."""
+    """Returns a file's extension in lower case."""
     return os.path.splitext(path)[1].lower()
 
 
 def check_ending(path: str) -> None:
-    """Raises a `TargetError` if no such file can be written."""
+    """Raises a `TargetError` if files of this extension cannot be written."""
     if ending(path) not in ENDINGS:
         raise TargetError(f"{path}: expected a file that ends in {' or '.join(ENDINGS)}")
     if ending(path) == ".parquet":
@@ -25,14 +25,14 @@ def check_ending(path: str) -> None:
 
 
 def write_rows(path: str, kind: str, rows: int, parts: Iterator[np.ndarray]) -> None:
-    """Writes `rows` rows in all, and flushes them to the disk.
+    """Writes vectors to a file, and flushes it to the disk.
 
     Args:
-        path: where to.
+        path: the file to write.
         kind: one of `ENDINGS`: `.npy`, an array `(rows, dim)`; `.parquet`, with columns `row` and
             `embedding`.
-        rows: how many there are.
-        parts: some of them at a time, each `(some, dim)`; one part at least.
+        rows: the number of rows of all parts.
+        parts: arrays `(some, dim)`, at least one.
     """
     with open(path, "wb") as file:
         (_write_npy if kind == ".npy" else _write_parquet)(file, rows, parts)
@@ -64,7 +64,7 @@ def _write_parquet(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
 
 
 def flush(file: Any) -> None:
-    """To the disk."""
+    """Flushes a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 

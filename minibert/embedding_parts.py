@@ -1,9 +1,8 @@
-"""The parts of an embedding job: a folder beside the output, and the lock of who works on it.
+"""The parts of an embedding job: a folder beside the output, and the job's lock.
 
-A part is written under another name, flushed and renamed. In it are the digests of its texts and
-of the job it belongs to, and of all that it holds, so that no damaged or altered part is used; what
-the job is made by stands in `job.json`. What is in the folder and none of a job's files is never
-touched.
+A part is written under another name, flushed and renamed. It holds digests of its texts, of its job
+and of its own contents, so that no damaged or altered part is used. What the output depends on is
+in `job.json`. Files in the folder that are not a job's are never touched.
 """
 
 import contextlib
@@ -25,14 +24,14 @@ OWN = re.compile(r"\d{7}\.npz(\.new)?|(job\.json|finished)(\.new)?|whole")
 AGAIN = "--restart to begin again"
 
 
-class Finished(NamedTuple):
-    """What a job says of itself when all is done.
+class FinishedJob(NamedTuple):
+    """The record of a job whose output is complete.
 
     Attributes:
         inode, size: of the output's file.
-        job, texts: the digests of what it was made by, and of.
-        rows: how many texts there were.
-        cut: how many of them were cut.
+        job, texts: the digests of the job's settings and of its texts.
+        rows: the number of texts.
+        cut: how many of them were truncated.
     """
 
     inode: int
@@ -44,11 +43,11 @@ class Finished(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a part holds.
+    """The contents of a part.
 
     Attributes:
         vectors: `(rows, dim)`.
-        cut: how many of its texts were cut.
+        cut: how many of its texts were truncated.
     """
 
     vectors: np.ndarray
@@ -56,19 +55,19 @@ class Part(NamedTuple):
 
 
 class Parts:
-    """The folder of a job's parts, `OUTPUT.parts`, for who has the lock.
+    """The folder of a job's parts, `OUTPUT.parts`; used by the holder of the lock.
+
+    A part that is damaged or altered counts as missing, after `warn` was called with a message that
+    names it.
 
     Args:
         output: the job's output.
-        job: what the parts are made by, besides their texts; as JSON holds it.
-        warn: is called with a message about a damaged part.
+        job: what the vectors depend on besides the texts, as JSON can represent it.
+        warn: called with a message about a damaged part.
 
     Attributes:
         folder: the folder.
-        job: the digest of what they are made by.
-
-    A part that is damaged or was altered counts as not there, after a call of `warn` with a message
-    that names it: it is to be computed again.
+        job: the digest of what the vectors depend on.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Parts:
         self.job = hashlib.sha256(self._wanted.encode()).hexdigest()
 
     def check(self) -> None:
-        """Raises a `TargetError` if the folder is no job's, or not a job's alone."""
+        """Raises a `TargetError` if the folder holds anything but a job's files."""
         if not os.path.lexists(self.folder):
             return
         if os.path.islink(self.folder) or not os.path.isdir(self.folder):
@@ -94,28 +93,28 @@ class Parts:
             )
 
     def begin(self) -> None:
-        """Makes the folder, or goes on with what is in it.
+        """Creates the folder, or checks that the parts in it are of this job.
 
         Raises:
-            TargetError: parts in it were made by something else.
+            TargetError: they are of another job.
         """
         with reported(self._output):
             _remove_own(f"{self.folder}.old")
             os.makedirs(self.folder, exist_ok=True)
             if has_parts(self._output):
                 self._check_job()
-            else:  # nothing was computed, so nothing binds
+            else:  # nothing was computed, so it may become another job's
                 self._write("job.json", self._wanted)
 
     def find(self, number: int, texts: str) -> Part | None:
-        """Returns a part; None if it is not there, or damaged.
+        """Returns a part; None if it does not exist or is damaged.
 
         Args:
-            number: which part.
+            number: the part's number.
             texts: the digest of the texts that it must be of.
 
         Raises:
-            TargetError: it is made by something else, or of other texts.
+            TargetError: it is a part of another job, or of other texts.
         """
         path = self._path(number)
         if not os.path.exists(path):
@@ -156,32 +155,35 @@ class Parts:
             ) from None
 
     def changed(self, number: int) -> TargetError:
-        """What is said of a part of other texts."""
+        """Returns the error about a part of other texts."""
         return TargetError(
             f"{self._path(number)}: was made of other texts: the input has changed; {AGAIN}"
         )
 
     def has(self, number: int) -> bool:
-        """Whether there is such a part."""
+        """Returns whether a part exists."""
         return os.path.exists(self._path(number))
 
     def finish(self, whole: str, texts: str, rows: int, cut: int) -> None:
-        """Writes down that the file `whole` is the output."""
+        """Records that the file `whole` is the complete output."""
         state = os.stat(whole)
-        done = Finished(state.st_ino, state.st_size, self.job, texts, rows, cut)
+        done = FinishedJob(state.st_ino, state.st_size, self.job, texts, rows, cut)
         self._write("finished", json.dumps(done._asdict()))
 
     def discard(self) -> None:
-        """Removes the folder, as a whole: what is half deleted must not be taken for a job."""
+        """Removes the folder, as a whole: a half-deleted one must not be taken for a job."""
         if not os.path.isdir(self.folder):
             return
-        with reported(self._output):
+        try:
             place = self.folder
             if not _strangers(place):
                 place = f"{place}.old"
                 _remove_own(place)
                 os.rename(self.folder, place)
             _remove_own(place)
+        except OSError as reason:
+            why = reason.strerror or reason
+            raise TargetError(f"{self.folder}: cannot be removed ({why})") from reason
 
     def _read(self, number: int) -> tuple[Part, str, str]:
         """A part, and the digests of its job and of its texts."""
@@ -203,14 +205,14 @@ class Parts:
         if text == self._wanted.encode():
             return
         try:
-            begun = dict(json.loads(text))
+            found = dict(json.loads(text))
         except (ValueError, TypeError, RecursionError):
             raise TargetError(f"{path}: is damaged; {AGAIN}") from None
         job = json.loads(self._wanted)
-        names = sorted(n for n in begun.keys() | job.keys() if begun.get(n) != job.get(n))
+        names = sorted(n for n in found.keys() | job.keys() if found.get(n) != job.get(n))
         raise TargetError(
-            f"{self.folder}: was begun with another {', '.join(names)}; go on with that, or "
-            "--restart to throw it away"
+            f"{self.folder}: holds parts of a job with another {', '.join(names)}; resume it with "
+            "that, or --restart to discard them"
         )
 
     def _write(self, name: str, text: str) -> None:
@@ -225,7 +227,7 @@ class Parts:
 
 
 def digest_of(texts: Sequence[str]) -> str:
-    """Of texts and of where each ends."""
+    """Returns a digest of texts and of where each ends."""
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
@@ -246,16 +248,16 @@ def _digest_of_part(part: Part, job: str, texts: str) -> str:
 
 
 def has_parts(output: str) -> bool:
-    """Whether a job on an output has left anything it has computed."""
+    """Returns whether a job has left parts of an output."""
     folder = f"{output}.parts"
     return os.path.isdir(folder) and any(name.endswith(".npz") for name in os.listdir(folder))
 
 
-def finished(output: str) -> Finished | None:
-    """What a job says that was killed between its last rename and the removal of its parts."""
+def finished_job(output: str) -> FinishedJob | None:
+    """Returns the record of a job that was killed after its output was complete, if any."""
     try:
         with open(os.path.join(f"{output}.parts", "finished"), encoding="utf-8") as file:
-            done = Finished(**json.load(file))
+            done = FinishedJob(**json.load(file))
         state = os.stat(output)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
@@ -263,11 +265,11 @@ def finished(output: str) -> Finished | None:
 
 
 @contextlib.contextmanager
-def locked(output: str) -> Generator[None]:
-    """Holds `OUTPUT.lock`: nobody else works on the output, or removes its parts.
+def job_lock(output: str) -> Generator[None]:
+    """Holds `OUTPUT.lock`, so that no other job writes the output or removes its parts.
 
     Raises:
-        TargetError: somebody does, or it cannot be written.
+        TargetError: another job holds it, or it cannot be written.
     """
     with reported(output):
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
@@ -285,7 +287,7 @@ def _strangers(folder: str) -> list[str]:
 
 
 def _remove_own(folder: str) -> None:
-    """Removes a job's files, and the folder unless there is something else in it."""
+    """Removes a job's files, and the folder unless it holds others."""
     if not os.path.isdir(folder):
         return
     for name in set(os.listdir(folder)) - set(_strangers(folder)):

@@ -1,4 +1,4 @@
-"""Checks that what a model computed is finite, and what to say where it is not."""
+"""Checks that a model's outputs are finite, and the cause if they are not."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from jax import Array
 
 from minibert.parameters import parameters
 
-LONGEST = 48  # characters of an input that a message quotes
+MAX_QUOTED = 48  # characters of an input that a message quotes
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether an array of float32 or float64 holds neither NaN nor infinity."""
+    """Returns whether an array of float32 or float64 holds neither NaN nor infinity."""
     flat = values.reshape(-1)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         # a sum of squares is not finite if a number is not, and takes one pass without a temporary
@@ -23,17 +23,17 @@ def is_finite(values: np.ndarray) -> bool:
 
 
 def rows_not_finite(rows: Sequence[np.ndarray] | np.ndarray) -> list[int]:
-    """The indices of the rows that hold NaN or infinity."""
+    """Returns the indices of the rows that hold NaN or infinity."""
     if isinstance(rows, np.ndarray) and is_finite(rows):
         return []
     return [index for index, row in enumerate(rows) if not is_finite(row)]
 
 
 def scores_defined(scores: np.ndarray) -> bool:
-    """Whether a softmax over the last axis is defined.
+    """Returns whether the softmax over the last axis is defined.
 
-    It is if the largest score is finite: -inf rules an outcome out, but NaN and +inf in a row, or
-    nothing but -inf, leave it without probabilities.
+    It is if the max of each row is finite: -inf excludes an outcome, but with NaN, with +inf or
+    with -inf alone a row has no probabilities.
     """
     with np.errstate(invalid="ignore"):
         return bool(np.isfinite(scores.max(axis=-1)).all())
@@ -41,12 +41,12 @@ def scores_defined(scores: np.ndarray) -> bool:
 
 @jax.jit
 def each_finite(arrays: list[Array]) -> list[Array]:
-    """Of each array on a device, whether it is finite."""
+    """Returns for each array whether it is finite, computed on its device."""
     return [jnp.isfinite(array).all() for array in arrays]
 
 
 def cause(model: Any) -> str:
-    """Why a model's outputs may not be finite, and what to do."""
+    """Returns why a model's outputs are not finite, and what to do."""
     known = parameters(model)
     found = jax.device_get(each_finite(list(known.values())))
     wrong = [path for path, finite in zip(known, found, strict=True) if not finite]
@@ -61,13 +61,13 @@ def cause(model: Any) -> str:
 
 
 def quoted(value: Any) -> str:
-    """The beginning of an input, as a message quotes it."""
-    text = repr(value[: LONGEST + 1] if isinstance(value, str) else value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    """Returns the beginning of an input, for messages."""
+    text = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
 
 
 def _dtypes(model: Any) -> set[Any]:
-    """The dtypes that parts of a model compute or are stored in."""
+    """Returns the dtypes in which parts of a model compute or are stored."""
     found = [getattr(module, "dtype", None) for _, module in nnx.iter_modules(model)]
     found += [leaf.dtype for leaf in parameters(model).values()]
     return {jnp.dtype(dtype).type for dtype in found if dtype is not None}

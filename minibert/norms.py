@@ -1,4 +1,4 @@
-"""Vectors of unit length, on the host and on a device, whatever their scale."""
+"""L2 normalisation of vectors of any scale, on the host and on a device."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-EPSILON = 1e-12  # by which torch.nn.functional.normalize divides a vector of zeros
+EPSILON = 1e-12  # torch.nn.functional.normalize divides a vector of zeros by it
 
 
 def unit(vectors: Any) -> Any:
@@ -28,24 +28,35 @@ def unit(vectors: Any) -> Any:
 
 
 def extreme(vectors: np.ndarray) -> np.ndarray:
-    """Which vectors `(..., dim)` have squares that overflow, or lose digits to underflow: `(...)`.
+    """Returns which vectors `(..., dim)` have squares that overflow or underflow, `(...)`.
 
     Components that are much smaller than a vector's largest do not count.
     """
     with np.errstate(over="ignore", under="ignore"):
         found = _extreme(np.einsum("...i,...i->...", vectors, vectors))
-    found[found] = vectors[found].any(axis=-1)  # zeros are not
-    return found
+    return found & vectors.any(axis=-1) if found.any() else found  # zeros are not
+
+
+def in_range(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divides vectors `(..., dim)` that are `extreme` by powers of two, which is exact.
+
+    Returns:
+        The vectors, and the exponents `(...)` of their divisors; 0 for all other vectors.
+    """
+    found = extreme(vectors)
+    if not found.any():
+        return vectors, np.zeros(found.shape, np.int32)
+    largest = np.abs(vectors).max(axis=-1, initial=0)
+    exponents = np.where(found, np.frexp(largest)[1], 0).astype(np.int32)
+    return np.ldexp(vectors, -exponents[..., None]), exponents
 
 
 def _on_host(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         squares = (vectors**2).sum(axis=-1, keepdims=True)
-    if (wrong := _extreme(squares)[..., 0]).any():
-        vectors = vectors.copy()
-        exponents = np.frexp(np.abs(vectors[wrong]).max(axis=-1, keepdims=True, initial=0))[1]
-        vectors[wrong] = np.ldexp(vectors[wrong], -exponents)
-        squares[wrong] = (vectors[wrong] ** 2).sum(axis=-1, keepdims=True)
+    if _extreme(squares).any():
+        vectors, _ = in_range(vectors)
+        squares = (vectors**2).sum(axis=-1, keepdims=True)
     return vectors / np.sqrt(np.where(squares == 0, 1, squares))
 
 

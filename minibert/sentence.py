@@ -30,7 +30,7 @@ from minibert.sentence_settings import (
     merged_prompts,
 )
 from minibert.similarity import semantic_search, similarity, similarity_pairwise
-from minibert.token_ids import TokenReader, listed
+from minibert.token_ids import TokenReader, sentence_list
 
 Encoder = TypeVar("Encoder", bound="SentenceEncoder")
 
@@ -233,7 +233,7 @@ class SentenceEncoder:
             truncate_dim=self.settings.truncate_dim if truncate_dim is None else truncate_dim,
         )
         put_before = self.settings.prompt(prompt, prompt_name)
-        texts = [f"{put_before}{text}" for text in listed(sentences)]
+        texts = [f"{put_before}{text}" for text in sentence_list(sentences)]
         reader = self._reader  # another thread may set max_seq_length meanwhile
         length = reader.prompt_length(put_before)
         program, limit = self._programs[wanted.tokens], self.model.config.vocab_size
@@ -275,7 +275,7 @@ class SentenceEncoder:
 
         They are cut and padded as the tokenizer says; no prompt is put before them.
         """
-        return self._reader.arrays(listed(sentences))
+        return self._reader.arrays(sentence_list(sentences))
 
     def similarity(self, one: Any, other: Any) -> np.ndarray:
         """How alike each of the first vectors is to each of the second: `(first, second)`."""

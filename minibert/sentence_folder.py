@@ -185,7 +185,7 @@ def _pooling(data: dict[str, Any], where: str, *_: Any) -> Pooling:
     )
     has_switches = any(name in data for name in SWITCHES)
     modes = data.get("pooling_mode", on)
-    modes = (modes,) if isinstance(modes, str) else tuple(modes) if _is_list(modes) else ()
+    modes = (modes,) if isinstance(modes, str) else tuple(modes) if _is_list_of_str(modes) else ()
     if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
         found = shown(data["pooling_mode"]) if "pooling_mode" in data else "none switched on"
         raise ConfigError(
@@ -302,5 +302,5 @@ def _switch(data: Mapping[str, Any], where: str, name: str, default: bool | None
     return value
 
 
-def _is_list(value: Any) -> bool:
+def _is_list_of_str(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)

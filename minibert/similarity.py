@@ -1,11 +1,12 @@
 """Similarity functions, of all pairs or pairwise, and exact top-k search.
 
-Names, signs and results are sentence-transformers' (`util/similarity.py`, `util/retrieval.py`): a
-distance is negated, so that a higher score is more similar. Everything runs on the host, in float32
-or wider: vectors are few numbers beside the model's work, and no shape is compiled.
+Names, signs and results are those of sentence-transformers (`util/similarity.py`,
+`util/retrieval.py`): distances are negated, so that a higher score means more similar. Everything
+runs on the host with NumPy, in float32 or wider, so that no shape is compiled.
 
 The functions themselves take finite vectors of one dtype. `similarity`, `similarity_pairwise` and
-`semantic_search` check that, and call them so that no square or product overflows or underflows.
+`semantic_search` check that, and scale vectors so that no intermediate result overflows or
+underflows.
 """
 
 from collections.abc import Callable
@@ -17,59 +18,67 @@ import numpy as np
 from minibert.checks import as_array, whole
 from minibert.errors import InputError, shown
 from minibert.finite import rows_not_finite
-from minibert.norms import extreme, unit
+from minibert.norms import extreme, in_range, unit
 
-ROWS = 4096  # vectors whose differences from others are in memory at once
+ROWS = 4096  # vectors whose differences from another are in memory at the same time
+MAX_EXPONENT = 1000  # of float64; below it, sums over up to 2**22 numbers do not overflow
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The cosine of the angle between each of the first and each of the second."""
+    """Returns the cosine similarity of each of the first with each of the second vectors."""
     return dot(unit(one), unit(other))
 
 
 def dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The dot product of each of the first with each of the second."""
+    """Returns the dot product of each of the first with each of the second vectors."""
     return one @ other.T
 
 
 def euclidean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The distance of each of the first from each of the second, negated."""
+    """Returns the negative Euclidean distance of each of the first from each of the second."""
     first, second = one.astype(np.float64), other.astype(np.float64)  # squares cancel
+    if extreme(first).any() or extreme(second).any():
+        return _row_by_row(pairwise_euclidean, one, other)
     squares = (first**2).sum(1)[:, None] - 2 * first @ second.T + (second**2).sum(1)
     return -np.sqrt(np.maximum(squares, 0)).astype(one.dtype)
 
 
 def manhattan(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The sum of the absolute differences, negated."""
-    result = np.empty((len(one), len(other)), one.dtype)
-    for row, vector in enumerate(one):
-        for start in range(0, len(other), ROWS):
-            some = slice(start, start + ROWS)
-            result[row, some] = -np.abs(other[some] - vector).sum(1)
-    return result
+    """Returns the negative Manhattan distance of each of the first from each of the second."""
+    return _row_by_row(pairwise_manhattan, one, other)
 
 
 def pairwise_cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`cosine` of the first of both, the second of both, …"""
+    """Returns the `cosine` of each pair of rows."""
     return pairwise_dot(unit(one), unit(other))
 
 
 def pairwise_dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`dot` of the first of both, the second of both, …"""
+    """Returns the `dot` product of each pair of rows."""
     return (one * other).sum(-1)
 
 
 def pairwise_euclidean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`euclidean` of the first of both, the second of both, …"""
-    return -np.sqrt(((one - other) ** 2).sum(-1))
+    """Returns the `euclidean` distance, negated, of each pair of rows."""
+    difference, exponents = in_range(one - other)
+    return -np.ldexp(np.sqrt((difference**2).sum(-1)), exponents)
 
 
 def pairwise_manhattan(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`manhattan` of the first of both, the second of both, …"""
+    """Returns the `manhattan` distance, negated, of each pair of rows."""
     return -np.abs(one - other).sum(-1)
 
 
 Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _row_by_row(pairwise: Compare, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    result = np.empty((len(one), len(other)), one.dtype)
+    for row, vector in enumerate(one):
+        for start in range(0, len(other), ROWS):
+            rows = slice(start, start + ROWS)
+            result[row, rows] = pairwise(other[rows], vector)
+    return result
 
 
 class Similarity(NamedTuple):
@@ -78,56 +87,54 @@ class Similarity(NamedTuple):
     Attributes:
         all_pairs: from `(first, dim)` and `(second, dim)` to `(first, second)`.
         pairwise: from `(texts, dim)` and `(texts, dim)` to `(texts,)`.
-        degree: the power of a common factor of all vectors that the scores are multiplied by.
     """
 
     all_pairs: Compare
     pairwise: Compare
-    degree: int
 
 
 SIMILARITIES: dict[str, Similarity] = {
-    "cosine": Similarity(cosine, pairwise_cosine, 0),
-    "dot": Similarity(dot, pairwise_dot, 2),
-    "euclidean": Similarity(euclidean, pairwise_euclidean, 1),
-    "manhattan": Similarity(manhattan, pairwise_manhattan, 1),
+    "cosine": Similarity(cosine, pairwise_cosine),
+    "dot": Similarity(dot, pairwise_dot),
+    "euclidean": Similarity(euclidean, pairwise_euclidean),
+    "manhattan": Similarity(manhattan, pairwise_manhattan),
 }
 
 
 def similarity(one: Any, other: Any, name: str = "cosine") -> np.ndarray:
-    """Compares each of the first vectors with each of the second.
+    """Returns the similarity of each of the first vectors to each of the second.
 
     Args:
         one, other: vectors `(texts, dim)`, or one `(dim,)`.
         name: one of `SIMILARITIES`.
 
     Returns:
-        Scores `(first, second)`, in float32 or float64 as the vectors; what is beyond the dtype is
-        infinite or zero, as is the exact result when it is rounded.
+        Scores `(first, second)`, in float32 or float64 as the vectors. A score that the dtype
+        cannot represent is infinite or zero.
 
     Raises:
         InputError: the vectors are not arrays of finite real numbers of one width, or there is no
             such function.
     """
     function = _function(name)
-    first, second = _alike(*(np.atleast_2d(v) for v in _both(one, other)))
-    score, exponent = _in_range(function.all_pairs, function.degree, first, second)
-    return _rounded(score(first, second), exponent, first.dtype)
+    first, second = _same_dtype(*(np.atleast_2d(v) for v in _both(one, other)))
+    return _scores(name, function.all_pairs, first, second)
 
 
 def similarity_pairwise(one: Any, other: Any, name: str = "cosine") -> np.ndarray:
-    """Compares the first vectors of both, the second of both, …: `(texts,)`.
+    """Returns the similarity of each pair of vectors, `(texts,)`.
 
-    Takes and raises what `similarity` does; both must have the same shape.
+    Arguments and errors are those of `similarity`; both arrays must have the same shape.
     """
     function = _function(name)
-    first, second = _alike(*_both(one, other))
+    first, second = _same_dtype(*_both(one, other))
     if first.shape != second.shape:
         raise InputError(f"embeddings: expected pairs, found {first.shape} and {second.shape}")
-    score, exponent = _in_range(function.pairwise, function.degree, first, second)
-    return _rounded(score(first, second), exponent, first.dtype)
+    pairs = np.atleast_2d(first), np.atleast_2d(second)
+    return _scores(name, function.pairwise, *pairs).reshape(first.shape[:-1])
 
 
+@np.errstate(over="ignore", under="ignore")
 def semantic_search(
     query_embeddings: Any,
     corpus_embeddings: Any,
@@ -137,18 +144,18 @@ def semantic_search(
     query_chunk_size: Any = 100,
     corpus_chunk_size: Any = 1 << 14,
 ) -> list[list[dict[str, int | float]]]:
-    """Finds the vectors of a corpus that are most similar to each query.
+    """Returns the vectors of a corpus that are most similar to each query.
 
     Args:
         query_embeddings: `(queries, dim)`, or one `(dim,)`.
         corpus_embeddings: `(corpus, dim)`.
-        top_k: how many for each query.
+        top_k: the number of hits for each query.
         score_function: one of `SIMILARITIES`.
-        query_chunk_size, corpus_chunk_size: how many are compared at once.
+        query_chunk_size, corpus_chunk_size: how many vectors are compared at once.
 
     Returns:
-        For each query a list of `{"corpus_id": …, "score": …}`, the highest score first; of equal
-        scores the one that comes first in the corpus.
+        For each query a list of `{"corpus_id": …, "score": …}`, the highest score first; equal
+        scores are in the order of the corpus.
 
     Raises:
         InputError: as for `similarity`; or a size is not positive.
@@ -156,40 +163,47 @@ def semantic_search(
     top_k = whole("top_k", top_k, 1)
     query_chunk_size = whole("query_chunk_size", query_chunk_size, 1)
     corpus_chunk_size = whole("corpus_chunk_size", corpus_chunk_size, 1)
-    compare, _, degree = _function(score_function)
-    queries, corpus = _alike(
+    compare = _function(score_function).all_pairs
+    queries, corpus = _same_dtype(
         np.atleast_2d(vectors("query_embeddings", query_embeddings)),
         np.atleast_2d(vectors("corpus_embeddings", corpus_embeddings)),
     )
+    exponents = _exponents(score_function, queries, corpus)
     if by_angle := compare is cosine:
-        compare, degree, queries = dot, 0, unit(queries)
-    score, exponent = _in_range(compare, degree, queries, corpus)
-    found = [_Best(top_k) for _ in queries]
+        compare, queries = dot, unit(queries)
+    elif exponents is not None:
+        queries = _scaled(queries, exponents.one)
+    found = [_TopK(top_k) for _ in queries]
     for offset in range(0, len(corpus), corpus_chunk_size):
         chunk = corpus[offset : offset + corpus_chunk_size]
-        chunk = unit(chunk) if by_angle else chunk
+        if by_angle:
+            chunk = unit(chunk)
+        elif exponents is not None:
+            chunk = _scaled(chunk, exponents.other)
         for start in range(0, len(queries), query_chunk_size):
-            scores = score(queries[start : start + query_chunk_size], chunk)
+            scores = compare(queries[start : start + query_chunk_size], chunk)
             for number, row in enumerate(scores, start=start):
                 found[number].add(row, offset)
-    return [best.hits(exponent) for best in found]
+    of_scores = 0 if exponents is None else exponents.scores
+    of_queries = np.broadcast_to(of_scores, len(queries)).tolist()
+    return [best.hits(exponent) for best, exponent in zip(found, of_queries, strict=True)]
 
 
-class _Best:
-    """The best scores of those seen; of equals the first."""
+class _TopK:
+    """The highest scores so far; of equal scores the first."""
 
     def __init__(self, count: int):
         self._count = count
         self._scores, self._ids = np.empty(0), np.empty(0, np.int64)
 
     def add(self, scores: np.ndarray, offset: int) -> None:
-        """Looks at the scores of the vectors from number `offset`."""
+        """Adds the scores of the vectors from index `offset` on."""
         ids = np.arange(len(scores))
         if len(self._scores) == self._count:
             ids = np.flatnonzero(scores > self._scores[-1])
         if len(ids) > self._count:
-            least = -np.partition(-scores[ids], self._count - 1)[self._count - 1]
-            ids = ids[scores[ids] >= least]
+            lowest = -np.partition(-scores[ids], self._count - 1)[self._count - 1]
+            ids = ids[scores[ids] >= lowest]
         if len(ids):
             joined = np.concatenate([self._scores, scores[ids]])
             order = np.argsort(-joined, kind="stable")[: self._count]
@@ -197,14 +211,14 @@ class _Best:
             self._ids = np.concatenate([self._ids, ids + offset])[order]
 
     def hits(self, exponent: int) -> list[dict[str, int | float]]:
-        """The hits, highest score first; scores are multiplied by a power of two."""
-        scores = _rounded(self._scores, exponent, self._scores.dtype)
+        """Returns the hits, highest score first, with scores multiplied by a power of two."""
+        scores = np.ldexp(self._scores, exponent)
         pairs = zip(self._ids.tolist(), scores.tolist(), strict=True)
         return [{"corpus_id": number, "score": score} for number, score in pairs]
 
 
 def vectors(name: str, embeddings: Any) -> np.ndarray:
-    """Checks a vector or several, and returns them in float32 or float64.
+    """Checks one or more vectors, and returns them in float32 or float64.
 
     Raises:
         InputError: they are not an array `(dim,)` or `(texts, dim)` of finite real numbers.
@@ -230,8 +244,8 @@ def _both(one: Any, other: Any) -> tuple[np.ndarray, np.ndarray]:
     return vectors("first embeddings", one), vectors("second embeddings", other)
 
 
-def _alike(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of one width, in the wider dtype of the two."""
+def _same_dtype(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns vectors of one width in the wider of their dtypes."""
     if one.shape[-1] != other.shape[-1]:
         raise InputError(
             f"embeddings: {one.shape[-1]} numbers each, but the others have {other.shape[-1]}"
@@ -240,33 +254,43 @@ def _alike(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return one.astype(dtype, copy=False), other.astype(dtype, copy=False)
 
 
-def _in_range(
-    compare: Compare, degree: int, one: np.ndarray, other: np.ndarray
-) -> tuple[Compare, int]:
-    """A function that compares rows of two arrays, in which nothing overflows or underflows.
+@np.errstate(over="ignore", under="ignore")
+def _scores(name: str, compare: Compare, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    if (exponents := _exponents(name, one, other)) is None:
+        return compare(one, other)
+    scores = compare(_scaled(one, exponents.one), _scaled(other, exponents.other))
+    return np.ldexp(scores.T, exponents.scores).T.astype(one.dtype)
 
-    Vectors of extreme magnitudes are compared in float64, which holds the squares of all of
-    float32; those of float64 are also divided by a power of two, common to all of them.
 
-    Returns:
-        The function, and the power of two that its scores are yet to be multiplied by.
+class _Exponents(NamedTuple):
+    """Exponents of the powers of two by which vectors are divided and scores are multiplied.
+
+    Attributes:
+        one: of the divisor of each of the first vectors, or of all.
+        other: of the divisor of all of the second vectors.
+        scores: of the factor of the scores of each of the first vectors, or of all scores.
     """
-    if not (degree and (extreme(one).any() or extreme(other).any())):
-        return compare, 0
-    exponent = 0
-    if one.dtype == np.float64:
-        exponent = int(np.frexp(max(np.abs(one).max(), np.abs(other).max()))[1])
 
-    def score(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-        with np.errstate(under="ignore"):
-            return compare(*(np.ldexp(v.astype(np.float64), -exponent) for v in (some, others)))
-
-    return score, degree * exponent
+    one: Any
+    other: int
+    scores: Any
 
 
-def _rounded(scores: np.ndarray, exponent: int, dtype: Any) -> np.ndarray:
-    with np.errstate(over="ignore", under="ignore"):
-        return (np.ldexp(scores, exponent) if exponent else scores).astype(dtype, copy=False)
+def _exponents(name: str, one: np.ndarray, other: np.ndarray) -> _Exponents | None:
+    """Returns what keeps scores in range; None where the vectors can be compared unscaled."""
+    if name == "cosine" or not (extreme(one).any() or extreme(other).any()):
+        return None
+    rows = np.frexp(np.abs(one).max(axis=-1, initial=0))[1]
+    excess = int(np.frexp(np.abs(other).max(initial=0))[1]) - MAX_EXPONENT
+    if name == "dot":  # the second stay as large as possible: small ones among them may count too
+        return _Exponents(rows, excess, rows + excess)
+    excess = max(int(rows.max(initial=0)) - MAX_EXPONENT, excess, 0)
+    return _Exponents(excess, excess, excess)
+
+
+def _scaled(vectors: np.ndarray, exponents: Any) -> np.ndarray:
+    """Divides vectors by powers of two, in float64."""
+    return np.ldexp(vectors.T.astype(np.float64), -exponents).T
 
 
 def _function(name: str) -> Similarity:

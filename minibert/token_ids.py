@@ -125,7 +125,7 @@ def make_lower_case(backend: Any) -> None:
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def listed(sentences: Any) -> list[str]:
+def sentence_list(sentences: Any) -> list[str]:
     """Returns a text, or several, as a list; see `text_lists.elements`.
 
     Raises:

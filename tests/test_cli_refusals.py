@@ -122,7 +122,7 @@ def test_what_a_job_is_made_by(change, encoder, tmp_path):
         path.write_text(path.read_text().replace('"the"', '"xxx"'))
     else:
         command += {"dtype": ["--dtype", "bfloat16"], "precision": ["--precision", "int8"]}[change]
-    assert f"was begun with another {change}" in refused(*command)
+    assert f"a job with another {change}" in refused(*command)
     assert run(*command, "--restart").exit_code == 0
 
 

@@ -178,6 +178,34 @@ def test_what_is_not_a_row_for_each_text(made, said, tmp_path):
     assert job(output) == (23, 19)  # the first part is kept
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_parts_of_another_width_say_how_to_go_on(first, tmp_path):
+    """Of an earlier run of the same job, whose vectors were of another width."""
+    output, folder = tmp_path / "out.npy", tmp_path / "out.npy.parts"
+    with pytest.raises(KeyboardInterrupt):
+        job(output, killing(TEXTS, 10))
+    if not first:  # the first part is computed, the second is the earlier run's
+        (folder / "0000000.npz").unlink()
+
+    def narrower(texts):
+        return encode(texts)[:, :2]
+
+    said = rf"as for the texts before; found .* an earlier job are in {folder}: --restart"
+    with pytest.raises(TargetError, match=said):
+        embed_file(TEXTS, narrower, str(output), made_by=MADE_BY, rows_a_part=4)
+    done = embed_file(TEXTS, narrower, str(output), made_by=MADE_BY, rows_a_part=4, restart=True)
+    assert done[:2] == (23, 23)
+
+
+def test_a_folder_of_parts_that_cannot_be_removed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(TargetError, match=r"out\.npy\.parts: cannot be removed .Permission denied"):
+        job(tmp_path / "out.npy")
+
+
 @pytest.mark.parametrize("wrong", [lambda some: some[1:], lambda some: None, lambda some: some[0]])
 def test_what_is_finished_has_a_row_for_each_text(wrong, tmp_path):
     with pytest.raises(InputError, match="finish: expected an array of numbers"):
@@ -187,7 +215,7 @@ def test_what_is_finished_has_a_row_for_each_text(wrong, tmp_path):
 
 def test_texts_that_are_none(tmp_path):
     with pytest.raises(InputError, match="text 5: expected a text, found 3"):
-        job(tmp_path / "out.npy", [*TEXTS[:5], 3])
+        job(tmp_path / "out.npy", iter([*TEXTS[:5], 3]))
     with pytest.raises(TargetError, match="a NUL character"):
         job("a\0.npy")
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from minibert.embedding_job import Embedded, check_output, embed_file
+from minibert.embedding_job import EmbeddingResult, check_output, embed_file
 from minibert.embedding_parts import Parts
 from minibert.errors import SourceError, TargetError, TextError
 
@@ -60,7 +60,7 @@ def test_a_job_at_work_is_left_alone(options, tmp_path):
                     job(output, number=2.0, **options)
             yield text
 
-    assert job(output, texts()) == Embedded(10, 10, 0)
+    assert job(output, texts()) == EmbeddingResult(10, 10, 0)
     assert (np.load(output) == 1).all()
     assert os.listdir(tmp_path) == ["out.npy"]
 
@@ -77,13 +77,13 @@ def test_a_part_of_another_job_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "done"),
     [
-        ({}, Embedded(10, 0, 0)),
+        ({}, EmbeddingResult(10, 0, 0)),
         ({"texts": ["another", *TEXTS[1:]]}, None),
         ({"texts": TEXTS[:8]}, None),
         ({"number": 2.0}, None),
-        ({"overwrite": True}, Embedded(10, 10, 0)),
-        ({"overwrite": True, "number": 2.0}, Embedded(10, 10, 0)),
-        ({"overwrite": True, "restart": True}, Embedded(10, 10, 0)),
+        ({"overwrite": True}, EmbeddingResult(10, 10, 0)),
+        ({"overwrite": True, "number": 2.0}, EmbeddingResult(10, 10, 0)),
+        ({"overwrite": True, "restart": True}, EmbeddingResult(10, 10, 0)),
     ],
 )
 def test_just_finished_is_the_same_job_of_the_same_texts(change, done, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_what_is_put_there_meanwhile_stays(tmp_path):
         yield from TEXTS
         (parts / "notes").mkdir()
 
-    assert job(output, texts()) == Embedded(10, 10, 0)
+    assert job(output, texts()) == EmbeddingResult(10, 10, 0)
     assert os.listdir(parts) == ["notes"]
     assert len(np.load(output)) == 10
 
@@ -206,7 +206,7 @@ def test_a_damaged_part_is_computed_again(damage, tmp_path):
     DAMAGES[damage](tmp_path / "out.npy.parts" / "0000000.npz")
     said = r"0000000\.npz: is damaged \(.*\); it is computed again"
     with pytest.warns(UserWarning, match=said):
-        assert job(output) == Embedded(10, 8, 0)
+        assert job(output) == EmbeddingResult(10, 8, 0)
     assert (np.load(output) == 1).all()
     assert np.load(output).shape == (10, 2)
 
@@ -221,7 +221,7 @@ def test_a_part_that_is_damaged_meanwhile(tmp_path):
     with pytest.raises(TargetError, match=r"0000001\.npz: is damaged .*; start the job again"):
         job(output, texts())
     said: list[str] = []
-    assert job(output, warn=said.append) == Embedded(10, 2, 0)
+    assert job(output, warn=said.append) == EmbeddingResult(10, 2, 0)
     assert len(said) == 1
     assert (np.load(output) == 1).all()
 
@@ -232,7 +232,7 @@ def test_a_folder_without_parts_binds_nobody(tmp_path):
     for part in (tmp_path / "out.npy.parts").glob("*.npz"):
         part.unlink()
     assert json.loads((tmp_path / "out.npy.parts" / "job.json").read_text())["model"] == 2
-    assert job(output) == Embedded(10, 10, 0)
+    assert job(output) == EmbeddingResult(10, 10, 0)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -266,7 +266,7 @@ def test_ranges_want_two_texts(tmp_path):
 def test_cut_texts_are_counted_over_all_parts(tmp_path):
     output = tmp_path / "out.npy"
     killed(output, cut=lambda: 1)
-    assert job(output, cut=lambda: 2) == Embedded(10, 6, 2 * 1 + 3 * 2)
+    assert job(output, cut=lambda: 2) == EmbeddingResult(10, 6, 2 * 1 + 3 * 2)
 
 
 def test_a_bad_text_has_its_number_among_all(tmp_path):

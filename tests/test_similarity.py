@@ -69,6 +69,49 @@ def test_rows_of_different_scales():
     close(similarity(corpus[0], corpus)[0], exact(OTHER[:1], OTHER, "cosine")[0])
 
 
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_each_score_depends_on_its_own_vectors_alone(name):
+    """Beside rows of any other scale."""
+    one, other = (10.0 ** DRAW.integers(-290, 290, 12)[:, None] * v[:12] for v in (ONE, OTHER))
+    expected = exact(one, other, name)
+    for found, wanted in (
+        (similarity(one, other, name), expected),
+        (similarity_pairwise(one, other, name), np.diagonal(expected)),
+    ):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = wanted.astype(np.float64)
+        assert np.count_nonzero(rounded[np.isfinite(rounded)]) > 5
+        np.testing.assert_allclose(found, rounded, rtol=1e-11, atol=1e-300)
+        assert (found[rounded == 0] == 0).all()
+
+
+def test_scales_that_cancel():
+    one, other = ONE * 1e200, OTHER * 1e-200
+    close(similarity(one, other, "dot"), exact(ONE, OTHER, "dot"))
+    close(similarity_pairwise(one, other[:12], "dot"), (ONE * OTHER[:12]).sum(-1))
+    hits = semantic_search(one, other, top_k=30, score_function="dot", corpus_chunk_size=7)
+    for some, row in zip(hits, exact(ONE, OTHER, "dot"), strict=True):
+        assert [hit["corpus_id"] for hit in some] == np.argsort(-row).tolist()
+        np.testing.assert_allclose([hit["score"] for hit in some], np.sort(row)[::-1])
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(np.float32, 1e-23), (np.float64, 1e-200)])
+def test_small_differences(dtype, step):
+    one, other = np.array([[1, step]], dtype), np.array([[1, 0]], dtype)
+    for name in ("euclidean", "manhattan"):
+        np.testing.assert_array_equal(similarity_pairwise(one, other, name), -one[:, 1])
+
+
+@pytest.mark.parametrize("scale", [1, 1e200])
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_a_pair_of_single_vectors(name, scale):
+    found = similarity_pairwise(ONE[0] * scale, OTHER[0] * scale, name)
+    assert found.shape == ()
+    np.testing.assert_array_equal(
+        found, similarity_pairwise(ONE * scale, OTHER[:12] * scale, name)[0]
+    )
+
+
 def test_ordinary_vectors_are_computed_as_ever():
     """To the last bit."""
     vectors = (DRAW.standard_normal((50, 384)) / 20).astype(np.float32)

@@ -134,13 +134,13 @@ def test_documents_from_files(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
-        ([["a", "b"]], {}, "documents: expected two at least, found 1"),
-        ([["a", "b"], ["c"]], {}, "document 1: expected two sentences at least, found 1"),
+        ([["a", "b"]], {}, "documents: expected at least two, found 1"),
+        ([["a", "b"], ["c"]], {}, "document 1: expected at least two sentences, found 1"),
         ([["a", "b"], ["c", " "]], {}, "document 1: sentence 1: the text is empty"),
         ([["a", "b"], 3], {}, "document 1: expected a text or sentences, found 3"),
-        ([["a", "b"], ["c", "🙂"]], {}, "document 1: sentence 1 has nothing that can be masked"),
+        ([["a", "b"], ["c", "🙂"]], {}, "document 1: sentence 1 has no token that can be masked"),
         (4, {}, "documents: expected a path or documents, found 4"),
-        ([["a", "b"]] * 2, {"max_length": 4}, "no room for two sentences"),
+        ([["a", "b"]] * 2, {"max_length": 4}, "max_length: expected at least 5, .*; found 4"),
     ],
 )
 def test_documents_refused(tokenizer, source, options, said):

@@ -8,6 +8,7 @@ import pytest
 
 from minibert.errors import InputError
 from minibert.train import data
+from minibert.train.data_batches import Collate
 from minibert.train.data_records import Records
 
 pytest.importorskip("grain", reason="training data are read by grain")
@@ -73,6 +74,21 @@ def test_no_examples():
         data.batches([], batch_size=1)
 
 
+MASKED = np.ma.masked_array([1, 0], mask=[False, True])
+
+
+def padded(example):
+    return data.batches([example], batch_size=1, collate=Collate(lengths=(2,), pads={"ids": 0}))
+
+
+@pytest.mark.parametrize("batched", [padded, lambda one: data.batches([one], batch_size=1)])
+@pytest.mark.parametrize("value", [MASKED, [MASKED]])
+@pytest.mark.parametrize("name", ["ids", "labels"])
+def test_masked_arrays_in_examples(batched, name, value):
+    with pytest.raises(InputError, match=f"examples: {name}: .* without masked elements"):
+        list(batched({name: value}))
+
+
 AB, ABC = {"a": 0, "b": 1}, {"a": 0, "b": 1, "c": 2}
 MULTI = {"problem_type": "multi_label_classification"}
 REAL = {"problem_type": "regression"}
@@ -132,6 +148,9 @@ def labelled(*labels):
         (labelled([["a"], ["b", "c"]]), MULTI, "expected a label's name or number"),
         (labelled("01", "1", 2), {}, "expected a name as elsewhere, found 2"),
         (labelled([]), MULTI, "label: there are none"),
+        (labelled([1.0, 0.0], MASKED), MULTI, "record 1: label: .* without masked elements"),
+        (labelled([1.0, 0.0], MASKED), REAL, "record 1: label: .* without masked elements"),
+        (labelled(0, MASKED[1]), {}, "record 1: label: .* without masked elements"),
         (labelled(0.5, float("nan")), REAL, "record 1: label: expected a finite number, found nan"),
         (labelled(0.5, float("inf")), REAL, "expected a finite number, found inf"),
         (labelled("high"), REAL, "expected a finite number, found 'high'"),
@@ -206,6 +225,7 @@ def words(tokens, labels):
         (words([], []), "expected a label for each word; found 0 words and 0 labels"),
         (words("a b", ["O"]), "record 1: tokens: expected a list, found 'a b'"),
         (words(["a"], "O"), "record 1: labels: expected a list, found 'O'"),
+        (words(["a", "b"], MASKED), "record 1: labels: .* without masked elements"),
         (words(["a", ""], ["O", "O"]), "record 1: tokens: the text is empty"),
         (words(["a", 3], ["O", "O"]), "record 1: tokens: expected a text, found 3"),
         (words(["a", "\u200b", "b"], ["O"] * 3), "word 1, '.*', has no token"),
@@ -230,22 +250,34 @@ def asked(**changes):
         (
             asked(answers={"text": ["lamp"], "answer_start": [3]}),
             {},
-            "does not stand at 3 .*' lam'",
+            "expected 'lamp' at position 3 .*' lam'",
         ),
-        (asked(answers={"text": ["lamp"], "answer_start": [99]}), {}, "does not stand at 99"),
-        (asked(answers={"text": ["lamp"], "answer_start": [-10]}), {}, "where it begins"),
+        (
+            asked(answers={"text": ["lamp"], "answer_start": [99]}),
+            {},
+            "expected 'lamp' at position 99",
+        ),
+        (
+            asked(answers={"text": ["lamp"], "answer_start": [-10]}),
+            {},
+            "expected a text and its position",
+        ),
         (asked(answers={"text": ["lamp"], "answer_start": []}), {}, "two lists of one length"),
-        (asked(answers={"text": [""], "answer_start": [0]}), {}, "expected a text and where"),
-        (asked(answers={"text": [None], "answer_start": [0]}), {}, "expected a text and where"),
+        (asked(answers={"text": [""], "answer_start": [0]}), {}, "expected a text and its"),
+        (asked(answers={"text": [None], "answer_start": [0]}), {}, "expected a text and its"),
         (asked(answers="lamp"), {}, "record 0: answers: expected .* found 'lamp'"),
         (asked(context=""), {}, "record 0: context: the text is empty"),
         (asked(question=None), {}, "record 0: question: expected a text, found None"),
         (
             asked(question="why " * 9),
             {},
-            "question: 9 tokens leave room for 0 of the context in 12",
+            "question: 9 tokens leave 0 of 12 for the context",
         ),
-        (asked(), {"doc_stride": 7}, "2 tokens leave room for 7 .* expected over doc_stride, 7"),
+        (
+            asked(),
+            {"doc_stride": 7},
+            "2 tokens leave 7 of 12 for the context; expected over doc_stride, 7",
+        ),
         (asked(), {"doc_stride": -1}, "doc_stride: expected a whole number of at least 0"),
         (asked(), {"answers": ("a", "b", "c")}, "answers: expected a column or two"),
         (asked(), {"answers": 3}, "answers: expected a column or two, found 3"),
@@ -277,7 +309,7 @@ def test_tokenizers(tokenizer):
         data.classification(labelled(0), 3, **options)
     with pytest.raises(InputError, match="tokenizer: has no padding token; set one"):
         data.classification(labelled(0), bare, **options)
-    with pytest.raises(InputError, match="neither an end token nor a separating one"):
+    with pytest.raises(InputError, match="expected an EOS or separator token, found neither"):
         data.token_ids(["a"], bare)
     bare.pad_token = "a"
     with pytest.raises(InputError, match="would join the words"):

@@ -36,7 +36,7 @@ from minibert.train import (
     schedule,
     with_teacher,
 )
-from minibert.train.checkpoints import Standing, opened
+from minibert.train.checkpoints import Standing, opened, restore
 from minibert.train.data_identity import identity_of
 from minibert.train.run_identity import differences, identity
 
@@ -196,6 +196,39 @@ def test_any_optimizer_is_known_by_its_program(tmp_path):
     assert not differences(
         {"optimizer": {"program": {"jax 0.1": "a"}}}, {"optimizer": {"program": {"jax 9": "b"}}}
     )
+
+
+def noisy(impl="threefry2x32"):
+    """A trainer whose optimiser draws noise from a typed random key."""
+    key = jax.random.key(3, impl=impl)
+    return trainer(optax.chain(optax.add_noise(0.1, 0.5, key), optax.sgd(1e-3)))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_random_keys_of_an_optimizer_are_saved(impl, tmp_path):
+    trained, later = noisy(impl), jax.random.key(7, impl=impl)
+    moved = (trained.state.opt_state[0]._replace(rng_key=later), *trained.state.opt_state[1:])
+    trained.state = dataclasses.replace(trained.state, opt_state=moved)
+    save(tmp_path, trained, batches(), 2)
+    resumed = noisy(impl)
+    assert restore(resumed, tmp_path) == 2
+    found = resumed.state.opt_state[0].rng_key
+    assert found.dtype == later.dtype
+    assert (jax.random.key_data(found) == jax.random.key_data(later)).all()
+    other = "rbg" if impl == "threefry2x32" else "threefry2x32"
+    with pytest.raises(CheckpointMismatchError, match=r"opt_state: \[0\].rng_key: 'key<"):
+        resume(tmp_path, noisy(other), batches(), "elsewhere")
+
+
+def test_arrays_of_the_optimizer_itself_outlive_the_state():
+    """A step gives the memory of its state away."""
+    key, rate = jax.random.key(3), jnp.array(1e-3)
+    noise = optax.add_noise(0.1, 0.5, key)
+    made = trainer(optax.chain(noise, optax.inject_hyperparams(optax.sgd)(rate)))
+    for leaf in jax.tree.leaves(made.state):
+        leaf.delete()
+    assert jax.random.key_data(key)[1] == 3
+    assert rate == jnp.array(1e-3)
 
 
 def test_objectives_have_their_settings():

@@ -49,11 +49,43 @@ def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
     return {path: int(value) for path, value in found.items()}
 
 
-def as_dict(state: TrainState) -> dict[str, Any]:
-    """A state as plain dictionaries, that a checkpoint does not depend on optax's own classes."""
+def opt_state_leaves(state: TrainState) -> dict[str, Any]:
+    """Returns the leaves of the optimiser's state by path."""
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
-    own = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    return {"step": state.step, "params": state.params, "opt_state": own}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def as_dict(state: TrainState) -> dict[str, Any]:
+    """Returns a state as plain dictionaries, so that checkpoints do not depend on optax's classes.
+
+    Typed random keys are replaced by their data; see `from_dict`.
+    """
+    leaves = {path: key_data(leaf) for path, leaf in opt_state_leaves(state).items()}
+    return {"step": state.step, "params": state.params, "opt_state": leaves}
+
+
+def from_dict(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
+    """Returns a state from what `as_dict` returned, in the structure of another state.
+
+    The implementations of random keys, which a run's identity records, are those of `like`.
+    """
+    leaves = [
+        jax.random.wrap_key_data(arrays["opt_state"][path], impl=jax.random.key_impl(leaf))
+        if _is_key(leaf)
+        else arrays["opt_state"][path]
+        for path, leaf in opt_state_leaves(like).items()
+    ]
+    opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves)
+    return TrainState(arrays["step"], arrays["params"], opt_state)
+
+
+def key_data(array: Any) -> Any:
+    """Returns the data of an array of typed random keys, and any other array as it is."""
+    return jax.random.key_data(array) if _is_key(array) else array
+
+
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def flat(state: TrainState) -> dict[str, Array]:

@@ -33,6 +33,7 @@ from minibert.train.checkpoint_state import (
     damaged,
     finite_checksums,
     flat,
+    from_dict,
     of_all_processes,
     position_of_json,
     readable,
@@ -138,9 +139,14 @@ class Store:
     """A run's open checkpoints; made by `opened`."""
 
     def __init__(
-        self, manager: Any, kept: "Kept", options: Checkpoints, run: dict[str, Any], data: Any
+        self,
+        manager: Any,
+        policy: "PreservationPolicy",
+        options: Checkpoints,
+        run: dict[str, Any],
+        data: Any,
     ):
-        self._manager, self._kept, self._options = manager, kept, options
+        self._manager, self._policy, self._options = manager, policy, options
         self._identity, self._data = run, identity_of(data)
         self.latest: int | None = manager.latest_step()
 
@@ -159,7 +165,7 @@ class Store:
             return
         from orbax.checkpoint import args
 
-        self._kept.best = standing.best_step
+        self._policy.best = standing.best_step
         record = {
             "identity": self._identity,
             "standing": dataclasses.asdict(standing),
@@ -205,7 +211,7 @@ class Store:
                 with readable(where):
                     position = record["positions"][jax.process_index()]
                     iterator.set_state(position_of_json(position))
-        self._kept.best = standing.best_step
+        self._policy.best = standing.best_step
         return state, standing, not of_data
 
     def _data_differences(self, record: Mapping[str, Any]) -> list[str]:
@@ -247,14 +253,14 @@ class Store:
             self._manager.wait_until_finished()
 
 
-class Kept:
-    """Which checkpoints stay, the last ones and the best; Orbax's preservation policy."""
+class PreservationPolicy:
+    """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
 
     def __init__(self, last: int):
         self.last, self.best = last, None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Whether each of the checkpoints, in their order, stays."""
+        """Returns for each of the checkpoints, in their order, whether it is kept."""
         first = len(checkpoints) - self.last
         return [n >= first or one.step == self.best for n, one in enumerate(checkpoints)]
 
@@ -278,10 +284,10 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
             "checkpoints: the data cannot be taken up where it was left: expected a dataset of "
             f"Grain, or an iterator with get_state and set_state; found {shown(type(iterator))}"
         )
-    kept = Kept(options.keep)
-    with one_run(options.folder), _manager(options.folder, kept) as manager:
+    policy = PreservationPolicy(options.keep)
+    with one_run(options.folder), _manager(options.folder, policy) as manager:
         run = identity(trainer, options.about)
-        store = Store(manager, kept, options, run, data)
+        store = Store(manager, policy, options, run, data)
         if store.latest is not None and not options.resume:
             raise TargetError(
                 f"{options.folder}: holds checkpoints, the last of step {store.latest}; choose "
@@ -374,17 +380,16 @@ def _restored(
     shapes = jax.tree.map(utils.to_shape_dtype_struct, plain)  # and their shardings
     with readable(where):
         read = manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes))).state
-    structure, ours = jax.tree.structure(state.opt_state), plain["opt_state"]
-    own = [read["opt_state"][path] for path in ours]
-    found = TrainState(read["step"], read["params"], jax.tree.unflatten(structure, own))
+    found = from_dict(read, state)
     if "checksums" not in record:
         logger.warning("%s: has no checksums, so damage to its numbers is not seen", where)
     elif wrong := _changed(checksums(flat(found)), record["checksums"]):
         more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
         raise damaged(where, f"{wrong[0]}{more}: the numbers are not those that were saved")
     if fresh:
-        own = [ours[path] if ".hyperparams[" in path else read["opt_state"][path] for path in ours]
-        found = dataclasses.replace(found, opt_state=jax.tree.unflatten(structure, own))
+        ours = plain["opt_state"].items()
+        hyperparams = {path: leaf for path, leaf in ours if ".hyperparams[" in path}
+        found = from_dict({**read, "opt_state": {**read["opt_state"], **hyperparams}}, state)
     return found
 
 
@@ -412,14 +417,14 @@ def _offering(manager: Any, folder: Any, step: int, state: TrainState) -> Genera
 
 
 @contextlib.contextmanager
-def _manager(folder: Any, kept: Kept | None) -> Generator[Any]:
-    """Orbax's manager of a folder's checkpoints; without `kept`, to read only."""
+def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
+    """Yields Orbax's manager of a folder's checkpoints, which is read-only without a policy."""
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
-    if kept is None:
+    if policy is None:
         options = CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
-        options = CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
+        options = CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
     with reported(folder):
         manager = CheckpointManager(os.path.abspath(folder), options=options)
     try:

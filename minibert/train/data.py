@@ -1,24 +1,24 @@
 """Training data: from texts, files and records to batches, on Grain.
 
-Each function returns Grain's `IterDataset` of batches: dictionaries of numpy arrays, the batch
-first, with the names that the objectives and models know (`input_ids` `(batch, seq)`, …), and
-`example` `(batch,)`: which records, blocks or windows they are, to name a bad batch by. `windows`
+Each function returns Grain's `IterDataset` of batches: dictionaries of NumPy arrays `(batch, …)`
+with the names that objectives and models take (`input_ids` `(batch, seq)`, …), and `example`
+`(batch,)`, the indices of the records, blocks or windows, by which errors name a batch. `windows`
 is for `causal_lm` and `continuation`; the others have their objective's name.
 
 All take the arguments of `batches` (`batch_size`, `shuffle`, `drop_last`, `epochs`, `seed`,
 `workers`, …). Those that read texts also take
 
-- `max_length`: how many tokens an example may have, special tokens included;
-- `truncation`: whether a longer text is cut; else it is an error that names it;
-- `pad_to`: a length or some, to the first of which that suffices a batch is padded on the right;
-  `max_length` alone by default. There is one compiled program for each;
-- `show_progress`: whether there is a bar while texts are read; by default if they are many and
-  stderr is a terminal.
+- `max_length`: the max number of tokens of an example, including special tokens;
+- `truncation`: whether to truncate longer texts; otherwise they are errors;
+- `pad_to`: one or more lengths; a batch is padded on the right to the first that is long enough; by
+  default to `max_length`. Each length compiles one more program;
+- `show_progress`: whether to show a progress bar while texts are tokenized; by default if they are
+  many and stderr is a terminal.
 
-Sources are paths or Python's own: texts, or mappings by column. Of a table of pandas, polars or
-pyarrow pass a column where texts are read, and its rows as mappings elsewhere. A file ends in
-`.jsonl` (or `.ndjson`), `.csv` or `.parquet`; where texts are read, also in `.txt`. All is read and
-checked at once, so that nothing is found wrong in the middle of a run.
+Sources are paths, or iterables of texts or of mappings by column. Of a table of pandas, polars or
+pyarrow, pass a column for texts, and its rows as mappings for records. A file ends in `.jsonl` (or
+`.ndjson`), `.csv` or `.parquet`; a file of texts also in `.txt`. Everything is read and checked
+before training, so that no error occurs in the middle of a run.
 """
 
 from minibert.train.data_batches import batches

@@ -1,9 +1,9 @@
-"""Examples to batches, on Grain: order, epochs, hosts, workers, padding.
+"""Batches of examples, on Grain: order, epochs, hosts, workers, padding.
 
-The order is drawn once for all hosts, and host `i` of `n` makes the `i`-th of `n` contiguous parts
-of every batch. The parts, joined in the order of the hosts, are the batch that one host would make,
-row for row, so whatever depends on a row's position in the batch (such as its dropout masks) is
-independent of the number of hosts; and a position in the data means the same to all.
+The order is the same on all hosts, and host `i` of `n` makes the `i`-th of `n` contiguous parts of
+every batch. The parts, concatenated in the order of the hosts, are the batch that a single host
+would make, row for row, so that whatever depends on a row's position in the batch (such as its
+dropout masks) and the position in the data are independent of the number of hosts.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import flag, whole
+from minibert.checks import flag, unmasked, whole
 from minibert.errors import InputError, SourceError, shown
-from minibert.train.data_guard import ExampleSource, FunctionGuard
-from minibert.train.data_identity import identified
+from minibert.train.data_guard import CheckedExamples, CheckedFunction
+from minibert.train.data_identity import with_identity
 
 Example = dict[str, Any]
 AHEAD = 4  # batches that are made before they are asked for
@@ -26,39 +26,42 @@ AHEAD = 4  # batches that are made before they are asked for
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collate:
-    """Puts examples into one batch, sequences padded on the right.
+    """Makes a batch of examples, with sequences padded on the right.
 
     Attributes:
-        lengths: what to pad to, ascending: the first that holds the longest sequence of a batch.
-        pads: what fills up a sequence, by its entry's name; all other entries are of one shape.
+        lengths: the lengths to pad to, ascending; a batch gets the first that is long enough.
+        pads: the padding values of sequences, by entry; all other entries are of one shape.
     """
 
     lengths: tuple[int, ...]
     pads: Mapping[str, int]
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        """The batch: each entry with the batch first."""
+        """Returns the batch, each entry `(batch, …)`."""
         padded = [name for name in examples[0] if name in self.pads]
         longest = max((len(row[name]) for row in examples for name in padded), default=0)
         length = next(size for size in self.lengths if size >= longest)
         batch = {}
         for name in examples[0]:
-            rows = [np.asarray(row[name]) for row in examples]
+            rows = [np.asarray(unmasked(f"examples: {name}", row[name])) for row in examples]
             if name in self.pads:
-                rows = [_filled(row, length, self.pads[name]) for row in rows]
+                rows = [_padded(row, length, self.pads[name]) for row in rows]
             batch[name] = np.stack(rows)
         return batch
 
 
 def stacked(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """The batch of examples whose entries are of one shape."""
-    return {name: np.stack([row[name] for row in examples]) for name in examples[0]}
+    """Returns a batch of examples whose entries are of one shape."""
+    return {
+        name: np.stack([unmasked(f"examples: {name}", row[name]) for row in examples])
+        for name in examples[0]
+    }
 
 
-def _filled(row: np.ndarray, length: int, pad: int) -> np.ndarray:
-    filled = np.full(length, pad, row.dtype)
-    filled[: len(row)] = row
-    return filled
+def _padded(row: np.ndarray, length: int, pad: int) -> np.ndarray:
+    padded = np.full(length, pad, row.dtype)
+    padded[: len(row)] = row
+    return padded
 
 
 def batches(
@@ -75,37 +78,37 @@ def batches(
     collate: Callable[[Sequence[Example]], dict[str, np.ndarray]] = stacked,
     about: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Batches of examples, as Grain's `IterDataset`.
+    """Returns batches of examples, as Grain's `IterDataset`.
 
-    Its iterators have `get_state()`, which JSON holds, and `set_state()`: the batches go on exactly
-    where they were, if seed, batch size, hosts and workers are the same.
+    Its iterators have `get_state()`, which JSON can represent, and `set_state()`: the batches
+    continue exactly where they were if seed, batch size, hosts and workers are the same.
 
     Args:
-        examples: anything with a length and whole-number indices: dicts of arrays.
+        examples: a sequence of dicts of arrays; anything with a length and integer indices.
         batch_size: rows of a batch, on all hosts together.
-        shuffle: whether every epoch has another order.
-        drop_last: whether an epoch's last batch is left out if it is smaller than the others.
-        epochs: how often all examples are gone through; None for no end.
+        shuffle: whether to draw a new order in every epoch.
+        drop_last: whether to drop an epoch's last batch if it is smaller than the others.
+        epochs: the number of epochs; None to repeat without end.
         seed: of the order and of `transforms`.
-        workers: how many processes make batches; 0 for a thread of this one. They exit when this
-            process does, even if it is killed.
+        workers: the number of processes that make batches; 0 for a thread of this one. They exit
+            when this process does, even if it is killed.
         share: (index, count): which of `count` contiguous parts of every batch this host makes; by
             default `jax.process_index()` and `jax.process_count()`. With a `Sharding`, pass its
             `share`: hosts that share tensors make the same rows.
-        transforms: what is drawn anew every epoch, each from an example and random numbers that
-            depend on seed, epoch and example alone: neither on the order nor on hosts or workers.
+        transforms: applied to every example in every epoch, with random numbers that depend on
+            seed, epoch and example alone: neither on the order nor on hosts or workers.
         collate: from some examples to a batch.
-        about: what else a run has to have in common with one that it resumes, as JSON can hold it.
-            (Compared are the arguments above, but for `epochs` and a `seed` that nothing is drawn
-            by, and the examples: all of a list, an array or a dataclass; of another sequence 4,096,
-            evenly spaced. Of functions that are no dataclasses it is the names.)
+        about: what else a run must have in common with one that it resumes, as JSON can represent
+            it. (Compared are the arguments above, except `epochs` and a `seed` that is not used,
+            and the examples: all of a list, an array or a dataclass; of another sequence 4,096,
+            evenly spaced. Functions that are not dataclasses are compared by name.)
 
     Raises:
-        InputError: an argument is wrong, or hosts would get unequal shares.
+        InputError: an argument is wrong, or hosts would get parts of different sizes.
         SourceError: Grain is not installed.
     """
     grain = _grain()
-    given = batching(
+    options = batching(
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,
@@ -114,30 +117,42 @@ def batches(
         workers=workers,
         share=share,
     )
-    hosts = given["share"][1]
-    count = _counted(len(examples), batch_size, drop_last, hosts)
+    return with_identity(
+        _dataset(grain, examples, options, transforms, collate),
+        examples,
+        options=options,
+        functions={"transforms": list(transforms), "collate": collate},
+        about=about or {},
+    )
+
+
+def _dataset(
+    grain: Any,
+    examples: Any,
+    options: Mapping[str, Any],
+    transforms: Sequence[Callable[[Example, np.random.Generator], Example]],
+    collate: Callable[[Sequence[Example]], dict[str, np.ndarray]],
+) -> Any:
+    """Grain's `IterDataset` of this host's batches; `options` are those of `batching`."""
+    hosts = options["share"][1]
+    count = _epoch_size(len(examples), options["batch_size"], options["drop_last"], hosts)
     if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
         raise InputError(
             f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
             "lengths; expected one length"
         )
-    dataset = grain.MapDataset.source(ExampleSource(examples)).seed(seed)
+    dataset = grain.MapDataset.source(CheckedExamples(examples)).seed(options["seed"])
     for transform in transforms:
-        dataset = dataset.random_map(FunctionGuard(transform, type(transform).__name__))
-    if shuffle:
+        dataset = dataset.random_map(CheckedFunction(transform, type(transform).__name__))
+    if options["shuffle"]:
         dataset = dataset.shuffle()
-    batch_fn = FunctionGuard(collate, "collate")
-    dataset = _parts_of_batches(grain, dataset, count, batch_size, given["share"], batch_fn)
-    dataset = dataset.repeat(epochs)
-    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-    batched = dataset.to_iter_dataset(threads)
-    return identified(
-        _in_processes(grain, batched, workers) if workers else batched,
-        examples,
-        options=given,
-        functions={"transforms": list(transforms), "collate": collate},
-        about=about or {},
+    batch_fn = CheckedFunction(collate, "collate")
+    dataset = _parts_of_batches(
+        grain, dataset, count, options["batch_size"], options["share"], batch_fn
     )
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
+    batched = dataset.repeat(options["epochs"]).to_iter_dataset(threads)
+    return _in_processes(grain, batched, options["workers"]) if options["workers"] else batched
 
 
 def _parts_of_batches(
@@ -148,7 +163,7 @@ def _parts_of_batches(
     share: tuple[int, int],
     batch_fn: Callable[[Sequence[Example]], dict[str, np.ndarray]],
 ) -> Any:
-    """One host's contiguous part of every batch of the first `count` examples of an epoch."""
+    """Returns a host's contiguous part of every batch of an epoch's first `count` examples."""
     index, hosts = share
     full = count - count % batch_size
     parts = []
@@ -160,14 +175,14 @@ def _parts_of_batches(
     return grain.MapDataset.concatenate(parts)
 
 
-def _counted(count: int, batch_size: Any, drop_last: bool, hosts: int) -> int:
-    """How many examples an epoch has."""
+def _epoch_size(count: int, batch_size: Any, drop_last: bool, hosts: int) -> int:
+    """Returns the number of examples of an epoch."""
     if not count:
         raise InputError("examples: there are none")
     if drop_last and count < batch_size:
         raise InputError(
-            f"batch_size: {batch_size} is more than the {count} examples, and drop_last leaves out "
-            "what is smaller"
+            f"batch_size: {batch_size} is more than the {count} examples, and drop_last drops "
+            "smaller batches"
         )
     if drop_last:
         return count - count % batch_size
@@ -188,10 +203,10 @@ def batching(
     workers: Any = 0,
     share: Any = None,
 ) -> dict[str, Any]:
-    """The arguments of `batches`, checked, and the host known: before anything long is done.
+    """Returns the arguments of `batches`, checked before anything that takes long.
 
     Raises:
-        InputError: one is wrong.
+        InputError: one of them is wrong.
     """
     if share is None:
         import jax  # its backend starts here
@@ -229,7 +244,7 @@ def _in_processes(grain: Any, batched: Any, workers: int) -> Any:
 
 
 def _exit_with_parent(index: int, count: int) -> None:
-    """In a worker: ends it when its parent ends, which Grain does only if the parent can say so."""
+    """Ends a worker when its parent ends; Grain does so only if the parent can notify it."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker is a child process"
 

@@ -1,4 +1,4 @@
-"""Texts to tokens for training: with a copy of a fast tokenizer, never cut unless asked."""
+"""Tokenization of training texts, with a copy of a fast tokenizer; truncated only if specified."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from minibert.train.data_batches import Collate
 from minibert.train.fingerprint import digest
 from minibert.train.labels import IGNORED
 
-AT_ONCE = 1000  # texts that are read between two ticks of the progress bar
+AT_ONCE = 1000  # texts that are tokenized between two updates of the progress bar
 
 
 class Encoder:
-    """Reads texts, or pairs of them; the tokenizer itself is left as it is.
+    """Tokenizes texts or pairs of texts; the tokenizer passed is not changed.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        max_length: how many tokens an example may have, special tokens included.
-        truncation: whether a longer one is cut (of a pair, the longer text first); else it is an
-            error.
+        max_length: the max number of tokens of an example, including special tokens.
+        truncation: whether to truncate longer examples (of a pair, the longer text first);
+            otherwise they are errors.
 
     Raises:
-        InputError: it is no such tokenizer, or an argument is wrong.
+        InputError: it is not a fast tokenizer, or an argument is wrong.
     """
 
     def __init__(self, tokenizer: Any, max_length: Any, truncation: Any = False):
@@ -36,7 +36,7 @@ class Encoder:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What identifies it, for `batches`."""
+        """What identifies the encoder, for `about` of `batches`."""
         return {
             "tokenizer": digest(self.backend.to_str()),
             "max_length": self.max_length,
@@ -45,15 +45,15 @@ class Encoder:
 
     @property
     def has_types(self) -> bool:
-        """Whether the tokenizer tells the first text of a pair from the second."""
+        """Whether the tokenizer returns `token_type_ids`."""
         return "token_type_ids" in self.tokenizer.model_input_names
 
     @property
     def pad(self) -> int:
-        """The id that fills up a sequence.
+        """The padding token's id.
 
         Raises:
-            InputError: the tokenizer has none.
+            InputError: the tokenizer has no padding token.
         """
         if self.tokenizer.pad_token_id is None:
             raise InputError(
@@ -70,25 +70,24 @@ class Encoder:
         words: bool = False,
         show_progress: bool | None = None,
     ) -> list[Any]:
-        """The encodings of texts, of pairs, or of lists of words.
+        """Returns the encodings of texts, of pairs, or of lists of words.
 
         Args:
-            inputs: the texts; or tuples of two; or lists of words.
-            places: what messages call them.
+            inputs: texts, tuples of two texts, or lists of words.
+            places: their names for messages.
             words: whether they are lists of words.
-            show_progress: whether there is a bar; None for one if there are many and stderr is a
-                terminal.
+            show_progress: whether to show a progress bar; None for one if there are many inputs and
+                stderr is a terminal.
 
         Raises:
-            InputError: one is too long and may not be cut, or has no token.
+            InputError: one is too long and `truncation` is False, or has no token.
         """
-        if any(isinstance(item, tuple) for item in inputs[:1]):
-            room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
-        else:
-            room = self.max_length - self.tokenizer.num_special_tokens_to_add()
-        if room < 1:
+        pair = any(isinstance(item, tuple) for item in inputs[:1])
+        special = self.tokenizer.num_special_tokens_to_add(pair=pair)
+        if self.max_length <= special:
             raise InputError(
-                f"max_length: {self.max_length} leaves no room beside the special tokens"
+                f"max_length: expected over {special}, the number of special tokens; "
+                f"found {self.max_length}"
             )
         if self._truncation:
             side = self.tokenizer.truncation_side
@@ -101,7 +100,7 @@ class Encoder:
         return found
 
     def arrays(self, encoding: Any, prefix: str = "") -> dict[str, np.ndarray]:
-        """An encoding as the model's inputs, `(seq,)` each."""
+        """Returns an encoding as the model's inputs, `(seq,)` each."""
         rows = {
             f"{prefix}input_ids": np.array(encoding.ids, np.int32),
             f"{prefix}attention_mask": np.ones(len(encoding.ids), np.int32),
@@ -112,10 +111,10 @@ class Encoder:
 
 
 def backend_of(tokenizer: Any) -> Any:
-    """A copy of a tokenizer's fast part, which neither cuts nor pads.
+    """Returns a copy of a fast tokenizer's backend without truncation and padding.
 
     Raises:
-        InputError: it has none.
+        InputError: it is not a fast tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -135,7 +134,7 @@ def encoded(
     special: bool = True,
     show_progress: bool | None = None,
 ) -> list[Any]:
-    """The encodings of texts, pairs or lists of words, under a progress bar if they are many."""
+    """Returns the encodings of texts, pairs or lists of words."""
     found: list[Any] = []
     with ticking("Tokenizing", len(inputs), show_progress) as tick:
         for start in range(0, len(inputs), AT_ONCE):
@@ -149,19 +148,19 @@ def check_length(place: str, length: int, limit: int) -> None:
     """Raises an InputError if a text is too long."""
     if length > limit:
         raise InputError(
-            f"{place}: {length} tokens; max_length is {limit}, and truncation=True cuts there"
+            f"{place}: {length} tokens; max_length is {limit}, at which truncation=True truncates"
         )
 
 
 def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
-    """The lengths that batches may have: each is one more compiled program.
+    """Returns the lengths to which batches are padded, ascending.
 
     Args:
-        pad_to: a length or some; None for `max_length`. Longer batches have `max_length`.
-        max_length: the largest.
+        pad_to: one or more lengths; None for `max_length`, to which longer batches are padded.
+        max_length: the max length.
 
     Raises:
-        InputError: they are no such lengths.
+        InputError: a length is not an integer from 1 to `max_length`.
     """
     given = max_length if pad_to is None else pad_to
     given = list(given) if isinstance(given, list | tuple | range) else [given]
@@ -174,7 +173,7 @@ def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
 def collate_for(
     encoder: Encoder, pad_to: Any, *, labels: bool = False, prefixes: Sequence[str] = ("",)
 ) -> Collate:
-    """How examples are padded: to one of the lengths, masks with 0, labels of tokens with −100."""
+    """Returns a `Collate` that pads masks with 0 and labels of tokens with −100."""
     pads = {"token_type_ids": 0, **({"labels": IGNORED} if labels else {})}
     for prefix in prefixes:
         pads |= {f"{prefix}input_ids": encoder.pad, f"{prefix}attention_mask": 0}
@@ -186,11 +185,11 @@ class Frame:
     """The special tokens around one text or two.
 
     Attributes:
-        before: what stands before the first text.
-        between: what stands between them.
-        after: what stands after the last.
-        types: the segments of the first text and what is before it, and of the second and what is
-            after it; what is between them belongs to the first.
+        before: the tokens before the first text.
+        between: the tokens between the texts.
+        after: the tokens after the last text.
+        types: `token_type_ids` of the first text with the tokens before and after it, and of the
+            second text with the tokens after it.
     """
 
     before: tuple[int, ...]
@@ -200,17 +199,17 @@ class Frame:
 
     @property
     def length(self) -> int:
-        """How many special tokens there are."""
+        """The number of special tokens."""
         return len(self.before) + len(self.between) + len(self.after)
 
 
 def frame_of(backend: Any, pair: bool) -> Frame:
-    """The special tokens that a tokenizer puts around one text, or around two."""
+    """Returns the special tokens that a tokenizer adds to one text, or to a pair."""
     encoding = backend.encode("a", "a") if pair else backend.encode("a")
     special, ids = np.array(encoding.special_tokens_mask, bool), np.array(encoding.ids)
     content = np.flatnonzero(~special)
     if not content.size:
-        raise InputError("tokenizer: makes no token of 'a'")
+        raise InputError("tokenizer: expected at least one token of the text 'a', found none")
     before, after = ids[: content[0]].tolist(), ids[content[-1] + 1 :].tolist()
     inside = slice(content[0], content[-1] + 1)
     between = ids[inside][special[inside]].tolist()

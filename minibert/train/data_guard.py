@@ -1,4 +1,4 @@
-"""Guards: an error in examples or transformations must not look like the end of the data."""
+"""Checks of examples and of functions of them, whose errors Grain takes for the end of the data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,11 +8,11 @@ from minibert.errors import InputError, shown
 
 
 @dataclasses.dataclass(frozen=True)
-class FunctionGuard:
-    """Wraps a function so that it returns a mapping of arrays, or raises an error.
+class CheckedFunction:
+    """A function that must return a mapping of arrays.
 
-    Grain treats a `StopIteration` as the end of the data, and skips an example that is None. Here
-    the first becomes a `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
+    Grain takes a `StopIteration` for the end of the data, and skips None. Here the first is a
+    `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
     """
 
     function: Callable[..., Any]
@@ -30,8 +30,8 @@ class FunctionGuard:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExampleSource:
-    """A data source of Grain that checks each example when it is read."""
+class CheckedExamples:
+    """Examples, each checked when it is read."""
 
     source: Any
 
@@ -39,4 +39,4 @@ class ExampleSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
-        return FunctionGuard(self.source.__getitem__, f"example {index}")(index)
+        return CheckedFunction(self.source.__getitem__, f"example {index}")(index)

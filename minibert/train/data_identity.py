@@ -1,14 +1,14 @@
-"""What training data are made of, so that a run does not go on with other data unnoticed."""
+"""The identity of training data, so that a run does not resume with other data unnoticed."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minibert.errors import InputError, shown
-from minibert.train.fingerprint import described, digest
+from minibert.train.fingerprint import description, digest
 
 
-def identified(
+def with_identity(
     dataset: Any,
     examples: Any,
     *,
@@ -16,14 +16,14 @@ def identified(
     functions: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> Any:
-    """Gives a dataset of Grain a method `identity`; see `identity_of`.
+    """Adds a method `identity` to a dataset of Grain; see `identity_of`.
 
     Args:
         dataset: the dataset.
-        examples: what it is made from; read when the identity is asked for.
+        examples: its source; read when the identity is first needed.
         options: those of `batches`.
-        functions: the functions that examples go through, by name.
-        about: what else is known about it, by name, as JSON can hold it.
+        functions: the functions applied to examples, by name.
+        about: further values by name, as JSON can represent them.
     """
     drawn = bool(options["shuffle"] or functions["transforms"])
 
@@ -36,28 +36,28 @@ def identified(
             **{name: options[name] for name in ("batch_size", "shuffle", "drop_last", "workers")},
             **({"seed": options["seed"]} if drawn else {}),
             "processes": options["share"][1],
-            **{name: _described(function) for name, function in functions.items()},
+            **{name: _description(function) for name, function in functions.items()},
         }
 
     dataset.identity = identity
     return dataset
 
 
-def _described(function: Any) -> Any:
-    return (
-        [described(one) for one in function] if isinstance(function, list) else described(function)
-    )
+def _description(function: Any) -> Any:
+    if isinstance(function, list):
+        return [description(one) for one in function]
+    return description(function)
 
 
 def identity_of(data: Any) -> dict[str, Any] | None:
-    """Returns what identifies batches, as JSON can hold it; None where nothing is known.
+    """Returns what identifies batches, as JSON can represent it; None if they have no identity.
 
-    Batches of `minibert.train.data`, and those of `with_teacher`, have a method `identity`; so may
-    an iterable of yours. Of a dataset of Grain that was made from one that has it, the identity is
-    that one's and the names of the transformations after it.
+    Batches of `minibert.train.data` and of `with_teacher` have a method `identity`; a user's own
+    iterable may have one. A dataset of Grain that was made from another has that one's identity and
+    the names of the transformations after it.
 
     Raises:
-        InputError: `identity` is no method that returns a mapping.
+        InputError: `identity` does not return a mapping.
     """
     method: Callable[[], Any] | None = getattr(data, "identity", None)
     if method is not None:

@@ -1,4 +1,4 @@
-"""Labels of records: names to ids, one, several or real numbers, of records or of words."""
+"""Labels of records and of words: class ids, multi-hot vectors and regression targets."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.checks import unmasked
 from minibert.errors import InputError, shown
 from minibert.train.data_records import Records
 
@@ -14,38 +15,38 @@ PROBLEMS = (
     "multi_label_classification",
     "regression",
 )
-SEVERAL = PROBLEMS[1]
-LARGEST = float(np.finfo(np.float32).max)
-MOST = 1 << 20  # labels; a larger number is none, but an id or an amount
+MULTI_LABEL = PROBLEMS[1]
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_LABELS = 1 << 20  # a larger number is not a label, but an amount or another id
 
 
 def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) -> dict[str, int]:
-    """The ids that the labels of records get, by name: what a model's `label2id` should be.
+    """Returns the ids of the labels of records by name, as for a config's `label2id`.
 
-    Names are sorted. Whole numbers, or their digits, are ids already.
+    Names are sorted. Integers, or their digits, are ids already.
 
     Args:
         source: records, as for `classification`.
-        label: their column: a label in each row, or a list of them.
+        label: their column: a label in each row, or a list of labels.
         problem_type: with `multi_label_classification`, a row may also hold a 0 or a 1 for each
             label, as for `classification`; the labels' names are then "0", "1", ….
 
     Raises:
-        InputError: something is no label.
+        InputError: something is not a label.
     """
     if problem_type not in (None, *PROBLEMS[:2]):
         expected = ", ".join(PROBLEMS[:2])
         raise InputError(f"problem_type: expected {expected}; found {shown(problem_type)}")
     records = Records(source, [label])
-    rows = [(row[label], records.where(index, label)) for index, row in enumerate(records)]
+    rows = _labels_and_places(records, label)
     lists = [(value if _is_list(value) else [value], place) for value, place in rows]
-    if problem_type == SEVERAL and is_multi_hot(lists, None):
+    if problem_type == MULTI_LABEL and is_multi_hot(lists, None):
         return _numbered(len(lists[0][0]))
     return names_to_ids([(one, place) for values, place in lists for one in values])
 
 
 def names_to_ids(labels: Iterable[tuple[Any, str]]) -> dict[str, int]:
-    """The ids of labels, each given with its place for messages."""
+    """Returns the ids of labels, each of which is passed with its name for messages."""
     labels = list(labels)
     for value, place in labels:
         _check_label(value, place)
@@ -63,10 +64,10 @@ def names_to_ids(labels: Iterable[tuple[Any, str]]) -> dict[str, int]:
 
 
 def checked_label2id(label2id: Any) -> dict[str, int]:
-    """A model's `label2id`: names to 0, 1, 2, ….
+    """Returns a config's `label2id`, if it maps names to 0, 1, 2, ….
 
     Raises:
-        InputError: it is something else, or two names have one id.
+        InputError: it does not, or two names have the same id.
     """
     if not isinstance(label2id, Mapping) or not label2id:
         raise InputError(f"label2id: expected ids by name, found {shown(label2id)}")
@@ -81,14 +82,14 @@ def checked_label2id(label2id: Any) -> dict[str, int]:
 
 
 def label_id(value: Any, label2id: Mapping[str, int], place: str) -> int:
-    """The id of a label, which is a name, an id, or an id's digits.
+    """Returns the id of a label, which is a name, an id, or an id's digits.
 
     Raises:
-        InputError: it is none of the known ones.
+        InputError: it is not in `label2id`.
     """
     _check_label(value, place)
     if isinstance(value, str) and _is_digits(value) and value not in label2id:
-        value = int(value) if len(value) <= len(str(MOST)) else value
+        value = int(value) if len(value) <= len(str(MAX_LABELS)) else value
     if not isinstance(value, str):
         if label2id.get(str(value), value) != value:
             raise InputError(
@@ -106,15 +107,15 @@ def label_id(value: Any, label2id: Mapping[str, int], place: str) -> int:
 def record_labels(
     records: Records, column: str, problem: str, label2id: Any
 ) -> list[np.ndarray | np.integer | np.floating]:
-    """The labels of records: an id, a row of 0 and 1 for each label, or real numbers.
+    """Returns the labels of records: ids, multi-hot vectors, or real numbers.
 
     Raises:
-        InputError: a label is empty, unknown, not finite or given twice; or lists of labels may be
-            read in two ways, see `is_multi_hot`.
+        InputError: a label is empty, unknown, not finite or repeated; or lists of labels are
+            ambiguous, see `is_multi_hot`.
     """
     if problem not in PROBLEMS:
         raise InputError(f"problem_type: expected {', '.join(PROBLEMS)}; found {shown(problem)}")
-    values = [(row[column], records.where(i, column)) for i, row in enumerate(records)]
+    values = _labels_and_places(records, column)
     if problem == "regression":
         if label2id is not None:
             raise InputError("label2id: a regression has none")
@@ -122,7 +123,7 @@ def record_labels(
     if problem == "single_label_classification":
         known = names_to_ids(values) if label2id is None else checked_label2id(label2id)
         return [np.int32(label_id(value, known, place)) for value, place in values]
-    lists = [(listed(value, place), place) for value, place in values]
+    lists = [(checked_list(value, place), place) for value, place in values]
     known = None if label2id is None else checked_label2id(label2id)
     if is_multi_hot(lists, None if known is None else len(known)):
         return [np.array(row, np.float32) for row, _ in lists]
@@ -132,18 +133,17 @@ def record_labels(
 
 
 def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -> bool:
-    """Returns whether lists of labels hold a 0 or a 1 for each label, and not names or ids.
+    """Returns whether lists of labels are multi-hot vectors, and not names or ids.
 
-    Floating-point numbers and booleans are 0 and 1 for each label, names are names. Whole numbers
-    are read in both ways: as ids, which a list holds once each; and as 0 and 1, which all lists
-    have equally many of, as many as there are labels. The data as a whole decide.
+    Floating-point numbers and booleans are multi-hot. Integers may be ids, which a list holds once
+    each, or multi-hot, with lists of one length, the number of labels. All rows together decide.
 
     Args:
-        rows: the lists, each with its place for messages.
-        count: how many labels there are; None if that is not known.
+        rows: the lists, each with its name for messages.
+        count: the number of labels; None if it is not known.
 
     Raises:
-        InputError: both readings are possible, or numbers that can only be 0 and 1 are not.
+        InputError: integers may be either, or numbers that must be multi-hot are not 0 and 1.
     """
     kinds = {np.asarray(one).dtype.kind for row, _ in rows for one in row}
     size = count or max((len(row) for row, _ in rows), default=0)
@@ -167,15 +167,23 @@ def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -
     )
 
 
-def listed(value: Any, place: str) -> list[Any]:
-    """A list of labels or words.
+def checked_list(value: Any, place: str) -> list[Any]:
+    """Returns a list, tuple or array of labels or words as a list.
 
     Raises:
-        InputError: it is none.
+        InputError: the value is none of these, or elements are masked.
     """
     if not _is_list(value):
         raise InputError(f"{place}: expected a list, found {shown(value)}")
-    return list(value)
+    return list(unmasked(place, value))
+
+
+def _labels_and_places(records: Records, column: str) -> list[tuple[Any, str]]:
+    """Returns each record's value in a column, and how messages name it."""
+    places = [records.where(index, column) for index in range(len(records))]
+    return [
+        (unmasked(place, row[column]), place) for row, place in zip(records, places, strict=True)
+    ]
 
 
 def _is_list(value: Any) -> bool:
@@ -187,12 +195,12 @@ def _check_label(value: Any, place: str) -> None:
         return
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
         raise InputError(f"{place}: expected a label's name or number, found {shown(value)}")
-    if value >= MOST:
-        raise InputError(f"{place}: expected a label's number, under {MOST}; found {value}")
+    if value >= MAX_LABELS:
+        raise InputError(f"{place}: expected a label's number, under {MAX_LABELS}; found {value}")
 
 
 def _is_digits(text: str) -> bool:
-    """Whether a text is a whole number as Python writes it: "01" is a name, other than "1"."""
+    """Returns whether a text is an integer as Python writes it; "01" is a name other than "1"."""
     return text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
 
 
@@ -205,8 +213,8 @@ def _zeros_and_ones(row: Sequence[Any]) -> bool:
 
 
 def _as_number(value: Any) -> int:
-    """The number of digits; of more of them than any label's has, one that is too large."""
-    return int(value) if len(str(value)) <= len(str(MOST)) else MOST
+    """Returns the integer of a label's digits, or `MAX_LABELS` if there are too many digits."""
+    return int(value) if len(str(value)) <= len(str(MAX_LABELS)) else MAX_LABELS
 
 
 def _multi_hot(labels: Sequence[Any], known: Mapping[str, int], place: str) -> np.ndarray:
@@ -235,7 +243,7 @@ def _number(value: Any, place: str) -> float:
         number = math.nan if grouped or isinstance(value, bool | np.bool_) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not abs(number) <= LARGEST:
+    if not abs(number) <= MAX_FLOAT32:
         why = ", which float32 cannot hold" if math.isfinite(number) else ""
         raise InputError(f"{place}: expected a finite number, found {shown(value)}{why}")
     return number

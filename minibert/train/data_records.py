@@ -1,4 +1,4 @@
-"""Records: rows of named values out of jsonl, csv and parquet files, or of Python's own."""
+"""Records: rows of values by column, from jsonl, csv and parquet files or from mappings."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,15 +14,15 @@ ROWS = 'pass its rows, such as table.to_dict("records") of pandas or table.to_py
 
 
 class Records(Sequence[dict[str, Any]]):
-    """Rows of named values, all in memory.
+    """Rows of values by column, all in memory.
 
     Args:
         source: a path that ends in `.jsonl` (or `.ndjson`), `.csv` or `.parquet`; or an iterable of
             mappings.
-        columns: what is read of them; every row must have it.
+        columns: the columns to read; every row must have them.
 
     Raises:
-        SourceError: there is no such file, or its ending is none of these.
+        SourceError: there is no such file, or it ends in something else.
         InputError: a row cannot be read or lacks a column; or there are no rows.
     """
 
@@ -48,17 +48,17 @@ class Records(Sequence[dict[str, Any]]):
         return self._rows[index]
 
     def where(self, index: int, column: str = "") -> str:
-        """How a message names a record, or its value in a column."""
+        """Returns the name of a record, or of its value in a column, for messages."""
         named = f"record {index}"
         if self._path is not None:
             named = place_of(self._path, self._kind, index)
         return f"{named}: {column}" if column else named
 
     def text(self, index: int, column: str) -> str:
-        """The text in a column.
+        """Returns the text in a column.
 
         Raises:
-            InputError: it is none, or empty, or holds half a surrogate pair.
+            InputError: it is not a text, is empty, or holds half a surrogate pair.
         """
         return checked_text(self._rows[index][column], self.where(index, column))
 
@@ -91,10 +91,10 @@ class Records(Sequence[dict[str, Any]]):
 
 
 def checked_text(value: Any, where: str) -> str:
-    """A text with something in it, which UTF-8 can hold.
+    """Returns a text, if it is not empty and UTF-8 can encode it.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not such a text.
     """
     check_text(value, where)
     if not value.strip():
@@ -103,16 +103,16 @@ def checked_text(value: Any, where: str) -> str:
 
 
 def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
-    """Texts, each with what a message calls it.
+    """Returns texts, and the name of each for messages.
 
     Args:
-        source: a path that ends in `.txt` (a text a line; blank lines are left out), `.jsonl`,
+        source: a path that ends in `.txt` (one text per line; blank lines are skipped), `.jsonl`,
             `.csv` or `.parquet`; or an iterable of texts.
-        column: the column of a file that has any; `text` by default.
+        column: the column of a file that has columns; `text` by default.
 
     Raises:
-        SourceError: there is no such file, or its ending is none of these.
-        InputError: something is no text, or is empty; or there are none.
+        SourceError: there is no such file, or it ends in something else.
+        InputError: something is not a text, or is empty; or there are no texts.
     """
     texts, places = [], []
     if isinstance(source, str | os.PathLike):

@@ -17,13 +17,13 @@ from minibert.train.data_tokens import Example, Sentence, framed, word_starts
 
 
 def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], list[str]]:
-    """Documents, each a list of sentences, and what messages call them.
+    """Returns documents, each a list of sentences, and the name of each for messages.
 
     Args:
-        source: a path to a `.txt` file with a sentence a line and a blank line between documents;
-            or to another, of texts, whose lines are sentences; or an iterable of such texts or of
-            lists of sentences.
-        column: the column of a file that has any; `text` by default.
+        source: a path to a `.txt` file with one sentence per line and a blank line between
+            documents; or to another file of texts, whose lines are sentences; or an iterable of
+            such texts or of lists of sentences.
+        column: the column of a file that has columns; `text` by default.
     """
     if isinstance(source, str | os.PathLike) and pathlib.Path(source).suffix.lower() == ".txt":
         with open_texts(os.fspath(source), column) as opened:
@@ -64,10 +64,10 @@ def _by_blank_lines(path: str, lines: Iterable[str]) -> tuple[list[list[str]], l
 
 @dataclasses.dataclass(frozen=True)
 class SentencePairs:
-    """Runs of sentences, and how an example is drawn from one.
+    """Runs of sentences, from each of which an example is drawn.
 
-    A run has at least two sentences and, if it can, fills an example. It is parted in two
-    somewhere; in half of the cases the second part gives way to sentences of another document.
+    A run has at least two sentences and fills an example if possible. It is split at random; with
+    probability 0.5 the second part is replaced by sentences of another document.
     """
 
     documents: list[list[Sentence]]
@@ -82,14 +82,14 @@ class SentencePairs:
         return {"example": np.int64(index)}
 
     def __call__(self, example: Example, generator: np.random.Generator) -> Example:
-        """A pair; `next_sentence_label` is 0 if the second follows the first."""
+        """Returns a pair; `next_sentence_label` is 0 if the second part follows the first."""
         document, start, stop = self.runs[int(example["example"])]
         sentences = self.documents[document][start:stop]
-        parted = int(generator.integers(1, len(sentences)))
-        first, second = _joined(sentences[:parted]), _joined(sentences[parted:])
+        split = int(generator.integers(1, len(sentences)))
+        first, second = _joined(sentences[:split]), _joined(sentences[split:])
         is_random = bool(generator.random() < 0.5)
         if is_random:
-            second = self._elsewhere(document, max(self.room - len(first[0]), 1), generator)
+            second = self._random_sentences(document, max(self.room - len(first[0]), 1), generator)
         first, second = _fitting(first, second, self.room)
         types = np.full(sum(map(len, (first[0], second[0]))) + self.frame.length, 1, np.int32)
         types *= self.frame.types[1]
@@ -101,15 +101,17 @@ class SentencePairs:
             "example": example["example"],
         }
 
-    def _elsewhere(self, own: int, room: int, generator: np.random.Generator) -> Sentence:
-        """Sentences of another document, as many as there is room for; the first may be cut."""
+    def _random_sentences(
+        self, own: int, capacity: int, generator: np.random.Generator
+    ) -> Sentence:
+        """Returns as many sentences of another document as fit; the first may be truncated."""
         other = int(generator.integers(len(self.documents) - 1))
         document = self.documents[other + (other >= own)]
         start = int(generator.integers(len(document)))
         lengths = np.cumsum([len(ids) for ids, _ in document[start:]])
-        count = max(int((lengths <= room).sum()), 1)
+        count = max(int((lengths <= capacity).sum()), 1)
         ids, starts = _joined(document[start : start + count])
-        return ids[:room], starts[:room]
+        return ids[:capacity], starts[:capacity]
 
 
 def pairs_of(
@@ -120,17 +122,20 @@ def pairs_of(
     truncation: bool,
     show: bool | None,
 ) -> SentencePairs:
-    """Documents as runs of sentences, which are read and their lengths checked."""
+    """Tokenizes documents, checks their lengths and returns them as runs of sentences."""
     backend = backend_of(tokenizer)
     frame = frame_of(backend, pair=True)
-    room = max_length - frame.length
-    if room < 2:
-        raise InputError(f"max_length: {max_length} leaves no room for two sentences")
+    capacity = max_length - frame.length
+    if capacity < 2:
+        raise InputError(
+            f"max_length: expected at least {frame.length + 2}, the special tokens and one of each "
+            f"sentence; found {max_length}"
+        )
     if len(documents) < 2:
-        raise InputError(f"documents: expected two at least, found {len(documents)}")
+        raise InputError(f"documents: expected at least two, found {len(documents)}")
     for place, document in zip(places, documents, strict=True):
         if len(document) < 2:
-            raise InputError(f"{place}: expected two sentences at least, found {len(document)}")
+            raise InputError(f"{place}: expected at least two sentences, found {len(document)}")
     flat = iter(
         encoded(backend, [s for d in documents for s in d], special=False, show_progress=show)
     )
@@ -144,25 +149,25 @@ def pairs_of(
     runs = []
     for number, document in enumerate(read):
         lengths = [len(ids) for ids, _ in document]
-        for start, stop in _runs(lengths, room):
+        for start, stop in _runs(lengths, capacity):
             if not truncation:
                 place = f"{places[number]}: sentences {start} to {stop - 1}"
                 check_length(place, sum(lengths[start:stop]) + frame.length, max_length)
             runs.append((number, start, stop))
-    return SentencePairs(read, runs, frame, room)
+    return SentencePairs(read, runs, frame, capacity)
 
 
-def _runs(lengths: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
-    """Cuts a document into runs of two sentences or more that fit, if two do.
+def _runs(lengths: Sequence[int], capacity: int) -> Iterator[tuple[int, int]]:
+    """Splits a document into runs of at least two sentences that fit, if two do.
 
-    A sentence alone at the end makes a run with the one before, which so stands in two.
+    A single sentence at the end makes a run with the one before, which is then in two runs.
     """
     start = 0
     while start < len(lengths):
         stop = start + 1
-        while stop < len(lengths) and sum(lengths[start : stop + 1]) <= room:
+        while stop < len(lengths) and sum(lengths[start : stop + 1]) <= capacity:
             stop += 1
-        if stop == start + 1:  # a sentence alone goes with its neighbour
+        if stop == start + 1:  # a single sentence makes a run with the one before or after
             start, stop = (start - 1, stop) if stop == len(lengths) else (start, stop + 1)
         yield start, stop
         start = stop
@@ -174,9 +179,9 @@ def _joined(sentences: Sequence[Sentence]) -> Sentence:
     )
 
 
-def _fitting(first: Sentence, second: Sentence, room: int) -> tuple[Sentence, Sentence]:
-    """Both, the longer one cut at its end until they fit."""
+def _fitting(first: Sentence, second: Sentence, capacity: int) -> tuple[Sentence, Sentence]:
+    """Truncates the longer of two texts at its end until both fit."""
     one, two = len(first[0]), len(second[0])
-    while one + two > room:
+    while one + two > capacity:
         one, two = (one - 1, two) if one > two else (one, two - 1)
     return (first[0][:one], first[1][:one]), (second[0][:two], second[1][:two])

@@ -1,8 +1,8 @@
 """Answers in a context: from characters to tokens, in overlapping windows.
 
 Windows and targets are those of transformers' `run_qa.py`: the context comes first if the tokenizer
-pads on the left; where a window does not hold the whole answer,
-or there is none, both ends are the first token's ([CLS]).
+pads on the left; both positions are the first token's ([CLS]) if a window does not hold the whole
+answer, or there is no answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from minibert.token_ids import question_first
 from minibert.train.data_encoding import Encoder, encoded
 from minibert.train.data_records import Records
 
-Answer = tuple[int, int] | None  # characters of the context: where it begins, where it ends
+Answer = tuple[int, int] | None  # the start and end of its characters in the context
 
 
 def span_examples(
@@ -26,24 +26,24 @@ def span_examples(
     doc_stride: int,
     show_progress: bool | None,
 ) -> list[dict[str, Any]]:
-    """The windows of all records, each with its targets.
+    """Returns the windows of all records, each with its targets.
 
     Args:
         records: questions, contexts and answers.
-        encoder: reads them.
-        columns: theirs.
-        doc_stride: by how many tokens windows overlap.
-        show_progress: whether there is a bar.
+        encoder: tokenizes them.
+        columns: their columns.
+        doc_stride: the number of tokens by which windows overlap.
+        show_progress: whether to show a progress bar.
 
     Raises:
-        InputError: an answer does not stand where it is said to, or a question leaves no room.
+        InputError: an answer is not at its position in the context, or a question is too long.
     """
     question, context, answers = columns
     whole("doc_stride", doc_stride, 0)
     asked = [records.text(i, question) for i in range(len(records))]
     found = [records.text(i, context) for i in range(len(records))]
     given = [answer_of(records, i, context, answers) for i in range(len(records))]
-    _check_room(records, encoder, question, asked, doc_stride)
+    _check_capacity(records, encoder, question, asked, doc_stride)
     index_of_context = 1 if question_first(encoder.tokenizer) else 0
     encoder.backend.enable_truncation(
         encoder.max_length,
@@ -69,17 +69,17 @@ def span_examples(
 
 
 def answer_of(records: Records, index: int, context: str, answers: Any) -> Answer:
-    """The characters of a record's first answer; None if it has none.
+    """Returns the characters of a record's first answer; None if it has no answer.
 
     Args:
-        records: where it is.
-        index: which record.
+        records: the records.
+        index: the record's index.
         context: the context's column.
         answers: the column of `{"text": […], "answer_start": […]}`, as in SQuAD; or two columns,
-            of a text (empty where there is no answer) and of the place where it begins.
+            of a text (empty if there is no answer) and of the position where it begins.
 
     Raises:
-        InputError: it is none, or does not stand there.
+        InputError: it is not an answer, or is not at its position in the context.
     """
     row = records[index]
     if isinstance(answers, str):
@@ -98,22 +98,25 @@ def answer_of(records: Records, index: int, context: str, answers: Any) -> Answe
         text, start = row[answers[0]], row[answers[1]]
         if text is None or text == "":
             return None
-    if isinstance(start, str) and start.isdecimal() and len(start) < 20:  # csv has only texts
+    if (
+        isinstance(start, str) and start.isdecimal() and len(start) < 20
+    ):  # csv files hold texts only
         start = int(start)
     if not isinstance(text, str) or not text or type(start) is not int or start < 0:
         raise InputError(
-            f"{place}: expected a text and where it begins, found {shown(text)} and {shown(start)}"
+            f"{place}: expected a text and its position, found {shown(text)} and {shown(start)}"
         )
-    there = row[context][start : start + len(text)]
-    if there != text:
+    found = row[context][start : start + len(text)]
+    if found != text:
         raise InputError(
-            f"{place}: {shown(text)} does not stand at {start} of the context, but {shown(there)}"
+            f"{place}: expected {shown(text)} at position {start} of the context, found "
+            f"{shown(found)}"
         )
     return start, start + len(text)
 
 
 def tokens_of(window: Any, answer: Answer, context_index: int = 1) -> tuple[int, int]:
-    """Returns the first and the last token of an answer; those of [CLS] if it is not there.
+    """Returns the first and the last token of an answer; [CLS] for both if it is not in the window.
 
     Args:
         window: a question and a part of its context, as the tokenizer encodes them.
@@ -132,16 +135,16 @@ def tokens_of(window: Any, answer: Answer, context_index: int = 1) -> tuple[int,
     return (first, last) if first <= last else (0, 0)
 
 
-def _check_room(
+def _check_capacity(
     records: Records, encoder: Encoder, column: str, questions: Sequence[str], stride: int
 ) -> None:
     special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
     found = encoded(encoder.backend, questions, special=False, show_progress=False)
     for index, question in enumerate(found):
-        room = encoder.max_length - special - len(question.ids)
-        if room <= stride:
+        capacity = encoder.max_length - special - len(question.ids)
+        if capacity <= stride:
             raise InputError(
-                f"{records.where(index, column)}: {len(question.ids)} tokens leave room for "
-                f"{max(room, 0)} of the context in {encoder.max_length}; expected over doc_stride, "
-                f"{stride}"
+                f"{records.where(index, column)}: {len(question.ids)} tokens leave "
+                f"{max(capacity, 0)} of {encoder.max_length} for the context; expected over "
+                f"doc_stride, {stride}"
             )

@@ -1,4 +1,4 @@
-"""Records with labels, answers or likes: classification, words, questions, contrastive pairs."""
+"""Training data of tasks: classification, token classification, question answering, contrastive."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from minibert.train.data_batches import batches, batching
 from minibert.train.data_encoding import Encoder, collate_for, encoded
 from minibert.train.data_labels import (
     checked_label2id,
+    checked_list,
     label_id,
-    listed,
     names_to_ids,
     record_labels,
 )
@@ -36,9 +36,9 @@ def classification(
     show_progress: bool | None = None,
     **options: Any,
 ) -> Any:
-    """Texts, or pairs, with labels: `input_ids`, `attention_mask`, …, and `labels`.
+    """Returns texts, or pairs, with labels: `input_ids`, `attention_mask`, …, and `labels`.
 
-    `labels` are ids `(batch,)`; with several labels a text 0.0 and 1.0 `(batch, labels)`; in a
+    `labels` are ids `(batch,)`; with multiple labels multi-hot vectors `(batch, labels)`; for
     regression real numbers `(batch,)` or `(batch, labels)`.
 
     Args:
@@ -47,11 +47,11 @@ def classification(
         max_length, truncation, pad_to, show_progress: see `data`.
         batch_size: rows of a batch.
         text: the texts' column.
-        text_pair: that of the second texts; None if there are none.
-        label: the labels' column: a name or an id; with several labels a text, a list of them, or
-            of a 0 or a 1 for each label (where whole numbers could be either, that is an error:
-            floats are never ids); in a regression a number or a list of them.
-        label2id: the model's ids by name; by default as `label_ids` says.
+        text_pair: the second texts' column; None if there are none.
+        label: the labels' column: a name or an id; with multiple labels a list of these, or a 0 or
+            a 1 for each label (if integers could be either, that is an error; floats are never
+            ids); for regression a number or a list of numbers.
+        label2id: the config's ids by name; by default those of `label_ids`.
         problem_type: `single_label_classification`, `multi_label_classification`, `regression`.
         **options: those of `batches`.
 
@@ -91,24 +91,24 @@ def token_classification(
     show_progress: bool | None = None,
     **options: Any,
 ) -> Any:
-    """Words with labels: `input_ids`, `attention_mask`, …, and `labels`, `(batch, seq)` each.
+    """Returns words with labels: `input_ids`, `attention_mask`, …, `labels`, `(batch, seq)` each.
 
-    A word's label stands at its first token (that is left of it, if a text is cut on the left);
-    elsewhere it is −100.
+    A word's label is at its first token (the first that remains, if a text is truncated on the
+    left); labels of all other tokens are −100.
 
     Args:
-        source: a path (jsonl or parquet, which have lists) or an iterable of mappings.
+        source: a path (jsonl or parquet, which hold lists) or an iterable of mappings.
         tokenizer: a fast tokenizer of transformers; GPT-2's must have `add_prefix_space=True`.
         max_length, truncation, pad_to, show_progress: see `data`.
         batch_size: rows of a batch.
         words: the column of the lists of words.
-        label: that of the lists of their labels, names or ids.
-        label2id: the model's ids by name; by default as `label_ids` says.
+        label: the column of the lists of their labels, names or ids.
+        label2id: the config's ids by name; by default those of `label_ids`.
         **options: those of `batches`.
 
     Raises:
         SourceError: there is no such file.
-        InputError: an argument is wrong, words and labels are not equally many, a word has no
+        InputError: an argument is wrong, a record has not as many labels as words, a word has no
             token, a text is too long, or a label is unknown.
     """
     given = batching(batch_size=batch_size, **options)
@@ -161,29 +161,29 @@ def question_answering(
     show_progress: bool | None = None,
     **options: Any,
 ) -> Any:
-    """Questions and windows of contexts: …, `start_positions` and `end_positions` `(batch,)`.
+    """Returns questions with windows of contexts: …, `start_positions`, `end_positions` `(batch,)`.
 
-    They are the answer's first and last token; 0 ([CLS]) where a window does not hold it whole, or
-    there is none.
+    The positions are the answer's first and last token; 0 ([CLS]) if a window does not hold the
+    whole answer, or there is no answer.
 
     Args:
         source: a path or an iterable of mappings.
         tokenizer: a fast tokenizer of transformers.
-        max_length: how many tokens a window has, the question and special tokens included.
-        doc_stride: by how many tokens of the context windows overlap.
+        max_length: the max number of tokens of a window, with the question and special tokens.
+        doc_stride: the number of tokens of the context by which windows overlap.
         pad_to, show_progress: see `data`.
         batch_size: rows of a batch.
         question: the questions' column.
-        context: the contexts'.
+        context: the contexts' column.
         answers: the column of `{"text": […], "answer_start": […]}` (empty lists: no answer), of
-            which the first counts; or two columns, of a text (empty: no answer) and of the place in
-            the context where it begins.
+            which the first is used; or two columns, of a text (empty: no answer) and of the
+            position in the context where it begins.
         **options: those of `batches`.
 
     Raises:
         SourceError: there is no such file.
-        InputError: an argument is wrong, an answer does not stand where it is said to, or a
-            question leaves no room for its context.
+        InputError: an argument is wrong, an answer is not at its position in the context, or a
+            question is too long.
     """
     given = batching(batch_size=batch_size, **options)
     encoder = Encoder(tokenizer, max_length)
@@ -211,7 +211,7 @@ def contrastive(
     show_progress: bool | None = None,
     **options: Any,
 ) -> Any:
-    """Texts and their likes: `anchor_input_ids`, `anchor_attention_mask`, `positive_…`, ….
+    """Returns pairs of texts: `anchor_input_ids`, `anchor_attention_mask`, `positive_…`, ….
 
     All are `(batch, seq)`, of one length. A text that is twice in a batch is its own negative.
 
@@ -221,8 +221,8 @@ def contrastive(
         max_length, truncation, pad_to, show_progress: see `data`.
         batch_size: rows of a batch.
         anchor: the texts' column.
-        positive: that of what is like them.
-        negative: that of what is not; None if there is none.
+        positive: the column of similar texts.
+        negative: the column of dissimilar texts; None if there is none.
         **options: those of `batches`.
 
     Raises:
@@ -248,12 +248,12 @@ def contrastive(
 def _words_and_labels(
     records: Records, words: str, label: str, label2id: Any
 ) -> tuple[list[list[str]], list[list[int]]]:
-    """The words of records, and the ids of their labels."""
+    """Returns the words of records, and the ids of their labels."""
     inputs, labels = [], []
     for index, row in enumerate(records):
         place, where = records.where(index, words), records.where(index, label)
-        inputs.append([checked_text(word, place) for word in listed(row[words], place)])
-        labels.append([(value, where) for value in listed(row[label], where)])
+        inputs.append([checked_text(word, place) for word in checked_list(row[words], place)])
+        labels.append([(value, where) for value in checked_list(row[label], where)])
         if not inputs[-1] or len(inputs[-1]) != len(labels[-1]):
             raise InputError(
                 f"{place}: expected a label for each word; found {len(inputs[-1])} words and "

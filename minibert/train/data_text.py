@@ -20,19 +20,19 @@ AT_ONCE = 1 << 24  # ids that are checked together
 def windows(
     ids: Any, *, max_length: Any, stride: Any = None, batch_size: Any, **options: Any
 ) -> Any:
-    """Sliding windows over ids: `input_ids` and `shift_labels`, `(batch, max_length)` both.
+    """Returns sliding windows over ids: `input_ids` and `shift_labels`, `(batch, max_length)` both.
 
-    Windows begin at 0, stride, 2 · stride, … as long as each of their tokens has one behind it.
+    Windows begin at 0, stride, 2 · stride, … as long as each of their tokens has a token after it.
 
     Args:
-        ids: token ids one after the other, `(tokens,)`, as of `token_ids`; a memory map will do.
-        max_length: how many tokens a window has.
-        stride: how far it is from a window's beginning to the next; `max_length` by default.
+        ids: token ids `(tokens,)`, as of `token_ids`; they may be a memory map.
+        max_length: the number of tokens of a window.
+        stride: the distance from the start of a window to the next; `max_length` by default.
         batch_size: rows of a batch.
         **options: those of `batches`.
 
     Raises:
-        InputError: an argument is wrong, or the ids are fewer than a window and one.
+        InputError: an argument is wrong, or there are not more ids than a window has.
     """
     given = batching(batch_size=batch_size, **options)
     max_length = whole("max_length", max_length, 1)
@@ -67,20 +67,21 @@ def masked_lm(
     show_progress: bool | None = None,
     **options: Any,
 ) -> Any:
-    """Masked texts: `input_ids`, `attention_mask`, `labels`, `(batch, seq)` each.
+    """Returns masked texts: `input_ids`, `attention_mask`, `labels`, `(batch, seq)` each.
 
-    What is masked is drawn anew in every epoch (`masking.Masking`).
+    Masks are drawn again in every epoch (`masking.Masking`).
 
     Args:
-        source: a path, of a `.txt` with a text a line, or another; or an iterable of texts.
+        source: a path, of a `.txt` file with one text per line, or another; or an iterable of
+            texts.
         tokenizer: a fast tokenizer of transformers with a mask token.
         max_length, truncation, pad_to, show_progress: see `data`.
         batch_size: rows of a batch.
-        column: the column of a file that has any; `text` by default.
-        pack: whether texts are joined, a separator between two, and cut into blocks that are full
-            but for the last; else each text is an example.
-        probability: how likely a token, or a word, is a target.
-        whole_words: whether all tokens of a word are targets together.
+        column: the column of a file that has columns; `text` by default.
+        pack: whether to concatenate texts, with separators, and split them into blocks of
+            `max_length` tokens; otherwise each text is an example.
+        probability: the probability that a token, or a word, is a target.
+        whole_words: whether all tokens of a word are masked together.
         **options: those of `batches`.
 
     Raises:
@@ -124,19 +125,19 @@ def pretraining(
     show_progress: bool | None = None,
     **options: Any,
 ) -> Any:
-    """Masked pairs of sentences: as `masked_lm`, with `token_type_ids` and `next_sentence_label`.
+    """Returns masked sentence pairs: as `masked_lm`, and `token_type_ids`, `next_sentence_label`.
 
-    `next_sentence_label` `(batch,)` is 0 where the second part follows the first in its document,
-    and 1 where it is from another, which is drawn anew in every epoch, like the masks.
+    `next_sentence_label` `(batch,)` is 0 if the second part follows the first in its document, and
+    1 if it is from another document, which is drawn again in every epoch, like the masks.
 
     Args:
-        source: a path, of a `.txt` with a sentence a line and a blank line between documents, or
-            another, of documents with a sentence a line; or an iterable of documents, each such a
-            text or a list of sentences.
+        source: a path, of a `.txt` file with one sentence per line and a blank line between
+            documents, or another, of documents with one sentence per line; or an iterable of
+            documents, each such a text or a list of sentences.
         tokenizer: a fast tokenizer of transformers with a mask token.
         max_length, truncation, pad_to, show_progress: see `data`.
         batch_size: rows of a batch.
-        column: the column of a file that has any; `text` by default.
+        column: the column of a file that has columns; `text` by default.
         probability, whole_words: as for `masked_lm`.
         **options: those of `batches`.
 
@@ -154,7 +155,7 @@ def pretraining(
     for document, place in zip(pairs.documents, places, strict=True):
         for number, (ids, _) in enumerate(document):
             if not masking.free(ids).any():
-                raise InputError(f"{place}: sentence {number} has nothing that can be masked")
+                raise InputError(f"{place}: sentence {number} has no token that can be masked")
     return batches(
         pairs, **given, transforms=[pairs, masking], collate=collate, about=encoder.about
     )
@@ -163,4 +164,4 @@ def pretraining(
 def _check_maskable(masking: Masking, examples: Any, places: Sequence[str]) -> None:
     for index, place in enumerate(places):
         if not masking.free(examples[index]["input_ids"]).any():
-            raise InputError(f"{place}: has nothing that can be masked")
+            raise InputError(f"{place}: has no token that can be masked")

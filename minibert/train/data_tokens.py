@@ -1,4 +1,4 @@
-"""Running text as examples: windows over ids, blocks of texts."""
+"""Examples from running text: windows over ids, blocks of texts."""
 
 import dataclasses
 import os
@@ -25,19 +25,19 @@ def token_ids(
     end: Any = True,
     show_progress: bool | None = None,
 ) -> np.ndarray:
-    """The ids of texts, one after the other, `(tokens,)`, for `windows`.
+    """Returns the concatenated ids of texts, `(tokens,)`, for `windows`.
 
     Args:
         source: a path or an iterable of texts, as for `masked_lm`; but a `.txt` file is one text.
         tokenizer: a fast tokenizer of transformers.
-        column: the column of a file that has any; `text` by default.
-        end: whether the tokenizer's end (or separating) token follows each text.
-        show_progress: whether there is a bar; None for one if there are many texts and stderr is a
-            terminal.
+        column: the column of a file that has columns; `text` by default.
+        end: whether to append the EOS (or separator) token to each text.
+        show_progress: whether to show a progress bar; None for one if there are many texts and
+            stderr is a terminal.
 
     Raises:
         SourceError: there is no such file.
-        InputError: something is no text, or the tokenizer has no end token.
+        InputError: something is not a text, or the tokenizer has neither token.
     """
     if isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith(".txt"):
         source = [read_text(os.fspath(source))]
@@ -52,12 +52,12 @@ def _end(tokenizer: Any) -> int:
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return token
-    raise InputError("tokenizer: has neither an end token nor a separating one")
+    raise InputError("tokenizer: expected an EOS or separator token, found neither")
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Sliding windows over ids: the tokens, and what follows each."""
+    """Sliding windows over ids: `input_ids`, and as `shift_labels` the token after each."""
 
     ids: np.ndarray
     max_length: int
@@ -78,7 +78,7 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Tokens cut into blocks of one length but for the last, each in its special tokens."""
+    """Blocks of tokens, each with special tokens, all but the last of the same length."""
 
     ids: np.ndarray
     word_starts: np.ndarray
@@ -89,19 +89,22 @@ class Blocks:
         return -(-len(self.ids) // (self.max_length - self.frame.length))
 
     def __getitem__(self, index: int) -> Example:
-        room = self.max_length - self.frame.length
-        part = slice(index * room, (index + 1) * room)
+        size = self.max_length - self.frame.length
+        part = slice(index * size, (index + 1) * size)
         return framed(self.frame, (self.ids[part], self.word_starts[part])) | {
             "example": np.int64(index)
         }
 
 
 def blocks_of(tokenizer: Any, texts: Sequence[str], max_length: int, show: bool | None) -> Blocks:
-    """Texts as blocks: with a separating token between two texts; nothing is left out."""
+    """Returns all tokens of texts as blocks, with a separator token between texts."""
     backend = backend_of(tokenizer)
     frame = frame_of(backend, pair=False)
     if max_length <= frame.length:
-        raise InputError(f"max_length: {max_length} leaves no room beside the special tokens")
+        raise InputError(
+            f"max_length: expected over {frame.length}, the number of special tokens; found "
+            f"{max_length}"
+        )
     between = np.array([frame.after[-1] if frame.after else _end(tokenizer)], np.int32)
     ids: list[np.ndarray] = []
     starts: list[np.ndarray] = []
@@ -112,10 +115,10 @@ def blocks_of(tokenizer: Any, texts: Sequence[str], max_length: int, show: bool 
 
 
 def word_starts(encoding: Any) -> np.ndarray:
-    """Whether a word begins at each token; a special token is a word of its own.
+    """Returns for each token whether a word begins at it; a special token is a word of its own.
 
-    A word is what the tokenizer's pre-tokenizer leaves whole: with BERT's a token and those with
-    ## behind it, with GPT-2's a word and the space before it.
+    Words are those of the tokenizer's pre-tokenizer: BERT's are a token and those with ## after it,
+    GPT-2's include the space before.
     """
     words = encoding.word_ids
     return np.array(
@@ -124,7 +127,7 @@ def word_starts(encoding: Any) -> np.ndarray:
 
 
 def framed(frame: Frame, first: Sentence, second: Sentence | None = None) -> Example:
-    """One text or two in special tokens, as `input_ids`, `attention_mask` and `word_starts`."""
+    """Returns one or two texts with special tokens: ids, `attention_mask` and `word_starts`."""
     before, between, after = (
         np.array(part, np.int32) for part in (frame.before, frame.between, frame.after)
     )

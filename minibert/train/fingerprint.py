@@ -7,28 +7,27 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE = 4096  # items that are read of a sequence which is no list, tuple or array
-AT_ONCE = 1 << 24  # items of an array that are read together; a memory map may exceed the memory
+SAMPLE = 4096  # items that are read of a sequence which is not a list, tuple or array
+AT_ONCE = 1 << 24  # items of an array that are read together: a memory map may exceed the memory
 SIMPLE = (str, bool, int, float, type(None))
 
 
 def digest(value: Any) -> str:
     """Returns a short digest of a value's contents.
 
-    Numbers, texts, arrays, lists, tuples, mappings and dataclasses count with all that they hold.
-    Of another sequence, the length and at most 4,096 items, evenly spaced, are read; of any other
-    object, its type counts alone.
+    All contents of numbers, texts, arrays, lists, tuples, mappings and dataclasses are included; of
+    other sequences the length and at most 4,096 items, evenly spaced; of other objects the type.
     """
     found = hashlib.sha256()
     _feed(found, value)
     return found.hexdigest()[:16]
 
 
-def described(value: Any) -> Any:
-    """Describes a number, a function or an object with settings, as JSON can hold it.
+def description(value: Any) -> Any:
+    """Describes a number, a function or an object with settings, as JSON can represent it.
 
-    Simple fields of a dataclass stand for themselves and all others as digests; of another object,
-    the name of the function or type is returned alone.
+    A dataclass is described by its fields, those that are not simple by their digests; another
+    object by the name of the function or type.
     """
     if isinstance(value, SIMPLE):
         return value

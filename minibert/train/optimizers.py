@@ -10,7 +10,7 @@ from jax import Array
 
 from minibert.checks import number, whole
 from minibert.errors import InputError, shown
-from minibert.train.fingerprint import described
+from minibert.train.fingerprint import description
 
 KINDS = ("linear", "cosine", "constant")
 
@@ -118,7 +118,7 @@ def adamw(
     )
     found = Described(*optimizer)
     found.arguments = {
-        "learning_rate": getattr(learning_rate, "arguments", None) or described(learning_rate),
+        "learning_rate": getattr(learning_rate, "arguments", None) or description(learning_rate),
         "weight_decay": weight_decay,
         "b1": b1,
         "b2": b2,

@@ -12,7 +12,7 @@ import optax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from minibert.errors import InputError, shown
-from minibert.train.checkpoint_state import as_dict, checksums
+from minibert.train.checkpoint_state import checksums, key_data, opt_state_leaves
 from minibert.train.fingerprint import digest
 
 FORMAT = 2
@@ -28,16 +28,16 @@ def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
         trainer: the run's trainer.
         about: what the caller adds.
     """
-    state, config = as_dict(trainer.state), trainer.config
+    state, config = trainer.state, trainer.config
     sums = checksums(trainer.frozen)
     fields = [field.name for field in dataclasses.fields(config) if field.name not in INERT]
     found = {
         "format": FORMAT,
         **trainer.made_by,
         "config": {name: getattr(config, name) for name in fields},
-        "optimizer": _optimizer(trainer.optimizer, trainer.state.params),
-        "params": {path: _spec(leaf) for path, leaf in state["params"].items()},
-        "opt_state": {path: _spec(leaf) for path, leaf in state["opt_state"].items()},
+        "optimizer": _optimizer(trainer.optimizer, state.params),
+        "params": {path: _spec(leaf) for path, leaf in state.params.items()},
+        "opt_state": {path: _spec(leaf) for path, leaf in opt_state_leaves(state).items()},
         "frozen": {path: f"{_spec(leaf)} #{sums[path]}" for path, leaf in trainer.frozen.items()},
         "about": about,
     }
@@ -142,7 +142,7 @@ def _optimizer(optimizer: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _constants(program: ClosedJaxpr) -> Iterator[np.ndarray]:
     """The arrays that a program holds, those of the programs it calls included."""
-    yield from (np.asarray(constant) for constant in program.consts)
+    yield from (np.asarray(key_data(constant)) for constant in program.consts)
     called = jax.tree.leaves([equation.params for equation in program.jaxpr.eqns])
     for one in called:
         if isinstance(one, Jaxpr):

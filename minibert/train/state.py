@@ -42,7 +42,7 @@ def first_state(
     start = jnp.zeros((), jnp.int32)
     if sharding is None:
         params = copied(params)
-        return TrainState(start, params, optimizer.init(params)), frozen, None
+        return TrainState(start, params, _first_opt_state(optimizer, params)), frozen, None
     params = {path: put(sharding, path, array) for path, array in params.items()}
     frozen = {path: put(sharding, path, array) for path, array in frozen.items()}
     first = TrainState(start, params, jax.eval_shape(optimizer.init, params))
@@ -50,6 +50,17 @@ def first_state(
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
     state = TrainState(jax.device_put(start, where.step), params, opt_state)
     return state, frozen, (where, sharding.everywhere)
+
+
+def _first_opt_state(optimizer: optax.GradientTransformation, params: dict[str, Array]) -> Any:
+    """An optimiser's first state, in memory of its own: some return their own keys or parameters.
+
+    The leaves are copied one by one, so that only one of them is in memory twice.
+    """
+    leaves, structure = jax.tree.flatten(optimizer.init(params))
+    for index, leaf in enumerate(leaves):
+        leaves[index] = jnp.array(leaf, copy=True)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def copied(arrays: dict[str, Array]) -> dict[str, Array]:
