@@ -33,8 +33,18 @@ def extreme(vectors: np.ndarray) -> np.ndarray:
     Components that are much smaller than a vector's largest do not count.
     """
     with np.errstate(over="ignore", under="ignore"):
-        found = _extreme(np.einsum("...i,...i->...", vectors, vectors))
+        found = out_of_range(np.einsum("...i,...i->...", vectors, vectors))
     return found & vectors.any(axis=-1) if found.any() else found  # zeros are not
+
+
+def out_of_range(sums: np.ndarray) -> np.ndarray:
+    """Returns which sums of products are so large or small that some may have over- or underflowed.
+
+    Args:
+        sums: magnitudes of any shape, in float32 or float64.
+    """
+    bits = np.finfo(sums.dtype).maxexp
+    return ~((sums >= 2.0 ** (-bits * 5 // 8)) & (sums <= 2.0 ** (bits * 3 // 4)))
 
 
 def in_range(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +64,7 @@ def in_range(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _on_host(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         squares = (vectors**2).sum(axis=-1, keepdims=True)
-    if _extreme(squares).any():
+    if out_of_range(squares).any():
         vectors, _ = in_range(vectors)
         squares = (vectors**2).sum(axis=-1, keepdims=True)
     return vectors / np.sqrt(np.where(squares == 0, 1, squares))
@@ -71,8 +81,3 @@ def _on_device(vectors: jax.Array) -> jax.Array:
     scaled = vectors * jnp.where(zero, 1 / EPSILON, scale).astype(vectors.dtype)
     squares = (scaled**2).sum(axis=-1, keepdims=True)
     return scaled / jnp.sqrt(jnp.where(zero, 1, squares))  # the square root of 0 has no gradient
-
-
-def _extreme(squares: np.ndarray) -> np.ndarray:
-    bits = np.finfo(squares.dtype).maxexp
-    return ~((squares >= 2.0 ** (-bits * 5 // 8)) & (squares <= 2.0 ** (bits * 3 // 4)))

@@ -18,7 +18,7 @@ import numpy as np
 from minibert.checks import as_array, whole
 from minibert.errors import InputError, shown
 from minibert.finite import rows_not_finite
-from minibert.norms import extreme, in_range, unit
+from minibert.norms import extreme, in_range, out_of_range, unit
 
 ROWS = 4096  # vectors whose differences from another are in memory at the same time
 MAX_EXPONENT = 1000  # of float64; below it, sums over up to 2**22 numbers do not overflow
@@ -254,8 +254,14 @@ def _same_dtype(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
     return one.astype(dtype, copy=False), other.astype(dtype, copy=False)
 
 
-@np.errstate(over="ignore", under="ignore")
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def _scores(name: str, compare: Compare, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    if (
+        name == "dot"
+    ):  # what over- or underflowed is seen in few scores, without a pass over vectors
+        scores = compare(one, other)
+        if not out_of_range(np.abs(scores)).any():
+            return scores
     if (exponents := _exponents(name, one, other)) is None:
         return compare(one, other)
     scores = compare(_scaled(one, exponents.one), _scaled(other, exponents.other))
