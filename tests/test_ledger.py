@@ -72,6 +72,14 @@ def test_numbers(change, seen):
     assert bool(records.different(array, array | change)) == seen
 
 
+def test_an_error_is_one_difference():
+    before, raised = {"a/x": 1, "a/y": 2, "ab/x": 3}, "ValueError: no"
+    assert records.compare(before, before).differences == []
+    found = records.compare(before, {"a/raised": raised, "ab/x": 4, "ac/x": 5})
+    assert found.differences == ["a/: ValueError: no", "ab/x: was 3, is 4"]
+    assert found.added == ["ac/x"]
+
+
 def test_lost_tests_are_seen():
     ids = ["tests/test_a.py::test_b[c]", "tests/test_planted_a.py::test_seen[zero]"]
     before = part_tests.counted([*ids, "tests/test_planted_a.py::test_seen[swap]"])

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = part.found()
         took = f"{time.perf_counter() - start:.0f} s"
         if given.record:
-            if failed := [entry for entry in found if entry.endswith("/raised")]:
+            if failed := [entry for entry in found if records.is_error(entry)]:
                 _say(f"{name}: nothing is recorded, as this raised an error:")
                 _say(*(f"  {entry}: {found[entry]}" for entry in failed))
                 wrong += 1

@@ -132,5 +132,7 @@ def finished(folder: pathlib.Path, *command: str) -> dict[str, Any]:
     process = start(folder, *command, "--json")
     output, problems = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}: {problems}")
+        raise RuntimeError(
+            f"{' '.join(command)}: exit status {process.returncode}: {problems.strip()}"
+        )
     return json.loads(output)

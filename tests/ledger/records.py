@@ -104,10 +104,17 @@ def read(part: str) -> Record:
 
 
 def compare(recorded: Record, found: Record) -> Comparison:
-    """Compares entry by entry; what is only in `found` was added."""
-    result = Comparison(added=sorted(found.keys() - recorded.keys()))
+    """Compares entry by entry; what is only in `found` was added.
+
+    Of a case that raised an error, an entry named `raised`, the error is the difference.
+    """
+    errors = {name.removesuffix("raised"): found[name] for name in found if is_error(name)}
+    added = sorted(name for name in found.keys() - recorded.keys() if not is_error(name))
+    result = Comparison([f"{case}: {error}" for case, error in errors.items()], added)
     arrays = same = 0
     for name in sorted(recorded):
+        if name.startswith(tuple(errors)):
+            continue
         if name not in found:
             result.differences.append(f"{name}: lost")
             continue
@@ -121,6 +128,10 @@ def compare(recorded: Record, found: Record) -> Comparison:
         f"{len(recorded)} entries, of them {arrays} arrays, {same} equal to the bit"
     )
     return result
+
+
+def is_error(name: str) -> bool:
+    return name.endswith("/raised")
 
 
 def different(before: Any, now: Any) -> str:
