@@ -209,7 +209,8 @@ class Parts:
         except (ValueError, TypeError, RecursionError):
             raise TargetError(f"{path}: is damaged; {AGAIN}") from None
         job = json.loads(self._wanted)
-        names = sorted(n for n in found.keys() | job.keys() if found.get(n) != job.get(n))
+        same = [name for name in found.keys() & job.keys() if found[name] == job[name]]
+        names = sorted((found.keys() | job.keys()) - {*same})
         raise TargetError(
             f"{self.folder}: holds parts of a job with another {', '.join(names)}; resume it with "
             "that, or --restart to discard them"

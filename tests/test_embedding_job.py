@@ -99,6 +99,7 @@ def test_an_unfinished_part_is_made_again(tmp_path):
         ({"texts": ["another", *TEXTS[1:]]}, "the input has changed"),
         ({"texts": TEXTS[:4]}, "the input has changed"),
         ({"made_by": MADE_BY | {"precision": "int8"}}, "another precision"),
+        ({"made_by": MADE_BY | {"prompt": None}}, "another prompt"),
         ({"rows_a_part": 5}, "another rows_a_part"),
     ],
 )
