@@ -140,12 +140,11 @@ def _optimizer(optimizer: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"program": {versions: digest([texts, constants])}}
 
 
-def _constants(program: ClosedJaxpr) -> Iterator[np.ndarray]:
+def _constants(program: Jaxpr | ClosedJaxpr) -> Iterator[np.ndarray]:
     """The arrays that a program holds, those of the programs it calls included."""
-    yield from (np.asarray(key_data(constant)) for constant in program.consts)
-    called = jax.tree.leaves([equation.params for equation in program.jaxpr.eqns])
-    for one in called:
-        if isinstance(one, Jaxpr):
-            one = ClosedJaxpr(one, ())
-        if isinstance(one, ClosedJaxpr):
+    constants = getattr(program, "consts", ())  # of any jaxpr in JAX 0.12, of closed ones before
+    yield from (np.asarray(key_data(constant)) for constant in constants)
+    equations = getattr(program, "jaxpr", program).eqns
+    for one in jax.tree.leaves([equation.params for equation in equations]):
+        if isinstance(one, Jaxpr | ClosedJaxpr):
             yield from _constants(one)
