@@ -256,9 +256,7 @@ def _same_dtype(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore")
 def _scores(name: str, compare: Compare, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    if (
-        name == "dot"
-    ):  # what over- or underflowed is seen in few scores, without a pass over vectors
+    if name == "dot":  # the scores show whether products over- or underflowed
         scores = compare(one, other)
         if not out_of_range(np.abs(scores)).any():
             return scores

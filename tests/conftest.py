@@ -33,7 +33,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 @pytest.fixture(autouse=True, scope="module")
 def programs():
-    """Lets go of a file's compiled programs: those of all files take many gigabytes."""
+    """Releases a file's compiled programs, since those of all files take many gigabytes."""
     yield
     jax.clear_caches()
 

@@ -15,7 +15,7 @@ import minibert  # noqa: E402
 import oracle  # noqa: E402
 from convert.parity import compare, ragged_inputs  # noqa: E402
 
-RMS_EVERY, RMS_LAST = 1.5, 1.3  # times PyTorch's error, where both round products alike
+RMS_EVERY, RMS_LAST = 1.5, 1.3  # times PyTorch's error
 LOGITS = 5 * FLOAT32  # a sum over the hidden state, and larger
 
 
@@ -50,7 +50,7 @@ def test_minilm(minilm):
     ]
     for row in rows:
         assert row.ours_torch <= FLOAT32, row
-        assert row.rms_ratio <= RMS_EVERY * products, row
+        assert row.rms_ratio <= RMS_EVERY, row
         assert row.float64 <= 1e-12, row
     assert rows[6].rms_ratio <= RMS_LAST * products
 

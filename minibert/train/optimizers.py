@@ -33,8 +33,8 @@ class Schedule:
         return self.rate(jnp.asarray(step, float))
 
 
-class Described(optax.GradientTransformationExtraArgs):
-    """An optimiser that has the arguments it was made with.
+class ConfiguredOptimizer(optax.GradientTransformationExtraArgs):
+    """An optimiser that keeps the arguments it was made with.
 
     Attributes:
         arguments: by name, as JSON can hold them; a schedule of unknown origin by its name.
@@ -116,7 +116,7 @@ def adamw(
         optax.add_decayed_weights(weight_decay, mask=decaying),
         rate(learning_rate=learning_rate),
     )
-    found = Described(*optimizer)
+    found = ConfiguredOptimizer(*optimizer)
     found.arguments = {
         "learning_rate": getattr(learning_rate, "arguments", None) or description(learning_rate),
         "weight_decay": weight_decay,
