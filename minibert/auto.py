@@ -1,6 +1,7 @@
 """The model a checkpoint asks for: the class its config names, or the one its tensors fit."""
 
 import difflib
+import inspect
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -50,6 +51,10 @@ MODELS: dict[str, type[PretrainedModel]] = {
     )
 }
 FAMILIES = {cls.config_class.model_type: cls for cls in MODELS.values() if cls.is_trunk}
+LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).parameters) - {
+    "source",
+    "output_loading_info",
+}
 
 # Which class a file without `architectures` holds, by the heads among its tensors.
 BY_HEADS: dict[str, dict[frozenset[str], type[PretrainedModel]]] = {
@@ -147,3 +152,27 @@ def load(
     """
     model, info = load_pretrained(model_class, source, **options)
     return (model, info) if output_loading_info else model
+
+
+def load_model(
+    task: str, classes: tuple[type[PretrainedModel], ...], source: Any, **options: Any
+) -> PretrainedModel:
+    """Loads a checkpoint, whatever class it names, into the task's class of its family.
+
+    Raises:
+        ConfigError: the task has no class of that family.
+        MissingHeadError: the checkpoint lacks the head.
+
+    What else is raised is as in `PretrainedModel.from_pretrained`.
+    """
+
+    def choose(data: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
+        kind = data.get("model_type") if isinstance(data, dict) else None
+        found = FAMILIES.get(kind) if kind is not None else class_by_tensors(data, names)
+        for cls in classes:
+            if found is not None and cls.config_class is found.config_class:
+                return cls
+        known = " or ".join(repr(cls.config_class.model_type) for cls in classes)
+        raise ConfigError(f"{where}: model_type: {task} is for {known}, found {shown(kind)}")
+
+    return load_pretrained(choose, source, **options)[0]

@@ -10,7 +10,8 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from typing import Any
 
 from minibert.atomic import is_unsettled, matching_files
 from minibert.errors import (
@@ -166,6 +167,16 @@ def unchanged(folder: str) -> Generator[None]:
         _compare(folder, before, reason)
         raise
     _compare(folder, before, None)
+
+
+@contextlib.contextmanager
+def one_state(source: Any, place: Mapping[str, Any]) -> Generator[None]:
+    """Loads a model and its tokenizer within the block from one state of their folder, if any."""
+    folder = ""
+    if isinstance(source, str | os.PathLike):
+        folder = os.path.join(os.fspath(source), place.get("subfolder") or "")
+    with unchanged(folder) if os.path.isdir(folder) else contextlib.nullcontext():
+        yield
 
 
 def check_settled(folder: str) -> None:

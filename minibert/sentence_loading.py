@@ -8,7 +8,6 @@ from minibert.auto import FAMILIES, class_by_tensors
 from minibert.errors import ConfigError, InputError, shown
 from minibert.layers import Module
 from minibert.model_files import MODULES
-from minibert.pipelines.loading import load_tokenizer
 from minibert.pretrained import PretrainedModel, load_pretrained
 from minibert.sentence_folder import Entry, one_encoder_state, read_module
 from minibert.sentence_hub import encoder_folder
@@ -20,6 +19,7 @@ from minibert.sentence_settings import (
     merged_prompts,
     read_settings,
 )
+from minibert.tokenizer_files import load_tokenizer
 
 
 def load_encoder(

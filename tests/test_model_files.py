@@ -11,7 +11,6 @@ from flax import nnx
 from malformed import cases, contents, refused
 
 import minibert
-import minibert.pipelines.loading
 import minibert.sentence_folder
 import minibert.sentence_loading
 import minibert.train.job
@@ -78,7 +77,7 @@ READERS = {
     "encoder-tokenizer": ("encoders", minibert.sentence_loading, "load_tokenizer", encoder),
     "encoder-settings": ("encoders", minibert.sentence_loading, "read_settings", encoder),
     "encoder-pooling": ("encoders", minibert.sentence_loading, "read_module", encoder),
-    "pipeline": ("encoders", minibert.pipelines.loading, "load_tokenizer", classify),
+    "pipeline": ("encoders", minibert.pipelines, "load_tokenizer", classify),
 }
 
 

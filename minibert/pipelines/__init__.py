@@ -6,8 +6,9 @@ The reference is transformers' `pipelines`: its tasks, names, options, keys and 
 import os
 from typing import Any
 
+from minibert.auto import LOADING_OPTIONS, load_model
 from minibert.errors import InputError, shown
-from minibert.pipelines import loading
+from minibert.model_files import one_state
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.feature_extraction import FeatureExtractionPipeline
 from minibert.pipelines.fill_mask import FillMaskPipeline
@@ -19,6 +20,7 @@ from minibert.pipelines.text_classification import (
 )
 from minibert.pipelines.text_generation import TextGenerationPipeline
 from minibert.pipelines.token_classification import TokenClassificationPipeline
+from minibert.tokenizer_files import HUB_OPTIONS, load_tokenizer
 
 __all__ = [
     "FeatureExtractionPipeline",
@@ -79,20 +81,20 @@ def pipeline(
     cls: Any = TASKS[name] if pipeline_class is None else pipeline_class
     if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
         raise InputError(f"pipeline_class: expected a class of Pipeline's, found {shown(cls)}")
-    given = {n: options.pop(n) for n in sorted(options.keys() & loading.OPTIONS)}
+    given = {n: options.pop(n) for n in sorted(options.keys() & LOADING_OPTIONS)}
     own = {n: v for n, v in options.items() if n not in ("token_budget", "show_progress")}
     routed(cls, own)  # an unknown option is found before a model is loaded
-    with loading.one_state(model, given):
+    with one_state(model, given):
         source = model if tokenizer is None else tokenizer
         if _is_place(model):
-            model = loading.load_model(name, cls.models, model, **given)
+            model = load_model(name, cls.models, model, **given)
         elif given:
             raise InputError(f"{min(given)}: the model is loaded already")
         elif tokenizer is None:
             raise InputError("tokenizer: expected one, as the model comes without a folder")
         if _is_place(source):
-            place = {n: given[n] for n in loading.PLACE if n in given and tokenizer is None}
-            source = loading.load_tokenizer(source, **place)
+            place = {n: given[n] for n in HUB_OPTIONS if n in given and tokenizer is None}
+            source = load_tokenizer(source, **place)
     return cls(model=model, tokenizer=source, **options)
 
 

@@ -13,8 +13,7 @@ from typing import Any
 from minibert.atomic import atomic_folder, remove_files
 from minibert.atomic_file import new_file, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
-from minibert.model_files import adapter_paths, encoder_paths
-from minibert.pipelines.loading import one_state
+from minibert.model_files import adapter_paths, encoder_paths, one_state
 from minibert.saving import check_saved, write_model
 from minibert.sharding import Sharding
 from minibert.train.checkpoints import (

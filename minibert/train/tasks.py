@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from minibert.auto import MODELS
+from minibert.auto import MODELS, load_model
 from minibert.errors import ConfigError, InputError, shown
-from minibert.pipelines.loading import load_model, load_tokenizer
 from minibert.sharding import Sharding
 from minibert.strict_json import read_json
+from minibert.tokenizer_files import load_tokenizer
 from minibert.train import data as datasets
 from minibert.train.data_records import Records, read_texts
 from minibert.train.data_sentences import read_documents
