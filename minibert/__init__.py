@@ -43,16 +43,28 @@ __all__ = [
     "stream",
 ]
 
+# Attributes that are modules, imported when they are first used.
+SUBMODULES = {
+    "analysis": "minibert.analysis",
+    "pipelines": "minibert.pipelines",
+    "plots": "minibert.plots",
+    "pooling": "minibert.pooling",
+    "scratch": "minibert.scratch",
+    "train": "minibert.train",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """A public name: they are imported when the first is asked for, so that a command can start.
+    """Imports a public name when it is first used, so that a command can start.
 
-    JAX takes seconds, in which an interrupt would be nobody's to catch.
+    Importing JAX takes seconds, and Ctrl-C has to be handled meanwhile.
     """
+    if name in SUBMODULES:
+        return importlib.import_module(SUBMODULES[name])
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.names"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *SUBMODULES})
