@@ -176,8 +176,8 @@ def main() -> None:
         sys.exit("needs libtpu, which holds XLA's compiler for TPUs: pip install libtpu")
     os.environ.update(SETTINGS)
     from benchmarks.scale_rows import MODELS, faults, measure  # not before the settings
+    from minibert.core.progress import ticking
     from minibert.errors import InputError
-    from minibert.progress import ticking
 
     rows = []
     options = {"batch": given.batch, "at_once": given.at_once, "scan": not given.unrolled}

@@ -13,10 +13,11 @@ from convert.folders import check_links, copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.assembly import assemble, shapes_only
-from minibert.atomic import atomic_folder
-from minibert.atomic_file import reported
 from minibert.auto import class_by_tensors, model_class
 from minibert.config import GENERATION
+from minibert.core.atomic import atomic_folder
+from minibert.core.atomic_file import reported
+from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.errors import MinibertError, SourceError
 from minibert.matching import Matching
 from minibert.model_files import encoder_paths, refuse_adapter, unchanged
@@ -24,7 +25,6 @@ from minibert.pretrained import PretrainedModel
 from minibert.report import LoadingInfo
 from minibert.saving import check_saved, parse_size, write_config, write_model
 from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source
-from minibert.strict_json import read_json, read_object_if_there
 from minibert.tensor_files import TensorSource
 
 Progress = Callable[[str], None]

@@ -5,8 +5,8 @@ import re
 import stat
 from collections.abc import Iterator
 
-from minibert.atomic_file import reported
 from minibert.config import GENERATION
+from minibert.core.atomic_file import reported
 from minibert.errors import SourceError, TargetError
 from minibert.hub import model_folder
 from minibert.model_files import (

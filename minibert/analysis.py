@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 
 from minibert.capture import captured
-from minibert.checks import as_array, number, shaped, whole
 from minibert.compilation import compiled
+from minibert.core.checks import as_array, number, shaped, whole
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.finite import cause, rows_not_finite
 from minibert.pooling import POOLINGS

@@ -22,7 +22,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Inexact, Integer
 
-from minibert.checks import Size, known
+from minibert.core.checks import Size, known
 
 # Bytes of scores on a CPU:
 KERNEL_HEAD = 1 << 18  # of a head, up to which XLA computes attention in one kernel, keeping none

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError
 
 # Multiples of 8 to 64, of 16 to 256, then four to the octave: of natural texts 7 % is padding.

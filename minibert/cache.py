@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from minibert.attention import causal_mask
-from minibert.checks import Size, unmasked, whole
+from minibert.core.checks import Size, unmasked, whole
 from minibert.errors import InputError
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree.

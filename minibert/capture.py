@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jax import Array
 
-from minibert.checks import as_array, shaped
+from minibert.core.checks import as_array, shaped
 from minibert.errors import InputError, shown
 from minibert.printing import children
 

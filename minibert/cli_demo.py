@@ -15,10 +15,10 @@ from rich.table import Table
 
 import minibert
 from minibert import assets
-from minibert.atomic import atomic_folder, matching_files
-from minibert.atomic_file import reported
 from minibert.cli_shared import Device, problems, settings
 from minibert.cli_shared import styled as output
+from minibert.core.atomic import atomic_folder, matching_files
+from minibert.core.atomic_file import reported
 from minibert.errors import TargetError
 
 BOUND = 2e-5  # of a float32 hidden state, as in the tests

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from minibert.cache import KVCache
-from minibert.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
+from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
 from minibert.parameters import parameters
 

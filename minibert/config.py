@@ -17,8 +17,8 @@ from typing import Any, ClassVar, TypeVar
 
 from flax.core import FrozenDict, freeze, unfreeze
 
+from minibert.core.strict_json import read_json
 from minibert.errors import ConfigError, UnsupportedConfigError, shown
-from minibert.strict_json import read_json
 
 GENERATION = "generation_config.json"  # what lies beside a config.json, for decoders
 MAX_LABELS = 1 << 20

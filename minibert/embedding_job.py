@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.atomic import flush_path
-from minibert.atomic_file import reported
-from minibert.checks import as_array
+from minibert.core.atomic import flush_path
+from minibert.core.atomic_file import reported
+from minibert.core.checks import as_array
+from minibert.core.text_lists import check_text, elements
 from minibert.embedding_outputs import check_ending, ending, write_rows
 from minibert.embedding_parts import (
     AGAIN,
@@ -37,7 +38,6 @@ from minibert.errors import (
     shown,
 )
 from minibert.finite import rows_not_finite
-from minibert.text_lists import check_text, elements
 
 ROWS_A_PART = 2048
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.atomic_file import locked_path, reported
+from minibert.core.atomic_file import locked_path, reported
 from minibert.embedding_outputs import flush
 from minibert.errors import TargetError, shown
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Integer
 
 from minibert.activations import activation
 from minibert.cache import KVCache
-from minibert.checks import known
+from minibert.core.checks import known
 from minibert.errors import InputError
 from minibert.gpt2 import GPT2Model, GPT2PreTrainedModel
 from minibert.gpt2_config import GPT2Config

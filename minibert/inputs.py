@@ -12,7 +12,7 @@ from jax import Array
 
 from minibert.attention import attention_mask_to_bool
 from minibert.cache import KVCache
-from minibert.checks import (
+from minibert.core.checks import (
     Size,
     as_array,
     concrete,

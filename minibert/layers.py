@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from minibert.checks import as_array
+from minibert.core.checks import as_array
 from minibert.errors import InputError, shown
 from minibert.printing import tree
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from minibert.atomic import is_unsettled, matching_files
+from minibert.core.atomic import is_unsettled, matching_files
+from minibert.core.strict_json import read_json
 from minibert.errors import (
     MinibertError,
     SourceError,
@@ -21,7 +22,6 @@ from minibert.errors import (
     UnsupportedConfigError,
     shown,
 )
-from minibert.strict_json import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Integer
 
 from minibert.attention import causal_mask
 from minibert.batching import Batch
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError
 
 SHORTEST = 8  # a row of so many tokens for each text it may hold

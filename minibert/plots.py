@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import unmasked
+from minibert.core.checks import unmasked
 from minibert.errors import InputError
 
 BLUE, ORANGE, GREY, RED = "#0072b2", "#e69f00", "#8c8c8c", "#d55e00"  # Okabe and Ito's

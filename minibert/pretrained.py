@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from minibert.assembly import assemble
 from minibert.config import GENERATION, Config
+from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.hub import model_folder
 from minibert.layers import Module
 from minibert.model_files import unchanged
@@ -17,7 +18,6 @@ from minibert.report import LoadingInfo
 from minibert.saving import save_model
 from minibert.sharding import Sharding
 from minibert.sources import open_source
-from minibert.strict_json import read_json, read_object_if_there
 
 Model = TypeVar("Model", bound="PretrainedModel")
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.checks import as_array
+from minibert.core.checks import as_array
 from minibert.errors import InputError, shown
 from minibert.finite import is_finite
 from minibert.similarity import vectors

@@ -10,10 +10,10 @@ from flax.core import unfreeze
 from safetensors.numpy import save_file
 
 from minibert.agreement import check_tree
-from minibert.atomic import atomic_folder
-from minibert.atomic_file import reported
 from minibert.checkpoint import Leaf, finite, leaves
 from minibert.config import GENERATION
+from minibert.core.atomic import atomic_folder
+from minibert.core.atomic_file import reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.model_files import model_paths
 from minibert.sources import SAFETENSORS, open_source

@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from minibert.checkpoint import leaf_array, leaves
+from minibert.core.strict_json import read_json
 from minibert.errors import CheckpointMismatchError, ConfigError, UnsupportedConfigError, shown
 from minibert.layers import Module
 from minibert.model_files import MODULES, unchanged
@@ -24,7 +25,6 @@ from minibert.pooling import POOLINGS
 from minibert.sentence_modules import Dense, Normalize, Pooling
 from minibert.sentence_settings import read_object
 from minibert.sources import open_source
-from minibert.strict_json import read_json
 
 # A folder inside the folder: plain names, none of them hidden or "..".
 INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")

@@ -7,10 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.checks import flag, whole
+from minibert.core.checks import flag, whole
+from minibert.core.progress import ticking
 from minibert.errors import InputError, shown
 from minibert.norms import unit
-from minibert.progress import ticking
 from minibert.quantization import PRECISIONS, quantize_embeddings
 from minibert.sentence_run import Computed
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert.batching import Batch, check_budget, padded, plan
-from minibert.checks import checked_indices
 from minibert.compilation import PROGRAMS
+from minibert.core.checks import checked_indices
 from minibert.errors import TextNotFiniteError
 from minibert.finite import cause, quoted, rows_not_finite
 from minibert.packing import packed_rows, plan_packed

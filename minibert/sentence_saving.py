@@ -9,8 +9,8 @@ from typing import Any
 
 from minibert.activations import ACTIVATIONS
 from minibert.agreement import tree_faults
-from minibert.atomic import atomic_folder
-from minibert.atomic_file import reported
+from minibert.core.atomic import atomic_folder
+from minibert.core.atomic_file import reported
 from minibert.errors import CheckpointMismatchError, InputError, TargetError
 from minibert.model_files import BODY_CONFIGS, MODULES, TOP_CONFIG, encoder_paths
 from minibert.saving import (

@@ -12,11 +12,11 @@ import os
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from minibert.checks import whole
+from minibert.core.checks import whole
+from minibert.core.strict_json import read_json
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
 from minibert.model_files import BODY_CONFIGS, TOP_CONFIG
 from minibert.similarity import SIMILARITIES
-from minibert.strict_json import read_json
 
 DEFAULT_PROMPTS = {"query": "", "document": ""}  # of every new encoder
 # The prompts of `encode_query` and `encode_document`: of several, the first that exists.

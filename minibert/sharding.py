@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.parameters import matching_paths, parameters
 from minibert.sharding_rules import FEATURES, HEADS, Axes, Rule, check_fits, check_rule, spread

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.checks import as_array, whole
+from minibert.core.checks import as_array, whole
 from minibert.errors import InputError, shown
 from minibert.finite import rows_not_finite
 from minibert.norms import extreme, in_range, out_of_range, unit

@@ -12,6 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from minibert.core.strict_json import read_json
 from minibert.errors import (
     PickleRefusedError,
     ShardIndexError,
@@ -20,7 +21,6 @@ from minibert.errors import (
     shown,
 )
 from minibert.model_files import ORBAX, hub_blobs, is_content_addressed, refuse_adapter
-from minibert.strict_json import read_json
 from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource, flat_arrays
 
 SAFETENSORS = "model.safetensors"

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Inexact
 
 from minibert.attention import divisor
 from minibert.cache import BlockOutput, KVCache, decoder_mask
-from minibert.checks import known
+from minibert.core.checks import known
 from minibert.errors import InputError
 from minibert.inputs import ModelInputs
 from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar
 
+from minibert.core.strict_json import unique_keys
 from minibert.errors import InputError, MinibertError, SourceError, shown
-from minibert.strict_json import unique_keys
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 ROWS = 1024  # read at a time from a parquet file

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from minibert.core.strict_json import parse_json
 from minibert.errors import WeightsFileError, shown
-from minibert.strict_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_AXES = 64  # numpy's limit

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO
 
+from minibert.core.text_lists import check_text
 from minibert.errors import InputError, SourceError, shown
 from minibert.tables import KINDS as TABLES
 from minibert.tables import Row, decoded, read_rows, while_unchanged
-from minibert.text_lists import check_text
 
 KINDS = {".txt": "txt", **TABLES}
 BLOCK = 1 << 20  # bytes that are read at once of a whole file

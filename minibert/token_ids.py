@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from minibert.batching import Batch, padded
-from minibert.checks import whole
+from minibert.core.checks import whole
+from minibert.core.text_lists import elements
 from minibert.errors import InputError, TextError, shown
-from minibert.text_lists import elements
 
 
 class TokenReader:

@@ -18,7 +18,7 @@ import safetensors.numpy
 from flax import nnx
 
 import minibert
-from minibert.atomic import atomic_folder, matching_files
+from minibert.core.atomic import atomic_folder, matching_files
 from minibert.errors import CheckpointMismatchError, MinibertError
 
 WEIGHTS = "model.safetensors"

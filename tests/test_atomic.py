@@ -8,7 +8,7 @@ import os
 import pytest
 from malformed import HOLDS, OWNED, contents, full, load, refused, run_script, write
 
-from minibert.atomic import PREFIX, atomic_folder
+from minibert.core.atomic import PREFIX, atomic_folder
 from minibert.errors import SourceError, TargetError
 
 # The package's own __init__ is passed over: it imports JAX, which must not be forked.
@@ -17,7 +17,7 @@ WRITER = """
     package = types.ModuleType("minibert")
     package.__path__ = ["minibert"]
     sys.modules["minibert"] = package
-    from minibert.atomic import atomic_folder
+    from minibert.core.atomic import atomic_folder
     from minibert.errors import TargetError
     from minibert.model_files import encoder_paths
 

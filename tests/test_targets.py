@@ -19,7 +19,7 @@ from malformed import (
     write,
 )
 
-from minibert.atomic import PREFIX, atomic_folder
+from minibert.core.atomic import PREFIX, atomic_folder
 from minibert.errors import TargetError
 from minibert.sentence import SentenceEncoder
 from minibert.train.checkpoints import RUN_LOCK, one_run

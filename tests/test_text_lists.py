@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import sentences
 
+from minibert.core.text_lists import elements, text_list
 from minibert.embedding_job import embed_file
 from minibert.errors import InputError
 from minibert.pipelines import pipeline
-from minibert.text_lists import elements, text_list
 from minibert.train import data
 from minibert.train.data_records import Records
 from minibert.train.data_sentences import read_documents

@@ -16,15 +16,15 @@ import numpy as np
 
 from minibert import batching
 from minibert.batching import Batch, check_budget
-from minibert.checks import whole
 from minibert.compilation import compiled
+from minibert.core.checks import whole
+from minibert.core.progress import ticking
+from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.finite import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, on_host, separated
 from minibert.pipelines.options import routed
 from minibert.pretrained import PretrainedModel
-from minibert.progress import ticking
-from minibert.text_lists import check_text, elements
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
 FASTER = 8  # by how much the first chunks of an iterable grow: the first answer needs one input

@@ -8,12 +8,12 @@ import numpy as np
 
 from minibert.batching import Batch, default_budget, plan
 from minibert.bert_lm_heads import BertForMaskedLM
-from minibert.checks import whole
+from minibert.core.checks import whole
+from minibert.core.text_lists import text_list
 from minibert.errors import InputError, shown
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, on_host, softmax
 from minibert.pipelines.options import for_tokenizer
-from minibert.text_lists import text_list
 
 LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
 

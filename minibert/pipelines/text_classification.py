@@ -11,7 +11,7 @@ import numpy as np
 from minibert.batching import Batch, plan
 from minibert.bert_heads import BertForSequenceClassification
 from minibert.bert_lm_heads import BertForNextSentencePrediction
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.finite import is_finite
 from minibert.gpt2_heads import GPT2ForSequenceClassification

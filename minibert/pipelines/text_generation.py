@@ -10,6 +10,7 @@ import numpy as np
 from minibert import batching
 from minibert.batching import Batch
 from minibert.bert_lm_heads import BertLMHeadModel
+from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation import generate, stream
 from minibert.generation_config import GenerationConfig
@@ -18,7 +19,6 @@ from minibert.outputs import GenerateOutput
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
 from minibert.pipelines.text_stream import Pieces, collected, stopped
-from minibert.text_lists import check_text, text_list
 
 NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint says anything
 TEMPERATURE = 0.7

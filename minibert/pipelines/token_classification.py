@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from minibert.bert_heads import BertForTokenClassification
-from minibert.checks import whole
+from minibert.core.checks import whole
+from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForTokenClassification
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import softmax
 from minibert.pipelines.entities import STRATEGIES, Token, disjoint, entities
-from minibert.text_lists import check_text, text_list
 
 
 class TokenClassificationPipeline(Pipeline):

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError
 from minibert.layers import Dropout, Linear, Module
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from minibert.checks import indices, whole
+from minibert.core.checks import indices, whole
 from minibert.errors import InputError, shown
 from minibert.layers import Embed, Module
 from minibert.outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import as_array, checked_indices, checked_zeros_and_ones
+from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones
 from minibert.errors import InputError, shown
 from minibert.train.labels import NoTargetError, check_finite
 from minibert.train.objectives import MODEL_INPUTS, Objective

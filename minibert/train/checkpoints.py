@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 
-from minibert.atomic import matching_files
-from minibert.atomic_file import locked_path, reported
-from minibert.checks import whole
+from minibert.core.atomic import matching_files
+from minibert.core.atomic_file import locked_path, reported
+from minibert.core.checks import whole
 from minibert.errors import (
     CheckpointMismatchError,
     InputError,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import flag, unmasked, whole
+from minibert.core.checks import flag, unmasked, whole
 from minibert.errors import InputError, SourceError, shown
 from minibert.train.data_guard import CheckedExamples, CheckedFunction
 from minibert.train.data_identity import with_identity

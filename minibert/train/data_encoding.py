@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import flag, whole
+from minibert.core.checks import flag, whole
+from minibert.core.progress import ticking
 from minibert.errors import InputError, shown
-from minibert.progress import ticking
 from minibert.train.data_batches import Collate
 from minibert.train.fingerprint import digest
 from minibert.train.labels import IGNORED

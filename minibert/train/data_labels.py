@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import unmasked
+from minibert.core.checks import unmasked
 from minibert.errors import InputError, shown
 from minibert.train.data_records import Records
 

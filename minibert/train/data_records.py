@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, SourceError, shown
 from minibert.tables import KINDS, read_rows
-from minibert.text_lists import check_text, elements
 from minibert.texts import KINDS as TEXTS
 from minibert.texts import open_texts, place_of
 

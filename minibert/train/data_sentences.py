@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from minibert.core.text_lists import elements
 from minibert.errors import InputError
-from minibert.text_lists import elements
 from minibert.texts import open_texts
 from minibert.train.data_encoding import Frame, backend_of, check_length, encoded, frame_of
 from minibert.train.data_records import checked_text, read_texts

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.token_ids import question_first
 from minibert.train.data_encoding import Encoder, encoded

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import as_array, checked_indices, flag, whole
+from minibert.core.checks import as_array, checked_indices, flag, whole
 from minibert.errors import InputError
 from minibert.train.data_batches import batches, batching
 from minibert.train.data_encoding import Encoder, collate_for

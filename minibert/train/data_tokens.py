@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import flag
+from minibert.core.checks import flag
 from minibert.errors import InputError
 from minibert.texts import read_text
 from minibert.train.data_encoding import Frame, backend_of, encoded, frame_of

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from minibert.core.strict_json import read_json
 from minibert.errors import ConfigError, shown
-from minibert.strict_json import read_json
 
 
 def _ends(tokenizer: Any) -> dict[str, int]:

@@ -10,8 +10,8 @@ import re
 import shutil
 from typing import Any
 
-from minibert.atomic import atomic_folder, remove_files
-from minibert.atomic_file import new_file, reported
+from minibert.core.atomic import atomic_folder, remove_files
+from minibert.core.atomic_file import new_file, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.model_files import adapter_paths, encoder_paths, one_state
 from minibert.saving import check_saved, write_model

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import checked_indices, checked_zeros_and_ones, shaped
+from minibert.core.checks import checked_indices, checked_zeros_and_ones, shaped
 from minibert.errors import InputError
 
 IGNORED = -100  # the label of what is no target, as in PyTorch

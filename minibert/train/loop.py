@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
 from minibert.train.evaluation import Evaluation

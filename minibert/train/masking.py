@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checks import flag, number
+from minibert.core.checks import flag, number
 from minibert.errors import InputError, shown
 from minibert.train.labels import IGNORED
 

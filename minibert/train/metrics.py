@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from minibert.atomic_file import lock_file, new_file, reported
+from minibert.core.atomic_file import lock_file, new_file, reported
 from minibert.errors import InputError, TargetError
 
 # Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from minibert.checks import number, whole
+from minibert.core.checks import number, whole
 from minibert.errors import InputError, shown
 from minibert.train.fingerprint import description
 

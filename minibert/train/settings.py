@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from minibert.checks import number, whole
+from minibert.core.checks import number, whole
 from minibert.errors import ConfigError, shown
 
 

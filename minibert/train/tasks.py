@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from minibert.auto import MODELS, load_model
+from minibert.core.strict_json import read_json
 from minibert.errors import ConfigError, InputError, shown
 from minibert.sharding import Sharding
-from minibert.strict_json import read_json
 from minibert.tokenizer_files import load_tokenizer
 from minibert.train import data as datasets
 from minibert.train.data_records import Records, read_texts

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minibert.checks import number
 from minibert.compilation import compiled
+from minibert.core.checks import number
 from minibert.errors import InputError, shown
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from minibert.checks import whole
+from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.finite import cause
 from minibert.parameters import (

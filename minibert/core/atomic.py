@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 
-from minibert.atomic_file import UNSUPPORTED, lock_file, reported
+from minibert.core.atomic_file import UNSUPPORTED, lock_file, reported
 from minibert.errors import TargetError, shown
 
 PREFIX = ".minibert-"

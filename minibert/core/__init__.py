@@ -1,0 +1,1 @@
+"""Checks, strict JSON, atomic writes and progress bars: what knows nothing of models."""
