@@ -36,7 +36,7 @@ from rich.table import Table
 import minibert
 from benchmarks import reporting
 from minibert import train
-from minibert.parameters import parameters
+from minibert.nn.parameters import parameters
 from minibert.train.state import TrainState
 
 MIN_AHEAD = 5.0  # points of accuracy, of both above tf-idf

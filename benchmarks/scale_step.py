@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from minibert.cache import BlockOutput
-from minibert.layers import Module
-from minibert.parameters import Structure, parameters
+from minibert.nn.cache import BlockOutput
+from minibert.nn.layers import Module
+from minibert.nn.parameters import Structure, parameters
 from minibert.placement import by_rows, shardings_of
 from minibert.sharding import Sharding
 from minibert.stack import _runner

@@ -48,7 +48,7 @@ SUBMODULES = {
     "analysis": "minibert.analysis",
     "pipelines": "minibert.pipelines",
     "plots": "minibert.plots",
-    "pooling": "minibert.pooling",
+    "pooling": "minibert.nn.pooling",
     "scratch": "minibert.scratch",
     "train": "minibert.train",
 }

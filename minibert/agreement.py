@@ -15,7 +15,7 @@ from flax import nnx
 from minibert.checkpoint import Leaf, leaves
 from minibert.errors import CheckpointMismatchError, InputError, shown
 from minibert.matching import head_of
-from minibert.printing import children
+from minibert.nn.printing import children
 
 # attributes of modules that come from the config and change what is computed
 COMPUTING = ("heads", "scale", "epsilon", "name")

@@ -17,8 +17,8 @@ from minibert.capture import captured
 from minibert.compilation import compiled
 from minibert.core.checks import as_array, number, shaped, whole
 from minibert.errors import InputError, TextNotFiniteError, shown
-from minibert.finite import cause, rows_not_finite
-from minibert.pooling import POOLINGS
+from minibert.nn.finite import cause, rows_not_finite
+from minibert.nn.pooling import POOLINGS
 from minibert.similarity import cosine, pairwise_cosine, similarity
 
 

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float32, Int
 
-from minibert.cache import KVCache
 from minibert.decoding import (
     NOT_FINITE,
     Logits,
@@ -32,6 +31,7 @@ from minibert.decoding import (
     slots,
     step_keys,
 )
+from minibert.nn.cache import KVCache
 from minibert.processors import History
 from minibert.sampling import draw_distinct
 

@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 
 from minibert.bert_blocks import BertEmbeddings, BertEncoder, BertPooler
 from minibert.bert_config import BertConfig
-from minibert.cache import KVCache
 from minibert.errors import InputError
 from minibert.inputs import model_inputs
-from minibert.layers import Dropout, Linear
+from minibert.nn.cache import KVCache
+from minibert.nn.layers import Dropout, Linear
 from minibert.outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from minibert.pretrained import PretrainedModel
 from minibert.stack import asked, past_and_mask

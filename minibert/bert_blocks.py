@@ -12,11 +12,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from minibert.activations import activation
-from minibert.attention import attend, merge_heads, split_heads
 from minibert.bert_config import BertConfig
-from minibert.cache import BlockOutput, LayerCache, encoder_projections
-from minibert.layers import Dropout, Embed, LayerNorm, Linear, Module
+from minibert.nn.activations import activation
+from minibert.nn.attention import attend, merge_heads, split_heads
+from minibert.nn.cache import BlockOutput, LayerCache, encoder_projections
+from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
 from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
 from minibert.stack import run_blocks
 

@@ -12,7 +12,7 @@ from minibert.bert import BertWithHead
 from minibert.bert_config import BertConfig
 from minibert.errors import ConfigError
 from minibert.inputs import joined_choices
-from minibert.layers import Linear
+from minibert.nn.layers import Linear
 from minibert.outputs import (
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,

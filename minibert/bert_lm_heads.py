@@ -10,11 +10,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from minibert.activations import activation
 from minibert.bert import BertWithHead
 from minibert.bert_config import BertConfig
 from minibert.inputs import kept_positions
-from minibert.layers import SHAPES_ONLY, LayerNorm, Linear, Module, TiedLinear, constant
+from minibert.nn.activations import activation
+from minibert.nn.layers import SHAPES_ONLY, LayerNorm, Linear, Module, TiedLinear, constant
 from minibert.outputs import (
     BertForPreTrainingOutput,
     CausalLMOutputWithCrossAttentions,

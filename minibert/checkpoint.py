@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minibert.layers import Conv1D
-from minibert.printing import children
+from minibert.nn.layers import Conv1D
+from minibert.nn.printing import children
 from minibert.tensor_files import TensorSource
 
 

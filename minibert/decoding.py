@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float32, Int, Int8
 
-from minibert.cache import KVCache
+from minibert.nn.cache import KVCache
 from minibert.processors import History, Processors
 from minibert.sampling import Sampling, draw, row_keys
 

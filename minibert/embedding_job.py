@@ -37,7 +37,7 @@ from minibert.errors import (
     TextNotFiniteError,
     shown,
 )
-from minibert.finite import rows_not_finite
+from minibert.nn.finite import rows_not_finite
 
 ROWS_A_PART = 2048
 

@@ -22,7 +22,7 @@ from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation_config import GenerationConfig
 from minibert.generation_rules import BANS
 from minibert.inputs import encoder_inputs
-from minibert.layers import Dropout
+from minibert.nn.layers import Dropout
 from minibert.outputs import GenerateOutput
 from minibert.prompts import Prompts, prompts, rounded_up
 

@@ -13,11 +13,11 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Integer
 
-from minibert.cache import KVCache
 from minibert.gpt2_blocks import GPT2Block
 from minibert.gpt2_config import GPT2Config
 from minibert.inputs import model_inputs
-from minibert.layers import Dropout, Embed, LayerNorm
+from minibert.nn.cache import KVCache
+from minibert.nn.layers import Dropout, Embed, LayerNorm
 from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
 from minibert.pretrained import PretrainedModel
 from minibert.stack import asked, past_and_mask, run_blocks

@@ -11,11 +11,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from minibert.activations import activation
-from minibert.attention import attend, merge_heads, split_heads
-from minibert.cache import BlockOutput, LayerCache, encoder_projections
 from minibert.gpt2_config import GPT2Config
-from minibert.layers import Conv1D, Dropout, LayerNorm, Module
+from minibert.nn.activations import activation
+from minibert.nn.attention import attend, merge_heads, split_heads
+from minibert.nn.cache import BlockOutput, LayerCache, encoder_projections
+from minibert.nn.layers import Conv1D, Dropout, LayerNorm, Module
 
 Hidden = Float[Array, "batch seq hidden"]
 Encoded = Float[Array, "batch encoder_seq hidden"] | None

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from minibert.activations import ACTIVATION_NAMES
 from minibert.config import (
     REFUSED_DECODER_FIELDS,
     REFUSED_FIELDS,
@@ -19,6 +18,7 @@ from minibert.config import (
     switch,
 )
 from minibert.errors import ConfigError
+from minibert.nn.activations import ACTIVATION_NAMES
 
 SUMMARY_TYPES = ("last", "first", "mean", "cls_index")
 

@@ -12,14 +12,14 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Integer
 
-from minibert.activations import activation
-from minibert.cache import KVCache
 from minibert.core.checks import known
 from minibert.errors import InputError
 from minibert.gpt2 import GPT2Model, GPT2PreTrainedModel
 from minibert.gpt2_config import GPT2Config
 from minibert.inputs import choice_indices, joined_choices, kept_positions
-from minibert.layers import Dropout, Linear, Module, TiedLinear
+from minibert.nn.activations import activation
+from minibert.nn.cache import KVCache
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 from minibert.outputs import (
     CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from minibert.attention import attention_mask_to_bool
-from minibert.cache import KVCache
 from minibert.core.checks import (
     Size,
     as_array,
@@ -24,6 +22,8 @@ from minibert.core.checks import (
     zeros_and_ones,
 )
 from minibert.errors import InputError, shown
+from minibert.nn.attention import attention_mask_to_bool
+from minibert.nn.cache import KVCache
 
 
 class ModelInputs(NamedTuple):

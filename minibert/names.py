@@ -16,7 +16,6 @@ from minibert.bert_lm_heads import (
     BertForPreTraining,
     BertLMHeadModel,
 )
-from minibert.cache import KVCache
 from minibert.capture import captured
 from minibert.compilation import compiled
 from minibert.documents import read_documents
@@ -31,6 +30,7 @@ from minibert.gpt2_heads import (
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
 )
+from minibert.nn.cache import KVCache
 from minibert.pipelines import pipeline
 from minibert.placement import on_host
 from minibert.report import LoadingInfo

@@ -11,7 +11,7 @@ from typing import Any, dataclass_transform
 import jax
 from jax import Array
 
-from minibert.cache import KVCache
+from minibert.nn.cache import KVCache
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)

@@ -12,8 +12,8 @@ from minibert.assembly import assemble
 from minibert.config import GENERATION, Config
 from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.hub import model_folder
-from minibert.layers import Module
 from minibert.model_files import unchanged
+from minibert.nn.layers import Module
 from minibert.report import LoadingInfo
 from minibert.saving import save_model
 from minibert.sharding import Sharding

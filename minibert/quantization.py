@@ -10,7 +10,7 @@ import numpy as np
 
 from minibert.core.checks import as_array
 from minibert.errors import InputError, shown
-from minibert.finite import is_finite
+from minibert.nn.finite import is_finite
 from minibert.similarity import vectors
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")

@@ -19,9 +19,9 @@ from jax.typing import DTypeLike
 from minibert.checkpoint import leaf_array, leaves
 from minibert.core.strict_json import read_json
 from minibert.errors import CheckpointMismatchError, ConfigError, UnsupportedConfigError, shown
-from minibert.layers import Module
 from minibert.model_files import MODULES, unchanged
-from minibert.pooling import POOLINGS
+from minibert.nn.layers import Module
+from minibert.nn.pooling import POOLINGS
 from minibert.sentence_modules import Dense, Normalize, Pooling
 from minibert.sentence_settings import read_object
 from minibert.sources import open_source

@@ -6,8 +6,8 @@ from typing import Any
 
 from minibert.auto import FAMILIES, class_by_tensors
 from minibert.errors import ConfigError, InputError, shown
-from minibert.layers import Module
 from minibert.model_files import MODULES
+from minibert.nn.layers import Module
 from minibert.pretrained import PretrainedModel, load_pretrained
 from minibert.sentence_folder import Entry, one_encoder_state, read_module
 from minibert.sentence_hub import encoder_folder

@@ -14,12 +14,12 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Integer
 
-from minibert.activations import ACTIVATIONS, Activation
 from minibert.errors import InputError, shown
-from minibert.layers import Linear, Module
-from minibert.norms import unit
+from minibert.nn.activations import ACTIVATIONS, Activation
+from minibert.nn.layers import Linear, Module
+from minibert.nn.norms import unit
+from minibert.nn.pooling import LAYERS, POOLINGS, pool
 from minibert.packing import own_text, restarted, slots_of
-from minibert.pooling import LAYERS, POOLINGS, pool
 
 
 class Pooling(Module):

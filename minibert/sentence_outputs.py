@@ -10,7 +10,7 @@ import numpy as np
 from minibert.core.checks import flag, whole
 from minibert.core.progress import ticking
 from minibert.errors import InputError, shown
-from minibert.norms import unit
+from minibert.nn.norms import unit
 from minibert.quantization import PRECISIONS, quantize_embeddings
 from minibert.sentence_run import Computed
 

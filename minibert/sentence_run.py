@@ -17,7 +17,7 @@ from minibert.batching import Batch, check_budget, padded, plan
 from minibert.compilation import PROGRAMS
 from minibert.core.checks import checked_indices
 from minibert.errors import TextNotFiniteError
-from minibert.finite import cause, quoted, rows_not_finite
+from minibert.nn.finite import cause, quoted, rows_not_finite
 from minibert.packing import packed_rows, plan_packed
 from minibert.sentence_modules import SentenceModel
 from minibert.token_ids import TokenReader

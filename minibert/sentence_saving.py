@@ -7,12 +7,12 @@ the older names of the modules. Poolings in another order than that schema's tak
 import os
 from typing import Any
 
-from minibert.activations import ACTIVATIONS
 from minibert.agreement import tree_faults
 from minibert.core.atomic import atomic_folder
 from minibert.core.atomic_file import reported
 from minibert.errors import CheckpointMismatchError, InputError, TargetError
 from minibert.model_files import BODY_CONFIGS, MODULES, TOP_CONFIG, encoder_paths
+from minibert.nn.activations import ACTIVATIONS
 from minibert.saving import (
     check_saved,
     file_leaves,

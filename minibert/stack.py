@@ -9,11 +9,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from minibert.attention import divisor
-from minibert.cache import BlockOutput, KVCache, decoder_mask
 from minibert.core.checks import known
 from minibert.errors import InputError
 from minibert.inputs import ModelInputs
+from minibert.nn.attention import divisor
+from minibert.nn.cache import BlockOutput, KVCache, decoder_mask
 from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
 from minibert.placement import by_rows, gathered_module
 from minibert.sharding import Sharding

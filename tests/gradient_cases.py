@@ -12,9 +12,10 @@ import references
 import torch
 from gradients import BATCH, MASK, SEQ, Case
 
-from minibert import layers, pooling, scratch, train
-from minibert.attention import attend, attention_mask_to_bool, causal_mask, split_heads
-from minibert.parameters import Structure, parameters
+from minibert import pooling, scratch, train
+from minibert.nn import layers
+from minibert.nn.attention import attend, attention_mask_to_bool, causal_mask, split_heads
+from minibert.nn.parameters import Structure, parameters
 from minibert.sentence_modules import Dense, Normalize
 from minibert.train import lora as adapters
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 import minibert
 from minibert.errors import InputError
-from minibert.parameters import parameters
+from minibert.nn.parameters import parameters
 from minibert.placement import on_host
 from minibert.sharding import Sharding
 from minibert.train import Trainer, adamw, causal_lm, masked_lm

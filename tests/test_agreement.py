@@ -14,7 +14,7 @@ from malformed import cases, refused
 import minibert
 from minibert import train
 from minibert.errors import CheckpointMismatchError, InputError
-from minibert.layers import Linear
+from minibert.nn.layers import Linear
 
 QUERY = "encoder.layer.1.attention.self.query"
 

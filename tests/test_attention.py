@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minibert import attention
-from minibert.attention import (
+from minibert.nn import attention
+from minibert.nn.attention import (
     attend,
     attention_mask_to_bool,
     causal_mask,

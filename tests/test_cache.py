@@ -10,8 +10,8 @@ from flax import nnx
 
 import minibert
 from conftest import FLOAT64
-from minibert.cache import KVCache
 from minibert.errors import InputError
+from minibert.nn.cache import KVCache
 from tiny import drawn
 
 GPT2, BERT = "GPT2LMHeadModel", "BertLMHeadModel"

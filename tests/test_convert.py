@@ -17,7 +17,7 @@ from conftest import FIXTURES
 from convert.__main__ import DIFFERS, REFUSED
 from converting import HAS_TORCH, needs_torch, run
 from folders import contents
-from minibert import activations
+from minibert.nn import activations
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from convert.__main__ import DIFFERS
 from convert.parity import ragged_inputs
 from converting import needs_torch, run
 from folders import contents
-from minibert import activations
 from minibert.auto import MODELS
+from minibert.nn import activations
 from tiny import drawn
 
 CROSSED = {"add_cross_attention": True}

@@ -9,7 +9,7 @@ from flax import nnx
 import minibert
 from minibert.errors import InputError, NotFiniteError
 from minibert.generation_config import GenerationConfig
-from minibert.layers import Dropout
+from minibert.nn.layers import Dropout
 
 
 def tiny(**config):

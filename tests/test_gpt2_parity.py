@@ -9,7 +9,7 @@ from conftest import FLOAT32, FLOAT64
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import oracle  # noqa: E402
-from minibert.activations import ACTIVATION_NAMES  # noqa: E402
+from minibert.nn.activations import ACTIVATION_NAMES  # noqa: E402
 from oracle import ALL, DECODERS, arguments, worst  # noqa: E402
 
 CLASSES = {name: config for name, config in DECODERS.items() if name.startswith("GPT2")}

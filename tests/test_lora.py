@@ -17,7 +17,7 @@ import losses  # noqa: E402
 import oracle  # noqa: E402
 from conftest import FLOAT32, FLOAT64, GRADIENT  # noqa: E402
 from minibert import train  # noqa: E402
-from minibert.parameters import Structure, parameters  # noqa: E402
+from minibert.nn.parameters import Structure, parameters  # noqa: E402
 from minibert.train import lora as library  # noqa: E402
 
 

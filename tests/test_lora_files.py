@@ -20,7 +20,7 @@ from minibert.errors import (
     UnsupportedConfigError,
     WeightsFileError,
 )
-from minibert.parameters import parameters
+from minibert.nn.parameters import parameters
 
 QUERY = "encoder.layer.0.attention.self.query"
 

@@ -7,7 +7,7 @@ import pytest
 from malformed import cases, load, refused
 
 from minibert.errors import InputError
-from minibert.layers import Embed
+from minibert.nn.layers import Embed
 
 IDS = np.arange(12).reshape(2, 6)
 ONES = np.ones((2, 6), np.int64)

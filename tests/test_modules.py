@@ -112,7 +112,7 @@ def test_dropout_needs_keys_and_obeys_them():
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_dropout_rate(rate):
-    from minibert.layers import Dropout
+    from minibert.nn.layers import Dropout
 
     x = jnp.ones((200, 200))
     dropped = Dropout(rate)(x, nnx.Rngs(dropout=0))

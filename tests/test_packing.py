@@ -10,6 +10,7 @@ from generating import compilations
 from conftest import FLOAT64, NEIGHBOURS
 from minibert.batching import Batch
 from minibert.errors import InputError
+from minibert.nn.pooling import POOLINGS
 from minibert.packing import (
     own_text,
     packed_rows,
@@ -17,7 +18,6 @@ from minibert.packing import (
     restarted,
     slots_of,
 )
-from minibert.pooling import POOLINGS
 from minibert.sentence_modules import Normalize, Pooling, SentenceModel
 from tiny import drawn
 

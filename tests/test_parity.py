@@ -9,7 +9,7 @@ from conftest import FLOAT64
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import oracle  # noqa: E402
-from minibert.activations import ACTIVATION_NAMES  # noqa: E402
+from minibert.nn.activations import ACTIVATION_NAMES  # noqa: E402
 from oracle import ENCODERS, arguments, worst  # noqa: E402
 
 
@@ -135,7 +135,7 @@ def test_activation_by_itself(act):
     """Each activation over a wide range, and its float32 value beside torch's float64."""
     from transformers.activations import ACT2FN
 
-    from minibert.activations import Activation
+    from minibert.nn.activations import Activation
 
     x = np.concatenate([np.linspace(-30, 30, 2001), [0.0, 20.0, np.nextafter(20, 21)]])
     expected = ACT2FN[act](torch.tensor(x)).numpy()

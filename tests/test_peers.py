@@ -150,7 +150,7 @@ def test_left_padding_changes_nothing_where_positions_are_counted(tmp_path):
 
 def test_a_layer_norm_of_numbers_far_from_zero():
     """The fast variance loses its digits there."""
-    from minibert.layers import LayerNorm
+    from minibert.nn.layers import LayerNorm
 
     rows = 300 + np.random.default_rng(0).normal(size=(64, 256))
     norm = LayerNorm(256, epsilon=1e-12, rngs=nnx.Rngs(0), dtype=None, param_dtype=jnp.float32)

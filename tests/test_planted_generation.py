@@ -14,8 +14,8 @@ from generating import PAD, prompts, tiny
 
 import minibert
 from minibert import beams, decoding, generation, processors
-from minibert.attention import causal_mask
-from minibert.cache import KVCache, LayerCache
+from minibert.nn.attention import causal_mask
+from minibert.nn.cache import KVCache, LayerCache
 
 pytestmark = pytest.mark.slow
 ENDS = tuple(range(3, 96, 7))

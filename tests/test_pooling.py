@@ -10,7 +10,7 @@ import pytest
 from conftest import EMBEDDING
 from minibert import pooling
 from minibert.errors import InputError
-from minibert.pooling import LAYERS, POOLINGS, pool
+from minibert.nn.pooling import LAYERS, POOLINGS, pool
 
 needs_reference = pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is None,

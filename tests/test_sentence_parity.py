@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 import oracle  # noqa: F401  # silences transformers
 from conftest import EMBEDDING
 from minibert.errors import InputError
-from minibert.pooling import POOLINGS
+from minibert.nn.pooling import POOLINGS
 from minibert.sentence import SentenceEncoder
 from minibert.similarity import SIMILARITIES, semantic_search
 

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 import minibert
 from conftest import FLOAT64
 from minibert.errors import InputError
-from minibert.parameters import parameters
+from minibert.nn.parameters import parameters
 from minibert.placement import check_table
 from minibert.sharding import Sharding
 
@@ -145,7 +145,7 @@ LOADED = """
 import json, re, sys
 import jax, numpy as np
 import minibert
-from minibert.parameters import parameters
+from minibert.nn.parameters import parameters
 from minibert.sharding import Sharding
 
 def memory(name):

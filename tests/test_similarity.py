@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minibert.errors import InputError
-from minibert.norms import unit
+from minibert.nn.norms import unit
 from minibert.quantization import quantize_embeddings
 from minibert.similarity import (
     SIMILARITIES,

@@ -9,7 +9,7 @@ from flax import nnx
 
 import minibert
 from minibert.checkpoint import leaves
-from minibert.layers import LayerNorm
+from minibert.nn.layers import LayerNorm
 
 
 def drawn(name: str, seed: int = 0, **config: Any) -> Any:

@@ -95,7 +95,7 @@ def _jax_runs(inputs: Inputs, gradients: bool) -> dict[str, Run]:
     import jax
     import jax.numpy as jnp
 
-    from minibert import attention
+    from minibert.nn import attention
 
     query, key, value, along = (jnp.asarray(array, BF16) for array in inputs.arrays)
     mask = None if inputs.mask is None else jnp.asarray(inputs.mask)

@@ -48,7 +48,7 @@ def _jax_runs(name: str, inputs: np.ndarray, along: np.ndarray) -> dict[str, Run
     import jax.numpy as jnp
     from flax import nnx
 
-    from minibert.layers import LayerNorm, Linear
+    from minibert.nn.layers import LayerNorm, Linear
 
     options: dict[str, Any] = {"rngs": nnx.Rngs(0), "dtype": BF16, "param_dtype": BF16}
     given, back = jnp.asarray(inputs, BF16), jnp.asarray(along, BF16)

@@ -21,7 +21,7 @@ from minibert.core.checks import whole
 from minibert.core.progress import ticking
 from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, NotFiniteError, shown
-from minibert.finite import cause, quoted, scores_defined
+from minibert.nn.finite import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, on_host, separated
 from minibert.pipelines.options import routed
 from minibert.pretrained import PretrainedModel

@@ -13,8 +13,8 @@ from minibert.bert_heads import BertForSequenceClassification
 from minibert.bert_lm_heads import BertForNextSentencePrediction
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
-from minibert.finite import is_finite
 from minibert.gpt2_heads import GPT2ForSequenceClassification
+from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, softmax
 

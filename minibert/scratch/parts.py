@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from minibert.core.checks import whole
 from minibert.errors import InputError
-from minibert.layers import Dropout, Linear, Module
+from minibert.nn.layers import Dropout, Linear, Module
 
 Tokens = Float[Array, "*batch tokens features"]
 Context = Float[Array, "*batch tokens outputs"]

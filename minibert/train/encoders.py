@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from minibert.errors import ConfigError
-from minibert.layers import Module
+from minibert.nn.layers import Module
 from minibert.sentence_folder import Entry, one_encoder_state, read_module
 from minibert.sentence_hub import encoder_folder
 from minibert.sentence_modules import Pooling, SentenceModel, token_features

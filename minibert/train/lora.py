@@ -21,9 +21,9 @@ from jax import Array
 
 from minibert.checkpoint import Leaf
 from minibert.errors import InputError, UnsupportedConfigError, shown
-from minibert.layers import Conv1D, TiedLinear
-from minibert.parameters import Structure, parameters
-from minibert.printing import children
+from minibert.nn.layers import Conv1D, TiedLinear
+from minibert.nn.parameters import Structure, parameters
+from minibert.nn.printing import children
 from minibert.saving import file_leaves
 from minibert.train.lora_config import LoRA
 

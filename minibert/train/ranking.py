@@ -9,10 +9,10 @@ from flax import nnx
 from jax import Array
 
 from minibert.errors import InputError, shown
-from minibert.layers import Module
-from minibert.norms import unit
-from minibert.parameters import parameters
-from minibert.pooling import POOLINGS, pool
+from minibert.nn.layers import Module
+from minibert.nn.norms import unit
+from minibert.nn.parameters import parameters
+from minibert.nn.pooling import POOLINGS, pool
 from minibert.train.fingerprint import digest
 from minibert.train.objectives import Batch, Choice, Objective, call_model, choosing, output, wide
 
@@ -32,7 +32,7 @@ def contrastive(
 
     Args:
         scale: 1 / temperature.
-        pooling: one or more names in `minibert.pooling.POOLINGS`, as for `SentenceEncoder`.
+        pooling: one or more names in `minibert.nn.pooling.POOLINGS`, as for `SentenceEncoder`.
         modules: what a vector goes through after the pooling, `Dense` and `Normalize` modules such
             as `encoder.model.chain[1:]`. Their parameters are not trained.
 

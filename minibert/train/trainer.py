@@ -13,8 +13,8 @@ from jax import Array
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
-from minibert.finite import cause
-from minibert.parameters import (
+from minibert.nn.finite import cause
+from minibert.nn.parameters import (
     Structure,
     computing_dtypes,
     matching_paths,

@@ -16,9 +16,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from minibert.attention import causal_mask
 from minibert.core.checks import Size, unmasked, whole
 from minibert.errors import InputError
+from minibert.nn.attention import causal_mask
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
 Leaf = Any

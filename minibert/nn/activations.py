@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from minibert.layers import SHAPES_ONLY, Module, constant
+from minibert.nn.layers import SHAPES_ONLY, Module, constant
 
 
 def _gelu(x: Array) -> Array:

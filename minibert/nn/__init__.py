@@ -1,0 +1,1 @@
+"""Layers, activations, attention, caches and poolings: arithmetic and parameters, no files."""
