@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from minibert.documents import unwrapped
+from minibert.data.documents import unwrapped
 
 PYTHON = "3.11.7"
 SHA256 = "abaa56a64551d8eead1b19cbae3c6db443f99f0cab81df07bed3cb75c0db9346"

@@ -33,6 +33,7 @@ from minibert.cli_shared import (
     settings,
     visible,
 )
+from minibert.data.texts import TextFile, open_texts
 from minibert.embedding_job import check_output, embed_file
 from minibert.embedding_parts import has_parts
 from minibert.errors import (
@@ -43,7 +44,6 @@ from minibert.errors import (
     TextNotFiniteError,
 )
 from minibert.quantization import quantize_embeddings
-from minibert.texts import TextFile, open_texts
 
 Pooling = Annotated[
     str | None,

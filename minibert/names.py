@@ -18,7 +18,7 @@ from minibert.bert_lm_heads import (
 )
 from minibert.capture import captured
 from minibert.compilation import compiled
-from minibert.documents import read_documents
+from minibert.data.documents import read_documents
 from minibert.generation import generate, stream
 from minibert.generation_config import GenerationConfig
 from minibert.gpt2 import GPT2Model

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minibert.documents import read_documents, unwrapped
+from minibert.data.documents import read_documents, unwrapped
 from minibert.errors import InputError, SourceError
 
 ROWS = [

@@ -9,11 +9,11 @@ import pytest
 import sentences
 
 from minibert.core.text_lists import elements, text_list
+from minibert.data.records import Records
 from minibert.embedding_job import embed_file
 from minibert.errors import InputError
 from minibert.pipelines import pipeline
 from minibert.train import data
-from minibert.train.data_records import Records
 from minibert.train.data_sentences import read_documents
 
 TEXTS = ["the [MASK]", "of and"]

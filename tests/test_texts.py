@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from minibert.data.files import while_unchanged
+from minibert.data.texts import open_texts, read_text
 from minibert.errors import InputError, SourceError
-from minibert.tables import while_unchanged
-from minibert.texts import open_texts, read_text
 
 TEXTS = ["one", "", "two words", 'a "quoted", text\nof two lines', "عربي 🙂", "x" * 200_000]
 
@@ -195,7 +195,7 @@ def test_where_a_text_is(tmp_path):
 
 
 def test_a_file_that_stops_being_readable(tmp_path):
-    from minibert.texts import TextFile
+    from minibert.data.texts import TextFile
 
     def broken():
         yield "one", 1

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from minibert.data.records import Records
 from minibert.errors import InputError
 from minibert.train import data
 from minibert.train.data_batches import Collate
-from minibert.train.data_records import Records
 
 pytest.importorskip("grain", reason="training data are read by grain")
 

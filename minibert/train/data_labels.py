@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from minibert.core.checks import unmasked
+from minibert.data.records import Records
 from minibert.errors import InputError, shown
-from minibert.train.data_records import Records
 
 PROBLEMS = (
     "single_label_classification",

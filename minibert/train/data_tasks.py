@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
 from minibert.train.data_batches import batches, batching
 from minibert.train.data_encoding import Encoder, collate_for, encoded
@@ -14,7 +15,6 @@ from minibert.train.data_labels import (
     names_to_ids,
     record_labels,
 )
-from minibert.train.data_records import Records, checked_text
 from minibert.train.data_spans import span_examples
 from minibert.train.data_tokens import word_starts
 from minibert.train.labels import IGNORED

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from minibert.data.texts import read_text
 from minibert.errors import InputError, shown
-from minibert.texts import read_text
 
 WIDTH = 70  # of a line of `pydoc_data.topics`
 RULING = re.compile(r"[*=\-+|~^\s]+|\s*[|+].*")  # of headings and tables; and the rows of tables
@@ -70,7 +70,7 @@ def unwrapped(text: str) -> str:
 
 
 def _table(source: Any, title: str, text: str) -> Iterator[tuple[str, str]]:
-    from minibert.train.data_records import Records
+    from minibert.data.records import Records
 
     records = Records(source, (title, text))
     for index in range(len(records)):

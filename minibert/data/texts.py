@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO
 
 from minibert.core.text_lists import check_text
+from minibert.data.files import KINDS as TABLES
+from minibert.data.files import Row, decoded, read_rows, while_unchanged
 from minibert.errors import InputError, SourceError, shown
-from minibert.tables import KINDS as TABLES
-from minibert.tables import Row, decoded, read_rows, while_unchanged
 
 KINDS = {".txt": "txt", **TABLES}
 BLOCK = 1 << 20  # bytes that are read at once of a whole file

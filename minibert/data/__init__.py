@@ -1,0 +1,1 @@
+"""Texts and records out of files."""
