@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Module
 from minibert.nn.parameters import Structure, parameters
-from minibert.placement import by_rows, shardings_of
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import by_rows, shardings_of
 from minibert.stack import _runner
 from minibert.train import adamw
 from minibert.train.objectives import Objective

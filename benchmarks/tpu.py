@@ -29,7 +29,7 @@ from benchmarks.scale_step import lowered_step
 from minibert import compilation, generation, sentence_run
 from minibert.generation_config import GenerationConfig
 from minibert.sentence_modules import Normalize, Pooling, SentenceModel
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 from minibert.train import causal_lm
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}

@@ -12,9 +12,9 @@ from jax.typing import DTypeLike
 from minibert.checkpoint import leaves
 from minibert.errors import ConfigError, InputError, shown
 from minibert.matching import Matching
-from minibert.placement import stored
 from minibert.report import LoadingInfo
-from minibert.sharding import checked_sharding
+from minibert.sharding.mesh import checked_sharding
+from minibert.sharding.placement import stored
 from minibert.tensor_files import TensorSource
 
 

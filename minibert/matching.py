@@ -17,9 +17,9 @@ from jax.typing import DTypeLike
 
 from minibert.checkpoint import Leaf, leaf_array, leaves, stored_dtypes
 from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
-from minibert.placement import stored
 from minibert.report import LoadingInfo
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import stored
 from minibert.tensor_files import TensorSource
 
 WRAPPERS = ("model.", "module.", "0.auto_model.")

@@ -32,10 +32,10 @@ from minibert.gpt2_heads import (
 )
 from minibert.nn.cache import KVCache
 from minibert.pipelines import pipeline
-from minibert.placement import on_host
 from minibert.report import LoadingInfo
 from minibert.sentence import SentenceEncoder
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import on_host
 
 __all__ = [
     "BertConfig",

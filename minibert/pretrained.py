@@ -16,7 +16,7 @@ from minibert.model_files import unchanged
 from minibert.nn.layers import Module
 from minibert.report import LoadingInfo
 from minibert.saving import save_model
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 from minibert.sources import open_source
 
 Model = TypeVar("Model", bound="PretrainedModel")

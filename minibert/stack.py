@@ -15,8 +15,8 @@ from minibert.inputs import ModelInputs
 from minibert.nn.attention import divisor
 from minibert.nn.cache import BlockOutput, KVCache, decoder_mask
 from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
-from minibert.placement import by_rows, gathered_module
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import by_rows, gathered_module
 
 TOKENS = 1024  # of a group of rows: the states of more leave a CPU's caches
 

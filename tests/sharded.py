@@ -13,8 +13,8 @@ from flax import nnx
 import minibert
 from minibert.errors import InputError
 from minibert.nn.parameters import parameters
-from minibert.placement import on_host
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import on_host
 from minibert.train import Trainer, adamw, causal_lm, masked_lm
 
 OBJECTIVES = {"gpt2": causal_lm, "bert": masked_lm}

@@ -20,7 +20,7 @@ from benchmarks.hlo_costs import Program
 from benchmarks.scale_rows import asked_for, described, faults, mesh_sizes
 from benchmarks.scale_step import with_scan
 from minibert.errors import InputError
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 
 # five turns (0, 2, … below 9) of: a gather of 8 × 4 in bfloat16 from four devices, said twice, as
 # its start and its end are; a product of 8 × 4 and 4 × 16. After them an all-reduce of which each

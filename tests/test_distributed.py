@@ -80,8 +80,8 @@ NARROW = """
 import sys, jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
-from minibert.placement import check_shares
-from minibert.sharding import Sharding
+from minibert.sharding.placement import check_shares
+from minibert.sharding.mesh import Sharding
 for number in range(20):  # of whose checksums half have 32 bits
     check_shares(Sharding.of_devices(tensor=2), {"ids": np.arange(8) + number})
     own = jax.process_index()

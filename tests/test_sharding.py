@@ -15,8 +15,8 @@ import minibert
 from conftest import FLOAT64
 from minibert.errors import InputError
 from minibert.nn.parameters import parameters
-from minibert.placement import check_table
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import check_table
 
 SCRIPT = pathlib.Path(__file__).parent / "sharded.py"
 FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
@@ -100,7 +100,7 @@ import json, sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 import sharded
 import minibert.train.trainer as module
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 
 def found():
     trained = sharded.trainer("gpt2", dict(data=2, tensor=4), rules=RULES)
@@ -146,7 +146,7 @@ import json, re, sys
 import jax, numpy as np
 import minibert
 from minibert.nn.parameters import parameters
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 
 def memory(name):
     with open("/proc/self/status") as file:

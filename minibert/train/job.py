@@ -15,7 +15,7 @@ from minibert.core.atomic_file import new_file, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
 from minibert.model_files import adapter_paths, encoder_paths, one_state
 from minibert.saving import check_saved, write_model
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 from minibert.train.checkpoints import (
     ELSEWHERE,
     RUN_LOCK,

@@ -9,8 +9,8 @@ import optax
 from jax import Array
 
 from minibert.errors import InputError
-from minibert.placement import put, shardings_of
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import put, shardings_of
 
 
 @jax.tree_util.register_dataclass

@@ -12,7 +12,7 @@ from minibert.auto import MODELS, load_model
 from minibert.core.strict_json import read_json
 from minibert.data.records import Records, read_texts
 from minibert.errors import ConfigError, InputError, shown
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 from minibert.tokenizer_files import load_tokenizer
 from minibert.train import data as datasets
 from minibert.train.data_sentences import read_documents

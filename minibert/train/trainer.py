@@ -21,8 +21,8 @@ from minibert.nn.parameters import (
     parameters,
     trainable_paths,
 )
-from minibert.placement import check_rows, check_shares, gathered_module, put_batch, taken
-from minibert.sharding import Sharding, checked_sharding
+from minibert.sharding.mesh import Sharding, checked_sharding
+from minibert.sharding.placement import check_rows, check_shares, gathered_module, put_batch, taken
 from minibert.train.batches import checked_batch
 from minibert.train.lora import Adapter, combiner, trained_adapter
 from minibert.train.lora_config import LoRA

@@ -16,7 +16,7 @@ from jax.tree_util import DictKey
 
 from minibert.errors import InputError
 from minibert.nn.parameters import Structure, parameters
-from minibert.sharding import Sharding
+from minibert.sharding.mesh import Sharding
 
 
 def put(sharding: Sharding, path: str, array: Any) -> Array:

@@ -28,7 +28,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.nn.parameters import matching_paths, parameters
-from minibert.sharding_rules import FEATURES, HEADS, Axes, Rule, check_fits, check_rule, spread
+from minibert.sharding.rules import FEATURES, HEADS, Axes, Rule, check_fits, check_rule, spread
 
 
 class Partial(NamedTuple):
