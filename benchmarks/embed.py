@@ -31,7 +31,7 @@ from rich.table import Table
 from benchmarks import onnx, reporting
 from benchmarks.contenders import installed, minilm
 from benchmarks.forward import ceiling, products
-from minibert.batching import Batch, plan
+from minibert.text.batching import Batch, plan
 
 SORTED, ONNX = "onnxruntime, sorted by length", "onnxruntime, minibert's batches"
 # of the rates, minibert's to theirs
@@ -139,8 +139,8 @@ def by_length(lengths: Sequence[int], longest: int) -> list[Batch]:
 def onnxruntime_encode(batches: Callable[[Sequence[int], int], list[Batch]], folder: str) -> Encode:
     """PyTorch's export in onnxruntime, in such batches; the mean and the length."""
     import minibert
-    from minibert.batching import padded
-    from minibert.token_ids import TokenReader
+    from minibert.text.batching import padded
+    from minibert.text.tokenizer import TokenReader
 
     encoder = minibert.SentenceEncoder.from_pretrained(folder)
     reader = TokenReader(encoder.tokenizer, encoder.max_seq_length)
@@ -178,7 +178,7 @@ def operations(folder: str, texts: Sequence[str]) -> int:
     from transformers import AutoConfig
 
     import minibert
-    from minibert.token_ids import TokenReader
+    from minibert.text.tokenizer import TokenReader
 
     encoder, config = (
         minibert.SentenceEncoder.from_pretrained(folder),

@@ -15,7 +15,6 @@ from jax.typing import DTypeLike
 
 from minibert.compilation import check_evaluation
 from minibert.errors import InputError, shown
-from minibert.packing import check_width
 from minibert.sentence_loading import load_encoder
 from minibert.sentence_modules import Dense, Normalize, Pooling, SentenceModel, token_features
 from minibert.sentence_outputs import Wanted, as_wanted, progressing, refuse_unknown
@@ -30,7 +29,8 @@ from minibert.sentence_settings import (
     merged_prompts,
 )
 from minibert.similarity import semantic_search, similarity, similarity_pairwise
-from minibert.token_ids import TokenReader, sentence_list
+from minibert.text.packing import check_width
+from minibert.text.tokenizer import TokenReader, sentence_list
 
 Encoder = TypeVar("Encoder", bound="SentenceEncoder")
 

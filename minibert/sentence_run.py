@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.batching import Batch, check_budget, padded, plan
 from minibert.compilation import PROGRAMS
 from minibert.core.checks import checked_indices
 from minibert.errors import TextNotFiniteError
 from minibert.nn.finite import cause, quoted, rows_not_finite
-from minibert.packing import packed_rows, plan_packed
 from minibert.sentence_modules import SentenceModel
-from minibert.token_ids import TokenReader
+from minibert.text.batching import Batch, check_budget, padded, plan
+from minibert.text.packing import packed_rows, plan_packed
+from minibert.text.tokenizer import TokenReader
 
 CHUNK = 4096  # texts that are read and planned together, so that the device need not wait for all
 AHEAD = 4  # batches under way on an accelerator before one is waited for

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibert.batching import BUCKETS, Batch, bucket, padded, plan
 from minibert.errors import InputError
+from minibert.text.batching import BUCKETS, Batch, bucket, padded, plan
 
 
 def test_buckets():

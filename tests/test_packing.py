@@ -8,17 +8,17 @@ import sentences
 from generating import compilations
 
 from conftest import FLOAT64, NEIGHBOURS
-from minibert.batching import Batch
 from minibert.errors import InputError
 from minibert.nn.pooling import POOLINGS
-from minibert.packing import (
+from minibert.sentence_modules import Normalize, Pooling, SentenceModel
+from minibert.text.batching import Batch
+from minibert.text.packing import (
     own_text,
     packed_rows,
     plan_packed,
     restarted,
     slots_of,
 )
-from minibert.sentence_modules import Normalize, Pooling, SentenceModel
 from tiny import drawn
 
 DRAW = np.random.default_rng(0)

@@ -11,9 +11,9 @@ from generating import compilations
 
 import minibert
 from conftest import EMBEDDING, NEIGHBOURS
-from minibert.batching import BUCKETS
 from minibert.errors import InputError
 from minibert.sentence import SentenceEncoder
+from minibert.text.batching import BUCKETS
 
 FEW = sentences.FEW
 

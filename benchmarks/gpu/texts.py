@@ -142,7 +142,7 @@ def _encoder(folder: str, dtype: str) -> Any:
 
 
 def _reader(encoder: Any) -> Any:
-    from minibert.token_ids import TokenReader
+    from minibert.text.tokenizer import TokenReader
 
     return TokenReader(encoder.tokenizer, encoder.max_seq_length)
 

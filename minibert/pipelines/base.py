@@ -14,8 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from minibert import batching
-from minibert.batching import Batch, check_budget
 from minibert.compilation import compiled
 from minibert.core.checks import whole
 from minibert.core.progress import ticking
@@ -25,6 +23,8 @@ from minibert.nn.finite import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, on_host, separated
 from minibert.pipelines.options import routed
 from minibert.pretrained import PretrainedModel
+from minibert.text import batching
+from minibert.text.batching import Batch, check_budget
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
 FASTER = 8  # by how much the first chunks of an iterable grow: the first answer needs one input

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minibert import batching
-from minibert.batching import Batch
+from minibert.text import batching
+from minibert.text.batching import Batch
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from minibert.batching import Batch, default_budget, plan
 from minibert.bert_lm_heads import BertForMaskedLM
 from minibert.core.checks import whole
 from minibert.core.text_lists import text_list
@@ -14,6 +13,7 @@ from minibert.errors import InputError, shown
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, on_host, softmax
 from minibert.pipelines.options import for_tokenizer
+from minibert.text.batching import Batch, default_budget, plan
 
 LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
 

@@ -12,7 +12,7 @@ from minibert.errors import InputError, shown
 from minibert.gpt2_heads import GPT2ForQuestionAnswering
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.spans import characters, likeliest, probabilities
-from minibert.token_ids import question_first
+from minibert.text.tokenizer import question_first
 
 LONGEST_WINDOW = 384
 OVERLAP = 128

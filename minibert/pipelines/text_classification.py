@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from minibert.batching import Batch, plan
 from minibert.bert_heads import BertForSequenceClassification
 from minibert.bert_lm_heads import BertForNextSentencePrediction
 from minibert.core.checks import whole
@@ -17,6 +16,7 @@ from minibert.gpt2_heads import GPT2ForSequenceClassification
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, softmax
+from minibert.text.batching import Batch, plan
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
 

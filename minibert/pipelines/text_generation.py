@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from minibert import batching
-from minibert.batching import Batch
 from minibert.bert_lm_heads import BertLMHeadModel
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
@@ -19,6 +17,8 @@ from minibert.outputs import GenerateOutput
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
 from minibert.pipelines.text_stream import Pieces, collected, stopped
+from minibert.text import batching
+from minibert.text.batching import Batch
 
 NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint says anything
 TEMPERATURE = 0.7

@@ -14,7 +14,7 @@ from minibert.sentence_hub import encoder_folder
 from minibert.sentence_modules import Pooling, SentenceModel, token_features
 from minibert.sentence_saving import save_encoder
 from minibert.sentence_settings import SentenceSettings, longest, read_settings
-from minibert.token_ids import make_lower_case
+from minibert.text.tokenizer import make_lower_case
 from minibert.train.objectives import Objective
 from minibert.train.ranking import contrastive
 

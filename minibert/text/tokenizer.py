@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from minibert.batching import Batch, padded
 from minibert.core.checks import whole
 from minibert.core.text_lists import elements
 from minibert.errors import InputError, TextError, shown
+from minibert.text.batching import Batch, padded
 
 
 class TokenReader:

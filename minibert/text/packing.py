@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Integer
 
-from minibert.batching import Batch
 from minibert.core.checks import whole
 from minibert.errors import InputError
 from minibert.nn.attention import causal_mask
+from minibert.text.batching import Batch
 
 SHORTEST = 8  # a row of so many tokens for each text it may hold
 
