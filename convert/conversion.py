@@ -12,20 +12,20 @@ from convert.flax_msgpack import open_flax
 from convert.folders import check_links, copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
-from minibert.assembly import assemble, shapes_only
 from minibert.auto import class_by_tensors, model_class
-from minibert.config import GENERATION
+from minibert.checkpoint.config import GENERATION
+from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
+from minibert.checkpoint.loading import assemble, shapes_only
+from minibert.checkpoint.matching import Matching
+from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
+from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
+from minibert.checkpoint.tensors import TensorSource
 from minibert.core.atomic import atomic_folder
 from minibert.core.atomic_file import reported
 from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.errors import MinibertError, SourceError
-from minibert.matching import Matching
-from minibert.model_files import encoder_paths, refuse_adapter, unchanged
 from minibert.pretrained import PretrainedModel
-from minibert.report import LoadingInfo
-from minibert.saving import check_saved, parse_size, write_config, write_model
-from minibert.sources import FLAX, PICKLE, SAFETENSORS, open_source
-from minibert.tensor_files import TensorSource
 
 Progress = Callable[[str], None]
 

@@ -7,9 +7,9 @@ import os
 
 from flax.serialization import msgpack_restore
 
+from minibert.checkpoint.sources import FLAX
+from minibert.checkpoint.tensors import ArraySource, TensorSource, flat_arrays
 from minibert.errors import WeightsFileError
-from minibert.sources import FLAX
-from minibert.tensor_files import ArraySource, TensorSource, flat_arrays
 
 
 def open_flax(folder: str) -> TensorSource:

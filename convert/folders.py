@@ -5,11 +5,8 @@ import re
 import stat
 from collections.abc import Iterator
 
-from minibert.config import GENERATION
-from minibert.core.atomic_file import reported
-from minibert.errors import SourceError, TargetError
-from minibert.hub import model_folder
-from minibert.model_files import (
+from minibert.checkpoint.config import GENERATION
+from minibert.checkpoint.files import (
     BODY_CONFIGS,
     MODULE_FOLDER,
     MODULES,
@@ -17,7 +14,10 @@ from minibert.model_files import (
     TOP_CONFIG,
     check_link,
 )
-from minibert.sources import FLAX
+from minibert.checkpoint.hub import model_folder
+from minibert.checkpoint.sources import FLAX
+from minibert.core.atomic_file import reported
+from minibert.errors import SourceError, TargetError
 
 # Tokenizer and sentence-transformers files, at the top of a model folder …
 COMPANIONS = frozenset((*TOKENIZER_FILES, MODULES, BODY_CONFIGS[0], TOP_CONFIG))

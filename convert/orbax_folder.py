@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from minibert.checkpoint import leaves
+from minibert.checkpoint.files import ORBAX
+from minibert.checkpoint.leaves import leaves
+from minibert.checkpoint.sources import CHECKSUMS, array_sums, open_source
 from minibert.errors import TargetError
-from minibert.model_files import ORBAX
-from minibert.sources import CHECKSUMS, array_sums, open_source
 
 
 def write_orbax(model: Any, folder: str) -> None:

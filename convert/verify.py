@@ -18,7 +18,7 @@ from rich.table import Table
 
 import minibert
 from convert.parity import FLOAT32, FLOAT64, Row, compare, ragged_inputs, shaped
-from minibert.model_files import ORBAX
+from minibert.checkpoint.files import ORBAX
 
 LAST_TOKEN = "GPT2ForSequenceClassification"  # without a padding token it takes a single row
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")

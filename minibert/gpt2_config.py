@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from minibert.config import (
+from minibert.checkpoint.config import (
     REFUSED_DECODER_FIELDS,
     REFUSED_FIELDS,
     Config,

@@ -17,6 +17,7 @@ from minibert.bert_lm_heads import (
     BertLMHeadModel,
 )
 from minibert.capture import captured
+from minibert.checkpoint.report import LoadingInfo
 from minibert.compilation import compiled
 from minibert.data.documents import read_documents
 from minibert.generation import generate, stream
@@ -32,7 +33,6 @@ from minibert.gpt2_heads import (
 )
 from minibert.nn.cache import KVCache
 from minibert.pipelines import pipeline
-from minibert.report import LoadingInfo
 from minibert.sentence import SentenceEncoder
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import on_host

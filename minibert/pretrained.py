@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.assembly import assemble
-from minibert.config import GENERATION, Config
+from minibert.checkpoint.config import GENERATION, Config
+from minibert.checkpoint.files import unchanged
+from minibert.checkpoint.hub import model_folder
+from minibert.checkpoint.loading import assemble
+from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.saving import save_model
+from minibert.checkpoint.sources import open_source
 from minibert.core.strict_json import read_json, read_object_if_there
-from minibert.hub import model_folder
-from minibert.model_files import unchanged
 from minibert.nn.layers import Module
-from minibert.report import LoadingInfo
-from minibert.saving import save_model
 from minibert.sharding.mesh import Sharding
-from minibert.sources import open_source
 
 Model = TypeVar("Model", bound="PretrainedModel")
 

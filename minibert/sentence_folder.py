@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from minibert.checkpoint import leaf_array, leaves
+from minibert.checkpoint.files import MODULES, unchanged
+from minibert.checkpoint.leaves import leaf_array, leaves
+from minibert.checkpoint.sources import open_source
 from minibert.core.strict_json import read_json
 from minibert.errors import CheckpointMismatchError, ConfigError, UnsupportedConfigError, shown
-from minibert.model_files import MODULES, unchanged
 from minibert.nn.layers import Module
 from minibert.nn.pooling import POOLINGS
 from minibert.sentence_modules import Dense, Normalize, Pooling
 from minibert.sentence_settings import read_object
-from minibert.sources import open_source
 
 # A folder inside the folder: plain names, none of them hidden or "..".
 INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")

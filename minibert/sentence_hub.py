@@ -3,17 +3,17 @@
 import os
 from typing import Any
 
-from minibert.errors import SourceError, shown
-from minibert.hub import model_folder
-from minibert.model_files import (
+from minibert.checkpoint.files import (
     BODY_CONFIGS,
     MODULES,
     TOKENIZER_FILES,
     TOP_CONFIG,
     check_settled,
 )
+from minibert.checkpoint.hub import model_folder
+from minibert.checkpoint.sources import PICKLE, SAFETENSORS
+from minibert.errors import SourceError, shown
 from minibert.sentence_folder import read_entries
-from minibert.sources import PICKLE, SAFETENSORS
 
 
 def encoder_folder(

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from minibert.auto import FAMILIES, class_by_tensors
+from minibert.checkpoint.files import MODULES
+from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.errors import ConfigError, InputError, shown
-from minibert.model_files import MODULES
 from minibert.nn.layers import Module
 from minibert.pretrained import PretrainedModel, load_pretrained
 from minibert.sentence_folder import Entry, one_encoder_state, read_module
@@ -19,7 +20,6 @@ from minibert.sentence_settings import (
     merged_prompts,
     read_settings,
 )
-from minibert.tokenizer_files import load_tokenizer
 
 
 def load_encoder(

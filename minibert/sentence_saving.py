@@ -7,23 +7,23 @@ the older names of the modules. Poolings in another order than that schema's tak
 import os
 from typing import Any
 
-from minibert.agreement import tree_faults
-from minibert.core.atomic import atomic_folder
-from minibert.core.atomic_file import reported
-from minibert.errors import CheckpointMismatchError, InputError, TargetError
-from minibert.model_files import BODY_CONFIGS, MODULES, TOP_CONFIG, encoder_paths
-from minibert.nn.activations import ACTIVATIONS
-from minibert.saving import (
+from minibert.checkpoint.agreement import tree_faults
+from minibert.checkpoint.files import BODY_CONFIGS, MODULES, TOP_CONFIG, encoder_paths
+from minibert.checkpoint.saving import (
     check_saved,
     file_leaves,
     write_json,
     write_model,
     write_tensors,
 )
+from minibert.checkpoint.sources import SAFETENSORS
+from minibert.core.atomic import atomic_folder
+from minibert.core.atomic_file import reported
+from minibert.errors import CheckpointMismatchError, InputError, TargetError
+from minibert.nn.activations import ACTIVATIONS
 from minibert.sentence_folder import SWITCHES, TORCH_ACTIVATIONS
 from minibert.sentence_modules import Dense, Pooling, SentenceModel
 from minibert.sentence_settings import SentenceSettings
-from minibert.sources import SAFETENSORS
 
 SHARD = 5 * 10**9  # the bytes of a file, as in `PretrainedModel.save_pretrained`
 TYPES = "sentence_transformers.models."

@@ -12,10 +12,10 @@ import os
 from collections.abc import Generator, Mapping
 from typing import Any
 
+from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
 from minibert.core.checks import whole
 from minibert.core.strict_json import read_json
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
-from minibert.model_files import BODY_CONFIGS, TOP_CONFIG
 from minibert.similarity import SIMILARITIES
 
 DEFAULT_PROMPTS = {"query": "", "document": ""}  # of every new encoder

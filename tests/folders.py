@@ -1,6 +1,6 @@
 """What a model folder holds, for comparing two of them."""
 
-from minibert.sources import open_source
+from minibert.checkpoint.sources import open_source
 
 
 def contents(folder: object) -> dict[str, tuple]:

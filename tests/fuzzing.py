@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from malformed import load
 
 import minibert
-from minibert.checkpoint import leaves
+from minibert.checkpoint.leaves import leaves
+from minibert.checkpoint.sources import open_source
 from minibert.errors import MinibertError
-from minibert.sources import open_source
 
 SMALL = {
     "vocab_size": 7,

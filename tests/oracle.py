@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 import minibert
 from conftest import GRADIENT
-from minibert.saving import file_leaves
+from minibert.checkpoint.saving import file_leaves
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()

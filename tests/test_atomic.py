@@ -19,7 +19,7 @@ WRITER = """
     sys.modules["minibert"] = package
     from minibert.core.atomic import atomic_folder
     from minibert.errors import TargetError
-    from minibert.model_files import encoder_paths
+    from minibert.checkpoint.files import encoder_paths
 
     home, start = pathlib.Path(sys.argv[1]), sys.argv[2]
     target = home / "model"

@@ -19,9 +19,9 @@ from commands import model_folder, run
 
 import minibert
 from conftest import EMBEDDING
+from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.errors import ConfigError
 from minibert.sentence_modules import Dense
-from minibert.tokenizer_files import load_tokenizer
 from minibert.train.checkpoints import one_run
 from minibert.train.settings import read_settings
 

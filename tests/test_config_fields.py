@@ -12,7 +12,7 @@ from flax import nnx
 from malformed import cases, edit_json, load, refused
 
 import minibert
-from minibert.config import INERT_FIELDS, REFUSED_DECODER_FIELDS
+from minibert.checkpoint.config import INERT_FIELDS, REFUSED_DECODER_FIELDS
 from minibert.errors import (
     CheckpointMismatchError,
     ConfigError,

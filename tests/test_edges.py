@@ -11,9 +11,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import minibert
-from minibert.assembly import assemble
+from minibert.checkpoint.loading import assemble
+from minibert.checkpoint.tensors import ArraySource
 from minibert.errors import CheckpointMismatchError, ConfigError, InputError, TargetError
-from minibert.tensor_files import ArraySource
 
 DRAW = np.random.default_rng(0)
 
@@ -136,7 +136,7 @@ def test_arrays_in_memory_are_let_go_of_as_they_are_read():
 
 
 def _named(model) -> dict[str, np.ndarray]:
-    from minibert.saving import file_leaves
+    from minibert.checkpoint.saving import file_leaves
 
     return {name: leaf.to_file() for name, leaf in file_leaves(model).items()}
 

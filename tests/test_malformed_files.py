@@ -20,8 +20,8 @@ from malformed import (
     split,
 )
 
+from minibert.checkpoint.sources import open_source
 from minibert.errors import CheckpointMismatchError, SourceError, WeightsFileError
-from minibert.sources import open_source
 
 FIRST = "embeddings.LayerNorm.bias"  # the first tensor of the file, 24 numbers
 SECOND = "embeddings.LayerNorm.weight"

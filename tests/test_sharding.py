@@ -187,7 +187,7 @@ def write_random(config, folder):
     """A checkpoint of random numbers, written without a model of them."""
     from safetensors.numpy import save_file
 
-    from minibert.saving import file_leaves
+    from minibert.checkpoint.saving import file_leaves
 
     folder.mkdir()
     random = np.random.default_rng(0)

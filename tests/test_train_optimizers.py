@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import oracle  # noqa: E402
 from minibert import train  # noqa: E402
+from minibert.checkpoint.saving import file_leaves  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
 from minibert.nn.parameters import parameters  # noqa: E402
-from minibert.saving import file_leaves  # noqa: E402
 from minibert.train import optimizers  # noqa: E402
 from planting import swapped  # noqa: E402
 

@@ -353,7 +353,7 @@ import os, pathlib, sys
 import jax, numpy as np
 import test_train_resuming as here
 from minibert.errors import WeightsFileError
-from minibert.sources import open_source
+from minibert.checkpoint.sources import open_source
 from convert.orbax_folder import write_orbax
 from minibert.train import restore
 

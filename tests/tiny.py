@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 import minibert
-from minibert.checkpoint import leaves
+from minibert.checkpoint.leaves import leaves
 from minibert.nn.layers import LayerNorm
 
 

@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 from minibert.auto import LOADING_OPTIONS, load_model
+from minibert.checkpoint.files import one_state
+from minibert.checkpoint.tokenizer import HUB_OPTIONS, load_tokenizer
 from minibert.errors import InputError, shown
-from minibert.model_files import one_state
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.feature_extraction import FeatureExtractionPipeline
 from minibert.pipelines.fill_mask import FillMaskPipeline
@@ -20,7 +21,6 @@ from minibert.pipelines.text_classification import (
 )
 from minibert.pipelines.text_generation import TextGenerationPipeline
 from minibert.pipelines.token_classification import TokenClassificationPipeline
-from minibert.tokenizer_files import HUB_OPTIONS, load_tokenizer
 
 __all__ = [
     "FeatureExtractionPipeline",

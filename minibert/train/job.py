@@ -10,11 +10,11 @@ import re
 import shutil
 from typing import Any
 
+from minibert.checkpoint.files import adapter_paths, encoder_paths, one_state
+from minibert.checkpoint.saving import check_saved, write_model
 from minibert.core.atomic import atomic_folder, remove_files
 from minibert.core.atomic_file import new_file, reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
-from minibert.model_files import adapter_paths, encoder_paths, one_state
-from minibert.saving import check_saved, write_model
 from minibert.sharding.mesh import Sharding
 from minibert.train.checkpoints import (
     ELSEWHERE,

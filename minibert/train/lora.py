@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from minibert.checkpoint import Leaf
+from minibert.checkpoint.leaves import Leaf
+from minibert.checkpoint.saving import file_leaves
 from minibert.errors import InputError, UnsupportedConfigError, shown
 from minibert.nn.layers import Conv1D, TiedLinear
 from minibert.nn.parameters import Structure, parameters
 from minibert.nn.printing import children
-from minibert.saving import file_leaves
 from minibert.train.lora_config import LoRA
 
 ALL_LINEAR = "all-linear"

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.checkpoint import leaf_array
+from minibert.checkpoint.files import ADAPTER_CONFIG as CONFIG
+from minibert.checkpoint.files import ADAPTER_TENSORS as TENSORS
+from minibert.checkpoint.files import adapter_paths, unchanged
+from minibert.checkpoint.leaves import leaf_array
+from minibert.checkpoint.saving import write_arrays, write_json
+from minibert.checkpoint.tensors import SafetensorsSource, TensorSource
 from minibert.core.atomic import atomic_folder
 from minibert.core.atomic_file import reported
 from minibert.core.strict_json import read_object_if_there
@@ -22,11 +27,6 @@ from minibert.errors import (
     UnsupportedConfigError,
     shown,
 )
-from minibert.model_files import ADAPTER_CONFIG as CONFIG
-from minibert.model_files import ADAPTER_TENSORS as TENSORS
-from minibert.model_files import adapter_paths, unchanged
-from minibert.saving import write_arrays, write_json
-from minibert.tensor_files import SafetensorsSource, TensorSource
 from minibert.train.lora import Adapter, check_adapter, saved_leaves, sites, target_names
 from minibert.train.lora_config import LoRA
 

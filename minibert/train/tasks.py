@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 
 from minibert.auto import MODELS, load_model
+from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.core.strict_json import read_json
 from minibert.data.records import Records, read_texts
 from minibert.errors import ConfigError, InputError, shown
 from minibert.sharding.mesh import Sharding
-from minibert.tokenizer_files import load_tokenizer
 from minibert.train import data as datasets
 from minibert.train.data_sentences import read_documents
 from minibert.train.fresh_config import fresh_config

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from minibert.checkpoint.tensors import TensorSource
 from minibert.nn.layers import Conv1D
 from minibert.nn.printing import children
-from minibert.tensor_files import TensorSource
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.checkpoint import Leaf, leaf_array, leaves, stored_dtypes
+from minibert.checkpoint.leaves import Leaf, leaf_array, leaves, stored_dtypes
+from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
-from minibert.report import LoadingInfo
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import stored
-from minibert.tensor_files import TensorSource
 
 WRAPPERS = ("model.", "module.", "0.auto_model.")
 LEGACY_LAYER_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

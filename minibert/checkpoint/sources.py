@@ -12,6 +12,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from minibert.checkpoint.files import ORBAX, hub_blobs, is_content_addressed, refuse_adapter
+from minibert.checkpoint.tensors import ArraySource, SafetensorsSource, TensorSource, flat_arrays
 from minibert.core.strict_json import read_json
 from minibert.errors import (
     PickleRefusedError,
@@ -20,8 +22,6 @@ from minibert.errors import (
     WeightsFileError,
     shown,
 )
-from minibert.model_files import ORBAX, hub_blobs, is_content_addressed, refuse_adapter
-from minibert.tensor_files import ArraySource, SafetensorsSource, TensorSource, flat_arrays
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"

@@ -9,14 +9,14 @@ import numpy as np
 from flax.core import unfreeze
 from safetensors.numpy import save_file
 
-from minibert.agreement import check_tree
-from minibert.checkpoint import Leaf, finite, leaves
-from minibert.config import GENERATION
+from minibert.checkpoint.agreement import check_tree
+from minibert.checkpoint.config import GENERATION
+from minibert.checkpoint.files import model_paths
+from minibert.checkpoint.leaves import Leaf, finite, leaves
+from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
 from minibert.core.atomic_file import reported
 from minibert.errors import ConfigError, InputError, TargetError, shown
-from minibert.model_files import model_paths
-from minibert.sources import SAFETENSORS, open_source
 
 UNITS = {
     "": 1,

@@ -7,10 +7,10 @@ huggingface_hub's own.
 import os
 from typing import Any
 
-from minibert.config import GENERATION
+from minibert.checkpoint.config import GENERATION
+from minibert.checkpoint.files import ADAPTER_CONFIG, check_settled
+from minibert.checkpoint.sources import PICKLE, SAFETENSORS, read_index
 from minibert.errors import SourceError, shown
-from minibert.model_files import ADAPTER_CONFIG, check_settled
-from minibert.sources import PICKLE, SAFETENSORS, read_index
 
 
 def model_folder(

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from minibert.checkpoint import Leaf, leaves
+from minibert.checkpoint.leaves import Leaf, leaves
+from minibert.checkpoint.matching import head_of
 from minibert.errors import CheckpointMismatchError, InputError, shown
-from minibert.matching import head_of
 from minibert.nn.printing import children
 
 # attributes of modules that come from the config and change what is computed

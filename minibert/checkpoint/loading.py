@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.checkpoint import leaves
+from minibert.checkpoint.leaves import leaves
+from minibert.checkpoint.matching import Matching
+from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, InputError, shown
-from minibert.matching import Matching
-from minibert.report import LoadingInfo
 from minibert.sharding.mesh import checked_sharding
 from minibert.sharding.placement import stored
-from minibert.tensor_files import TensorSource
 
 
 def assemble(

@@ -4,8 +4,8 @@ import contextlib
 import os
 from typing import Any
 
+from minibert.checkpoint.files import unchanged
 from minibert.errors import SourceError
-from minibert.model_files import unchanged
 
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
 

@@ -1,0 +1,1 @@
+"""Hugging Face folders: configs, tensors and weights, read and written strictly."""
