@@ -13,12 +13,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from minibert.models.stack import _runner
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Module
 from minibert.nn.parameters import Structure, parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, shardings_of
-from minibert.stack import _runner
 from minibert.train import adamw
 from minibert.train.objectives import Objective
 from minibert.train.state import TrainState

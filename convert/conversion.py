@@ -12,7 +12,6 @@ from convert.flax_msgpack import open_flax
 from convert.folders import check_links, copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
-from minibert.auto import class_by_tensors, model_class
 from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
 from minibert.checkpoint.loading import assemble, shapes_only
@@ -25,7 +24,8 @@ from minibert.core.atomic import atomic_folder
 from minibert.core.atomic_file import reported
 from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.errors import MinibertError, SourceError
-from minibert.pretrained import PretrainedModel
+from minibert.models.base import PretrainedModel
+from minibert.models.registry import class_by_tensors, model_class
 
 Progress = Callable[[str], None]
 

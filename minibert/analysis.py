@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array
 
 from minibert.capture import captured
-from minibert.compilation import compiled
 from minibert.core.checks import as_array, number, shaped, whole
 from minibert.errors import InputError, TextNotFiniteError, shown
+from minibert.models.compilation import compiled
 from minibert.nn.finite import cause, rows_not_finite
 from minibert.nn.pooling import POOLINGS
 from minibert.similarity import cosine, pairwise_cosine, similarity

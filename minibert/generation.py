@@ -21,9 +21,9 @@ from minibert.decoding import Plan, Prompt, Rules
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation_config import GenerationConfig
 from minibert.generation_rules import BANS
-from minibert.inputs import encoder_inputs
+from minibert.models.inputs import encoder_inputs
+from minibert.models.outputs import GenerateOutput
 from minibert.nn.layers import Dropout
-from minibert.outputs import GenerateOutput
 from minibert.prompts import Prompts, prompts, rounded_up
 
 PROGRAMS = 64  # kept in memory; the least recently used goes first

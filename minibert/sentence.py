@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.typing import DTypeLike
 
-from minibert.compilation import check_evaluation
 from minibert.errors import InputError, shown
+from minibert.models.compilation import check_evaluation
 from minibert.sentence_loading import load_encoder
 from minibert.sentence_modules import Dense, Normalize, Pooling, SentenceModel, token_features
 from minibert.sentence_outputs import Wanted, as_wanted, progressing, refuse_unknown

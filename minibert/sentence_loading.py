@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from minibert.auto import FAMILIES, class_by_tensors
 from minibert.checkpoint.files import MODULES
 from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.errors import ConfigError, InputError, shown
+from minibert.models.base import PretrainedModel, load_pretrained
+from minibert.models.registry import FAMILIES, class_by_tensors
 from minibert.nn.layers import Module
-from minibert.pretrained import PretrainedModel, load_pretrained
 from minibert.sentence_folder import Entry, one_encoder_state, read_module
 from minibert.sentence_hub import encoder_folder
 from minibert.sentence_modules import Normalize, Pooling, SentenceModel, token_features

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.compilation import PROGRAMS
 from minibert.core.checks import checked_indices
 from minibert.errors import TextNotFiniteError
+from minibert.models.compilation import PROGRAMS
 from minibert.nn.finite import cause, quoted, rows_not_finite
 from minibert.sentence_modules import SentenceModel
 from minibert.text.batching import Batch, check_budget, padded, plan

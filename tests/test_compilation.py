@@ -13,9 +13,9 @@ from flax import nnx
 from generating import compilations
 
 import minibert
-from minibert import compilation, stack
-from minibert.compilation import compiled
 from minibert.errors import InputError
+from minibert.models import compilation, stack
+from minibert.models.compilation import compiled
 from tiny import drawn
 
 IDS = np.arange(1, 22, dtype=np.int64).reshape(3, 7)

@@ -13,7 +13,7 @@ from convert.__main__ import DIFFERS
 from convert.parity import ragged_inputs
 from converting import needs_torch, run
 from folders import contents
-from minibert.auto import MODELS
+from minibert.models.registry import MODELS
 from minibert.nn import activations
 from tiny import drawn
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from minibert.compilation import compiled
 from minibert.errors import InputError
+from minibert.models.compilation import compiled
 from tiny import drawn
 
 IDS = np.arange(1, 22, dtype=np.int64).reshape(3, 7)

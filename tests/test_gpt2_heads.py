@@ -12,7 +12,7 @@ from minibert.errors import InputError
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import oracle  # noqa: E402
-from minibert.gpt2_config import SUMMARY_TYPES  # noqa: E402
+from minibert.models.gpt2.config import SUMMARY_TYPES  # noqa: E402
 from oracle import ALL, arguments, worst  # noqa: E402
 
 DOUBLE, CLASSIFIER = "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification"

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import minibert
-from minibert.auto import MODELS
 from minibert.errors import InputError
+from minibert.models.registry import MODELS
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 GPT2 = [name for name in MODELS if name.startswith("GPT2")]

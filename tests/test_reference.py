@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import minibert
 from conftest import FIXTURES, FLOAT32, FLOAT64
-from minibert.auto import MODELS
+from minibert.models.registry import MODELS
 
 REFERENCE = FIXTURES / "reference"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "encoder_hidden_states")

@@ -9,7 +9,7 @@ import pytest
 import minibert
 from minibert import train
 from minibert.errors import InputError
-from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions, MaskedLMOutput
+from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions, MaskedLMOutput
 from minibert.train.batches import checked_batch
 
 CONFIG = minibert.BertConfig.tiny(num_labels=4)

@@ -13,8 +13,8 @@ from generating import compilations
 import minibert
 from minibert import train
 from minibert.errors import InputError
+from minibert.models.outputs import MaskedLMOutput
 from minibert.nn.parameters import Structure, parameters
-from minibert.outputs import MaskedLMOutput
 from minibert.train import Objective, Trainer
 from tiny import drawn
 

@@ -140,7 +140,7 @@ def _ours(fast: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from minibert import compilation
+    from minibert.models import compilation
 
     leaves, treedef = jax.tree.flatten(compilation.grouped(fast.model))
     program = compilation._program(treedef, ())  # that which `fast` calls, without its checks

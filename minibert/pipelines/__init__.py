@@ -6,10 +6,10 @@ The reference is transformers' `pipelines`: its tasks, names, options, keys and 
 import os
 from typing import Any
 
-from minibert.auto import LOADING_OPTIONS, load_model
 from minibert.checkpoint.files import one_state
 from minibert.checkpoint.tokenizer import HUB_OPTIONS, load_tokenizer
 from minibert.errors import InputError, shown
+from minibert.models.registry import LOADING_OPTIONS, load_model
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.feature_extraction import FeatureExtractionPipeline
 from minibert.pipelines.fill_mask import FillMaskPipeline

@@ -14,15 +14,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from minibert.compilation import compiled
 from minibert.core.checks import whole
 from minibert.core.progress import ticking
 from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, NotFiniteError, shown
+from minibert.models.base import PretrainedModel
+from minibert.models.compilation import compiled
 from minibert.nn.finite import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, on_host, separated
 from minibert.pipelines.options import routed
-from minibert.pretrained import PretrainedModel
 from minibert.text import batching
 from minibert.text.batching import Batch, check_budget
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from minibert.auto import FAMILIES
 from minibert.errors import InputError
+from minibert.models.registry import FAMILIES
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from minibert.bert_heads import BertForQuestionAnswering
 from minibert.core.checks import whole
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
-from minibert.gpt2_heads import GPT2ForQuestionAnswering
+from minibert.models.bert.heads import BertForQuestionAnswering
+from minibert.models.gpt2.heads import GPT2ForQuestionAnswering
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.spans import characters, likeliest, probabilities
 from minibert.text.tokenizer import question_first

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from minibert.bert_heads import BertForSequenceClassification
-from minibert.bert_lm_heads import BertForNextSentencePrediction
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
-from minibert.gpt2_heads import GPT2ForSequenceClassification
+from minibert.models.bert.heads import BertForSequenceClassification
+from minibert.models.bert.lm_heads import BertForNextSentencePrediction
+from minibert.models.gpt2.heads import GPT2ForSequenceClassification
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, softmax

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from minibert.bert_lm_heads import BertLMHeadModel
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation import generate, stream
 from minibert.generation_config import GenerationConfig
-from minibert.gpt2_heads import GPT2LMHeadModel
-from minibert.outputs import GenerateOutput
+from minibert.models.bert.lm_heads import BertLMHeadModel
+from minibert.models.gpt2.heads import GPT2LMHeadModel
+from minibert.models.outputs import GenerateOutput
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
 from minibert.pipelines.text_stream import Pieces, collected, stopped

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from minibert.bert_heads import BertForTokenClassification
 from minibert.core.checks import whole
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
-from minibert.gpt2_heads import GPT2ForTokenClassification
+from minibert.models.bert.heads import BertForTokenClassification
+from minibert.models.gpt2.heads import GPT2ForTokenClassification
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import softmax
 from minibert.pipelines.entities import STRATEGIES, Token, disjoint, entities

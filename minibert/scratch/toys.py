@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from minibert.core.checks import indices, whole
 from minibert.errors import InputError, shown
+from minibert.models.outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
 from minibert.nn.layers import Embed, Module
 from minibert.nn.pooling import mean
-from minibert.outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
 from minibert.scratch.parts import Tokens, attention, causal_mask, projection
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from minibert.auto import MODELS, load_model
 from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.core.strict_json import read_json
 from minibert.data.records import Records, read_texts
 from minibert.errors import ConfigError, InputError, shown
+from minibert.models.registry import MODELS, load_model
 from minibert.sharding.mesh import Sharding
 from minibert.train import data as datasets
 from minibert.train.data_sentences import read_documents

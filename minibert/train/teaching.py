@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minibert.compilation import compiled
 from minibert.core.checks import number
 from minibert.errors import InputError, shown
+from minibert.models.compilation import compiled
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
 from minibert.train.labels import check_finite

@@ -13,14 +13,14 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Integer
 
-from minibert.gpt2_blocks import GPT2Block
-from minibert.gpt2_config import GPT2Config
-from minibert.inputs import model_inputs
+from minibert.models.base import PretrainedModel
+from minibert.models.gpt2.blocks import GPT2Block
+from minibert.models.gpt2.config import GPT2Config
+from minibert.models.inputs import model_inputs
+from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
+from minibert.models.stack import asked, past_and_mask, run_blocks
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import Dropout, Embed, LayerNorm
-from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
-from minibert.pretrained import PretrainedModel
-from minibert.stack import asked, past_and_mask, run_blocks
 
 
 class GPT2PreTrainedModel(PretrainedModel):

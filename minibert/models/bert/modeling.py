@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.bert_blocks import BertEmbeddings, BertEncoder, BertPooler
-from minibert.bert_config import BertConfig
 from minibert.errors import InputError
-from minibert.inputs import model_inputs
+from minibert.models.base import PretrainedModel
+from minibert.models.bert.blocks import BertEmbeddings, BertEncoder, BertPooler
+from minibert.models.bert.config import BertConfig
+from minibert.models.inputs import model_inputs
+from minibert.models.outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from minibert.models.stack import asked, past_and_mask
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import Dropout, Linear
-from minibert.outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from minibert.pretrained import PretrainedModel
-from minibert.stack import asked, past_and_mask
 
 Rngs = nnx.Rngs | None
 

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Inexact
 
 from minibert.core.checks import known
 from minibert.errors import InputError
-from minibert.inputs import ModelInputs
+from minibert.models.inputs import ModelInputs
+from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
 from minibert.nn.attention import divisor
 from minibert.nn.cache import BlockOutput, KVCache, decoder_mask
-from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, gathered_module
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from flax import nnx
 
-from minibert.bert import BertWithHead
-from minibert.bert_config import BertConfig
 from minibert.errors import ConfigError
-from minibert.inputs import joined_choices
-from minibert.nn.layers import Linear
-from minibert.outputs import (
+from minibert.models.bert.config import BertConfig
+from minibert.models.bert.modeling import BertWithHead
+from minibert.models.inputs import joined_choices
+from minibert.models.outputs import (
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from minibert.nn.layers import Linear
 
 
 def _rest(outputs: Any) -> dict[str, Any]:

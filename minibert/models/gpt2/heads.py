@@ -14,19 +14,19 @@ from jaxtyping import Float, Integer
 
 from minibert.core.checks import known
 from minibert.errors import InputError
-from minibert.gpt2 import GPT2Model, GPT2PreTrainedModel
-from minibert.gpt2_config import GPT2Config
-from minibert.inputs import choice_indices, joined_choices, kept_positions
-from minibert.nn.activations import activation
-from minibert.nn.cache import KVCache
-from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
-from minibert.outputs import (
+from minibert.models.gpt2.config import GPT2Config
+from minibert.models.gpt2.modeling import GPT2Model, GPT2PreTrainedModel
+from minibert.models.inputs import choice_indices, joined_choices, kept_positions
+from minibert.models.outputs import (
     CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+from minibert.nn.activations import activation
+from minibert.nn.cache import KVCache
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 
 TIED_HEAD = {"lm_head.weight": "transformer.wte.weight"}
 

@@ -6,29 +6,29 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from minibert.bert import BertModel
-from minibert.bert_heads import (
+from minibert.errors import ConfigError, SourceError, shown
+from minibert.models.base import PretrainedModel, load_pretrained
+from minibert.models.bert.heads import (
     BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
 )
-from minibert.bert_lm_heads import (
+from minibert.models.bert.lm_heads import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
     BertForPreTraining,
     BertLMHeadModel,
 )
-from minibert.errors import ConfigError, SourceError, shown
-from minibert.gpt2 import GPT2Model
-from minibert.gpt2_heads import (
+from minibert.models.bert.modeling import BertModel
+from minibert.models.gpt2.heads import (
     GPT2DoubleHeadsModel,
     GPT2ForQuestionAnswering,
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
 )
-from minibert.pretrained import PretrainedModel, load_pretrained
+from minibert.models.gpt2.modeling import GPT2Model
 
 MODELS: dict[str, type[PretrainedModel]] = {
     cls.__name__: cls

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from minibert.gpt2_config import GPT2Config
+from minibert.models.gpt2.config import GPT2Config
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, LayerCache, encoder_projections

@@ -10,17 +10,17 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from minibert.bert import BertWithHead
-from minibert.bert_config import BertConfig
-from minibert.inputs import kept_positions
-from minibert.nn.activations import activation
-from minibert.nn.layers import SHAPES_ONLY, LayerNorm, Linear, Module, TiedLinear, constant
-from minibert.outputs import (
+from minibert.models.bert.config import BertConfig
+from minibert.models.bert.modeling import BertWithHead
+from minibert.models.inputs import kept_positions
+from minibert.models.outputs import (
     BertForPreTrainingOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     NextSentencePredictorOutput,
 )
+from minibert.nn.activations import activation
+from minibert.nn.layers import SHAPES_ONLY, LayerNorm, Linear, Module, TiedLinear, constant
 
 TIED_DECODER = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",

@@ -12,13 +12,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
-from minibert.bert_config import BertConfig
+from minibert.models.bert.config import BertConfig
+from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
+from minibert.models.stack import run_blocks
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, LayerCache, encoder_projections
 from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
-from minibert.outputs import BaseModelOutputWithPastAndCrossAttentions
-from minibert.stack import run_blocks
 
 Hidden = Float[Array, "batch seq hidden"]
 Weights = Float[Array, "batch heads seq keys"]
