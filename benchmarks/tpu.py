@@ -26,8 +26,9 @@ from benchmarks import reporting
 from benchmarks.reporting import Report
 from benchmarks.scale_rows import described
 from benchmarks.scale_step import lowered_step
-from minibert import generation, sentence_run
-from minibert.generation_config import GenerationConfig
+from minibert import sentence_run
+from minibert.generation import api as generation
+from minibert.generation.config import GenerationConfig
 from minibert.models import compilation
 from minibert.sentence_modules import Normalize, Pooling, SentenceModel
 from minibert.sharding.mesh import Sharding

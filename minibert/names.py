@@ -4,8 +4,8 @@ from minibert import assets, errors
 from minibert.capture import captured
 from minibert.checkpoint.report import LoadingInfo
 from minibert.data.documents import read_documents
-from minibert.generation import generate, stream
-from minibert.generation_config import GenerationConfig
+from minibert.generation.api import generate, stream
+from minibert.generation.config import GenerationConfig
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.heads import (
     BertForMultipleChoice,

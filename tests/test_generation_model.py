@@ -8,7 +8,7 @@ from flax import nnx
 
 import minibert
 from minibert.errors import InputError, NotFiniteError
-from minibert.generation_config import GenerationConfig
+from minibert.generation.config import GenerationConfig
 from minibert.nn.layers import Dropout
 
 

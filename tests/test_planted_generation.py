@@ -13,7 +13,8 @@ import pytest
 from generating import PAD, prompts, tiny
 
 import minibert
-from minibert import beams, decoding, generation, processors
+from minibert.generation import api as generation
+from minibert.generation import beams, decoding, processors
 from minibert.nn.attention import causal_mask
 from minibert.nn.cache import KVCache, LayerCache
 

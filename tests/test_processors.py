@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minibert.generation_config import GenerationConfig
-from minibert.processors import History
+from minibert.generation.config import GenerationConfig
+from minibert.generation.processors import History
 
 VOCAB, SLOTS, START = 23, 12, 7  # full after five tokens
 ENDS = (5, 11)
@@ -256,6 +256,6 @@ def test_what_is_neutral_does_not_act():
 
 
 def test_every_processor_has_its_field():
-    from minibert.processors import PROCESSORS, Processors
+    from minibert.generation.processors import PROCESSORS, Processors
 
     assert tuple(PROCESSORS) == tuple(field.name for field in dataclasses.fields(Processors))

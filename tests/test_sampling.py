@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minibert.generation_config import GenerationConfig
-from minibert.sampling import Sampling, draw, draw_distinct, kth_largest, row_keys
+from minibert.generation.config import GenerationConfig
+from minibert.generation.sampling import Sampling, draw, draw_distinct, kth_largest, row_keys
 
 VOCAB = 150
 apply = jax.jit(lambda sampling, scores: sampling(scores))
@@ -133,7 +133,7 @@ def test_a_part_of_the_vocabulary_is_sorted_first(monkeypatch, name, share):
     scores = distributions(0)
     sampling = GenerationConfig(do_sample=True, top_k=0, **{name: share}).sampling()
     expected = theirs({name: share}, scores)
-    monkeypatch.setattr("minibert.sampling.RANKED_FIRST", 8)
+    monkeypatch.setattr("minibert.generation.sampling.RANKED_FIRST", 8)
     partly = jax.jit(lambda scores: sampling(scores))
     np.testing.assert_array_equal(partly(scores), expected)
     alone = [np.asarray(partly(scores[row : row + 1])) for row in range(len(scores))]

@@ -6,8 +6,9 @@ import pytest
 from generating import PAD, prompts, tiny
 
 import minibert
-from minibert import decoding, generation
 from minibert.errors import InputError
+from minibert.generation import api as generation
+from minibert.generation import decoding
 
 WAYS = {
     "greedy": {"no_repeat_ngram_size": 2},

@@ -9,8 +9,8 @@ import numpy as np
 
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
-from minibert.generation import generate, stream
-from minibert.generation_config import GenerationConfig
+from minibert.generation.api import generate, stream
+from minibert.generation.config import GenerationConfig
 from minibert.models.bert.lm_heads import BertLMHeadModel
 from minibert.models.gpt2.heads import GPT2LMHeadModel
 from minibert.models.outputs import GenerateOutput

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from minibert.errors import InputError
-from minibert.processors import Phrases, Processors
-from minibert.sampling import Sampling
+from minibert.generation.processors import Phrases, Processors
+from minibert.generation.sampling import Sampling
 
 
 def processors(config: Any, vocab_size: int) -> Processors:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
-from minibert.decoding import Prompt
 from minibert.errors import InputError, shown
-from minibert.generation_config import GenerationConfig
+from minibert.generation.config import GenerationConfig
+from minibert.generation.decoding import Prompt
 
 SHORTEST = 16
 

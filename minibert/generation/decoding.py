@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float32, Int, Int8
 
+from minibert.generation.processors import History, Processors
+from minibert.generation.sampling import Sampling, draw, row_keys
 from minibert.nn.cache import KVCache
-from minibert.processors import History, Processors
-from minibert.sampling import Sampling, draw, row_keys
 
 Logits = Float32[Array, "rows vocab"]
 NOT_FINITE, NO_TOKEN = 1, 2  # why a row cannot go on

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float32, Int
 
-from minibert.decoding import (
+from minibert.generation.decoding import (
     NOT_FINITE,
     Logits,
     Plan,
@@ -31,9 +31,9 @@ from minibert.decoding import (
     slots,
     step_keys,
 )
+from minibert.generation.processors import History
+from minibert.generation.sampling import draw_distinct
 from minibert.nn.cache import KVCache
-from minibert.processors import History
-from minibert.sampling import draw_distinct
 
 IMPOSSIBLE = -1e9
 

@@ -16,15 +16,15 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from minibert import beams, decoding
-from minibert.decoding import Plan, Prompt, Rules
 from minibert.errors import InputError, NotFiniteError, shown
-from minibert.generation_config import GenerationConfig
-from minibert.generation_rules import BANS
+from minibert.generation import beams, decoding
+from minibert.generation.config import GenerationConfig
+from minibert.generation.decoding import Plan, Prompt, Rules
+from minibert.generation.prompts import Prompts, prompts, rounded_up
+from minibert.generation.rules import BANS
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
 from minibert.nn.layers import Dropout
-from minibert.prompts import Prompts, prompts, rounded_up
 
 PROGRAMS = 64  # kept in memory; the least recently used goes first
 

@@ -11,11 +11,10 @@ from typing import Any
 
 from flax.core import FrozenDict, freeze, unfreeze
 
-from minibert import generation_arrays as arrays
-from minibert import generation_rules as rules
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
-from minibert.processors import Processors
-from minibert.sampling import Sampling
+from minibert.generation import arrays, rules
+from minibert.generation.processors import Processors
+from minibert.generation.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 20
 
