@@ -15,11 +15,11 @@ from jax import Array
 
 from minibert.capture import captured
 from minibert.core.checks import as_array, number, shaped, whole
+from minibert.embedding.similarity import cosine, pairwise_cosine, similarity
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.models.compilation import compiled
 from minibert.nn.finite import cause, rows_not_finite
 from minibert.nn.pooling import POOLINGS
-from minibert.similarity import cosine, pairwise_cosine, similarity
 
 
 def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") -> np.ndarray:

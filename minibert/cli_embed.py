@@ -34,8 +34,9 @@ from minibert.cli_shared import (
     visible,
 )
 from minibert.data.texts import TextFile, open_texts
-from minibert.embedding_job import check_output, embed_file
-from minibert.embedding_parts import has_parts
+from minibert.embedding.job import check_output, embed_file
+from minibert.embedding.job_parts import has_parts
+from minibert.embedding.quantization import quantize_embeddings
 from minibert.errors import (
     InputError,
     NotFiniteError,
@@ -43,7 +44,6 @@ from minibert.errors import (
     TextError,
     TextNotFiniteError,
 )
-from minibert.quantization import quantize_embeddings
 
 Pooling = Annotated[
     str | None,

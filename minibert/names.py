@@ -4,6 +4,7 @@ from minibert import assets, errors
 from minibert.capture import captured
 from minibert.checkpoint.report import LoadingInfo
 from minibert.data.documents import read_documents
+from minibert.embedding.encoder import SentenceEncoder
 from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig
 from minibert.models.bert.config import BertConfig
@@ -33,7 +34,6 @@ from minibert.models.gpt2.modeling import GPT2Model
 from minibert.models.registry import load
 from minibert.nn.cache import KVCache
 from minibert.pipelines import pipeline
-from minibert.sentence import SentenceEncoder
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import on_host
 

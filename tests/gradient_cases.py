@@ -13,10 +13,10 @@ import torch
 from gradients import BATCH, MASK, SEQ, Case
 
 from minibert import pooling, scratch, train
+from minibert.embedding.modules import Dense, Normalize
 from minibert.nn import layers
 from minibert.nn.attention import attend, attention_mask_to_bool, causal_mask, split_heads
 from minibert.nn.parameters import Structure, parameters
-from minibert.sentence_modules import Dense, Normalize
 from minibert.train import lora as adapters
 
 F = torch.nn.functional

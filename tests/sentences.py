@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.sentence import SentenceEncoder
-from minibert.sentence_modules import Dense
+from minibert.embedding.encoder import SentenceEncoder
+from minibert.embedding.modules import Dense
 from tiny import drawn
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -20,8 +20,8 @@ from commands import model_folder, run
 import minibert
 from conftest import EMBEDDING
 from minibert.checkpoint.tokenizer import load_tokenizer
+from minibert.embedding.modules import Dense
 from minibert.errors import ConfigError
-from minibert.sentence_modules import Dense
 from minibert.train.checkpoints import one_run
 from minibert.train.settings import read_settings
 

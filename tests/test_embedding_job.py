@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from minibert.embedding_job import embed_file
-from minibert.embedding_parts import Parts
+from minibert.embedding.job import embed_file
+from minibert.embedding.job_parts import Parts
 from minibert.errors import InputError, NotFiniteError, SourceError, TargetError
 
 TEXTS = [f"text {number}" for number in range(23)]
@@ -244,7 +244,7 @@ def test_outputs(output, texts, error, said, tmp_path):
 SCRIPT = """
 import sys, time
 import numpy as np
-from minibert.embedding_job import embed_file
+from minibert.embedding.job import embed_file
 
 def encode(texts):
     time.sleep(0.05)  # 125 parts: over six seconds, however fast the machine

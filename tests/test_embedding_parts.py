@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from minibert.embedding_job import EmbeddingResult, check_output, embed_file
-from minibert.embedding_parts import Parts
+from minibert.embedding.job import EmbeddingResult, check_output, embed_file
+from minibert.embedding.job_parts import Parts
 from minibert.errors import SourceError, TargetError, TextError
 
 TEXTS = [f"text {number}" for number in range(10)]

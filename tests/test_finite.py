@@ -15,7 +15,7 @@ from commands import run
 
 import minibert
 from minibert.analysis import embed_by_layer, nearest_words
-from minibert.embedding_job import embed_file
+from minibert.embedding.job import embed_file
 from minibert.errors import InputError, NotFiniteError, TextNotFiniteError
 from minibert.nn.finite import is_finite, scores_defined
 

@@ -21,10 +21,10 @@ from gradient_cases import CASES, SIDES  # noqa: E402
 import minibert  # noqa: E402
 import oracle  # noqa: E402
 from minibert import pooling, scratch, train  # noqa: E402
+from minibert.embedding.modules import Normalize, Pooling, SentenceModel  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
 from minibert.nn.activations import ACTIVATION_NAMES, activation  # noqa: E402
 from minibert.nn.parameters import Structure, parameters  # noqa: E402
-from minibert.sentence_modules import Normalize, Pooling, SentenceModel  # noqa: E402
 from tiny import drawn  # noqa: E402
 
 F = torch.nn.functional

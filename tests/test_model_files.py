@@ -11,16 +11,16 @@ from flax import nnx
 from malformed import cases, contents, refused
 
 import minibert
-import minibert.sentence_folder
-import minibert.sentence_loading
+import minibert.embedding.folder
+import minibert.embedding.loading
 import minibert.train.job
 import minibert.train.lora_files
 from convert import conversion
 from convert.folders import MOST_BYTES
 from converting import run
 from minibert import train
+from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import MinibertError, SourceError, TargetError, UnsupportedConfigError
-from minibert.sentence import SentenceEncoder
 from minibert.train.settings import Settings
 
 # Two saves that no shape tells apart.
@@ -74,9 +74,9 @@ def patched(monkeypatch, module, name, first):
 CHANGED = "changed while the folder was read"
 READERS = {
     "load": ("models", minibert.models.base, "open_source", minibert.load),
-    "encoder-tokenizer": ("encoders", minibert.sentence_loading, "load_tokenizer", encoder),
-    "encoder-settings": ("encoders", minibert.sentence_loading, "read_settings", encoder),
-    "encoder-pooling": ("encoders", minibert.sentence_loading, "read_module", encoder),
+    "encoder-tokenizer": ("encoders", minibert.embedding.loading, "load_tokenizer", encoder),
+    "encoder-settings": ("encoders", minibert.embedding.loading, "read_settings", encoder),
+    "encoder-pooling": ("encoders", minibert.embedding.loading, "read_module", encoder),
     "pipeline": ("encoders", minibert.pipelines, "load_tokenizer", classify),
 }
 
@@ -130,7 +130,7 @@ def of_the_pooling(folder):
 
 
 STARTS = {
-    "after-modules.json": (minibert.sentence_folder, "_entry", save),
+    "after-modules.json": (minibert.embedding.folder, "_entry", save),
     "pooling": (minibert.train.job, "model_of", lambda _, folder: of_the_pooling(folder)),
     "tokenizer": (minibert.train.job, "model_of", save),
 }

@@ -8,9 +8,9 @@ import sentences
 from generating import compilations
 
 from conftest import FLOAT64, NEIGHBOURS
+from minibert.embedding.modules import Normalize, Pooling, SentenceModel
 from minibert.errors import InputError
 from minibert.nn.pooling import POOLINGS
-from minibert.sentence_modules import Normalize, Pooling, SentenceModel
 from minibert.text.batching import Batch
 from minibert.text.packing import (
     own_text,
@@ -114,7 +114,7 @@ def test_chunks(monkeypatch):
     encoder = sentences.encoder()
     texts = sentences.texts(150, 60, seed=3)
     expected = encoder.encode(texts)
-    monkeypatch.setattr("minibert.sentence_run.CHUNK", 16)
+    monkeypatch.setattr("minibert.embedding.encoding.CHUNK", 16)
     vectors = encoder.encode(texts, token_budget=100, packing=32)
     np.testing.assert_allclose(vectors, expected, atol=NEIGHBOURS, rtol=0)
 

@@ -11,8 +11,8 @@ from generating import compilations
 
 import minibert
 from conftest import EMBEDDING, NEIGHBOURS
+from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import InputError
-from minibert.sentence import SentenceEncoder
 from minibert.text.batching import BUCKETS
 
 FEW = sentences.FEW
@@ -62,7 +62,7 @@ def test_chunks_are_one_encoding(encoder, monkeypatch):
     vectors = encoder.encode(texts, token_budget=200)
     assert encoder.truncated
     cut = encoder.truncated
-    monkeypatch.setattr("minibert.sentence_run.CHUNK", 16)
+    monkeypatch.setattr("minibert.embedding.encoding.CHUNK", 16)
     with compilations() as found:
         again = encoder.encode(texts, token_budget=200)
     assert len(found) <= 1

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import sentences
 
+from minibert.embedding.encoder import SentenceEncoder
+from minibert.embedding.similarity import semantic_search
 from minibert.errors import InputError, UnsupportedConfigError
-from minibert.sentence import SentenceEncoder
-from minibert.similarity import semantic_search
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_best_of_equals_is_the_first(name, top_k, chunk):
     found = semantic_search(
         queries, corpus, top_k=top_k, score_function=name, corpus_chunk_size=chunk
     )
-    from minibert.similarity import similarity
+    from minibert.embedding.similarity import similarity
 
     for hits, scores in zip(found, similarity(queries, corpus, name), strict=True):
         expected = np.argsort(-scores, kind="stable")[:top_k].tolist()

@@ -12,8 +12,8 @@ import sentences
 from safetensors.numpy import load_file
 
 from conftest import EMBEDDING
+from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import ConfigError, InputError, SourceError, TargetError
-from minibert.sentence import SentenceEncoder
 
 FEW, SHA = sentences.FEW, "a" * 40
 

@@ -9,6 +9,7 @@ import pytest
 import sentences
 from safetensors.numpy import load_file, save_file
 
+from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import (
     CheckpointMismatchError,
     ConfigError,
@@ -18,7 +19,6 @@ from minibert.errors import (
     SourceError,
     UnsupportedConfigError,
 )
-from minibert.sentence import SentenceEncoder
 
 POOLING, DENSE, BODY, TOP = (
     "1_Pooling/config.json",

@@ -5,7 +5,7 @@ import pytest
 import sentences
 
 from conftest import EMBEDDING, NEIGHBOURS
-from minibert.sentence import SentenceEncoder
+from minibert.embedding.encoder import SentenceEncoder
 
 ODD = [
     "",

@@ -16,10 +16,10 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 import oracle  # noqa: F401  # silences transformers
 from conftest import EMBEDDING
+from minibert.embedding.encoder import SentenceEncoder
+from minibert.embedding.similarity import SIMILARITIES, semantic_search
 from minibert.errors import InputError
 from minibert.nn.pooling import POOLINGS
-from minibert.sentence import SentenceEncoder
-from minibert.similarity import SIMILARITIES, semantic_search
 
 FAMILIES = ("BertModel", "GPT2Model")
 TEXTS = sentences.FEW[1:]  # GPT-2's tokenizer makes nothing of an empty text

@@ -8,15 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from minibert.errors import InputError
-from minibert.nn.norms import unit
-from minibert.quantization import quantize_embeddings
-from minibert.similarity import (
+from minibert.embedding.quantization import quantize_embeddings
+from minibert.embedding.similarity import (
     SIMILARITIES,
     semantic_search,
     similarity,
     similarity_pairwise,
 )
+from minibert.errors import InputError
+from minibert.nn.norms import unit
 
 FLOAT32 = (1e20, 1e30, 3e37, 1e-20, 1e-30, 1e-38)
 FLOAT64 = (1e200, 1e300, 1e-200, 1e-300)

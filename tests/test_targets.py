@@ -20,8 +20,8 @@ from malformed import (
 )
 
 from minibert.core.atomic import PREFIX, atomic_folder
+from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import TargetError
-from minibert.sentence import SentenceEncoder
 from minibert.train.checkpoints import RUN_LOCK, one_run
 from minibert.train.job import check_output, clear
 

@@ -10,7 +10,7 @@ import sentences
 
 from minibert.core.text_lists import elements, text_list
 from minibert.data.records import Records
-from minibert.embedding_job import embed_file
+from minibert.embedding.job import embed_file
 from minibert.errors import InputError
 from minibert.pipelines import pipeline
 from minibert.train import data

@@ -7,13 +7,13 @@ import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from minibert.embedding.folder import Entry, one_encoder_state, read_module
+from minibert.embedding.hub import encoder_folder
+from minibert.embedding.modules import Pooling, SentenceModel, token_features
+from minibert.embedding.saving import save_encoder
+from minibert.embedding.settings import SentenceSettings, longest, read_settings
 from minibert.errors import ConfigError
 from minibert.nn.layers import Module
-from minibert.sentence_folder import Entry, one_encoder_state, read_module
-from minibert.sentence_hub import encoder_folder
-from minibert.sentence_modules import Pooling, SentenceModel, token_features
-from minibert.sentence_saving import save_encoder
-from minibert.sentence_settings import SentenceSettings, longest, read_settings
 from minibert.text.tokenizer import make_lower_case
 from minibert.train.objectives import Objective
 from minibert.train.ranking import contrastive

@@ -23,9 +23,9 @@ HOMES = {
     "pipelines": "minibert.pipelines",
     "plots": "minibert.plots",
     "pooling": "minibert.nn.pooling",
-    "quantization": "minibert.quantization",
+    "quantization": "minibert.embedding.quantization",
     "scratch": "minibert.scratch",
-    "similarity": "minibert.similarity",
+    "similarity": "minibert.embedding.similarity",
 }
 # Of these the notebooks and docstrings name only some.
 NAMED = {

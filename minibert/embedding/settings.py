@@ -15,8 +15,8 @@ from typing import Any
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
 from minibert.core.checks import whole
 from minibert.core.strict_json import read_json
+from minibert.embedding.similarity import SIMILARITIES
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
-from minibert.similarity import SIMILARITIES
 
 DEFAULT_PROMPTS = {"query": "", "document": ""}  # of every new encoder
 # The prompts of `encode_query` and `encode_document`: of several, the first that exists.

@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.typing import DTypeLike
 
-from minibert.errors import InputError, shown
-from minibert.models.compilation import check_evaluation
-from minibert.sentence_loading import load_encoder
-from minibert.sentence_modules import Dense, Normalize, Pooling, SentenceModel, token_features
-from minibert.sentence_outputs import Wanted, as_wanted, progressing, refuse_unknown
-from minibert.sentence_run import Run, programs
-from minibert.sentence_saving import save_encoder
-from minibert.sentence_settings import (
+from minibert.embedding.encoding import Run, programs
+from minibert.embedding.loading import load_encoder
+from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, token_features
+from minibert.embedding.outputs import Wanted, as_wanted, progressing, refuse_unknown
+from minibert.embedding.saving import save_encoder
+from minibert.embedding.settings import (
     DOCUMENT_PROMPTS,
     QUERY_PROMPTS,
     SentenceSettings,
@@ -28,7 +26,9 @@ from minibert.sentence_settings import (
     longest,
     merged_prompts,
 )
-from minibert.similarity import semantic_search, similarity, similarity_pairwise
+from minibert.embedding.similarity import semantic_search, similarity, similarity_pairwise
+from minibert.errors import InputError, shown
+from minibert.models.compilation import check_evaluation
 from minibert.text.packing import check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
 

@@ -12,8 +12,8 @@ from minibert.checkpoint.files import (
 )
 from minibert.checkpoint.hub import model_folder
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS
+from minibert.embedding.folder import read_entries
 from minibert.errors import SourceError, shown
-from minibert.sentence_folder import read_entries
 
 
 def encoder_folder(

@@ -19,11 +19,11 @@ from minibert.checkpoint.saving import (
 from minibert.checkpoint.sources import SAFETENSORS
 from minibert.core.atomic import atomic_folder
 from minibert.core.atomic_file import reported
+from minibert.embedding.folder import SWITCHES, TORCH_ACTIVATIONS
+from minibert.embedding.modules import Dense, Pooling, SentenceModel
+from minibert.embedding.settings import SentenceSettings
 from minibert.errors import CheckpointMismatchError, InputError, TargetError
 from minibert.nn.activations import ACTIVATIONS
-from minibert.sentence_folder import SWITCHES, TORCH_ACTIVATIONS
-from minibert.sentence_modules import Dense, Pooling, SentenceModel
-from minibert.sentence_settings import SentenceSettings
 
 SHARD = 5 * 10**9  # the bytes of a file, as in `PretrainedModel.save_pretrained`
 TYPES = "sentence_transformers.models."

@@ -6,20 +6,20 @@ from typing import Any
 
 from minibert.checkpoint.files import MODULES
 from minibert.checkpoint.tokenizer import load_tokenizer
-from minibert.errors import ConfigError, InputError, shown
-from minibert.models.base import PretrainedModel, load_pretrained
-from minibert.models.registry import FAMILIES, class_by_tensors
-from minibert.nn.layers import Module
-from minibert.sentence_folder import Entry, one_encoder_state, read_module
-from minibert.sentence_hub import encoder_folder
-from minibert.sentence_modules import Normalize, Pooling, SentenceModel, token_features
-from minibert.sentence_settings import (
+from minibert.embedding.folder import Entry, one_encoder_state, read_module
+from minibert.embedding.hub import encoder_folder
+from minibert.embedding.modules import Normalize, Pooling, SentenceModel, token_features
+from minibert.embedding.settings import (
     SentenceSettings,
     checked_given,
     longest,
     merged_prompts,
     read_settings,
 )
+from minibert.errors import ConfigError, InputError, shown
+from minibert.models.base import PretrainedModel, load_pretrained
+from minibert.models.registry import FAMILIES, class_by_tensors
+from minibert.nn.layers import Module
 
 
 def load_encoder(

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert.core.checks import checked_indices
+from minibert.embedding.modules import SentenceModel
 from minibert.errors import TextNotFiniteError
 from minibert.models.compilation import PROGRAMS
 from minibert.nn.finite import cause, quoted, rows_not_finite
-from minibert.sentence_modules import SentenceModel
 from minibert.text.batching import Batch, check_budget, padded, plan
 from minibert.text.packing import packed_rows, plan_packed
 from minibert.text.tokenizer import TokenReader

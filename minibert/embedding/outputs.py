@@ -9,10 +9,10 @@ import numpy as np
 
 from minibert.core.checks import flag, whole
 from minibert.core.progress import ticking
+from minibert.embedding.encoding import Computed
+from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
 from minibert.errors import InputError, shown
 from minibert.nn.norms import unit
-from minibert.quantization import PRECISIONS, quantize_embeddings
-from minibert.sentence_run import Computed
 
 OUTPUTS = ("sentence_embedding", "token_embeddings", None)
 

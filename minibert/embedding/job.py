@@ -18,8 +18,8 @@ from minibert.core.atomic import flush_path
 from minibert.core.atomic_file import reported
 from minibert.core.checks import as_array
 from minibert.core.text_lists import check_text, elements
-from minibert.embedding_outputs import check_ending, ending, write_rows
-from minibert.embedding_parts import (
+from minibert.embedding.job_outputs import check_ending, ending, write_rows
+from minibert.embedding.job_parts import (
     AGAIN,
     FinishedJob,
     Part,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibert.core.atomic_file import locked_path, reported
-from minibert.embedding_outputs import flush
+from minibert.embedding.job_outputs import flush
 from minibert.errors import TargetError, shown
 
 OWN = re.compile(r"\d{7}\.npz(\.new)?|(job\.json|finished)(\.new)?|whole")

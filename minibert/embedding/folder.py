@@ -20,11 +20,11 @@ from minibert.checkpoint.files import MODULES, unchanged
 from minibert.checkpoint.leaves import leaf_array, leaves
 from minibert.checkpoint.sources import open_source
 from minibert.core.strict_json import read_json
+from minibert.embedding.modules import Dense, Normalize, Pooling
+from minibert.embedding.settings import read_object
 from minibert.errors import CheckpointMismatchError, ConfigError, UnsupportedConfigError, shown
 from minibert.nn.layers import Module
 from minibert.nn.pooling import POOLINGS
-from minibert.sentence_modules import Dense, Normalize, Pooling
-from minibert.sentence_settings import read_object
 
 # A folder inside the folder: plain names, none of them hidden or "..".
 INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")

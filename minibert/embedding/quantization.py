@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert.core.checks import as_array
+from minibert.embedding.similarity import vectors
 from minibert.errors import InputError, shown
 from minibert.nn.finite import is_finite
-from minibert.similarity import vectors
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 STEPS = 255

@@ -1,0 +1,1 @@
+"""Sentence encoders, similarities and searches, and the embedding of files."""
