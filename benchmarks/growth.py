@@ -113,7 +113,7 @@ def table(report: Report) -> Table:
 
 def picture(report: Report) -> Any:
     """The report as a matplotlib figure: times above, memory below."""
-    from minibert.plots import COLOURS, GREY, figure
+    from minibert.inspection.plots import COLOURS, GREY, figure
 
     made = figure(13, 7)
     panels = made.subplots(2, len(report["curves"]), sharex="col", sharey="row", squeeze=False)
@@ -140,7 +140,7 @@ def picture(report: Report) -> Any:
 
 def new_picture(text: str) -> str:
     """The path of a picture that can be written, in a format that matplotlib knows."""
-    from minibert.plots import figure
+    from minibert.inspection.plots import figure
 
     known = figure(1, 1).canvas.get_supported_filetypes()
     if os.path.splitext(text)[1].lower().removeprefix(".") not in known:

@@ -45,9 +45,9 @@ __all__ = [
 
 # Attributes that are modules, imported when they are first used.
 SUBMODULES = {
-    "analysis": "minibert.analysis",
+    "analysis": "minibert.inspection.analysis",
     "pipelines": "minibert.pipelines",
-    "plots": "minibert.plots",
+    "plots": "minibert.inspection.plots",
     "pooling": "minibert.nn.pooling",
     "scratch": "minibert.scratch",
     "train": "minibert.train",

@@ -196,7 +196,7 @@ def _save(report: Report, bert: Any, folder: str) -> None:
         json.dump(report, file, indent=2, ensure_ascii=False)
     paths = [os.path.join(folder, name) for name in PICTURES]
     try:
-        from minibert import demo_pictures
+        from minibert.inspection import demo_pictures
 
         demo_pictures.draw(report, bert, BOUND, paths)
     except ImportError:

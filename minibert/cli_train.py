@@ -8,7 +8,7 @@ import typer
 
 from minibert.cli_shared import AsJson, Device, output, print_json, problems, settings
 from minibert.core.atomic_file import new_file
-from minibert.plots import loss_curve
+from minibert.inspection.plots import loss_curve
 from minibert.train.loop import Result
 from minibert.train.settings import MEANINGS, TYPES, plain, read_settings
 

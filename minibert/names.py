@@ -1,12 +1,12 @@
 """The library's public names, all at once; `minibert` asks for them when one is asked for."""
 
 from minibert import assets, errors
-from minibert.capture import captured
 from minibert.checkpoint.report import LoadingInfo
 from minibert.data.documents import read_documents
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig
+from minibert.inspection.capture import captured
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.heads import (
     BertForMultipleChoice,

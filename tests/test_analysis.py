@@ -7,8 +7,8 @@ from flax import nnx
 
 import minibert
 from minibert import analysis
-from minibert.capture import captured
 from minibert.errors import InputError
+from minibert.inspection.capture import captured
 
 CLOSE = 1e-6
 RANDOM = np.random.default_rng(0)

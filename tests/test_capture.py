@@ -13,8 +13,8 @@ from flax import nnx
 import minibert
 import oracle
 from conftest import FLOAT64
-from minibert.capture import captured, rooms
 from minibert.errors import InputError
+from minibert.inspection.capture import captured, rooms
 
 LAYERS = {"bert": "num_hidden_layers", "gpt2": "n_layer"}
 # torch's activation of the pooler is a room of its own, whose output is the pooler's

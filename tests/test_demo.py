@@ -92,7 +92,7 @@ def test_pictures_show_something(demo):
 
 def test_pictures_have_titles_and_axes(report):
     pytest.importorskip("matplotlib")
-    from minibert import demo_pictures
+    from minibert.inspection import demo_pictures
 
     bert = minibert.load(assets.BERT)
     figures = demo_pictures.pictures(report, bert, FLOAT32)

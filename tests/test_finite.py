@@ -14,9 +14,9 @@ import sentences
 from commands import run
 
 import minibert
-from minibert.analysis import embed_by_layer, nearest_words
 from minibert.embedding.job import embed_file
 from minibert.errors import InputError, NotFiniteError, TextNotFiniteError
+from minibert.inspection.analysis import embed_by_layer, nearest_words
 from minibert.nn.finite import is_finite, scores_defined
 
 TEXTS = ["the of and", "to in a", "b", "it is that they said", "c"]

@@ -22,7 +22,7 @@ from minibert.errors import (
     NotFiniteError,
     TargetError,
 )
-from minibert.plots import loss_curve
+from minibert.inspection.plots import loss_curve
 from minibert.train import (
     Checkpoints,
     Evaluation,

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minibert.capture import captured
 from minibert.core.checks import as_array, number, shaped, whole
 from minibert.embedding.similarity import cosine, pairwise_cosine, similarity
 from minibert.errors import InputError, TextNotFiniteError, shown
+from minibert.inspection.capture import captured
 from minibert.models.compilation import compiled
 from minibert.nn.finite import cause, rows_not_finite
 from minibert.nn.pooling import POOLINGS
