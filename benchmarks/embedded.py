@@ -28,7 +28,7 @@ from benchmarks.embedded_card import card
 from benchmarks.embedded_text import HELD_OUT_FILE
 from minibert import assets
 from minibert.train import Trainer, causal_lm, masked_lm
-from minibert.train.objectives import IGNORED
+from minibert.train.objectives.base import IGNORED
 
 APART = 7  # masked places
 ROWS = 32

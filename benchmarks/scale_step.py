@@ -20,7 +20,7 @@ from minibert.nn.parameters import Structure, parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, shardings_of
 from minibert.train import adamw
-from minibert.train.objectives import Objective
+from minibert.train.objectives.base import Objective
 from minibert.train.state import TrainState
 from minibert.train.trainer import _built, _step, _together
 

@@ -9,8 +9,8 @@ import typer
 from minibert.cli_shared import AsJson, Device, output, print_json, problems, settings
 from minibert.core.atomic_file import new_file
 from minibert.inspection.plots import loss_curve
+from minibert.train.job.settings import MEANINGS, TYPES, plain, read_settings
 from minibert.train.loop import Result
-from minibert.train.settings import MEANINGS, TYPES, plain, read_settings
 
 Config = Annotated[
     str | None, typer.Argument(metavar="[CONFIG.toml]", help="A file with these keys.")
@@ -45,7 +45,7 @@ def train(
     are), or, from a plain model, the pooling that was trained.
     """
     from minibert.train import keep_memory
-    from minibert.train.job import run  # not earlier: it brings in what only training needs
+    from minibert.train.job.run import run  # not earlier: it brings in what only training needs
 
     if device is None or device.lower() == "cpu":
         keep_memory()  # before JAX's threads begin

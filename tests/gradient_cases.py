@@ -17,7 +17,7 @@ from minibert.embedding.modules import Dense, Normalize
 from minibert.nn import layers
 from minibert.nn.attention import attend, attention_mask_to_bool, causal_mask, split_heads
 from minibert.nn.parameters import Structure, parameters
-from minibert.train import lora as adapters
+from minibert.train.lora import adapter as adapters
 
 F = torch.nn.functional
 

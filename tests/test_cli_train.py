@@ -23,7 +23,7 @@ from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.embedding.modules import Dense
 from minibert.errors import ConfigError
 from minibert.train.checkpoints import one_run
-from minibert.train.settings import read_settings
+from minibert.train.job.settings import read_settings
 
 ANIMALS, THINGS = "cat dog mouse bird horse".split(), "house tree river table door".split()
 
@@ -127,7 +127,7 @@ def test_what_is_there_is_not_replaced_unasked(classifier, place):
 
 
 def test_interrupted(classifier, place, monkeypatch):
-    from minibert.train import job
+    from minibert.train.job import run as job
 
     _, whole, _ = classifier
     fit = job.fit

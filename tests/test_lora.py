@@ -18,7 +18,7 @@ import oracle  # noqa: E402
 from conftest import FLOAT32, FLOAT64, GRADIENT  # noqa: E402
 from minibert import train  # noqa: E402
 from minibert.nn.parameters import Structure, parameters  # noqa: E402
-from minibert.train import lora as library  # noqa: E402
+from minibert.train.lora import adapter as library  # noqa: E402
 
 
 @jax.jit
@@ -78,7 +78,7 @@ def test_single_precision(name, tmp_path):
 
 def torch_names(adapter, model) -> dict[str, str]:
     """Our parameters' paths to PEFT's names in a model."""
-    from minibert.train.lora_files import tensors
+    from minibert.train.lora.files import tensors
 
     found = {}
     for name, tensor in tensors(model, adapter.config).items():

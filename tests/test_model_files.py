@@ -13,15 +13,15 @@ from malformed import cases, contents, refused
 import minibert
 import minibert.embedding.folder
 import minibert.embedding.loading
-import minibert.train.job
-import minibert.train.lora_files
+import minibert.train.job.run
+import minibert.train.lora.files
 from convert import conversion
 from convert.folders import MOST_BYTES
 from converting import run
 from minibert import train
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import MinibertError, SourceError, TargetError, UnsupportedConfigError
-from minibert.train.settings import Settings
+from minibert.train.job.settings import Settings
 
 # Two saves that no shape tells apart.
 
@@ -119,7 +119,7 @@ def test_a_save_in_the_middle_of_reading_an_adapter(models, tmp_path, monkeypatc
     def again():
         train.save_adapter(models[0], adapters[1], tmp_path, overwrite=True)
 
-    patched(monkeypatch, minibert.train.lora_files, "tensors", again)
+    patched(monkeypatch, minibert.train.lora.files, "tensors", again)
     refused(SourceError, (CHANGED,), lambda: train.load_adapter(models[0], tmp_path))
 
 
@@ -131,8 +131,8 @@ def of_the_pooling(folder):
 
 STARTS = {
     "after-modules.json": (minibert.embedding.folder, "_entry", save),
-    "pooling": (minibert.train.job, "model_of", lambda _, folder: of_the_pooling(folder)),
-    "tokenizer": (minibert.train.job, "model_of", save),
+    "pooling": (minibert.train.job.run, "model_of", lambda _, folder: of_the_pooling(folder)),
+    "tokenizer": (minibert.train.job.run, "model_of", save),
 }
 
 
@@ -153,8 +153,10 @@ def test_a_save_in_the_middle_of_what_training_starts_from(
         max_length=8,
     )
     done = patched(monkeypatch, module, name, lambda: change(encoders[1], folder))
-    monkeypatch.setattr(minibert.train.job, "fit", lambda *_, **__: pytest.fail("it was not seen"))
-    refused(SourceError, (str(folder), CHANGED), lambda: minibert.train.job.run(settings))
+    monkeypatch.setattr(
+        minibert.train.job.run, "fit", lambda *_, **__: pytest.fail("it was not seen")
+    )
+    refused(SourceError, (str(folder), CHANGED), lambda: minibert.train.job.run.run(settings))
     assert done
 
 

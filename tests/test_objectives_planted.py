@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 import references  # noqa: E402
 
 from minibert import train  # noqa: E402
-from minibert.train import teaching  # noqa: E402
-from minibert.train.objectives import Choice, choosing  # noqa: E402
+from minibert.train.objectives import distillation as teaching  # noqa: E402
+from minibert.train.objectives.base import Choice, choosing  # noqa: E402
 from planting import swapped  # noqa: E402
 
 F = torch.nn.functional

@@ -23,7 +23,7 @@ from minibert.core.atomic import PREFIX, atomic_folder
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import TargetError
 from minibert.train.checkpoints import RUN_LOCK, one_run
-from minibert.train.job import check_output, clear
+from minibert.train.job.run import check_output, clear
 
 
 @pytest.fixture(scope="module")

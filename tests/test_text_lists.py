@@ -14,7 +14,7 @@ from minibert.embedding.job import embed_file
 from minibert.errors import InputError
 from minibert.pipelines import pipeline
 from minibert.train import data
-from minibert.train.data_sentences import read_documents
+from minibert.train.data.next_sentence import read_documents
 
 TEXTS = ["the [MASK]", "of and"]
 TOKENIZER = sentences.tokenizer()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from minibert.errors import InputError
-from minibert.train import data, masking
-from minibert.train.masking import Masking
+from minibert.train import data
+from minibert.train.data import masking
+from minibert.train.data.masking import Masking
 
 pytest.importorskip("grain", reason="training data are read by grain")
 stats = pytest.importorskip("scipy.stats")

@@ -7,8 +7,8 @@ import pytest
 
 from minibert.errors import InputError
 from minibert.train import data
-from minibert.train.data_encoding import backend_of, frame_of
-from minibert.train.data_sentences import _runs
+from minibert.train.data.encoding import backend_of, frame_of
+from minibert.train.data.next_sentence import _runs
 
 pytest.importorskip("grain", reason="training data are read by grain")
 stats = pytest.importorskip("scipy.stats")

@@ -9,7 +9,7 @@ import pytest
 from minibert.data.records import Records
 from minibert.errors import InputError
 from minibert.train import data
-from minibert.train.data_batches import Collate
+from minibert.train.data.batching import Collate
 
 pytest.importorskip("grain", reason="training data are read by grain")
 

@@ -9,7 +9,7 @@ import pytest
 
 from minibert.errors import InputError, SourceError
 from minibert.train import data
-from minibert.train.data_spans import tokens_of
+from minibert.train.data.spans import tokens_of
 
 pytest.importorskip("grain", reason="training data are read by grain")
 

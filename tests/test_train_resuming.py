@@ -37,7 +37,7 @@ from minibert.train import (
     with_teacher,
 )
 from minibert.train.checkpoints import Standing, opened, restore
-from minibert.train.data_identity import identity_of
+from minibert.train.data.identity import identity_of
 from minibert.train.run_identity import differences, identity
 
 MODEL = minibert.GPT2LMHeadModel(

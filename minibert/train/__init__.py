@@ -1,7 +1,21 @@
 """Training: objectives, optimisers, the step, the loop."""
 
 from minibert.train.checkpoints import Checkpoints, restore
-from minibert.train.head_objectives import (
+from minibert.train.loop import Evaluation, Result, fit
+from minibert.train.lora.adapter import Adapter, init_adapter, merge
+from minibert.train.lora.config import LoRA
+from minibert.train.lora.files import load_adapter, save_adapter
+from minibert.train.memory import keep_memory
+from minibert.train.objectives.base import (
+    Objective,
+    causal_lm,
+    continuation,
+    masked_lm,
+    pretraining,
+)
+from minibert.train.objectives.contrastive import contrastive
+from minibert.train.objectives.distillation import distillation, with_teacher
+from minibert.train.objectives.heads import (
     classification,
     double_heads,
     multiple_choice,
@@ -9,15 +23,7 @@ from minibert.train.head_objectives import (
     question_answering,
     token_classification,
 )
-from minibert.train.loop import Evaluation, Result, fit
-from minibert.train.lora import Adapter, init_adapter, merge
-from minibert.train.lora_config import LoRA
-from minibert.train.lora_files import load_adapter, save_adapter
-from minibert.train.memory import keep_memory
-from minibert.train.objectives import Objective, causal_lm, continuation, masked_lm, pretraining
 from minibert.train.optimizers import adamw, learning_rate, schedule
-from minibert.train.ranking import contrastive
-from minibert.train.teaching import distillation, with_teacher
 from minibert.train.trainer import Trainer
 
 __all__ = [

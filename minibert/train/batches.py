@@ -7,8 +7,8 @@ import numpy as np
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones
 from minibert.errors import InputError, shown
-from minibert.train.labels import NoTargetError, check_finite
-from minibert.train.objectives import MODEL_INPUTS, Objective
+from minibert.train.objectives.base import MODEL_INPUTS, Objective
+from minibert.train.objectives.labels import NoTargetError, check_finite
 
 LIMITS = {
     "input_ids": ("vocab_size",),

@@ -39,7 +39,7 @@ from minibert.train.checkpoint_state import (
     readable,
     seal,
 )
-from minibert.train.data_identity import identity_of
+from minibert.train.data.identity import identity_of
 from minibert.train.run_identity import (
     as_json,
     differences,

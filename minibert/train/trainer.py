@@ -24,9 +24,9 @@ from minibert.nn.parameters import (
 from minibert.sharding.mesh import Sharding, checked_sharding
 from minibert.sharding.placement import check_rows, check_shares, gathered_module, put_batch, taken
 from minibert.train.batches import checked_batch
-from minibert.train.lora import Adapter, combiner, trained_adapter
-from minibert.train.lora_config import LoRA
-from minibert.train.objectives import Batch, Objective, Terms
+from minibert.train.lora.adapter import Adapter, combiner, trained_adapter
+from minibert.train.lora.config import LoRA
+from minibert.train.objectives.base import Batch, Objective, Terms
 from minibert.train.optimizers import learning_rate
 from minibert.train.state import TrainState, check_wide, copied, first_state
 
@@ -39,7 +39,7 @@ class Trainer:
 
     Args:
         model: what to train; it is copied, and stays as it is.
-        objective: what to minimise (`minibert.train.objectives`).
+        objective: what to minimise (`minibert.train.objectives.base`).
         optimizer: any optax transformation; it sees a dictionary of arrays by path.
         trainable: patterns of the paths to train, such as `classifier.*`; None for every
             `nnx.Param`. (The constants of `xielu` are none, and are never trained.)

@@ -8,17 +8,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from minibert.train.labels import (
-    IGNORED,
-    numbers,
-    of_choices,
-    of_rows,
-    of_tokens,
-    positions,
-    shape_of_words,
-    tokens_of_choices,
-)
-from minibert.train.objectives import (
+from minibert.train.objectives.base import (
     MODEL_INPUTS,
     WORDS,
     Batch,
@@ -30,6 +20,16 @@ from minibert.train.objectives import (
     next_tokens,
     output,
     wide,
+)
+from minibert.train.objectives.labels import (
+    IGNORED,
+    numbers,
+    of_choices,
+    of_rows,
+    of_tokens,
+    positions,
+    shape_of_words,
+    tokens_of_choices,
 )
 
 # Whether the second sentence follows the first: 0 says that it does.

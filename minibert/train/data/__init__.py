@@ -21,16 +21,16 @@ pyarrow, pass a column for texts, and its rows as mappings for records. A file e
 before training, so that no error occurs in the middle of a run.
 """
 
-from minibert.train.data_batches import batches
-from minibert.train.data_labels import label_ids
-from minibert.train.data_tasks import (
+from minibert.train.data.batching import batches
+from minibert.train.data.labels import label_ids
+from minibert.train.data.tasks import (
     classification,
     contrastive,
     question_answering,
     token_classification,
 )
-from minibert.train.data_text import masked_lm, pretraining, windows
-from minibert.train.data_tokens import token_ids
+from minibert.train.data.text import masked_lm, pretraining, windows
+from minibert.train.data.tokens import token_ids
 
 __all__ = [
     "batches",

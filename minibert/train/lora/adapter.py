@@ -25,7 +25,7 @@ from minibert.errors import InputError, UnsupportedConfigError, shown
 from minibert.nn.layers import Conv1D, TiedLinear
 from minibert.nn.parameters import Structure, parameters
 from minibert.nn.printing import children
-from minibert.train.lora_config import LoRA
+from minibert.train.lora.config import LoRA
 
 ALL_LINEAR = "all-linear"
 

@@ -24,13 +24,9 @@ from minibert.train.checkpoints import (
     one_run,
     restore,
 )
-from minibert.train.encoders import EncoderModules, encoder_modules, open_initial_model
-from minibert.train.loop import Evaluation, Result, fit
-from minibert.train.lora_config import LoRA
-from minibert.train.lora_files import save_adapter
-from minibert.train.optimizers import adamw, schedule
-from minibert.train.settings import FREE, Settings
-from minibert.train.tasks import (
+from minibert.train.job.encoders import EncoderModules, encoder_modules, open_initial_model
+from minibert.train.job.settings import FREE, Settings
+from minibert.train.job.tasks import (
     TASKS,
     Task,
     dataset_of,
@@ -41,6 +37,10 @@ from minibert.train.tasks import (
     task_of,
     tokenizer_of,
 )
+from minibert.train.loop import Evaluation, Result, fit
+from minibert.train.lora.config import LoRA
+from minibert.train.lora.files import save_adapter
+from minibert.train.optimizers import adamw, schedule
 from minibert.train.trainer import Trainer
 
 # What a run writes into its output folder: each folder with the paths in it that are a run's,

@@ -12,8 +12,8 @@ from minibert.core.text_lists import elements
 from minibert.data.records import checked_text, read_texts
 from minibert.data.texts import open_texts
 from minibert.errors import InputError
-from minibert.train.data_encoding import Frame, backend_of, check_length, encoded, frame_of
-from minibert.train.data_tokens import Example, Sentence, framed, word_starts
+from minibert.train.data.encoding import Frame, backend_of, check_length, encoded, frame_of
+from minibert.train.data.tokens import Example, Sentence, framed, word_starts
 
 
 def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], list[str]]:

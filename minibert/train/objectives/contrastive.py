@@ -14,7 +14,15 @@ from minibert.nn.norms import unit
 from minibert.nn.parameters import parameters
 from minibert.nn.pooling import POOLINGS, pool
 from minibert.train.fingerprint import digest
-from minibert.train.objectives import Batch, Choice, Objective, call_model, choosing, output, wide
+from minibert.train.objectives.base import (
+    Batch,
+    Choice,
+    Objective,
+    call_model,
+    choosing,
+    output,
+    wide,
+)
 
 PREFIXES = ("anchor_", "positive_", "negative_")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

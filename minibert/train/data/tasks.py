@@ -6,18 +6,18 @@ import numpy as np
 
 from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
-from minibert.train.data_batches import batches, batching
-from minibert.train.data_encoding import Encoder, collate_for, encoded
-from minibert.train.data_labels import (
+from minibert.train.data.batching import batches, batching
+from minibert.train.data.encoding import Encoder, collate_for, encoded
+from minibert.train.data.labels import (
     checked_label2id,
     checked_list,
     label_id,
     names_to_ids,
     record_labels,
 )
-from minibert.train.data_spans import span_examples
-from minibert.train.data_tokens import word_starts
-from minibert.train.labels import IGNORED
+from minibert.train.data.spans import span_examples
+from minibert.train.data.tokens import word_starts
+from minibert.train.objectives.labels import IGNORED
 
 
 def classification(

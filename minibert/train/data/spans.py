@@ -14,7 +14,7 @@ from minibert.core.checks import whole
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
 from minibert.text.tokenizer import question_first
-from minibert.train.data_encoding import Encoder, encoded
+from minibert.train.data.encoding import Encoder, encoded
 
 Answer = tuple[int, int] | None  # the start and end of its characters in the context
 

@@ -15,21 +15,21 @@ from minibert.errors import ConfigError, InputError, shown
 from minibert.models.registry import MODELS, load_model
 from minibert.sharding.mesh import Sharding
 from minibert.train import data as datasets
-from minibert.train.data_sentences import read_documents
-from minibert.train.fresh_config import fresh_config
-from minibert.train.head_objectives import (
-    classification,
-    question_answering,
-    token_classification,
-)
-from minibert.train.objectives import (
+from minibert.train.data.next_sentence import read_documents
+from minibert.train.job.fresh_config import fresh_config
+from minibert.train.job.settings import Settings
+from minibert.train.objectives.base import (
     Objective,
     causal_lm,
     continuation,
     masked_lm,
     pretraining,
 )
-from minibert.train.settings import Settings
+from minibert.train.objectives.heads import (
+    classification,
+    question_answering,
+    token_classification,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ import numpy as np
 
 from minibert.core.checks import flag, unmasked, whole
 from minibert.errors import InputError, SourceError, shown
-from minibert.train.data_guard import CheckedExamples, CheckedFunction
-from minibert.train.data_identity import with_identity
+from minibert.train.data.guard import CheckedExamples, CheckedFunction
+from minibert.train.data.identity import with_identity
 
 Example = dict[str, Any]
 AHEAD = 4  # batches that are made before they are asked for

@@ -15,8 +15,8 @@ from minibert.embedding.settings import SentenceSettings, longest, read_settings
 from minibert.errors import ConfigError
 from minibert.nn.layers import Module
 from minibert.text.tokenizer import make_lower_case
-from minibert.train.objectives import Objective
-from minibert.train.ranking import contrastive
+from minibert.train.objectives.base import Objective
+from minibert.train.objectives.contrastive import contrastive
 
 
 @dataclasses.dataclass(frozen=True)

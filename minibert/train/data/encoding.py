@@ -9,9 +9,9 @@ import numpy as np
 from minibert.core.checks import flag, whole
 from minibert.core.progress import ticking
 from minibert.errors import InputError, shown
-from minibert.train.data_batches import Collate
+from minibert.train.data.batching import Collate
 from minibert.train.fingerprint import digest
-from minibert.train.labels import IGNORED
+from minibert.train.objectives.labels import IGNORED
 
 AT_ONCE = 1000  # texts that are tokenized between two updates of the progress bar
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from minibert.core.checks import flag, number
 from minibert.errors import InputError, shown
-from minibert.train.labels import IGNORED
+from minibert.train.objectives.labels import IGNORED
 
 MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or another token
 

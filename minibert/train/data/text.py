@@ -8,11 +8,11 @@ import numpy as np
 from minibert.core.checks import as_array, checked_indices, flag, whole
 from minibert.data.records import read_texts
 from minibert.errors import InputError
-from minibert.train.data_batches import batches, batching
-from minibert.train.data_encoding import Encoder, collate_for
-from minibert.train.data_sentences import pairs_of, read_documents
-from minibert.train.data_tokens import Windows, blocks_of, word_starts
-from minibert.train.masking import Masking, masking_of
+from minibert.train.data.batching import batches, batching
+from minibert.train.data.encoding import Encoder, collate_for
+from minibert.train.data.masking import Masking, masking_of
+from minibert.train.data.next_sentence import pairs_of, read_documents
+from minibert.train.data.tokens import Windows, blocks_of, word_starts
 
 AT_ONCE = 1 << 24  # ids that are checked together
 

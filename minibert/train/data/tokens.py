@@ -11,7 +11,7 @@ from minibert.core.checks import flag
 from minibert.data.records import read_texts
 from minibert.data.texts import read_text
 from minibert.errors import InputError
-from minibert.train.data_encoding import Frame, backend_of, encoded, frame_of
+from minibert.train.data.encoding import Frame, backend_of, encoded, frame_of
 
 Example = dict[str, Any]
 Sentence = tuple[np.ndarray, np.ndarray]  # ids, and whether a word begins at each

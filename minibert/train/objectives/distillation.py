@@ -14,8 +14,8 @@ from minibert.errors import InputError, shown
 from minibert.models.compilation import compiled
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
-from minibert.train.labels import check_finite
-from minibert.train.objectives import Batch, Objective, Terms, model_arguments, output, wide
+from minibert.train.objectives.base import Batch, Objective, Terms, model_arguments, output, wide
+from minibert.train.objectives.labels import check_finite
 
 
 def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) -> Objective:

@@ -27,8 +27,8 @@ from minibert.errors import (
     UnsupportedConfigError,
     shown,
 )
-from minibert.train.lora import Adapter, check_adapter, saved_leaves, sites, target_names
-from minibert.train.lora_config import LoRA
+from minibert.train.lora.adapter import Adapter, check_adapter, saved_leaves, sites, target_names
+from minibert.train.lora.config import LoRA
 
 PREFIX = "base_model.model."  # PEFT's two wrappers
 

@@ -1,0 +1,1 @@
+"""What `minibert train` does: a training run from files."""

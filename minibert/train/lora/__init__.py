@@ -1,0 +1,1 @@
+"""LoRA adapters, with PEFT's settings and files."""
