@@ -9,7 +9,7 @@ def main() -> None:
     # without PyTorch transformers advises that models won't be available, of which we need none
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        from minibert.cli import main as run  # JAX comes with it, which takes seconds
+        from minibert.cli.app import main as run  # JAX comes with it, which takes seconds
 
         run()
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from flax import nnx
 from typer.testing import CliRunner
 
 import minibert
-from minibert.cli import app
+from minibert.cli.app import app
 from minilm import minilm_folder
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")

@@ -163,6 +163,6 @@ def test_refusals_are_one_line(arguments, status, said):
 
 
 def test_the_entry_point(minilm):
-    command = [sys.executable, "-m", "minibert.cli", "inspect", minilm, "--json"]
+    command = [sys.executable, "-m", "minibert.cli.app", "inspect", minilm, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["model"] == "BertModel"

@@ -15,7 +15,7 @@ import sentences
 from commands import model_folder, run
 
 import minibert
-from minibert.cli_shared import print_json, visible
+from minibert.cli.shared import print_json, visible
 
 UGLY = ["[bold]of[/] and :smile:", "to [/nothing] in", "a\x1b[31m is\x07", "that\rit \u202e日本"]
 
@@ -226,7 +226,7 @@ def own(problems: str) -> str:
 def test_outputs_that_end(also, encoder, tmp_path):
     """A full device, a pipe nobody reads, a terminal of few letters: never a traceback."""
     among = lines(tmp_path, *UGLY)
-    command = [sys.executable, "-m", "minibert.cli", "similar", encoder, "日本"]
+    command = [sys.executable, "-m", "minibert.cli.app", "similar", encoder, "日本"]
     command += ["--among", among, *also]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)

@@ -13,7 +13,8 @@ from commands import run
 
 import minibert
 from conftest import FLOAT32
-from minibert import assets, cli_demo
+from minibert import assets
+from minibert.cli import demo as cli_demo
 
 SECONDS = 60  # on two cores; of CPU time, which a busy machine does not stretch
 OFFLINE = """

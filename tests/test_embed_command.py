@@ -38,7 +38,17 @@ def write_lines(path: pathlib.Path, count: int) -> pathlib.Path:
 
 
 def start(source: pathlib.Path, output: pathlib.Path, encoder: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "minibert.cli", "embed", source, "-o", output, "-m", encoder]
+    command = [
+        sys.executable,
+        "-m",
+        "minibert.cli.app",
+        "embed",
+        source,
+        "-o",
+        output,
+        "-m",
+        encoder,
+    ]
     return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minibert.cli_train import train
+from minibert.cli.train import train
 from minibert.train import keep_memory, memory
 
 PROGRAM = """
@@ -53,7 +53,7 @@ def test_the_command_keeps_it_before_jax_computes(device, expected, monkeypatch)
         raise InterruptedError
 
     monkeypatch.setattr("minibert.train.keep_memory", lambda: calls.append("kept"))
-    monkeypatch.setattr("minibert.cli_train.settings", settings)
+    monkeypatch.setattr("minibert.cli.train.settings", settings)
     with pytest.raises(InterruptedError):
         train("config.toml", device=device)
     assert calls == expected

@@ -12,9 +12,9 @@ import jax
 import typer
 
 import minibert
-from minibert.cli_demo import demo
-from minibert.cli_embed import embed, similar
-from minibert.cli_shared import (
+from minibert.cli.demo import demo
+from minibert.cli.embed import embed, similar
+from minibert.cli.shared import (
     AsJson,
     Compute,
     Device,
@@ -29,7 +29,7 @@ from minibert.cli_shared import (
     settings,
     visible,
 )
-from minibert.cli_train import train
+from minibert.cli.train import train
 from minibert.errors import InputError
 
 app = typer.Typer(

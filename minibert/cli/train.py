@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minibert.cli_shared import AsJson, Device, output, print_json, problems, settings
+from minibert.cli.shared import AsJson, Device, output, print_json, problems, settings
 from minibert.core.atomic_file import new_file
 from minibert.inspection.plots import loss_curve
 from minibert.train.job.settings import MEANINGS, TYPES, plain, read_settings

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 import minibert
-from minibert.cli_shared import (
+from minibert.cli.shared import (
     AsJson,
     Compute,
     Device,

@@ -15,8 +15,8 @@ from rich.table import Table
 
 import minibert
 from minibert import assets
-from minibert.cli_shared import Device, problems, settings
-from minibert.cli_shared import styled as output
+from minibert.cli.shared import Device, problems, settings
+from minibert.cli.shared import styled as output
 from minibert.core.atomic import atomic_folder, matching_files
 from minibert.core.atomic_file import reported
 from minibert.errors import TargetError

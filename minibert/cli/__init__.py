@@ -1,0 +1,1 @@
+"""The `minibert` command: arguments and printing."""
