@@ -15,8 +15,7 @@ from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
 from minibert.checkpoint.loading import assemble, shapes_only
-from minibert.checkpoint.matching import Matching
-from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
 from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.checkpoint.tensors import TensorSource

@@ -1,7 +1,7 @@
 """The library's public names, all at once; `minibert` asks for them when one is asked for."""
 
 from minibert import assets, errors
-from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.matching import LoadingInfo
 from minibert.data.documents import read_documents
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.generation.api import generate, stream

@@ -10,8 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from minibert.checkpoint.leaves import leaves
-from minibert.checkpoint.matching import Matching
-from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, InputError, shown
 from minibert.sharding.mesh import checked_sharding

@@ -12,7 +12,7 @@ from minibert.checkpoint.config import GENERATION, Config
 from minibert.checkpoint.files import unchanged
 from minibert.checkpoint.hub import model_folder
 from minibert.checkpoint.loading import assemble
-from minibert.checkpoint.report import LoadingInfo
+from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
 from minibert.core.strict_json import read_json, read_object_if_there
