@@ -9,19 +9,247 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Inexact
 
 from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
-from minibert.models.bert.blocks import BertEmbeddings, BertEncoder, BertPooler
 from minibert.models.bert.config import BertConfig
 from minibert.models.inputs import model_inputs
-from minibert.models.outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from minibert.models.stack import asked, past_and_mask
-from minibert.nn.cache import KVCache
-from minibert.nn.layers import Dropout, Linear
+from minibert.models.outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+)
+from minibert.models.stack import asked, past_and_mask, run_blocks
+from minibert.nn.activations import activation
+from minibert.nn.attention import attend, merge_heads, split_heads
+from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
+from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
 
+Hidden = Float[Array, "batch seq hidden"]
+Weights = Float[Array, "batch heads seq keys"]
+Mask = Bool[Array, "#batch 1 #seq keys"] | None
+HeadMask = Inexact[Array, " heads"] | None
+Encoded = Float[Array, "batch encoder_seq hidden"] | None
+EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 Rngs = nnx.Rngs | None
+
+
+class BertEmbeddings(Module):
+    """Word, position and segment embeddings, summed and normalised."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
+        vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
+        padding_idx = None if pad is None else pad % vocab
+        self.word_embeddings = Embed(vocab, hidden, padding_idx=padding_idx, **drawn)
+        self.position_embeddings = Embed(config.max_position_embeddings, hidden, **drawn)
+        self.token_type_embeddings = Embed(config.type_vocab_size, hidden, **drawn)
+        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        rngs: Rngs = None,
+    ) -> Hidden:
+        """Embeds words, or takes `inputs_embeds`, and adds segments (0) and positions (0, 1, …)."""
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if token_type_ids is None:
+            token_type_ids = jnp.zeros((1, words.shape[1]), jnp.int32)
+        if position_ids is None:
+            position_ids = jnp.arange(words.shape[1])[None]
+        hidden = words + self.token_type_embeddings(token_type_ids)
+        hidden = hidden + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(hidden), rngs)
+
+
+class _Attention(Module):
+    """What self- and cross-attention share: three projections."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        hidden = config.hidden_size
+        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
+        self.heads = config.num_attention_heads
+        self.query = Linear(hidden, hidden, **drawn)
+        self.key = Linear(hidden, hidden, **drawn)
+        self.value = Linear(hidden, hidden, **drawn)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
+
+    def project(self, hidden: Hidden) -> tuple[Array, Array]:
+        """Keys and values, `(batch, heads, seq, head_dim)`."""
+        return split_heads(self.key(hidden), self.heads), split_heads(
+            self.value(hidden), self.heads
+        )
+
+    def _attend(
+        self, hidden: Hidden, key: Array, value: Array, mask: Mask, head_mask: HeadMask, rngs: Rngs
+    ) -> tuple[Hidden, Weights]:
+        context, weights = attend(
+            split_heads(self.query(hidden), self.heads),
+            key,
+            value,
+            mask=mask,
+            head_mask=head_mask,
+            dropout=self.dropout.with_keys(rngs),
+            sharded=self.query.sharding is not None,
+        )
+        return merge_heads(context), weights
+
+
+class BertSelfAttention(_Attention):
+    """Multi-head self-attention, up to the joined heads."""
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        mask: Mask = None,
+        head_mask: HeadMask = None,
+        past: LayerCache | None = None,
+        rngs: Rngs = None,
+    ) -> tuple[Hidden, Weights, LayerCache | None]:
+        """Returns the joined heads, the attention weights and the cache, if there is one."""
+        key, value = self.project(hidden)
+        if past is not None:
+            past = past.append(key, value)
+            key, value = past.key, past.value
+        return *self._attend(hidden, key, value, mask, head_mask, rngs), past
+
+
+class BertCrossAttention(_Attention):
+    """Multi-head attention over an encoder's keys and values, up to the joined heads."""
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        key: Array,
+        value: Array,
+        mask: Mask = None,
+        head_mask: HeadMask = None,
+        rngs: Rngs = None,
+    ) -> tuple[Hidden, Weights]:
+        """Returns the joined heads and the attention weights."""
+        return self._attend(hidden, key, value, mask, head_mask, rngs)
+
+
+class _Project(Module):
+    """A projection to the hidden size, the residual, and their normalisation."""
+
+    def __init__(self, in_features: int, config: BertConfig, **options: Any):
+        hidden = config.hidden_size
+        self.dense = Linear(in_features, hidden, stddev=config.initializer_range, **options)
+        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self, hidden: Float[Array, "batch seq features"], residual: Hidden, rngs: Rngs = None
+    ) -> Hidden:
+        """Projects `hidden`, adds it to the `residual` and normalises the sum."""
+        return self.LayerNorm(self.dropout(self.dense(hidden), rngs) + residual)
+
+
+class BertSelfOutput(_Project):
+    """What follows self-attention: projection, residual, normalisation."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        super().__init__(config.hidden_size, config, **options)
+
+
+class BertAttention(Module):
+    """Attention, of the given kind, and its output projection."""
+
+    def __init__(self, config: BertConfig, attention: type[_Attention], **options: Any):
+        self.self = attention(config, **options)
+        self.output = BertSelfOutput(config, **options)
+
+    def __call__(self, hidden: Hidden, *given: Any, rngs: Rngs = None) -> tuple[Any, ...]:
+        """Attention and its projection; takes and returns what the attention does."""
+        context, *rest = self.self(hidden, *given, rngs=rngs)
+        return self.output(context, hidden, rngs), *rest
+
+
+class BertIntermediate(Module):
+    """The widening half of the feed-forward network."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        width, stddev = config.intermediate_size, config.initializer_range
+        self.dense = Linear(config.hidden_size, width, stddev=stddev, **options)
+        self.intermediate_act_fn = activation(config.hidden_act, **options)
+
+    def __call__(self, hidden: Hidden) -> Float[Array, "batch seq intermediate"]:
+        """Widens and applies `config.hidden_act`."""
+        return self.intermediate_act_fn(self.dense(hidden))
+
+
+class BertOutput(_Project):
+    """The narrowing half of the feed-forward network: projection, residual, normalisation."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        super().__init__(config.intermediate_size, config, **options)
+
+
+class BertLayer(Module):
+    """One post-norm transformer block."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        self.attention = BertAttention(config, BertSelfAttention, **options)
+        crossed = config.add_cross_attention
+        self.crossattention = nnx.data(
+            BertAttention(config, BertCrossAttention, **options) if crossed else None
+        )
+        self.intermediate = BertIntermediate(config, **options)
+        self.output = BertOutput(config, **options)
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        mask: Mask = None,
+        head_mask: HeadMask = None,
+        encoded: Encoded = None,
+        encoder_mask: EncoderMask = None,
+        past: LayerCache | None = None,
+        rngs: Rngs = None,
+    ) -> BlockOutput:
+        """Attention, attention to the encoder if there is one, and the feed-forward network."""
+        hidden, weights, past = self.attention(hidden, mask, head_mask, past, rngs=rngs)
+        cross_weights = None
+        if self.crossattention is not None:
+            project = self.crossattention.self.project
+            key, value, past = encoder_projections(project, encoded, past)
+            if key is not None and value is not None:
+                given = (key, value, encoder_mask, head_mask)
+                hidden, cross_weights = self.crossattention(hidden, *given, rngs=rngs)
+        hidden = self.output(self.intermediate(hidden), hidden, rngs)
+        return BlockOutput(hidden, weights, cross_weights, past)
+
+
+class BertEncoder(Module):
+    """The stack of layers."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        self.gradient_checkpointing, self.sharding, self.grouped = False, None, False
+        self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
+
+    def __call__(self, hidden: Hidden, **given: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Applies the layers; takes what `run_blocks` takes."""
+        given |= {"remat": self.gradient_checkpointing, "sharding": self.sharding}
+        return run_blocks(self.layer, hidden, grouped=self.grouped, **given)
+
+
+class BertPooler(Module):
+    """The first token's state through a tanh layer: what classifiers look at."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        hidden, stddev = config.hidden_size, config.initializer_range
+        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
+
+    def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
+        """Pools `(batch, seq, hidden)` to `(batch, hidden)`."""
+        return jnp.tanh(self.dense(hidden[:, 0]))
 
 
 class BertPreTrainedModel(PretrainedModel):
