@@ -9,15 +9,13 @@ from minibert.generation.config import GenerationConfig
 from minibert.inspection.capture import captured
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.heads import (
+    BertForMaskedLM,
     BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-)
-from minibert.models.bert.lm_heads import (
-    BertForMaskedLM,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
     BertLMHeadModel,
 )
 from minibert.models.bert.modeling import BertModel

@@ -9,15 +9,13 @@ from typing import Any
 from minibert.errors import ConfigError, SourceError, shown
 from minibert.models.base import PretrainedModel, load_pretrained
 from minibert.models.bert.heads import (
+    BertForMaskedLM,
     BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-)
-from minibert.models.bert.lm_heads import (
-    BertForMaskedLM,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
     BertLMHeadModel,
 )
 from minibert.models.bert.modeling import BertModel

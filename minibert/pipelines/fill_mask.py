@@ -9,7 +9,7 @@ import numpy as np
 from minibert.core.checks import whole
 from minibert.core.text_lists import text_list
 from minibert.errors import InputError, shown
-from minibert.models.bert.lm_heads import BertForMaskedLM
+from minibert.models.bert.heads import BertForMaskedLM
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, on_host, softmax
 from minibert.pipelines.options import for_tokenizer

@@ -10,8 +10,7 @@ import numpy as np
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
-from minibert.models.bert.heads import BertForSequenceClassification
-from minibert.models.bert.lm_heads import BertForNextSentencePrediction
+from minibert.models.bert.heads import BertForNextSentencePrediction, BertForSequenceClassification
 from minibert.models.gpt2.heads import GPT2ForSequenceClassification
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline

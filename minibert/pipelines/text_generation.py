@@ -11,7 +11,7 @@ from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig
-from minibert.models.bert.lm_heads import BertLMHeadModel
+from minibert.models.bert.heads import BertLMHeadModel
 from minibert.models.gpt2.heads import GPT2LMHeadModel
 from minibert.models.outputs import GenerateOutput
 from minibert.pipelines.base import Pipeline

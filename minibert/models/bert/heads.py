@@ -7,18 +7,25 @@ model here is called with `BertModel`'s arguments, by the same names and in the 
 from typing import Any
 
 from flax import nnx
+from jax import Array
+from jaxtyping import Float
 
 from minibert.errors import ConfigError
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertWithHead
-from minibert.models.inputs import joined_choices
+from minibert.models.inputs import joined_choices, kept_positions
 from minibert.models.outputs import (
+    BertForPreTrainingOutput,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
     MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from minibert.nn.layers import Linear
+from minibert.nn.activations import activation
+from minibert.nn.layers import SHAPES_ONLY, LayerNorm, Linear, Module, TiedLinear, constant
 
 
 def _rest(outputs: Any) -> dict[str, Any]:
@@ -123,4 +130,170 @@ class BertForQuestionAnswering(BertWithHead):
         logits = self.qa_outputs(outputs.last_hidden_state)
         return QuestionAnsweringModelOutput(
             start_logits=logits[..., 0], end_logits=logits[..., 1], **_rest(outputs)
+        )
+
+
+TIED_DECODER = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+class BertPredictionHeadTransform(Module):
+    """Dense, activation, LayerNorm: what precedes the decoder."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        hidden = config.hidden_size
+        self.dense = Linear(hidden, hidden, stddev=config.initializer_range, **options)
+        self.transform_act_fn = activation(config.hidden_act, **options)
+        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"]
+    ) -> Float[Array, "batch seq hidden"]:
+        """Transforms every position."""
+        return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
+
+
+class BertLMPredictionHead(Module):
+    """Scores every word of the vocabulary at every position."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        self.transform = BertPredictionHeadTransform(config, **options)
+        self.decoder = TiedLinear(
+            config.hidden_size,
+            config.vocab_size,
+            tied=config.tie_word_embeddings and options["rngs"] is not None,
+            stddev=config.initializer_range,
+            **options,
+        )
+        key = (options["rngs"] or SHAPES_ONLY).params()
+        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
+    ) -> Float[Array, "batch seq vocab"]:
+        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
+        return self.decoder(self.transform(hidden), table, self.bias[...])
+
+
+class BertOnlyMLMHead(Module):
+    """The head of a masked language model."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        self.predictions = BertLMPredictionHead(config, **options)
+
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
+    ) -> Float[Array, "batch seq vocab"]:
+        """Scores every word at every position; `table` is the word embeddings."""
+        return self.predictions(hidden, table)
+
+
+class BertOnlyNSPHead(Module):
+    """The head that tells whether the second sentence follows the first."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        stddev = config.initializer_range
+        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+
+    def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
+        """Scores whether the second sentence follows (0) or not (1)."""
+        return self.seq_relationship(pooled)
+
+
+class BertPreTrainingHeads(Module):
+    """Both heads of BERT's pre-training."""
+
+    def __init__(self, config: BertConfig, **options: Any):
+        stddev = config.initializer_range
+        self.predictions = BertLMPredictionHead(config, **options)
+        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch seq hidden"],
+        pooled: Float[Array, "batch hidden"],
+        table: Float[Array, "vocab hidden"],
+    ) -> tuple[Float[Array, "batch seq vocab"], Float[Array, "batch 2"]]:
+        """The scores of both heads."""
+        return self.predictions(hidden, table), self.seq_relationship(pooled)
+
+
+class BertForPreTraining(BertWithHead):
+    """BERT as it was pre-trained: masked words and next sentence."""
+
+    pooled = True
+    tied = TIED_DECODER
+
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        self.cls = BertPreTrainingHeads(config, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
+        """Takes `BertModel`'s arguments; index 0 of the second output means "it follows"."""
+        outputs = self.bert(*args, **kwargs)
+        table = self.bert.embeddings.word_embeddings.embedding[...]
+        words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
+        return BertForPreTrainingOutput(
+            prediction_logits=words, seq_relationship_logits=pairs, **_rest(outputs)
+        )
+
+
+class BertForMaskedLM(BertWithHead):
+    """BERT with its masked-word head."""
+
+    pooled = False
+    tied = TIED_DECODER
+
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        self.cls = BertOnlyMLMHead(config, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
+        """Takes `BertModel`'s arguments; returns a score for every word at every position."""
+        outputs = self.bert(*args, **kwargs)
+        table = self.bert.embeddings.word_embeddings.embedding[...]
+        logits = self.cls(outputs.last_hidden_state, table)
+        return MaskedLMOutput(logits=logits, **_rest(outputs))
+
+
+class BertForNextSentencePrediction(BertWithHead):
+    """BERT with its next-sentence head."""
+
+    pooled = True
+
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        self.cls = BertOnlyNSPHead(config, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
+        """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
+        outputs = self.bert(*args, **kwargs)
+        logits = self.cls(outputs["pooler_output"])
+        return NextSentencePredictorOutput(logits=logits, **_rest(outputs))
+
+
+class BertLMHeadModel(BertWithHead):
+    """BERT as a decoder, with a score for every next word; `config.is_decoder` makes it one."""
+
+    pooled = False
+    tied = TIED_DECODER
+    generates = True
+
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
+        self.cls = BertOnlyMLMHead(config, **options)
+
+    def __call__(
+        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes `BertModel`'s arguments; returns scores at the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.bert(*args, **kwargs)
+        hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
+        table = self.bert.embeddings.word_embeddings.embedding[...]
+        return CausalLMOutputWithCrossAttentions(
+            logits=self.cls(hidden, table),
+            past_key_values=outputs.past_key_values,
+            cross_attentions=outputs.cross_attentions,
+            **_rest(outputs),
         )
