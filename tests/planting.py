@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import oracle
 from conftest import FLOAT64
 from minibert.models.bert import modeling as bert_blocks
-from minibert.models.gpt2 import blocks as gpt2_blocks
+from minibert.models.gpt2 import modeling as gpt2_blocks
 from minibert.nn import activations, attention
 
 
