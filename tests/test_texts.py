@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from minibert.data.files import while_unchanged
-from minibert.data.texts import open_texts, read_text
+from minibert.data.files import open_texts, read_text, while_unchanged
 from minibert.errors import InputError, SourceError
 
 TEXTS = ["one", "", "two words", 'a "quoted", text\nof two lines', "عربي 🙂", "x" * 200_000]
@@ -195,7 +194,7 @@ def test_where_a_text_is(tmp_path):
 
 
 def test_a_file_that_stops_being_readable(tmp_path):
-    from minibert.data.texts import TextFile
+    from minibert.data.files import TextFile
 
     def broken():
         yield "one", 1

@@ -33,7 +33,7 @@ from minibert.cli.shared import (
     settings,
     visible,
 )
-from minibert.data.texts import TextFile, open_texts
+from minibert.data.files import TextFile, open_texts
 from minibert.embedding.job import check_output, embed_file
 from minibert.embedding.job_parts import has_parts
 from minibert.embedding.quantization import quantize_embeddings

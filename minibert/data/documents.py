@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from minibert.data.texts import read_text
+from minibert.data.files import read_text
 from minibert.errors import InputError, shown
 
 WIDTH = 70  # of a line of `pydoc_data.topics`

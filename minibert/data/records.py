@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minibert.core.text_lists import check_text, elements
-from minibert.data.files import KINDS, read_rows
-from minibert.data.texts import KINDS as TEXTS
-from minibert.data.texts import open_texts, place_of
+from minibert.data.files import KINDS, open_texts, place_of, read_rows
+from minibert.data.files import KINDS as TEXTS
 from minibert.errors import InputError, SourceError, shown
 
 ROWS = 'pass its rows, such as table.to_dict("records") of pandas or table.to_pylist() of pyarrow'

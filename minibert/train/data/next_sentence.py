@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from minibert.core.text_lists import elements
+from minibert.data.files import open_texts
 from minibert.data.records import checked_text, read_texts
-from minibert.data.texts import open_texts
 from minibert.errors import InputError
 from minibert.train.data.encoding import Frame, backend_of, check_length, encoded, frame_of
 from minibert.train.data.tokens import Example, Sentence, framed, word_starts

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from minibert.core.checks import flag
+from minibert.data.files import read_text
 from minibert.data.records import read_texts
-from minibert.data.texts import read_text
 from minibert.errors import InputError
 from minibert.train.data.encoding import Frame, backend_of, encoded, frame_of
 
