@@ -13,10 +13,16 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.typing import DTypeLike
 
-from minibert.embedding.encoding import Run, programs
+from minibert.embedding.encoding import (
+    Run,
+    Wanted,
+    as_wanted,
+    programs,
+    progressing,
+    refuse_unknown,
+)
 from minibert.embedding.loading import load_encoder
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, token_features
-from minibert.embedding.outputs import Wanted, as_wanted, progressing, refuse_unknown
 from minibert.embedding.saving import save_encoder
 from minibert.embedding.settings import (
     DOCUMENT_PROMPTS,
