@@ -21,9 +21,9 @@ from minibert.embedding.encoding import (
     progressing,
     refuse_unknown,
 )
+from minibert.embedding.folder import save_encoder
 from minibert.embedding.loading import load_encoder
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, token_features
-from minibert.embedding.saving import save_encoder
 from minibert.embedding.settings import (
     DOCUMENT_PROMPTS,
     QUERY_PROMPTS,
