@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from minibert.embedding.folder import Entry, one_encoder_state, read_module, save_encoder
-from minibert.embedding.hub import encoder_folder
+from minibert.embedding.loading import encoder_folder
 from minibert.embedding.modules import Pooling, SentenceModel, token_features
 from minibert.embedding.settings import SentenceSettings, longest, read_settings
 from minibert.errors import ConfigError
