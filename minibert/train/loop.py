@@ -8,8 +8,9 @@ import contextlib
 import dataclasses
 import math
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,10 +19,30 @@ import numpy as np
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
-from minibert.train.interruption import interruption
 from minibert.train.metrics import MetricsLog, Speed, sizes
 from minibert.train.progress import training_bar
 from minibert.train.trainer import Trainer
+
+
+@contextlib.contextmanager
+def interruption() -> Generator[threading.Event]:
+    """Yields what is set when SIGINT or SIGTERM comes; the second one raises."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
