@@ -37,7 +37,7 @@ import minibert
 from benchmarks import reporting
 from minibert import train
 from minibert.nn.parameters import parameters
-from minibert.train.state import TrainState
+from minibert.train.trainer import TrainState
 
 MIN_AHEAD = 5.0  # points of accuracy, of both above tf-idf
 MAX_APART = 2.0  # points, of LoRA below the whole model

@@ -21,8 +21,7 @@ from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, shardings_of
 from minibert.train import adamw
 from minibert.train.objectives.base import Objective
-from minibert.train.state import TrainState
-from minibert.train.trainer import _built, _step, _together
+from minibert.train.trainer import TrainState, _built, _step, _together
 
 STACKED = ".0.stacked."  # in the path of a parameter that every block has
 

@@ -18,7 +18,7 @@ from minibert.errors import (
     WeightsFileError,
     shown,
 )
-from minibert.train.state import TrainState
+from minibert.train.trainer import TrainState
 
 # what is sealed by a digest of its own; the arrays have checksums
 SEALED = ("identity", "standing", "checksums", "positions", "data")

@@ -47,7 +47,7 @@ from minibert.train.run_identity import (
     is_of_state,
     run_differences,
 )
-from minibert.train.state import TrainState
+from minibert.train.trainer import TrainState
 
 logger = logging.getLogger(__name__)
 ELSEWHERE = "elsewhere"
