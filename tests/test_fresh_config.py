@@ -6,7 +6,7 @@ import pytest
 
 import minibert
 from minibert.errors import ConfigError
-from minibert.train.job.fresh_config import fresh_config
+from minibert.train.job.tasks import fresh_config
 
 CLASSES = (minibert.GPT2LMHeadModel, minibert.BertLMHeadModel)
 
