@@ -8,8 +8,8 @@ import pytest
 
 from minibert.errors import InputError
 from minibert.train import data
-from minibert.train.data import masking
-from minibert.train.data.masking import Masking
+from minibert.train.data import text as masking
+from minibert.train.data.text import Masking
 
 pytest.importorskip("grain", reason="training data are read by grain")
 stats = pytest.importorskip("scipy.stats")

@@ -1,18 +1,94 @@
 """Running text: windows for causal models, masked texts, masked pairs of sentences."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from minibert.core.checks import as_array, checked_indices, flag, whole
+from minibert.core.checks import as_array, checked_indices, flag, number, whole
 from minibert.data.records import read_texts
-from minibert.errors import InputError
+from minibert.errors import InputError, shown
 from minibert.train.data.batching import batches, batching
 from minibert.train.data.encoding import Encoder, collate_for
-from minibert.train.data.masking import Masking, masking_of
 from minibert.train.data.next_sentence import pairs_of, read_documents
 from minibert.train.data.tokens import Windows, blocks_of, word_starts
+from minibert.train.objectives.labels import IGNORED
+
+MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or another token
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Masks an example anew every time.
+
+    A call takes an example with `input_ids` `(seq,)` and, for whole words, `word_starts` `(seq,)`,
+    whether a word begins at a token; and returns it with `labels` and without `word_starts`.
+
+    Attributes:
+        mask: the mask's id.
+        vocab_size: how many tokens there are to draw from.
+        special: the ids that are never masked.
+        probability: how likely a token, or a word, is a target. Where none is drawn there is one
+            all the same, any: an example of n tokens has 1/n · (1 − p)ⁿ more of them.
+        whole_words: whether all tokens of a word are targets together.
+    """
+
+    mask: int
+    vocab_size: int
+    special: tuple[int, ...]
+    probability: float = 0.15
+    whole_words: bool = False
+
+    def free(self, ids: np.ndarray) -> np.ndarray:
+        """Which tokens may be masked."""
+        return ~np.isin(ids, self.special)
+
+    def targets(
+        self, ids: np.ndarray, word_starts: Any, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Which tokens are to be found, `(seq,)`; at least one, if one may be."""
+        free = self.free(ids)
+        words = np.cumsum(word_starts) if self.whole_words else np.arange(len(ids))
+        drawn = generator.random(len(ids) + 1) < self.probability
+        chosen = drawn[words] & free
+        if not chosen.any() and free.any():
+            chosen = (words == generator.choice(np.unique(words[free]))) & free
+        return chosen
+
+    def __call__(self, example: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        """The example, masked."""
+        ids = example["input_ids"]
+        chosen = self.targets(ids, example.get("word_starts"), generator)
+        fate = generator.random(len(ids))
+        others = generator.integers(self.vocab_size, size=len(ids), dtype=ids.dtype)
+        shown_ids = np.where(chosen & (fate < MASKED), self.mask, ids)
+        is_other = chosen & (fate >= MASKED) & (fate < MASKED + RANDOM)
+        kept = {name: value for name, value in example.items() if name != "word_starts"}
+        return kept | {
+            "input_ids": np.where(is_other, others, shown_ids).astype(ids.dtype),
+            "labels": np.where(chosen, ids, IGNORED).astype(ids.dtype),
+        }
+
+
+def masking_of(tokenizer: Any, probability: Any, whole_words: Any) -> Masking:
+    """The masking of a tokenizer.
+
+    Raises:
+        InputError: the tokenizer has no mask token, or an argument is wrong.
+    """
+    if tokenizer.mask_token_id is None:
+        raise InputError("tokenizer: has no mask token, so it is not for masked words")
+    if number("probability", probability, above=0) > 1:
+        raise InputError(f"probability: expected a number up to 1, found {shown(probability)}")
+    return Masking(
+        mask=tokenizer.mask_token_id,
+        vocab_size=len(tokenizer),
+        special=tuple(sorted(tokenizer.all_special_ids)),
+        probability=float(probability),
+        whole_words=flag("whole_words", whole_words),
+    )
+
 
 AT_ONCE = 1 << 24  # ids that are checked together
 
@@ -153,9 +229,9 @@ def pretraining(
     documents, places = read_documents(source, column)
     pairs = pairs_of(tokenizer, documents, places, encoder.max_length, truncation, show_progress)
     for document, place in zip(pairs.documents, places, strict=True):
-        for number, (ids, _) in enumerate(document):
+        for index, (ids, _) in enumerate(document):
             if not masking.free(ids).any():
-                raise InputError(f"{place}: sentence {number} has no token that can be masked")
+                raise InputError(f"{place}: sentence {index} has no token that can be masked")
     return batches(
         pairs, **given, transforms=[pairs, masking], collate=collate, about=encoder.about
     )
