@@ -22,6 +22,7 @@ before training, so that no error occurs in the middle of a run.
 """
 
 from minibert.train.data.batching import batches
+from minibert.train.data.encoding import token_ids
 from minibert.train.data.labels import label_ids
 from minibert.train.data.tasks import (
     classification,
@@ -30,7 +31,6 @@ from minibert.train.data.tasks import (
     token_classification,
 )
 from minibert.train.data.text import masked_lm, pretraining, windows
-from minibert.train.data.tokens import token_ids
 
 __all__ = [
     "batches",

@@ -12,8 +12,17 @@ from minibert.core.text_lists import elements
 from minibert.data.files import open_texts
 from minibert.data.records import checked_text, read_texts
 from minibert.errors import InputError
-from minibert.train.data.encoding import Frame, backend_of, check_length, encoded, frame_of
-from minibert.train.data.tokens import Example, Sentence, framed, word_starts
+from minibert.train.data.encoding import (
+    Example,
+    Frame,
+    Sentence,
+    backend_of,
+    check_length,
+    encoded,
+    frame_of,
+    framed,
+    word_starts,
+)
 
 
 def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], list[str]]:

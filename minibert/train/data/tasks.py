@@ -7,7 +7,7 @@ import numpy as np
 from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
 from minibert.train.data.batching import batches, batching
-from minibert.train.data.encoding import Encoder, collate_for, encoded
+from minibert.train.data.encoding import Encoder, collate_for, encoded, word_starts
 from minibert.train.data.labels import (
     checked_label2id,
     checked_list,
@@ -16,7 +16,6 @@ from minibert.train.data.labels import (
     record_labels,
 )
 from minibert.train.data.spans import span_examples
-from minibert.train.data.tokens import word_starts
 from minibert.train.objectives.labels import IGNORED
 
 

@@ -10,9 +10,8 @@ from minibert.core.checks import as_array, checked_indices, flag, number, whole
 from minibert.data.records import read_texts
 from minibert.errors import InputError, shown
 from minibert.train.data.batching import batches, batching
-from minibert.train.data.encoding import Encoder, collate_for
+from minibert.train.data.encoding import Encoder, Windows, blocks_of, collate_for, word_starts
 from minibert.train.data.next_sentence import pairs_of, read_documents
-from minibert.train.data.tokens import Windows, blocks_of, word_starts
 from minibert.train.objectives.labels import IGNORED
 
 MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or another token
