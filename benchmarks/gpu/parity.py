@@ -48,7 +48,7 @@ class Figures:
 
 
 def measure(job: Job) -> None:
-    """Runs tests/test_accelerator.py in this process."""
+    """Runs tests/models/test_accelerator.py in this process."""
     if not job.installed("pytest"):
         raise SkippedError("pytest is not installed")
     if missing := [name for name in ("torch", "transformers") if not job.installed(name)]:
@@ -60,7 +60,7 @@ def measure(job: Job) -> None:
     if job.dry_run:
         os.environ["MINIBERT_ACCELERATOR"] = "tiny"
     plugin = Figures(job)
-    path = os.path.join(ROOT, "tests", "test_accelerator.py")
+    path = os.path.join(ROOT, "tests", "models", "test_accelerator.py")
     done = pytest.main([*OPTIONS, *PLUGINS, f"--rootdir={ROOT}", path], plugins=[plugin])
     sys.stdout.flush()
     job.emit(begins=None)

@@ -21,7 +21,7 @@ class Step(NamedTuple):
 
 STEPS = {
     "card": Step("The card: matrix products and copies", 12, "card"),
-    "parity": Step("Parity with PyTorch (tests/test_accelerator.py)", 65, "parity"),
+    "parity": Step("Parity with PyTorch (tests/models/test_accelerator.py)", 65, "parity"),
     "forward": Step("Forward passes in bfloat16", 45, "forward"),
     "texts": Step("Ragged texts to vectors", 22, "texts"),
     "decode": Step("GPT-2 124M, text generated in bfloat16", 22, "decode"),

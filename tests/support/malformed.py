@@ -1,0 +1,221 @@
+"""Building malformed model folders, and demanding that they are refused in the right words."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import minibert
+from checkout import PYTHONPATH, ROOT
+from minibert.core.atomic import atomic_folder, matching_files
+from minibert.errors import CheckpointMismatchError, MinibertError
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+PICKLE = "pytorch_model.bin"
+LONGEST_LINE = 600  # of a message: a path of the test, and three values cut short
+
+Folder = pathlib.Path
+
+
+class Pristine:
+    """Valid folders of tiny models, each made once; `copy` gives one that may be spoiled."""
+
+    def __init__(self, home: Folder):
+        self.home = home
+
+    def folder(self, name: str = "BertModel", config: Any = None, **options: Any) -> Folder:
+        changes = config or {}
+        parts = [name, *(f"{key}={value}" for key, value in (changes | options).items())]
+        folder = self.home / "-".join(parts)
+        if not folder.exists():
+            cls = getattr(minibert, name)
+            model = cls(cls.config_class.tiny(**changes), rngs=nnx.Rngs(0))
+            model.save_pretrained(folder, **options)
+        return folder
+
+    def copy(
+        self, target: Folder, name: str = "BertModel", config: Any = None, **options: Any
+    ) -> Folder:
+        return pathlib.Path(shutil.copytree(self.folder(name, config, **options), target))
+
+
+def load(folder: Folder, name: str = "BertModel", **options: Any) -> Any:
+    return getattr(minibert, name).from_pretrained(folder, **options)
+
+
+def refused(
+    error: type[Exception], fragments: tuple[str, ...], call: Callable[[], object]
+) -> Exception:
+    """Calls, and demands exactly this error, saying these things, in a message fit for a log."""
+    with pytest.raises(MinibertError) as caught:
+        call()
+    message = str(caught.value)
+    assert caught.type is error, message[:1000]
+    for fragment in fragments:
+        assert fragment in message, message[:1000]
+    lines = message.split("\n")
+    assert len(lines) <= (22 if isinstance(caught.value, CheckpointMismatchError) else 1)
+    assert max(map(len, lines)) <= LONGEST_LINE, message[:1000]
+    assert all(map(str.isprintable, lines)), repr(message[:1000])
+    return caught.value
+
+
+def split(weights: Folder) -> tuple[dict[str, Any], bytes]:
+    """The header and the data of a safetensors file."""
+    content = weights.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def join(weights: Folder, header: Any, data: bytes) -> None:
+    """Writes a safetensors file with this header, a dict or the bytes themselves."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def edit_header(folder: Folder, change: Callable[[dict[str, Any]], object]) -> None:
+    header, data = split(folder / WEIGHTS)
+    change(header)
+    join(folder / WEIGHTS, header, data)
+
+
+def edit_json(path: Folder, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_tensors(folder: Folder, change: Callable[[dict[str, Any]], object]) -> None:
+    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS)
+
+
+def cases(table: dict[str, tuple[Any, ...]]) -> list[Any]:
+    """The rows of a table of cases, named by its keys."""
+    return [pytest.param(*row, id=name) for name, row in table.items()]
+
+
+# What may take the place of a file.
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_link(target):
+    def apply(path):
+        path.unlink()
+        path.symlink_to(target)
+
+    return apply
+
+
+# Changes of a dict of tensors, for `edit_tensors`.
+
+FLOATS = "expected floating-point numbers"
+FINITE = "expected finite numbers, found NaN or infinity"
+ONES = np.ones(24, np.float32)
+
+
+def put(name, change):
+    """One tensor changed."""
+    return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+def cast(dtype):
+    return lambda array: array.astype(dtype)
+
+
+def holding(value, dtype=np.float32):
+    """The same numbers, and one that is not."""
+
+    def change(array):
+        array = array.astype(dtype)
+        array.flat[array.size // 2] = value
+        return array
+
+    return change
+
+
+def drop(*names):
+    return lambda tensors: [tensors.pop(name) for name in names]
+
+
+def rename(old, new):
+    """Every tensor whose name begins with `old`, renamed."""
+
+    def change(tensors):
+        for name in [name for name in tensors if name.startswith(old)]:
+            tensors[new + name.removeprefix(old)] = tensors.pop(name)
+
+    return change
+
+
+def both(*changes):
+    return lambda tensors: [change(tensors) for change in changes]
+
+
+def add(name, array):
+    return lambda tensors: tensors.update({name: array})
+
+
+# Writing folders.
+
+HOLDS = "already holds"
+OWNED = functools.partial(matching_files, pattern=re.compile("[abc]"))
+
+
+def contents(folder):
+    """Every file below a folder, and what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def write(target, text, **options):
+    with (
+        atomic_folder(str(target), owned=OWNED, **options) as new,
+        open(os.path.join(new, "a"), "w") as file,
+    ):
+        file.write(text)
+
+
+def full(path):
+    path.mkdir(parents=True)
+    (path / "mine").write_text("keep")
+
+
+def run_script(script, *arguments):
+    """Runs a script in a process of its own, and returns the JSON it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)

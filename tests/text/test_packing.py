@@ -1,0 +1,133 @@
+"""Several texts in one row: which row, which program, and vectors as if each were alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sentences
+from conftest import FLOAT64, NEIGHBOURS
+from generating import compilations
+from minibert.embedding.modules import Normalize, Pooling, SentenceModel
+from minibert.errors import InputError
+from minibert.nn.pooling import POOLINGS
+from minibert.text.batching import Batch
+from minibert.text.packing import (
+    own_text,
+    packed_rows,
+    plan_packed,
+    restarted,
+    slots_of,
+)
+from tiny import drawn
+
+DRAW = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("width", [8, 40, 64])
+@pytest.mark.parametrize("budget", [1, 64, 300])
+def test_every_text_has_a_place(width, budget):
+    lengths = DRAW.integers(1, width + 1, 100).tolist()
+    batches = plan_packed(lengths, width, budget)
+    assert sorted(np.concatenate([batch.indices for batch in batches])) == list(range(100))
+    for batch in batches:
+        room = np.zeros(batch.rows, int)
+        np.add.at(room, batch.places[:, 0], np.take(lengths, batch.indices))
+        assert 0 < room[: batch.used].min() <= room.max() <= width
+        assert len({tuple(place) for place in batch.places.tolist()}) == len(batch.indices)
+        assert batch.places[:, 1].max() < slots_of(width)
+        assert batch.rows * width <= max(budget, width)
+    assert len({batch.rows for batch in batches[:-1]}) <= 1
+    assert plan_packed([], width, budget) == []
+
+
+def test_rows_are_nearly_full():
+    """Of texts of natural lengths; a row for each would be a third text."""
+    lengths = np.exp(DRAW.normal(np.log(40), 0.6, 1000)).clip(1, 128).astype(int).tolist()
+    (batch,) = plan_packed(lengths, 128, 1 << 20)
+    assert sum(lengths) / (batch.used * 128) > 0.97
+
+
+def pictures(masks) -> list[list[str]]:
+    masks = np.asarray(masks)
+    return [["".join(".x"[int(cell)] for cell in row) for row in mask] for mask in masks]
+
+
+def test_arrays():
+    texts = [np.array([5, 6, 7]), np.array([8]), np.array([9, 9])]
+    batch = Batch(np.arange(3), 2, 4, np.array([[0, 0], [0, 1], [1, 0]]))
+    ids, segments = packed_rows(texts, batch, pad=1)
+    assert ids.tolist() == [[5, 6, 7, 8], [9, 9, 1, 1]]
+    assert segments.tolist() == [[1, 1, 1, 2], [1, 1, 0, 0]]
+    assert restarted(jnp.asarray(segments)).tolist() == [[0, 1, 2, 0], [0, 1, 0, 1]]
+    assert pictures(own_text(jnp.asarray(segments))) == [
+        ["xxx.", "xxx.", "xxx.", "...x"],
+        ["xx..", "xx..", "..xx", "..xx"],
+    ]
+    assert pictures(own_text(jnp.asarray(segments), causal=True)) == [
+        ["x...", "xx..", "xxx.", "...x"],
+        ["x...", "xx..", "..x.", "..xx"],
+    ]
+
+
+@pytest.mark.parametrize("mode", POOLINGS)
+@pytest.mark.parametrize("name", ["BertModel", "GPT2Model"])
+def test_as_if_alone(name, mode):
+    """Every pooling, with a prompt left out; and a neighbour changes nothing at all."""
+    with jax.enable_x64(True):
+        chain = [Pooling(mode, 24, include_prompt=False), Normalize()]
+        model = SentenceModel(drawn(name), chain)
+        texts = [DRAW.integers(1, 90, size) for size in (9, 4, 2, 7)]
+        ids = np.zeros((2, 24), np.int64)
+        segments = np.zeros((2, 24), np.int64)
+        for row, start, number in ((0, 0, 0), (0, 9, 1), (0, 13, 2), (1, 0, 3)):
+            ids[row, start : start + len(texts[number])] = texts[number]
+            segments[row, start : start + len(texts[number])] = 1 + (start > 0) + (start > 9)
+        vectors = model.packed(ids, jnp.asarray(segments), 1)
+        places = [(0, 0), (0, 1), (0, 2), (1, 0)]
+        for text, place in zip(texts, places, strict=True):
+            mask = jnp.ones((1, len(text)), bool)
+            _, alone = model(text[None], mask, 1)
+            np.testing.assert_allclose(vectors[place], alone[0], atol=FLOAT64)
+        other = np.where(segments == 2, 1 + ids % 80, ids)
+        changed = model.packed(other, jnp.asarray(segments), 1)
+        np.testing.assert_array_equal(changed[0, 0], vectors[0, 0])
+        np.testing.assert_array_equal(changed[0, 2], vectors[0, 2])
+        assert np.abs(changed[0, 1] - vectors[0, 1]).max() > 1000 * FLOAT64
+
+
+@pytest.mark.parametrize("name", ["BertModel", "GPT2Model"])
+def test_encoding(name):
+    """In few programs, in the texts' order; texts too long for a shared row have their own."""
+    encoder = sentences.encoder(name, prompts={"query": "it is "})
+    texts = sentences.texts(150, 60)
+    expected = encoder.encode(texts, prompt_name="query", token_budget=200)
+    with compilations() as found:
+        vectors = encoder.encode(texts, prompt_name="query", token_budget=200, packing=24)
+    assert len(found) <= 2  # of the packed rows, and of a rest
+    np.testing.assert_allclose(vectors, expected, atol=NEIGHBOURS, rtol=0)
+    assert encoder.encode([], packing=24).shape == (0, 24)
+    assert encoder.encode("the", packing=8).shape == (24,)
+
+
+def test_chunks(monkeypatch):
+    encoder = sentences.encoder()
+    texts = sentences.texts(150, 60, seed=3)
+    expected = encoder.encode(texts)
+    monkeypatch.setattr("minibert.embedding.encoding.CHUNK", 16)
+    vectors = encoder.encode(texts, token_budget=100, packing=32)
+    np.testing.assert_allclose(vectors, expected, atol=NEIGHBOURS, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"packing": 0}, "packing: "),
+        ({"packing": 2.5}, "packing: "),
+        ({"packing": 41}, "packing: 41 positions; expected at most 40"),
+        ({"packing": 8, "output_value": "token_embeddings"}, "packing: expected None, as token"),
+    ],
+)
+def test_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        sentences.encoder().encode(["the"], **arguments)

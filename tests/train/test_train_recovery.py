@@ -1,0 +1,125 @@
+"""What a run goes on from: failed evaluations, teachers, earlier steps, damaged checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from checkout import PYTHONPATH, SUPPORT
+
+pytest.importorskip("grain", reason="the data are Grain's")
+pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
+
+from minibert.errors import InputError
+from minibert.train import (
+    Checkpoints,
+    Evaluation,
+    causal_lm,
+    distillation,
+    fit,
+    with_teacher,
+)
+from training import batches, digest, trainer
+
+
+def held():
+    return list(batches(epochs=1))[:2]
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """A run of twelve steps."""
+    evaluation = Evaluation(batches=held(), every=5)
+    return fit(trainer(12), batches(), steps=12, evaluation=evaluation)
+
+
+class Failing:
+    """Batches to evaluate on; one reading fails."""
+
+    def __init__(self):
+        self.readings = 0
+
+    def __iter__(self):
+        self.readings += 1
+        if self.readings == 3:  # at step 10; `Evaluation` looks at them first
+            raise OSError("the disk is gone")
+        return iter(held())
+
+
+def test_a_failing_evaluation_loses_no_step(undisturbed, tmp_path):
+    def run(evaluated):
+        return fit(
+            trainer(12),
+            batches(),
+            steps=12,
+            evaluation=Evaluation(batches=evaluated, every=5),
+            checkpoints=Checkpoints(folder=tmp_path / "c", every=50, resume=True),
+            log=tmp_path / "log.jsonl",
+        )
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(Failing())
+    assert 10 in {int(name) for name in os.listdir(tmp_path / "c")}
+    result = run(held())
+    assert digest(result.trainer) == digest(undisturbed.trainer)
+    assert result.best_step == undisturbed.best_step
+    for ours, theirs in zip(result.history, undisturbed.history, strict=True):
+        assert {k: v for k, v in ours.items() if "second" not in k} == {
+            k: v for k, v in theirs.items() if "second" not in k
+        }
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+
+
+def test_the_same_trainer_goes_on():
+    trained, evaluation = trainer(12), Evaluation(batches=held(), every=2)
+    fit(trained, batches(), steps=4, evaluation=evaluation)
+    result = fit(trained, batches(), steps=6, evaluation=evaluation)
+    assert [line["step"] for line in result.history] == [5, 6]
+
+
+def test_checkpoints_need_a_folder():
+    with pytest.raises(InputError, match="folder: expected a path, found None"):
+        Checkpoints(folder=None)
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    """In processes of their own: Orbax leaves coroutines behind that complain when collected."""
+    script = SUPPORT / "training.py"
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}
+
+    def run():
+        command = [sys.executable, str(script), str(tmp_path), "0"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert run().returncode == 0
+    last = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    files = [path for path in (last / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    done = run()
+    assert done.returncode == 1
+    assert f"WeightsFileError: {last}: a damaged checkpoint" in done.stderr
+
+
+def test_learning_from_a_teacher_goes_on(tmp_path):
+    """The teacher's scores are computed again, for the batches that are left."""
+    teacher = trainer(12).model
+
+    def run(steps):
+        return fit(
+            trainer(12, objective=distillation(causal_lm)),
+            with_teacher(teacher, batches()),
+            steps=steps,
+            checkpoints=Checkpoints(folder=tmp_path / str(steps % 2), resume=True),
+        )
+
+    assert run(2).step == 2
+    again, whole = run(4), run(5)
+    assert [line["step"] for line in again.history] == [3, 4]
+    ours, theirs = again.history[-1], whole.history[3]
+    assert ours["loss"] == theirs["loss"]
+    with pytest.raises(AttributeError, match="get_state"):
+        iter(with_teacher(teacher, held())).get_state  # noqa: B018

@@ -1,0 +1,294 @@
+"""The training step: beside PyTorch's AdamW, in parts, computed again, frozen, and refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import minibert
+from generating import compilations
+from minibert import train
+from minibert.errors import InputError
+from minibert.models.outputs import MaskedLMOutput
+from minibert.nn.parameters import Structure, parameters
+from minibert.train import Objective, Trainer
+from tiny import drawn
+
+STEPS, WARMUP, PEAK, DECAY = 20, 5, 3e-3, 0.1
+STILL = {
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+ONE_LAYER = {"num_hidden_layers": 1}
+ONE_LAYER_GPT2 = {"n_layer": 1}
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def texts(rows=4, seq=9, seed=0, vocab=97):
+    """Texts with labels at unequally many places: more in the later rows."""
+    draw = np.random.default_rng(seed)
+    ids = draw.integers(0, vocab, (rows, seq))
+    kept = np.arange(seq) < 2 + np.arange(rows)[:, None] % (seq - 2)
+    return {"input_ids": ids, "labels": np.where(kept, ids, -100)}
+
+
+def part(tree, start, rows):
+    return jax.tree.map(lambda array: array[start : start + rows], tree)
+
+
+def largest(one, other):
+    return max(float(np.abs(one[path] - other[path]).max()) for path in other)
+
+
+def same(one, other):
+    """Bit for bit."""
+    return all(np.asarray(one[p]).tobytes() == np.asarray(other[p]).tobytes() for p in other)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5], ids=["whole", "clipped"])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("BertForMaskedLM", train.masked_lm), ("GPT2LMHeadModel", train.causal_lm)],
+)
+def test_twenty_steps_beside_pytorch(name, objective, clip, tmp_path):
+    torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+    transformers = pytest.importorskip("transformers")
+    import losses
+    import oracle
+
+    still = STILL[oracle.family(name)]
+    theirs, ours = losses.pair(name, tmp_path, **still)
+    theirs.train()
+    decayed = [p for path, p in theirs.named_parameters() if _decays(path)]
+    others = [p for path, p in theirs.named_parameters() if not _decays(path)]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=PEAK, eps=1e-8)
+    rate = transformers.get_linear_schedule_with_warmup(reference, WARMUP, STEPS)
+    schedule = train.schedule(PEAK, STEPS, warmup=WARMUP)
+    trainer = Trainer(
+        ours, objective, train.adamw(schedule, weight_decay=DECAY, max_grad_norm=clip)
+    )
+    for number in range(STEPS):
+        batch = texts(seed=number)
+        with losses.wide_losses():
+            expected = theirs(**losses.tensors(batch)).loss
+        reference.zero_grad()
+        expected.backward()
+        if clip is not None:  # not by clip_grad_norm_, which adds 1e-6 to the norm
+            norm = torch.sqrt(sum((p.grad**2).sum() for p in theirs.parameters()))
+            for parameter in theirs.parameters():
+                parameter.grad *= min(1.0, clip / norm.item())
+        reference.step()
+        rate.step()
+        metrics = trainer.step(batch)
+        assert abs(float(metrics["loss"]) - expected.item()) <= 1e-8
+    found = oracle.named_arrays(trainer.model)
+    start = oracle.named_arrays(ours)
+    for path, parameter in theirs.named_parameters():
+        assert np.abs(found[path] - parameter.detach().numpy()).max() <= 1e-7, path
+        if not path.endswith("key.bias"):  # which no softmax depends on
+            assert np.abs(found[path] - start[path]).max() > 1e-3, path
+
+
+def _decays(path):
+    import oracle
+
+    return not path.endswith(("bias", *oracle.NORMS))
+
+
+def pretraining_batch():
+    batch = texts(rows=8)
+    batch["labels"][1] = -100  # no masked word in a whole row
+    return batch | {"next_sentence_label": np.array([0, 1, -100, 1, -100, -100, -100, 0])}
+
+
+def steps(trainer, *batches):
+    found = [jax.device_get(trainer.step(batch)) for batch in batches]
+    return found, jax.device_get(trainer.state.params)
+
+
+def test_parts_are_the_whole():
+    """Unequally many targets in each, and two terms; some parts have no target of the second."""
+    model = drawn("BertForPreTraining", **STILL["bert"], **ONE_LAYER)
+    make = functools.partial(Trainer, model, train.pretraining, train.adamw(1e-3))
+    whole, wanted = steps(make(), pretraining_batch(), pretraining_batch())
+    parts, found = steps(make(accumulate=4), pretraining_batch(), pretraining_batch())
+    for one, other in zip(parts, whole, strict=True):
+        assert one.keys() >= {"loss", "grad_norm", "masked_lm", "next_sentence"}
+        assert largest(one, other) <= 1e-12
+    assert largest(found, wanted) <= 1e-11
+
+
+def test_a_mean_of_means_is_another_number():
+    """What parts would give if each took its own mean: seen by the test above."""
+    model = drawn("BertForPreTraining", **ONE_LAYER)
+    batch = pretraining_batch()
+    outputs = model(batch["input_ids"])
+    whole = train.pretraining(outputs, batch)
+    means = [
+        train.pretraining(part(outputs, start, 2), part(batch, start, 2)) for start in (0, 2, 4, 6)
+    ]
+    assert abs(float(whole) - np.mean(means)) > 1e-3
+
+
+@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "still"])
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_computed_again_is_the_same(name, dropout):
+    family = "bert" if name.startswith("Bert") else "gpt2"
+    objective = {"bert": train.masked_lm, "gpt2": train.causal_lm}[family]
+    model = drawn(name, **({} if dropout else STILL[family]))
+    make = functools.partial(Trainer, model, objective, optax.sgd(0.1))
+    plain, wanted = steps(make(), texts())
+    again, found = steps(make(remat=True), texts())
+    assert largest(again[0], plain[0]) <= 1e-12
+    assert largest(found, wanted) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_computing_again_keeps_less_for_the_backward_pass(name):
+    """What is kept, not what XLA allocates: on a CPU it undoes the second computation."""
+    deep, objective = {
+        "BertForMaskedLM": ({"num_hidden_layers": 8}, train.masked_lm),
+        "GPT2LMHeadModel": ({"n_layer": 8}, train.causal_lm),
+    }[name]
+    batch = texts(rows=16, seq=40)
+
+    def kept(remat):
+        model = drawn(name, **deep)
+        model.set_attributes(gradient_checkpointing=remat)
+        structure = Structure(model)
+
+        def loss(params):
+            return objective(objective.apply(structure.build(params), batch, None), batch)
+
+        arrays = parameters(model)
+        backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], arrays)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    plain, again = kept(remat=False), kept(remat=True)
+    assert again < 0.2 * plain, (again, plain)
+
+
+def test_what_is_not_trained_stays_and_one_program_serves():
+    model = drawn("BertForSequenceClassification", num_labels=4, **ONE_LAYER)
+    before = jax.device_get(parameters(model))
+    objective = train.classification(model.config)
+    trainer = Trainer(model, objective, train.adamw(1e-2), trainable=["classifier.*"])
+    batch = {"input_ids": texts()["input_ids"], "labels": np.array([0, 3, 2, 1])}
+    jax.block_until_ready(trainer.step(batch))
+    with compilations() as programs:
+        for seed in range(5):
+            other = texts(seed=seed)["input_ids"]
+            jax.block_until_ready(trainer.step(batch | {"input_ids": other}))
+    assert programs == []
+    after = jax.device_get(parameters(trainer.model))
+    trained = {path for path in before if not same({path: before[path]}, {path: after[path]})}
+    assert trained == {"classifier.kernel", "classifier.bias"} == trainer.state.params.keys()
+    assert same(parameters(model), before)  # and the user's own model is as it was
+    assert not any(
+        m.deterministic is False for _, m in nnx.iter_modules(model) if hasattr(m, "deterministic")
+    )
+
+
+def recording(keys):
+    """An objective that notes the key each call is given, and learns nothing."""
+
+    def apply(model, batch, rngs):
+        jax.debug.callback(
+            lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(rngs.dropout())
+        )
+        return sum(jnp.sum(leaf) * 0.0 for leaf in jax.tree.leaves(model))
+
+    return Objective(
+        name="keys",
+        needs=(("input_ids",),),
+        labels={},
+        targets=lambda batch: {"keys": jnp.ones(batch["input_ids"].shape[0])},
+        losses=lambda outputs, batch: {"keys": outputs * jnp.ones(batch["input_ids"].shape[0])},
+        apply=apply,
+    )
+
+
+def drawn_keys(seed):
+    keys = []
+    model = drawn("BertModel", **ONE_LAYER)
+    trainer = Trainer(model, recording(keys), optax.sgd(0.0), accumulate=4, seed=seed)
+    for _ in range(3):
+        trainer.step({"input_ids": np.zeros((4, 5), int)})
+    jax.effects_barrier()
+    return keys
+
+
+def test_keys_are_a_steps_and_a_parts_own():
+    one, other = drawn_keys(seed=0), drawn_keys(seed=1)
+    assert len(one) == len(set(one)) == 12  # 3 steps of 4 parts
+    assert set(drawn_keys(seed=0)) == set(one)
+    assert not set(one) & set(other)
+
+
+def test_the_same_seed_is_the_same_run():
+    model = drawn("GPT2LMHeadModel", **ONE_LAYER_GPT2)
+    make = functools.partial(Trainer, model, train.causal_lm, train.adamw(1e-3))
+    (one, first), (other, second) = (steps(make(seed=3), texts(), texts()) for _ in range(2))
+    assert same(first, second)
+    assert all(map(same, one, other))
+    still = make(seed=3)
+    evaluated = [still.evaluate([texts()]) for _ in range(2)]
+    assert evaluated[0] == evaluated[1]  # no dropout there
+    assert abs(evaluated[0]["loss"] - one[0]["loss"]) > 1e-3
+
+
+def test_evaluation_counts_every_target_alike():
+    model = drawn("GPT2LMHeadModel", **ONE_LAYER_GPT2)
+    trainer = Trainer(model, train.causal_lm, train.adamw(1e-3))
+    batch = texts(rows=6)
+    halves = [part(batch, 0, 3), part(batch, 3, 3)]
+    whole = trainer.evaluate([batch])
+    assert whole.keys() == {"loss", "causal_lm", "causal_lm_accuracy"}
+    assert trainer.evaluate(halves)["causal_lm"] == pytest.approx(whole["causal_lm"], abs=1e-9)
+    right = model(batch["input_ids"]).logits.argmax(-1)[:, :-1] == batch["labels"][:, 1:]
+    kept = batch["labels"][:, 1:] != -100
+    assert whole["causal_lm_accuracy"] == pytest.approx(float(right[kept].mean()))
+    with pytest.raises(InputError, match="at least one"):
+        trainer.evaluate([])
+    none = batch | {"labels": np.full_like(batch["labels"], -100)}
+    assert trainer.evaluate([none, batch]) == whole
+    with pytest.raises(InputError, match="no target in any of them"):
+        trainer.evaluate([none])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_parameters_are_refused(dtype):
+    config = minibert.BertConfig.tiny(**ONE_LAYER)
+    model = minibert.BertForMaskedLM(config, rngs=nnx.Rngs(0), param_dtype=dtype)
+    with pytest.raises(InputError, match="expected float32 or wider, found"):
+        Trainer(model, train.masked_lm, train.adamw(1e-3))
+
+
+def test_pairs_cannot_be_taken_in_parts():
+    model = drawn("BertModel", **ONE_LAYER)
+    with pytest.raises(InputError, match="compares the rows"):
+        Trainer(model, train.contrastive(), train.adamw(1e-3), accumulate=2)
+    with pytest.raises(InputError, match=r"objective: expected one of minibert.train, found"):
+        Trainer(model, train.contrastive, train.adamw(1e-3))
+    with pytest.raises(InputError, match="optimizer: expected a transformation of optax, found"):
+        Trainer(model, train.contrastive(), 1e-3)
+
+
+def test_scores_narrower_than_float32_are_widened():
+    """A model that computes in bfloat16 has its loss in float32, and of it the gradient."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 97)) * 5, jnp.bfloat16)
+    outputs = MaskedLMOutput(logits=logits)
+    exact = MaskedLMOutput(logits=logits.astype(jnp.float64))
+    loss = train.masked_lm(outputs, texts())
+    assert loss.dtype == jnp.float32
+    assert abs(float(loss) - float(train.masked_lm(exact, texts()))) < 1e-6
