@@ -71,7 +71,7 @@ def abstract_model(cls: Any, config: Any) -> Any:
 
 def with_scan(sharding: Sharding, model: Any) -> Any:
     """The model, its blocks replaced by one loop over them."""
-    trunk = model if model.is_trunk else getattr(model, model.trunk)
+    trunk = model.base_model
     *above, last = model.blocks.split(".")
     owner = functools.reduce(getattr, above, trunk)
     setattr(owner, last, nnx.List([ScannedBlocks(getattr(owner, last), sharding)]))

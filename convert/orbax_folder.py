@@ -26,8 +26,9 @@ def write_orbax(model: Any, folder: str) -> None:
         raise TargetError(
             "--to orbax needs orbax-checkpoint: pip install 'minibert-jax[train]'"
         ) from None
-    prefix = f"{model.trunk}." if model.is_trunk else ""
-    arrays = {leaf.path.removeprefix(prefix): leaf.variable[...] for leaf in leaves(model)}
+    arrays = {
+        leaf.path.removeprefix(model.tensor_prefix): leaf.variable[...] for leaf in leaves(model)
+    }
     tree: dict[str, Any] = {}
     for path, array in arrays.items():
         *rooms, last = path.split(".")

@@ -20,7 +20,6 @@ TEXT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "LICENSE")
 OUTPUTS = {"output_hidden_states": True, "output_attentions": False}
 WORDS_A_ROW = (90, 60, 25, 75, 8, 80, 45, 100)
 ENCODER_SEQ = 3
-WITH_CHOICES = ("BertForMultipleChoice", "GPT2DoubleHeadsModel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +111,9 @@ def _drawn(config: Any) -> list[list[int]]:
     return [draw.integers(0, config.vocab_size, length).tolist() for length in lengths]
 
 
-def shaped(inputs: dict[str, np.ndarray], model_name: str) -> dict[str, np.ndarray]:
-    """The inputs as a class takes them: some have an axis of choices, and then no encoder."""
-    if model_name not in WITH_CHOICES:
+def shaped(inputs: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
+    """The inputs as a model takes them: some have an axis of choices, and then no encoder."""
+    if not model.has_choices:
         return inputs
     taken = {name: array for name, array in inputs.items() if name != "encoder_hidden_states"}
     return {name: array[None] for name, array in taken.items()}

@@ -20,7 +20,6 @@ import minibert
 from convert.parity import FLOAT32, FLOAT64, Row, compare, ragged_inputs, shaped
 from minibert.checkpoint.files import ORBAX
 
-LAST_TOKEN = "GPT2ForSequenceClassification"  # without a padding token it takes a single row
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
 
 
@@ -84,7 +83,7 @@ def verify(
         progress: told what happens next.
     """
     name = type(model).__name__
-    inputs = shaped(ragged_inputs(model.config, source), name)
+    inputs = shaped(ragged_inputs(model.config, source), model)
     with tempfile.TemporaryDirectory() as scratch:
         theirs, why = source, instead or _unreadable(name, source)
         if why:
@@ -95,7 +94,7 @@ def verify(
             lambda: _load_torch(name, theirs)[0],
             inputs,
             progress,
-            one_by_one=name == LAST_TOKEN and model.config.pad_token_id is None,
+            one_by_one=model.needs_padding_id and model.config.pad_token_id is None,
         )
     return Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
 

@@ -66,7 +66,7 @@ class Leaf:
 
 def leaves(model: Any) -> Iterator[Leaf]:
     """Every leaf of a model, in the order of its construction."""
-    return _leaves(model, f"{model.trunk}." if model.is_trunk else "")
+    return _leaves(model, model.tensor_prefix)
 
 
 def _leaves(module: Any, prefix: str) -> Iterator[Leaf]:

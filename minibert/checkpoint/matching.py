@@ -229,7 +229,7 @@ class Matching:
         return head_of(self.model, name)
 
     def _drop(self, room: str) -> None:
-        *parents, last = room.removeprefix(f"{self.model.trunk}." * self.model.is_trunk).split(".")
+        *parents, last = room.removeprefix(self.model.tensor_prefix).split(".")
         module = self.model
         for parent in parents:
             module = getattr(module, parent)
@@ -238,7 +238,7 @@ class Matching:
     def info(self, where: str) -> LoadingInfo:
         """The report on a load that is done, with names as the model's own tree has them."""
         model = self.model
-        prefix = f"{model.trunk}." if model.is_trunk else ""
+        prefix = model.tensor_prefix
 
         def own(names: Iterable[str]) -> tuple[str, ...]:
             return tuple(name.removeprefix(prefix) for name in names)

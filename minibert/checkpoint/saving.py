@@ -119,8 +119,7 @@ def write_config(model: Any, folder: str, config: Any = None) -> None:
 
 def file_leaves(model: Any) -> dict[str, Leaf]:
     """The leaves of a model by the tensor names of its own checkpoint."""
-    prefix = f"{model.trunk}." if model.is_trunk else ""
-    return {leaf.name.removeprefix(prefix): leaf for leaf in leaves(model)}
+    return {leaf.name.removeprefix(model.tensor_prefix): leaf for leaf in leaves(model)}
 
 
 def check_saved(model: Any, folder: str) -> None:

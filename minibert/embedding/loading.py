@@ -1,7 +1,7 @@
 """From a folder or a repository to the parts of a sentence encoder."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minibert.checkpoint.files import (
@@ -23,9 +23,8 @@ from minibert.embedding.settings import (
     merged_prompts,
     read_settings,
 )
-from minibert.errors import ConfigError, InputError, SourceError, shown
-from minibert.models.base import PretrainedModel, load_pretrained
-from minibert.models.registry import FAMILIES, class_by_tensors
+from minibert.errors import InputError, SourceError, shown
+from minibert.models.registry import load_model, task_classes
 from minibert.nn.layers import Module
 
 
@@ -164,13 +163,5 @@ def _load_plain(
 
 def _load_trunk(folder: str, weights: Mapping[str, Any]) -> Any:
     """The bare model of a checkpoint, whatever head it has."""
-
-    def choose(data: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
-        kind = data.get("model_type") if isinstance(data, dict) else None
-        found = FAMILIES.get(kind) if isinstance(kind, str) else class_by_tensors(data, names)
-        if found is None:
-            known = " or ".join(map(repr, FAMILIES))
-            raise ConfigError(f"{where}: model_type: expected {known}, found {shown(kind)}")
-        return FAMILIES[found.config_class.model_type]
-
-    return load_pretrained(choose, folder, **weights)[0]
+    classes = task_classes("feature-extraction")
+    return load_model("a sentence encoder", classes, folder, **weights)

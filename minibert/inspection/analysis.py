@@ -211,8 +211,7 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
 
 def last_block(model: Any) -> str:
     """The path of a model's last block."""
-    stack = model.blocks if model.is_trunk else f"{model.trunk}.{model.blocks}"
-    return f"{stack}.{model.config.num_hidden_layers - 1}"
+    return f"{model.blocks_path}.{model.config.num_hidden_layers - 1}"
 
 
 def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
@@ -230,8 +229,7 @@ def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
     """
     kwargs.pop("output_hidden_states", None)
     last = last_block(model)
-    stack = last.rpartition(".")[0]
-    blocks = [f"{stack}.{number}" for number in range(model.config.num_hidden_layers)]
+    blocks = [f"{model.blocks_path}.{number}" for number in range(model.config.num_hidden_layers)]
     inner = captured(model, blocks, *args, output_hidden_states=True, **kwargs)
     if "logits" not in inner.outputs:
         raise InputError(f"model: expected one with logits, found {type(model).__name__}")

@@ -1,5 +1,6 @@
-"""Models that come from a checkpoint and go back into one."""
+"""Models that come from a checkpoint and go back into one; what a family of them consists of."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, overload
@@ -16,6 +17,7 @@ from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
 from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.nn.cache import KVCache
 from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
 
@@ -38,6 +40,9 @@ class PretrainedModel(Module):
         buffers: tensors that are never read, each with the reason; `#` is any layer's number.
         blocks: where in the trunk its list of blocks is.
         dimensions: rules of `Sharding`: which dimensions of the parameters are heads and features.
+        segments: the config's field that limits `token_type_ids`.
+        has_choices: whether the arguments have an axis of choices, the second.
+        needs_padding_id: whether several rows need the config's `pad_token_id`.
     """
 
     config_class: ClassVar[type[Config]]
@@ -52,6 +57,9 @@ class PretrainedModel(Module):
     buffers: ClassVar[Mapping[str, str]]
     blocks: ClassVar[str]
     dimensions: ClassVar[Mapping[str, tuple[str | int | None, ...]]]
+    segments: ClassVar[str]
+    has_choices: ClassVar[bool] = False
+    needs_padding_id: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -62,6 +70,21 @@ class PretrainedModel(Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         raise TypeError(f"{type(self).__name__} is the base of models, not one itself")
+
+    @property
+    def base_model(self) -> Any:
+        """The bare model inside one with a head; a bare model itself."""
+        return self if self.is_trunk else getattr(self, self.trunk)
+
+    @property
+    def tensor_prefix(self) -> str:
+        """What the tree's canonical names have before those in this class's own files."""
+        return f"{self.trunk}." if self.is_trunk else ""
+
+    @property
+    def blocks_path(self) -> str:
+        """Where in this model its list of blocks is."""
+        return self.blocks if self.is_trunk else f"{self.trunk}.{self.blocks}"
 
     @overload
     @classmethod
@@ -186,6 +209,84 @@ class PretrainedModel(Module):
             overwrite=overwrite,
             config=config,
         )
+
+
+class ModelWithHead(PretrainedModel):
+    """A bare model, under the name that its family gives it, and a head.
+
+    Args:
+        config: the shape and settings.
+        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
+        dtype: what to compute in; None for the parameters' own dtype.
+        param_dtype: what to store parameters in.
+
+    Attributes:
+        base_class: the bare model's class.
+        base_options: what else its constructor is given.
+    """
+
+    base_class: ClassVar[Callable[..., PretrainedModel]]
+    base_options: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        setattr(self, self.trunk, self.base_class(config, **self.base_options, **options))
+        self._add_head(config, **options)
+
+    def _add_head(self, config: Any, **options: Any) -> None:
+        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+
+    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
+        """An empty cache, as the bare model makes it."""
+        return self.base_model.init_cache(batch_size, max_length)
+
+
+def kept(outputs: Any, *names: str) -> dict[str, Any]:
+    """What a head's output takes over from the bare model's: by default states and attentions."""
+    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of models: what loading, pipelines, training, conversion and tests read of it.
+
+    Attributes:
+        models: its classes, the bare model first.
+        by_heads: which class holds a checkpoint that names none, by the heads among its tensors.
+        causal: classes in place of those if the config's `is_decoder` is true.
+        tasks: which class a task takes: the tasks of `minibert.pipeline`, and pretraining and
+            continuation of `minibert train`. Feature extraction takes the bare model.
+    """
+
+    models: tuple[type[PretrainedModel], ...]
+    by_heads: Mapping[frozenset[str], type[PretrainedModel]]
+    tasks: Mapping[str, type[PretrainedModel]]
+    causal: Mapping[type[PretrainedModel], type[PretrainedModel]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @property
+    def base(self) -> type[PretrainedModel]:
+        """The bare model's class."""
+        return self.models[0]
+
+    @property
+    def config(self) -> type[Config]:
+        """The config's class."""
+        return self.base.config_class
+
+    @property
+    def model_type(self) -> str:
+        """The config's `model_type`."""
+        return self.config.model_type
 
 
 def load_pretrained(

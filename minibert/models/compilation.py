@@ -245,7 +245,7 @@ def _parameter_names(model: Any) -> list[str]:
     """The names of a model's positional arguments: its own, or its trunk's if it passes them on."""
     own = inspect.signature(type(model).__call__).parameters.values()
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
-        return _parameter_names(getattr(model, model.trunk))
+        return _parameter_names(model.base_model)
     return [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
 
 
@@ -254,4 +254,4 @@ def _option_names(model: Any) -> set[str]:
     own = inspect.signature(type(model).__call__).parameters.values()
     names = {p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
     passes_on = any(p.kind is p.VAR_KEYWORD for p in own)
-    return names | _option_names(getattr(model, model.trunk)) if passes_on else names
+    return names | _option_names(model.base_model) if passes_on else names

@@ -7,76 +7,25 @@ from collections.abc import Iterable
 from typing import Any
 
 from minibert.errors import ConfigError, SourceError, shown
-from minibert.models.base import PretrainedModel, load_pretrained
-from minibert.models.bert.heads import (
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertLMHeadModel,
-)
-from minibert.models.bert.modeling import BertModel
-from minibert.models.gpt2.heads import (
-    GPT2DoubleHeadsModel,
-    GPT2ForQuestionAnswering,
-    GPT2ForSequenceClassification,
-    GPT2ForTokenClassification,
-    GPT2LMHeadModel,
-)
-from minibert.models.gpt2.modeling import GPT2Model
+from minibert.models import bert, gpt2
+from minibert.models.base import Family, PretrainedModel, load_pretrained
 
+FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY)
 MODELS: dict[str, type[PretrainedModel]] = {
-    cls.__name__: cls
-    for cls in (
-        BertModel,
-        BertForPreTraining,
-        BertForMaskedLM,
-        BertLMHeadModel,
-        BertForNextSentencePrediction,
-        BertForSequenceClassification,
-        BertForMultipleChoice,
-        BertForTokenClassification,
-        BertForQuestionAnswering,
-        GPT2Model,
-        GPT2LMHeadModel,
-        GPT2DoubleHeadsModel,
-        GPT2ForSequenceClassification,
-        GPT2ForTokenClassification,
-        GPT2ForQuestionAnswering,
-    )
+    cls.__name__: cls for family in FAMILIES for cls in family.models
 }
-FAMILIES = {cls.config_class.model_type: cls for cls in MODELS.values() if cls.is_trunk}
+BY_TYPE = {family.model_type: family for family in FAMILIES}
 LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).parameters) - {
     "source",
     "output_loading_info",
 }
 
-# Which class a file without `architectures` holds, by the heads among its tensors.
-BY_HEADS: dict[str, dict[frozenset[str], type[PretrainedModel]]] = {
-    "bert": {
-        frozenset(): BertModel,
-        frozenset({"bert.pooler"}): BertModel,
-        frozenset({"cls.predictions", "cls.seq_relationship", "bert.pooler"}): BertForPreTraining,
-        frozenset({"cls.predictions"}): BertForMaskedLM,
-        frozenset({"cls.predictions", "bert.pooler"}): BertForMaskedLM,
-        frozenset({"cls.seq_relationship", "bert.pooler"}): BertForNextSentencePrediction,
-        frozenset({"qa_outputs"}): BertForQuestionAnswering,
-        frozenset({"qa_outputs", "bert.pooler"}): BertForQuestionAnswering,
-        frozenset({"classifier"}): BertForTokenClassification,
-    },
-    "gpt2": {
-        frozenset(): GPT2LMHeadModel,
-        frozenset({"lm_head"}): GPT2LMHeadModel,
-        frozenset({"lm_head", "multiple_choice_head"}): GPT2DoubleHeadsModel,
-        frozenset({"multiple_choice_head"}): GPT2DoubleHeadsModel,
-        frozenset({"score"}): GPT2ForSequenceClassification,
-        frozenset({"classifier"}): GPT2ForTokenClassification,
-        frozenset({"qa_outputs"}): GPT2ForQuestionAnswering,
-    },
-}
+
+def task_classes(task: str) -> tuple[type[PretrainedModel], ...]:
+    """The classes that a task takes, one of each family that has one."""
+    if task == "feature-extraction":
+        return tuple(family.base for family in FAMILIES)
+    return tuple(family.tasks[task] for family in FAMILIES if task in family.tasks)
 
 
 def model_class(config: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
@@ -103,8 +52,8 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
             )
         return MODELS[name]
     cls = class_by_tensors(data, names)
-    if cls is None and "model_type" in data and data["model_type"] not in tuple(FAMILIES):
-        known, found = " or ".join(map(repr, FAMILIES)), shown(data["model_type"])
+    if cls is None and "model_type" in data and data["model_type"] not in tuple(BY_TYPE):
+        known, found = " or ".join(map(repr, BY_TYPE)), shown(data["model_type"])
         raise ConfigError(f"{where}: model_type: expected {known}, found {found}")
     if cls is None:
         raise SourceError(
@@ -121,24 +70,30 @@ def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel]
     """
     names = list(names)
     data = config if isinstance(config, dict) else {}
-    kind = data.get("model_type", _family(names))
-    if kind not in tuple(FAMILIES):
+    family = _family(data, names)
+    if family is None:
         return None
-    trunk, heads = FAMILIES[kind], set()
+    base, heads = family.base, set()
     for name in names:
-        first = name.split(".")[0]
-        full = f".{trunk.trunk}.{name}" if first in trunk.rooms else f".{name}"
-        heads |= {head for head in trunk.heads if f".{head}." in full}
-    cls = BY_HEADS[kind].get(frozenset(heads))
-    return BertLMHeadModel if cls is BertForMaskedLM and data.get("is_decoder") is True else cls
+        inside = name.split(".")[0] in base.rooms
+        full = f".{base.trunk}.{name}" if inside else f".{name}"
+        heads |= {head for head in base.heads if f".{head}." in full}
+    cls = family.by_heads.get(frozenset(heads))
+    return family.causal.get(cls, cls) if cls and data.get("is_decoder") is True else cls
 
 
-def _family(names: Iterable[str]) -> str:
-    parts = [name.split(".") for name in names]
-    for kind, trunk in FAMILIES.items():
-        if any(part in trunk.rooms for name in parts for part in name[:-1]):
-            return kind
-    return "bert"
+def _family(data: dict[str, Any], names: list[str]) -> Family | None:
+    if "model_type" in data:
+        kind = data["model_type"]
+        return BY_TYPE.get(kind) if isinstance(kind, str) else None
+    paths = [name.split(".")[:-1] for name in names]
+    for family in FAMILIES:
+        if any(family.base.trunk in path for path in paths):
+            return family
+    for family in FAMILIES:
+        if any(part in family.base.rooms for path in paths for part in path):
+            return family
+    return FAMILIES[0]
 
 
 def load(
@@ -166,7 +121,10 @@ def load_model(
 
     def choose(data: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
         kind = data.get("model_type") if isinstance(data, dict) else None
-        found = FAMILIES.get(kind) if kind is not None else class_by_tensors(data, names)
+        found = class_by_tensors(data, names)
+        if kind is not None:
+            family = BY_TYPE.get(kind) if isinstance(kind, str) else None
+            found = family.base if family else None
         for cls in classes:
             if found is not None and cls.config_class is found.config_class:
                 return cls

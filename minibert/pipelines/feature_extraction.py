@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minibert.errors import InputError
-from minibert.models.registry import FAMILIES
+from minibert.models.registry import task_classes
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host
@@ -21,7 +21,7 @@ class FeatureExtractionPipeline(Pipeline):
     """
 
     task = "feature-extraction"
-    models = tuple(FAMILIES.values())
+    models = task_classes("feature-extraction")
     by_token = ("last_hidden_state",)
 
     def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):

@@ -9,7 +9,7 @@ import numpy as np
 from minibert.core.checks import whole
 from minibert.core.text_lists import text_list
 from minibert.errors import InputError, shown
-from minibert.models.bert.heads import BertForMaskedLM
+from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, on_host, softmax
 from minibert.pipelines.options import for_tokenizer
@@ -30,7 +30,7 @@ class FillMaskPipeline(Pipeline):
     """
 
     task = "fill-mask"
-    models = (BertForMaskedLM,)
+    models = task_classes("fill-mask")
 
     def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
         super().__init__(model, tokenizer, **options)

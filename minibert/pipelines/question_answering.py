@@ -8,8 +8,7 @@ import numpy as np
 from minibert.core.checks import whole
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
-from minibert.models.bert.heads import BertForQuestionAnswering
-from minibert.models.gpt2.heads import GPT2ForQuestionAnswering
+from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
 from minibert.text.tokenizer import question_first
 
@@ -85,7 +84,7 @@ class QuestionAnsweringPipeline(Pipeline):
     """
 
     task = "question-answering"
-    models = (BertForQuestionAnswering, GPT2ForQuestionAnswering)
+    models = task_classes("question-answering")
     by_token = ("start_logits", "end_logits")
 
     def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):

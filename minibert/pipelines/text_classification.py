@@ -10,8 +10,7 @@ import numpy as np
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
-from minibert.models.bert.heads import BertForNextSentencePrediction, BertForSequenceClassification
-from minibert.models.gpt2.heads import GPT2ForSequenceClassification
+from minibert.models.registry import task_classes
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length, softmax
@@ -32,7 +31,7 @@ class TextClassificationPipeline(Pipeline):
     """
 
     task = "text-classification"
-    models = (BertForSequenceClassification, GPT2ForSequenceClassification)
+    models = task_classes("text-classification")
     by_token = ()
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
@@ -112,7 +111,7 @@ class NextSentencePredictionPipeline(Pipeline):
     """
 
     task = "next-sentence-prediction"
-    models = (BertForNextSentencePrediction,)
+    models = task_classes("next-sentence-prediction")
     by_token = ()
     labels = ("is_next", "not_next")
 

@@ -11,9 +11,8 @@ from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig
-from minibert.models.bert.heads import BertLMHeadModel
-from minibert.models.gpt2.heads import GPT2LMHeadModel
 from minibert.models.outputs import GenerateOutput
+from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
 from minibert.pipelines.streaming import Pieces, collected, stopped
@@ -44,7 +43,7 @@ class TextGenerationPipeline(Pipeline):
     """
 
     task = "text-generation"
-    models = (GPT2LMHeadModel, BertLMHeadModel)
+    models = task_classes("text-generation")
     open_stage = "forward"
     by_token = ()
 

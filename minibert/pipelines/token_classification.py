@@ -10,8 +10,7 @@ import numpy as np
 from minibert.core.checks import whole
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
-from minibert.models.bert.heads import BertForTokenClassification
-from minibert.models.gpt2.heads import GPT2ForTokenClassification
+from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import softmax
 
@@ -156,7 +155,7 @@ class TokenClassificationPipeline(Pipeline):
     """
 
     task = "token-classification"
-    models = (BertForTokenClassification, GPT2ForTokenClassification)
+    models = task_classes("token-classification")
 
     def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
         super().__init__(model, tokenizer, **options)

@@ -322,8 +322,7 @@ def _built(
     model = structure.build(combine(params, frozen))
     if sharding is None:
         return model
-    trunk = "" if model.is_trunk else f"{model.trunk}."
-    return gathered_module(sharding, model, but=f"{trunk}{model.blocks}.")
+    return gathered_module(sharding, model, but=f"{model.blocks_path}.")
 
 
 def _step(

@@ -39,7 +39,7 @@ def model(name: str, scale: float = 1.0) -> nnx.Module:
     cls = getattr(minibert, name)
     config = cls.config_class.tiny(vocab_size=len(sentences.VOCABULARY), num_hidden_layers=1)
     made = cls(config, rngs=nnx.Rngs(0)).eval()
-    kernel = getattr(made, made.trunk, made).encoder.layer[0].output.dense.kernel
+    kernel = made.base_model.encoder.layer[0].output.dense.kernel
     kernel[...] = kernel[...] * scale
     return made
 
@@ -124,7 +124,7 @@ def test_overflow_of_finite_parameters():
 def test_pipelines(task):
     name, inputs = TASKS[task]
     made = model(name)
-    bias = getattr(made, made.trunk, made).encoder.layer[-1].output.LayerNorm.bias
+    bias = made.base_model.encoder.layer[-1].output.LayerNorm.bias
     bias[...] = bias[...].at[0].set(jnp.nan)
     ask = minibert.pipeline(task, made, tokenizer=sentences.tokenizer())
     said = r"logits|last_hidden_state: .*output\.LayerNorm\.bias is not finite"

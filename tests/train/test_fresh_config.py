@@ -21,7 +21,7 @@ class Tokenizer:
 
 
 def made(name, classes=CLASSES, **labels):
-    return fresh_config(str(name), classes, Tokenizer(), labels)
+    return fresh_config(str(name), classes[0].config_class.model_type, classes, Tokenizer(), labels)
 
 
 def test_a_preset_has_the_tokenizers_ids():

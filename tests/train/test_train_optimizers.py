@@ -137,7 +137,7 @@ def test_what_decays_is_transformers(name, config, tmp_path):
     theirs = oracle.saved(name, tmp_path, **config)
     expected = set(transformers.Trainer.get_decay_parameter_names(None, theirs))
     model = oracle.ours(name, tmp_path)
-    prefix = f"{model.trunk}." if model.is_trunk else ""
+    prefix = model.tensor_prefix
     ours = optimizers.decaying(parameters(model))
     found = {
         name: ours[leaf.path.removeprefix(prefix)] for name, leaf in file_leaves(model).items()

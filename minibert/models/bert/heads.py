@@ -11,8 +11,9 @@ from jax import Array
 from jaxtyping import Float
 
 from minibert.errors import ConfigError
+from minibert.models.base import ModelWithHead, kept
 from minibert.models.bert.config import BertConfig
-from minibert.models.bert.modeling import BertWithHead
+from minibert.models.bert.modeling import BertModel, BertPreTrainedModel
 from minibert.models.inputs import joined_choices, kept_positions
 from minibert.models.outputs import (
     BertForPreTrainingOutput,
@@ -25,17 +26,25 @@ from minibert.models.outputs import (
     TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import SHAPES_ONLY, LayerNorm, Linear, Module, TiedLinear, constant
+from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
+
+NO_POOLER = {"add_pooling_layer": False}
 
 
-def _rest(outputs: Any) -> dict[str, Any]:
-    return {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+class BertWithHead(ModelWithHead, BertPreTrainedModel):
+    """A `BertModel` under the name `bert`, and a head."""
+
+    base_class = BertModel
+
+    def _add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
+        rate = config.classifier_dropout
+        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        stddev = config.initializer_range
+        self.classifier = Linear(config.hidden_size, outputs, stddev=stddev, **options)
 
 
 class BertForSequenceClassification(BertWithHead):
     """BERT with a classifier over the pooled first token."""
-
-    pooled = True
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self._add_classifier(config, config.num_labels, **options)
@@ -44,15 +53,15 @@ class BertForSequenceClassification(BertWithHead):
         self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
         """Takes `BertModel`'s arguments; returns a score for every label."""
-        outputs = self.bert(*args, rngs=rngs, **kwargs)
+        outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        return SequenceClassifierOutput(logits=logits, **_rest(outputs))
+        return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
 class BertForMultipleChoice(BertWithHead):
     """BERT with a score for each of several continuations."""
 
-    pooled = True
+    has_choices = True
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self._add_classifier(config, 1, **options)
@@ -82,7 +91,7 @@ class BertForMultipleChoice(BertWithHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
         )
-        outputs = self.bert(
+        outputs = self.base_model(
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -90,13 +99,13 @@ class BertForMultipleChoice(BertWithHead):
             **joined,
         )
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **_rest(outputs))
+        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
 
 
 class BertForTokenClassification(BertWithHead):
     """BERT with a classifier at every position."""
 
-    pooled = False
+    base_options = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self._add_classifier(config, config.num_labels, **options)
@@ -105,15 +114,15 @@ class BertForTokenClassification(BertWithHead):
         self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
     ) -> TokenClassifierOutput:
         """Takes `BertModel`'s arguments; returns a score for every label at every position."""
-        outputs = self.bert(*args, rngs=rngs, **kwargs)
+        outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
-        return TokenClassifierOutput(logits=logits, **_rest(outputs))
+        return TokenClassifierOutput(logits=logits, **kept(outputs))
 
 
 class BertForQuestionAnswering(BertWithHead):
     """BERT with a start and an end score at every position."""
 
-    pooled = False
+    base_options = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         if config.num_labels != 2:
@@ -126,10 +135,10 @@ class BertForQuestionAnswering(BertWithHead):
 
     def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
         """Takes `BertModel`'s arguments; returns start and end scores at every position."""
-        outputs = self.bert(*args, **kwargs)
+        outputs = self.base_model(*args, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         return QuestionAnsweringModelOutput(
-            start_logits=logits[..., 0], end_logits=logits[..., 1], **_rest(outputs)
+            start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
         )
 
 
@@ -223,7 +232,6 @@ class BertPreTrainingHeads(Module):
 class BertForPreTraining(BertWithHead):
     """BERT as it was pre-trained: masked words and next sentence."""
 
-    pooled = True
     tied = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
@@ -231,18 +239,18 @@ class BertForPreTraining(BertWithHead):
 
     def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
         """Takes `BertModel`'s arguments; index 0 of the second output means "it follows"."""
-        outputs = self.bert(*args, **kwargs)
-        table = self.bert.embeddings.word_embeddings.embedding[...]
+        outputs = self.base_model(*args, **kwargs)
+        table = self.base_model.embeddings.word_embeddings.embedding[...]
         words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
         return BertForPreTrainingOutput(
-            prediction_logits=words, seq_relationship_logits=pairs, **_rest(outputs)
+            prediction_logits=words, seq_relationship_logits=pairs, **kept(outputs)
         )
 
 
 class BertForMaskedLM(BertWithHead):
     """BERT with its masked-word head."""
 
-    pooled = False
+    base_options = NO_POOLER
     tied = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
@@ -250,31 +258,29 @@ class BertForMaskedLM(BertWithHead):
 
     def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
         """Takes `BertModel`'s arguments; returns a score for every word at every position."""
-        outputs = self.bert(*args, **kwargs)
-        table = self.bert.embeddings.word_embeddings.embedding[...]
+        outputs = self.base_model(*args, **kwargs)
+        table = self.base_model.embeddings.word_embeddings.embedding[...]
         logits = self.cls(outputs.last_hidden_state, table)
-        return MaskedLMOutput(logits=logits, **_rest(outputs))
+        return MaskedLMOutput(logits=logits, **kept(outputs))
 
 
 class BertForNextSentencePrediction(BertWithHead):
     """BERT with its next-sentence head."""
-
-    pooled = True
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyNSPHead(config, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
         """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
-        outputs = self.bert(*args, **kwargs)
+        outputs = self.base_model(*args, **kwargs)
         logits = self.cls(outputs["pooler_output"])
-        return NextSentencePredictorOutput(logits=logits, **_rest(outputs))
+        return NextSentencePredictorOutput(logits=logits, **kept(outputs))
 
 
 class BertLMHeadModel(BertWithHead):
     """BERT as a decoder, with a score for every next word; `config.is_decoder` makes it one."""
 
-    pooled = False
+    base_options = NO_POOLER
     tied = TIED_DECODER
     generates = True
 
@@ -288,12 +294,10 @@ class BertLMHeadModel(BertWithHead):
 
         0, the default, is all positions.
         """
-        outputs = self.bert(*args, **kwargs)
+        outputs = self.base_model(*args, **kwargs)
         hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
-        table = self.bert.embeddings.word_embeddings.embedding[...]
+        table = self.base_model.embeddings.word_embeddings.embedding[...]
         return CausalLMOutputWithCrossAttentions(
             logits=self.cls(hidden, table),
-            past_key_values=outputs.past_key_values,
-            cross_attentions=outputs.cross_attentions,
-            **_rest(outputs),
+            **kept(outputs, "past_key_values", "cross_attentions"),
         )

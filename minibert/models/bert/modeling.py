@@ -273,6 +273,7 @@ class BertPreTrainedModel(PretrainedModel):
         "*intermediate.dense.bias": ("features",),
         "*output.dense.kernel": ("features", None),
     }
+    segments = "type_vocab_size"
     config: BertConfig
 
 
@@ -365,7 +366,7 @@ class BertModel(BertPreTrainedModel):
         config = self.config
         given = model_inputs(
             config,
-            segments="type_vocab_size",
+            segments=self.segments,
             decoder=config.is_decoder,
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -403,42 +404,3 @@ class BertModel(BertPreTrainedModel):
             pooler_output=None if self.pooler is None else self.pooler(last),
             **asked(done, config, output_hidden_states, output_attentions),
         )
-
-
-class BertWithHead(BertPreTrainedModel):
-    """A `BertModel` under the name `bert`, and a head.
-
-    Args:
-        config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
-    """
-
-    pooled: bool
-
-    def __init__(
-        self,
-        config: BertConfig,
-        *,
-        rngs: nnx.Rngs | None,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-    ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.bert = BertModel(config, add_pooling_layer=self.pooled, **options)
-        self._add_head(config, **options)
-
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        raise TypeError(f"{type(self).__name__} has no head; use one of the BertFor… classes")
-
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
-        """An empty cache: see `BertModel.init_cache`."""
-        return self.bert.init_cache(batch_size, max_length)
-
-    def _add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
-        rate = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        stddev = config.initializer_range
-        self.classifier = Linear(config.hidden_size, outputs, stddev=stddev, **options)

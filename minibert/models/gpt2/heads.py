@@ -9,11 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 from jaxtyping import Float, Integer
 
 from minibert.core.checks import known
 from minibert.errors import InputError
+from minibert.models.base import ModelWithHead, kept
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.gpt2.modeling import GPT2Model, GPT2PreTrainedModel
 from minibert.models.inputs import choice_indices, joined_choices, kept_positions
@@ -25,37 +25,15 @@ from minibert.models.outputs import (
     TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.cache import KVCache
 from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 
 TIED_HEAD = {"lm_head.weight": "transformer.wte.weight"}
 
 
-class _GPT2WithHead(GPT2PreTrainedModel):
-    """A `GPT2Model` under the name `transformer`, and a head.
+class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
+    """A `GPT2Model` under the name `transformer`, and a head."""
 
-    Args:
-        config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
-    """
-
-    def __init__(
-        self,
-        config: GPT2Config,
-        *,
-        rngs: nnx.Rngs | None,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-    ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        self.transformer = GPT2Model(config, **options)
-        self._add_head(config, **options)
-
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+    base_class = GPT2Model
 
     def _add_lm_head(self, config: GPT2Config, **options: Any) -> None:
         self.lm_head = TiedLinear(
@@ -67,16 +45,8 @@ class _GPT2WithHead(GPT2PreTrainedModel):
             **options,
         )
 
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
-        """An empty cache: see `GPT2Model.init_cache`."""
-        return self.transformer.init_cache(batch_size, max_length)
-
     def _next_words(self, hidden: Array) -> Array:
-        return self.lm_head(hidden, self.transformer.wte.embedding[...])
-
-
-def _rest(outputs: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}
+        return self.lm_head(hidden, self.base_model.wte.embedding[...])
 
 
 class GPT2LMHeadModel(_GPT2WithHead):
@@ -95,11 +65,11 @@ class GPT2LMHeadModel(_GPT2WithHead):
 
         0, the default, is all positions.
         """
-        outputs = self.transformer(*args, **kwargs)
+        outputs = self.base_model(*args, **kwargs)
         hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
         return CausalLMOutputWithCrossAttentions(
             logits=self._next_words(hidden),
-            **_rest(outputs, "past_key_values", "cross_attentions"),
+            **kept(outputs, "past_key_values", "cross_attentions"),
         )
 
 
@@ -148,6 +118,7 @@ class GPT2SequenceSummary(Module):
 class GPT2DoubleHeadsModel(_GPT2WithHead):
     """GPT-2 with a score for every next word, and one for each of several continuations."""
 
+    has_choices = True
     tied = TIED_HEAD
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
@@ -185,7 +156,7 @@ class GPT2DoubleHeadsModel(_GPT2WithHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
         )
-        outputs = self.transformer(
+        outputs = self.base_model(
             past_key_values=past_key_values,
             head_mask=head_mask,
             use_cache=use_cache,
@@ -201,12 +172,14 @@ class GPT2DoubleHeadsModel(_GPT2WithHead):
         return GPT2DoubleHeadsModelOutput(
             logits=self._next_words(hidden),
             mc_logits=scores[..., 0] if scores.shape[-1] == 1 else scores,
-            **_rest(outputs, "past_key_values"),
+            **kept(outputs, "past_key_values"),
         )
 
 
 class GPT2ForSequenceClassification(_GPT2WithHead):
     """GPT-2 with a classifier over the last token that is not padding."""
+
+    needs_padding_id = True
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
         stddev = config.initializer_range
@@ -225,7 +198,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         Raises:
             InputError: several rows, and the config names no padding.
         """
-        outputs = self.transformer(input_ids, *args, **kwargs)
+        outputs = self.base_model(input_ids, *args, **kwargs)
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
         if pad is None and not (known(hidden.shape[:1]) and hidden.shape[0] == 1):
             raise InputError(
@@ -237,7 +210,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
             at = jnp.argmax(jnp.arange(hidden.shape[1]) * (jnp.asarray(input_ids) != pad), axis=1)
             last = jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0]
         return SequenceClassifierOutputWithPast(
-            logits=self.score(last), **_rest(outputs, "past_key_values")
+            logits=self.score(last), **kept(outputs, "past_key_values")
         )
 
 
@@ -254,9 +227,9 @@ class GPT2ForTokenClassification(_GPT2WithHead):
         self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
     ) -> TokenClassifierOutput:
         """Takes `GPT2Model`'s arguments; returns a score for every label at every position."""
-        outputs = self.transformer(*args, rngs=rngs, **kwargs)
+        outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
-        return TokenClassifierOutput(logits=logits, **_rest(outputs))
+        return TokenClassifierOutput(logits=logits, **kept(outputs))
 
 
 class GPT2ForQuestionAnswering(_GPT2WithHead):
@@ -267,8 +240,8 @@ class GPT2ForQuestionAnswering(_GPT2WithHead):
 
     def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
         """Takes `GPT2Model`'s arguments; returns start and end scores at every position."""
-        outputs = self.transformer(*args, **kwargs)
+        outputs = self.base_model(*args, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)
         return QuestionAnsweringModelOutput(
-            start_logits=logits[..., 0], end_logits=logits[..., 1], **_rest(outputs)
+            start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
         )

@@ -209,6 +209,7 @@ class GPT2PreTrainedModel(PretrainedModel):
         "*mlp.c_fc.bias": ("features",),
         "*mlp.c_proj.kernel": ("features", None),
     }
+    segments = "vocab_size"
     config: GPT2Config
 
 
@@ -303,7 +304,7 @@ class GPT2Model(GPT2PreTrainedModel):
         """
         given = model_inputs(
             self.config,
-            segments="vocab_size",
+            segments=self.segments,
             decoder=True,
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,

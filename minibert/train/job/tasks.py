@@ -12,7 +12,7 @@ from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.core.strict_json import read_json
 from minibert.data.records import Records, read_texts
 from minibert.errors import ConfigError, InputError, shown
-from minibert.models.registry import MODELS, load_model
+from minibert.models.registry import BY_TYPE, load_model, task_classes
 from minibert.sharding.mesh import Sharding
 from minibert.train import data as datasets
 from minibert.train.data.next_sentence import read_documents
@@ -48,12 +48,12 @@ def _with_ends(ends: dict[str, int], extra: Any = None, generation: Any = None) 
 
 
 def fresh_config(
-    name: str, classes: tuple[Any, ...], tokenizer: Any, labels: dict[str, Any]
+    name: str, family: str, classes: tuple[Any, ...], tokenizer: Any, labels: dict[str, Any]
 ) -> Any:
-    """Of a preset of a class's family, or of a file; with room for the tokenizer's words."""
+    """Of a family's preset, or of a file; with room for the tokenizer's words."""
     words, ends = len(tokenizer), _ends(tokenizer)
     if not name.endswith(".json"):
-        preset = getattr(classes[0].config_class, name, None)
+        preset = getattr(BY_TYPE[family].config, name, None)
         if name not in ("tiny", "small", "base", "medium", "large", "xl") or preset is None:
             raise ConfigError(f"config: expected a config.json or a preset, found {shown(name)}")
         return preset(vocab_size=words, **labels, **_with_ends(ends))
@@ -76,20 +76,22 @@ class Task:
     """A task.
 
     Attributes:
-        models: its classes; the first is that of presets.
+        model_task: whose classes it takes, as `Family.tasks` names it.
         objective: from settings and the model's config to what is minimised; None for a task
             whose result is a sentence encoder (`encoders`).
         dataset: from a source and a tokenizer to batches.
         options: the keys that `dataset` or `objective` take; those of other tasks are refused.
         columns: of `options`, those that are columns, each with its default; None for no column.
+        preset: the family of a config that is a preset.
         adapted_as: PEFT's task type of an adapter, where it decides what is trained: the head too.
     """
 
-    models: tuple[str, ...]
+    model_task: str
     objective: Callable[[Settings, Any], Objective] | None
     dataset: Callable[..., Any]
     options: tuple[str, ...]
     columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    preset: str = "bert"
     adapted_as: str | None = None
 
 
@@ -109,31 +111,33 @@ def _continuation(settings: Settings, config: Any) -> Objective:
 OF_OBJECTIVES = ("filler", "pooling", "scale")
 TASKS = {
     "causal-lm": Task(
-        models=("GPT2LMHeadModel", "BertLMHeadModel"),
+        model_task="text-generation",
+        preset="gpt2",
         objective=lambda settings, config: causal_lm,
         dataset=_windows,
         options=("text", "stride"),
     ),
     "continuation": Task(
-        models=("GPT2LMHeadModel", "BertForMaskedLM"),
+        model_task="continuation",
+        preset="gpt2",
         objective=_continuation,
         dataset=_windows,
         options=("text", "stride", "filler"),
     ),
     "masked-lm": Task(
-        models=("BertForMaskedLM",),
+        model_task="fill-mask",
         objective=lambda settings, config: masked_lm,
         dataset=datasets.masked_lm,
         options=("text", "truncation", "pad_to", "probability", "whole_words", "pack"),
     ),
     "pretraining": Task(
-        models=("BertForPreTraining",),
+        model_task="pretraining",
         objective=lambda settings, config: pretraining,
         dataset=datasets.pretraining,
         options=("text", "truncation", "pad_to", "probability", "whole_words"),
     ),
     "classification": Task(
-        models=("BertForSequenceClassification", "GPT2ForSequenceClassification"),
+        model_task="text-classification",
         objective=lambda settings, config: classification(config),
         dataset=datasets.classification,
         options=("text", "text_pair", "label", "problem_type", "truncation", "pad_to"),
@@ -141,7 +145,7 @@ TASKS = {
         adapted_as="SEQ_CLS",
     ),
     "token-classification": Task(
-        models=("BertForTokenClassification", "GPT2ForTokenClassification"),
+        model_task="token-classification",
         objective=lambda settings, config: token_classification,
         dataset=datasets.token_classification,
         options=("words", "label", "truncation", "pad_to"),
@@ -149,7 +153,7 @@ TASKS = {
         adapted_as="TOKEN_CLS",
     ),
     "question-answering": Task(
-        models=("BertForQuestionAnswering", "GPT2ForQuestionAnswering"),
+        model_task="question-answering",
         objective=lambda settings, config: question_answering,
         dataset=datasets.question_answering,
         options=("question", "context", "answers", "doc_stride", "pad_to"),
@@ -157,7 +161,7 @@ TASKS = {
         adapted_as="QUESTION_ANS",
     ),
     "contrastive": Task(
-        models=("BertModel", "GPT2Model"),
+        model_task="feature-extraction",
         objective=None,  # that of the encoder's vectors
         dataset=datasets.contrastive,
         options=("anchor", "positive", "negative", "truncation", "pad_to", "pooling", "scale"),
@@ -235,8 +239,8 @@ def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> A
 
 
 def _begun(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any:
-    names, rngs = TASKS[settings.task].models, nnx.Rngs(settings.seed)
-    classes = tuple(MODELS[name] for name in names)
+    task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
+    classes = task_classes(task.model_task)
     labels = new_labels(settings)
     if settings.model is not None:
         head = {"new_head": True, "rngs": rngs} if settings.new_head else {}
@@ -250,7 +254,7 @@ def _begun(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any
             **labels,
             **head,
         )
-    config = fresh_config(str(settings.config), classes, tokenizer, labels)
+    config = fresh_config(str(settings.config), task.preset, classes, tokenizer, labels)
     cls = next(cls for cls in classes if cls.config_class is type(config))
     return cls(config, rngs=rngs, dtype=settings.dtype)
 

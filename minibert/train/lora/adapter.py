@@ -121,7 +121,7 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
     Raises:
         InputError: no name fits; or a tied parameter would part from its copy.
     """
-    prefix = f"{model.trunk}." if model.is_trunk else ""
+    prefix = model.tensor_prefix
     whole = [f"{path}." for path, _ in _modules(model) if lora.saves(path)]
     leaves = {
         leaf.path.removeprefix(prefix): (name, leaf) for name, leaf in file_leaves(model).items()
