@@ -146,7 +146,7 @@ def _keras(folder: str, dtype: str) -> tuple[Forward, Any]:
 
 
 CONTENDERS = {
-    "minibert": Contender(_minibert, ("minibert.names",), anywhere=True),
+    "minibert": Contender(_minibert, ("minibert.models.registry",), anywhere=True),
     "PyTorch": Contender(_torch, TORCH, anywhere=True),
     "torch.compile": Contender(
         functools.partial(_torch, compiler="inductor"), TORCH, anywhere=True

@@ -1,70 +1,39 @@
-"""BERT and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree."""
+"""BERT and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree.
 
+The public names are in `__init__.pyi`. Each is imported when it is first used: importing JAX takes
+seconds, in which the command has to handle Ctrl-C already.
+"""
+
+import ast
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from minibert.names import *
+import pathlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BertConfig",
-    "BertForMaskedLM",
-    "BertForMultipleChoice",
-    "BertForNextSentencePrediction",
-    "BertForPreTraining",
-    "BertForQuestionAnswering",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertLMHeadModel",
-    "BertModel",
-    "GPT2Config",
-    "GPT2DoubleHeadsModel",
-    "GPT2ForQuestionAnswering",
-    "GPT2ForSequenceClassification",
-    "GPT2ForTokenClassification",
-    "GPT2LMHeadModel",
-    "GPT2Model",
-    "GenerationConfig",
-    "KVCache",
-    "LoadingInfo",
-    "SentenceEncoder",
-    "Sharding",
-    "assets",
-    "captured",
-    "compiled",
-    "errors",
-    "generate",
-    "load",
-    "on_host",
-    "pipeline",
-    "read_documents",
-    "stream",
-]
-
-# Attributes that are modules, imported when they are first used.
-SUBMODULES = {
-    "analysis": "minibert.inspection.analysis",
-    "pipelines": "minibert.pipelines",
-    "plots": "minibert.inspection.plots",
-    "pooling": "minibert.nn.pooling",
-    "scratch": "minibert.scratch",
-    "train": "minibert.train",
+SUBMODULES = ("analysis", "pipelines", "plots", "pooling", "scratch", "train")
+_HOMES: dict[str, str] = {  # the module that each public name is imported from
+    alias.name: f"{node.module}"
+    for node in ast.parse(pathlib.Path(__file__).with_suffix(".pyi").read_text("utf-8")).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
+__all__ = sorted(_HOMES.keys() - {*SUBMODULES})
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that a command can start.
-
-    Importing JAX takes seconds, and Ctrl-C has to be handled meanwhile.
-    """
-    if name in SUBMODULES:
-        return importlib.import_module(SUBMODULES[name])
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.names"), name)
+    home = _HOMES[name]
+    if home == __name__:
+        return importlib.import_module(f"{__name__}.{name}")
+    module = importlib.import_module(home)
+    return (
+        getattr(module, name)
+        if hasattr(module, name)
+        else importlib.import_module(f"{home}.{name}")
+    )
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *SUBMODULES})
+    return sorted({*globals(), *_HOMES})

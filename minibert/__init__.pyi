@@ -1,0 +1,59 @@
+"""The public names, by topic; what is imported when one of them is first used."""
+
+# sentences, pipelines and generation
+from minibert.embedding.encoder import SentenceEncoder as SentenceEncoder
+from minibert.pipelines import pipeline as pipeline
+from minibert.generation.api import generate as generate, stream as stream
+from minibert.generation.config import GenerationConfig as GenerationConfig
+
+# models and their checkpoints
+from minibert.models.registry import load as load
+from minibert.checkpoint.matching import LoadingInfo as LoadingInfo
+from minibert.models.compilation import compiled as compiled
+from minibert.nn.cache import KVCache as KVCache
+from minibert.models.bert import (
+    BertConfig as BertConfig,
+    BertForMaskedLM as BertForMaskedLM,
+    BertForMultipleChoice as BertForMultipleChoice,
+    BertForNextSentencePrediction as BertForNextSentencePrediction,
+    BertForPreTraining as BertForPreTraining,
+    BertForQuestionAnswering as BertForQuestionAnswering,
+    BertForSequenceClassification as BertForSequenceClassification,
+    BertForTokenClassification as BertForTokenClassification,
+    BertLMHeadModel as BertLMHeadModel,
+    BertModel as BertModel,
+)
+from minibert.models.gpt2 import (
+    GPT2Config as GPT2Config,
+    GPT2DoubleHeadsModel as GPT2DoubleHeadsModel,
+    GPT2ForQuestionAnswering as GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification as GPT2ForSequenceClassification,
+    GPT2ForTokenClassification as GPT2ForTokenClassification,
+    GPT2LMHeadModel as GPT2LMHeadModel,
+    GPT2Model as GPT2Model,
+)
+
+# many devices
+from minibert.sharding.mesh import Sharding as Sharding
+from minibert.sharding.placement import on_host as on_host
+
+# looking inside
+from minibert.inspection.capture import captured as captured
+
+# data
+from minibert.data.documents import read_documents as read_documents
+
+# modules
+from minibert import (
+    assets as assets,
+    errors as errors,
+    pipelines as pipelines,
+    scratch as scratch,
+    train as train,
+)
+from minibert.inspection import analysis as analysis, plots as plots
+from minibert.nn import pooling as pooling
+
+__version__: str
+__all__: list[str]
+SUBMODULES: tuple[str, ...]
