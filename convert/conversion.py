@@ -20,9 +20,8 @@ from minibert.checkpoint.saving import check_saved, parse_size, write_config, wr
 from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.checkpoint.tensors import TensorSource
 from minibert.core.atomic import atomic_folder
-from minibert.core.atomic_file import reported
 from minibert.core.strict_json import read_json, read_object_if_there
-from minibert.errors import MinibertError, SourceError
+from minibert.errors import MinibertError, SourceError, writing
 from minibert.models.base import PretrainedModel
 from minibert.models.registry import class_by_tensors, model_class
 
@@ -101,7 +100,7 @@ def convert(
         model, info = read(folder, param_dtype=dtype, allow_pickle=allow_pickle)
         progress("writing")
         copied = copy_companions(folder, new)
-        with reported(target):
+        with writing(target):
             if to == "hf":
                 write_model(model, new, limit)
                 check_saved(model, new)
@@ -111,7 +110,7 @@ def convert(
         if verified and torch_installed():
             instead = "the parameters were cast" if dtype else _unreadable_by_torch(folder)
             found = _verify_written(source, model, new, folder, instead, progress)
-            with reported(target):
+            with writing(target):
                 write_report(found, new)
         progress("flushing")
     return Conversion(info, copied, found)

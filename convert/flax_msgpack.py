@@ -9,7 +9,7 @@ from flax.serialization import msgpack_restore
 
 from minibert.checkpoint.sources import FLAX
 from minibert.checkpoint.tensors import ArraySource, TensorSource, flat_arrays
-from minibert.errors import WeightsFileError
+from minibert.errors import WeightsFileError, reading
 
 
 def open_flax(folder: str) -> TensorSource:
@@ -19,11 +19,10 @@ def open_flax(folder: str) -> TensorSource:
         WeightsFileError: it is not a tree of named arrays.
     """
     path = os.path.join(folder, FLAX)
+    with reading(path, WeightsFileError), open(path, "rb") as file:
+        data = file.read()
     try:
-        with open(path, "rb") as file:
-            tree = msgpack_restore(file.read())
-    except OSError as reason:
-        raise WeightsFileError(f"{path}: cannot be read ({reason.strerror})") from None
+        tree = msgpack_restore(data)
     except Exception as reason:  # msgpack and flax raise many types for a damaged file
         raise WeightsFileError(f"{path}: not a Flax msgpack file ({str(reason)[:200]})") from None
     return ArraySource(flat_arrays(tree, path), path, layout="flax")

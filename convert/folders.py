@@ -16,8 +16,7 @@ from minibert.checkpoint.files import (
 )
 from minibert.checkpoint.hub import model_folder
 from minibert.checkpoint.sources import FLAX
-from minibert.core.atomic_file import reported
-from minibert.errors import SourceError, TargetError
+from minibert.errors import SourceError, TargetError, reading, writing
 
 # Tokenizer and sentence-transformers files, at the top of a model folder …
 COMPANIONS = frozenset((*TOKENIZER_FILES, MODULES, BODY_CONFIGS[0], TOP_CONFIG))
@@ -99,7 +98,7 @@ def copy_companions(source: str, target: str) -> list[str]:
     for path in paths:
         destination = os.path.join(target, path)
         blocks = _blocks(check_link(source, path), os.path.join(source, path))
-        with reported(destination):
+        with writing(destination):
             os.makedirs(os.path.dirname(destination), exist_ok=True)
             with open(destination, "xb") as file:
                 file.writelines(blocks)
@@ -109,7 +108,7 @@ def copy_companions(source: str, target: str) -> list[str]:
 def _blocks(path: str, where: str) -> Iterator[bytes]:
     """Reads a regular file of at most `MOST_BYTES` block by block."""
     left = MOST_BYTES
-    try:
+    with reading(where):
         # O_NONBLOCK: a FIFO must not hang
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         with open(file, "rb") as source:
@@ -121,8 +120,6 @@ def _blocks(path: str, where: str) -> Iterator[bytes]:
             while left > 0 and (block := source.read(min(BLOCK, left))):
                 left -= len(block)
                 yield block
-    except OSError as reason:
-        raise SourceError(f"{where}: cannot be read ({reason.strerror})") from None
 
 
 def refuse_nested(source: str, target: str) -> None:

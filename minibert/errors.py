@@ -4,8 +4,9 @@ All are `MinibertError`, itself a `ValueError`, and each message names the file,
 argument, what was expected and what was found.
 """
 
+import contextlib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 LONGEST = 160  # characters of one value in a message
@@ -116,3 +117,21 @@ class TextNotFiniteError(NotFiniteError):
 
 class TargetError(MinibertError):
     """An output folder cannot be written: it exists, is in use, or the disk refuses."""
+
+
+@contextlib.contextmanager
+def reading(path: object, error: type[MinibertError] = SourceError) -> Generator[None]:
+    """Raises an error of the operating system as an `error` that names the path."""
+    try:
+        yield
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror or reason})") from None
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Generator[None]:
+    """Raises an error of the operating system as a `TargetError` that names the path."""
+    try:
+        yield
+    except OSError as reason:
+        raise TargetError(f"{path}: cannot be written ({reason.strerror or reason})") from reason

@@ -15,8 +15,7 @@ from minibert.checkpoint.files import model_paths
 from minibert.checkpoint.leaves import Leaf, finite, leaves
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
-from minibert.core.atomic_file import reported
-from minibert.errors import ConfigError, InputError, TargetError, shown
+from minibert.errors import ConfigError, InputError, TargetError, shown, writing
 
 UNITS = {
     "": 1,
@@ -63,7 +62,7 @@ def save_model(
 
     with (
         atomic_folder(folder, owned=model_paths, overwrite=overwrite, check=check) as new,
-        reported(folder),
+        writing(folder),
     ):
         write_model(model, new, limit, config)
 

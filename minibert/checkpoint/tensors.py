@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from minibert.core.strict_json import parse_json
-from minibert.errors import WeightsFileError, shown
+from minibert.errors import WeightsFileError, reading, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_AXES = 64  # numpy's limit
@@ -250,13 +250,11 @@ def read_header(file: int, path: str) -> dict[str, TensorInfo]:
 
 
 def _header_text(file: int, path: str, length: int) -> bytes:
-    try:
+    with reading(path, WeightsFileError):
         start = os.pread(file, 9, 0)
         header_length = int.from_bytes(start[:8], "little")
         if len(start) >= 8 and header_length <= min(length - 8, MAX_HEADER_BYTES):
             return os.pread(file, header_length, 8)
-    except OSError as reason:
-        raise WeightsFileError(f"{path}: cannot be read ({reason.strerror})") from None
     # one header in 32 begins with the byte that a pickle begins with, but none lacks the brace
     if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise WeightsFileError(f"{path}: this is a pickle, not a safetensors file")

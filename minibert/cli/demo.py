@@ -18,8 +18,7 @@ from minibert import assets
 from minibert.cli.shared import Device, problems, settings
 from minibert.cli.shared import styled as output
 from minibert.core.atomic import atomic_folder, matching_files
-from minibert.core.atomic_file import reported
-from minibert.errors import TargetError
+from minibert.errors import TargetError, writing
 
 BOUND = 2e-5  # of a float32 hidden state, as in the tests
 DIFFERS = 3  # the exit status
@@ -71,7 +70,7 @@ def demo(
         }
         _title("Save")
         owned = functools.partial(matching_files, pattern=OWNED)
-        with atomic_folder(folder, owned=owned, overwrite=again) as new, reported(folder):
+        with atomic_folder(folder, owned=owned, overwrite=again) as new, writing(folder):
             _save(report, models["bert"], new)
     output.print(f"{folder}: {', '.join(sorted(os.listdir(folder)))}", markup=False)
     output.print(f"\nAll done in {time.perf_counter() - start:.0f} s.")

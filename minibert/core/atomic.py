@@ -24,8 +24,8 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 
-from minibert.core.atomic_file import UNSUPPORTED, lock_file, reported
-from minibert.errors import TargetError, shown
+from minibert.core.atomic_file import UNSUPPORTED, lock_file
+from minibert.errors import TargetError, shown, writing
 
 PREFIX = ".minibert-"
 LAST = ("modules.json", "adapter_config.json", "config.json")
@@ -61,7 +61,7 @@ def atomic_folder(
         raise TargetError(f"{shown(target)}: not the name of a folder")
     target = os.path.realpath(target)
     parent, name = os.path.split(target)
-    with reported(target):
+    with writing(target):
         os.makedirs(parent, exist_ok=True)
         _recover(parent, name)
         if os.path.lexists(target) and not os.path.isdir(target):
@@ -73,7 +73,7 @@ def atomic_folder(
         folder, lock = _staging_folder(home, stem)
     try:
         yield folder
-        with reported(target):
+        with writing(target):
             if check is not None:
                 check(folder)
             _flush(folder)

@@ -6,21 +6,12 @@ import os
 import secrets
 import stat
 from collections.abc import Generator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from minibert.errors import TargetError
+from minibert.errors import TargetError, writing
 
 # Errors of file systems that cannot lock a file, or flush a folder.
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
-
-
-@contextlib.contextmanager
-def reported(target: Any) -> Generator[None]:
-    """Turns an error of the operating system into a `TargetError` that names the target."""
-    try:
-        yield
-    except OSError as reason:
-        raise TargetError(f"{target}: cannot be written ({reason.strerror or reason})") from reason
 
 
 @contextlib.contextmanager
@@ -62,7 +53,7 @@ def locked_path(path: str, busy: str) -> Generator[None]:
     Raises:
         TargetError: another process holds it; or the file cannot be made, or is not empty.
     """
-    with reported(path):
+    with writing(path):
         while (lock := _open_lock(path, busy)) is None:
             pass  # the process that held it removed the file just now
     try:

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import Any
 
-from minibert.errors import ConfigError, shown
+from minibert.errors import ConfigError, MinibertError, reading, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # far below where Python's own recursion ends
@@ -91,15 +91,13 @@ def read_object_if_there(path: str) -> dict[str, Any] | None:
     return data
 
 
-def read_json(path: str, error: type[Exception] = ConfigError, limit: int = MAX_BYTES) -> Any:
+def read_json(path: str, error: type[MinibertError] = ConfigError, limit: int = MAX_BYTES) -> Any:
     """Reads a JSON file of at most `limit` bytes; see `parse_json`."""
-    try:
+    with reading(path, error):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise error(f"{path}: not a regular file")
         with open(path, "rb") as file:
             text = file.read(limit + 1)
-    except OSError as reason:
-        raise error(f"{path}: cannot be read ({reason.strerror or reason})") from None
     if len(text) > limit:
         raise error(f"{path}: larger than {limit:,} bytes")
     return parse_json(text, path, error)

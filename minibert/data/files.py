@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from minibert.core.strict_json import unique_keys
 from minibert.core.text_lists import check_text
-from minibert.errors import InputError, MinibertError, SourceError, shown
+from minibert.errors import InputError, MinibertError, SourceError, reading, shown
 
 TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 ROWS = 1024  # read at a time from a parquet file
@@ -188,14 +188,10 @@ class TextFile:
         self._kind, self._texts = kind, texts
 
     def __iter__(self) -> Iterator[str]:
-        try:
+        with reading(self.path):
             for text, done in self._texts:
                 self.done = done
                 yield text
-        except OSError as reason:
-            raise SourceError(
-                f"{self.path}: cannot be read ({reason.strerror or reason})"
-            ) from None
 
     def place(self, row: int) -> str:
         """Where in the file text number `row` is, for a message; counted from 1, as editors do."""
@@ -231,10 +227,8 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
         raise SourceError(f"{path}: expected a file that ends in {', '.join(KINDS)}")
     if kind == "txt" and column is not None:
         raise InputError(f"column: {path} has no columns, a line is a text")
-    try:
+    with reading(path):
         file = open(path, "rb")  # noqa: SIM115  # closed below
-    except OSError as reason:
-        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from None
     with file:
         if kind == "txt":
             lines = while_unchanged(path, file, _lines(path, file))
@@ -254,11 +248,9 @@ def read_text(path: str) -> str:
         InputError: it is not UTF-8.
     """
     try:
-        with open(path, "rb") as file:
+        with reading(path), open(path, "rb") as file:
             blocks = iter(functools.partial(file.read, BLOCK), b"")
             return b"".join(while_unchanged(path, file, blocks)).decode("utf-8-sig")
-    except OSError as reason:
-        raise SourceError(f"{path}: cannot be read ({reason.strerror or reason})") from None
     except UnicodeDecodeError as reason:
         raise InputError(f"{path}: byte {reason.start}: not UTF-8 ({reason.reason})") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 from minibert.core.text_lists import check_text, elements
 from minibert.data.files import KINDS, open_texts, place_of, read_rows
 from minibert.data.files import KINDS as TEXTS
-from minibert.errors import InputError, SourceError, shown
+from minibert.errors import InputError, SourceError, reading, shown
 
 ROWS = 'pass its rows, such as table.to_dict("records") of pandas or table.to_pylist() of pyarrow'
 
@@ -80,13 +80,10 @@ class Records(Sequence[dict[str, Any]]):
         if kind is None:
             raise SourceError(f"{path}: expected a file that ends in {', '.join(KINDS)}")
         self._kind = kind
-        try:
-            with open(path, "rb") as file:
-                rows, _ = read_rows(path, file, columns)
-                for values, _ in rows:
-                    yield dict(zip(columns, values, strict=True))
-        except OSError as reason:
-            raise SourceError(f"{path}: cannot be read ({reason.strerror or reason})") from None
+        with reading(path), open(path, "rb") as file:
+            rows, _ = read_rows(path, file, columns)
+            for values, _ in rows:
+                yield dict(zip(columns, values, strict=True))
 
 
 def checked_text(value: Any, where: str) -> str:

@@ -28,7 +28,6 @@ from minibert.checkpoint.saving import (
 )
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
-from minibert.core.atomic_file import reported
 from minibert.core.strict_json import read_json
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel
 from minibert.embedding.settings import SentenceSettings, read_object
@@ -39,6 +38,7 @@ from minibert.errors import (
     TargetError,
     UnsupportedConfigError,
     shown,
+    writing,
 )
 from minibert.nn.activations import ACTIVATIONS
 from minibert.nn.layers import Module
@@ -351,7 +351,7 @@ def save_encoder(
 
     with (
         atomic_folder(folder, owned=encoder_paths, overwrite=overwrite, check=check) as new,
-        reported(folder),
+        writing(folder),
     ):
         write_model(model.transformer, new, SHARD)
         _write_tokenizer(tokenizer, new)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibert.core.atomic import flush_path
-from minibert.core.atomic_file import reported
 from minibert.core.checks import as_array
 from minibert.core.text_lists import check_text, elements
 from minibert.embedding.job_outputs import check_ending, ending, write_rows
@@ -36,6 +35,7 @@ from minibert.errors import (
     TextError,
     TextNotFiniteError,
     shown,
+    writing,
 )
 from minibert.nn.finite import rows_not_finite
 
@@ -288,7 +288,7 @@ def _assemble(
     def vectors() -> Iterator[np.ndarray]:
         return (parts.vectors(number) for number in range(len(digests)))
 
-    with reported(output):
+    with writing(output):
         ranges = np.array([(part.min(axis=0), part.max(axis=0)) for part in vectors()])
         ranges = np.stack([ranges[:, 0].min(axis=0), ranges[:, 1].max(axis=0)])
         whole = os.path.join(parts.folder, "whole")

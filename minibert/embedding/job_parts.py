@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.core.atomic_file import locked_path, reported
+from minibert.core.atomic_file import locked_path
 from minibert.embedding.job_outputs import flush
-from minibert.errors import TargetError, shown
+from minibert.errors import TargetError, shown, writing
 
 OWN = re.compile(r"\d{7}\.npz(\.new)?|(job\.json|finished)(\.new)?|whole")
 AGAIN = "--restart to begin again"
@@ -83,7 +83,7 @@ class Parts:
             return
         if os.path.islink(self.folder) or not os.path.isdir(self.folder):
             raise TargetError(f"{self.folder}: expected a folder of parts, or nothing")
-        with reported(self.folder):
+        with writing(self.folder):
             names = os.listdir(self.folder)
         strange = _strangers(self.folder) or sorted(names if "job.json" not in names else [])
         if strange:
@@ -98,7 +98,7 @@ class Parts:
         Raises:
             TargetError: they are of another job.
         """
-        with reported(self._output):
+        with writing(self._output):
             _remove_own(f"{self.folder}.old")
             os.makedirs(self.folder, exist_ok=True)
             if has_parts(self._output):
@@ -133,7 +133,7 @@ class Parts:
     def store(self, number: int, part: Part, texts: str) -> None:
         """Writes a part: whole, or not at all."""
         path = self._path(number)
-        with reported(self._output):
+        with writing(self._output):
             with open(f"{path}.new", "wb") as file:
                 whole = _digest_of_part(part, self.job, texts)
                 np.savez(file, **part._asdict(), job=self.job, texts=texts, digest=whole)
@@ -272,7 +272,7 @@ def job_lock(output: str) -> Generator[None]:
     Raises:
         TargetError: another job holds it, or it cannot be written.
     """
-    with reported(output):
+    with writing(output):
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     with locked_path(f"{output}.lock", f"{output}: another job is at work on it"):
         yield

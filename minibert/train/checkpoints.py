@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from minibert.core.atomic import matching_files
-from minibert.core.atomic_file import locked_path, reported
+from minibert.core.atomic_file import locked_path
 from minibert.core.checks import whole
 from minibert.errors import (
     CheckpointMismatchError,
@@ -26,6 +26,7 @@ from minibert.errors import (
     TargetError,
     WeightsFileError,
     shown,
+    writing,
 )
 from minibert.train.checkpoint_state import (
     as_dict,
@@ -175,7 +176,7 @@ class Store:
         }
         record["seal"] = seal(record)
         positions = {"positions": record.pop("positions")}
-        with reported(self._options.folder):
+        with writing(self._options.folder):
             self._manager.save(
                 step,
                 args=args.Composite(
@@ -249,7 +250,7 @@ class Store:
         Raises:
             TargetError: it cannot be written.
         """
-        with reported(self._options.folder):
+        with writing(self._options.folder):
             self._manager.wait_until_finished()
 
 
@@ -425,7 +426,7 @@ def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
         options = CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
         options = CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
-    with reported(folder):
+    with writing(folder):
         manager = CheckpointManager(os.path.abspath(folder), options=options)
     try:
         yield manager
@@ -447,7 +448,7 @@ def one_run(folder: Any) -> Generator[None]:
     Raises:
         TargetError: another run is at work on it, or it cannot be made.
     """
-    with reported(folder):
+    with writing(folder):
         os.makedirs(folder, exist_ok=True)
     if jax.process_count() > 1:  # processes of one run share the folder
         yield

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from minibert.core.atomic_file import lock_file, new_file, reported
-from minibert.errors import InputError, TargetError
+from minibert.core.atomic_file import lock_file, new_file
+from minibert.errors import InputError, TargetError, writing
 
 # Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.
 PEAKS = {
@@ -78,7 +78,7 @@ class MetricsLog:
         self.history: list[dict[str, Any]] = []
         if path is None or jax.process_index():
             return
-        with reported(path):
+        with writing(path):
             self._file = _locked(path)
             try:
                 self._begin(path, step, restored, resume)
@@ -111,7 +111,7 @@ class MetricsLog:
             self.history.append(line)
         if self._file is None:
             return
-        with reported(self.path):
+        with writing(self.path):
             if amended:
                 self._rewrite()
             else:
@@ -131,7 +131,7 @@ class MetricsLog:
     def sync(self) -> None:
         """Waits until all lines are on the disk: no checkpoint knows of more than the log."""
         if self._file is not None:
-            with reported(self.path):
+            with writing(self.path):
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from minibert.checkpoint.files import adapter_paths, encoder_paths, one_state
 from minibert.checkpoint.saving import check_saved, write_model
 from minibert.core.atomic import atomic_folder, remove_files
-from minibert.core.atomic_file import new_file, reported
-from minibert.errors import ConfigError, InputError, TargetError, shown
+from minibert.core.atomic_file import new_file
+from minibert.errors import ConfigError, InputError, TargetError, shown, writing
 from minibert.sharding.mesh import Sharding
 from minibert.train.checkpoints import (
     ELSEWHERE,
@@ -180,7 +180,7 @@ def _is_own(folder: str, name: str) -> bool:
 
 def clear(folder: str) -> None:
     """Removes from an output folder what a run has written, and nothing else."""
-    with reported(folder):
+    with writing(folder):
         for name in filter(functools.partial(_is_own, folder), os.listdir(folder)):
             path = os.path.join(folder, name)
             if name in FOLDERS:
@@ -236,7 +236,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
 def _write_settings(settings: Settings, *, replace: bool) -> None:
     path = os.path.join(settings.output, "settings.json")
     if replace or not os.path.exists(path):
-        with reported(path), new_file(path) as file:
+        with writing(path), new_file(path) as file:
             file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
 
 
@@ -264,7 +264,7 @@ def _write(
     else:
         with (
             atomic_folder(folder, owned=encoder_paths, overwrite=True, check=check) as new,
-            reported(folder),
+            writing(folder),
         ):
             write_model(trained, new, SHARD)
             tokenizer.save_pretrained(new)

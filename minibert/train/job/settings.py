@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from minibert.core.checks import number, whole
-from minibert.errors import ConfigError, shown
+from minibert.errors import ConfigError, reading, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,10 +134,8 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
+        with reading(path, ConfigError), open(path, "rb") as file:
             return tomllib.load(file)
-    except OSError as reason:
-        raise ConfigError(f"{path}: cannot be read ({reason.strerror or reason})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
         raise ConfigError(f"{path}: not TOML ({reason})") from None
 

@@ -16,7 +16,6 @@ from minibert.checkpoint.leaves import leaf_array
 from minibert.checkpoint.saving import write_arrays, write_json
 from minibert.checkpoint.tensors import SafetensorsSource, TensorSource
 from minibert.core.atomic import atomic_folder
-from minibert.core.atomic_file import reported
 from minibert.core.strict_json import read_object_if_there
 from minibert.errors import (
     CheckpointMismatchError,
@@ -26,6 +25,7 @@ from minibert.errors import (
     TargetError,
     UnsupportedConfigError,
     shown,
+    writing,
 )
 from minibert.train.lora.adapter import Adapter, check_adapter, saved_leaves, sites, target_names
 from minibert.train.lora.config import LoRA
@@ -89,7 +89,7 @@ def save_adapter(
     target = os.fspath(folder)
     with (
         atomic_folder(target, owned=adapter_paths, overwrite=overwrite, check=check) as new,
-        reported(target),
+        writing(target),
     ):
         write_json(fields, os.path.join(new, CONFIG))
         write_arrays(arrays, os.path.join(new, TENSORS))
