@@ -5,8 +5,9 @@ argument, what was expected and what was found.
 """
 
 import contextlib
+import difflib
 import reprlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 LONGEST = 160  # characters of one value in a message
@@ -23,6 +24,12 @@ def shown(value: Any) -> str:
     except ValueError:  # Python refuses to print an integer of thousands of digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 30]} … {text[-20:]}"
+
+
+def suggest(name: str, known: Iterable[str], count: int = 1) -> str:
+    """Returns a hint at the known names closest to an unknown one; empty if none is close."""
+    near = difflib.get_close_matches(name[:LONGEST], sorted(known), count)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 class MinibertError(ValueError):

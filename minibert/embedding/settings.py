@@ -15,6 +15,7 @@ from typing import Any
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
 from minibert.core.checks import whole
 from minibert.core.strict_json import read_json
+from minibert.core.text_lists import check_text
 from minibert.embedding.similarity import SIMILARITIES
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
 
@@ -100,12 +101,7 @@ class SentenceSettings:
         if prompt is not None:
             if name is not None:
                 raise InputError("prompt, prompt_name: give one of the two")
-            if not isinstance(prompt, str):
-                raise InputError(f"prompt: expected a text, found {shown(prompt)}")
-            try:
-                prompt.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"prompt: {shown(prompt)} has half a surrogate pair") from None
+            check_text(prompt, "prompt")
             return prompt
         name = self.default_prompt_name if name is None else name
         if name not in (None, *self.prompts):

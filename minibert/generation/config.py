@@ -5,13 +5,12 @@ The reference is transformers' `generation/configuration_utils.py` (5.23), and w
 """
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax.core import FrozenDict, freeze, unfreeze
 
-from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
+from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown, suggest
 from minibert.generation import arrays, rules
 from minibert.generation.processors import Processors
 from minibert.generation.sampling import Sampling
@@ -228,9 +227,7 @@ class GenerationConfig:
         """
         for name in options:
             if name not in OPTIONS | rules.INERT | rules.REFUSED.keys():
-                near = difflib.get_close_matches(name, sorted(OPTIONS), 1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                raise InputError(f"{name}: no option of generation{hint}")
+                raise InputError(f"{name}: no option of generation{suggest(name, OPTIONS)}")
         _refuse(options)
         given = {name: options[name] for name in OPTIONS & options.keys()}
         if "top_k" in given and given["top_k"] is None:

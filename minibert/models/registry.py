@@ -1,12 +1,11 @@
 """The model a checkpoint asks for: the class its config names, or the one its tensors fit."""
 
-import difflib
 import inspect
 import os
 from collections.abc import Iterable
 from typing import Any
 
-from minibert.errors import ConfigError, SourceError, shown
+from minibert.errors import ConfigError, SourceError, shown, suggest
 from minibert.models import bert, gpt2
 from minibert.models.base import Family, PretrainedModel, load_pretrained
 
@@ -45,10 +44,9 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
     if named:
         name = named[0] if isinstance(named, list) else named
         if not isinstance(name, str) or name not in MODELS:
-            near = difflib.get_close_matches(str(name)[:100], MODELS, n=3, cutoff=0)
             raise ConfigError(
                 f"{where}: architectures: {shown(name)} is none of the {len(MODELS)} classes that "
-                f"minibert has; the nearest are {', '.join(near)}"
+                f"minibert has{suggest(str(name), MODELS, count=3)}"
             )
         return MODELS[name]
     cls = class_by_tensors(data, names)

@@ -1,11 +1,10 @@
 """The options of a pipeline: the keyword arguments of its three stages."""
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from minibert.errors import InputError, shown
+from minibert.errors import InputError, shown, suggest
 
 STAGES = ("preprocess", "forward", "postprocess")
 
@@ -82,6 +81,5 @@ def unknown(name: str, known: Iterable[str], kind: str) -> str:
     """What is said of a name that nobody knows."""
     if name in ELSEWHERE:
         return f"{name}: no {kind}: {ELSEWHERE[name]}"
-    near = difflib.get_close_matches(name, sorted(known), 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-    return f"{name}: no {kind} ({hint})"
+    hint = suggest(name, known) or f" (there are {', '.join(sorted(known))})"
+    return f"{name}: no {kind}{hint}"

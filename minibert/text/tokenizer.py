@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minibert.core.checks import whole
-from minibert.core.text_lists import elements
+from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, TextError, shown
 from minibert.text.batching import Batch, padded
 
@@ -109,9 +109,9 @@ def question_first(tokenizer: Any) -> bool:
 def _named(texts: Sequence[str], numbers: Sequence[int], reason: Exception) -> InputError:
     for number, text in zip(numbers, texts, strict=True):
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            return TextError(number, f"half a surrogate pair in {shown(text)}")
+            check_text(text)
+        except InputError as fault:
+            return TextError(number, str(fault))
     return InputError(f"sentences: the tokenizer refuses them ({shown(str(reason))})")
 
 

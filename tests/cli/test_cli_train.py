@@ -295,7 +295,7 @@ def test_a_sentence_encoder_of_a_plain_model(place, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("learning_rat = 1.0\n", "no such key: 'learning_rat'; the nearest is learning_rate"),
+        ("learning_rat = 1.0\n", r"no such key: 'learning_rat' \(did you mean learning_rate\?\)"),
         ('batch_size = "8"\n', "batch_size: expected a whole number, found '8'"),
         ("remat = 1\n", "remat: expected true or false, found 1"),
         ("batch_size = true\n", "batch_size: expected a whole number, found True"),

@@ -122,7 +122,7 @@ def test_prompts(encoder):
         ({"sentences": ["the longest", "\ud800"]}, "sentence 1: half a surrogate pair"),
         ({"sentences": "the", "prompt_name": "none"}, "prompt_name: 'none' is none of the prompts"),
         ({"sentences": "the", "prompt_name": "other", "prompt": "a"}, "give one of the two"),
-        ({"sentences": "the", "prompt": "\ud800"}, "prompt: .* has half a surrogate pair"),
+        ({"sentences": "the", "prompt": "\ud800"}, "prompt: half a surrogate pair"),
         ({"sentences": "the", "precision": "int4"}, "precision: expected one of float32"),
         ({"sentences": "the", "precision": "int8"}, "precision: int8 takes each feature's range"),
         ({"sentences": "the", "output_value": "logits"}, "output_value: expected one of"),

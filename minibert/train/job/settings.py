@@ -1,7 +1,6 @@
 """What `minibert train` is told, in a TOML file or by flags: keys, their types and meanings."""
 
 import dataclasses
-import difflib
 import tomllib
 import types
 import typing
@@ -9,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from minibert.core.checks import number, whole
-from minibert.errors import ConfigError, reading, shown
+from minibert.errors import ConfigError, reading, shown, suggest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +119,7 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
     where = f"{path}: " if path else ""
     for name, value in found.items():
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0)
-            raise ConfigError(f"{where}no such key: {shown(name)}; the nearest is {near[0]}")
+            raise ConfigError(f"{where}no such key: {shown(name)}{suggest(name, FIELDS)}")
         found[name] = _checked(f"{where}{name}", TYPES[name], value)
     found |= {name: _checked(name, TYPES[name], value) for name, value in given.items()}
     required = [name for name, f in FIELDS.items() if f.default is dataclasses.MISSING]
