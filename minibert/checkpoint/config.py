@@ -11,14 +11,25 @@ loading info). What is kept is written back by `save_pretrained`.
 import dataclasses
 import functools
 import operator
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from flax.core import FrozenDict, freeze, unfreeze
 
+from minibert.core.fields import (
+    SWITCH,
+    Rule,
+    assign,
+    check,
+    checked,
+    field,
+    one_of,
+    or_null,
+    refuse,
+    whole,
+)
 from minibert.core.strict_json import read_json
-from minibert.errors import ConfigError, UnsupportedConfigError, shown
+from minibert.errors import ConfigError, shown
 
 GENERATION = "generation_config.json"  # what lies beside a config.json, for decoders
 MAX_LABELS = 1 << 20
@@ -61,79 +72,35 @@ REFUSED_DECODER_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
 }
 
-
-def ruled(
-    default: Any,
-    expected: str,
-    rule: Callable[[Any], bool],
-    convert: Callable[[Any], Any] = lambda value: value,
-) -> Any:
-    """A dataclass field whose value must satisfy `rule`, described by `expected`."""
-    metadata = {"rule": rule, "expected": expected, "convert": convert}
-    return dataclasses.field(default=default, metadata=metadata)
+INDEX = whole()
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_label(entry: tuple[Any, Any]) -> bool:
+    index, name = entry
+    try:
+        int(index)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(name, str) or INDEX.allows(name)
 
 
-def _is_real(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max
-    )
+def _by_index(labels: Mapping[Any, Any]) -> FrozenDict[int, str]:
+    found = {int(index): str(name) for index, name in labels.items()}
+    if not found or len(found) != len(labels):
+        raise ConfigError(f"id2label: expected distinct indices, found {shown(labels)}")
+    return FrozenDict(found)
 
 
-def derived() -> Any:
-    """A field that is worked out from others when it is None."""
-    return dataclasses.field(default=None)
-
-
-def _to_float(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def size(default: int) -> Any:
-    """A field that counts something: a whole number of at least 1."""
-    return ruled(default, "a whole number of at least 1", lambda v: _is_int(v) and 1 <= v < 2**31)
-
-
-def probability(default: float | None, optional: bool = False) -> Any:
-    """A field that is a dropout rate."""
-    expected = "a number from 0 to 1" + (" or null" if optional else "")
-    return ruled(
-        default,
-        expected,
-        lambda v: (optional and v is None) or (_is_real(v) and 0 <= v <= 1),
-        _to_float,
-    )
-
-
-def positive(default: float) -> Any:
-    """A field that is a positive, finite number."""
-    return ruled(default, "a positive number", lambda v: _is_real(v) and v > 0, _to_float)
-
-
-def non_negative(default: float) -> Any:
-    """A field that is a finite number of at least zero."""
-    return ruled(default, "a number of at least 0", lambda v: _is_real(v) and v >= 0, _to_float)
-
-
-def switch(default: bool) -> Any:
-    """A field that is true or false."""
-    return ruled(default, "true or false", lambda v: isinstance(v, bool))
-
-
-def one_of(default: str | None, choices: tuple[str, ...], optional: bool = False) -> Any:
-    """A field that names one of `choices`."""
-    expected = "one of " + ", ".join(choices) + (" or null" if optional else "")
-    return ruled(
-        default,
-        expected,
-        lambda v: (optional and v is None) or (isinstance(v, str) and v in choices),
-    )
-
+ID2LABEL = Rule(
+    "index → name",
+    lambda v: isinstance(v, Mapping) and all(map(_is_label, v.items())),
+    _by_index,
+)
+LABEL2ID = Rule(
+    "name → index",
+    lambda v: isinstance(v, Mapping) and all(map(INDEX.allows, v.values())),
+    lambda v: FrozenDict({name: int(index) for name, index in v.items()}),
+)
 
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 
@@ -175,15 +142,13 @@ class Config:
     refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
     aliases: ClassVar[Mapping[str, str]] = {}
 
-    num_labels: int = derived()
-    id2label: Mapping[int, str] = derived()
-    label2id: Mapping[str, int] = derived()
-    problem_type: str | None = one_of(None, PROBLEM_TYPES, optional=True)
-    output_hidden_states: bool = switch(False)
-    output_attentions: bool = switch(False)
-    is_causal: bool | None = ruled(
-        None, "true or false", lambda v: v is None or isinstance(v, bool)
-    )
+    num_labels: int = field(whole(1, MAX_LABELS), None)
+    id2label: Mapping[int, str] = field(ID2LABEL, None)
+    label2id: Mapping[str, int] = field(LABEL2ID, None)
+    problem_type: str | None = field(or_null(one_of(PROBLEM_TYPES)), None)
+    output_hidden_states: bool = field(SWITCH, False)
+    output_attentions: bool = field(SWITCH, False)
+    is_causal: bool | None = field(SWITCH, None)
     extra: Mapping[str, Any] = dataclasses.field(
         default_factory=FrozenDict, compare=False, repr=False
     )
@@ -192,32 +157,22 @@ class Config:
     )
 
     def __post_init__(self):
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name, value in self._checked(given).items():
-            object.__setattr__(self, name, value)
-
-    @classmethod
-    def _checked(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields given, and all about labels, checked and in their final form."""
-        values = dict(given)
-        for field in dataclasses.fields(cls):
-            if field.name in values and "rule" in field.metadata:
-                value = values[field.name]
-                if not field.metadata["rule"](value):
-                    expected = field.metadata["expected"]
-                    raise ConfigError(f"{field.name}: expected {expected}, found {shown(value)}")
-                values[field.name] = field.metadata["convert"](value)
-        id2label = _labels(values.get("id2label"), values.get("num_labels"))
-        label2id = values.get("label2id")
-        if label2id is None:
-            label2id = {name: index for index, name in id2label.items()}
-        elif not isinstance(label2id, Mapping) or not all(map(_is_int, label2id.values())):
-            raise ConfigError(f"label2id: expected name → index, found {shown(label2id)}")
-        labels = {"id2label": FrozenDict(id2label), "label2id": FrozenDict(label2id)}
-        kept = {"extra": freeze(dict(values.get("extra", {})))}
-        if (generation := values.get("generation")) is not None:
-            kept["generation"] = freeze(dict(generation))
-        return values | labels | {"num_labels": len(id2label)} | kept
+        check(self)
+        id2label = self.id2label or FrozenDict(_default_labels(self.num_labels or 2))
+        if self.num_labels not in (None, len(id2label)):
+            raise ConfigError(
+                f"num_labels: {self.num_labels}, but id2label has {len(id2label)} entries"
+            )
+        derived = {
+            "num_labels": len(id2label),
+            "id2label": id2label,
+            "extra": freeze(dict(self.extra)),
+        }
+        if self.label2id is None:
+            derived["label2id"] = FrozenDict({name: index for index, name in id2label.items()})
+        if self.generation is not None:
+            derived["generation"] = freeze(dict(self.generation))
+        assign(self, derived)
 
     @classmethod
     def name_of(cls, field: str) -> str:
@@ -259,18 +214,13 @@ class Config:
         if data.get("model_type", cls.model_type) != cls.model_type:
             found = shown(data["model_type"])
             raise ConfigError(f"{where}: model_type: expected {cls.model_type!r}, found {found}")
-        for name, neutral in cls._refused(data).items():
-            if name in data and data[name] not in neutral:
-                raise UnsupportedConfigError(
-                    f"{where}: {name}: {shown(data[name])} is not implemented "
-                    f"(only {neutral[0]!r}, which changes nothing)"
-                )
+        refuse(data, cls._refused(data), where=f"{where}: ")
         ours = {field.name for field in dataclasses.fields(cls)} - {"extra", "generation"}
         try:
             data = cls._canonical(data)
             extra = {name: value for name, value in data.items() if name not in ours}
             given = {name: data[name] for name in ours & data.keys()}
-            return cls(**cls._checked(given | {"extra": extra, "generation": generation}))
+            return cls(**checked(cls, given), extra=extra, generation=generation)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 
@@ -300,7 +250,7 @@ class Config:
             del data["is_causal"]  # null is not the default to transformers
         data["id2label"] = {str(index): name for index, name in self.id2label.items()}
         data["label2id"] = dict(self.label2id)
-        plain = _labels(None, None)
+        plain = _default_labels(2)
         if self.id2label == plain:
             del data["id2label"]
             if self.label2id == {name: index for index, name in plain.items()}:
@@ -308,21 +258,5 @@ class Config:
         return data
 
 
-def _labels(id2label: Any, num_labels: Any) -> dict[int, str]:
-    if num_labels is not None and not (_is_int(num_labels) and 1 <= num_labels <= MAX_LABELS):
-        raise ConfigError(
-            f"num_labels: expected a whole number from 1 to {MAX_LABELS}, found {shown(num_labels)}"
-        )
-    if id2label is None:
-        return {index: f"LABEL_{index}" for index in range(num_labels or 2)}
-    try:
-        labels = {int(index): name for index, name in id2label.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise ConfigError(f"id2label: expected index → name, found {shown(id2label)}") from None
-    if not all(isinstance(name, str) or _is_int(name) for name in labels.values()):
-        raise ConfigError(f"id2label: expected index → name, found {shown(id2label)}")
-    if not labels or len(labels) != len(id2label):
-        raise ConfigError(f"id2label: expected distinct indices, found {shown(id2label)}")
-    if num_labels not in (None, len(labels)):
-        raise ConfigError(f"num_labels: {num_labels}, but id2label has {len(labels)} entries")
-    return {index: str(name) for index, name in labels.items()}
+def _default_labels(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}

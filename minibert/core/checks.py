@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from minibert.core import fields
 from minibert.errors import InputError, shown
 
 Size = int | Any  # of an array: a number; in an export it may be a letter
@@ -75,11 +76,7 @@ def lengths(
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A whole number of at least `least`, and of at most `most` if that is given."""
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or value < least or (most is not None and value > most):
-        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name}: expected a whole number {wanted}, found {shown(value)}")
-    return int(value)
+    return fields.whole(least, most).check(name, value, InputError)
 
 
 def flag(name: str, value: Any) -> bool:

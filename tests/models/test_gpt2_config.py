@@ -78,7 +78,7 @@ def test_two_aliases_of_different_fields_do_not_meet():
 REFUSED = {
     "heads": ({"n_head": 5}, "n_head: expected a divisor of n_embd (24), found 5"),
     "heads-alias": ({"num_attention_heads": 5}, "n_head: "),
-    "inner-0": ({"n_inner": 0}, "n_inner: expected a whole number of at least 1, or null, found 0"),
+    "inner-0": ({"n_inner": 0}, "n_inner: expected a whole number of at least 1 or null, found 0"),
     "inner-float": ({"n_inner": 80.0}, "n_inner: expected"),
     "inner-bool": ({"n_inner": True}, "n_inner: expected"),
     "layers-0": ({"n_layer": 0}, "n_layer: expected a whole number of at least 1, found 0"),

@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from minibert.checkpoint.config import (
-    REFUSED_DECODER_FIELDS,
-    REFUSED_FIELDS,
-    Config,
-    non_negative,
+from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config
+from minibert.core.fields import (
+    NON_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SIZE,
+    SWITCH,
+    field,
     one_of,
-    positive,
-    probability,
-    ruled,
-    size,
-    switch,
+    or_null,
+    whole,
 )
 from minibert.errors import ConfigError, UnsupportedConfigError
 from minibert.nn.activations import ACTIVATION_NAMES
@@ -30,25 +30,23 @@ class BertConfig(Config):
         "position_embedding_type": ("absolute", None),
     }
 
-    vocab_size: int = size(30522)
-    hidden_size: int = size(768)
-    num_hidden_layers: int = size(12)
-    num_attention_heads: int = size(12)
-    intermediate_size: int = size(3072)
-    hidden_act: str = one_of("gelu", ACTIVATION_NAMES)
-    hidden_dropout_prob: float = probability(0.1)
-    attention_probs_dropout_prob: float = probability(0.1)
-    classifier_dropout: float | None = probability(None, optional=True)
-    max_position_embeddings: int = size(512)
-    type_vocab_size: int = size(2)
-    initializer_range: float = non_negative(0.02)
-    layer_norm_eps: float = positive(1e-12)
-    pad_token_id: int | None = ruled(
-        0, "a whole number or null", lambda v: v is None or type(v) is int
-    )
-    is_decoder: bool = switch(False)
-    add_cross_attention: bool = switch(False)
-    tie_word_embeddings: bool = switch(True)
+    vocab_size: int = field(SIZE, 30522)
+    hidden_size: int = field(SIZE, 768)
+    num_hidden_layers: int = field(SIZE, 12)
+    num_attention_heads: int = field(SIZE, 12)
+    intermediate_size: int = field(SIZE, 3072)
+    hidden_act: str = field(one_of(ACTIVATION_NAMES), "gelu")
+    hidden_dropout_prob: float = field(PROBABILITY, 0.1)
+    attention_probs_dropout_prob: float = field(PROBABILITY, 0.1)
+    classifier_dropout: float | None = field(or_null(PROBABILITY), None)
+    max_position_embeddings: int = field(SIZE, 512)
+    type_vocab_size: int = field(SIZE, 2)
+    initializer_range: float = field(NON_NEGATIVE, 0.02)
+    layer_norm_eps: float = field(POSITIVE, 1e-12)
+    pad_token_id: int | None = field(or_null(whole()), 0)
+    is_decoder: bool = field(SWITCH, False)
+    add_cross_attention: bool = field(SWITCH, False)
+    tie_word_embeddings: bool = field(SWITCH, True)
 
     def __post_init__(self):
         super().__post_init__()

@@ -4,28 +4,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from minibert.checkpoint.config import (
-    REFUSED_DECODER_FIELDS,
-    REFUSED_FIELDS,
-    Config,
-    aliased,
-    non_negative,
+from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, aliased
+from minibert.core.fields import (
+    NON_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SIZE,
+    SWITCH,
+    field,
     one_of,
-    positive,
-    probability,
-    ruled,
-    size,
-    switch,
+    or_null,
+    whole,
 )
 from minibert.errors import ConfigError
 from minibert.nn.activations import ACTIVATION_NAMES
 
 SUMMARY_TYPES = ("last", "first", "mean", "cls_index")
-
-
-def _optional_size() -> Any:
-    expected = "a whole number of at least 1, or null"
-    return ruled(None, expected, lambda v: v is None or (type(v) is int and 1 <= v < 2**31))
 
 
 @aliased
@@ -54,35 +48,33 @@ class GPT2Config(Config):
         "num_hidden_layers": "n_layer",
     }
 
-    vocab_size: int = size(50257)
-    n_positions: int = size(1024)
-    n_embd: int = size(768)
-    n_layer: int = size(12)
-    n_head: int = size(12)
-    n_inner: int | None = _optional_size()
-    activation_function: str = one_of("gelu_new", ACTIVATION_NAMES)
-    resid_pdrop: float = probability(0.1)
-    embd_pdrop: float = probability(0.1)
-    attn_pdrop: float = probability(0.1)
-    classifier_dropout: float | None = probability(None, optional=True)
-    hidden_dropout: float | None = probability(None, optional=True)
-    layer_norm_epsilon: float = positive(1e-5)
-    initializer_range: float = non_negative(0.02)
-    summary_type: str = one_of("cls_index", SUMMARY_TYPES)
-    summary_use_proj: bool = switch(True)
-    summary_activation: str | None = one_of(None, ACTIVATION_NAMES, optional=True)
-    summary_proj_to_labels: bool = switch(True)
-    summary_first_dropout: float = probability(0.1)
-    summary_last_dropout: float = probability(0.0)
-    scale_attn_weights: bool = switch(True)
-    scale_attn_by_inverse_layer_idx: bool = switch(False)
-    reorder_and_upcast_attn: bool = switch(False)
-    use_cache: bool = switch(True)
-    add_cross_attention: bool = switch(False)
-    tie_word_embeddings: bool = switch(True)
-    pad_token_id: int | None = ruled(
-        None, "a whole number or null", lambda v: v is None or type(v) is int
-    )
+    vocab_size: int = field(SIZE, 50257)
+    n_positions: int = field(SIZE, 1024)
+    n_embd: int = field(SIZE, 768)
+    n_layer: int = field(SIZE, 12)
+    n_head: int = field(SIZE, 12)
+    n_inner: int | None = field(or_null(SIZE), None)
+    activation_function: str = field(one_of(ACTIVATION_NAMES), "gelu_new")
+    resid_pdrop: float = field(PROBABILITY, 0.1)
+    embd_pdrop: float = field(PROBABILITY, 0.1)
+    attn_pdrop: float = field(PROBABILITY, 0.1)
+    classifier_dropout: float | None = field(or_null(PROBABILITY), None)
+    hidden_dropout: float | None = field(or_null(PROBABILITY), None)
+    layer_norm_epsilon: float = field(POSITIVE, 1e-5)
+    initializer_range: float = field(NON_NEGATIVE, 0.02)
+    summary_type: str = field(one_of(SUMMARY_TYPES), "cls_index")
+    summary_use_proj: bool = field(SWITCH, True)
+    summary_activation: str | None = field(or_null(one_of(ACTIVATION_NAMES)), None)
+    summary_proj_to_labels: bool = field(SWITCH, True)
+    summary_first_dropout: float = field(PROBABILITY, 0.1)
+    summary_last_dropout: float = field(PROBABILITY, 0.0)
+    scale_attn_weights: bool = field(SWITCH, True)
+    scale_attn_by_inverse_layer_idx: bool = field(SWITCH, False)
+    reorder_and_upcast_attn: bool = field(SWITCH, False)
+    use_cache: bool = field(SWITCH, True)
+    add_cross_attention: bool = field(SWITCH, False)
+    tie_word_embeddings: bool = field(SWITCH, True)
+    pad_token_id: int | None = field(or_null(whole()), None)
 
     def __post_init__(self):
         super().__post_init__()

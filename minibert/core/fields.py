@@ -1,0 +1,181 @@
+"""Validated dataclass fields: what each of them may hold, and the check of all of them.
+
+A field is declared with a rule and a default, and `check` is called from `__post_init__`:
+
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        steps: int = field(whole(1), 100)
+        schedule: str | None = field(one_of(("linear", "cosine")), None)
+
+        def __post_init__(self):
+            check(self)
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import ConfigError, MinibertError, UnsupportedConfigError, shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a field may hold.
+
+    Attributes:
+        expected: the allowed values, as an error message describes them.
+        allows: returns whether a value is allowed.
+        convert: returns an allowed value in the form in which it is kept.
+    """
+
+    expected: str
+    allows: Callable[[Any], bool]
+    convert: Callable[[Any], Any] = lambda value: value
+
+    def check(self, name: str, value: Any, error: type[MinibertError] = ConfigError) -> Any:
+        """Returns a value in its final form, or raises `error` if it is not allowed."""
+        if not self.allows(value):
+            raise error(f"{name}: expected {self.expected}, found {shown(value)}")
+        return self.convert(value)
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def number(least: int | float, most: int | float) -> Rule:
+    """Returns the rule of a number in a closed interval."""
+    expected = f"a number from {least} to {most}"
+    return Rule(expected, lambda value: is_number(value) and least <= value <= most, float)
+
+
+def whole(least: int | None = None, most: int | None = None) -> Rule:
+    """Returns the rule of a whole number, of Python or NumPy; without `most` it has no limit."""
+    bound = "" if least is None else f" of at least {least}"
+    return Rule(
+        "a whole number" + (bound if most is None else f" from {least} to {most}"),
+        lambda value: (
+            isinstance(value, int | np.integer)
+            and not isinstance(value, bool)
+            and (least is None or value >= least)
+            and (most is None or value <= most)
+        ),
+        int,
+    )
+
+
+def size(least: int) -> Rule:
+    """Returns the rule of a whole number of at least `least` that fits into 32 bits."""
+    return dataclasses.replace(whole(least, 2**31 - 1), expected=whole(least).expected)
+
+
+def one_of(choices: Iterable[str]) -> Rule:
+    """Returns the rule of a name among `choices`."""
+    known = tuple(choices)
+    expected = f"one of {', '.join(known)}"
+    return Rule(expected, lambda value: isinstance(value, str) and value in known)
+
+
+def or_null(rule: Rule) -> Rule:
+    """Returns a rule that also allows None, and says so."""
+    return Rule(
+        f"{rule.expected} or null",
+        lambda value: value is None or rule.allows(value),
+        lambda value: None if value is None else rule.convert(value),
+    )
+
+
+SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
+TEXT = Rule("a text", lambda value: isinstance(value, str))
+NUMBER = Rule("a number", is_number, float)
+POSITIVE = Rule("a positive number", lambda value: is_number(value) and value > 0, float)
+NON_NEGATIVE = Rule("a number of at least 0", lambda value: is_number(value) and value >= 0, float)
+PROBABILITY = number(0, 1)
+SIZE = size(1)
+COUNT = whole(1)
+
+
+def field(
+    rule: Rule,
+    default: Any = dataclasses.MISSING,
+    about: str = "",
+    *,
+    default_factory: Any = dataclasses.MISSING,
+) -> Any:
+    """Returns a dataclass field with a rule.
+
+    Args:
+        rule: what the field may hold.
+        default: its default; where that is None, None is always allowed.
+        about: what the field is for, as a help text.
+        default_factory: as in `dataclasses.field`.
+    """
+    options: Any = {"default": default, "default_factory": default_factory}
+    return dataclasses.field(metadata={"rule": rule, "about": about}, **options)
+
+
+def checked(
+    cls: Any,
+    values: Mapping[str, Any],
+    error: type[MinibertError] = ConfigError,
+    where: str = "",
+) -> dict[str, Any]:
+    """Returns values of a dataclass's fields in their final form.
+
+    Args:
+        cls: the dataclass.
+        values: some of its fields, or all of them, by name.
+        error: what is raised if a value is not allowed.
+        where: what precedes the field's name in the message.
+    """
+    found = dict(values)
+    for one in dataclasses.fields(cls):
+        if one.name in found and "rule" in one.metadata:
+            value = found[one.name]
+            if value is not None or one.default is not None:
+                found[one.name] = one.metadata["rule"].check(f"{where}{one.name}", value, error)
+    return found
+
+
+def check(instance: Any, error: type[MinibertError] = ConfigError) -> None:
+    """Checks a frozen dataclass as it is built, and gives its fields their final form."""
+    values = {one.name: getattr(instance, one.name) for one in dataclasses.fields(instance)}
+    assign(instance, checked(type(instance), values, error))
+
+
+def assign(instance: Any, values: Mapping[str, Any]) -> None:
+    """Sets fields of a frozen dataclass while it is built."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+def refuse(
+    data: Mapping[str, Any],
+    neutral: Mapping[str, tuple[Any, ...]],
+    known: Collection[str] | None = None,
+    where: str = "",
+) -> None:
+    """Refuses the fields of a file that are not implemented.
+
+    Args:
+        data: the file's fields by name.
+        neutral: the fields that are not implemented, each with the values that change nothing.
+        known: the names of all other fields that the file may have; None for any.
+        where: what precedes the field's name in the message.
+
+    Raises:
+        UnsupportedConfigError: a field is not known, or its value would change something.
+    """
+    for name, value in data.items():
+        if name in neutral and value not in neutral[name]:
+            raise UnsupportedConfigError(
+                f"{where}{name}: {shown(value)} is not implemented "
+                f"(only {shown(neutral[name][0])}, which changes nothing)"
+            )
+        if known is not None and name not in (*neutral, *known):
+            raise UnsupportedConfigError(f"{where}{name}: a field minibert does not know")
