@@ -2,11 +2,23 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax.core import FrozenDict
 
+from minibert.core.fields import (
+    POSITIVE,
+    PROBABILITY,
+    SIZE,
+    SWITCH,
+    TEXT,
+    Rule,
+    assign,
+    check,
+    field,
+    or_null,
+)
 from minibert.errors import InputError, UnsupportedConfigError, shown
 
 DRAWN = (True, False, "gaussian")  # the others need data, or change the frozen kernels
@@ -21,10 +33,6 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
     "FEATURE_EXTRACTION": (),
 }
 
-Rule = tuple[
-    str, Callable[[Any], bool], Callable[[Any], Any]
-]  # what it says, whether, in which form
-
 
 def _several(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
@@ -38,78 +46,47 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**31
-
-
 def _tuple(value: Any) -> tuple[Any, ...] | None:
-    return None if value is None else tuple(dict.fromkeys(_several(value))) or None
+    return tuple(dict.fromkeys(_several(value))) or None
 
 
-def _same(value: Any) -> Any:
-    return value
+def _are_names(value: Any) -> bool:
+    return all(isinstance(name, str) and name for name in _several(value))
 
 
-def _by_module(what: str, rule: Callable[[Any], bool]) -> Rule:
-    return (
-        f"module → {what}",
+def _by_module(rule: Rule) -> Rule:
+    return Rule(
+        f"module → {rule.expected}",
         lambda v: (
-            isinstance(v, Mapping) and all(map(_is_expression, v)) and all(map(rule, v.values()))
+            isinstance(v, Mapping)
+            and all(map(_is_expression, v))
+            and all(map(rule.allows, v.values()))
         ),
-        FrozenDict,
+        lambda v: FrozenDict({name: rule.convert(one) for name, one in v.items()}),
     )
 
 
-_SWITCH: Rule = ("true or false", lambda v: type(v) is bool, _same)
-_NOTE: Rule = ("a text or null", lambda v: v is None or isinstance(v, str), _same)
-_NAMES: Rule = (
-    "names or null",
-    lambda v: v is None or all(isinstance(name, str) and name for name in _several(v)),
-    _tuple,
-)
-_MODULES: Rule = (
+ALPHA = Rule(POSITIVE.expected, POSITIVE.allows)  # a whole number stays one
+NAMES = Rule("names or null", _are_names, _tuple)
+MODULES = Rule(
     "names, a regular expression or null",
-    lambda v: _is_expression(v) if isinstance(v, str) else _NAMES[1](v),
+    lambda v: _is_expression(v) if isinstance(v, str) else _are_names(v),
     lambda v: v if isinstance(v, str) else _tuple(v),
 )
-_RULES: dict[str, Rule] = {
-    "r": ("a whole number of at least 1", _is_rank, _same),
-    "lora_alpha": ("a number above 0", _is_number, _same),
-    "use_rslora": _SWITCH,
-    "target_modules": _MODULES,
-    "exclude_modules": _MODULES,
-    "layers_to_transform": (
-        "a layer's number, several or null",
-        lambda v: v is None or all(type(n) is int and n >= 0 for n in _several(v)),
-        _tuple,
-    ),
-    "layers_pattern": (
-        "regular expressions or null",
-        lambda v: v is None or all(map(_is_expression, _several(v))),
-        _tuple,
-    ),
-    "rank_pattern": _by_module("a whole number of at least 1", _is_rank),
-    "alpha_pattern": _by_module("a number above 0", _is_number),
-    "modules_to_save": _NAMES,
-    "bias": _NOTE,
-    "fan_in_fan_out": ("true, false or null", lambda v: v is None or type(v) is bool, _same),
-    "lora_dropout": (
-        "a number from 0 to 1",
-        lambda v: type(v) in (int, float) and 0 <= v <= 1,
-        float,
-    ),
-    "init_lora_weights": ("true, false or a name", lambda v: type(v) in (bool, str), _same),
-    "base_model_name_or_path": _NOTE,
-    "task_type": (
-        f"{', '.join(TASK_HEADS)} or null",
-        lambda v: v is None or (isinstance(v, str) and v in TASK_HEADS),
-        lambda v: next((task for task in TASK_HEADS if task == v), None),  # PEFT's may be an enum
-    ),
-}
+LAYERS = Rule(
+    "a layer's number, several or null",
+    lambda v: all(type(n) is int and n >= 0 for n in _several(v)),
+    _tuple,
+)
+EXPRESSIONS = Rule(
+    "regular expressions or null", lambda v: all(map(_is_expression, _several(v))), _tuple
+)
+DRAWING = Rule("true, false or a name", lambda v: isinstance(v, bool | str))
+TASK = Rule(
+    f"{', '.join(TASK_HEADS)} or null",
+    lambda v: isinstance(v, str) and v in TASK_HEADS,
+    lambda v: next(task for task in TASK_HEADS if task == v),  # PEFT's may be an enum
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,33 +123,29 @@ class LoRA:
         UnsupportedConfigError: a field asks for what is not implemented.
     """
 
-    r: Any = 8
-    lora_alpha: Any = 8
-    use_rslora: Any = False
-    target_modules: Any = None
-    exclude_modules: Any = None
-    layers_to_transform: Any = None
-    layers_pattern: Any = None
-    rank_pattern: Any = dataclasses.field(default_factory=FrozenDict)
-    alpha_pattern: Any = dataclasses.field(default_factory=FrozenDict)
-    modules_to_save: Any = None
-    bias: Any = "none"
-    fan_in_fan_out: Any = None
-    lora_dropout: Any = 0.0
-    init_lora_weights: Any = True
-    base_model_name_or_path: Any = None
-    task_type: Any = None
+    r: Any = field(SIZE, 8)
+    lora_alpha: Any = field(ALPHA, 8)
+    use_rslora: Any = field(SWITCH, False)
+    target_modules: Any = field(MODULES, None)
+    exclude_modules: Any = field(MODULES, None)
+    layers_to_transform: Any = field(LAYERS, None)
+    layers_pattern: Any = field(EXPRESSIONS, None)
+    rank_pattern: Any = field(_by_module(SIZE), default_factory=FrozenDict)
+    alpha_pattern: Any = field(_by_module(ALPHA), default_factory=FrozenDict)
+    modules_to_save: Any = field(NAMES, None)
+    bias: Any = field(or_null(TEXT), "none")
+    fan_in_fan_out: Any = field(Rule("true, false or null", SWITCH.allows), None)
+    lora_dropout: Any = field(PROBABILITY, 0.0)
+    init_lora_weights: Any = field(DRAWING, True)
+    base_model_name_or_path: Any = field(or_null(TEXT), None)
+    task_type: Any = field(TASK, None)
 
     def __post_init__(self):
-        for name, (expected, allowed, converted) in _RULES.items():
-            value = getattr(self, name)
-            if not allowed(value):
-                raise InputError(f"{name}: expected {expected}, found {shown(value)}")
-            object.__setattr__(self, name, converted(value))
+        check(self, InputError)
         heads = TASK_HEADS.get(self.task_type, ())
         if heads:
             names = dict.fromkeys([*(self.modules_to_save or ()), *heads])
-            object.__setattr__(self, "modules_to_save", tuple(names))
+            assign(self, {"modules_to_save": tuple(names)})
         if self.bias != "none":
             raise UnsupportedConfigError(
                 f"bias: {shown(self.bias)} is not implemented (only 'none')"
