@@ -18,7 +18,7 @@ import jax
 
 from minibert.core.atomic import matching_files
 from minibert.core.atomic_file import locked_path
-from minibert.core.checks import whole
+from minibert.core.fields import COUNT, Rule, check, field
 from minibert.errors import (
     CheckpointMismatchError,
     InputError,
@@ -55,6 +55,8 @@ ELSEWHERE = "elsewhere"
 RUN_LOCK = ".minibert-run"  # the file in a run's folder that is locked while the run is at work
 # The folders of steps, and those that Orbax was writing when the process was killed.
 _STEPS = re.compile(r"\d+(\.orbax-checkpoint-tmp[^/]*)?/")
+PATH = Rule("a path", lambda v: isinstance(v, str | os.PathLike))
+RESUME = Rule(f"True, False or {ELSEWHERE!r}", lambda v: isinstance(v, bool) or v == ELSEWHERE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,21 +103,14 @@ class Checkpoints:
         InputError: an attribute is wrong.
     """
 
-    folder: Any
-    every: Any = 1000
-    keep: Any = 3
-    resume: Any = False
+    folder: Any = field(PATH)
+    every: Any = field(COUNT, 1000)
+    keep: Any = field(COUNT, 3)
+    resume: Any = field(RESUME, False)
     about: Any = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folder, str | os.PathLike):
-            raise InputError(f"folder: expected a path, found {shown(self.folder)}")
-        whole("every", self.every, 1)
-        whole("keep", self.keep, 1)
-        if not (isinstance(self.resume, bool) or self.resume == ELSEWHERE):
-            raise InputError(
-                f"resume: expected True, False or {ELSEWHERE!r}, found {shown(self.resume)}"
-            )
+        check(self, InputError)
         as_json("about", self.about)
 
 

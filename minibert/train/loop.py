@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from minibert.core.checks import whole
+from minibert.core.fields import COUNT, check, field
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
 from minibert.train.metrics import MetricsLog, Speed, sizes
@@ -62,13 +63,11 @@ class Evaluation:
     """
 
     batches: Any
-    every: Any
-    patience: Any = None
+    every: Any = field(COUNT)
+    patience: Any = field(COUNT, None)
 
     def __post_init__(self) -> None:
-        whole("every", self.every, 1)
-        if self.patience is not None:
-            whole("patience", self.patience, 1)
+        check(self, InputError)
         if not isinstance(self.batches, Iterable) or iter(self.batches) is self.batches:
             raise InputError(
                 "batches: expected what can be iterated over more than once (a list, a dataset), "
