@@ -9,7 +9,7 @@ import typer
 from minibert.cli.shared import AsJson, Device, output, print_json, problems, settings
 from minibert.core.atomic_file import new_file
 from minibert.inspection.plots import loss_curve
-from minibert.train.job.settings import MEANINGS, TYPES, plain, read_settings
+from minibert.train.job.settings import FIELDS, read_settings
 from minibert.train.loop import Result
 
 Config = Annotated[
@@ -103,11 +103,12 @@ def _with_flags(command: Any) -> Any:
     """The command with a flag for each key, as typer reads them: from its signature."""
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
     flags = []
-    for name, meaning in MEANINGS.items():
-        kind: Any = plain(TYPES[name])
+    for name, field in FIELDS.items():
+        kind: Any = field.type
         flag = "--" + name.replace("_", "-")
-        named = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
-        default = typer.Option(None, *named, help=meaning, show_default=False)
+        named = [f"{flag}/--no-{flag[2:]}"] if kind in (bool, bool | None) else [flag]
+        help_text = field.metadata["about"]
+        default = typer.Option(None, *named, help=help_text, show_default=False)
         flags.append(
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind | None

@@ -2,106 +2,136 @@
 
 import dataclasses
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from minibert.core.checks import number, whole
+from minibert.core.fields import (
+    COUNT,
+    NON_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    SWITCH,
+    TEXT,
+    Rule,
+    checked,
+    field,
+    is_number,
+    one_of,
+    whole,
+)
 from minibert.errors import ConfigError, reading, shown, suggest
+from minibert.train.optimizers import KINDS
+
+WHOLE, INDEX = whole(), whole(0)
+WHOLES = Rule(
+    "a list of whole numbers", lambda v: isinstance(v, list) and all(map(WHOLE.allows, v))
+)
+TEXTS = Rule("a list of texts", lambda v: isinstance(v, list) and all(map(TEXT.allows, v)))
+FRACTION = Rule("between 0 and 1", lambda v: is_number(v) and 0 < v < 1, float)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """The keys. One without a default must be given."""
 
-    task: Annotated[
-        str,
-        "causal-lm, continuation, masked-lm, pretraining, classification, token-classification, "
-        "question-answering or contrastive.",
-    ]
-    data: Annotated[str, "File to train on: txt, jsonl, csv or parquet."]
-    output: Annotated[str, "Folder for model/, log.jsonl, loss.png and checkpoints/."]
-    model: Annotated[str | None, "To begin with: a model folder, or a repository."] = None
-    config: Annotated[str | None, "To begin afresh: a config.json, or a preset (tiny)."] = None
-    tokenizer: Annotated[str | None, "Folder of the tokenizer; the model's own by default."] = None
-    new_head: Annotated[bool, "Whether a head that the model lacks is begun afresh."] = False
-    filler: Annotated[int | None, "Of continuation: id of what stands for the second half."] = None
-    pooling: Annotated[
-        str | None,
+    task: str = field(
+        TEXT,
+        about="causal-lm, continuation, masked-lm, pretraining, classification, "
+        "token-classification, question-answering or contrastive.",
+    )
+    data: str = field(TEXT, about="File to train on: txt, jsonl, csv or parquet.")
+    output: str = field(TEXT, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
+    model: str | None = field(TEXT, None, "To begin with: a model folder, or a repository.")
+    config: str | None = field(TEXT, None, "To begin afresh: a config.json, or a preset (tiny).")
+    tokenizer: str | None = field(
+        TEXT, None, "Folder of the tokenizer; the model's own by default."
+    )
+    new_head: bool = field(SWITCH, False, "Whether a head that the model lacks is begun afresh.")
+    filler: int | None = field(
+        WHOLE, None, "Of continuation: id of what stands for the second half."
+    )
+    pooling: str | None = field(
+        TEXT,
+        None,
         "Of contrastive: mean, cls, ...; a sentence-transformers folder has its own, else mean.",
-    ] = None
-    scale: Annotated[float | None, "Of contrastive: what cosines are multiplied with; 20."] = None
+    )
+    scale: float | None = field(
+        POSITIVE, None, "Of contrastive: what cosines are multiplied with; 20."
+    )
 
-    text: Annotated[str | None, "Column of the texts."] = None
-    text_pair: Annotated[str | None, "Of classification: column of the second texts."] = None
-    label: Annotated[str | None, "Column of the labels."] = None
-    problem_type: Annotated[
-        str | None,
+    text: str | None = field(TEXT, None, "Column of the texts.")
+    text_pair: str | None = field(TEXT, None, "Of classification: column of the second texts.")
+    label: str | None = field(TEXT, None, "Column of the labels.")
+    problem_type: str | None = field(
+        TEXT,
+        None,
         "Of classification: single_label_classification (the default), multi_label_classification "
         "(lists of labels) or regression (numbers).",
-    ] = None
-    words: Annotated[str | None, "Of token-classification: column of the lists of words."] = None
-    question: Annotated[str | None, "Column of the questions."] = None
-    context: Annotated[str | None, "Column of the contexts."] = None
-    answers: Annotated[str | None, "Column of the answers."] = None
-    anchor: Annotated[str | None, "Of contrastive: column of the texts."] = None
-    positive: Annotated[str | None, "Of contrastive: column of the texts like them."] = None
-    negative: Annotated[str | None, "Of contrastive: column of the texts unlike them."] = None
-    max_length: Annotated[int, "Tokens of an example, at most."] = 128
-    stride: Annotated[int | None, "Of windows: from one's beginning to the next."] = None
-    doc_stride: Annotated[int | None, "Of question-answering: how far windows overlap."] = None
-    truncation: Annotated[bool, "Whether a text too long is cut."] = False
-    pad_to: Annotated[list[int] | None, "Lengths to pad to; max_length by default."] = None
-    probability: Annotated[float | None, "Of masks: how likely a token is a target."] = None
-    whole_words: Annotated[bool | None, "Of masks: whether whole words are targets."] = None
-    pack: Annotated[bool | None, "Of masked-lm: whether texts are joined into full blocks."] = None
-    workers: Annotated[int, "Processes that make batches; 0 for a thread."] = 0
-
-    steps: Annotated[int | None, "Steps in all; or give epochs."] = None
-    epochs: Annotated[int | None, "How often all data are gone through."] = None
-    batch_size: Annotated[int, "Examples of a step."] = 32
-    learning_rate: Annotated[float, "The largest one."] = 5e-5
-    schedule: Annotated[str, "How it comes down: linear, cosine, constant."] = "linear"
-    warmup: Annotated[int, "Steps in which it goes up."] = 0
-    weight_decay: Annotated[float, "AdamW's."] = 0.01
-    max_grad_norm: Annotated[float, "The largest norm of all gradients together."] = 1.0
-    accumulate: Annotated[int, "Parts that a batch is taken in."] = 1
-    remat: Annotated[bool, "Whether to compute layers again in place of keeping them."] = False
-    fsdp: Annotated[list[int] | None, "Over all devices: in how many parts to store, by axis."] = (
-        None
     )
-    tensor: Annotated[int | None, "Over all devices: in how many parts to take heads."] = None
-    dtype: Annotated[str | None, "What to compute in, such as bfloat16."] = None
-    trainable: Annotated[list[str] | None, "Paths to train, such as classifier.*"] = None
-    lora_rank: Annotated[int | None, "Train LoRA adapters of this rank."] = None
-    lora_alpha: Annotated[float | None, "LoRA's scale, over the rank; the rank by default."] = None
-    lora_targets: Annotated[list[str] | None, "Layers with adapters; the usual by default."] = None
-    lora_save: Annotated[list[str] | None, "Modules trained whole, as a task's head is."] = None
-    seed: Annotated[int, "Of order, masks, dropout and what begins afresh."] = 0
+    words: str | None = field(TEXT, None, "Of token-classification: column of the lists of words.")
+    question: str | None = field(TEXT, None, "Column of the questions.")
+    context: str | None = field(TEXT, None, "Column of the contexts.")
+    answers: str | None = field(TEXT, None, "Column of the answers.")
+    anchor: str | None = field(TEXT, None, "Of contrastive: column of the texts.")
+    positive: str | None = field(TEXT, None, "Of contrastive: column of the texts like them.")
+    negative: str | None = field(TEXT, None, "Of contrastive: column of the texts unlike them.")
+    max_length: int = field(COUNT, 128, "Tokens of an example, at most.")
+    stride: int | None = field(WHOLE, None, "Of windows: from one's beginning to the next.")
+    doc_stride: int | None = field(WHOLE, None, "Of question-answering: how far windows overlap.")
+    truncation: bool = field(SWITCH, False, "Whether a text too long is cut.")
+    pad_to: list[int] | None = field(WHOLES, None, "Lengths to pad to; max_length by default.")
+    probability: float | None = field(NUMBER, None, "Of masks: how likely a token is a target.")
+    whole_words: bool | None = field(SWITCH, None, "Of masks: whether whole words are targets.")
+    pack: bool | None = field(
+        SWITCH, None, "Of masked-lm: whether texts are joined into full blocks."
+    )
+    workers: int = field(INDEX, 0, "Processes that make batches; 0 for a thread.")
 
-    evaluation: Annotated[str | None, "File to evaluate on."] = None
-    evaluation_fraction: Annotated[float | None, "Or: what part of the data is held out."] = None
-    evaluate_every: Annotated[int | None, "Steps between evaluations; else the last alone."] = None
-    patience: Annotated[int | None, "Evaluations without a better one before it stops."] = None
-    best: Annotated[bool, "Whether to write the best evaluation's model, not the last."] = False
-    log_every: Annotated[int, "Steps between lines of metrics."] = 1
-    checkpoint_every: Annotated[int, "Steps between checkpoints."] = 1000
-    keep: Annotated[int, "How many of the last checkpoints are kept."] = 3
+    steps: int | None = field(COUNT, None, "Steps in all; or give epochs.")
+    epochs: int | None = field(COUNT, None, "How often all data are gone through.")
+    batch_size: int = field(COUNT, 32, "Examples of a step.")
+    learning_rate: float = field(NON_NEGATIVE, 5e-5, "The largest one.")
+    schedule: str = field(one_of(KINDS), "linear", "How it comes down: linear, cosine, constant.")
+    warmup: int = field(INDEX, 0, "Steps in which it goes up.")
+    weight_decay: float = field(NON_NEGATIVE, 0.01, "AdamW's.")
+    max_grad_norm: float = field(POSITIVE, 1.0, "The largest norm of all gradients together.")
+    accumulate: int = field(COUNT, 1, "Parts that a batch is taken in.")
+    remat: bool = field(SWITCH, False, "Whether to compute layers again in place of keeping them.")
+    fsdp: list[int] | None = field(
+        WHOLES, None, "Over all devices: in how many parts to store, by axis."
+    )
+    tensor: int | None = field(COUNT, None, "Over all devices: in how many parts to take heads.")
+    dtype: str | None = field(TEXT, None, "What to compute in, such as bfloat16.")
+    trainable: list[str] | None = field(TEXTS, None, "Paths to train, such as classifier.*")
+    lora_rank: int | None = field(COUNT, None, "Train LoRA adapters of this rank.")
+    lora_alpha: float | None = field(
+        POSITIVE, None, "LoRA's scale, over the rank; the rank by default."
+    )
+    lora_targets: list[str] | None = field(
+        TEXTS, None, "Layers with adapters; the usual by default."
+    )
+    lora_save: list[str] | None = field(TEXTS, None, "Modules trained whole, as a task's head is.")
+    seed: int = field(INDEX, 0, "Of order, masks, dropout and what begins afresh.")
+
+    evaluation: str | None = field(TEXT, None, "File to evaluate on.")
+    evaluation_fraction: float | None = field(
+        FRACTION, None, "Or: what part of the data is held out."
+    )
+    evaluate_every: int | None = field(
+        COUNT, None, "Steps between evaluations; else the last alone."
+    )
+    patience: int | None = field(COUNT, None, "Evaluations without a better one before it stops.")
+    best: bool = field(SWITCH, False, "Whether to write the best evaluation's model, not the last.")
+    log_every: int = field(COUNT, 1, "Steps between lines of metrics.")
+    checkpoint_every: int = field(COUNT, 1000, "Steps between checkpoints.")
+    keep: int = field(COUNT, 3, "How many of the last checkpoints are kept.")
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-HINTS = typing.get_type_hints(Settings, include_extras=True)
-TYPES = {name: typing.get_args(hint)[0] for name, hint in HINTS.items()}
-MEANINGS = {name: hint.__metadata__[0] for name, hint in HINTS.items()}
-NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 # What may differ between a run and one that resumes it. Of files, the contents may not; the number
 # of steps may where the optimiser's schedule does not depend on it, which is compared too.
 FREE = ("output", "data", "evaluation", "tokenizer", "steps", "epochs", "fsdp", "log_every")
 FREE += ("checkpoint_every", "keep", "best")
-LEAST = {"max_length": 1, "workers": 0, "steps": 1, "epochs": 1, "batch_size": 1, "warmup": 0}
-LEAST |= {"accumulate": 1, "tensor": 1, "lora_rank": 1, "seed": 0, "evaluate_every": 1}
-LEAST |= {"patience": 1, "log_every": 1, "checkpoint_every": 1, "keep": 1}
 
 
 def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
@@ -112,16 +142,14 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
         given: values by key.
 
     Raises:
-        ConfigError: the file cannot be read; a key is unknown, missing or of the wrong type.
-        InputError: a number is out of range.
+        ConfigError: the file cannot be read; a key is unknown, missing or impossible.
     """
     found = {} if path is None else _read(path)
     where = f"{path}: " if path else ""
-    for name, value in found.items():
+    for name in found:
         if name not in FIELDS:
             raise ConfigError(f"{where}no such key: {shown(name)}{suggest(name, FIELDS)}")
-        found[name] = _checked(f"{where}{name}", TYPES[name], value)
-    found |= {name: _checked(name, TYPES[name], value) for name, value in given.items()}
+    found = checked(Settings, found, where=where) | checked(Settings, given)
     required = [name for name, f in FIELDS.items() if f.default is dataclasses.MISSING]
     if missing := [name for name in required if name not in found]:
         raise ConfigError(f"{where}missing: {', '.join(missing)}")
@@ -138,42 +166,7 @@ def _read(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML ({reason})") from None
 
 
-def _checked(name: str, kind: Any, value: Any) -> Any:
-    kind = plain(kind)
-    if typing.get_origin(kind) is list:
-        (inner,) = typing.get_args(kind)
-        if isinstance(value, list):
-            return [_checked(f"{name}: item {n}", inner, one) for n, one in enumerate(value)]
-        raise ConfigError(f"{name}: expected a list, found {shown(value)}")
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{name}: expected {NAMES[kind]}, found {shown(value)}")
-    return value
-
-
-def plain(kind: Any) -> Any:
-    """A type without its None."""
-    if isinstance(kind, types.UnionType):
-        return next(one for one in typing.get_args(kind) if one is not types.NoneType)
-    return kind
-
-
 def _check_choices(settings: Settings) -> None:
-    for name, least in LEAST.items():
-        if (value := getattr(settings, name)) is not None:
-            whole(name, value, least)
-    for name in ("learning_rate", "weight_decay"):
-        number(name, getattr(settings, name))
-    for name in ("max_grad_norm", "lora_alpha", "scale"):
-        if (value := getattr(settings, name)) is not None:
-            number(name, value, above=0)
-    from minibert.train.optimizers import KINDS  # not earlier: it brings in JAX
-
-    if settings.schedule not in KINDS:
-        raise ConfigError(
-            f"schedule: expected {', '.join(KINDS)}; found {shown(settings.schedule)}"
-        )
     if settings.batch_size % settings.accumulate:
         raise ConfigError(
             f"accumulate: {settings.batch_size} rows (batch_size) cannot be taken in "
@@ -195,9 +188,6 @@ def _check_choices(settings: Settings) -> None:
             raise ConfigError(
                 f"{name}: needs evaluate_every: there is one evaluation else, the last"
             )
-    fraction = settings.evaluation_fraction
-    if fraction is not None and not 0 < fraction < 1:
-        raise ConfigError(f"evaluation_fraction: expected between 0 and 1, found {fraction}")
     for name in ("lora_alpha", "lora_targets", "lora_save"):
         if getattr(settings, name) is not None and settings.lora_rank is None:
             raise ConfigError(f"{name}: needs lora_rank")
