@@ -21,12 +21,18 @@ from minibert.generation import beams, decoding
 from minibert.generation.config import GenerationConfig
 from minibert.generation.decoding import Plan, Prompt, Rules
 from minibert.generation.prompts import Prompts, prompts, rounded_up
-from minibert.generation.rules import BANS
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
 from minibert.nn.layers import Dropout
 
 PROGRAMS = 64  # kept in memory; the least recently used goes first
+
+# Options that can leave a text without a next token.
+BANS = (
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+)
 
 
 def generate(

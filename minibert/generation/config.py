@@ -1,21 +1,134 @@
 """How to generate text: Hugging Face's `generation_config.json`, and the options of a call.
 
 The reference is transformers' `generation/configuration_utils.py` (5.23), and what `generate` of
-`generation/utils.py` does with a field.
+`generation/utils.py` does with a field. Every field of its GenerationConfig, 4.57 and 5.23
+together, is honoured (the class), or refused by name unless it holds what changes nothing, or
+leaves the result alone.
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax.core import FrozenDict, freeze, unfreeze
 
+from minibert.core.fields import (
+    PROBABILITY,
+    SIZE,
+    SWITCH,
+    Rule,
+    assign,
+    checked,
+    number,
+    refuse,
+    size,
+)
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown, suggest
-from minibert.generation import arrays, rules
-from minibert.generation.processors import Processors
+from minibert.generation.processors import Processors, ids
 from minibert.generation.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 20
+
+# Fields that are not implemented, each with the values that change nothing.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "assistant_early_exit": (None,),
+    "assistant_ensemble_weight": (None,),
+    "cache_implementation": (
+        *(None, "dynamic", "static", "offloaded", "offloaded_static"),
+        *("sliding_window", "hybrid", "hybrid_chunked", "offloaded_hybrid"),
+        "offloaded_hybrid_chunked",
+    ),
+    "constraints": (None,),
+    "diversity_penalty": (None, 0),
+    "dola_layers": (None,),
+    "force_words_ids": (None,),
+    "guidance_scale": (None, 1),
+    "is_assistant": (None, False),
+    "low_memory": (None, False),
+    "max_time": (None,),
+    "num_beam_groups": (None, 1),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "penalty_alpha": (None, 0),
+    "prompt_lookup_num_tokens": (None,),
+    "speculation_type": (None,),
+    "stop_strings": (None,),
+    "token_healing": (None, False),
+    "use_mtp": (None, False),
+    "watermarking_config": (None,),
+}
+
+# They say how fast, with what helper or by whom; without what is refused, not what comes out.
+INERT = frozenset(
+    """
+    _commit_hash _from_model_config _original_object_hash assistant_confidence_threshold
+    assistant_lookbehind cache_config compile_config continuous_batching_config
+    decoder_start_token_id disable_compile max_cache_len max_matching_ngram_size
+    num_assistant_tokens num_assistant_tokens_schedule prefill_chunk_size return_legacy_cache
+    target_lookbehind transformers_version
+    """.split()
+)
+
+# What a model's config.json says about the model's own calls, or about speed alone.
+MODELS_OWN = frozenset({"output_attentions", "output_hidden_states", "use_cache"})
+
+# Options of one way of decoding, and their values that ask for nothing.
+SAMPLING_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (1,),
+    "top_h": (),
+    "top_k": (0, 50),
+    "top_p": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0, 1),
+    "eta_cutoff": (0, 1),
+}
+BEAMS_ONLY: Mapping[str, tuple[Any, ...]] = {"length_penalty": (1,), "early_stopping": (False,)}
+
+SMALLEST, LARGEST = 1e-30, 1e30  # numbers are float32 where they act, and are to stay finite there
+
+
+def _is_pair(value: Any, first: Rule, second: Rule) -> bool:
+    pair = isinstance(value, tuple) and len(value) == 2
+    return pair and first.allows(value[0]) and second.allows(value[1])
+
+
+COUNT = size(0)
+FACTOR = number(SMALLEST, LARGEST)
+NUMBER = number(-LARGEST, LARGEST)
+POSITIVE_SHARE = Rule("a number above 0, to 1", number(SMALLEST, 1).allows, float)
+EARLY_STOPPING = Rule('true, false or "never"', lambda v: isinstance(v, bool) or v == "never")
+TOKEN = Rule("a token's id", COUNT.allows)
+TOKENS = Rule("a list of tokens' ids", lambda v: isinstance(v, tuple) and all(map(TOKEN.allows, v)))
+WORD = Rule("a list, not empty, of tokens' ids", lambda v: TOKENS.allows(v) and v != ())
+TOKEN_OR_TOKENS = Rule(
+    "a token's id or a list of them", lambda v: TOKEN.allows(v) or WORD.allows(v)
+)
+WORDS = Rule(
+    "a list, not empty, of lists of tokens' ids, none of them empty",
+    lambda v: isinstance(v, tuple) and v != () and all(map(WORD.allows, v)),
+)
+BIAS = Rule("a number or -inf", lambda v: NUMBER.allows(v) or v == -math.inf)
+BIASES = Rule(
+    "a list, not empty, of pairs: a list of tokens' ids, not empty, and a number",
+    lambda v: isinstance(v, tuple) and v != () and all(_is_pair(one, WORD, BIAS) for one in v),
+    lambda v: tuple((word, float(bias)) for word, bias in v),
+)
+PLACED_TOKENS = Rule(
+    "a list of pairs: a position and a token's id",
+    lambda v: isinstance(v, tuple) and all(_is_pair(one, COUNT, TOKEN) for one in v),
+)
+DECAY = Rule(
+    "a pair: a number of tokens and a positive factor",
+    lambda v: _is_pair(v, COUNT, FACTOR),
+    lambda v: (v[0], float(v[1])),
+)
+
+
+def option(rule: Rule, default: Any = None) -> Any:
+    """Returns a field that is left open where it is None, and then has its default."""
+    return dataclasses.field(default=None, metadata={"rule": rule, "default": default})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,59 +163,58 @@ class GenerationConfig:
         ConfigError: a field holds an impossible value, or two contradict each other.
     """
 
-    max_length: int | None = rules.count(None, 1)
-    max_new_tokens: int | None = rules.count(None, 1)
-    min_length: int = rules.count(0)
-    min_new_tokens: int | None = rules.count(None)
-    early_stopping: bool | str = rules.early_stopping()
-    do_sample: bool = rules.switch(False)
-    num_beams: int = rules.count(1, 1)
-    use_cache: bool = rules.switch(True)
-    temperature: float = rules.factor(1.0)
-    top_k: int = rules.count(50)
-    top_p: float = rules.share(1.0)
-    min_p: float | None = rules.share(None)
-    top_h: float | None = rules.share(None, positive=True)
-    typical_p: float = rules.share(1.0, positive=True)
-    epsilon_cutoff: float = rules.share(0.0)
-    eta_cutoff: float = rules.share(0.0)
-    repetition_penalty: float = rules.factor(1.0)
-    encoder_repetition_penalty: float = rules.factor(1.0)
-    presence_penalty: float = rules.number(0.0)
-    frequency_penalty: float = rules.number(0.0)
-    length_penalty: float = rules.number(1.0)
-    no_repeat_ngram_size: int = rules.count(0)
-    encoder_no_repeat_ngram_size: int = rules.count(0)
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = rules.words()
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = rules.biases()
-    renormalize_logits: bool = rules.switch(False)
-    remove_invalid_values: bool = rules.switch(False)
-    forced_bos_token_id: int | None = rules.token()
-    forced_eos_token_id: int | tuple[int, ...] | None = rules.token_or_tokens()
-    forced_decoder_ids: tuple[tuple[int, int], ...] | None = rules.placed_tokens()
-    exponential_decay_length_penalty: tuple[int, float] | None = rules.decay()
-    suppress_tokens: tuple[int, ...] | None = rules.tokens()
-    begin_suppress_tokens: tuple[int, ...] | None = rules.tokens()
-    num_return_sequences: int = rules.count(1, 1)
-    output_scores: bool = rules.switch(False)
-    output_logits: bool = rules.switch(False)
-    return_dict_in_generate: bool = rules.switch(False)
-    pad_token_id: int | None = rules.token()
-    bos_token_id: int | None = rules.token()
-    eos_token_id: int | tuple[int, ...] | None = rules.token_or_tokens()
+    max_length: int | None = option(SIZE)
+    max_new_tokens: int | None = option(SIZE)
+    min_length: int = option(COUNT, 0)
+    min_new_tokens: int | None = option(COUNT)
+    early_stopping: bool | str = option(EARLY_STOPPING, False)
+    do_sample: bool = option(SWITCH, False)
+    num_beams: int = option(SIZE, 1)
+    use_cache: bool = option(SWITCH, True)
+    temperature: float = option(FACTOR, 1.0)
+    top_k: int = option(COUNT, 50)
+    top_p: float = option(PROBABILITY, 1.0)
+    min_p: float | None = option(PROBABILITY)
+    top_h: float | None = option(POSITIVE_SHARE)
+    typical_p: float = option(POSITIVE_SHARE, 1.0)
+    epsilon_cutoff: float = option(PROBABILITY, 0.0)
+    eta_cutoff: float = option(PROBABILITY, 0.0)
+    repetition_penalty: float = option(FACTOR, 1.0)
+    encoder_repetition_penalty: float = option(FACTOR, 1.0)
+    presence_penalty: float = option(NUMBER, 0.0)
+    frequency_penalty: float = option(NUMBER, 0.0)
+    length_penalty: float = option(NUMBER, 1.0)
+    no_repeat_ngram_size: int = option(COUNT, 0)
+    encoder_no_repeat_ngram_size: int = option(COUNT, 0)
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = option(WORDS)
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = option(BIASES)
+    renormalize_logits: bool = option(SWITCH, False)
+    remove_invalid_values: bool = option(SWITCH, False)
+    forced_bos_token_id: int | None = option(TOKEN)
+    forced_eos_token_id: int | tuple[int, ...] | None = option(TOKEN_OR_TOKENS)
+    forced_decoder_ids: tuple[tuple[int, int], ...] | None = option(PLACED_TOKENS)
+    exponential_decay_length_penalty: tuple[int, float] | None = option(DECAY)
+    suppress_tokens: tuple[int, ...] | None = option(TOKENS)
+    begin_suppress_tokens: tuple[int, ...] | None = option(TOKENS)
+    num_return_sequences: int = option(SIZE, 1)
+    output_scores: bool = option(SWITCH, False)
+    output_logits: bool = option(SWITCH, False)
+    return_dict_in_generate: bool = option(SWITCH, False)
+    pad_token_id: int | None = option(TOKEN)
+    bos_token_id: int | None = option(TOKEN)
+    eos_token_id: int | tuple[int, ...] | None = option(TOKEN_OR_TOKENS)
     extra: Mapping[str, Any] = dataclasses.field(
         default_factory=FrozenDict, compare=False, repr=False
     )
     unset: frozenset[str] = dataclasses.field(init=False, compare=False, repr=False)
 
     def __post_init__(self):
-        given = dict(vars(self))
-        unset = frozenset(name for name in OPTIONS if given[name] is None)
-        for name, value in (_checked(given) | {"unset": unset}).items():
-            object.__setattr__(self, name, value)
+        given = _checked({name: getattr(self, name) for name in OPTIONS})
+        kept = {"unset": OPTIONS - given.keys(), "extra": freeze(dict(self.extra))}
+        assign(self, {**DEFAULTS, **given, **kept})
         if not self.use_cache:
             raise UnsupportedConfigError("use_cache: False is not implemented (only True)")
-        if found := rules.faults(self):
+        if found := self._faults():
             raise ConfigError("; ".join(found))
 
     @classmethod
@@ -118,12 +230,12 @@ class GenerationConfig:
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
         try:
-            _refuse(data)
+            refuse({name: _plain(value) for name, value in data.items()}, REFUSED)
             # in a file, `use_cache` is about speed in training; there is always a cache here
             named = OPTIONS - {"use_cache"}
             extra = {name: value for name, value in data.items() if name not in named}
             given = {name: value for name, value in data.items() if name in named}
-            return cls(**_checked(_set(given)), extra=extra)
+            return cls(**_checked(given), extra=extra)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 
@@ -138,7 +250,7 @@ class GenerationConfig:
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
-        known = (OPTIONS | rules.REFUSED.keys()) - rules.MODELS_OWN
+        known = (OPTIONS | REFUSED.keys()) - MODELS_OWN
         given = {name: data[name] for name in known & data.keys() if data[name] is not None}
         if data.get("force_bos_token_to_be_generated"):
             given["forced_bos_token_id"] = data.get("bos_token_id")
@@ -169,10 +281,10 @@ class GenerationConfig:
             found = cls.from_model_config(data, "config.json")
         vocab = config.vocab_size
         known = {
-            name: tuple(token for token in arrays.ids(getattr(found, name)) if token < vocab)
+            name: tuple(token for token in ids(getattr(found, name)) if token < vocab)
             for name in ("eos_token_id", "pad_token_id", "bos_token_id")
         }
-        changed = {n: v for n, v in known.items() if v != arrays.ids(getattr(found, n))}
+        changed = {n: v for n, v in known.items() if v != ids(getattr(found, n))}
         return found._with({n: v or None for n, v in changed.items()})
 
     @classmethod
@@ -195,25 +307,26 @@ class GenerationConfig:
         if given is not None and not isinstance(given, GenerationConfig):
             found = shown(given)
             raise InputError(f"generation_config: expected a GenerationConfig, found {found}")
-        filled = cls.of_model(config, rules.REFUSED.keys() & options.keys())
+        filled = cls.of_model(config, REFUSED.keys() & options.keys())
         if given is not None:
             fields = {name: getattr(given, name) for name in OPTIONS - given.unset}
             try:
-                filled = filled._with(fields | {"extra": {**filled.extra, **given.extra}})
+                filled = filled._with(fields, given.extra)
             except ConfigError as reason:
                 raise InputError(
                     f"generation_config: with what the checkpoint sets: {reason}"
                 ) from None
-            if (found := rules.lengths(fields, filled)) and not rules.lengths(fields, given):
+            if (found := filled._overruled(fields)) and not given._overruled(fields):
                 raise InputError("generation_config: " + "; ".join(found))
         return filled.replace(**options)
 
-    def _with(self, changes: Mapping[str, Any]) -> "GenerationConfig":
+    def _with(
+        self, changes: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+    ) -> "GenerationConfig":
         """Returns a copy with some fields set; those that are None have their defaults."""
-        fields = {name: getattr(self, name) for name in OPTIONS - self.unset}
-        fields |= {"extra": self.extra, **changes}
-        changed = type(self)(**_checked(_set(fields)))
-        object.__setattr__(changed, "unset", self.unset - changes.keys())
+        fields = {name: getattr(self, name) for name in OPTIONS - self.unset} | dict(changes)
+        changed = type(self)(**_checked(fields), extra={**self.extra, **(extra or {})})
+        assign(changed, {"unset": self.unset - changes.keys()})
         return changed
 
     def replace(self, **options: Any) -> "GenerationConfig":
@@ -226,9 +339,9 @@ class GenerationConfig:
             UnsupportedConfigError: an option asks for what is not implemented.
         """
         for name in options:
-            if name not in OPTIONS | rules.INERT | rules.REFUSED.keys():
+            if name not in OPTIONS | INERT | REFUSED.keys():
                 raise InputError(f"{name}: no option of generation{suggest(name, OPTIONS)}")
-        _refuse(options)
+        refuse({name: _plain(value) for name, value in options.items()}, REFUSED)
         given = {name: options[name] for name in OPTIONS & options.keys()}
         if "top_k" in given and given["top_k"] is None:
             given["top_k"] = 0  # in a file, null is the default
@@ -239,7 +352,7 @@ class GenerationConfig:
         except ConfigError as reason:
             raise InputError(f"{reason}") from None
         asked = {name: getattr(config, name) for name in given if given[name] is not None}
-        if found := rules.contradictions(asked, config):
+        if found := config._contradictions(asked):
             raise InputError("; ".join(found))
         return config
 
@@ -254,12 +367,12 @@ class GenerationConfig:
     @property
     def ignored_fields(self) -> tuple[str, ...]:
         """The fields of the file that Hugging Face's class does not know."""
-        return tuple(sorted(self.extra.keys() - rules.INERT - rules.REFUSED.keys()))
+        return tuple(sorted(self.extra.keys() - INERT - REFUSED.keys()))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end a text."""
-        return arrays.ids(self.eos_token_id)
+        return ids(self.eos_token_id)
 
     @property
     def padding_id(self) -> int | None:
@@ -295,45 +408,90 @@ class GenerationConfig:
         Raises:
             InputError: an id is not in the vocabulary.
         """
-        return arrays.processors(self, vocab_size)
+        return Processors.of(self, vocab_size)
 
     def sampling(self) -> Sampling:
         """The filters that act: those of sampling, or only `renormalize_logits` without it."""
-        return arrays.sampling(self)
+        return Sampling.of(self)
+
+    def _faults(self) -> list[str]:
+        """Returns the contradictions between fields, wherever they come from."""
+        found = []
+        several = self.num_return_sequences
+        if self.num_beams > 1 and several > self.num_beams:
+            found.append(
+                f"num_return_sequences: {several}, but there are {self.num_beams} num_beams"
+            )
+        if self.num_beams == 1 and several > 1 and not self.do_sample:
+            found.append(
+                f"num_return_sequences: {several}, but greedy decoding has one result: "
+                "it needs do_sample=True or num_beams"
+            )
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = getattr(self, name)
+            if forced is not None and {*ids(forced)} <= {*(self.suppress_tokens or ())}:
+                found.append(f"{name}: {forced}, but suppress_tokens has it too")
+        return found
+
+    def _overruled(self, options: Mapping[str, Any]) -> list[str]:
+        """Returns which lengths in `options`, which are set here, have no effect."""
+        found = []
+        for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            given, counts = options.get(one), getattr(self, other)
+            if given is not None and counts is not None:
+                found.append(f"{one}: {given}, but {other} is {counts} and counts before it")
+        return found
+
+    def _contradictions(self, options: Mapping[str, Any]) -> list[str]:
+        """Returns what options of one call contradict: one another, or the way of decoding.
+
+        Args:
+            options: the options that the call gives, and that are not None; they are set here.
+        """
+        found = self._overruled(options)
+        if self.exponential_decay_length_penalty is not None and not self.end_ids:
+            found.append("exponential_decay_length_penalty: given, but there is no eos_token_id")
+        for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
+            if least in options and most in options and options[least] > options[most]:
+                found.append(
+                    f"{least}: {options[least]}, which is more than {most}, {options[most]}"
+                )
+        for only, active, remedy in (
+            (SAMPLING_ONLY, self.do_sample, "do_sample=True"),
+            (BEAMS_ONLY, self.num_beams > 1, "num_beams of at least 2"),
+        ):
+            for name in only.keys() & options.keys():
+                if not active and options[name] not in only[name]:
+                    found.append(f"{name}: {options[name]}, which needs {remedy}")
+        for name in ("output_scores", "output_logits"):
+            if options.get(name) and not self.return_dict_in_generate:
+                found.append(f"{name}: true, which needs return_dict_in_generate=True")
+        return sorted(found)
 
 
-FIELDS = tuple(f for f in dataclasses.fields(GenerationConfig) if "rule" in f.metadata)
-OPTIONS = frozenset(field.name for field in FIELDS)
-
-
-def _set(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields that are not left open."""
-    return {name: value for name, value in given.items() if value is not None}
+DEFAULTS: Mapping[str, Any] = {
+    field.name: field.metadata["default"]
+    for field in dataclasses.fields(GenerationConfig)
+    if "rule" in field.metadata
+}
+OPTIONS = frozenset(DEFAULTS)
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields given in their final form."""
-    values = {"extra": freeze(dict(given["extra"]))} if "extra" in given else {}
-    for field in FIELDS:
-        if field.name not in given:
-            continue
-        value = rules.plain(given[field.name])
-        if value is None:
-            value = field.metadata["default"]
-        if not field.metadata["rule"](value):
-            expected = field.metadata["expected"]
-            raise ConfigError(f"{field.name}: expected {expected}, found {shown(value)}")
-        values[field.name] = field.metadata["convert"](value)
-    return values
+    """Returns the fields given in their final form, without those that are left open."""
+    plain = {name: _plain(value) for name, value in given.items()}
+    return checked(GenerationConfig, {n: v for n, v in plain.items() if v is not None})
 
 
-def _refuse(given: Mapping[str, Any]) -> None:
-    for name, neutral in rules.REFUSED.items():
-        if name in given and rules.plain(given[name]) not in neutral:
-            raise UnsupportedConfigError(
-                f"{name}: {shown(given[name])} is not implemented "
-                f"(only {neutral[0]!r}, which changes nothing)"
-            )
+def _plain(value: Any) -> Any:
+    """Arrays and lists as tuples, mappings as tuples of pairs, NumPy's numbers as Python's."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        value = value.items()
+    elif not isinstance(value, list | tuple):
+        return value
+    return tuple(_plain(part) for part in value)
 
 
 def _listed(value: Any) -> Any:

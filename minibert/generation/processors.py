@@ -11,13 +11,20 @@ no shape depends on how many tokens a list names. So other numbers compile nothi
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int
+
+from minibert.errors import InputError
+
+if TYPE_CHECKING:
+    import minibert.generation.config  # it imports this module
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
 Leaf = Any
@@ -76,7 +83,7 @@ class Phrases:
 class Processors:
     """The processors that act, in the order in which they do; None for one that does not.
 
-    `GenerationConfig.processors` builds it. Numbers are arrays without axes, masks `(vocab,)`
+    Numbers are arrays without axes, masks `(vocab,)`
     booleans; `end` is the mask of the tokens that end a text.
 
     Attributes:
@@ -119,6 +126,45 @@ class Processors:
     suppress_tokens: Leaf = None
     begin_suppress_tokens: Leaf = None
     forced_decoder_ids: Leaf = None
+
+    @classmethod
+    def of(
+        cls, config: "minibert.generation.config.GenerationConfig", vocab_size: int
+    ) -> "Processors":
+        """Returns the processors that a config asks for.
+
+        A field is None exactly where transformers' `_get_logits_processor` adds no processor.
+
+        Raises:
+            InputError: an id is not in the vocabulary.
+        """
+        _check(config, vocab_size)
+
+        def mask(tokens: int | tuple[int, ...] | None) -> np.ndarray | None:
+            return None if tokens is None else np.isin(np.arange(vocab_size), ids(tokens))
+
+        end = mask(config.eos_token_id)
+        forced = np.asarray(config.forced_bos_token_id is not None)
+        least = config.min_length if config.min_new_tokens is None else 0
+        return cls(
+            sequence_bias=_phrases(config.sequence_bias),
+            encoder_repetition_penalty=number(config.encoder_repetition_penalty, neutral=1.0),
+            repetition_penalty=number(config.repetition_penalty, neutral=1.0),
+            presence_penalty=number(config.presence_penalty, neutral=0.0),
+            frequency_penalty=number(config.frequency_penalty, neutral=0.0),
+            no_repeat_ngram_size=count(config.no_repeat_ngram_size),
+            encoder_no_repeat_ngram_size=count(config.encoder_no_repeat_ngram_size),
+            bad_words_ids=_phrases(_bad_words(config)),
+            min_length=_together(count(least), end),
+            min_new_tokens=_together(count(config.min_new_tokens), end),
+            forced_bos_token_id=mask(config.forced_bos_token_id),
+            forced_eos_token_id=mask(config.forced_eos_token_id),
+            remove_invalid_values=config.remove_invalid_values,
+            exponential_decay_length_penalty=_decay(config.exponential_decay_length_penalty, end),
+            suppress_tokens=mask(config.suppress_tokens),
+            begin_suppress_tokens=_together(mask(config.begin_suppress_tokens), forced),
+            forced_decoder_ids=_placed(config.forced_decoder_ids),
+        )
 
     def __call__(self, scores: Scores, history: History) -> Scores:
         """Processes the scores of each row's next token: logits, or beams' log-probabilities."""
@@ -298,3 +344,87 @@ def _ban(scores: Scores, tokens: Leaf) -> Scores:
 
 def _force(scores: Scores, tokens: Leaf, where: Array) -> Scores:
     return jnp.where(where, jnp.where(tokens, 0, -jnp.inf), scores)
+
+
+def ids(tokens: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """None, one or several ids as several."""
+    if tokens is None:
+        return ()
+    return tokens if isinstance(tokens, tuple) else (tokens,)
+
+
+def _check(config: "minibert.generation.config.GenerationConfig", vocab_size: int) -> None:
+    named: dict[str, Iterable[int]] = {
+        name: ids(getattr(config, name))
+        for name in (
+            *("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+            *("suppress_tokens", "begin_suppress_tokens"),
+        )
+    }
+    named["bad_words_ids"] = [i for word in config.bad_words_ids or () for i in word]
+    named["sequence_bias"] = [i for word, _ in config.sequence_bias or () for i in word]
+    named["forced_decoder_ids"] = [i for _, i in config.forced_decoder_ids or ()]
+    for name, tokens in named.items():
+        if wrong := [token for token in tokens if token >= vocab_size]:
+            raise InputError(
+                f"{name}: expected ids of the vocabulary, which are below {vocab_size}, "
+                f"found {wrong[0]}"
+            )
+
+
+def number(value: float | None, neutral: float | None = None) -> np.ndarray | None:
+    """Returns an array of a number; None for one that changes nothing."""
+    return None if value is None or value == neutral else np.asarray(value, np.float32)
+
+
+def count(value: int | None) -> np.ndarray | None:
+    """Returns an array of a whole number; None for zero."""
+    return np.asarray(value, np.int32) if value else None
+
+
+def _together(*parts: np.ndarray | None) -> tuple[np.ndarray | None, ...] | None:
+    return None if any(part is None for part in parts) else parts
+
+
+def _decay(decay: tuple[int, float] | None, end: np.ndarray | None) -> tuple[Any, ...] | None:
+    if decay is None:
+        return None
+    after, factor = decay
+    return _together(np.asarray(after, np.int32), number(math.log(factor)), end)
+
+
+def _bad_words(
+    config: "minibert.generation.config.GenerationConfig",
+) -> list[tuple[tuple[int, ...], float]] | None:
+    if config.bad_words_ids is None:
+        return None
+    ends = [(token,) for token in config.end_ids]  # a text must be able to end
+    return [(word, -math.inf) for word in config.bad_words_ids if word not in ends]
+
+
+def _phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | None:
+    if pairs is None:
+        return None
+    biases = dict(pairs)
+    rows = _power_of_two(len(biases))
+    tokens = np.zeros((rows, _power_of_two(max(map(len, biases), default=1))), np.int32)
+    lengths, bias = np.ones(rows, np.int32), np.zeros(rows, np.float32)
+    for row, (phrase, value) in enumerate(biases.items()):
+        tokens[row, -len(phrase) :] = phrase
+        lengths[row], bias[row] = len(phrase), value
+    return Phrases(tokens=tokens, lengths=lengths, bias=bias)
+
+
+def _placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if pairs is None:
+        return None
+    places = dict(pairs)
+    positions = np.full(_power_of_two(len(places)), -1, np.int32)  # no text has that length
+    tokens = np.zeros_like(positions)
+    positions[: len(places)], tokens[: len(places)] = list(places), list(places.values())
+    return positions, tokens
+
+
+def _power_of_two(least: int) -> int:
+    """Returns a size that grows seldom: each makes a shape, and so a program, of its own."""
+    return 1 << max(least - 1, 0).bit_length()

@@ -9,12 +9,18 @@ Which filters act is static (a field that is None does not); every number in the
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int, Integer
+
+from minibert.generation.processors import count, number
+
+if TYPE_CHECKING:
+    import minibert.generation.config  # it imports this module
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
 Leaf = Any
@@ -29,7 +35,7 @@ RANKED_FIRST = 1024  # the tokens that are sorted before all are
 class Sampling:
     """The filters that act, in the order in which they do; None for one that does not.
 
-    `GenerationConfig.sampling` builds it. All numbers are arrays without axes.
+    All numbers are arrays without axes.
 
     Attributes:
         temperature: scores are divided by it.
@@ -59,6 +65,28 @@ class Sampling:
     eta_cutoff: Leaf = None
     min_tokens_to_keep: Leaf = 1
     renormalize: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @classmethod
+    def of(cls, config: "minibert.generation.config.GenerationConfig") -> "Sampling":
+        """Returns the filters that a config asks for."""
+        if not config.do_sample:
+            return cls(renormalize=config.renormalize_logits)
+        # With beams, one token more than can end a text: a beam must be able to go on.
+        beams = 1 + max(len(config.end_ids), 1)
+        rest = 1 - config.top_p  # in double precision, as transformers does
+        epsilon, eta = config.epsilon_cutoff % 1, config.eta_cutoff % 1  # 1 cuts nothing off either
+        return cls(
+            temperature=number(config.temperature, neutral=1.0),
+            top_h=number(config.top_h),
+            top_k=count(config.top_k),
+            top_p_rest=number(rest, neutral=0.0),
+            min_p=number(config.min_p),
+            typical_p=number(config.typical_p, neutral=1.0),
+            epsilon_cutoff=number(epsilon, neutral=0.0),
+            eta_cutoff=number(eta, neutral=0.0),
+            min_tokens_to_keep=np.asarray(beams if config.num_beams > 1 else 1, np.int32),
+            renormalize=config.renormalize_logits,
+        )
 
     def __call__(self, scores: Scores) -> Scores:
         """Divides by the temperature and puts −inf where a token must not be drawn."""

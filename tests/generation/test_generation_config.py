@@ -9,8 +9,7 @@ import pytest
 
 import minibert
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError
-from minibert.generation.config import OPTIONS, GenerationConfig
-from minibert.generation.rules import INERT, REFUSED
+from minibert.generation.config import INERT, OPTIONS, REFUSED, GenerationConfig
 
 # What GenerationConfig of transformers 4.57 has, and 5.23 has not.
 ONLY_IN_4 = {"return_legacy_cache"}
