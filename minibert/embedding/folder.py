@@ -8,7 +8,7 @@ names the file and the field, never a default.
 import contextlib
 import os
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ from minibert.checkpoint.saving import (
 )
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
+from minibert.core.fields import COUNT, SWITCH, refuse
 from minibert.core.strict_json import read_json
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel
 from minibert.embedding.settings import SentenceSettings, read_object
@@ -56,6 +57,8 @@ SWITCHES: dict[str, str] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# What a module reads and writes, which cannot be changed.
+NAMES = dict.fromkeys(("module_input_name", "module_output_name"), ("sentence_embedding", None))
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 # PyTorch's activations without a setting, by the last part of their names.
 TORCH_ACTIVATIONS: dict[str, str] = {
@@ -191,15 +194,17 @@ def read_module(
 
 
 def _pooling(data: dict[str, Any], where: str, *_: Any) -> Pooling:
-    _refuse_unknown(data, where, (*SWITCHES, *WIDTHS, "pooling_mode", "include_prompt"))
-    widths = {name: _size(data, where, name) for name in WIDTHS if name in data}
+    refuse(data, {}, (*SWITCHES, *WIDTHS, "pooling_mode", "include_prompt"), f"{where}: ")
+    widths = {n: COUNT.check(f"{where}: {n}", data[n]) for n in WIDTHS if n in data}
     if not widths:
         raise ConfigError(f"{where}: {WIDTHS[0]}: missing")
     if len(set(widths.values())) > 1:
         raise ConfigError(f"{where}: {WIDTHS[0]}: {widths[WIDTHS[0]]}, but {widths[WIDTHS[1]]} too")
-    include = _switch(data, where, "include_prompt", True)
+    include = SWITCH.check(f"{where}: include_prompt", data.get("include_prompt", True))
     on = tuple(
-        mode for mode in (SWITCHES[name] for name in SWITCHES if _switch(data, where, name, False))
+        mode
+        for name, mode in SWITCHES.items()
+        if SWITCH.check(f"{where}: {name}", data.get(name, False))
     )
     has_switches = any(name in data for name in SWITCHES)
     modes = data.get("pooling_mode", on)
@@ -220,14 +225,8 @@ def _pooling(data: dict[str, Any], where: str, *_: Any) -> Pooling:
 def _dense(
     data: dict[str, Any], where: str, dtype: DTypeLike | None, param_dtype: DTypeLike | None
 ) -> Dense:
-    inert = {
-        "module_input_name": "sentence_embedding",
-        "module_output_name": "sentence_embedding",
-        "use_residual": False,
-    }
-    _refuse_unknown(
-        data, where, ("in_features", "out_features", "bias", "activation_function"), inert
-    )
+    known = ("in_features", "out_features", "bias", "activation_function")
+    refuse(data, {**NAMES, "use_residual": (False, None)}, known, f"{where}: ")
     function = data.get("activation_function")
     name = function.rpartition(".")[2] if isinstance(function, str) else None
     if not isinstance(function, str):
@@ -240,9 +239,9 @@ def _dense(
             f"torch.nn's {', '.join(TORCH_ACTIVATIONS)}"
         )
     return Dense(
-        _size(data, where, "in_features"),
-        _size(data, where, "out_features"),
-        bias=_switch(data, where, "bias"),
+        COUNT.check(f"{where}: in_features", data.get("in_features")),
+        COUNT.check(f"{where}: out_features", data.get("out_features")),
+        bias=SWITCH.check(f"{where}: bias", data.get("bias")),
         activation=TORCH_ACTIVATIONS[name],
         rngs=None,
         dtype=dtype,
@@ -251,8 +250,7 @@ def _dense(
 
 
 def _normalize(data: dict[str, Any], where: str, *_: Any) -> Normalize:
-    names = ("module_input_name", "module_output_name")
-    _refuse_unknown(data, where, (), dict.fromkeys(names, "sentence_embedding"))
+    refuse(data, NAMES, (), f"{where}: ")
     return Normalize()
 
 
@@ -288,36 +286,6 @@ def _filled(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle
     for name, leaf in own.items():
         leaf.variable.set_value(jax.device_put(arrays[name]))
     return dense
-
-
-def _refuse_unknown(
-    data: Mapping[str, Any],
-    where: str,
-    known: tuple[str, ...],
-    inert: Mapping[str, Any] | None = None,
-) -> None:
-    inert = inert or {}
-    for name, value in data.items():
-        if name in inert and value not in (inert[name], None):
-            raise UnsupportedConfigError(
-                f"{where}: {name}: {shown(value)} is not implemented (only {inert[name]!r})"
-            )
-        if name not in (*known, *inert):
-            raise UnsupportedConfigError(f"{where}: {name}: a field minibert does not know")
-
-
-def _size(data: Mapping[str, Any], where: str, name: str) -> int:
-    value = data.get(name)
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{where}: {name}: expected a whole number from 1, found {shown(value)}")
-    return value
-
-
-def _switch(data: Mapping[str, Any], where: str, name: str, default: bool | None = None) -> bool:
-    value = data.get(name, default)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}: {name}: expected true or false, found {shown(value)}")
-    return value
 
 
 def _is_list_of_str(value: Any) -> bool:

@@ -7,13 +7,12 @@ honoured or refused by name.
 
 import contextlib
 import dataclasses
-import itertools
 import os
 from collections.abc import Generator, Mapping
 from typing import Any
 
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
-from minibert.core.checks import whole
+from minibert.core.fields import COUNT, SWITCH, Rule, check, field, one_of, refuse
 from minibert.core.strict_json import read_json
 from minibert.core.text_lists import check_text
 from minibert.embedding.similarity import SIMILARITIES
@@ -24,22 +23,31 @@ DEFAULT_PROMPTS = {"query": "", "document": ""}  # of every new encoder
 QUERY_PROMPTS = ("query",)
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
-# Fields of BODY_CONFIGS that are not implemented, each with the value that changes nothing.
-REFUSED: Mapping[str, Any] = {
-    "transformer_task": "feature-extraction",
-    "modality_config": {
-        "text": {"method": "forward", "method_output_name": "last_hidden_state"},
-    },
-    "module_output_name": "token_embeddings",
-    "processing_kwargs": {},
-    "query_length": None,
-    "document_length": None,
-    "query_expansion": None,
-    "tokenizer_name_or_path": None,
-    **{f"{part}_args": {} for part in ("model", "tokenizer", "config")},
-    **{f"{part}_kwargs": {} for part in ("model", "processor", "config")},
+# Fields of BODY_CONFIGS that are not implemented, each with the values that change nothing.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "transformer_task": ("feature-extraction", None),
+    "modality_config": (
+        {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        None,
+    ),
+    "module_output_name": ("token_embeddings", None),
+    "processing_kwargs": ({}, None),
+    "query_length": (None,),
+    "document_length": (None,),
+    "query_expansion": (None,),
+    "tokenizer_name_or_path": (None,),
+    **{f"{part}_args": ({}, None) for part in ("model", "tokenizer", "config")},
+    **{f"{part}_kwargs": ({}, None) for part in ("model", "processor", "config")},
 }
-INERT = ("unpad_inputs",)  # how it is computed, not what
+KNOWN = ("max_seq_length", "do_lower_case", "unpad_inputs")  # the last is about speed alone
+
+PROMPTS = Rule(
+    "name → text",
+    lambda v: (
+        isinstance(v, Mapping)
+        and all(isinstance(n, str) and isinstance(text, str | None) for n, text in v.items())
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,31 +64,21 @@ class SentenceSettings:
         extra: the other fields of `config_sentence_transformers.json`, kept for saving.
     """
 
-    max_seq_length: Any
-    do_lower_case: Any = False
-    prompts: Any = dataclasses.field(default_factory=DEFAULT_PROMPTS.copy)
+    max_seq_length: Any = field(COUNT)
+    do_lower_case: Any = field(SWITCH, False)
+    prompts: Any = field(PROMPTS, default_factory=DEFAULT_PROMPTS.copy)
     default_prompt_name: Any = None
-    similarity_fn_name: Any = "cosine"
-    truncate_dim: Any = None
+    similarity_fn_name: Any = field(one_of(SIMILARITIES), "cosine")
+    truncate_dim: Any = field(COUNT, None)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
-        length = whole("max_seq_length", self.max_seq_length, 1)
-        object.__setattr__(self, "max_seq_length", length)
-        if self.truncate_dim is not None:
-            object.__setattr__(self, "truncate_dim", whole("truncate_dim", self.truncate_dim, 1))
-        if not isinstance(self.do_lower_case, bool):
-            raise InputError(f"do_lower_case: expected a bool, found {shown(self.do_lower_case)}")
-        prompts = {name: text or "" for name, text in _texts(self.prompts).items()}
-        object.__setattr__(self, "prompts", prompts)
+        check(self, InputError)
         if self.default_prompt_name not in (None, *self.prompts):
             raise InputError(
                 f"default_prompt_name: {shown(self.default_prompt_name)} is none of the prompts "
                 f"{', '.join(self.prompts)}"
             )
-        if self.similarity_fn_name not in tuple(SIMILARITIES):
-            known, found = ", ".join(SIMILARITIES), shown(self.similarity_fn_name)
-            raise InputError(f"similarity_fn_name: expected one of {known}; found {found}")
 
     def check_fits(self, positions: int, features: int) -> None:
         """Raises an `InputError` if a model of so many positions and features has not enough."""
@@ -199,18 +197,13 @@ def _read_body(body: str) -> tuple[dict[str, Any], str]:
         if not os.path.lexists(path):
             continue
         data = read_object(path)
-        for field, value in data.items():
-            if field in ("max_seq_length", "do_lower_case", *INERT):
-                continue
-            if field not in REFUSED:
-                raise UnsupportedConfigError(f"{path}: {field}: a field minibert does not know")
-            if isinstance(value, dict):
-                value = {k: v for k, v in value.items() if k != "trust_remote_code"}
-            if value not in (REFUSED[field], None):
-                raise UnsupportedConfigError(
-                    f"{path}: {field}: {shown(value)} is not implemented (only "
-                    f"{shown(REFUSED[field])}, which changes nothing)"
-                )
+        values = {
+            name: {k: v for k, v in value.items() if k != "trust_remote_code"}
+            if isinstance(value, dict)
+            else value
+            for name, value in data.items()
+        }
+        refuse(values, REFUSED, KNOWN, f"{path}: ")
         return data, path
     return {}, os.path.join(body, BODY_CONFIGS[0])
 
@@ -248,15 +241,7 @@ def merged_prompts(*groups: Any) -> dict[str, str]:
         InputError: a group does not map names to texts.
     """
     merged = dict(DEFAULT_PROMPTS)
-    for name, text in itertools.chain.from_iterable(_texts(group).items() for group in groups):
-        merged[name] = merged.get(name, "") if text is None else text
+    for group in groups:
+        for name, text in PROMPTS.check("prompts", group, InputError).items():
+            merged[name] = merged.get(name, "") if text is None else text
     return merged
-
-
-def _texts(prompts: Any) -> Mapping[str, str | None]:
-    if not isinstance(prompts, Mapping):
-        raise InputError(f"prompts: expected name → text, found {shown(prompts)}")
-    for name, text in prompts.items():
-        if not (isinstance(name, str) and isinstance(text, str | None)):
-            raise InputError(f"prompts: {shown(name)}: expected a text, found {shown(text)}")
-    return prompts
