@@ -90,7 +90,7 @@ def _tokenized(config: Any, folder: str) -> list[list[int]]:
         rows = [tokenizer.encode(text).ids for text in _passages()]
     except Exception:  # no tokenizer, or one that tokenizers refuses: random ids will do
         return []
-    longest = config.max_position_embeddings
+    longest = config.max_tokens
     usable = all(row and max(row) < config.vocab_size for row in rows)
     return [row[:longest] for row in rows] if usable else []
 
@@ -107,7 +107,7 @@ def _passages() -> Iterator[str]:
 
 def _drawn(config: Any) -> list[list[int]]:
     draw = np.random.default_rng(0)
-    lengths = [min(2 * words, config.max_position_embeddings) for words in WORDS_A_ROW * 3]
+    lengths = [min(2 * words, config.max_tokens) for words in WORDS_A_ROW * 3]
     return [draw.integers(0, config.vocab_size, length).tolist() for length in lengths]
 
 

@@ -156,6 +156,16 @@ class Config:
         default=None, compare=False, repr=False
     )
 
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text the model takes."""
+        return vars(self)[self.name_of("max_position_embeddings")]
+
+    @property
+    def max_tokens_name(self) -> str:
+        """Where `max_tokens` comes from, for messages."""
+        return self.name_of("max_position_embeddings")
+
     def __post_init__(self):
         check(self)
         id2label = self.id2label or FrozenDict(_default_labels(self.num_labels or 2))

@@ -92,7 +92,7 @@ class SentenceEncoder:
 
     def _set_up(self, model: SentenceModel, tokenizer: Any, settings: SentenceSettings) -> None:
         check_evaluation(model)
-        settings.check_fits(model.config.max_position_embeddings, model.out_features)
+        settings.check_fits(model.config.max_tokens, model.out_features)
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
         self._programs = {tokens: programs(model, tokens) for tokens in (False, True)}
         self.model, self.tokenizer, self.settings = model, tokenizer, settings

@@ -19,7 +19,7 @@ from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
 from minibert.nn.norms import unit
 from minibert.nn.pooling import LAYERS, POOLINGS, pool
-from minibert.text.packing import own_text, restarted, slots_of
+from minibert.text.packing import own_text, slots_of
 
 
 class Pooling(Module):
@@ -171,7 +171,8 @@ class SentenceModel(Module):
     ) -> Float[Array, "batch slots features"]:
         """The vectors of texts that stand several in a row; see `packing`."""
         # a decoder uses a mask for each query as it is
-        tokens = self.tokens(input_ids, own_text(segments, self.config.causal), restarted(segments))
+        positions = self.transformer.positions(input_ids, segments=segments)
+        tokens = self.tokens(input_ids, own_text(segments, self.config.causal), positions)
         slots = jnp.arange(1, 1 + slots_of(segments.shape[1]))
         of_slots = jax.lax.map(
             lambda slot: self.pooled(tokens, segments == slot, prompt_length), slots

@@ -175,12 +175,12 @@ def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def longest(config: Any, tokenizer: Any) -> int:
     """How many tokens both the tokenizer and the model can take."""
-    positions = config.max_position_embeddings
+    positions = config.max_tokens
     return min(getattr(tokenizer, "model_max_length", positions), positions)
 
 
 def _longest(fields: Mapping[str, Any], where: str, config: Any, tokenizer: Any) -> int:
-    found, positions = fields.get("max_seq_length"), config.max_position_embeddings
+    found, positions = fields.get("max_seq_length"), config.max_tokens
     if found is None:
         return longest(config, tokenizer)
     if type(found) is not int or not 1 <= found <= positions:

@@ -225,13 +225,13 @@ def _given(
     """The prompts, and how many tokens to generate: no more than the model has positions for."""
     given = prompts(input_ids, mask, config, model.config.vocab_size)
     encoder = encoder_inputs(model.config, *encoder, len(given.ids))
-    positions = model.config.max_position_embeddings
+    positions = model.config.max_tokens
     limit = config.limit(given.ids.shape[1], positions)
     longest = int(given.mask.sum(axis=1).max())
     if longest + limit > positions:
         raise InputError(
             f"input_ids: a prompt of {longest} tokens and {limit} new ones are {longest + limit}; "
-            f"expected at most {positions} ({model.config.name_of('max_position_embeddings')})"
+            f"expected at most {positions} ({model.config.max_tokens_name})"
         )
     return given._replace(limit=limit, encoder=encoder)
 
@@ -260,7 +260,7 @@ def _prepare(
         key=_key(key) if config.do_sample else None,
         powers=_powers(plan.steps, config.length_penalty) if beamed else None,
     )
-    return plan, rules, given.padded(model.config.max_position_embeddings)
+    return plan, rules, given.padded(model.config.max_tokens)
 
 
 def _candidates(config: GenerationConfig, vocab: int) -> int:

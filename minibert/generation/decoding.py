@@ -154,7 +154,7 @@ def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
     outputs = model(
         input_ids=prompt.ids,
         attention_mask=prompt.mask,
-        position_ids=jnp.maximum(jnp.cumsum(prompt.mask, axis=1) - 1, 0),
+        position_ids=model.base_model.positions(prompt.ids, prompt.mask),
         past_key_values=model.init_cache(batch, start + plan.steps),
         encoder_hidden_states=prompt.encoder_hidden_states,
         encoder_attention_mask=prompt.encoder_attention_mask,
@@ -169,9 +169,10 @@ def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
 
 def read(model: Any, tokens: Int[Array, " rows"], cache: KVCache) -> tuple[Logits, KVCache]:
     """Reads one more token of each row; its position is the number of words before it."""
+    ids, past = tokens[:, None], cache.mask.sum(axis=1)[:, None]
     outputs = model(
-        input_ids=tokens[:, None],
-        position_ids=cache.mask.sum(axis=1)[:, None],
+        input_ids=ids,
+        position_ids=model.base_model.positions(ids, past=past),
         past_key_values=cache,
         logits_to_keep=1,
     )

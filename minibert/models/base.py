@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Integer
 
 from minibert.checkpoint.config import GENERATION, Config
 from minibert.checkpoint.files import unchanged
@@ -16,10 +18,12 @@ from minibert.checkpoint.loading import assemble
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
+from minibert.core.checks import Size
 from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
+from minibert.text.packing import numbered
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -75,6 +79,31 @@ class PretrainedModel(Module):
     def base_model(self) -> Any:
         """The bare model inside one with a head; a bare model itself."""
         return self if self.is_trunk else getattr(self, self.trunk)
+
+    def positions(
+        self,
+        input_ids: Any,
+        tokens: Any = None,
+        *,
+        seq: Size = 0,
+        past: Any = 0,
+        segments: Any = None,
+    ) -> Integer[Array, "#batch seq"]:
+        """The default `position_ids`: 0, 1, 2, ….
+
+        Args:
+            input_ids: `(batch, seq)`, for families whose positions depend on them; or None.
+            tokens: `(batch, seq)`, False for padding, which is not counted; by default all is.
+            seq: how many positions there are, where nothing else says it.
+            past: how many tokens a cache has before these, `(batch, 1)` or one number.
+            segments: `(batch, seq)`, which text of its row a token belongs to; each text is
+                counted from its own start.
+        """
+        if tokens is None and segments is not None:
+            tokens = jnp.ones_like(segments, bool)
+        if tokens is None:
+            return past + jnp.arange(seq if input_ids is None else input_ids.shape[1])[None]
+        return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
 
     @property
     def tensor_prefix(self) -> str:

@@ -129,7 +129,7 @@ class Compiled:
                 raise InputError(f"{name}: expected an option, no array; found {shown(value)}")
         if options.get("use_cache"):
             raise InputError("use_cache: an exported program has no cache; found True")
-        sizes = _open_shape(shape, self.config.max_position_embeddings)
+        sizes = _open_shape(shape, self.config.max_tokens)
 
         def call(arrays: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             leaves = [arrays[path] for path in self.parameters]

@@ -56,10 +56,8 @@ class ModelInputs(NamedTuple):
 
 
 def model_inputs(
-    config: Any,
+    model: Any,
     *,
-    segments: str,
-    decoder: bool,
     input_ids: Any,
     inputs_embeds: Any,
     attention_mask: Any,
@@ -70,19 +68,18 @@ def model_inputs(
     encoder_attention_mask: Any,
     past_key_values: Any,
 ) -> ModelInputs:
-    """Checks a call's arguments against the config; the models' calls say what they are.
+    """Checks a call's arguments against the model's config; its call says what they are.
 
     Args:
-        config: the model's config.
-        segments: the config's field that says how many segments there are.
-        decoder: whether the model is one, and may be given a cache.
+        model: the bare model.
 
     Raises:
         InputError: an argument is of the wrong shape or type, out of range or contradictory.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError("input_ids, inputs_embeds: give exactly one of the two")
-    longest, limit_name = config.max_position_embeddings, config.name_of("max_position_embeddings")
+    config = model.config
+    longest, limit_name = config.max_tokens, config.max_tokens_name
     if input_ids is not None:
         input_ids = indices("input_ids", input_ids, config.vocab_size, "vocab_size")
         batch, seq = lengths("input_ids", input_ids, (), longest, limit_name)
@@ -91,10 +88,10 @@ def model_inputs(
         batch, seq = lengths(
             "inputs_embeds", inputs_embeds, (config.hidden_size,), longest, limit_name
         )
-    past = _cache(config, past_key_values, batch, seq, decoder)
+    past = _cache(config, past_key_values, batch, seq)
     if token_type_ids is not None:
-        limit = getattr(config, segments)
-        token_type_ids = indices("token_type_ids", token_type_ids, limit, segments)
+        limit = getattr(config, model.segments)
+        token_type_ids = indices("token_type_ids", token_type_ids, limit, model.segments)
         shaped("token_type_ids", token_type_ids, [(batch, seq), (1, seq)])
     encoder, encoder_mask = encoder_inputs(
         config, encoder_hidden_states, encoder_attention_mask, batch
@@ -103,7 +100,7 @@ def model_inputs(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
         token_type_ids=token_type_ids,
-        position_ids=_positions(config, position_ids, past, batch, seq),
+        position_ids=_positions(model, input_ids, position_ids, past, batch, seq),
         mask=_attention_mask(attention_mask, past, batch, seq),
         head_mask=_head_mask(config, head_mask),
         encoder_hidden_states=encoder,
@@ -114,20 +111,24 @@ def model_inputs(
     )
 
 
-def _positions(config: Any, given: Any, past: KVCache | None, batch: Size, seq: Size) -> Array:
-    """The positions given; else they go on from the cache, or begin with 0."""
-    longest, limit_name = config.max_position_embeddings, config.name_of("max_position_embeddings")
+def _positions(
+    model: Any, input_ids: Any, given: Any, past: KVCache | None, batch: Size, seq: Size
+) -> Array:
+    """The positions given; else the model's own, which go on from the cache."""
+    config = model.config
     if given is not None:
-        given = indices("position_ids", given, longest, limit_name)
-        return shaped("position_ids", given, [(batch, seq), (1, seq)])
-    if past is None:
-        return jnp.arange(seq)[None]
-    if (taken := concrete(past.index)) + seq > longest:
-        raise InputError(
-            f"past_key_values: {taken} tokens and {seq} more; expected at most {longest} "
-            f"({limit_name})"
+        rows, name = config.max_position_embeddings, config.name_of("max_position_embeddings")
+        return shaped(
+            "position_ids", indices("position_ids", given, rows, name), [(batch, seq), (1, seq)]
         )
-    return (past.index + jnp.arange(seq))[None]
+    if past is None:
+        return model.positions(input_ids, seq=seq)
+    if (taken := concrete(past.index)) + seq > config.max_tokens:
+        raise InputError(
+            f"past_key_values: {taken} tokens and {seq} more; expected at most "
+            f"{config.max_tokens} ({config.max_tokens_name})"
+        )
+    return model.positions(input_ids, seq=seq, past=past.index)
 
 
 def _attention_mask(mask: Any, past: KVCache | None, batch: Size, seq: Size) -> Array | None:
@@ -152,10 +153,10 @@ def _head_mask(config: Any, factors: Any) -> Array | None:
     return jnp.broadcast_to(factors, layers_heads)
 
 
-def _cache(config: Any, past: Any, batch: Size, seq: Size, decoder: bool) -> KVCache | None:
+def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
     if past is None:
         return None
-    if not decoder:
+    if not config.is_decoder:
         raise InputError("past_key_values: only a decoder has a past, and config.is_decoder is off")
     if not isinstance(past, KVCache):
         found = shown(type(past).__name__)

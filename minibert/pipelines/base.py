@@ -203,7 +203,7 @@ class Pipeline(abc.ABC):
     @property
     def positions(self) -> int:
         """How many tokens the model can take."""
-        return self.model.config.max_position_embeddings
+        return self.model.config.max_tokens
 
     @property
     def longest_cut(self) -> int:
@@ -266,6 +266,9 @@ class Pipeline(abc.ABC):
         answers: list[Any] = [None] * len(jobs)
         for batch in self._plan(rows, shares):
             arrays = collated(rows, batch, self._pad, self._left)
+            if self._left and "position_ids" not in arrays:
+                ids, mask = arrays["input_ids"], arrays["attention_mask"] == 1
+                arrays["position_ids"] = self.model.base_model.positions(ids, mask)
             numbers = [jobs[owner[index]].number for index in batch.indices]
             computed = self._through(arrays, numbers, shares["forward"])
             parts = separated(computed, rows, batch, self.by_token, self._left)
@@ -304,7 +307,7 @@ class Pipeline(abc.ABC):
         if not tokens:
             raise InputError("no tokens; expected at least one")
         if tokens > self.positions:
-            name = self.model.config.name_of("max_position_embeddings")
+            name = self.model.config.max_tokens_name
             raise InputError(
                 f"{tokens} tokens; expected at most {self.positions} ({name}); "
                 "truncation=True cuts what is too much"

@@ -30,7 +30,7 @@ def collated(rows: Sequence[Row], batch: Batch, pad: int, left: bool) -> dict[st
             stays out.
         batch: which rows, and the shape.
         pad: the word that fills a row up.
-        left: whether it does so on the left; then positions are counted from the first token.
+        left: whether it does so on the left.
     """
     chosen = [rows[index] for index in batch.indices]
     here = batch._replace(indices=np.arange(len(chosen)))
@@ -42,8 +42,6 @@ def collated(rows: Sequence[Row], batch: Batch, pad: int, left: bool) -> dict[st
         arrays["attention_mask"] = batching.padded(
             [[1] * length(row) for row in chosen], here, 0, left
         )
-    if left and "position_ids" not in arrays:
-        arrays["position_ids"] = np.maximum(arrays["attention_mask"].cumsum(axis=1) - 1, 0)
     for array in arrays.values():
         array[len(chosen) :] = array[0]
     return arrays

@@ -189,7 +189,7 @@ class TextGenerationPipeline(Pipeline):
     def _check_room(self, prompt: int, settings: GenerationConfig) -> None:
         new = _new_tokens(settings, prompt)
         if prompt + new > self.positions:
-            name = self.model.config.name_of("max_position_embeddings")
+            name = self.model.config.max_tokens_name
             raise InputError(
                 f"{prompt} tokens and {new} new ones; expected at most {self.positions} ({name}); "
                 "ask for less with max_new_tokens, or keep the prompt's end with truncation=True"

@@ -110,9 +110,13 @@ def own_text(
     return same & causal_mask(*same.shape[1:])[0] if causal else same
 
 
-def restarted(segments: Integer[Array, "batch seq"]) -> Integer[Array, "batch seq"]:
-    """The place of each token in its own text, beginning with 0."""
-    places = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+def numbered(
+    counted: Bool[Array, "batch seq"], segments: Integer[Array, "batch seq"] | None = None
+) -> Integer[Array, "batch seq"]:
+    """How many of the tokens up to each one are counted, in its row or, with segments, its text."""
+    numbers = jnp.cumsum(counted, axis=1)
+    if segments is None:
+        return numbers
     before = jnp.pad(segments, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    starts = jnp.where(segments != before, places, 0)
-    return places - jax.lax.cummax(starts, axis=1)
+    starts = jnp.where(segments != before, numbers - counted, 0)
+    return numbers - jax.lax.cummax(starts, axis=1)

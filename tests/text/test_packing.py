@@ -13,10 +13,10 @@ from minibert.errors import InputError
 from minibert.nn.pooling import POOLINGS
 from minibert.text.batching import Batch
 from minibert.text.packing import (
+    numbered,
     own_text,
     packed_rows,
     plan_packed,
-    restarted,
     slots_of,
 )
 from tiny import drawn
@@ -59,7 +59,8 @@ def test_arrays():
     ids, segments = packed_rows(texts, batch, pad=1)
     assert ids.tolist() == [[5, 6, 7, 8], [9, 9, 1, 1]]
     assert segments.tolist() == [[1, 1, 1, 2], [1, 1, 0, 0]]
-    assert restarted(jnp.asarray(segments)).tolist() == [[0, 1, 2, 0], [0, 1, 0, 1]]
+    counted = jnp.ones_like(segments, bool)
+    assert numbered(counted, jnp.asarray(segments)).tolist() == [[1, 2, 3, 1], [1, 2, 1, 2]]
     assert pictures(own_text(jnp.asarray(segments))) == [
         ["xxx.", "xxx.", "xxx.", "...x"],
         ["xx..", "xx..", "..xx", "..xx"],

@@ -365,9 +365,7 @@ class BertModel(BertPreTrainedModel):
         """
         config = self.config
         given = model_inputs(
-            config,
-            segments=self.segments,
-            decoder=config.is_decoder,
+            self,
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -382,7 +380,7 @@ class BertModel(BertPreTrainedModel):
         if config.is_decoder:
             mask, past = past_and_mask(
                 given,
-                lambda: self.init_cache(given.batch, config.max_position_embeddings),
+                lambda: self.init_cache(given.batch, config.max_tokens),
                 use_cache,
                 config.causal,
             )

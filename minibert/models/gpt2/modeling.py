@@ -303,9 +303,7 @@ class GPT2Model(GPT2PreTrainedModel):
             InputError: an argument is of the wrong shape or type, out of range or contradictory.
         """
         given = model_inputs(
-            self.config,
-            segments=self.segments,
-            decoder=True,
+            self,
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -319,7 +317,7 @@ class GPT2Model(GPT2PreTrainedModel):
         config = self.config
         mask, past = past_and_mask(
             given,
-            lambda: self.init_cache(given.batch, config.n_positions),
+            lambda: self.init_cache(given.batch, config.max_tokens),
             use_cache,
             config.causal,
         )

@@ -91,7 +91,7 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
         assert modules is not None
         training_tokenizer = modules.training_tokenizer(tokenizer)
         objective = modules.objective(settings.scale)
-    positions = model.config.max_position_embeddings
+    positions = model.config.max_tokens
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
     label2id = label_map(settings, model.config)
