@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config
 from minibert.core.fields import (
@@ -76,17 +76,22 @@ class BertConfig(Config):
         return {**cls.refused_fields, **(REFUSED_DECODER_FIELDS if data.get("is_decoder") else {})}
 
     @property
+    def padding_position(self) -> int | None:
+        """The position of padding, whose embedding receives no gradient; None if there is none."""
+        return None
+
+    @property
     def causal(self) -> bool:
         """Whether a token attends only to itself and to those before it."""
         return self.is_decoder and self.is_causal is not False
 
     @classmethod
-    def base(cls, **changes: Any) -> "BertConfig":
+    def base(cls, **changes: Any) -> Self:
         """BERT-base: 12 layers of 768, 110 million parameters."""
         return cls(**changes)
 
     @classmethod
-    def large(cls, **changes: Any) -> "BertConfig":
+    def large(cls, **changes: Any) -> Self:
         """BERT-large: 24 layers of 1024, 335 million parameters."""
         large: dict[str, Any] = {
             "hidden_size": 1024,
@@ -97,7 +102,7 @@ class BertConfig(Config):
         return cls(**large | changes)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> "BertConfig":
+    def tiny(cls, **changes: Any) -> Self:
         """Two layers of 24 with every size different: for trying things out."""
         tiny: dict[str, Any] = {
             "vocab_size": 97,

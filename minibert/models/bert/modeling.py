@@ -44,7 +44,9 @@ class BertEmbeddings(Module):
         vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
         self.word_embeddings = Embed(vocab, hidden, padding_idx=padding_idx, **drawn)
-        self.position_embeddings = Embed(config.max_position_embeddings, hidden, **drawn)
+        self.position_embeddings = Embed(
+            config.max_position_embeddings, hidden, padding_idx=config.padding_position, **drawn
+        )
         self.token_type_embeddings = Embed(config.type_vocab_size, hidden, **drawn)
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self.dropout = Dropout(config.hidden_dropout_prob)
