@@ -24,15 +24,11 @@ __all__ = sorted(_HOMES.keys() - {*SUBMODULES})
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    if home == __name__:
-        return importlib.import_module(f"{__name__}.{name}")
-    module = importlib.import_module(home)
-    return (
-        getattr(module, name)
-        if hasattr(module, name)
-        else importlib.import_module(f"{home}.{name}")
-    )
+    module = importlib.import_module(_HOMES[name]) if _HOMES[name] != __name__ else None
+    if not hasattr(module, name):
+        return importlib.import_module(f"{_HOMES[name]}.{name}")
+    globals()[name] = getattr(module, name)  # asked for once
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -36,6 +36,7 @@ class GPT2Config(Config):
     """
 
     model_type: ClassVar[str] = "gpt2"
+    is_decoder: ClassVar[bool] = True
     refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **REFUSED_FIELDS,
         **REFUSED_DECODER_FIELDS,
@@ -82,11 +83,6 @@ class GPT2Config(Config):
             raise ConfigError(
                 f"n_head: expected a divisor of n_embd ({self.n_embd}), found {self.n_head}"
             )
-
-    @property
-    def is_decoder(self) -> bool:
-        """True: every GPT-2 is one."""
-        return True
 
     @property
     def causal(self) -> bool:
