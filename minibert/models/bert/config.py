@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config
 from minibert.core.fields import (
@@ -86,12 +86,12 @@ class BertConfig(Config):
         return self.is_decoder and self.is_causal is not False
 
     @classmethod
-    def base(cls, **changes: Any) -> Self:
+    def base(cls, **changes: Any) -> "BertConfig":
         """BERT-base: 12 layers of 768, 110 million parameters."""
         return cls(**changes)
 
     @classmethod
-    def large(cls, **changes: Any) -> Self:
+    def large(cls, **changes: Any) -> "BertConfig":
         """BERT-large: 24 layers of 1024, 335 million parameters."""
         large: dict[str, Any] = {
             "hidden_size": 1024,
@@ -102,7 +102,7 @@ class BertConfig(Config):
         return cls(**large | changes)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> Self:
+    def tiny(cls, **changes: Any) -> "BertConfig":
         """Two layers of 24 with every size different: for trying things out."""
         tiny: dict[str, Any] = {
             "vocab_size": 97,
