@@ -36,7 +36,7 @@ from rich.table import Table
 import minibert
 from benchmarks import reporting
 from minibert import train
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 from minibert.train.trainer import TrainState
 
 MIN_AHEAD = 5.0  # points of accuracy, of both above tf-idf

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from minibert.models.stack import _runner
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Module
-from minibert.nn.parameters import Structure, parameters
+from minibert.nn.tree import Structure, parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, shardings_of
 from minibert.train import adamw

@@ -24,7 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import reporting
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 from minibert.train import keep_memory
 from minibert.train.metrics import PEAKS, operations
 

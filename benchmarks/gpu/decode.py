@@ -34,7 +34,7 @@ def measure(job: Job) -> None:
     if peers:
         contenders |= generate.transformers_contenders(folder, BF16)
     import minibert
-    from minibert.nn.parameters import parameters
+    from minibert.nn.tree import parameters
 
     model = minibert.GPT2LMHeadModel.from_pretrained(folder, param_dtype=BF16)
     weights = sum(leaf.nbytes for leaf in parameters(model).values())

@@ -54,7 +54,7 @@ def random_model(cls: Any, config: Any) -> Any:
     import jax
     from flax import nnx
 
-    from minibert.nn.parameters import Structure, parameters
+    from minibert.nn.tree import Structure, parameters
 
     shapes = jax.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))  # tied where the config ties
     draw = np.random.default_rng(0)

@@ -31,7 +31,7 @@ def measure(job: Job) -> None:
     peers = job.has(THEIRS, "torch", "transformers")
     most = ceiling(job)
     import minibert
-    from minibert.nn.parameters import parameters
+    from minibert.nn.tree import parameters
     from minibert.train.metrics import PEAKS, operations
 
     peak = PEAKS.get(device.device_kind)

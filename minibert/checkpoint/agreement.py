@@ -15,7 +15,7 @@ from flax import nnx
 from minibert.checkpoint.leaves import Leaf, leaves
 from minibert.checkpoint.matching import head_of
 from minibert.errors import CheckpointMismatchError, InputError, shown
-from minibert.nn.parameters import children
+from minibert.nn.tree import children
 
 # attributes of modules that come from the config and change what is computed
 COMPUTING = ("heads", "scale", "epsilon", "name")

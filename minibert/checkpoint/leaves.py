@@ -26,7 +26,7 @@ from flax import nnx
 
 from minibert.checkpoint.tensors import TensorSource
 from minibert.nn.layers import Conv1D
-from minibert.nn.parameters import children
+from minibert.nn.tree import children
 
 
 @dataclasses.dataclass(frozen=True)

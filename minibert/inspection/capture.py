@@ -15,7 +15,7 @@ from jax import Array
 
 from minibert.core.checks import as_array, shaped
 from minibert.errors import InputError, shown
-from minibert.nn.parameters import children
+from minibert.nn.tree import children
 
 
 class Captured(dict[str, Any]):

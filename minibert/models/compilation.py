@@ -18,7 +18,7 @@ from flax import nnx
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
 from minibert.nn.cache import KVCache
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 
 MAX_QUOTED = 48  # characters of an input that a message quotes
 

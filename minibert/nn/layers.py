@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from minibert.core.checks import as_array
 from minibert.errors import InputError, shown
-from minibert.nn.parameters import tree
+from minibert.nn.tree import tree
 
 SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
 

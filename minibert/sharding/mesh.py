@@ -28,7 +28,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
-from minibert.nn.parameters import matching_paths, parameters
+from minibert.nn.tree import matching_paths, parameters
 
 HEADS, FEATURES = "heads", "features"  # what a rule calls a dimension that the tensor axes split
 

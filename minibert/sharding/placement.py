@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 from minibert.errors import InputError
-from minibert.nn.parameters import Structure, parameters
+from minibert.nn.tree import Structure, parameters
 from minibert.sharding.mesh import Sharding
 
 

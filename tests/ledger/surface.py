@@ -19,7 +19,7 @@ HOMES = {
     "assets": "minibert.assets",
     "capture": "minibert.inspection.capture",
     "errors": "minibert.errors",
-    "parameters": "minibert.nn.parameters",
+    "parameters": "minibert.nn.tree",
     "pipelines": "minibert.pipelines",
     "plots": "minibert.inspection.plots",
     "pooling": "minibert.nn.pooling",

@@ -23,7 +23,7 @@ from minibert import pooling, scratch, train  # noqa: E402
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
 from minibert.nn.activations import ACTIVATION_NAMES, activation  # noqa: E402
-from minibert.nn.parameters import Structure, parameters  # noqa: E402
+from minibert.nn.tree import Structure, parameters  # noqa: E402
 from tiny import drawn  # noqa: E402
 
 F = torch.nn.functional

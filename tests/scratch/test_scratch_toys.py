@@ -50,7 +50,7 @@ def test_padding_does_not_matter():
 
 def test_only_the_new_head_is_trained():
     from minibert import train
-    from minibert.nn.parameters import parameters
+    from minibert.nn.tree import parameters
 
     body = ToyCausalLM(CONFIG, rngs=nnx.Rngs(0)).body
     agent = ToyAgent(CONFIG, body=body, rngs=nnx.Rngs(1))

@@ -14,7 +14,7 @@ import minibert
 from checkout import PYTHONPATH, SUPPORT
 from conftest import FLOAT64
 from minibert.errors import InputError
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import check_table
 
@@ -144,7 +144,7 @@ LOADED = """
 import json, re, sys
 import jax, numpy as np
 import minibert
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 from minibert.sharding.mesh import Sharding
 
 def memory(name):

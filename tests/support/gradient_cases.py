@@ -16,7 +16,7 @@ from minibert import pooling, scratch, train
 from minibert.embedding.modules import Dense, Normalize
 from minibert.nn import layers
 from minibert.nn.attention import attend, attention_mask_to_bool, causal_mask, split_heads
-from minibert.nn.parameters import Structure, parameters
+from minibert.nn.tree import Structure, parameters
 from minibert.train.lora import adapter as adapters
 
 F = torch.nn.functional

@@ -12,7 +12,7 @@ from flax import nnx
 
 import minibert
 from minibert.errors import InputError
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import on_host
 from minibert.train import Trainer, adamw, causal_lm, masked_lm

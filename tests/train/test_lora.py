@@ -16,7 +16,7 @@ import losses  # noqa: E402
 import oracle  # noqa: E402
 from conftest import FLOAT32, FLOAT64, GRADIENT  # noqa: E402
 from minibert import train  # noqa: E402
-from minibert.nn.parameters import Structure, parameters  # noqa: E402
+from minibert.nn.tree import Structure, parameters  # noqa: E402
 from minibert.train.lora import adapter as library  # noqa: E402
 
 

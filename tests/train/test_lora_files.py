@@ -20,7 +20,7 @@ from minibert.errors import (
     UnsupportedConfigError,
     WeightsFileError,
 )
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 
 QUERY = "encoder.layer.0.attention.self.query"
 

@@ -12,7 +12,7 @@ import oracle  # noqa: E402
 from minibert import train  # noqa: E402
 from minibert.checkpoint.saving import file_leaves  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
-from minibert.nn.parameters import parameters  # noqa: E402
+from minibert.nn.tree import parameters  # noqa: E402
 from minibert.train import optimizers  # noqa: E402
 from planting import swapped  # noqa: E402
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 import minibert
 from minibert import train
-from minibert.nn.parameters import parameters
+from minibert.nn.tree import parameters
 
 WIDTH, ROWS, STEPS = 64, 16, 400
 LONG = 800  # steps

@@ -14,7 +14,7 @@ from generating import compilations
 from minibert import train
 from minibert.errors import InputError
 from minibert.models.outputs import MaskedLMOutput
-from minibert.nn.parameters import Structure, parameters
+from minibert.nn.tree import Structure, parameters
 from minibert.train import Objective, Trainer
 from tiny import drawn
 

@@ -23,7 +23,7 @@ from minibert.checkpoint.leaves import Leaf
 from minibert.checkpoint.saving import file_leaves
 from minibert.errors import InputError, UnsupportedConfigError, shown
 from minibert.nn.layers import Conv1D, TiedLinear
-from minibert.nn.parameters import Structure, children, parameters
+from minibert.nn.tree import Structure, children, parameters
 from minibert.train.lora.config import LoRA
 
 ALL_LINEAR = "all-linear"

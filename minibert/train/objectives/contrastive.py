@@ -11,8 +11,8 @@ from jax import Array
 from minibert.errors import InputError, shown
 from minibert.nn.layers import Module
 from minibert.nn.norms import unit
-from minibert.nn.parameters import parameters
 from minibert.nn.pooling import POOLINGS, pool
+from minibert.nn.tree import parameters
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.base import (
     Batch,
