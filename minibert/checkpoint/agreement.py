@@ -5,17 +5,15 @@ was widened or a module was added without changing the config, a load fails, or,
 initialises the rest randomly.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from minibert.checkpoint.leaves import Leaf, leaves
 from minibert.checkpoint.matching import head_of
 from minibert.errors import CheckpointMismatchError, InputError, shown
-from minibert.nn.tree import children
+from minibert.nn.tree import submodules
 
 # attributes of modules that come from the config and change what is computed
 COMPUTING = ("heads", "scale", "epsilon", "name")
@@ -80,10 +78,10 @@ def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -
             faults.append(f"{path}: expected numbers, found a shape only")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             faults.append(f"{path}: expected floating-point numbers, found {array.dtype}")
-    expected_attributes = dict(_attributes(expected))
-    for path, value in _attributes(model):
-        if path in expected_attributes and value != expected_attributes[path]:
-            faults.append(f"{path}: expected {expected_attributes[path]!r}, found {value!r}")
+    attributes = _attributes(expected)
+    for path, value in _attributes(model).items():
+        if value != (built := attributes.get(path, value)):
+            faults.append(f"{path}: expected {built!r}, found {value!r}")
     return faults
 
 
@@ -99,11 +97,10 @@ def _may_be_absent(leaf: Leaf, model: Any, config: Any) -> bool:
     return config.tie_word_embeddings or head_of(model, leaf.name) == head_of(model, original)
 
 
-def _attributes(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in COMPUTING:
-        value = vars(module).get(name)
-        if isinstance(value, int | float | str):
-            yield f"{prefix}{name}", value
-    for key, child in children(module):
-        if isinstance(child, nnx.Module):
-            yield from _attributes(child, f"{prefix}{key}.")
+def _attributes(model: Any) -> dict[str, Any]:
+    return {
+        f"{path}.{name}".removeprefix("."): value
+        for path, module in (("", model), *submodules(model))
+        for name, value in vars(module).items()
+        if name in COMPUTING and isinstance(value, int | float | str)
+    }

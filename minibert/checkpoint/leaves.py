@@ -26,7 +26,7 @@ from flax import nnx
 
 from minibert.checkpoint.tensors import TensorSource
 from minibert.nn.layers import Conv1D
-from minibert.nn.tree import children
+from minibert.nn.tree import variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,23 +66,18 @@ class Leaf:
 
 def leaves(model: Any) -> Iterator[Leaf]:
     """Every leaf of a model, in the order of its construction."""
-    return _leaves(model, model.tensor_prefix)
-
-
-def _leaves(module: Any, prefix: str) -> Iterator[Leaf]:
-    for key, child in children(module):
-        if not isinstance(child, nnx.Variable):
-            yield from _leaves(child, f"{prefix}{key}.")
-            continue
+    prefix = model.tensor_prefix
+    for path, _, owner in variables(model):
+        parent, dot, key = f"{prefix}{path}".rpartition(".")
         tensor, transposed = key, ""
-        match module, key:
+        match owner, key:
             case Conv1D(), "kernel":
                 tensor, transposed = "weight", "flax"
             case nnx.Linear(), "kernel":
                 tensor, transposed = "weight", "torch"
             case (nnx.Embed(), "embedding") | (nnx.LayerNorm(), "scale"):
                 tensor = "weight"
-        yield Leaf(f"{prefix}{tensor}", f"{prefix}{key}", module, key, transposed)
+        yield Leaf(f"{parent}{dot}{tensor}", f"{prefix}{path}", owner, key, transposed)
 
 
 def leaf_array(

@@ -15,7 +15,7 @@ from jax import Array
 
 from minibert.core.checks import as_array, shaped
 from minibert.errors import InputError, shown
-from minibert.nn.tree import children
+from minibert.nn.tree import submodules
 
 
 class Captured(dict[str, Any]):
@@ -30,18 +30,7 @@ class Captured(dict[str, Any]):
 
 def rooms(model: Any) -> dict[str, Any]:
     """The modules of a model by their paths, from the top down; lists are left out."""
-    found: dict[str, Any] = {}
-
-    def walk(module: Any, path: str) -> None:
-        for name, child in children(module):
-            if isinstance(child, nnx.Module):
-                where = f"{path}.{name}" if path else name
-                if not isinstance(child, nnx.List):
-                    found[where] = child
-                walk(child, where)
-
-    walk(model, "")
-    return found
+    return {path: one for path, one in submodules(model) if not isinstance(one, nnx.List)}
 
 
 def captured(

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from minibert.nn.tree import parameters
+from minibert.nn.tree import computing_dtypes, parameters
 
 MAX_QUOTED = 48  # characters of an input that a message quotes
 
@@ -53,7 +52,7 @@ def cause(model: Any) -> str:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         return f"the parameter {wrong[0]}{more} is not finite; reload the model"
-    if np.float16 in _dtypes(model):
+    if "float16" in {*computing_dtypes(model), *(str(leaf.dtype) for leaf in known.values())}:
         return (
             "float16 overflows above 65504; load the model with dtype='float32' or dtype='bfloat16'"
         )
@@ -64,10 +63,3 @@ def quoted(value: Any) -> str:
     """Returns the beginning of an input, for messages."""
     text = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
-
-
-def _dtypes(model: Any) -> set[Any]:
-    """Returns the dtypes in which parts of a model compute or are stored."""
-    found = [getattr(module, "dtype", None) for _, module in nnx.iter_modules(model)]
-    found += [leaf.dtype for leaf in parameters(model).values()]
-    return {jnp.dtype(dtype).type for dtype in found if dtype is not None}

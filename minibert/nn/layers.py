@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from minibert.core.checks import as_array
 from minibert.errors import InputError, shown
-from minibert.nn.tree import tree
+from minibert.nn.tree import module_repr
 
 SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
 
@@ -62,10 +62,10 @@ class Module(nnx.Module):
         return self
 
     def __repr__(self) -> str:
-        return tree(self)
+        return module_repr(self)
 
     def __str__(self) -> str:
-        return tree(self)
+        return module_repr(self)
 
 
 class Embed(nnx.Embed):

@@ -1,26 +1,43 @@
-"""A model as a dictionary of arrays by path, and back: what optimisers and shardings work on."""
+"""The module tree: submodules and variables by path, the arrays by path and back, and as text."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.tree_util import GetAttrKey, SequenceKey
+from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_leaves_with_path
 
 from minibert.errors import InputError, shown
 
 
-def tree(module: nnx.Module) -> str:
-    """The module tree as text, one line a leaf module, equal neighbours in a list once."""
-    return "\n".join(_tree_lines(module))
+def submodules(module: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every submodule with its path, each before what it holds; in order of construction."""
+    return ((path, node) for path, node, _ in _walk(module) if isinstance(node, nnx.Module))
 
 
-def children(module: Any) -> list[tuple[str, Any]]:
-    """The modules and variables a module holds, by name, in the order they were made."""
+def variables(module: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields every variable with its path and the module that owns it; in order of construction."""
+    return (found for found in _walk(module) if isinstance(found[1], nnx.Variable))
+
+
+def _walk(module: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields the path of each module and variable below a module, itself, and its owner."""
+    for name, child in _children(module):
+        yield f"{prefix}{name}", child, module
+        if isinstance(child, nnx.Module):
+            yield from _walk(child, f"{prefix}{name}.")
+
+
+def _children(module: Any) -> list[tuple[str, Any]]:
     items = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
     return [(str(k), v) for k, v in items if isinstance(v, nnx.Module | nnx.Variable)]
+
+
+def module_repr(module: nnx.Module) -> str:
+    """The module tree as text, one line a leaf module, equal neighbours in a list once."""
+    return "\n".join(_tree_lines(module))
 
 
 def _tree_lines(module: Any) -> list[str]:
@@ -36,7 +53,7 @@ def _tree_lines(module: Any) -> list[str]:
             return [f"{name}({arguments})"]
         case nnx.Variable():
             return [f"{name}{module.shape}"]
-    parts = [(key, _tree_lines(child)) for key, child in children(module)]
+    parts = [(key, _tree_lines(child)) for key, child in _children(module)]
     if isinstance(module, nnx.List):
         parts = _grouped([lines for _, lines in parts])
     lines = [f"{name}("]
@@ -67,8 +84,8 @@ class Structure:
     """
 
     def __init__(self, model: Any):
-        found, self._treedef = jax.tree_util.tree_flatten_with_path(model)
-        self.paths = tuple(_dotted(keys) for keys, _ in found)
+        found, self._treedef = tree_flatten_with_path(model)
+        self.paths = tuple(_path(keys) for keys, _ in found)
 
     def build(self, arrays: Mapping[str, Any]) -> Any:
         """The model, with these arrays in it."""
@@ -77,7 +94,7 @@ class Structure:
 
 def parameters(model: Any) -> dict[str, Any]:
     """A model's arrays by path; their shapes, of a model of shapes."""
-    return {_dotted(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(model)}
+    return {_path(keys): leaf for keys, leaf in tree_leaves_with_path(model)}
 
 
 def computing_dtypes(model: nnx.Module) -> list[str]:
@@ -89,10 +106,8 @@ def computing_dtypes(model: nnx.Module) -> list[str]:
 
 def trainable_paths(model: Any) -> list[str]:
     """Returns the paths of a model's `nnx.Param`s: all its arrays but constants."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        model, is_leaf=lambda node: isinstance(node, nnx.Variable)
-    )
-    return [_dotted(keys) for keys, leaf in leaves if isinstance(leaf, nnx.Param)]
+    found = tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    return [_path(keys) for keys, leaf in found if isinstance(leaf, nnx.Param)]
 
 
 def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
@@ -122,16 +137,7 @@ def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
     return [path for path in paths if path in found]
 
 
-def _dotted(keys: tuple[Any, ...]) -> str:
+def _path(keys: tuple[Any, ...]) -> str:
     if keys and keys[-1] == GetAttrKey("value"):  # the array in its nnx.Variable
         keys = keys[:-1]
-    parts = []
-    for key in keys:
-        match key:
-            case GetAttrKey(name=name):
-                parts.append(name)
-            case SequenceKey(idx=index):
-                parts.append(str(index))
-            case _:
-                raise TypeError(f"a tree with {key!r} in it")
-    return ".".join(parts)
+    return keystr(keys, simple=True, separator=".")

@@ -11,7 +11,7 @@ through an adapter alone, and so `lora_dropout`, whose place is there, cannot be
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from minibert.checkpoint.leaves import Leaf
 from minibert.checkpoint.saving import file_leaves
 from minibert.errors import InputError, UnsupportedConfigError, shown
 from minibert.nn.layers import Conv1D, TiedLinear
-from minibert.nn.tree import Structure, children, parameters
+from minibert.nn.tree import Structure, parameters, submodules
 from minibert.train.lora.config import LoRA
 
 ALL_LINEAR = "all-linear"
@@ -79,7 +79,7 @@ def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
             `fan_in_fan_out` is wrong.
     """
     targets = target_names(model, lora)
-    chosen = {path: m for path, m in _modules(model) if lora.selects(path, targets)}
+    chosen = {path: m for path, m in submodules(model) if lora.selects(path, targets)}
     if not chosen:
         raise InputError(f"target_modules: {shown(targets)}: no module to adapt is named so")
     for path, module in chosen.items():
@@ -105,7 +105,7 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
         return lora.target_modules
     linear = (
         path
-        for path, module in _modules(model)
+        for path, module in submodules(model)
         if isinstance(module, nnx.Linear) and not isinstance(module, TiedLinear)
     )
     # PEFT fails where a task's head is also named as a target
@@ -122,7 +122,7 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
         InputError: no name fits; or a tied parameter would part from its copy.
     """
     prefix = model.tensor_prefix
-    whole = [f"{path}." for path, _ in _modules(model) if lora.saves(path)]
+    whole = [f"{path}." for path, _ in submodules(model) if lora.saves(path)]
     leaves = {
         leaf.path.removeprefix(prefix): (name, leaf) for name, leaf in file_leaves(model).items()
     }
@@ -242,10 +242,3 @@ def check_adapter(model: Any, adapter: Adapter) -> None:
         if one != other:
             found_text = "no such array" if other is None else other
             raise InputError(f"adapter: {path}: expected {one or 'none'}, found {found_text}")
-
-
-def _modules(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, child in children(module):
-        if isinstance(child, nnx.Module):
-            yield f"{prefix}{name}", child
-            yield from _modules(child, f"{prefix}{name}.")
