@@ -29,6 +29,7 @@ from benchmarks.scale_step import lowered_step
 from minibert.embedding import encoding as sentence_run
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel
 from minibert.generation import api as generation
+from minibert.generation import decoding
 from minibert.generation.config import GenerationConfig
 from minibert.models import compilation
 from minibert.sharding.mesh import Sharding
@@ -69,16 +70,17 @@ def programs(size: str, devices: list[Any]) -> dict[str, Callable[[], Any]]:
     def forward() -> Any:
         leaves, treedef = jax.tree.flatten(compilation.grouped(bert))
         given = {"input_ids": words, "attention_mask": words.astype(bool)}
-        return lowered(compilation._program(treedef, ()), leaves, given)
+        return lowered(compilation.program(compilation._forward, treedef, ()), leaves, given)
 
     def alone() -> Any:
         leaves, treedef = jax.tree.flatten(sentences)
-        program = sentence_run._alone(treedef, False)
+        program = compilation.program(sentence_run._alone, treedef, False)
         return lowered(program, leaves, words, np.zeros(ROWS, np.int32), np.int32(0))
 
     def packed() -> Any:
         leaves, treedef = jax.tree.flatten(sentences)
-        return lowered(sentence_run._packed(treedef), leaves, words, words, np.int32(0))
+        program = compilation.program(sentence_run._packed, treedef)
+        return lowered(program, leaves, words, words, np.int32(0))
 
     def generate() -> Any:
         leaves, treedef = jax.tree.flatten(gpt2)
@@ -86,7 +88,8 @@ def programs(size: str, devices: list[Any]) -> dict[str, Callable[[], Any]]:
         config = GenerationConfig(max_new_tokens=NEW, eos_token_id=None)
         given = generation._given(gpt2, prompt, None, config, (None, None))
         plan, rules, padded = generation._prepare(gpt2, given, config, None)
-        return lowered(generation._program(treedef, plan, "loop"), leaves, padded, rules)
+        program = compilation.program(decoding.run, treedef, plan)
+        return lowered(program, leaves, padded, rules)
 
     def train() -> Any:
         config = minibert.GPT2Config(**gpt2_config)

@@ -143,7 +143,9 @@ def _ours(fast: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
     from minibert.models import compilation
 
     leaves, treedef = jax.tree.flatten(compilation.grouped(fast.model))
-    program = compilation._program(treedef, ())  # that which `fast` calls, without its checks
+    program = compilation.program(
+        compilation._forward, treedef, ()
+    )  # that which `fast` calls, without its checks
     given = {"input_ids": jnp.asarray(ids, jnp.int32), "attention_mask": jnp.asarray(mask, bool)}
     run = jax_run(lambda: program(leaves, given).last_hidden_state)
     call = jax_run(lambda: fast(ids, attention_mask=mask).last_hidden_state)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from minibert.core.checks import checked_indices, flag, whole
 from minibert.core.progress import ticking
 from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
 from minibert.errors import InputError, TextNotFiniteError, shown
-from minibert.models.compilation import PROGRAMS
+from minibert.models.compilation import program
 from minibert.nn.finite import cause, quoted, rows_not_finite
 from minibert.nn.norms import unit
 from minibert.text.batching import Batch, check_budget, padded, plan
@@ -191,29 +192,23 @@ def programs(model: SentenceModel, with_tokens: bool = False) -> Programs:
     """The programs of a model."""
     leaves, treedef = jax.tree.flatten(model)
     return Programs(
-        functools.partial(_alone(treedef, with_tokens), leaves),
-        functools.partial(_packed(treedef), leaves),
+        functools.partial(program(_alone, treedef, with_tokens), leaves),
+        functools.partial(program(_packed, treedef), leaves),
     )
 
 
-@functools.lru_cache(maxsize=PROGRAMS)
-def _alone(treedef: Any, with_tokens: bool) -> Callable[..., Any]:
-    def call(leaves: list[Any], input_ids: Any, lengths: Any, prompt_length: Any) -> Any:
-        model = jax.tree.unflatten(treedef, leaves)
-        mask = jnp.arange(input_ids.shape[1]) < lengths[:, None]
-        tokens, vectors = model(input_ids, mask, prompt_length)
-        return (vectors, tokens) if with_tokens else (vectors,)
-
-    return jax.jit(call)
+def _alone(
+    model: SentenceModel, input_ids: Any, lengths: Any, prompt_length: Any, with_tokens: bool
+) -> tuple[Array, ...]:
+    mask = jnp.arange(input_ids.shape[1]) < lengths[:, None]
+    tokens, vectors = model(input_ids, mask, prompt_length)
+    return (vectors, tokens) if with_tokens else (vectors,)
 
 
-@functools.lru_cache(maxsize=PROGRAMS)
-def _packed(treedef: Any) -> Callable[..., Any]:
-    def call(leaves: list[Any], input_ids: Any, segments: Any, prompt_length: Any) -> Any:
-        model = jax.tree.unflatten(treedef, leaves)
-        return (model.packed(input_ids, segments, prompt_length),)
-
-    return jax.jit(call)
+def _packed(
+    model: SentenceModel, input_ids: Any, segments: Any, prompt_length: Any
+) -> tuple[Array, ...]:
+    return (model.packed(input_ids, segments, prompt_length),)
 
 
 OUTPUTS = ("sentence_embedding", "token_embeddings", None)

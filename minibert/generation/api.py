@@ -5,7 +5,6 @@ rounded up, and runs it once: the loop is inside. The reference is `generate` of
 `generation/utils.py`; a row's tokens never depend on its padding or on its neighbours.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,7 +12,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
@@ -21,9 +19,9 @@ from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation import beams, decoding
 from minibert.generation.config import GenerationConfig
 from minibert.generation.decoding import Plan, Prompt, Rules
+from minibert.models.compilation import program
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
-from minibert.nn.layers import Dropout
 
 SHORTEST = 16
 
@@ -140,8 +138,6 @@ def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-PROGRAMS = 64  # kept in memory; the least recently used goes first
-
 # Options that can leave a text without a next token.
 BANS = (
     *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"),
@@ -196,10 +192,12 @@ def generate(
     given = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, given, config, key)
     if config.num_beams > 1:
-        found = _program(treedef, plan, "beams")(leaves, prompt, rules)
+        found = program(beams.search, treedef, plan)(leaves, prompt, rules)
         output = _best(found, given, config)
     else:
-        output = _written(_program(treedef, plan, "loop")(leaves, prompt, rules), given, config)
+        output = _written(
+            program(decoding.run, treedef, plan)(leaves, prompt, rules), given, config
+        )
     return output if config.return_dict_in_generate else output.sequences
 
 
@@ -233,7 +231,7 @@ def stream(
     _refuse_traced(leaves, input_ids, attention_mask, key, encoder)
     given = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, given, config, key)
-    begin, advance = _program(treedef, plan, "begin"), _program(treedef, plan, "step")
+    begin, advance = program(_begin, treedef, plan), program(_advance, treedef, plan, donate=(1,))
     return _tokens(begin, advance, (leaves, prompt, rules), config)
 
 
@@ -248,7 +246,7 @@ def _tokens(
     _check_rows(faults, config)
     yield np.asarray(token)
     while more:
-        state, token, faults, more = advance(state, leaves, rules)
+        state, token, faults, more = advance(leaves, state, rules)
         _check_rows(faults, config)
         yield np.asarray(token)
 
@@ -280,41 +278,17 @@ def _bans(config: GenerationConfig) -> str:
     return ", ".join(n for n in BANS if getattr(config, n) != getattr(default, n))
 
 
-@functools.lru_cache(maxsize=PROGRAMS)
-def _program(treedef: Any, plan: Plan, kind: str) -> Callable[..., Any]:
-    """A compiled function of the model's leaves: what is captured would be a constant in it."""
+def _begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> tuple[Any, ...]:
+    return _streamed(decoding.begin(model, prompt, rules, plan), rules, plan)
 
-    def model(leaves: list[Any]) -> Any:
-        built = jax.tree.unflatten(treedef, leaves)
-        for _, part in nnx.iter_modules(built):
-            if isinstance(part, Dropout) and part.rate and not part.deterministic:
-                raise InputError("model: dropout is on (training mode); expected model.eval()")
-        return built
 
-    def streamed(state: decoding.State, rules: Rules) -> tuple[decoding.State, Array, Array, Array]:
-        token = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1]
-        return state, token, state.faults, decoding.unfinished(state, rules)
+def _advance(model: Any, state: decoding.State, rules: Rules, plan: Plan) -> tuple[Any, ...]:
+    return _streamed(decoding.advance(model, state, rules, plan), rules, plan)
 
-    def begin(leaves: list[Any], prompt: Prompt, rules: Rules) -> Any:
-        return streamed(decoding.begin(model(leaves), prompt, rules, plan), rules)
 
-    def step(state: decoding.State, leaves: list[Any], rules: Rules) -> Any:
-        return streamed(decoding.advance(model(leaves), state, rules, plan), rules)
-
-    def loop(leaves: list[Any], prompt: Prompt, rules: Rules) -> decoding.Written:
-        return decoding.run(model(leaves), prompt, rules, plan)
-
-    def search(leaves: list[Any], prompt: Prompt, rules: Rules) -> beams.Found:
-        return beams.search(model(leaves), prompt, rules, plan)
-
-    match kind:
-        case "begin":
-            return jax.jit(begin)
-        case "step":
-            return jax.jit(step, donate_argnums=0)
-        case "loop":
-            return jax.jit(loop)
-    return jax.jit(search)
+def _streamed(state: decoding.State, rules: Rules, plan: Plan) -> tuple[Any, ...]:
+    token = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1]
+    return state, token, state.faults, decoding.unfinished(state, rules)
 
 
 def _config(model: Any, given: Any, options: dict[str, Any]) -> GenerationConfig:

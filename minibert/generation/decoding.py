@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float32, Int, Int8
 
 from minibert.generation.processors import History, Processors
 from minibert.generation.sampling import Sampling, draw, row_keys
+from minibert.models.compilation import check_evaluation
 from minibert.nn.cache import KVCache
 
 Logits = Float32[Array, "rows vocab"]
@@ -150,6 +151,7 @@ class State(NamedTuple):
 
 def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
     """Reads the prompts, and makes `plan.copies` rows of each."""
+    check_evaluation(model)
     batch, start = prompt.ids.shape
     outputs = model(
         input_ids=prompt.ids,

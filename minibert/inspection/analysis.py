@@ -256,20 +256,18 @@ def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray
     if "head_mask" in kwargs:
         raise InputError("head_mask: is what each head is left out by")
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    leaves, treedef = jax.tree.flatten(model)
 
     @jax.jit
-    def scored(leaves: Any, factors: Array) -> Array:
-        whole_model = jax.tree.unflatten(treedef, leaves)
-        found = jnp.asarray(score(whole_model(*args, **kwargs, head_mask=factors)))
+    def scored(model: Any, factors: Array) -> Array:
+        found = jnp.asarray(score(model(*args, **kwargs, head_mask=factors)))
         return shaped("score", found, [()])
 
-    full = float(scored(leaves, jnp.ones((layers, heads))))
+    full = float(scored(model, jnp.ones((layers, heads))))
     fallen = np.empty((layers, heads))
     for layer, head in np.ndindex(layers, heads):
         factors = np.ones((layers, heads), np.float32)
         factors[layer, head] = 0
-        fallen[layer, head] = full - float(scored(leaves, jnp.asarray(factors)))
+        fallen[layer, head] = full - float(scored(model, jnp.asarray(factors)))
     return fallen
 
 

@@ -1,4 +1,4 @@
-"""A model as a fast callable: compiled once for each shape, with next to no cost a call.
+"""Compiled programs of models, and a model as a fast callable, with next to no cost a call.
 
 `nnx.jit` walks the module tree on every call, 10 ms and more of a twelve-layer model. Here the tree
 is flattened once: its definition is closed over, its leaves are passed as arguments (a captured
@@ -8,6 +8,7 @@ weight would become a constant of the program).
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -23,8 +24,30 @@ from minibert.nn.tree import parameters
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.export
-PROGRAMS = 64  # functions kept for models to come, each with a program a shape
+PROGRAMS = 256  # functions kept for models to come, each with a program a shape
 FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def program(
+    function: FunctionType, treedef: Any, *static: Any, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """Returns the compiled `function(model, *arguments, *static)`, called `(leaves, *arguments)`.
+
+    Models of one architecture share it; parameters are no constants of it.
+
+    Args:
+        function: of a model and arrays; it must not be made anew for each call.
+        treedef: the model's definition: `leaves, treedef = jax.tree.flatten(model)`.
+        static: its last arguments, hashable.
+        donate: the numbers of arguments whose memory the results may take; the leaves are 0.
+    """
+
+    def call(leaves: list[Any], *arguments: Any) -> Any:
+        return function(jax.tree.unflatten(treedef, leaves), *arguments, *static)
+
+    call.__name__ = function.__name__
+    return jax.jit(call, donate_argnums=donate)
 
 
 class Compiled:
@@ -62,7 +85,7 @@ class Compiled:
         # with their types: True and 1 are one key, but not one option
         static = tuple(sorted((n, type(v), v) for n, v in given.items() if n not in arrays))
         if static not in self._programs:
-            self._programs[static] = _program(self._treedef, static)
+            self._programs[static] = program(_forward, self._treedef, static)
         return self._programs[static](self._leaves, _checked(self.config, arrays))
 
     def warm_up(self, *shapes: Any, **options: Any) -> "Compiled":
@@ -199,14 +222,8 @@ def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
     return tuple(jax.export.symbolic_shape(letters, constraints=bound))
 
 
-@functools.lru_cache(maxsize=PROGRAMS)
-def _program(treedef: Any, static: tuple[tuple[str, type, Any], ...]) -> Callable[..., Any]:
-    options = {name: value for name, _, value in static}
-
-    def call(leaves: list[Any], arrays: dict[str, Any]) -> Any:
-        return jax.tree.unflatten(treedef, leaves)(**arrays, **options)
-
-    return jax.jit(call)
+def _forward(model: Any, arrays: dict[str, Any], static: tuple[tuple[str, type, Any], ...]) -> Any:
+    return model(**arrays, **{name: value for name, _, value in static})
 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:

@@ -160,15 +160,14 @@ def continued(model: Any, input_ids: Any, count: Any, *, window: Any) -> np.ndar
     if words.ndim != 1 or not words.size:
         raise InputError(f"input_ids: expected (tokens,), found shape {words.shape}")
     seen = whole("window", window, 1, model.config.positions or None)
-    leaves, treedef = jax.tree.flatten(model)
-
-    @jax.jit
-    def next_word(leaves: Any, ids: Any, last: Any) -> Any:
-        return jax.tree.unflatten(treedef, leaves)(ids).logits[0, last].argmax()
-
     for _ in range(whole("count", count, 0)):
         part = words[-seen:]
         ids = np.zeros((1, seen), words.dtype)  # one length, one program; what is behind is unseen
         ids[0, : len(part)] = part
-        words = np.append(words, np.asarray(next_word(leaves, ids, len(part) - 1), words.dtype))
+        words = np.append(words, np.asarray(_next_word(model, ids, len(part) - 1), words.dtype))
     return words
+
+
+@jax.jit
+def _next_word(model: Any, ids: Array, last: Array) -> Array:
+    return model(ids).logits[0, last].argmax()

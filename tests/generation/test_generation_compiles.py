@@ -121,7 +121,7 @@ def test_encoder_states_are_rounded_up_too():
                     minibert.generate(
                         model, ids(4), encoder_hidden_states=states, encoder_attention_mask=given
                     )
-            counts.append(sum("loop" in program for program in programs))
+            counts.append(sum("run" in program for program in programs))
     assert counts == [1, 0, 0, 1]
 
 

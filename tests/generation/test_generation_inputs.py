@@ -161,7 +161,7 @@ def test_traced_arguments(model):
 
 def test_dropout_is_on(model):
     training = gpt2().train()
-    message = "model: dropout is on (training mode); expected model.eval()"
+    message = "model: is in training mode; switch dropout off with model.eval()"
     with compilations() as programs, pytest.raises(InputError) as caught:
         minibert.generate(training, IDS)
     assert str(caught.value) == message

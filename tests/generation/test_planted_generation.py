@@ -15,6 +15,7 @@ import minibert
 from generating import PAD, prompts, tiny
 from minibert.generation import api as generation
 from minibert.generation import beams, decoding, processors
+from minibert.models import compilation
 from minibert.nn.attention import causal_mask
 from minibert.nn.cache import KVCache, LayerCache
 
@@ -131,13 +132,13 @@ def right(model, by_hand, way: str) -> bool:
 def replaced(owner, name, wrong):
     """`owner.name` replaced by `wrong(original)`, for programs compiled meanwhile only."""
     original = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
-    generation._program.cache_clear()
+    compilation.program.cache_clear()
     setattr(owner, name, wrong(original))
     try:
         yield
     finally:
         setattr(owner, name, original)
-        generation._program.cache_clear()
+        compilation.program.cache_clear()
 
 
 class Meddling:

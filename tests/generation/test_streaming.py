@@ -47,9 +47,9 @@ def test_the_state_is_used_up(model, monkeypatch):
     original = generation._tokens
 
     def watched(begin, advance, given, config):
-        def watch(state, *rest):
+        def watch(leaves, state, rules):
             states.append(state)
-            return advance(state, *rest)
+            return advance(leaves, state, rules)
 
         return original(begin, watch, given, config)
 

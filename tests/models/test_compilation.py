@@ -169,14 +169,14 @@ def test_rows_in_groups(name, monkeypatch):
             given["encoder_attention_mask"] = np.arange(4) < draw.integers(1, 5, (6, 1))
         expected = model(ids, **given)
         monkeypatch.setattr(stack, "TOKENS", 11)  # two rows at a time
-        compilation._program.cache_clear()
+        compilation.program.cache_clear()
         fast = compiled(model)
         found = fast(ids, **given)
         (program,) = fast._programs.values()
         arrays = {name: value for name, value in given.items() if not isinstance(value, bool)}
         text = program.lower(fast._leaves, {"input_ids": ids, **arrays}).as_text()
         assert text.count("stablehlo.while") == 2  # one for each block
-        compilation._program.cache_clear()
+        compilation.program.cache_clear()
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
     assert not hasattr(model, "grouped") or not model.grouped
@@ -187,13 +187,13 @@ def test_groups_are_not_too_small(monkeypatch):
     monkeypatch.setattr(stack, "TOKENS", 21)
     for rows, groups in {6: 2, 7: 0, 3: 0}.items():
         ids = np.arange(1, 1 + 7 * rows).reshape(rows, 7)
-        compilation._program.cache_clear()
+        compilation.program.cache_clear()
         fast = compiled(single("BertModel"))
         fast(ids)
         (program,) = fast._programs.values()
         text = program.lower(fast._leaves, {"input_ids": ids}).as_text()
         assert text.count("stablehlo.while") == groups, rows
-    compilation._program.cache_clear()
+    compilation.program.cache_clear()
 
 
 def test_warmed_up():
