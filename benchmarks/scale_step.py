@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from minibert.models.stack import _runner
+from minibert.models.stack import Execution, _runner, with_execution
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Module
 from minibert.nn.tree import Structure, parameters
@@ -52,7 +52,7 @@ class ScannedBlocks(Module):
     def __call__(self, hidden: Any, mask: Any, *given: Any) -> BlockOutput:
         """Runs the blocks as `run_blocks` does, one after the other."""
         *rest, rngs = given
-        run = _runner(True, self.on, False)
+        run = _runner(Execution(remat=True, sharding=self.on))
 
         def one(hidden: Any, layer: tuple[Any, Any]) -> tuple[Any, None]:
             block, key = layer
@@ -105,7 +105,7 @@ def lowered_step(
     """The training step, lowered for the mesh's devices, and the parameters' shapes.
 
     Args:
-        model: of shapes; it may be changed.
+        model: of shapes.
         objective: what to minimise.
         sharding: of the model's class (`for_model`).
         shape: a whole batch's, `(rows, seq)`.
@@ -115,7 +115,7 @@ def lowered_step(
     if scan:
         model = jax.eval_shape(functools.partial(with_scan, sharding), model)
     else:
-        model.set_attributes(gradient_checkpointing=True, sharding=sharding)
+        model = with_execution(model, remat=True, sharding=sharding)
     optimizer = adamw(1e-4)
     state, where = abstract_state(model, sharding, optimizer)
     words = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.batch)

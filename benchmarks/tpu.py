@@ -32,6 +32,7 @@ from minibert.generation import api as generation
 from minibert.generation import decoding
 from minibert.generation.config import GenerationConfig
 from minibert.models import compilation
+from minibert.models.stack import with_execution
 from minibert.sharding.mesh import Sharding
 from minibert.train import causal_lm
 
@@ -68,7 +69,7 @@ def programs(size: str, devices: list[Any]) -> dict[str, Callable[[], Any]]:
         return program.trace(*there).lower(lowering_platforms=("tpu",))
 
     def forward() -> Any:
-        leaves, treedef = jax.tree.flatten(compilation.grouped(bert))
+        leaves, treedef = jax.tree.flatten(with_execution(bert, row_groups=True))
         given = {"input_ids": words, "attention_mask": words.astype(bool)}
         return lowered(compilation.program(compilation._forward, treedef, ()), leaves, given)
 

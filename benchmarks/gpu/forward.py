@@ -141,8 +141,9 @@ def _ours(fast: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
     import jax.numpy as jnp
 
     from minibert.models import compilation
+    from minibert.models.stack import with_execution
 
-    leaves, treedef = jax.tree.flatten(compilation.grouped(fast.model))
+    leaves, treedef = jax.tree.flatten(with_execution(fast.model, row_groups=True))
     program = compilation.program(
         compilation._forward, treedef, ()
     )  # that which `fast` calls, without its checks

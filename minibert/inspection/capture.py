@@ -9,12 +9,12 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 from flax import nnx
 from jax import Array
 
 from minibert.core.checks import as_array, shaped
 from minibert.errors import InputError, shown
+from minibert.models.stack import with_execution
 from minibert.nn.tree import submodules
 
 
@@ -60,14 +60,9 @@ def captured(
         InputError: there is no such room, or the call does not come through it; or what is to
             replace an array is none of its shape.
     """
-    leaves, treedef = jax.tree.flatten(model)
-    copy = jax.tree.unflatten(treedef, leaves)
+    # what `jax.checkpoint` computes inside could not be kept; arrays stay where they are
+    copy = with_execution(model, remat=False, sharding=None)
     known = rooms(copy)
-    for module in (copy, *known.values()):
-        if getattr(module, "gradient_checkpointing", False):
-            module.gradient_checkpointing = False  # what is computed inside could not be kept
-        if getattr(module, "sharding", None) is not None:
-            module.sharding = None  # likewise; arrays stay where they are
     patterns = [paths] if isinstance(paths, str) else paths
     read = _matched("paths", patterns, known)
     replacing = {} if replace is None else replace

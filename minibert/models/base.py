@@ -115,6 +115,16 @@ class PretrainedModel(Module):
         """Where in this model its list of blocks is."""
         return self.blocks if self.is_trunk else f"{self.trunk}.{self.blocks}"
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the backward pass computes a block's inner results again, to save memory."""
+        return self.base_model.execution.remat
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, remat: bool) -> None:
+        base = self.base_model
+        base.execution = dataclasses.replace(base.execution, remat=remat)
+
     @overload
     @classmethod
     def from_pretrained(

@@ -18,6 +18,7 @@ from flax import nnx
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
+from minibert.models.stack import with_execution
 from minibert.nn.cache import KVCache
 from minibert.nn.tree import parameters
 
@@ -61,7 +62,7 @@ class Compiled:
 
     def __init__(self, model: Any):
         self.model, self.config = model, model.config
-        self._leaves, self._treedef = jax.tree.flatten(grouped(model))
+        self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
         self.parameters = parameters(model)
         self._names = _parameter_names(model)
         self._programs: dict[tuple[tuple[str, type, Any], ...], Callable[..., Any]] = {}
@@ -188,17 +189,6 @@ def check_evaluation(model: Any) -> None:
     for _, module in nnx.iter_modules(model):
         if getattr(module, "deterministic", True) is False and getattr(module, "rate", 0):
             raise InputError("model: is in training mode; switch dropout off with model.eval()")
-
-
-def grouped(model: Any) -> Any:
-    """A copy whose blocks are given groups of rows where that is faster."""
-    leaves, treedef = jax.tree.flatten(model)
-    copy = jax.tree.unflatten(treedef, leaves)
-    modules: list[Any] = [module for _, module in nnx.iter_modules(copy)]
-    for module in modules:
-        if hasattr(module, "grouped"):
-            module.grouped = True
-    return copy
 
 
 def _check_some(name: str, given: Any, known: Sequence[str]) -> None:

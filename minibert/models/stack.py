@@ -1,5 +1,6 @@
 """The run through a stack of blocks, which both families share: states, weights and cache kept."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,10 +16,44 @@ from minibert.models.inputs import ModelInputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
 from minibert.nn.attention import divisor
 from minibert.nn.cache import BlockOutput, KVCache, decoder_mask
+from minibert.nn.layers import Linear
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, gathered_module
 
 TOKENS = 1024  # of a group of rows: the states of more leave a CPU's caches
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model is executed, which changes time and memory and not what it computes.
+
+    Attributes:
+        remat: whether the backward pass computes a block's inner results again, to save memory.
+        sharding: on which devices parameters are stored and used.
+        row_groups: whether a CPU is given some rows at a time, so that the states stay in its
+            caches.
+    """
+
+    remat: bool = False
+    sharding: Sharding | None = None
+    row_groups: bool = False
+
+
+def with_execution(model: Any, **changes: Any) -> Any:
+    """Returns a copy of a model, with the same arrays, whose `execution` is changed.
+
+    Args:
+        model: any module; parts of it that have no `execution` stay as they are.
+        changes: fields of `Execution`.
+    """
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    modules: list[Any] = [module for _, module in nnx.iter_modules(copy)]
+    for module in modules:
+        if hasattr(module, "execution"):
+            module.execution = dataclasses.replace(module.execution, **changes)
+        elif isinstance(module, Linear) and "sharding" in changes:
+            module.sharded = changes["sharding"] is not None
+    return copy
 
 
 def run_blocks(
@@ -31,9 +66,7 @@ def run_blocks(
     encoder_mask: Bool[Array, "batch 1 1 encoder_seq"] | None = None,
     past: KVCache | None = None,
     rngs: nnx.Rngs | None = None,
-    remat: bool = False,
-    sharding: Sharding | None = None,
-    grouped: bool = False,
+    execution: Execution = Execution(),
 ) -> BaseModelOutputWithPastAndCrossAttentions:
     """Applies blocks one after the other.
 
@@ -47,13 +80,11 @@ def run_blocks(
         encoder_mask: which of them are not padding.
         past: the cache, the new tokens marked in it.
         rngs: random keys for dropout.
-        remat: whether the backward pass computes a block's inner results again, to save memory.
-        sharding: on which devices parameters are stored and used.
-        grouped: whether a CPU is given some rows at a time, so that the states stay in its caches.
+        execution: how the blocks are executed.
     """
     if past is not None and encoded is None:
         encoder_mask = past.cross_mask
-    run = _runner(remat, sharding, grouped)
+    run, sharding = _runner(execution), execution.sharding
     done: list[BlockOutput] = []
     states = [hidden if sharding is None else by_rows(sharding, hidden)]
     for number, block in enumerate(blocks):
@@ -120,16 +151,15 @@ def _by_groups(rows: int, block: Any, hidden: Array, *arrays: Any) -> BlockOutpu
     return jax.tree.map(lambda array: array.reshape(batch, *array.shape[2:]), done)
 
 
-def _runner(remat: bool, sharding: Sharding | None, grouped: bool) -> Callable[..., BlockOutput]:
+def _runner(execution: Execution) -> Callable[..., BlockOutput]:
+    remat, sharding = execution.remat, execution.sharding
     if sharding is None and not remat:
-        return _run_in_groups if grouped else _run
-    if sharding is None:
-        return jax.checkpoint(_run)
-    run = functools.partial(_run_sharded, sharding)
-    if sharding.parts == 1:
-        return jax.checkpoint(run) if remat else run
+        return _run_in_groups if execution.row_groups else _run
+    run = _run if sharding is None else functools.partial(_run_sharded, sharding)
+    if sharding is None or remat:
+        return jax.checkpoint(run)
     # a layer's parameters are put together again for its backward pass, not kept
-    return jax.checkpoint(run, policy=None if remat else _all_but_moved)
+    return run if sharding.parts == 1 else jax.checkpoint(run, policy=_all_but_moved)
 
 
 def _run_sharded(sharding: Sharding, block: Any, *given: Any) -> BlockOutput:

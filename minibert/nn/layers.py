@@ -125,13 +125,13 @@ class Linear(nnx.Linear):
     """An `nnx.Linear` that rounds once: it adds the bias in float32 or wider, as PyTorch does.
 
     Attributes:
-        sharding: None, or how training shares the work; then batch and sequence, which may be split
+        sharded: whether several devices share the work; then batch and sequence, which may be split
             over different axes, are not merged.
     """
 
     kernel: Any
     bias: Any
-    sharding: Any = None
+    sharded: bool = False
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Linear(nnx.Linear):
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         wide = jnp.promote_types(inputs.dtype, jnp.float32)
         # one row dimension: of two, XLA on a CPU copies what the kernel's gradient is made of
-        merged = self.sharding is None and out_sharding is None
+        merged = not self.sharded and out_sharding is None
         rows = inputs.reshape(-1, inputs.shape[-1]) if merged else inputs
         product = self.dot_general(
             rows,

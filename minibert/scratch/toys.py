@@ -101,7 +101,6 @@ class ToyCausalLM(Module):
         self.config = config
         self.body = ToyBody(config, **options)
         self.vocabulary = projection(config.hidden_size, config.vocab_size, bias=True, **options)
-        self.gradient_checkpointing, self.sharding = False, None
 
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
@@ -135,7 +134,6 @@ class ToyAgent(Module):
         self.config = config
         self.body = ToyBody(config, **options) if body is None else body
         self.actions = projection(config.hidden_size, config.num_labels, bias=True, **options)
-        self.gradient_checkpointing, self.sharding = False, None
 
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None

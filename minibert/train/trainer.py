@@ -14,6 +14,7 @@ from jax import Array
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
+from minibert.models.stack import with_execution
 from minibert.nn.finite import cause
 from minibert.nn.tree import (
     Structure,
@@ -393,7 +394,5 @@ def _structures(
     model: Any, remat: bool, sharding: Sharding | None
 ) -> tuple[Structure, Structure, Structure]:
     """The model's structure, that in training, and that in evaluation."""
-    leaves, treedef = jax.tree.flatten(model)
-    plain, copy = jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, leaves)
-    copy.set_attributes(gradient_checkpointing=remat, sharding=sharding)
+    plain, copy = with_execution(model), with_execution(model, remat=remat, sharding=sharding)
     return Structure(plain.eval()), Structure(copy.train()), Structure(copy.eval())

@@ -179,7 +179,7 @@ def test_rows_in_groups(name, monkeypatch):
         compilation.program.cache_clear()
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
-    assert not hasattr(model, "grouped") or not model.grouped
+    assert not model.base_model.execution.row_groups
 
 
 def test_groups_are_not_too_small(monkeypatch):

@@ -21,7 +21,7 @@ from minibert.models.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
 )
-from minibert.models.stack import asked, past_and_mask, run_blocks
+from minibert.models.stack import Execution, asked, past_and_mask, run_blocks
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
@@ -98,7 +98,7 @@ class _Attention(Module):
             mask=mask,
             head_mask=head_mask,
             dropout=self.dropout.with_keys(rngs),
-            sharded=self.query.sharding is not None,
+            sharded=self.query.sharded,
         )
         return merge_heads(context), weights
 
@@ -233,13 +233,11 @@ class BertEncoder(Module):
     """The stack of layers."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        self.gradient_checkpointing, self.sharding, self.grouped = False, None, False
         self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(self, hidden: Hidden, **given: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         """Applies the layers; takes what `run_blocks` takes."""
-        given |= {"remat": self.gradient_checkpointing, "sharding": self.sharding}
-        return run_blocks(self.layer, hidden, grouped=self.grouped, **given)
+        return run_blocks(self.layer, hidden, **given)
 
 
 class BertPooler(Module):
@@ -303,7 +301,7 @@ class BertModel(BertPreTrainedModel):
         add_pooling_layer: bool = True,
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
+        self.config, self.execution = config, Execution()
         self.embeddings = BertEmbeddings(config, **options)
         self.encoder = BertEncoder(config, **options)
         self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
@@ -397,6 +395,7 @@ class BertModel(BertPreTrainedModel):
             encoder_mask=given.encoder_mask,
             past=past,
             rngs=rngs,
+            execution=self.execution,
         )
         last = done.last_hidden_state
         return BaseModelOutputWithPoolingAndCrossAttentions(

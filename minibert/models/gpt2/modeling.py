@@ -18,7 +18,7 @@ from minibert.models.base import PretrainedModel
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
-from minibert.models.stack import asked, past_and_mask, run_blocks
+from minibert.models.stack import Execution, asked, past_and_mask, run_blocks
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
@@ -68,7 +68,7 @@ class _Attention(Module):
             mask=mask,
             head_mask=head_mask,
             dropout=self.attn_dropout.with_keys(rngs),
-            sharded=self.c_proj.sharding is not None,
+            sharded=self.c_proj.sharded,
         )
         return self.resid_dropout(self.c_proj(merge_heads(context)), rngs), weights
 
@@ -235,11 +235,10 @@ class GPT2Model(GPT2PreTrainedModel):
     ):
         options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         hidden, stddev = config.n_embd, config.initializer_range
-        self.config = config
+        self.config, self.execution = config, Execution()
         self.wte = Embed(config.vocab_size, hidden, stddev=stddev, **options)
         self.wpe = Embed(config.n_positions, hidden, stddev=stddev, **options)
         self.drop = Dropout(config.embd_pdrop)
-        self.gradient_checkpointing, self.sharding, self.grouped = False, None, False
         self.h = nnx.List(GPT2Block(config, layer, **options) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
 
@@ -337,9 +336,7 @@ class GPT2Model(GPT2PreTrainedModel):
             encoder_mask=given.encoder_mask,
             past=past,
             rngs=rngs,
-            remat=self.gradient_checkpointing,
-            sharding=self.sharding,
-            grouped=self.grouped,
+            execution=self.execution,
         )
         last = self.ln_f(done.last_hidden_state)
         states = (*(done.hidden_states or ())[:-1], last)
