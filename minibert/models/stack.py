@@ -14,7 +14,7 @@ from minibert.core.checks import known
 from minibert.errors import InputError
 from minibert.models.inputs import ModelInputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
-from minibert.nn.attention import divisor
+from minibert.nn.attention_cpu import divisor
 from minibert.nn.cache import BlockOutput, KVCache, decoder_mask
 from minibert.nn.layers import Linear
 from minibert.sharding.mesh import Sharding

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minibert.nn import attention
+from minibert.nn import attention_cpu
 from minibert.nn.attention import (
     attend,
     attention_mask_to_bool,
@@ -145,8 +145,8 @@ def test_softmax_is_in_float32(dtype):
 
 def hold(monkeypatch, size):
     """As if a CPU's caches held so many bytes of scores, of heads of any size."""
-    monkeypatch.setattr(attention, "KERNEL_SCORES", size)
-    monkeypatch.setattr(attention, "CACHED_SCORES", size)
+    monkeypatch.setattr(attention_cpu, "KERNEL_SCORES", size)
+    monkeypatch.setattr(attention_cpu, "CACHED_SCORES", size)
 
 
 def large(monkeypatch, batch=6, heads=4, queries=7, keys=5, seed=0, dtype=jnp.float64):
@@ -206,13 +206,13 @@ def test_derivatives_are_plain(monkeypatch):
 def test_sizes_of_groups():
     """Heads that XLA's kernel computes whole go many at a time; larger ones a few."""
     small, big = 256 * 256 * 4, 512 * 512 * 4
-    assert attention._group(4, 12, small) == (4, 12)
-    assert attention._group(32, 12, small) == (4, 12)
-    assert attention._group(2, 100, small) == (1, 50)
-    assert attention._group(4, 12, big) == (1, 4)
-    assert attention._group(1, 3, big) == (1, 3)
-    assert attention._group(2, 12, 1 << 30) == (1, 1)
-    assert attention._group(0, 12, big) == (0, 12)
+    assert attention_cpu._group(4, 12, small) == (4, 12)
+    assert attention_cpu._group(32, 12, small) == (4, 12)
+    assert attention_cpu._group(2, 100, small) == (1, 50)
+    assert attention_cpu._group(4, 12, big) == (1, 4)
+    assert attention_cpu._group(1, 3, big) == (1, 3)
+    assert attention_cpu._group(2, 12, 1 << 30) == (1, 1)
+    assert attention_cpu._group(0, 12, big) == (0, 12)
 
 
 def test_no_rows():
