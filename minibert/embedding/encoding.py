@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert.core.checks import checked_indices, flag, whole
-from minibert.core.progress import ticking
+from minibert.core.progress import progress_bar
 from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
 from minibert.errors import InputError, TextNotFiniteError, shown
@@ -342,7 +342,7 @@ def as_wanted(vectors: Any, to_numpy: bool, to_tensor: bool) -> Any:
 
 def progressing(run: Iterable[Computed], count: int, show: bool) -> Iterator[Computed]:
     """The results as they come, with a progress bar of texts on stderr if asked for."""
-    with ticking("texts", count, show) as tick:
+    with progress_bar("texts", count, show) as tick:
         for done in run:
             yield done
             tick(len(done.numbers))

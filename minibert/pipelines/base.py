@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from minibert.core.checks import whole
-from minibert.core.progress import ticking
+from minibert.core.progress import LONG, progress_bar
 from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
@@ -227,7 +227,7 @@ class Pipeline(abc.ABC):
         show: bool | None,
         several: bool = True,
     ) -> Iterator[Any]:
-        with ticking(self.task, total, show) as tick:
+        with progress_bar(self.task, total, show, least=LONG) as tick:
             numbered = enumerate(inputs)
             size = 1 if total is None else CHUNK
             while chunk := list(itertools.islice(numbered, size)):

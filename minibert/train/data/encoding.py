@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minibert.core.checks import flag, whole
-from minibert.core.progress import ticking
+from minibert.core.progress import LONG, progress_bar
 from minibert.data.files import read_text
 from minibert.data.records import read_texts
 from minibert.errors import InputError, shown
@@ -139,7 +139,7 @@ def encoded(
 ) -> list[Any]:
     """Returns the encodings of texts, pairs or lists of words."""
     found: list[Any] = []
-    with ticking("Tokenizing", len(inputs), show_progress) as tick:
+    with progress_bar("Tokenizing", len(inputs), show_progress, least=LONG) as tick:
         for start in range(0, len(inputs), AT_ONCE):
             some = list(inputs[start : start + AT_ONCE])
             found += backend.encode_batch(some, is_pretokenized=words, add_special_tokens=special)
