@@ -11,7 +11,8 @@ from minibert.core.checks import flag, whole
 from minibert.core.progress import LONG, progress_bar
 from minibert.data.files import read_text
 from minibert.data.records import read_texts
-from minibert.errors import InputError, shown
+from minibert.errors import InputError
+from minibert.text.tokenizer import backend_of
 from minibert.train.data.batching import Collate
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.labels import IGNORED
@@ -111,22 +112,6 @@ class Encoder:
         if self.has_types and not prefix:
             rows["token_type_ids"] = np.array(encoding.type_ids, np.int32)
         return rows
-
-
-def backend_of(tokenizer: Any) -> Any:
-    """Returns a copy of a fast tokenizer's backend without truncation and padding.
-
-    Raises:
-        InputError: it is not a fast tokenizer.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        found = shown(type(tokenizer).__name__)
-        raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
-    copy = type(backend).from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
 
 
 def encoded(
