@@ -311,7 +311,7 @@ class Pipeline(abc.ABC):
             raise InputError(
                 f"{tokens} tokens; expected at most {self.positions} ({name}); "
                 "truncation=True cuts what is too much"
-            )
+            ).advising("truncation=True")
 
 
 @contextlib.contextmanager
@@ -324,4 +324,4 @@ def naming(number: int | None, item: Any = None) -> Generator[None]:
             raise
         if isinstance(reason, NotFiniteError):
             raise NotFiniteError(f"input {number} ({quoted(item)}): {reason}") from None
-        raise InputError(f"input {number}: {reason}") from None
+        raise InputError(f"input {number}: {reason}").advising(*reason.arguments) from None

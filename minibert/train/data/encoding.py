@@ -137,7 +137,7 @@ def check_length(place: str, length: int, limit: int) -> None:
     if length > limit:
         raise InputError(
             f"{place}: {length} tokens; max_length is {limit}, at which truncation=True truncates"
-        )
+        ).advising("truncation=True")
 
 
 def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
