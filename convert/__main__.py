@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from convert.conversion import Conversion, ParityError, convert, verify_only
 from convert.verify import table, torch_installed
+from minibert.core.progress import progress_bar
 from minibert.errors import MinibertError
 
 REFUSED, DIFFERS = 1, 3
@@ -83,18 +83,22 @@ def main(
         raise typer.BadParameter("an Orbax checkpoint has no shards", param_hint="--max-shard-size")
     if only_verify and no_verify:
         raise typer.BadParameter("--verify-only and --no-verify exclude each other")
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    quiet = not problems.is_terminal
+    bar = progress_bar(
+        None,
+        STEPS,
+        None,
+        bar_format="{l_bar}{bar}| {elapsed}{postfix}",
+        postfix="starting",
+        leave=False,
+        mininterval=0,  # every step is drawn, however soon after the last
+        miniters=1,
+    )
     try:
-        with (
-            _interruptible() as check_interrupted,
-            Progress(*columns, console=problems, transient=True, disable=quiet) as bar,
-        ):
-            task = bar.add_task("starting", total=STEPS)
+        with _interruptible() as check_interrupted, bar as advance:
 
             def progress(step: str) -> None:
                 check_interrupted()
-                bar.update(task, description=step, advance=1)
+                advance(1, step)
 
             if out is None:
                 done = verify_only(

@@ -33,7 +33,19 @@ def suggest(name: str, known: Iterable[str], count: int = 1) -> str:
 
 
 class MinibertError(ValueError):
-    """Base class of the library's own errors."""
+    """Base class of the library's own errors.
+
+    Attributes:
+        arguments: the arguments that the message advises, as it writes them: `truncation=True`. The
+            command line replaces them by its own flags.
+    """
+
+    arguments: tuple[str, ...] = ()
+
+    def advising(self, *arguments: str) -> "MinibertError":
+        """Sets `arguments` and returns the error, as `with_traceback` does."""
+        self.arguments = arguments
+        return self
 
 
 class ConfigError(MinibertError):
@@ -69,13 +81,13 @@ class CheckpointMismatchError(MinibertError):
         faults: every fault found, one sentence each.
     """
 
-    def __init__(self, where: str, faults: list[str]):
+    def __init__(self, where: str, faults: list[str], hint: str = ""):
         self.faults = tuple(faults)
         lines = [f"  - {fault}" for fault in faults]
         if len(lines) > 20:  # sorted by name, the first and the last are seldom of one kind
             lines[10:-10] = [f"  … and {len(lines) - 20} more …"]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__("\n".join([f"{where}: {count}:", *lines]))
+        super().__init__("\n".join([f"{where}: {count}:", *lines]) + hint)
 
 
 class MissingHeadError(CheckpointMismatchError):

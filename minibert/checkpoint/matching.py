@@ -271,14 +271,14 @@ class Matching:
             MissingHeadError: only a head is missing.
         """
         heads = [
-            f"the head {head!r} is not in the file, or is of another shape; pass new_head=True, "
-            "rngs=nnx.Rngs(0) to start it afresh"
+            f"the head {head!r} is not in the file, or is of another shape"
             for head in self.missing_heads
         ]
+        hint = "; pass new_head=True, rngs=nnx.Rngs(0) to start it afresh" if heads else ""
         if self.faults:
-            raise CheckpointMismatchError(where, sorted(self.faults) + heads)
+            raise CheckpointMismatchError(where, sorted(self.faults) + heads, hint)
         if heads:
-            raise MissingHeadError(where, heads)
+            raise MissingHeadError(where, heads, hint)
 
     def fill(
         self, where: str, param_dtype: DTypeLike | None, sharding: Sharding | None = None

@@ -30,7 +30,7 @@ from minibert.cli.shared import (
     visible,
 )
 from minibert.cli.train import train
-from minibert.errors import InputError
+from minibert.data.files import read_text
 
 app = typer.Typer(
     add_completion=False,
@@ -156,7 +156,7 @@ def answer(
         raise typer.BadParameter("give --context, or --context-file")
     with settings(device):
         if context is None:
-            context = _read(str(context_file))
+            context = read_text(str(context_file))
         found = minibert.pipeline("question-answering", model, **computing(dtype))(
             {"question": question, "context": context},
             top_k=top_k,
@@ -164,15 +164,6 @@ def answer(
         )
         found = found if isinstance(found, list) else [found]
         print_json(found) if as_json else print_rows(found)
-
-
-def _read(path: str) -> str:
-    try:
-        # as it is in the file, ends of lines included: answers are given by its characters
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as reason:
-        raise InputError(f"{path}: cannot be read ({reason})") from None
 
 
 @app.command()

@@ -2,20 +2,13 @@
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Generator
 from typing import Annotated, Any
 
 import jax
 import numpy as np
 import typer
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import minibert
 from minibert.cli.shared import (
@@ -33,6 +26,7 @@ from minibert.cli.shared import (
     settings,
     visible,
 )
+from minibert.core.progress import progress_bar
 from minibert.data.files import TextFile, open_texts
 from minibert.embedding.job import check_output, embed_file
 from minibert.embedding.job_parts import has_parts
@@ -105,7 +99,7 @@ def embed(
             "dtype": "as stored" if dtype is None else dtype.value,
             "device": str(jax.devices(device and device.lower())[0]),
         }
-        with _progress(texts) as progress, _kept(target), _in_file(texts):
+        with _kept(target), _in_file(texts), _progress(texts) as progress:
             done = embed_file(
                 texts,
                 lambda some: np.asarray(encoder.encode(some, **asked)),
@@ -119,7 +113,7 @@ def embed(
                 overwrite=overwrite,
                 restart=restart,
                 progress=progress,
-                warn=lambda message: problems.print(visible(message)),
+                warn=_warn,
             )
         if as_json:
             longest = {"max_seq_length": encoder.max_seq_length}
@@ -225,27 +219,24 @@ def _kept(target: str) -> Generator[None]:
         raise
 
 
+def _warn(message: str) -> None:
+    from tqdm.auto import tqdm
+
+    with tqdm.external_write_mode():  # not in the line of the bar
+        problems.print(visible(message))
+
+
 @contextlib.contextmanager
 def _progress(texts: TextFile) -> Generator[Callable[[int, bool], None]]:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.fields[rows]:,} texts"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]:,.0f} texts/s"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=problems, transient=True, disable=not problems.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=texts.total, rows=0, rate=0.0)
-        rows, computed = 0, 0
+    layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    with progress_bar(None, texts.total, None, bar_format=layout, leave=False) as advance:
+        start, rows, computed, done = time.monotonic(), 0, 0, 0
 
         def progress(some: int, new: bool) -> None:
-            nonlocal rows, computed
+            nonlocal rows, computed, done
             rows, computed = rows + some, computed + some * new
-            rate = computed / max(bar.tasks[0].elapsed or 0, 1e-9)
-            bar.update(task, completed=texts.done, rows=rows, rate=rate)
+            rate = computed / max(time.monotonic() - start, 1e-9)
+            advance(texts.done - done, f"{rows:,} texts, {rate:,.0f} texts/s")
+            done = texts.done
 
         yield progress

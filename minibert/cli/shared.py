@@ -23,20 +23,15 @@ PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False,
 output, problems = Console(**PLAIN), Console(stderr=True, **PLAIN)
 styled = Console(soft_wrap=True, highlight=False)  # for text that is all our own
 
-# What a library's message calls by its Python name, as the shell has it.
-IN_THE_SHELL = {
-    "key: tokens are drawn: expected a random key, key=jax.random.key(0), found nothing": (
-        "tokens are drawn: expected --seed"
-    ),
+# The flags that stand for arguments which the library's messages advise.
+FLAGS = {
     "do_sample=True": "--seed",
-    "truncation=True": "--truncate",
-    "overwrite=True": "--overwrite",
-    "dtype='float32'": "--dtype float32",
-    "dtype='bfloat16'": "--dtype bfloat16",
-    "resume='elsewhere'": "--elsewhere",
-    "pooling='mean'": "--pooling mean",
+    "key=jax.random.key(0)": "--seed",
     "max_new_tokens": "--max-new-tokens",
-    "; pass new_head=True, rngs=nnx.Rngs(0) to start it afresh": "",
+    "overwrite=True": "--overwrite",
+    "pooling='mean'": "--pooling mean",
+    "resume='elsewhere'": "--elsewhere",
+    "truncation=True": "--truncate",
 }
 
 
@@ -106,8 +101,8 @@ def in_the_shell(reason: MinibertError) -> str:
         where = text.partition("\n")[0].rpartition(": ")[0]
         more = len(reason.faults) - 1
         text = f"{where}: {reason.faults[0]}{f' (and {more} more)' if more else ''}"
-    for name, here in IN_THE_SHELL.items():
-        text = text.replace(name, here)
+    for argument in reason.arguments:
+        text = text.replace(argument, FLAGS.get(argument, argument))
     return text
 
 

@@ -162,7 +162,7 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
         raise TargetError(
             f"{target}: already holds {names}; choose another folder, or pass overwrite=True "
             "(python -m convert: --overwrite) to replace the model's files; all other files stay"
-        )
+        ).advising("overwrite=True")
     return found
 
 

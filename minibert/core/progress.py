@@ -1,37 +1,40 @@
-"""A progress bar for long inputs."""
+"""Progress bars."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Generator
+from typing import Any
 
-LONG = 1000
+LONG = 1000  # the number of inputs for which a bar is shown by default
 
 
 @contextlib.contextmanager
-def ticking(label: str, total: int | None, show: bool | None) -> Generator[Callable[[int], None]]:
-    """Shows a bar on stderr, and yields what advances it by a number.
+def progress_bar(
+    label: str | None, total: int | None, show: bool | None, *, least: int = 0, **options: Any
+) -> Generator[Callable[..., None]]:
+    """Shows a bar of tqdm on stderr, and yields a function that advances it.
 
     Args:
-        label: what stands before the bar.
-        total: how many there are; None if that is not known.
-        show: whether there is a bar; None for one if there are `LONG` or more and stderr is a
-            terminal.
-    """
-    if show is False or (show is None and (total is None or total < LONG)):
-        yield lambda count: None
-        return
-    from rich.console import Console  # not earlier: `import minibert` stays light
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+        label: the text before the bar.
+        total: the number of items; None if it is not known.
+        show: whether there is a bar; None for one if stderr is a terminal and there are at least
+            `least` items.
+        least: see `show`.
+        options: others of tqdm.
 
-    console = Console(stderr=True)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=show is None and not console.is_terminal
-    ) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda count: bar.advance(task, count)
+    Yields:
+        A function of the number of new items and, optionally, the text after the bar.
+    """
+    long = not least or (total is not None and total >= least)
+    if not (long and sys.stderr.isatty() if show is None else show):
+        yield lambda count, text="": None
+        return
+    from tqdm.auto import tqdm  # not earlier: `import minibert` stays light
+
+    with tqdm(desc=label, total=total, **options) as bar:
+
+        def advance(count: int, text: str = "") -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(count)
+
+        yield advance

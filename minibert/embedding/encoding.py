@@ -16,13 +16,13 @@ import numpy as np
 from jax import Array
 
 from minibert.core.checks import checked_indices, flag, whole
-from minibert.core.progress import ticking
+from minibert.core.progress import progress_bar
 from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.models.compilation import program
 from minibert.nn.finite import cause, quoted, rows_not_finite
-from minibert.nn.norms import unit
+from minibert.nn.norms import unit, widen
 from minibert.text.batching import Batch, check_budget, padded, plan
 from minibert.text.packing import packed_rows, plan_packed
 from minibert.text.tokenizer import TokenReader
@@ -174,18 +174,13 @@ class Run:
 
 def _fetched(read: Sequence[_Read], batch: Batch, results: Sequence[Any]) -> Computed:
     places: Any = slice(len(read)) if batch.places is None else tuple(batch.places.T)
-    vectors, *tokens = [_wide(np.asarray(array)[places]) for array in results]
+    vectors, *tokens = [widen(np.asarray(array)[places]) for array in results]
     return Computed(
         [one.number for one in read],
         [one.ids for one in read],
         vectors,
         tokens[0] if tokens else None,
     )
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    """Numbers that numpy itself knows: float32, or float64."""
-    return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
 def programs(model: SentenceModel, with_tokens: bool = False) -> Programs:
@@ -337,7 +332,7 @@ def as_wanted(vectors: Any, to_numpy: bool, to_tensor: bool) -> Any:
 
 def progressing(run: Iterable[Computed], count: int, show: bool) -> Iterator[Computed]:
     """The results as they come, with a progress bar of texts on stderr if asked for."""
-    with ticking("texts", count, show) as tick:
+    with progress_bar("texts", count, show) as tick:
         for done in run:
             yield done
             tick(len(done.numbers))

@@ -17,7 +17,6 @@ import numpy as np
 from minibert.core.atomic import flush_path
 from minibert.core.checks import as_array
 from minibert.core.text_lists import check_text, elements
-from minibert.embedding.job_outputs import check_ending, ending, write_rows
 from minibert.embedding.job_parts import (
     AGAIN,
     FinishedJob,
@@ -40,6 +39,7 @@ from minibert.errors import (
 from minibert.nn.finite import rows_not_finite
 
 ROWS_A_PART = 2048
+ENDINGS = (".npy", ".parquet")
 
 
 class EmbeddingResult(NamedTuple):
@@ -133,7 +133,10 @@ def check_output(output: str, overwrite: bool, source: str | None = None) -> Non
     """
     if "\0" in output:
         raise TargetError(f"{shown(output)}: expected a path, found a NUL character in it")
-    check_ending(output)
+    if _ending(output) not in ENDINGS:
+        raise TargetError(f"{output}: expected a file that ends in {' or '.join(ENDINGS)}")
+    if _ending(output) == ".parquet":
+        _pyarrow(output)
     if os.path.isdir(output):
         raise TargetError(f"{output}: is a folder")
     if os.path.islink(output):  # two names of one file would be two jobs
@@ -292,7 +295,10 @@ def _assemble(
         ranges = np.array([(part.min(axis=0), part.max(axis=0)) for part in vectors()])
         ranges = np.stack([ranges[:, 0].min(axis=0), ranges[:, 1].max(axis=0)])
         whole = os.path.join(parts.folder, "whole")
-        write_rows(whole, ending(output), result.rows, _finish_parts(vectors(), finish, ranges))
+        write = _write_npy if _ending(output) == ".npy" else _write_parquet
+        with open(whole, "wb") as file:
+            write(file, result.rows, _finish_parts(vectors(), finish, ranges))
+        flush_path(whole)
         parts.finish(whole, digest_of(digests), result.rows, result.cut)
         os.replace(whole, output)
         flush_path(os.path.dirname(os.path.abspath(output)))
@@ -308,3 +314,43 @@ def _finish_parts(
         rows = _rows("finish", finish(part, ranges), len(part), like)
         like = rows[:0]
         yield np.ascontiguousarray(rows)
+
+
+def _ending(path: str) -> str:
+    """Returns a file's extension in lower case."""
+    return os.path.splitext(path)[1].lower()
+
+
+def _write_npy(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
+    first = next(parts)
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (rows, *first.shape[1:])})
+    file.write(first.tobytes())
+    for part in parts:
+        file.write(part.tobytes())
+
+
+def _write_parquet(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
+    pyarrow, parquet = _pyarrow(file.name)
+    start, writer = 0, None
+    for part in parts:
+        flat = pyarrow.array(part.reshape(-1))
+        vectors = pyarrow.FixedSizeListArray.from_arrays(flat, part.shape[1])
+        numbers = pyarrow.array(np.arange(start, start + len(part)))
+        table = pyarrow.table({"row": numbers, "embedding": vectors})
+        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+        start += len(part)
+    if writer is not None:
+        writer.close()
+
+
+def _pyarrow(path: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise TargetError(
+            f"{shown(path)}: parquet needs pyarrow: pip install 'minibert-jax[data]'"
+        ) from None
+    return pyarrow, parquet

@@ -1,8 +1,8 @@
 """The parts of an embedding job: a folder beside the output, and the job's lock.
 
-A part is written under another name, flushed and renamed. It holds digests of its texts, of its job
-and of its own contents, so that no damaged or altered part is used. What the output depends on is
-in `job.json`. Files in the folder that are not a job's are never touched.
+A part is written as a whole, or not at all. It holds digests of its texts, of its job and of its
+own contents, so that no damaged or altered part is used. What the output depends on is in
+`job.json`. Files in the folder that are not a job's are never touched.
 """
 
 import contextlib
@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minibert.core.atomic_file import locked_path
-from minibert.embedding.job_outputs import flush
+from minibert.core.atomic_file import locked_path, new_file
 from minibert.errors import TargetError, shown, writing
 
-OWN = re.compile(r"\d{7}\.npz(\.new)?|(job\.json|finished)(\.new)?|whole")
+OWN = re.compile(r"(\d{7}\.npz|job\.json|finished)((\.[0-9a-f]{8})?\.new)?|whole")
 AGAIN = "--restart to begin again"
 
 
@@ -132,13 +131,9 @@ class Parts:
 
     def store(self, number: int, part: Part, texts: str) -> None:
         """Writes a part: whole, or not at all."""
-        path = self._path(number)
-        with writing(self._output):
-            with open(f"{path}.new", "wb") as file:
-                whole = _digest_of_part(part, self.job, texts)
-                np.savez(file, **part._asdict(), job=self.job, texts=texts, digest=whole)
-                flush(file)
-            os.replace(f"{path}.new", path)
+        whole = _digest_of_part(part, self.job, texts)
+        with writing(self._output), new_file(self._path(number)) as file:
+            np.savez(file, **part._asdict(), job=self.job, texts=texts, digest=whole)
 
     def vectors(self, number: int) -> np.ndarray:
         """Returns a part's rows.
@@ -217,11 +212,8 @@ class Parts:
         )
 
     def _write(self, name: str, text: str) -> None:
-        path = os.path.join(self.folder, name)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            file.write(text)
-            flush(file)
-        os.replace(f"{path}.new", path)
+        with new_file(os.path.join(self.folder, name)) as file:
+            file.write(text.encode())
 
     def _path(self, number: int) -> str:
         return os.path.join(self.folder, f"{number:07}.npz")

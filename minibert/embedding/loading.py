@@ -152,7 +152,7 @@ def _load_plain(
         raise InputError(
             f"pooling: {folder} has no {MODULES}, so it does not say how tokens become one vector; "
             "say it: pooling='mean' is what sentence-transformers would take"
-        )
+        ).advising("pooling='mean'")
     tokenizer, model = load_tokenizer(folder), _load_trunk(folder, weights)
     given: dict[str, Any] = {"max_seq_length": longest(model.config, tokenizer), **settings}
     given["prompts"] = merged_prompts(settings.get("prompts", {}))

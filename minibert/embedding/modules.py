@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from minibert.errors import InputError, shown
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
-from minibert.nn.norms import unit
+from minibert.nn.norms import unit, widen
 from minibert.nn.pooling import LAYERS, POOLINGS, pool
 from minibert.text.packing import own_text, slots_of
 
@@ -101,8 +101,7 @@ class Normalize(Module):
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
         """Vectors of length 1; one of zeros stays. See `norms.unit`."""
-        wide = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
-        return unit(wide).astype(vectors.dtype)
+        return unit(widen(vectors)).astype(vectors.dtype)
 
 
 class SentenceModel(Module):

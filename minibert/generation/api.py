@@ -374,7 +374,7 @@ def _key(key: Any) -> Any:
         found = "nothing" if key is None else shown(type(key).__name__)
         raise InputError(
             f"key: tokens are drawn: expected a random key, key=jax.random.key(0), found {found}"
-        )
+        ).advising("key=jax.random.key(0)")
     return key
 
 

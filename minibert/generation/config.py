@@ -353,7 +353,7 @@ class GenerationConfig:
             raise InputError(f"{reason}") from None
         asked = {name: getattr(config, name) for name in given if given[name] is not None}
         if found := config._contradictions(asked):
-            raise InputError("; ".join(found))
+            raise InputError("; ".join(found)).advising("do_sample=True")
         return config
 
     def to_dict(self) -> dict[str, Any]:

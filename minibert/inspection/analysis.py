@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import softmax
 
 from minibert.core.checks import as_array, number, shaped, whole
 from minibert.embedding.similarity import cosine, pairwise_cosine, similarity
@@ -98,8 +99,7 @@ def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.nda
         for name, vectors in (("one", one), ("other", other))
     )
     scores = left @ right.T
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return shares / shares.sum(axis=-1, keepdims=True)
+    return softmax(scores, axis=-1)
 
 
 def similarity_matrices(embeddings: Any, scale: float | int = 10) -> dict[str, np.ndarray]:

@@ -15,11 +15,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from minibert.nn.layers import SHAPES_ONLY, Module, constant
+from minibert.nn.norms import widen
 
 
 def _gelu(x: Array) -> Array:
     # PyTorch's own formula; erfc keeps digits where x is negative, and takes twice the time
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widen(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
@@ -89,7 +90,7 @@ class Activation(Module):
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
-        return ACTIVATIONS[self.name](_widened(x)).astype(x.dtype)
+        return ACTIVATIONS[self.name](widen(x)).astype(x.dtype)
 
 
 class PReLU(Module):
@@ -103,7 +104,7 @@ class PReLU(Module):
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
-        wide = _widened(x)
+        wide = widen(x)
         return jnp.where(wide > 0, wide, self.weight[...] * wide).astype(x.dtype)
 
 
@@ -125,7 +126,7 @@ class XIELU(Module):
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
-        wide = _widened(x)
+        wide = widen(x)
         beta, eps = jax.lax.stop_gradient((self.beta[...], self.eps[...]))
         alpha_p = _softplus(self.alpha_p[...])
         alpha_n = beta + _softplus(self.alpha_n[...])
@@ -148,7 +149,3 @@ def activation(
             return XIELU(rngs=rngs, param_dtype=param_dtype)
         case _:
             return Activation(name)
-
-
-def _widened(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -53,9 +53,7 @@ def cause(model: Any) -> str:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         return f"the parameter {wrong[0]}{more} is not finite; reload the model"
     if "float16" in {*computing_dtypes(model), *(str(leaf.dtype) for leaf in known.values())}:
-        return (
-            "float16 overflows above 65504; load the model with dtype='float32' or dtype='bfloat16'"
-        )
+        return "float16 overflows above 65504; load the model with dtype float32 or bfloat16"
     return "every parameter is finite, but an intermediate value overflowed"
 
 

@@ -1,4 +1,4 @@
-"""L2 normalisation of vectors of any scale, on the host and on a device."""
+"""L2 normalisation of vectors of any scale, and arrays in float32 or wider; NumPy and JAX."""
 
 from typing import Any
 
@@ -7,6 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 EPSILON = 1e-12  # torch.nn.functional.normalize divides a vector of zeros by it
+
+
+def widen(array: Any) -> Any:
+    """Returns an array of NumPy or of JAX in float32 or wider."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def unit(vectors: Any) -> Any:

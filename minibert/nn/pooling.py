@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Integer
 
 from minibert.errors import InputError
+from minibert.nn.norms import widen
 
 Tokens = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]
@@ -56,7 +57,7 @@ def weightedmean(
         numbers: the weights; by default counted from the first token that counts.
     """
     weights = jnp.where(mask, positions(mask) + 1 if numbers is None else numbers, 0)
-    wide = _wide(tokens)
+    wide = widen(tokens)
     summed = jnp.einsum("bs,bsh->bh", weights.astype(wide.dtype), _where(mask, wide))
     return _over(summed, jnp.maximum(weights.sum(axis=1, keepdims=True), 1), tokens)
 
@@ -169,7 +170,7 @@ def _at(tokens: Tokens, mask: Mask, place: Array) -> Pooled:
 
 
 def _sum(tokens: Tokens, mask: Mask) -> Pooled:
-    return _where(mask, _wide(tokens)).sum(axis=1)
+    return _where(mask, widen(tokens)).sum(axis=1)
 
 
 def _where(mask: Mask, tokens: Tokens) -> Tokens:
@@ -178,10 +179,6 @@ def _where(mask: Mask, tokens: Tokens) -> Tokens:
 
 def _count(mask: Mask) -> Integer[Array, "batch 1"]:
     return jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
-
-
-def _wide(tokens: Float[Array, "..."]) -> Float[Array, "..."]:
-    return tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
 
 
 def _over(summed: Pooled, divisor: Array, tokens: Tokens) -> Pooled:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from minibert.core.checks import whole
-from minibert.core.progress import ticking
+from minibert.core.progress import LONG, progress_bar
 from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
@@ -227,7 +227,7 @@ class Pipeline(abc.ABC):
         show: bool | None,
         several: bool = True,
     ) -> Iterator[Any]:
-        with ticking(self.task, total, show) as tick:
+        with progress_bar(self.task, total, show, least=LONG) as tick:
             numbered = enumerate(inputs)
             size = 1 if total is None else CHUNK
             while chunk := list(itertools.islice(numbered, size)):
@@ -311,7 +311,7 @@ class Pipeline(abc.ABC):
             raise InputError(
                 f"{tokens} tokens; expected at most {self.positions} ({name}); "
                 "truncation=True cuts what is too much"
-            )
+            ).advising("truncation=True")
 
 
 @contextlib.contextmanager
@@ -324,4 +324,4 @@ def naming(number: int | None, item: Any = None) -> Generator[None]:
             raise
         if isinstance(reason, NotFiniteError):
             raise NotFiniteError(f"input {number} ({quoted(item)}): {reason}") from None
-        raise InputError(f"input {number}: {reason}") from None
+        raise InputError(f"input {number}: {reason}").advising(*reason.arguments) from None

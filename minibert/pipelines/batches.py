@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minibert.nn.norms import widen
 from minibert.text import batching
 from minibert.text.batching import Batch
 
@@ -88,11 +89,4 @@ def separated(
 def on_host(array: Any) -> np.ndarray:
     """An array on the host; half precision as float32."""
     array = np.asarray(array)
-    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    return array.astype(np.float32) if narrow else array
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    return widen(array) if jnp.issubdtype(array.dtype, jnp.floating) else array

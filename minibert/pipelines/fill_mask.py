@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from minibert.core.checks import whole
 from minibert.core.text_lists import text_list
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import length, on_host, softmax
+from minibert.pipelines.batches import length, on_host
 from minibert.pipelines.options import for_tokenizer
 from minibert.text.batching import Batch, default_budget, plan
 
@@ -75,7 +76,7 @@ class FillMaskPipeline(Pipeline):
         """The words for a text's masks, from its `input_ids` and `logits` `(1, seq, vocab)`."""
         ids = np.asarray(outputs["input_ids"])[0]
         masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
-        chances = softmax(self.logits({"logits": on_host(outputs["logits"])[0, masks]}))
+        chances = softmax(self.logits({"logits": on_host(outputs["logits"])[0, masks]}), axis=-1)
         words = np.arange(chances.shape[-1]) if targets is None else self._targets(targets)
         top_k = whole("top_k", top_k, 1, chances.shape[-1])
         answers, single = [], len(masks) == 1

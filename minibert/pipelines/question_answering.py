@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from minibert.core.checks import whole
 from minibert.core.text_lists import check_text, text_list
@@ -17,9 +18,7 @@ OUT = -10000.0  # the score of a token that can be in no answer
 
 def probabilities(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """Softmax `(seq,)` over the allowed tokens."""
-    powers = np.where(allowed, scores, np.float32(OUT))
-    powers = np.exp(powers - powers.max())
-    return powers / powers.sum()
+    return softmax(np.where(allowed, scores, np.float32(OUT)))
 
 
 def likeliest(

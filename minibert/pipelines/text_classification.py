@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import length, softmax
+from minibert.pipelines.batches import length
 from minibert.text.batching import Batch, plan
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
@@ -86,7 +87,7 @@ class TextClassificationPipeline(Pipeline):
             case "sigmoid":
                 return 1 / (1 + np.exp(-logits))
             case "softmax":
-                return softmax(logits)
+                return softmax(logits, axis=-1)
             case "none":
                 return logits
         expected = ", ".join(FUNCTIONS)
@@ -126,7 +127,7 @@ class NextSentencePredictionPipeline(Pipeline):
 
     def postprocess(self, outputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Both labels' probabilities, from `logits` `(1, 2)`."""
-        scores = softmax(self.logits(outputs)[0])
+        scores = softmax(self.logits(outputs)[0], axis=-1)
         return [
             {"label": label, "score": float(score)}
             for label, score in zip(self.labels, scores, strict=True)

@@ -193,7 +193,7 @@ class TextGenerationPipeline(Pipeline):
             raise InputError(
                 f"{prompt} tokens and {new} new ones; expected at most {self.positions} ({name}); "
                 "ask for less with max_new_tokens, or keep the prompt's end with truncation=True"
-            )
+            ).advising("max_new_tokens", "truncation=True")
 
     def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
         """Prompts of like length together; one by one where what is asked for tells them apart."""

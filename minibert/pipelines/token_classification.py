@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from minibert.core.checks import whole
 from minibert.core.text_lists import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import softmax
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -244,7 +244,7 @@ class TokenClassificationPipeline(Pipeline):
 
     def _tokens(self, output: Mapping[str, Any]) -> list[Token]:
         """A window's tokens, but the special ones."""
-        sentence, scores = output["sentence"], softmax(self.logits(output)[0])
+        sentence, scores = output["sentence"], softmax(self.logits(output)[0], axis=-1)
         ids = np.asarray(output["input_ids"])[0].tolist()
         spans = np.asarray(output["offset_mapping"])[0].tolist()
         words = self.tokenizer.convert_ids_to_tokens(ids)

@@ -15,6 +15,22 @@ from minibert.errors import InputError, TextError, shown
 from minibert.text.batching import Batch, padded
 
 
+def backend_of(tokenizer: Any) -> Any:
+    """Returns a copy of a fast tokenizer's backend without truncation and padding.
+
+    Raises:
+        InputError: it is not a fast tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        found = shown(type(tokenizer).__name__)
+        raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
+    copy = type(backend).from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
+
+
 class TokenReader:
     """Makes the ids of texts, each with its special tokens, cut at a length.
 
@@ -28,15 +44,10 @@ class TokenReader:
     """
 
     def __init__(self, tokenizer: Any, longest: int, lower_case: bool = False):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            found = shown(type(tokenizer).__name__)
-            raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
+        self._backend = backend_of(tokenizer)
         special = tokenizer.num_special_tokens_to_add()
         longest = whole("max_seq_length", longest, max(special, 1))
         self.tokenizer, self.longest = tokenizer, longest
-        self._backend = type(backend).from_str(backend.to_str())
-        self._backend.no_padding()
         self._backend.enable_truncation(longest, direction=tokenizer.truncation_side)
         if lower_case:
             make_lower_case(self._backend)

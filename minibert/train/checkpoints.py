@@ -234,7 +234,9 @@ class Store:
         impossible = any(map(is_of_state, faults))
         if self._options.resume != ELSEWHERE or impossible:
             hint = "" if impossible else f" (resume={ELSEWHERE!r} continues from it all the same)"
-            raise CheckpointMismatchError(f"{where}: the checkpoint of another run{hint}", faults)
+            raise CheckpointMismatchError(
+                f"{where}: the checkpoint of another run{hint}", faults
+            ).advising(f"resume={ELSEWHERE!r}")
         for fault in faults:
             logger.warning("%s: resumed elsewhere: %s", where, fault)
         return True

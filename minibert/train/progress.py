@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable, Generator
 from typing import Any
 
+from minibert.core.progress import progress_bar
+
 SHOWN = {
     "loss": "loss {:.4g}",
     "eval_loss": "eval {:.4g}",
@@ -25,33 +27,14 @@ def training_bar(
         steps: how many there are in all.
         show: whether there is a bar; None for one if stderr is a terminal.
     """
-    from rich.console import Console  # not earlier: `import minibert` stays light
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    known: dict[str, Any] = {}
+    with progress_bar(None, steps, show, initial=step, unit="step", postfix="compiling") as advance:
 
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    hidden = show is False or (show is None and not console.is_terminal)
-    with Progress(*columns, console=console, disable=hidden) as bar:
-        task = bar.add_task("compiling", total=steps, completed=step)
-        known: dict[str, Any] = {}
-
-        def move(step: int, metrics: dict[str, Any]) -> None:
+        def move(reached: int, metrics: dict[str, Any]) -> None:
+            nonlocal step
             known.update(metrics)
             said = [text.format(known[name]) for name, text in SHOWN.items() if name in known]
-            bar.update(task, completed=step, description=" · ".join(said))
+            advance(reached - step, " · ".join(said))
+            step = reached
 
         yield move

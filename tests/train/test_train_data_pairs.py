@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from minibert.errors import InputError
+from minibert.text.tokenizer import backend_of
 from minibert.train import data
-from minibert.train.data.encoding import backend_of, frame_of
+from minibert.train.data.encoding import frame_of
 from minibert.train.data.next_sentence import _runs
 
 pytest.importorskip("grain", reason="training data are read by grain")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from minibert.core.checks import flag, whole
-from minibert.core.progress import ticking
+from minibert.core.progress import LONG, progress_bar
 from minibert.data.files import read_text
 from minibert.data.records import read_texts
-from minibert.errors import InputError, shown
+from minibert.errors import InputError
+from minibert.text.tokenizer import backend_of
 from minibert.train.data.batching import Collate
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.labels import IGNORED
@@ -113,22 +114,6 @@ class Encoder:
         return rows
 
 
-def backend_of(tokenizer: Any) -> Any:
-    """Returns a copy of a fast tokenizer's backend without truncation and padding.
-
-    Raises:
-        InputError: it is not a fast tokenizer.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        found = shown(type(tokenizer).__name__)
-        raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
-    copy = type(backend).from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
-
-
 def encoded(
     backend: Any,
     inputs: Sequence[Any],
@@ -139,7 +124,7 @@ def encoded(
 ) -> list[Any]:
     """Returns the encodings of texts, pairs or lists of words."""
     found: list[Any] = []
-    with ticking("Tokenizing", len(inputs), show_progress) as tick:
+    with progress_bar("Tokenizing", len(inputs), show_progress, least=LONG) as tick:
         for start in range(0, len(inputs), AT_ONCE):
             some = list(inputs[start : start + AT_ONCE])
             found += backend.encode_batch(some, is_pretokenized=words, add_special_tokens=special)
@@ -152,7 +137,7 @@ def check_length(place: str, length: int, limit: int) -> None:
     if length > limit:
         raise InputError(
             f"{place}: {length} tokens; max_length is {limit}, at which truncation=True truncates"
-        )
+        ).advising("truncation=True")
 
 
 def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:

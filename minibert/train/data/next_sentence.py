@@ -12,11 +12,11 @@ from minibert.core.text_lists import elements
 from minibert.data.files import open_texts
 from minibert.data.records import checked_text, read_texts
 from minibert.errors import InputError
+from minibert.text.tokenizer import backend_of
 from minibert.train.data.encoding import (
     Example,
     Frame,
     Sentence,
-    backend_of,
     check_length,
     encoded,
     frame_of,

@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 
 from minibert.errors import InputError
+from minibert.nn.norms import widen
 from minibert.train.objectives.labels import IGNORED, Check, of_rows, of_tokens, of_windows
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -132,11 +133,6 @@ def output(outputs: Any, name: str) -> Array:
     return getattr(outputs, name)
 
 
-def wide(array: Array) -> Array:
-    """The array in float32 or wider, in which every loss is computed."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """−log p(label), `(…)`, of logits `(…, classes)`; NaN where there is no such label.
 
@@ -147,7 +143,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         raise InputError(f"labels: {labels.shape} of them; the model's scores are {logits.shape}")
     inside = (labels >= 0) & (labels < logits.shape[-1])
     labels = jnp.where(inside, labels, 0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(wide(logits), labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(widen(logits), labels)
     return jnp.where(inside, losses, jnp.nan)
 
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from minibert.errors import InputError, shown
 from minibert.nn.layers import Module
-from minibert.nn.norms import unit
+from minibert.nn.norms import unit, widen
 from minibert.nn.pooling import POOLINGS, pool
 from minibert.nn.tree import parameters
 from minibert.train.fingerprint import digest
@@ -21,7 +21,6 @@ from minibert.train.objectives.base import (
     call_model,
     choosing,
     output,
-    wide,
 )
 
 PREFIXES = ("anchor_", "positive_", "negative_")
@@ -95,7 +94,7 @@ def embedded(
     given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
     outputs = call_model(model, given, rngs)
     mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])) > 0
-    vectors = pool(wide(output(outputs, "last_hidden_state")), mask, pooling)
+    vectors = pool(widen(output(outputs, "last_hidden_state")), mask, pooling)
     for module in modules:
         vectors = module(vectors)
     return vectors

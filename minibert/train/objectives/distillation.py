@@ -12,9 +12,10 @@ from jax import Array
 from minibert.core.checks import number
 from minibert.errors import InputError, shown
 from minibert.models.compilation import compiled
+from minibert.nn.norms import widen
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
-from minibert.train.objectives.base import Batch, Objective, Terms, model_arguments, output, wide
+from minibert.train.objectives.base import Batch, Objective, Terms, model_arguments, output
 from minibert.train.objectives.labels import check_finite
 
 
@@ -87,8 +88,8 @@ def divergence(teacher: Array, student: Array, temperature: float | int) -> Arra
         raise InputError(
             f"teacher_logits: expected the model's shape {student.shape}, found {teacher.shape}"
         )
-    theirs = jax.nn.log_softmax(wide(teacher) / temperature)
-    ours = jax.nn.log_softmax(wide(student) / temperature)
+    theirs = jax.nn.log_softmax(widen(teacher) / temperature)
+    ours = jax.nn.log_softmax(widen(student) / temperature)
     return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
 

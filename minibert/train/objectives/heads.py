@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from minibert.nn.norms import widen
 from minibert.train.objectives.base import (
     MODEL_INPUTS,
     WORDS,
@@ -19,7 +20,6 @@ from minibert.train.objectives.base import (
     choosing,
     next_tokens,
     output,
-    wide,
 )
 from minibert.train.objectives.labels import (
     IGNORED,
@@ -138,7 +138,7 @@ def classification(config: Any) -> Objective:
     def losses(outputs: Any, batch: Batch) -> Terms:
         if kind(batch) == "single_label_classification":
             return {"classification": one.losses(outputs, batch)}
-        logits = wide(output(outputs, "logits")).reshape(batch["labels"].shape)
+        logits = widen(output(outputs, "logits")).reshape(batch["labels"].shape)
         labels = jnp.asarray(batch["labels"]).astype(logits.dtype)
         if kind(batch) == "regression":
             return {"classification": (logits - labels) ** 2}
