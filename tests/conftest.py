@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 
 import jax
 import pytest
@@ -31,11 +32,29 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+MOST_MEMORY = 3 * 2**20  # kilobytes that a process may have taken and still keep programs
+UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+ALREADY = jax.config.read("jax_disable_most_optimizations")
+
+
 @pytest.fixture(autouse=True, scope="module")
-def programs():
-    """Releases a file's compiled programs, since those of all files take many gigabytes."""
-    yield
-    jax.clear_caches()
+def programs(request):
+    """Keeps compiled programs for the files that follow, until they take gigabytes.
+
+    Files marked `unoptimised` ask for no more of a program than that it runs: whether a run is
+    resumed, a file written, an argument refused. XLA compiles theirs, and those of the processes
+    they start, in two thirds of the time, and no other file gets them. Numbers are compared with PyTorch's
+    in optimised programs, for an error may be in these alone.
+    """
+    unoptimised = request.node.get_closest_marker("unoptimised") is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if unoptimised:
+            patch.setenv(UNOPTIMISED, "1")
+            jax.config.update(UNOPTIMISED.lower(), True)
+        yield
+    jax.config.update(UNOPTIMISED.lower(), ALREADY)
+    if unoptimised or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ from minibert.train.job.settings import Settings
 
 
 def model(seed):
-    config = minibert.BertConfig.tiny(extra={"save": seed}, id2label={0: "no", 1: f"yes-{seed}"})
+    config = minibert.BertConfig.tiny(
+        num_hidden_layers=1, extra={"save": seed}, id2label={0: "no", 1: f"yes-{seed}"}
+    )
     return minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(seed)).eval()
 
 

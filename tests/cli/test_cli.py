@@ -10,7 +10,7 @@ import pytest
 import minibert
 from commands import model_folder, run
 
-pytestmark = pytest.mark.usefixtures("minilm")
+pytestmark = [pytest.mark.unoptimised, pytest.mark.usefixtures("minilm")]
 TEXTS = ["A cat sat on the mat.", "", "Stocks fell sharply on Monday.", "Two kittens are playing."]
 
 

@@ -17,6 +17,8 @@ import sentences
 from commands import model_folder, run
 from minibert.cli.shared import print_json, visible
 
+pytestmark = pytest.mark.unoptimised
+
 UGLY = ["[bold]of[/] and :smile:", "to [/nothing] in", "a\x1b[31m is\x07", "that\rit \u202e日本"]
 
 

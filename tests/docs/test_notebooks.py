@@ -35,7 +35,7 @@ def committed(name):
 
 def executed(path, to):
     """A notebook after a run in a process of its own; and the seconds of CPU time it took."""
-    command = [sys.executable, str(FOLDER.parent / "tests" / "notebook_runs.py")]
+    command = [sys.executable, str(FOLDER.parent / "tests" / "support" / "notebook_runs.py")]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FOLDER.parent)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -115,7 +115,8 @@ def test_the_table_has_no_empty_place():
             assert section == "beginning" or found, place
         for test in re.findall(r"`(test_[^`]*)`", row[2]):
             file, _, function = test.partition("::")
-            assert f"def {function}" in (FOLDER.parent / "tests" / file).read_text(), test
+            (path,) = (FOLDER.parent / "tests").rglob(file)
+            assert f"def {function}" in path.read_text(), test
         assert "`test_" in row[2], row
 
 

@@ -11,6 +11,8 @@ from minibert.embedding.encoder import SentenceEncoder
 from minibert.embedding.similarity import semantic_search
 from minibert.errors import InputError, UnsupportedConfigError
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.fixture(scope="module")
 def encoder() -> SentenceEncoder:

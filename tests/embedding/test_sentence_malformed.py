@@ -20,6 +20,8 @@ from minibert.errors import (
     UnsupportedConfigError,
 )
 
+pytestmark = pytest.mark.unoptimised
+
 POOLING, DENSE, BODY, TOP = (
     "1_Pooling/config.json",
     "2_Dense/config.json",

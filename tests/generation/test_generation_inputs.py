@@ -10,6 +10,8 @@ import minibert
 from generating import PAD, compilations
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError
 
+pytestmark = pytest.mark.unoptimised
+
 IDS = np.arange(12).reshape(2, 6)
 MASK = np.ones((2, 6), int)
 

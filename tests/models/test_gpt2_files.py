@@ -168,7 +168,7 @@ def test_lm_head(name, stored, tied, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["model.", "module.", "0.auto_model."])
-@pytest.mark.parametrize("layout", [as_published, as_saved_by_old_versions, dict])
+@pytest.mark.parametrize("layout", [as_published, as_saved_by_old_versions])
 def test_wrappers(layout, wrapper, tmp_path):
     oracle.saved(LM, tmp_path)
     plain = oracle.named_arrays(oracle.ours(LM, tmp_path))

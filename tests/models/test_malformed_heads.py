@@ -1,19 +1,14 @@
-"""Heads that are missing, halved or not the class's own; tied copies that are not copies."""
+"""Heads that are new, left in the file or not asked for; tied copies that are not copies."""
 
 import numpy as np
-import pytest
 from flax import nnx
 
 from malformed import (
-    FINITE,
-    FLOATS,
     ONES,
     WEIGHTS,
     add,
-    both,
-    cases,
-    cast,
     drop,
+    edit_json,
     edit_tensors,
     holding,
     join,
@@ -34,93 +29,6 @@ CLASSIFIER = "BertForSequenceClassification"
 DECODER = "cls.predictions.decoder.weight"
 EMBEDDED = "bert.embeddings.word_embeddings.weight"
 DENSE = "cls.predictions.transform.dense.weight"
-
-
-def decoder(change):
-    """A copy of the embeddings in the file, changed."""
-    return lambda tensors: tensors.update({DECODER: change(tensors[EMBEDDED])})
-
-
-def without(prefix):
-    return lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(prefix)]
-
-
-HEADS = {
-    "missing": (MASKED, without("cls."), MissingHeadError, ("'cls.predictions'", "new_head=True")),
-    "missing-classifier": (CLASSIFIER, without("classifier."), MissingHeadError, ("'classifier'",)),
-    "missing-pooler": (CLASSIFIER, without("bert.pooler."), MissingHeadError, ("'bert.pooler'",)),
-    "half": (
-        CLASSIFIER,
-        drop("classifier.bias"),
-        CheckpointMismatchError,
-        ("'classifier.bias': expected (2,)", "half of the head 'classifier'"),
-    ),
-    "half-pooler": (
-        CLASSIFIER,
-        drop("bert.pooler.dense.weight"),
-        CheckpointMismatchError,
-        ("'bert.pooler.dense.weight': expected (24, 24)", "half of the head"),
-    ),
-    "half-of-masked": (MASKED, drop(DENSE), CheckpointMismatchError, (DENSE, "half of the head")),
-    "extra-in-it": (
-        MASKED,
-        add("cls.predictions.spare", ONES),
-        CheckpointMismatchError,
-        ("'cls.predictions.spare'", "no leaf of BertForMaskedLM"),
-    ),
-    "more-labels": (
-        CLASSIFIER,
-        both(
-            put("classifier.weight", lambda a: a[[0, 1, 0]]),
-            put("classifier.bias", lambda a: a[[0, 1, 0]]),
-        ),
-        CheckpointMismatchError,
-        ("'classifier.weight': expected shape (2, 24), found (3, 24)", "'classifier.bias'"),
-    ),
-    "missing-and-a-fault": (
-        CLASSIFIER,
-        both(without("classifier."), add("spare", ONES)),
-        CheckpointMismatchError,
-        ("2 faults", "'spare'", "the head 'classifier' is not in the file"),
-    ),
-    "decoder-of-another-shape": (
-        MASKED,
-        decoder(lambda a: a[:-1]),
-        CheckpointMismatchError,
-        (f"'{DECODER}': expected shape (97, 24), found (96, 24)",),
-    ),
-    "decoder-of-integers": (
-        MASKED,
-        decoder(cast(np.int32)),
-        CheckpointMismatchError,
-        (DECODER, FLOATS),
-    ),
-    "decoder-with-nan": (
-        MASKED,
-        decoder(holding(np.nan)),
-        CheckpointMismatchError,
-        (DECODER, FINITE),
-    ),
-    "embeddings-only-as-decoder": (
-        MASKED,
-        both(decoder(lambda a: a), drop(EMBEDDED)),
-        CheckpointMismatchError,
-        (f"'{EMBEDDED}'", "found no such tensor"),
-    ),
-    "nan-in-both-copies": (
-        MASKED,
-        both(put(EMBEDDED, holding(np.nan)), decoder(lambda a: a)),
-        CheckpointMismatchError,
-        (EMBEDDED, FINITE),
-    ),
-}
-
-
-@pytest.mark.parametrize(("name", "change", "error", "said"), cases(HEADS))
-def test_head(name, change, error, said, pristine, tmp_path):
-    folder = pristine.copy(tmp_path / "model", name)
-    edit_tensors(folder, change)
-    refused(error, (str(folder), *said), lambda: load(folder, name))
 
 
 def vast_copies(folder):
@@ -171,3 +79,19 @@ def test_report_of_a_name_with_control_characters(pristine, tmp_path):
     assert info.left == ("classifier.\n  matched: 0\0",)
     assert all(line.isprintable() for line in str(info).split("\n"))
     assert sum(line.startswith("  matched") for line in str(info).split("\n")) == 1
+
+
+def test_an_untied_model_needs_its_head(pristine, tmp_path):
+    name = "GPT2LMHeadModel"
+    folder = pristine.copy(tmp_path / "model", name, {"tie_word_embeddings": False})
+    edit_tensors(folder, drop("lm_head.weight"))
+    refused(MissingHeadError, ("'lm_head' is not in the file",), lambda: load(folder, name))
+
+
+def test_cross_attention_in_the_config_alone(pristine, tmp_path):
+    folder = pristine.copy(tmp_path / "model", "GPT2LMHeadModel")
+    edit_json(folder / "config.json", lambda config: config.update(add_cross_attention=True))
+    call = lambda: load(folder, "GPT2LMHeadModel")  # noqa: E731
+    error = refused(CheckpointMismatchError, (str(folder),), call)
+    assert len(error.faults) == 2 * 8
+    assert all("cross" in fault for fault in error.faults)

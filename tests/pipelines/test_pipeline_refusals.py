@@ -8,6 +8,8 @@ import minibert
 from minibert.errors import InputError
 from minibert.pipelines import FeatureExtractionPipeline, FillMaskPipeline, pipeline
 
+pytestmark = pytest.mark.unoptimised
+
 BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
 
 

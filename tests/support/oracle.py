@@ -17,57 +17,18 @@ from transformers.utils import logging as transformers_logging
 
 import minibert
 from conftest import GRADIENT
+from families import FACTS, OF_CLASS
 from minibert.checkpoint.saving import file_leaves
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
+torch.set_num_threads(1)  # tiny tensors, and workers that share the processors
 
 CACHES = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and before
 CACHE = next(
     name for name in CACHES if name in inspect.signature(transformers.GPT2Model.forward).parameters
 )
 
-TINY = {
-    "bert": {
-        "vocab_size": 97,
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 80,
-        "max_position_embeddings": 40,
-        "type_vocab_size": 2,
-    },
-    "gpt2": {
-        "vocab_size": 97,
-        "n_embd": 24,
-        "n_layer": 2,
-        "n_head": 3,
-        "n_inner": 80,
-        "n_positions": 40,
-    },
-}
-ENCODERS: dict[str, dict[str, Any]] = {
-    "BertModel": {},
-    "BertForPreTraining": {},
-    "BertForMaskedLM": {},
-    "BertForNextSentencePrediction": {},
-    "BertForSequenceClassification": {"num_labels": 5},
-    "BertForMultipleChoice": {},
-    "BertForTokenClassification": {"num_labels": 5},
-    "BertForQuestionAnswering": {},
-}
-DECODERS: dict[str, dict[str, Any]] = {
-    "BertLMHeadModel": {"is_decoder": True},
-    "GPT2Model": {},
-    "GPT2LMHeadModel": {},
-    "GPT2DoubleHeadsModel": {},
-    "GPT2ForSequenceClassification": {"num_labels": 5, "pad_token_id": 0},
-    "GPT2ForTokenClassification": {"num_labels": 5},
-    "GPT2ForQuestionAnswering": {},
-}
-CLASSES = ENCODERS | DECODERS
-WITH_CHOICES = ("BertForMultipleChoice", "GPT2DoubleHeadsModel")
-NORMS = ("LayerNorm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight", "ln_cross_attn.weight")
 BATCH, SEQ = 3, 11
 LENGTHS = (11, 7, 4)
 ALL = {"output_hidden_states": True, "output_attentions": True}
@@ -75,17 +36,20 @@ ALL = {"output_hidden_states": True, "output_attentions": True}
 
 def family(name: str) -> str:
     """The `model_type` of a class."""
-    return "gpt2" if name.startswith("GPT2") else "bert"
+    return OF_CLASS[name].model_type
 
 
 def torch_model(name: str, seed: int = 0, **config: Any) -> Any:
     """A re-randomised, eager PyTorch model in evaluation mode, in float32."""
-    kind = {"bert": transformers.BertConfig, "gpt2": transformers.GPT2Config}[family(name)]
-    settings = kind(**TINY[family(name)] | config)
+    kind = getattr(transformers, name)
+    settings = kind.config_class(**OF_CLASS[name].tiny | config)
     settings._attn_implementation = "eager"
-    model = getattr(transformers, name)(settings).eval()
+    model = kind(settings).eval()
     randomise(model, seed)
     return model
+
+
+NORMS = tuple(norm for facts in FACTS.values() for norm in facts.norms)
 
 
 def randomise(model: Any, seed: int, norms: float = 0.3, others: float = 0.2) -> None:
@@ -110,11 +74,10 @@ def inputs(
 
 
 def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
-    """`inputs` as a class takes them: some have an axis of choices; GPT-2's segments are words."""
-    if family(name) == "gpt2":
-        options = {"segments": 97} | options
-    given = inputs(**options)
-    if name in WITH_CHOICES:
+    """`inputs` as a class takes them: with its token types, and some with an axis of choices."""
+    facts = OF_CLASS[name]
+    given = inputs(**{"segments": facts.types} | options)
+    if name in facts.choices:
         return {key: array[None] for key, array in given.items()}
     return given
 

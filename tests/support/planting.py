@@ -5,14 +5,11 @@ wrong.
 """
 
 import contextlib
-from typing import Any
+import sys
 
 import jax.numpy as jnp
 
-import oracle
-from conftest import FLOAT64
-from minibert.models.bert import modeling as bert_blocks
-from minibert.models.gpt2 import modeling as gpt2_blocks
+from minibert.models.registry import FAMILIES
 from minibert.nn import activations, attention
 
 
@@ -49,7 +46,10 @@ def in_attend(change):
         def wrong(query, key, value, **options):
             return change(original, query, key, value, options)
 
-        with swapped(bert_blocks, "attend", wrong), swapped(gpt2_blocks, "attend", wrong):
+        with contextlib.ExitStack() as stack:
+            for module in {sys.modules[family.base.__module__] for family in FAMILIES}:
+                if hasattr(module, "attend"):
+                    stack.enter_context(swapped(module, "attend", wrong))
             yield
 
     return planted
@@ -110,16 +110,24 @@ def epsilon(value, *paths):
     return in_model(planted)
 
 
-def distances(
-    mistake: Any, name: str, folder: Any, given: dict[str, Any], **config: Any
-) -> tuple[float, float]:
-    """How far from PyTorch a model is without a mistake, and with it, in tolerances."""
-    theirs = oracle.saved(name, folder, **config)
-    mask = given["attention_mask"]
-    expected = oracle.run_torch(theirs.double(), given, output_hidden_states=True)
-    with oracle.float64():
-        model = oracle.ours(name, folder, param_dtype=jnp.float64)
-        right = oracle.errors(model(**given, output_hidden_states=True), expected, mask)
-        with mistake(model, given):
-            wrong = oracle.errors(model(**given, output_hidden_states=True), expected, mask)
-    return max(right.values()) / FLOAT64, max(wrong.values()) / FLOAT64
+def positions_of(change):
+    """Other positions, from the arguments."""
+    return in_model(lambda model, given: given.update(position_ids=change(given)))
+
+
+def not_causal(attend, query, key, value, options):
+    """Every token looks at all that any token may look at."""
+    mask = options["mask"]
+    if mask is not None and mask.shape[2] > 1:
+        options = options | {"mask": mask.any(axis=2, keepdims=True)}
+    return attend(query, key, value, **options)
+
+
+def strictly_causal(attend, query, key, value, options):
+    """A token does not look at itself, unless it is the first."""
+    mask = options["mask"]
+    if mask is not None and mask.shape[2] > 1:
+        size = mask.shape[2]
+        itself = jnp.eye(size, dtype=bool) & (jnp.arange(size) > 0)
+        options = options | {"mask": mask & ~itself}
+    return attend(query, key, value, **options)

@@ -13,6 +13,8 @@ from minibert.errors import InputError, TargetError
 from minibert.train import Trainer, adamw, causal_lm
 from minibert.train.metrics import PEAKS, MetricsLog, Speed, sizes
 
+pytestmark = pytest.mark.unoptimised
+
 
 def test_a_log_goes_on(tmp_path):
     path = tmp_path / "log.jsonl"

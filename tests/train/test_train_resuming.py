@@ -41,6 +41,8 @@ from minibert.train.run_identity import differences, identity
 from sentences import tokenizer
 from training import Rows
 
+pytestmark = pytest.mark.unoptimised
+
 MODEL = minibert.GPT2LMHeadModel(
     minibert.GPT2Config.tiny(vocab_size=61, n_layer=1), rngs=nnx.Rngs(0)
 )

@@ -1,0 +1,65 @@
+"""The tree of every class as a user meets it: dropout and its keys, training, saving."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import minibert
+from families import CLASSES, FACTS, OF_CLASS
+from minibert.errors import InputError
+
+IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
+
+
+def fresh(name, **changes):
+    cls = getattr(minibert, name)
+    return cls(cls.config_class.tiny(**CLASSES[name] | changes), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_dropout_needs_keys_and_obeys_them(name):
+    model = fresh(name)
+    ids = IDS[None] if name in OF_CLASS[name].choices else IDS
+    with pytest.raises(InputError, match="rngs"):
+        model(ids)
+    one, other, again = (model(ids, rngs=nnx.Rngs(dropout=key))[0] for key in (0, 1, 0))
+    assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_array_equal(one, again)
+    assert model.eval() is model
+    np.testing.assert_array_equal(model(ids)[0], model(ids)[0])
+    assert np.abs(one - model(ids)[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [facts.base for facts in FACTS.values()])
+def test_dropout_obeys_keys_under_jit(name):
+    call = jax.jit(lambda model, key: model(IDS, rngs=nnx.Rngs(dropout=key))[0])
+    model = fresh(name)
+    one, other = call(model, jax.random.key(0)), call(model, jax.random.key(1))
+    assert np.abs(one - other).max() > 0.1
+    np.testing.assert_array_equal(one, call(model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", [facts.words for facts in FACTS.values()])
+def test_it_learns_and_is_saved(name, tmp_path):
+    model = fresh(name).eval()
+    optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
+    shift = int(model.config.causal)  # a decoder predicts the next token
+
+    @nnx.jit
+    def step(model, optimizer):
+        def loss(m):
+            scores = jax.nn.log_softmax(m(IDS).logits[:, : IDS.shape[1] - shift])
+            return -jnp.take_along_axis(scores, jnp.asarray(IDS)[:, shift:, None], -1).mean()
+
+        value, gradient = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradient)
+        return value
+
+    losses = [float(step(model, optimizer)) for _ in range(25)]
+    assert losses[-1] < 0.5 * losses[0]
+    model.save_pretrained(tmp_path / "trained")
+    again = minibert.load(tmp_path / "trained")
+    np.testing.assert_array_equal(again(IDS).logits, model(IDS).logits)

@@ -1,0 +1,133 @@
+"""Every output and every gradient of every class of every family, beside PyTorch's, in float64."""
+
+import numpy as np
+import pytest
+
+from conftest import FLOAT64
+
+torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+
+import oracle  # noqa: E402
+from families import CLASSES, FACTS, OF_CLASS  # noqa: E402
+from minibert.models.registry import MODELS  # noqa: E402
+from minibert.nn.activations import ACTIVATION_NAMES  # noqa: E402
+from oracle import arguments, worst  # noqa: E402
+
+
+def of_families(name):
+    """Parametrises a test with a class of each family: an attribute of its facts."""
+    return pytest.mark.parametrize("name", [getattr(facts, name) for facts in FACTS.values()])
+
+
+def named(config):
+    return "-".join(f"{key}={value}" for key, value in config.items())
+
+
+def test_every_class_is_tested():
+    assert CLASSES.keys() == MODELS.keys()
+
+
+@pytest.mark.parametrize("padding", ["right", "left", None])
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes(name, padding, tmp_path):
+    theirs = oracle.saved(name, tmp_path, **CLASSES[name])
+    given = arguments(name, padding=padding)
+    if padding is None:
+        del given["attention_mask"]
+    assert worst(name, tmp_path, theirs, given) <= FLOAT64
+
+
+@pytest.mark.parametrize("act", ACTIVATION_NAMES)
+@of_families("words")
+def test_activations(name, act, tmp_path):
+    theirs = oracle.saved(name, tmp_path, **{OF_CLASS[name].activation: act})
+    assert worst(name, tmp_path, theirs, arguments(name)) <= FLOAT64
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        pytest.param(facts.switched, config, id=f"{facts.switched}-{named(config)}")
+        for facts in FACTS.values()
+        for config in facts.switches
+    ],
+)
+def test_config_switches(name, config, tmp_path):
+    theirs = oracle.saved(name, tmp_path, **config)
+    sizes = OF_CLASS[name].tiny | config
+    segments = sizes[OF_CLASS[name].types_field]
+    given = arguments(name, vocab=sizes["vocab_size"], segments=segments)
+    assert worst(name, tmp_path, theirs, given) <= FLOAT64
+
+
+DRAW = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_type_ids": None},
+        {"position_ids": np.tile(np.arange(10, -1, -1), (3, 1))},
+        {"position_ids": DRAW.integers(0, 40, (3, 11))},
+        {"position_ids": np.arange(29, 40)[None]},
+        {"attention_mask": np.array([[1, 0] * 5 + [1]] * 3)},
+        {"attention_mask": np.eye(11, dtype=int)[[0, 4, 10]]},
+        {"input_ids": None, "inputs_embeds": DRAW.normal(size=(3, 11, 24))},
+    ],
+    ids=["no segments", "positions reversed", "positions drawn", "last positions",
+         "mask with holes", "mask of one", "embeddings"],
+)  # fmt: skip
+@of_families("base")
+def test_inputs(name, change, tmp_path):
+    theirs = oracle.saved(name, tmp_path)
+    given = {k: v for k, v in (arguments(name) | change).items() if v is not None}
+    assert worst(name, tmp_path, theirs, given) <= FLOAT64
+
+
+@of_families("words")
+def test_full_mask(name, tmp_path):
+    """Used as it is: without a decoder's causality, even."""
+    theirs = oracle.saved(name, tmp_path)
+    full = (np.random.default_rng(0).random((3, 11, 11)) < 0.6).astype(int)
+    full[1, 2] = 0  # a query that may look nowhere
+    given = arguments(name) | {"attention_mask": oracle.additive(full)}
+    assert worst(name, tmp_path, theirs, given, attention_mask=full) <= FLOAT64
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)], ids=["heads", "layers by heads"])
+@of_families("words")
+def test_head_mask(name, shape, tmp_path):
+    """Fractions too."""
+    theirs = oracle.saved(name, tmp_path).double()
+    factors = np.random.default_rng(0).random(shape)
+    given = arguments(name)
+    oracle.scale_heads(theirs, np.broadcast_to(factors, (2, 3)))
+    flags = {"output_hidden_states": True}
+    assert worst(name, tmp_path, theirs, given, flags, head_mask=factors) <= FLOAT64
+
+
+@of_families("base")
+def test_head_mask_scales_the_returned_weights(name, tmp_path):
+    oracle.saved(name, tmp_path)
+    model, given = oracle.ours(name, tmp_path), arguments(name)
+    factors = np.array([0.5, 0.0, 2.0])
+    plain = model(**given, output_attentions=True).attentions[0]
+    masked = model(**given, output_attentions=True, head_mask=factors).attentions[0]
+    np.testing.assert_allclose(masked, plain * factors[:, None, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *CLASSES.items(),
+        *[(facts.words, config) for facts in FACTS.values() for config in facts.gradients],
+    ],
+    ids=str,
+)
+def test_gradients(name, config, tmp_path):
+    """The gradient of every parameter, of a weighted sum of every output at unpadded positions."""
+    theirs = oracle.saved(name, tmp_path, **config)
+    given = arguments(name)
+    if config.get("add_cross_attention"):
+        given["encoder_hidden_states"] = np.random.default_rng(1).normal(size=(3, 5, 24))
+    assert oracle.worst_gradient(name, tmp_path, theirs, given) <= 1
