@@ -43,8 +43,8 @@ def programs(request):
 
     Files marked `unoptimised` ask for no more of a program than that it runs: whether a run is
     resumed, a file written, an argument refused. XLA compiles theirs, and those of the processes
-    they start, in two thirds of the time, and no other file gets them. Numbers are compared with PyTorch's
-    in optimised programs, for an error may be in these alone.
+    they start, in two thirds of the time, and no other file gets them. Numbers are compared with
+    PyTorch's in optimised programs, for an error may be in these alone.
     """
     unoptimised = request.node.get_closest_marker("unoptimised") is not None
     with pytest.MonkeyPatch.context() as patch:

@@ -112,6 +112,11 @@ class Facts:
     types_field: str = "type_vocab_size"
 
     @property
+    def pad(self) -> int:
+        """The id of padding."""
+        return self.tiny.get("pad_token_id", 0)
+
+    @property
     def base(self) -> str:
         """The class without a head."""
         return next(iter(self.classes))
