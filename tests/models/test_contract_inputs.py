@@ -100,11 +100,11 @@ REFUSED = {
     "ids-scalar": ({"input_ids": 5}, "input_ids: expected shape (batch, seq), found ()"),
     "ids-1d": ({"input_ids": [1, 2]}, "input_ids: expected shape (batch, seq), found (2,)"),
     "ids-3d": ({"input_ids": IDS[None]}, "expected shape (batch, seq), found (1, 2, 6)"),
-    "ids-length-0": ({"input_ids": IDS[:, :0]}, "input_ids: 0 positions; expected 1 to 40"),
+    "ids-length-0": ({"input_ids": IDS[:, :0]}, "input_ids: 0 positions; expected 1 to TOKENS"),
     "ids-empty-list": ({"input_ids": [[]]}, "input_ids: expected integers, found float64"),
     "ids-too-long": (
         {"input_ids": np.ones((1, 41), int)},
-        "input_ids: 41 positions; expected 1 to 40 (POSITIONS)",
+        "input_ids: 41 positions; expected 1 to TOKENS (LIMIT)",
     ),
     "words-integers": ({"inputs_embeds": WORDS.astype(int)}, "floating-point numbers, found int64"),
     "words-strings": ({"inputs_embeds": [["a"]]}, f"inputs_embeds: {NUMBERS}"),
@@ -178,10 +178,17 @@ REFUSED = {
 }
 
 
+def spelled(said, facts):
+    """What a message says of a family."""
+    tokens, limit = facts.tokens
+    said = said.replace("TOKENS", str(tokens)).replace("LIMIT", limit)
+    return said.replace("POSITIONS", facts.positions)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, facts, model):
     arguments, said = REFUSED[case]
-    said = said.replace("POSITIONS", facts.positions)
+    said = spelled(said, facts)
     refused(InputError, (said,), lambda: model(**arguments))
 
 
@@ -204,7 +211,7 @@ UNDER_JIT = [
 @pytest.mark.parametrize("name", UNDER_JIT)
 def test_shapes_and_types_are_refused_under_jit(name, facts, model):
     arguments, said = REFUSED[name]
-    said = said.replace("POSITIONS", facts.positions)
+    said = spelled(said, facts)
     arguments = {key: jnp.asarray(value) for key, value in arguments.items()}
     said = said.replace("float64", "float32").replace("int64", "int32")
     refused(InputError, (said,), lambda: jax.jit(lambda kw: model(**kw))(arguments))
@@ -223,7 +230,6 @@ ALLOWED = {
     },
     "read-only": {"input_ids": np.broadcast_to(IDS[:1], (2, 6))},
     "one-row-for-all": {"input_ids": IDS, "token_type_ids": ONES[:1], "position_ids": IDS[:1]},
-    "longest": {"input_ids": np.ones((1, 40), int)},
     "one-token": {"input_ids": [[96]]},
     "no-heads": {"input_ids": IDS, "head_mask": np.zeros(3)},
     "float64-words": {"inputs_embeds": WORDS.astype(float)},
@@ -235,6 +241,10 @@ def test_allowed_and_finite(arguments, model):
     outputs = model(**arguments)
     for name in outputs.keys() - {"past_key_values"}:
         assert np.isfinite(outputs[name]).all(), name
+
+
+def test_the_longest_text_is_finite(facts, model):
+    assert np.isfinite(model(np.full((1, facts.tokens[0]), 7)).last_hidden_state).all()
 
 
 def test_padding_does_not_depend_on_its_ids(model):

@@ -87,6 +87,8 @@ class Facts:
         types: how many token types there are.
         activation: the config's field of that name.
         positions: the config's field of the number of positions.
+        tokens: how many tokens fit, and where that comes from, as messages say it.
+        tree: the family whose module tree it has, so that tensors alone do not tell them apart.
         types_field: the config's field of the number of token types.
         wrapped: classes whose files are tried inside wrappers.
     """
@@ -109,6 +111,8 @@ class Facts:
     types: int = 2
     activation: str = "hidden_act"
     positions: str = "max_position_embeddings"
+    tokens: tuple[int, str] = (40, "max_position_embeddings")
+    tree: str = ""
     types_field: str = "type_vocab_size"
 
     @property

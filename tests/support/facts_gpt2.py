@@ -289,5 +289,6 @@ FACTS = Facts(
     types=97,
     activation="activation_function",
     positions="n_positions",
+    tokens=(40, "n_positions"),
     types_field="vocab_size",
 )
