@@ -32,6 +32,16 @@ from minibert.models.gpt2 import (
     GPT2LMHeadModel as GPT2LMHeadModel,
     GPT2Model as GPT2Model,
 )
+from minibert.models.roberta import (
+    RobertaConfig as RobertaConfig,
+    RobertaForCausalLM as RobertaForCausalLM,
+    RobertaForMaskedLM as RobertaForMaskedLM,
+    RobertaForMultipleChoice as RobertaForMultipleChoice,
+    RobertaForQuestionAnswering as RobertaForQuestionAnswering,
+    RobertaForSequenceClassification as RobertaForSequenceClassification,
+    RobertaForTokenClassification as RobertaForTokenClassification,
+    RobertaModel as RobertaModel,
+)
 
 # many devices
 from minibert.sharding.mesh import Sharding as Sharding

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from minibert.errors import ConfigError, SourceError, shown, suggest
-from minibert.models import bert, gpt2
+from minibert.models import bert, gpt2, roberta
 from minibert.models.base import Family, PretrainedModel, load_pretrained
 
-FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY)
+FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
 MODELS: dict[str, type[PretrainedModel]] = {
     cls.__name__: cls for family in FAMILIES for cls in family.models
 }

@@ -1,11 +1,13 @@
 """The facts of every family, and of every class which family it is of."""
 
+import facts_roberta
+
 import facts_bert
 import facts_gpt2
 from facts import Facts
 
 FACTS: dict[str, Facts] = {
-    facts.model_type: facts for facts in (facts_bert.FACTS, facts_gpt2.FACTS)
+    facts.model_type: facts for facts in (facts_bert.FACTS, facts_gpt2.FACTS, facts_roberta.FACTS)
 }
 CLASSES = {name: config for facts in FACTS.values() for name, config in facts.classes.items()}
 OF_CLASS = {name: facts for facts in FACTS.values() for name in facts.classes}

@@ -1,0 +1,299 @@
+"""RoBERTa: BERT with other positions and other heads.
+
+Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", arXiv:1907.11692. Names,
+nesting and numbers follow transformers' `modeling_roberta.py`. Every model here is called with
+`BertModel`'s arguments, by the same names and in the same order.
+
+Positions count from `pad_token_id + 1`, over the tokens that are not padding by their id; padding
+has the position `pad_token_id`. So a model takes `pad_token_id + 1` tokens fewer than it has rows.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Integer
+
+from minibert.core.checks import Size
+from minibert.core.fields import SIZE, field, whole
+from minibert.errors import ConfigError
+from minibert.models.base import Family, kept
+from minibert.models.bert.config import BertConfig
+from minibert.models.bert.heads import (
+    NO_POOLER,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    BertWithHead,
+)
+from minibert.models.bert.modeling import BertModel, BertPreTrainedModel
+from minibert.models.inputs import kept_positions
+from minibert.models.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+)
+from minibert.nn.activations import activation
+from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
+from minibert.text.packing import numbered
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RobertaConfig(BertConfig):
+    """The shape and settings of a RoBERTa; field names and defaults are Hugging Face's.
+
+    The defaults are those of Hugging Face's class; `base` has those of the published model.
+    """
+
+    model_type: ClassVar[str] = "roberta"
+
+    vocab_size: int = field(SIZE, 50265)
+    pad_token_id: int = field(whole(0), 1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_tokens < 1:
+            raise ConfigError(
+                f"max_position_embeddings: expected at least {self.pad_token_id + 2}, as positions "
+                f"begin after pad_token_id ({self.pad_token_id}); found "
+                f"{self.max_position_embeddings}"
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text the model takes."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @property
+    def max_tokens_name(self) -> str:
+        """Where `max_tokens` comes from, for messages."""
+        return "max_position_embeddings - pad_token_id - 1"
+
+    @property
+    def padding_position(self) -> int:
+        """The position of padding, whose embedding receives no gradient."""
+        return self.pad_token_id
+
+    @classmethod
+    def base(cls, **changes: Any) -> "RobertaConfig":
+        """RoBERTa-base: 12 layers of 768, 125 million parameters, 512 tokens."""
+        return cls(**PUBLISHED | changes)
+
+    @classmethod
+    def large(cls, **changes: Any) -> "RobertaConfig":
+        """RoBERTa-large: 24 layers of 1024, 355 million parameters, 512 tokens."""
+        large = BertConfig.large()
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        return cls(**PUBLISHED | {name: getattr(large, name) for name in sizes} | changes)
+
+
+PUBLISHED: dict[str, Any] = {
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
+
+
+class RobertaPreTrainedModel(BertPreTrainedModel):
+    """What every RoBERTa class shares: the facts about its checkpoints."""
+
+    config_class = RobertaConfig
+    trunk = "roberta"
+    heads = ("lm_head", "classifier", "classifier.out_proj", "qa_outputs", "roberta.pooler")
+    buffers = {
+        "roberta.embeddings.position_ids": "0, 1, 2, …, which the code counts itself",
+        "roberta.embeddings.token_type_ids": "zeros, which the code makes itself",
+    }
+
+
+class RobertaModel(RobertaPreTrainedModel, BertModel):
+    """The bare encoder, with the pooler if its checkpoint has one.
+
+    Args:
+        config: the shape and settings.
+        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
+        dtype: what to compute in; None for the parameters' own dtype.
+        param_dtype: what to store parameters in.
+        add_pooling_layer: whether there is a pooler.
+    """
+
+    optional = ("roberta.pooler",)
+
+    def positions(
+        self,
+        input_ids: Any,
+        tokens: Any = None,
+        *,
+        seq: Size = 0,
+        past: Any = 0,
+        segments: Any = None,
+    ) -> Integer[Array, "#batch seq"]:
+        """The default `position_ids`: see `PretrainedModel.positions` for the arguments."""
+        pad: Any = self.config.pad_token_id
+        if input_ids is None:
+            counted = super().positions(None, tokens, seq=seq, past=past, segments=segments)
+            return pad + 1 + counted
+        real = jnp.asarray(input_ids) != pad
+        if tokens is not None:
+            real &= jnp.asarray(tokens)
+        return pad + jnp.where(real, numbered(real, segments) + past, 0)
+
+
+class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
+    """A `RobertaModel` under the name `roberta`, and a head."""
+
+    base_class = RobertaModel
+
+
+class RobertaLMHead(Module):
+    """Scores every token of the vocabulary at every position."""
+
+    def __init__(self, config: RobertaConfig, **options: Any):
+        hidden, stddev = config.hidden_size, config.initializer_range
+        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
+        self.act = activation("gelu", **options)  # whatever the config's is
+        self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.decoder = TiedLinear(
+            hidden,
+            config.vocab_size,
+            tied=config.tie_word_embeddings and options["rngs"] is not None,
+            stddev=stddev,
+            **options,
+        )
+        key = (options["rngs"] or SHAPES_ONLY).params()
+        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
+    ) -> Float[Array, "batch seq vocab"]:
+        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
+        hidden = self.layer_norm(self.act(self.dense(hidden)))
+        return self.decoder(hidden, table, self.bias[...])
+
+
+class _RobertaWithLMHead(RobertaWithHead):
+    base_options = NO_POOLER
+    tied = {
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+
+    def _add_head(self, config: Any, **options: Any) -> None:
+        self.lm_head = RobertaLMHead(config, **options)
+
+    def _logits(self, hidden: Float[Array, "batch seq hidden"]) -> Float[Array, "batch seq vocab"]:
+        return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
+
+
+class RobertaForMaskedLM(_RobertaWithLMHead):
+    """RoBERTa with its masked-token head."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
+        """Takes `BertModel`'s arguments; returns a score for every token at every position."""
+        outputs = self.base_model(*args, **kwargs)
+        return MaskedLMOutput(logits=self._logits(outputs.last_hidden_state), **kept(outputs))
+
+
+class RobertaForCausalLM(_RobertaWithLMHead):
+    """RoBERTa as a decoder, with a score for every next token; `config.is_decoder` makes it one."""
+
+    generates = True
+
+    def __call__(
+        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes `BertModel`'s arguments; returns scores at the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.base_model(*args, **kwargs)
+        return CausalLMOutputWithCrossAttentions(
+            logits=self._logits(kept_positions(outputs.last_hidden_state, logits_to_keep)),
+            **kept(outputs, "past_key_values", "cross_attentions"),
+        )
+
+
+class RobertaClassificationHead(Module):
+    """Dense, tanh and a classifier over the first token."""
+
+    def __init__(self, config: RobertaConfig, **options: Any):
+        hidden = config.hidden_size
+        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
+        rate = config.classifier_dropout
+        self.dense = Linear(hidden, hidden, **drawn)
+        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.out_proj = Linear(hidden, config.num_labels, **drawn)
+
+    def __call__(
+        self, hidden: Float[Array, "batch seq hidden"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch labels"]:
+        """Returns a score for every label."""
+        first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
+        return self.out_proj(self.dropout(first, rngs))
+
+
+class RobertaForSequenceClassification(RobertaWithHead):
+    """RoBERTa with a classifier over the first token."""
+
+    base_options = NO_POOLER
+
+    def _add_head(self, config: Any, **options: Any) -> None:
+        self.classifier = RobertaClassificationHead(config, **options)
+
+    def __call__(
+        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """Takes `BertModel`'s arguments; returns a score for every label."""
+        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state, rngs)
+        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+
+
+class RobertaForMultipleChoice(RobertaWithHead, BertForMultipleChoice):
+    """RoBERTa with a score for each of several continuations."""
+
+    def _add_head(self, config: Any, **options: Any) -> None:
+        super()._add_head(config, **options)
+        self.dropout = Dropout(config.hidden_dropout_prob)  # not classifier_dropout
+
+
+class RobertaForTokenClassification(RobertaWithHead, BertForTokenClassification):
+    """RoBERTa with a classifier at every position."""
+
+
+class RobertaForQuestionAnswering(RobertaWithHead, BertForQuestionAnswering):
+    """RoBERTa with a start and an end score at every position."""
+
+
+FAMILY = Family(
+    models=(
+        RobertaModel,
+        RobertaForMaskedLM,
+        RobertaForCausalLM,
+        RobertaForSequenceClassification,
+        RobertaForMultipleChoice,
+        RobertaForTokenClassification,
+        RobertaForQuestionAnswering,
+    ),
+    by_heads={
+        frozenset(): RobertaModel,
+        frozenset({"roberta.pooler"}): RobertaModel,
+        frozenset({"lm_head"}): RobertaForMaskedLM,
+        frozenset({"lm_head", "roberta.pooler"}): RobertaForMaskedLM,
+        frozenset({"classifier", "classifier.out_proj"}): RobertaForSequenceClassification,
+        frozenset({"classifier"}): RobertaForTokenClassification,
+        frozenset({"qa_outputs"}): RobertaForQuestionAnswering,
+        frozenset({"qa_outputs", "roberta.pooler"}): RobertaForQuestionAnswering,
+    },
+    causal={RobertaForMaskedLM: RobertaForCausalLM},
+    tasks={
+        "fill-mask": RobertaForMaskedLM,
+        "text-classification": RobertaForSequenceClassification,
+        "token-classification": RobertaForTokenClassification,
+        "question-answering": RobertaForQuestionAnswering,
+        "text-generation": RobertaForCausalLM,
+        "continuation": RobertaForMaskedLM,
+    },
+)
