@@ -21,6 +21,7 @@ import transformers
 from safetensors.numpy import save_file
 
 import oracle
+from families import OF_CLASS
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "reference"
 CLASSES: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ def record(name: str, config: dict[str, Any], seed: int) -> None:
     model.save_pretrained(FIXTURES / name)
     segments = 97 if name.startswith("GPT2") else 2
     given = oracle.inputs(seed, segments=segments)
-    if name in oracle.WITH_CHOICES:
+    if name in OF_CLASS[name].choices:
         batches = [oracle.inputs(seed + choice, segments=segments) for choice in range(CHOICES)]
         given = {key: np.stack([batch[key] for batch in batches], axis=1) for key in given}
     if config.get("add_cross_attention"):

@@ -9,6 +9,7 @@ import peft
 import torch
 
 import oracle
+from families import CLASSES
 from minibert import train
 
 SAVED = {"modules_to_save": ["classifier", "score"]}
@@ -71,7 +72,7 @@ def quiet() -> Any:
 def base(name: str, folder: Any) -> Any:
     """A re-randomised PyTorch model, saved, in float64."""
     with quiet():
-        return oracle.saved(name, folder, **oracle.CLASSES[name]).double()
+        return oracle.saved(name, folder, **CLASSES[name]).double()
 
 
 def peft_model(theirs: Any, settings: dict[str, Any]) -> Any:

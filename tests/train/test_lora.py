@@ -15,6 +15,7 @@ import adapters  # noqa: E402
 import losses  # noqa: E402
 import oracle  # noqa: E402
 from conftest import FLOAT32, FLOAT64, GRADIENT  # noqa: E402
+from families import CLASSES  # noqa: E402
 from minibert import train  # noqa: E402
 from minibert.nn.tree import Structure, parameters  # noqa: E402
 from minibert.train.lora import adapter as library  # noqa: E402
@@ -51,7 +52,7 @@ def test_in_both_directions(name, settings, tmp_path):
         assert again.keys() == adapter.params.keys()
         assert all(np.array_equal(again[path], a) for path, a in adapter.params.items())
         with adapters.quiet():
-            base = oracle.torch_model(name, **oracle.CLASSES[name]).double()
+            base = oracle.torch_model(name, **CLASSES[name]).double()
             adapted = peft.PeftModel.from_pretrained(
                 base, tmp_path / "ours", autocast_adapter_dtype=False
             )
@@ -66,7 +67,7 @@ def host(arrays) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "GPT2LMHeadModel"])
 def test_single_precision(name, tmp_path):
     adapters.base(name, tmp_path / "base")
-    adapted = adapters.peft_model(oracle.torch_model(name, **oracle.CLASSES[name]), {}).float()
+    adapted = adapters.peft_model(oracle.torch_model(name, **CLASSES[name]), {}).float()
     with adapters.quiet():
         adapted.save_pretrained(tmp_path / "adapter")
     given, expected = adapters.outputs(adapted, name)
@@ -136,7 +137,7 @@ def as_torch(adapter, model, params) -> dict[str, np.ndarray]:
 )
 def test_a_task_trains_its_head(name, settings, tmp_path):
     """What is trained is what PEFT trains: for these tasks the head, whole."""
-    theirs = oracle.saved(name, tmp_path, **oracle.CLASSES[name])
+    theirs = oracle.saved(name, tmp_path, **CLASSES[name])
     with adapters.quiet():
         adapted = peft.get_peft_model(theirs, peft.LoraConfig(**settings))
     model = oracle.ours(name, tmp_path)
@@ -158,7 +159,7 @@ def test_a_task_trains_its_head(name, settings, tmp_path):
 )
 def test_a_head_beside_every_linear_layer(name, task, head, tmp_path):
     """PEFT 0.21 fails to make such an adapter, and reads ours."""
-    oracle.saved(name, tmp_path / "base", **oracle.CLASSES[name])
+    oracle.saved(name, tmp_path / "base", **CLASSES[name])
     settings = train.LoRA(task_type=task, target_modules="all-linear")
     with oracle.float64():
         model = oracle.ours(name, tmp_path / "base", param_dtype=jnp.float64)
@@ -169,7 +170,7 @@ def test_a_head_beside_every_linear_layer(name, task, head, tmp_path):
         }
         train.save_adapter(model, adapter, tmp_path / "ours")
         with adapters.quiet():
-            base = oracle.torch_model(name, **oracle.CLASSES[name]).double()
+            base = oracle.torch_model(name, **CLASSES[name]).double()
             adapted = peft.PeftModel.from_pretrained(
                 base, tmp_path / "ours", autocast_adapter_dtype=False
             )

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import oracle  # noqa: E402
+from families import CLASSES  # noqa: E402
 from minibert import train  # noqa: E402
 from minibert.checkpoint.saving import file_leaves  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
@@ -122,7 +123,7 @@ def test_schedules_are_transformers(kind, steps, warmup):
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        *oracle.CLASSES.items(),
+        *CLASSES.items(),
         *[
             (name, {"tie_word_embeddings": False})
             for name in ("BertForPreTraining", "BertForMaskedLM", "GPT2LMHeadModel")
