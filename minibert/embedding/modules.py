@@ -62,7 +62,7 @@ class Dense(Module):
         param_dtype: what to store parameters in.
     """
 
-    is_trunk: ClassVar[bool] = False  # its tensors' names have no prefix
+    tensor_prefix: ClassVar[str] = ""  # its tensors' names have none
 
     def __init__(
         self,
