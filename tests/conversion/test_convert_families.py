@@ -22,6 +22,8 @@ BY_LAYER = {"scale_attn_by_inverse_layer_idx": True}
 CASES = [(name, {}) for name in MODELS if name.startswith("GPT2")]
 CASES += [
     ("BertForMultipleChoice", {}),
+    ("RobertaForMaskedLM", {}),
+    ("RobertaForSequenceClassification", {"type_vocab_size": 1}),
     ("BertLMHeadModel", {}),
     ("BertLMHeadModel", {"is_decoder": True} | CROSSED),
     ("GPT2LMHeadModel", CROSSED),

@@ -1,0 +1,166 @@
+"""RoBERTa beyond the contract: packing, generation, text in and answers out and adapters."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the oracle is PyTorch")
+
+import tokenizers
+import torch
+import transformers
+from flax import nnx
+
+import minibert
+import oracle
+from conftest import FLOAT64
+from minibert import train
+from minibert.embedding.modules import Pooling, SentenceModel
+from minibert.errors import ConfigError
+from minibert.models.bert.modeling import BertModel
+from minibert.models.roberta import RobertaModel
+from minibert.pipelines import pipeline
+from speaking import SCORE, SENTENCES, assert_same
+from tiny import drawn
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+TEXTS = SENTENCES[:12]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A byte-level tokenizer with RoBERTa's special tokens."""
+    made = tokenizers.ByteLevelBPETokenizer()
+    made.train_from_iterator(SENTENCES, vocab_size=400, special_tokens=SPECIAL)
+    model = json.loads(made.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return transformers.RobertaTokenizer(vocab=model["vocab"], merges=merges)
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    """Saves a model of a class, and the tokenizer beside it."""
+
+    def save(name, **config):
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 200}
+        oracle.saved(name, tmp_path / "model", **sizes | config)
+        tokenizer.save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    return save
+
+
+def test_config():
+    config = minibert.RobertaConfig.base()
+    assert (config.max_tokens, config.vocab_size, config.layer_norm_eps) == (512, 50265, 1e-5)
+    assert minibert.RobertaConfig().layer_norm_eps == 1e-12
+    assert minibert.RobertaConfig.large().hidden_size == 1024
+    with pytest.raises(ConfigError, match="max_position_embeddings: expected at least 7"):
+        minibert.RobertaConfig.tiny(pad_token_id=5, max_position_embeddings=6)
+    with pytest.raises(ConfigError, match="pad_token_id: expected a whole number of at least 0"):
+        minibert.RobertaConfig.from_dict({"pad_token_id": None}, "config.json")
+
+
+def test_positions():
+    model = minibert.RobertaModel(minibert.RobertaConfig.tiny(), rngs=nnx.Rngs(0))
+    ids = np.array([[7, 1, 8, 9, 1, 1], [1, 1, 5, 1, 6, 7]])
+    assert model.positions(ids).tolist() == [[2, 1, 3, 4, 1, 1], [1, 1, 2, 1, 3, 4]]
+    mask = np.array([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]], bool)
+    assert model.positions(ids, mask).tolist() == [[2, 1, 3, 1, 1, 1], [1, 1, 1, 1, 2, 3]]
+    segments = np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 2, 2, 2]])
+    assert model.positions(ids, segments=jnp.asarray(segments)).tolist() == [
+        [2, 1, 2, 3, 1, 1],
+        [1, 1, 2, 1, 2, 3],
+    ]
+    assert model.positions(ids, past=5).tolist() == [[7, 1, 8, 9, 1, 1], [1, 1, 7, 1, 8, 9]]
+    assert model.positions(None, seq=3).tolist() == [[2, 3, 4]]
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["right", "positions from 0"])
+def test_packing(right, monkeypatch):
+    """As if alone; counted from 0, as in other libraries, the vectors are far off."""
+    with jax.enable_x64(True):
+        model = SentenceModel(drawn("RobertaModel"), [Pooling("mean", 24)])
+        texts = [np.array([5, 1, 6, 7, 8, 9]), np.array([10, 11, 12])]  # a pad id inside
+        ids, segments = np.full((1, 24), 1), np.zeros((1, 24), int)
+        ids[0, :6], ids[0, 6:9] = texts
+        segments[0, :6], segments[0, 6:9] = 1, 2
+        alone = [model(text[None], jnp.ones((1, len(text)), bool))[1][0] for text in texts]
+        if not right:
+            monkeypatch.setattr(RobertaModel, "positions", BertModel.positions)
+        packed = np.asarray(model.packed(ids, jnp.asarray(segments))[0])
+        distance = np.abs(packed[:2] - np.asarray(alone)).max()
+    assert distance <= FLOAT64 if right else distance > 1000 * FLOAT64
+
+
+def test_generation(tmp_path):
+    """Each token is the one PyTorch's forward pass finds most probable, whatever the padding."""
+    theirs = oracle.saved("RobertaForCausalLM", tmp_path, is_decoder=True)
+    ours = minibert.load(tmp_path)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    found = minibert.generate(ours, prompts, max_new_tokens=6, eos_token_id=None)
+    for row, prompt in zip(found, prompts, strict=True):
+        text = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                text.append(int(theirs(torch.tensor([text])).logits[0, -1].argmax()))
+        assert row[-len(text) :].tolist() == text
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "inputs"),
+    [
+        ("fill-mask", "RobertaForMaskedLM", [f"{text} <mask>" for text in TEXTS]),
+        ("text-classification", "RobertaForSequenceClassification", list(TEXTS)),
+        ("token-classification", "RobertaForTokenClassification", list(TEXTS)),
+    ],
+)
+def test_pipelines(task, name, inputs, folder):
+    place = folder(name)
+    theirs = transformers.pipeline(task, str(place), device="cpu")
+    assert_same(pipeline(task, place)(inputs), theirs(inputs))
+
+
+def test_sentences(folder, tmp_path):
+    """Vectors of texts, alone, together and sharing rows, beside PyTorch's mean of states."""
+    place = folder("RobertaModel")
+    encoder = minibert.SentenceEncoder.from_pretrained(place, pooling="mean")
+    assert encoder.max_seq_length == 198
+    vectors = encoder.encode(TEXTS)
+    model = transformers.RobertaModel.from_pretrained(place).eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(place)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        with torch.no_grad():
+            states = model(**tokens(text, return_tensors="pt")).last_hidden_state
+        np.testing.assert_allclose(vector, states[0].mean(axis=0), atol=SCORE)
+    np.testing.assert_allclose(encoder.encode(TEXTS, packing=64), vectors, atol=SCORE)
+    encoder.save_pretrained(tmp_path / "saved")
+    again = minibert.SentenceEncoder.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.encode(TEXTS), vectors)
+
+
+def test_an_adapter(tmp_path):
+    """LoRA's default targets are PEFT's; trained, saved and loaded."""
+    config = minibert.RobertaConfig.tiny(num_labels=3)
+    model = minibert.RobertaForSequenceClassification(config, rngs=nnx.Rngs(0))
+    lora = train.LoRA(r=2, lora_alpha=4, task_type="SEQ_CLS", init_lora_weights=False)
+    adapter = train.init_adapter(model, lora, seed=1)
+    targets = {path.rpartition(".lora")[0] for path in adapter.params if ".lora" in path}
+    assert {path.rpartition(".")[2] for path in targets} == {"query", "value"}
+    train.save_adapter(model, adapter, tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert sorted(written["target_modules"]) == ["query", "value"]
+
+
+def test_a_fresh_model_trains():
+    """The row of padding's position receives no gradient, as in PyTorch."""
+    config = minibert.RobertaConfig.tiny(hidden_dropout_prob=0.0)
+    model = minibert.RobertaForMaskedLM(config, rngs=nnx.Rngs(0)).eval()
+    ids = np.array([[5, 6, 7, 1, 1]])
+    gradient = nnx.grad(lambda model: model(ids).logits[:, :3].sum())(model)
+    rows = gradient.roberta.embeddings.position_embeddings.embedding[...]
+    assert not np.any(rows[1])
+    assert np.any(rows[2])
