@@ -9,8 +9,8 @@ import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar
 
+from minibert.core.checks import check_text
 from minibert.core.strict_json import unique_keys
-from minibert.core.text_lists import check_text
 from minibert.errors import InputError, MinibertError, SourceError, reading, shown
 
 TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from minibert.core.text_lists import check_text, elements
+from minibert.core.checks import check_text, elements
 from minibert.data.files import KINDS, open_texts, place_of, read_rows
 from minibert.data.files import KINDS as TEXTS
 from minibert.errors import InputError, SourceError, reading, shown

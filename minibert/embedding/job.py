@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibert.core.atomic import flush_path
-from minibert.core.checks import as_array
-from minibert.core.text_lists import check_text, elements
+from minibert.core.checks import as_array, check_text, elements
 from minibert.embedding.job_parts import (
     AGAIN,
     FinishedJob,

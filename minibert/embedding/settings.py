@@ -12,9 +12,9 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
+from minibert.core.checks import check_text
 from minibert.core.fields import COUNT, SWITCH, Rule, check, field, one_of, refuse
 from minibert.core.strict_json import read_json
-from minibert.core.text_lists import check_text
 from minibert.embedding.similarity import SIMILARITIES
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
 

@@ -14,9 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from minibert.core.checks import whole
+from minibert.core.checks import check_text, elements, whole
 from minibert.core.progress import LONG, progress_bar
-from minibert.core.text_lists import check_text, elements
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import compiled

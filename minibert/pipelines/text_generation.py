@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from minibert.core.text_lists import check_text, text_list
+from minibert.core.checks import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from minibert.core.checks import whole
-from minibert.core.text_lists import check_text, text_list
+from minibert.core.checks import check_text, text_list, whole
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.core.checks import whole
-from minibert.core.text_lists import check_text, elements
+from minibert.core.checks import check_text, elements, whole
 from minibert.errors import InputError, TextError, shown
 from minibert.text.batching import Batch, padded
 

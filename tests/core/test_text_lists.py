@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sentences
-from minibert.core.text_lists import elements, text_list
+from minibert.core.checks import elements, text_list
 from minibert.data.records import Records
 from minibert.embedding.job import embed_file
 from minibert.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.core.text_lists import elements
+from minibert.core.checks import elements
 from minibert.data.files import open_texts
 from minibert.data.records import checked_text, read_texts
 from minibert.errors import InputError
