@@ -35,7 +35,7 @@ from minibert.embedding.settings import (
 from minibert.embedding.similarity import semantic_search, similarity, similarity_pairwise
 from minibert.errors import InputError, shown
 from minibert.models.compilation import check_evaluation
-from minibert.text.packing import check_width
+from minibert.text.batching import check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
 
 Encoder = TypeVar("Encoder", bound="SentenceEncoder")

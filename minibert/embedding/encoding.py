@@ -23,8 +23,7 @@ from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.models.compilation import program
 from minibert.nn.finite import cause, quoted, rows_not_finite
 from minibert.nn.norms import unit, widen
-from minibert.text.batching import Batch, check_budget, padded, plan
-from minibert.text.packing import packed_rows, plan_packed
+from minibert.text.batching import Batch, check_budget, packed_rows, padded, plan, plan_packed
 from minibert.text.tokenizer import TokenReader
 
 CHUNK = 4096  # texts that are read and planned together, so that the device need not wait for all

@@ -19,7 +19,7 @@ from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
 from minibert.nn.norms import unit, widen
 from minibert.nn.pooling import LAYERS, POOLINGS, pool
-from minibert.text.packing import own_text, slots_of
+from minibert.text.batching import own_text, slots_of
 
 
 class Pooling(Module):

@@ -23,7 +23,7 @@ from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
-from minibert.text.packing import numbered
+from minibert.text.batching import numbered
 
 Model = TypeVar("Model", bound="PretrainedModel")
 

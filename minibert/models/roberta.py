@@ -37,7 +37,7 @@ from minibert.models.outputs import (
 )
 from minibert.nn.activations import activation
 from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
-from minibert.text.packing import numbered
+from minibert.text.batching import numbered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from generating import compilations
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel
 from minibert.errors import InputError
 from minibert.nn.pooling import POOLINGS
-from minibert.text.batching import Batch
-from minibert.text.packing import (
+from minibert.text.batching import (
+    Batch,
     numbered,
     own_text,
     packed_rows,
