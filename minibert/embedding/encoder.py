@@ -248,8 +248,8 @@ class SentenceEncoder:
         also: dict[str, Any] = {"prompt_length": length} if length else {}
         if reader.has_segments:
             also["token_type_ids"] = np.zeros_like
-        show = bool(show_progress or show_progress_bar)
-        found = wanted.of(progressing(run, len(texts), show), len(texts), also)
+        computed = progressing(run, len(texts)) if show_progress or show_progress_bar else run
+        found = wanted.of(computed, len(texts), also)
         self.truncated = run.truncated
         if isinstance(sentences, str):
             found = found[0]

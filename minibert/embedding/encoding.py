@@ -75,7 +75,7 @@ class Run:
         limit: the number of words the model knows.
         texts: what to encode.
         prompt_length: how many tokens at the start of each text are a prompt's.
-        token_budget: see `batching.plan`.
+        token_budget: see `batching.check_budget`.
         packing: how many positions the rows have that texts share; 0 for none.
 
     Attributes:
@@ -329,9 +329,9 @@ def as_wanted(vectors: Any, to_numpy: bool, to_tensor: bool) -> Any:
     return list(jnp.asarray(vectors)) if vectors.ndim == 2 else jnp.asarray(vectors)
 
 
-def progressing(run: Iterable[Computed], count: int, show: bool) -> Iterator[Computed]:
-    """The results as they come, with a progress bar of texts on stderr if asked for."""
-    with progress_bar("texts", count, show) as tick:
+def progressing(run: Iterable[Computed], count: int) -> Iterator[Computed]:
+    """The results as they come, with a progress bar of texts on stderr."""
+    with progress_bar("texts", count, True) as tick:
         for done in run:
             yield done
             tick(len(done.numbers))

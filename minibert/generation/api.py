@@ -313,7 +313,8 @@ def _given(
 ) -> Prompts:
     """The prompts, and how many tokens to generate: no more than the model has positions for."""
     given = prompts(input_ids, mask, config, model.config.vocab_size)
-    encoder = encoder_inputs(model.config, *encoder, len(given.ids))
+    if any(part is not None for part in encoder):
+        encoder = encoder_inputs(model.config, *encoder, len(given.ids))
     positions = model.config.max_tokens
     limit = config.limit(given.ids.shape[1], positions)
     longest = int(given.mask.sum(axis=1).max())

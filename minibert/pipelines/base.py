@@ -284,7 +284,9 @@ class Pipeline(abc.ABC):
         yield from answers
 
     def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Shares) -> list[Batch]:
-        return batching.plan([length(row) for row in rows], self.positions, self.token_budget)
+        return batching.plan(
+            [length(row) for row in rows], self.positions, check_budget(self.token_budget)
+        )
 
     def _through(
         self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]

@@ -15,7 +15,7 @@ from minibert.models.registry import task_classes
 from minibert.nn.finite import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
-from minibert.text.batching import Batch, plan
+from minibert.text.batching import Batch, check_budget, plan
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
 
@@ -94,7 +94,7 @@ class TextClassificationPipeline(Pipeline):
         raise InputError(f"function_to_apply: expected one of {expected}, found {shown(function)}")
 
     def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
-        budget = 1 if self._left else self.token_budget
+        budget = 1 if self._left else check_budget(self.token_budget)
         return plan([length(row) for row in rows], self.positions, budget)
 
     @property

@@ -206,7 +206,7 @@ class TextGenerationPipeline(Pipeline):
             return [Batch(np.array([row]), 1, size) for row, size in enumerate(lengths)]
         new = _new_tokens(settings, max(lengths))
         whole = [min(size + new, self.positions) for size in lengths]
-        plan = batching.plan(whole, self.positions, self.token_budget)
+        plan = batching.plan(whole, self.positions, batching.check_budget(self.token_budget))
         return [batch._replace(length=max(lengths[i] for i in batch.indices)) for batch in plan]
 
     def _through(

@@ -4,9 +4,9 @@ A compiled program has one shape, so the shapes are few: lengths are rounded up 
 for each there is one number of rows. Texts of like length share a batch, so that little is padding.
 
 Or several texts share a row. They do not see each other: attention is block-diagonal, positions
-begin anew with each, and each is pooled by itself (Krell et al., "Efficient Sequence Packing without
-Cross-contamination", arXiv:2107.02027). A row says whose its tokens are by segments: 1 for the first
-text's, 2 for the second's, …; 0 for padding.
+begin anew with each, and each is pooled by itself (Krell et al., "Efficient Sequence Packing
+without Cross-contamination", arXiv:2107.02027). A row says whose its tokens are by segments: 1 for
+the first text's, 2 for the second's, …; 0 for padding.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def check_budget(token_budget: Any) -> int:
     return default_budget() if token_budget is None else whole("token_budget", token_budget, 1)
 
 
-def plan(lengths: Sequence[int], longest: int, token_budget: Any = None) -> list[Batch]:
+def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
     """Cuts texts into batches, the longest first.
 
     A batch takes as many texts as its budget allows at the length of its longest one, so there is
@@ -81,13 +81,11 @@ def plan(lengths: Sequence[int], longest: int, token_budget: Any = None) -> list
     Args:
         lengths: of each text, in tokens.
         longest: what the model can take.
-        token_budget: rows × positions of a batch, padding included; by default what suits the
-            device. A single row may exceed it.
+        budget: rows × positions of a batch, padding included. A single row may exceed it.
 
     Raises:
-        InputError: a text is empty or too long, or the budget is not positive.
+        InputError: a text is empty or too long.
     """
-    budget = check_budget(token_budget)
     for index, length in enumerate(lengths):
         if not 1 <= length <= longest:
             raise InputError(f"text {index}: {length} tokens; expected 1 to {longest}")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibert.errors import InputError
-from minibert.text.batching import BUCKETS, Batch, bucket, padded, plan
+from minibert.text.batching import BUCKETS, Batch, bucket, check_budget, padded, plan
 
 
 def test_buckets():
@@ -56,7 +56,7 @@ def test_a_plan():
         ([5, 1], 2, 48),
         ([3, 2, 4, 0], 4, 16),
     ]
-    assert plan([], 512) == []
+    assert plan([], 512, 1024) == []
     assert [b.rows for b in plan([8] * 5, 512, 1024)] == [8]
     assert [b.rows for b in plan([8] * 9, 512, 64)] == [8, 8]  # the second as the first
 
@@ -64,13 +64,13 @@ def test_a_plan():
 @pytest.mark.parametrize("budget", [0, -1, 2.0, True, "64"])
 def test_a_budget_that_is_none(budget):
     with pytest.raises(InputError, match="token_budget: expected a whole number of at least 1"):
-        plan([3], 512, budget)
+        check_budget(budget)
 
 
 @pytest.mark.parametrize("length", [0, 513])
 def test_a_text_of_no_length_or_too_long(length):
     with pytest.raises(InputError, match=f"text 1: {length} tokens; expected 1 to 512"):
-        plan([3, length], 512)
+        plan([3, length], 512, 1024)
 
 
 @pytest.mark.parametrize(
