@@ -21,8 +21,7 @@ from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.models.compilation import program
-from minibert.nn.finite import cause, quoted, rows_not_finite
-from minibert.nn.norms import unit, widen
+from minibert.nn.numerics import cause, quoted, rows_not_finite, unit, widen
 from minibert.text.batching import Batch, check_budget, packed_rows, padded, plan, plan_packed
 from minibert.text.tokenizer import TokenReader
 

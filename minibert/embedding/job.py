@@ -35,7 +35,7 @@ from minibert.errors import (
     shown,
     writing,
 )
-from minibert.nn.finite import rows_not_finite
+from minibert.nn.numerics import rows_not_finite
 
 ROWS_A_PART = 2048
 ENDINGS = (".npy", ".parquet")

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from minibert.errors import InputError, shown
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
-from minibert.nn.norms import unit, widen
+from minibert.nn.numerics import unit, widen
 from minibert.nn.pooling import LAYERS, POOLINGS, pool
 from minibert.text.batching import own_text, slots_of
 

@@ -11,7 +11,7 @@ import numpy as np
 from minibert.core.checks import as_array
 from minibert.embedding.similarity import vectors
 from minibert.errors import InputError, shown
-from minibert.nn.finite import is_finite
+from minibert.nn.numerics import is_finite
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 STEPS = 255

@@ -17,8 +17,7 @@ import numpy as np
 
 from minibert.core.checks import as_array, whole
 from minibert.errors import InputError, shown
-from minibert.nn.finite import rows_not_finite
-from minibert.nn.norms import extreme, in_range, out_of_range, unit
+from minibert.nn.numerics import extreme, in_range, out_of_range, rows_not_finite, unit
 
 ROWS = 4096  # vectors whose differences from another are in memory at the same time
 MAX_EXPONENT = 1000  # of float64; below it, sums over up to 2**22 numbers do not overflow

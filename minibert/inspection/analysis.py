@@ -19,7 +19,7 @@ from minibert.embedding.similarity import cosine, pairwise_cosine, similarity
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.inspection.capture import captured
 from minibert.models.compilation import compiled
-from minibert.nn.finite import cause, rows_not_finite
+from minibert.nn.numerics import cause, rows_not_finite
 from minibert.nn.pooling import POOLINGS
 
 

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from minibert.nn.layers import SHAPES_ONLY, Module, constant
-from minibert.nn.norms import widen
+from minibert.nn.numerics import widen
 
 
 def _gelu(x: Array) -> Array:

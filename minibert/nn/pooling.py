@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Integer
 
 from minibert.errors import InputError
-from minibert.nn.norms import widen
+from minibert.nn.numerics import widen
 
 Tokens = Float[Array, "batch seq hidden"]
 Mask = Bool[Array, "batch seq"]

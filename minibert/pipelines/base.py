@@ -19,7 +19,7 @@ from minibert.core.progress import LONG, progress_bar
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import compiled
-from minibert.nn.finite import cause, quoted, scores_defined
+from minibert.nn.numerics import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, collated, length, on_host, separated
 from minibert.pipelines.options import routed
 from minibert.text import batching

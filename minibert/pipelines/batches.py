@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.nn.norms import widen
+from minibert.nn.numerics import widen
 from minibert.text import batching
 from minibert.text.batching import Batch
 

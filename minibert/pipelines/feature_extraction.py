@@ -7,7 +7,7 @@ import numpy as np
 
 from minibert.errors import InputError
 from minibert.models.registry import task_classes
-from minibert.nn.finite import is_finite
+from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import on_host
 from minibert.pipelines.options import for_tokenizer

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
-from minibert.nn.finite import is_finite
+from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import length
 from minibert.text.batching import Batch, check_budget, plan

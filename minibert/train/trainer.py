@@ -15,7 +15,7 @@ from jax import Array
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.stack import with_execution
-from minibert.nn.finite import cause
+from minibert.nn.numerics import cause
 from minibert.nn.tree import (
     Structure,
     computing_dtypes,

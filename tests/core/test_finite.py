@@ -16,7 +16,7 @@ from commands import run
 from minibert.embedding.job import embed_file
 from minibert.errors import InputError, NotFiniteError, TextNotFiniteError
 from minibert.inspection.analysis import embed_by_layer, nearest_words
-from minibert.nn.finite import is_finite, scores_defined
+from minibert.nn.numerics import is_finite, scores_defined
 
 TEXTS = ["the of and", "to in a", "b", "it is that they said", "c"]
 LAYER = "transformer.encoder.layer.0.output.dense.kernel"

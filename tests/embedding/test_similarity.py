@@ -16,7 +16,7 @@ from minibert.embedding.similarity import (
     similarity_pairwise,
 )
 from minibert.errors import InputError
-from minibert.nn.norms import unit
+from minibert.nn.numerics import unit
 
 FLOAT32 = (1e20, 1e30, 3e37, 1e-20, 1e-30, 1e-38)
 FLOAT64 = (1e200, 1e300, 1e-200, 1e-300)

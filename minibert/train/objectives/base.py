@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from minibert.errors import InputError
-from minibert.nn.norms import widen
+from minibert.nn.numerics import widen
 from minibert.train.objectives.labels import IGNORED, Check, of_rows, of_tokens, of_windows
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")

@@ -10,7 +10,7 @@ from jax import Array
 
 from minibert.errors import InputError, shown
 from minibert.nn.layers import Module
-from minibert.nn.norms import unit, widen
+from minibert.nn.numerics import unit, widen
 from minibert.nn.pooling import POOLINGS, pool
 from minibert.nn.tree import parameters
 from minibert.train.fingerprint import digest

@@ -12,7 +12,7 @@ from jax import Array
 from minibert.core.checks import number
 from minibert.errors import InputError, shown
 from minibert.models.compilation import compiled
-from minibert.nn.norms import widen
+from minibert.nn.numerics import widen
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.base import Batch, Objective, Terms, model_arguments, output

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from minibert.nn.norms import widen
+from minibert.nn.numerics import widen
 from minibert.train.objectives.base import (
     MODEL_INPUTS,
     WORDS,
