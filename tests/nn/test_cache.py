@@ -59,18 +59,20 @@ def parts(given, sizes):
     ]
 
 
-@jax.jit
-def call(model, given, cache):
-    """The first output, and the cache: one program for all models and pieces of a shape."""
+def eager(model, given, cache):
+    """The first output, and the cache."""
     outputs = model(**given, past_key_values=cache)
     return outputs[0], outputs.past_key_values
 
 
-def decoded(model, given, sizes, cache, first=(), every=()):
+call = jax.jit(eager)  # a program for each class and shape: fewer than of operations, of many sizes
+
+
+def decoded(model, given, sizes, cache, first=(), every=(), step=call):
     """The first output of every call, joined along the sequence; and the last cache."""
     found, extra = [], dict(first)
     for part in parts(given, sizes):
-        output, cache = call(model, part | extra | dict(every), cache)
+        output, cache = step(model, part | extra | dict(every), cache)
         extra = {}
         found.append(np.asarray(output))
     return np.concatenate(found, axis=1), cache
@@ -99,7 +101,9 @@ def test_defaults_go_on_from_the_cache(name):
     """Positions count on, nothing is padding, and more room than is needed changes nothing."""
     model = drawn(name, **SETTINGS[name])
     whole = model(IDS)[0]
-    found, cache = decoded(model, {"input_ids": IDS}, [3, 1, 7], model.init_cache(3, 17))
+    found, cache = decoded(
+        model, {"input_ids": IDS}, [3, 1, 7], model.init_cache(3, 17), step=eager
+    )
     assert np.abs(found - whole).max() <= FLOAT64
     assert cache.mask[:, :SEQ].all()
     assert not cache.mask[:, SEQ:].any()
@@ -115,7 +119,8 @@ def test_cross_attention(name, encoder_mask, each):
     encoder = {key: array for key, array in encoder.items() if array is not None}
     whole = model(**given, **encoder)[0]
     options = {"every" if each else "first": encoder}
-    found, cache = decoded(model, given, [4, 1, 6], model.init_cache(3, 13), **options)
+    cache = model.init_cache(3, 13)
+    found, cache = decoded(model, given, [4, 1, 6], cache, **options, step=eager)
     assert error(mask, found, whole) <= FLOAT64
     assert [key.shape for key in cache.cross_keys] == [(3, 3, 5, 8)] * 2
     without = model(**given)[0]
