@@ -292,5 +292,5 @@ def test_settings_in_place_of_the_folders(folder):
 
 
 def test_another_family(folder):
-    edit(folder / "config.json", model_type="roberta", architectures=["RobertaModel"])
-    refused(folder, ConfigError, "model_type", "'roberta'")
+    edit(folder / "config.json", model_type="mobilebert", architectures=["MobileBertModel"])
+    refused(folder, ConfigError, "model_type", "'mobilebert'")
