@@ -1,0 +1,38 @@
+"""The measure of the code: which tokens count, and through how many files calls go."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import house
+
+CODE = '''"""A module's docstring."""
+
+# a comment
+def f(x):
+    """A function's,
+
+    of several lines.
+    """
+    return "a text", x  # this counts: return "a text" , x
+'''
+
+
+def test_tokens(tmp_path):
+    (tmp_path / "code_of.py").write_text(CODE)
+    assert house.tokens(tmp_path / "code_of.py") == len("def f ( x ) : return 't' , x".split())
+
+
+@pytest.mark.slow
+def test_a_call_goes_through_few_files():
+    """No more than when the folders were made; what is more is worth a thought."""
+    command = [sys.executable, house.__file__, "--here"]  # without the checks of tests
+    env = os.environ | {"PYTHONPATH": str(house.ROOT)}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    found = {name: len(files) for name, files in json.loads(done.stdout.split("\n")[-2]).items()}
+    most = {"SentenceEncoder.encode": 7, "generate": 7, "BertModel.from_pretrained": 19}
+    assert {name: found[name] for name in most} == most
+    assert found["minibert embed"] <= 43
