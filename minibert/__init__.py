@@ -1,4 +1,4 @@
-"""BERT and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree.
+"""BERT, RoBERTa and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree.
 
 The public names are in `__init__.pyi`. Each is imported when it is first used: importing JAX takes
 seconds, in which the command has to handle Ctrl-C already.
