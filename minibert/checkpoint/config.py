@@ -230,6 +230,9 @@ class Config:
             data = cls._canonical(data)
             extra = {name: value for name, value in data.items() if name not in ours}
             given = {name: data[name] for name in ours & data.keys()}
+            for name in ("num_labels", "id2label", "label2id"):
+                if given.get(name, 0) is None:
+                    del given[name]  # null is what is derived from the others
             return cls(**checked(cls, given), extra=extra, generation=generation)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minibert.core.checks import check_text, elements
-from minibert.data.files import KINDS, open_texts, place_of, read_rows
-from minibert.data.files import KINDS as TEXTS
+from minibert.data.files import KINDS, TABLES, open_texts, place_of, read_rows
 from minibert.errors import InputError, SourceError, reading, shown
 
 ROWS = 'pass its rows, such as table.to_dict("records") of pandas or table.to_pylist() of pyarrow'
@@ -76,9 +75,9 @@ class Records(Sequence[dict[str, Any]]):
         return {column: row[column] for column in columns}
 
     def _read(self, path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        kind = KINDS.get(os.path.splitext(path)[1].lower())
+        kind = TABLES.get(os.path.splitext(path)[1].lower())
         if kind is None:
-            raise SourceError(f"{path}: expected a file that ends in {', '.join(KINDS)}")
+            raise SourceError(f"{path}: expected a file that ends in {', '.join(TABLES)}")
         self._kind = kind
         with reading(path), open(path, "rb") as file:
             rows, _ = read_rows(path, file, columns)
@@ -113,7 +112,7 @@ def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
     texts, places = [], []
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
-        kind = TEXTS.get(os.path.splitext(path)[1].lower())
+        kind = KINDS.get(os.path.splitext(path)[1].lower())
         unit = "line" if kind in ("txt", "jsonl") else "row"
         with open_texts(path, column) as opened:
             for number, text in enumerate(opened, start=1):

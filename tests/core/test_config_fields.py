@@ -247,7 +247,7 @@ def test_class_paths_are_kept_and_never_resolved(folder, tmp_path, monkeypatch):
 ARCHITECTURES = {
     "path": (["os.system"], "'os.system'"),
     "dunder": (["__class__"], "'__class__'"),
-    "of-another-family": (["RobertaModel"], "'RobertaModel'"),
+    "of-another-family": (["XLNetModel"], "'XLNetModel'"),
     "base-class": (["BertPreTrainedModel"], "'BertPreTrainedModel'"),
     "null": ([None], "None"),
     "number": (5, "5"),
