@@ -31,7 +31,7 @@ from rich.table import Table
 from benchmarks import onnx, reporting
 from benchmarks.contenders import installed, minilm
 from benchmarks.forward import ceiling, products
-from minibert.text.batching import Batch, plan
+from minibert.text.batching import Batch, default_budget, plan
 
 SORTED, ONNX = "onnxruntime, sorted by length", "onnxruntime, minibert's batches"
 # of the rates, minibert's to theirs
@@ -185,7 +185,8 @@ def operations(folder: str, texts: Sequence[str]) -> int:
         AutoConfig.from_pretrained(folder),
     )
     reader = TokenReader(encoder.tokenizer, encoder.max_seq_length)
-    batches = plan([len(row) for row in reader.ids(texts)[0]], reader.longest)
+    lengths = [len(row) for row in reader.ids(texts)[0]]
+    batches = plan(lengths, reader.longest, default_budget())
     return sum(products(config, (batch.rows, batch.length)) for batch in batches)
 
 
