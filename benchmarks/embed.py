@@ -136,6 +136,11 @@ def by_length(lengths: Sequence[int], longest: int) -> list[Batch]:
     return [Batch(part, len(part), lengths[part[0]]) for part in parts]
 
 
+def in_our_batches(lengths: Sequence[int], longest: int) -> list[Batch]:
+    """Batches as minibert plans them by default."""
+    return plan(lengths, longest, default_budget())
+
+
 def onnxruntime_encode(batches: Callable[[Sequence[int], int], list[Batch]], folder: str) -> Encode:
     """PyTorch's export in onnxruntime, in such batches; the mean and the length."""
     import minibert
@@ -167,7 +172,7 @@ CONTENDERS: dict[str, Callable[[str], Encode]] = {
     "minibert": minibert_encode,
     "sentence-transformers": sentence_transformers_encode,
     SORTED: functools.partial(onnxruntime_encode, by_length),
-    ONNX: functools.partial(onnxruntime_encode, plan),
+    ONNX: functools.partial(onnxruntime_encode, in_our_batches),
 }
 RAGGED = {"minibert, shared rows": packed_encode, "minibert, padded": padded_encode}
 OPTIONAL = dict.fromkeys((SORTED, ONNX), ("onnxruntime", "onnxscript"))
@@ -186,7 +191,7 @@ def operations(folder: str, texts: Sequence[str]) -> int:
     )
     reader = TokenReader(encoder.tokenizer, encoder.max_seq_length)
     lengths = [len(row) for row in reader.ids(texts)[0]]
-    batches = plan(lengths, reader.longest, default_budget())
+    batches = in_our_batches(lengths, reader.longest)
     return sum(products(config, (batch.rows, batch.length)) for batch in batches)
 
 
