@@ -176,12 +176,12 @@ def main() -> None:
         sys.exit("needs libtpu, which holds XLA's compiler for TPUs: pip install libtpu")
     os.environ.update(SETTINGS)
     from benchmarks.scale_rows import MODELS, faults, measure  # not before the settings
-    from minibert.core.progress import ticking
+    from minibert.core.progress import progress_bar
     from minibert.errors import InputError
 
     rows = []
     options = {"batch": given.batch, "at_once": given.at_once, "scan": not given.unrolled}
-    with ticking("compiling", len(rows_wanted), sys.stderr.isatty()) as tick:
+    with progress_bar("compiling", len(rows_wanted), sys.stderr.isatty()) as tick:
         for model, topology, mesh in rows_wanted:
             if model not in MODELS:
                 sys.exit(f"--model: expected {', '.join(MODELS)}; found {model!r}")

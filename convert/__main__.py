@@ -68,7 +68,7 @@ def main(
         bool, typer.Option("--verify-only", help="Compare SOURCE with PyTorch; write nothing.")
     ] = False,
 ) -> None:
-    """Converts BERT and GPT-2 weights from and to Hugging Face's format, proved equal to PyTorch's.
+    """Converts weights from and to Hugging Face's format, proved equal to PyTorch's.
 
     Reads safetensors (single or sharded), pytorch_model.bin, the flax_model.msgpack of the old
     Flax classes, and Orbax folders written here. OUT is there complete and verified, or not at all.

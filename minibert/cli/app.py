@@ -37,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="BERT and GPT-2 in JAX: look into models, embed files, fill, classify, answer, generate.",
+    help="BERT, RoBERTa and GPT-2: look inside, embed files, fill, classify, answer, generate.",
     epilog="Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 130 interrupted.",
 )
 
@@ -56,7 +56,7 @@ def command(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = None,
 ) -> None:
-    """BERT and GPT-2 in JAX: look into models, embed files, fill, classify, answer, generate."""
+    """BERT, RoBERTa and GPT-2: look inside, embed files, fill, classify, answer, generate."""
 
 
 @app.command()

@@ -1,1 +1,1 @@
-"""Checks, strict JSON, atomic writes and progress bars: what knows nothing of models."""
+"""Checks, fields, strict JSON, atomic writes and progress bars: what knows nothing of models."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from minibert.data.files import read_text
+from minibert.data.records import Records
 from minibert.errors import InputError, shown
 
 WIDTH = 70  # of a line of `pydoc_data.topics`
@@ -70,8 +71,6 @@ def unwrapped(text: str) -> str:
 
 
 def _table(source: Any, title: str, text: str) -> Iterator[tuple[str, str]]:
-    from minibert.data.records import Records
-
     records = Records(source, (title, text))
     for index in range(len(records)):
         yield records.text(index, title).strip(), records.text(index, text)

@@ -1,4 +1,4 @@
-"""Streams rows of named columns from jsonl, csv and parquet files of any size."""
+"""Streams rows of named columns, or texts, from txt, jsonl, csv and parquet files of any size."""
 
 import contextlib
 import csv

@@ -45,7 +45,7 @@ class SentenceEncoder:
     """A model, its tokenizer, and the way from tokens to a text's vector.
 
     Args:
-        model: a `BertModel` or `GPT2Model`, in evaluation mode.
+        model: a bare model, such as a `BertModel`, in evaluation mode.
         tokenizer: a tokenizer of transformers.
         pooling: one or more names of `pooling.POOLINGS`; several stand side by side.
         include_prompt: whether a prompt's tokens are pooled.

@@ -1,4 +1,4 @@
-"""A sentence-transformers folder, read: which modules, and what each of them is told.
+"""A sentence-transformers folder, read and written: which modules, and the config of each.
 
 `modules.json` lists the modules; each has a folder with a config.json, a Dense weights too. Both
 schemas of a Pooling are understood. What is missing, unknown or contradictory is an error that

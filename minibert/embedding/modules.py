@@ -100,7 +100,7 @@ class Normalize(Module):
     printed = ""
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
-        """Vectors of length 1; one of zeros stays. See `norms.unit`."""
+        """Vectors of length 1; one of zeros stays. See `numerics.unit`."""
         return unit(widen(vectors)).astype(vectors.dtype)
 
 
@@ -168,7 +168,7 @@ class SentenceModel(Module):
     def packed(
         self, input_ids: Any, segments: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch slots features"]:
-        """The vectors of texts that stand several in a row; see `packing`."""
+        """The vectors of texts that share rows; see `text.batching`."""
         # a decoder uses a mask for each query as it is
         positions = self.transformer.positions(input_ids, segments=segments)
         tokens = self.tokens(input_ids, own_text(segments, self.config.causal), positions)

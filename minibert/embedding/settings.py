@@ -13,7 +13,7 @@ from typing import Any
 
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
 from minibert.core.checks import check_text
-from minibert.core.fields import COUNT, SWITCH, Rule, check, field, one_of, refuse
+from minibert.core.fields import COUNT, SWITCH, Rule, assign, check, field, one_of, refuse
 from minibert.core.strict_json import read_json
 from minibert.embedding.similarity import SIMILARITIES
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
@@ -74,6 +74,7 @@ class SentenceSettings:
 
     def __post_init__(self):
         check(self, InputError)
+        assign(self, {"prompts": {name: text or "" for name, text in self.prompts.items()}})
         if self.default_prompt_name not in (None, *self.prompts):
             raise InputError(
                 f"default_prompt_name: {shown(self.default_prompt_name)} is none of the prompts "

@@ -316,7 +316,7 @@ def _given(
     if any(part is not None for part in encoder):
         encoder = encoder_inputs(model.config, *encoder, len(given.ids))
     positions = model.config.max_tokens
-    limit = config.limit(given.ids.shape[1], positions)
+    limit = config.limit(given.ids.shape[1], positions, model.config.max_tokens_name)
     longest = int(given.mask.sum(axis=1).max())
     if longest + limit > positions:
         raise InputError(

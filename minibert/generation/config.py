@@ -381,12 +381,15 @@ class GenerationConfig:
             self.pad_token_id if self.pad_token_id is not None else next(iter(self.end_ids), None)
         )
 
-    def limit(self, prompt: int, positions: int | None = None) -> int:
+    def limit(
+        self, prompt: int, positions: int | None = None, name: str = "max_position_embeddings"
+    ) -> int:
         """How many tokens are generated at most.
 
         Args:
             prompt: the prompts' slots, padding included.
-            positions: how many the model has; they cut the 20 tokens of a config without lengths.
+            positions, name: how many the model has, and where that comes from, for messages; they
+                cut the 20 tokens of a config without lengths.
 
         Raises:
             InputError: there is no room for a token.
@@ -396,8 +399,7 @@ class GenerationConfig:
         if self.max_length is not None:
             name, most = "max_length", self.max_length
         else:
-            most = prompt + DEFAULT_NEW_TOKENS
-            name, most = "max_position_embeddings", min(most, positions or most)
+            most = int(min(prompt + DEFAULT_NEW_TOKENS, positions or math.inf))
         if most <= prompt:
             raise InputError(f"{name}: {most}, but the prompt has {prompt} tokens already")
         return most - prompt

@@ -116,12 +116,19 @@ class PretrainedModel(Module):
         return self.blocks if self.is_trunk else f"{self.trunk}.{self.blocks}"
 
     @property
-    def gradient_checkpointing(self) -> bool:
+    def is_gradient_checkpointing(self) -> bool:
         """Whether the backward pass computes a block's inner results again, to save memory."""
         return self.base_model.execution.remat
 
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, remat: bool) -> None:
+    def gradient_checkpointing_enable(self) -> None:
+        """Lets the backward pass compute a block's inner results again."""
+        self._set_remat(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps a block's inner results for the backward pass, as by default."""
+        self._set_remat(False)
+
+    def _set_remat(self, remat: bool) -> None:
         base = self.base_model
         base.execution = dataclasses.replace(base.execution, remat=remat)
 

@@ -87,7 +87,7 @@ class Compiled:
         static = tuple(sorted((n, type(v), v) for n, v in given.items() if n not in arrays))
         if static not in self._programs:
             self._programs[static] = program(_forward, self._treedef, static)
-        return self._programs[static](self._leaves, _checked(self.config, arrays))
+        return self._programs[static](self._leaves, _checked(self.model, arrays))
 
     def warm_up(self, *shapes: Any, **options: Any) -> "Compiled":
         """Compiles the programs of batches to come, by running each once.
@@ -223,12 +223,12 @@ def _plain(given: dict[str, Any]) -> dict[str, Any]:
     return plain | {name: flag(name, plain[name]) for name in FLAGS & plain.keys()}
 
 
-def _checked(config: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arguments, their values checked: shapes and dtypes are checked as they are traced."""
-    segments = "type_vocab_size" if hasattr(config, "type_vocab_size") else "vocab_size"
+    config = model.config
     limits = {
         "input_ids": "vocab_size",
-        "token_type_ids": segments,
+        "token_type_ids": getattr(model, "segments", "vocab_size"),
         "position_ids": config.name_of("max_position_embeddings"),
     }
     checked = {}

@@ -56,7 +56,7 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
     if cls is None:
         raise SourceError(
             f"{where}: config.json has no architectures, and its tensors fit several classes or "
-            "none; name one: minibert.BertFor….from_pretrained"
+            "none; name one, such as minibert.BertForMaskedLM.from_pretrained"
         )
     return cls
 
@@ -64,7 +64,8 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
 def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel] | None:
     """The one class whose heads are those among the tensors; None if there is no such class.
 
-    The family is that of the config's `model_type`; without one, the first whose rooms are there.
+    The family is that of the config's `model_type`; without one, that whose prefix the tensors'
+    names have, else the first whose submodules are there.
     """
     names = list(names)
     data = config if isinstance(config, dict) else {}
@@ -119,8 +120,9 @@ def load_model(
 
     def choose(data: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
         kind = data.get("model_type") if isinstance(data, dict) else None
-        found = class_by_tensors(data, names)
-        if kind is not None:
+        if kind is None:
+            found = class_by_tensors(data, names)
+        else:
             family = BY_TYPE.get(kind) if isinstance(kind, str) else None
             found = family.base if family else None
         for cls in classes:

@@ -5,7 +5,8 @@ nesting and numbers follow transformers' `modeling_roberta.py`. Every model here
 `BertModel`'s arguments, by the same names and in the same order.
 
 Positions count from `pad_token_id + 1`, over the tokens that are not padding by their id; padding
-has the position `pad_token_id`. So a model takes `pad_token_id + 1` tokens fewer than it has rows.
+has the position `pad_token_id`. So a text has at most `max_position_embeddings - pad_token_id - 1`
+tokens.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from minibert.models.bert.heads import (
     BertForTokenClassification,
     BertWithHead,
 )
-from minibert.models.bert.modeling import BertModel, BertPreTrainedModel
+from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel
 from minibert.models.inputs import kept_positions
 from minibert.models.outputs import (
     CausalLMOutputWithCrossAttentions,
@@ -108,6 +109,34 @@ class RobertaPreTrainedModel(BertPreTrainedModel):
     }
 
 
+class RobertaEmbeddings(BertEmbeddings):
+    """Token, position and token type embeddings, summed and normalised."""
+
+    def __init__(self, config: RobertaConfig, **options: Any):
+        super().__init__(config, **options)
+        self.padding_idx = config.pad_token_id
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch seq hidden"]:
+        """Embeds token ids, or takes `inputs_embeds`; token types are 0 by default."""
+        if position_ids is None and input_ids is not None:
+            position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
+        elif position_ids is None:
+            position_ids = self.padding_idx + 1 + jnp.arange(inputs_embeds.shape[1])[None]
+        return super().__call__(input_ids, token_type_ids, position_ids, inputs_embeds, rngs)
+
+
+def counted(tokens: Any, pad: int, *, past: Any = 0, segments: Any = None) -> Array:
+    """The positions of tokens (True) from `pad + 1`, and `pad` for padding."""
+    return pad + jnp.where(tokens, numbered(tokens, segments) + past, 0)
+
+
 class RobertaModel(RobertaPreTrainedModel, BertModel):
     """The bare encoder, with the pooler if its checkpoint has one.
 
@@ -120,6 +149,7 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
     """
 
     optional = ("roberta.pooler",)
+    embeddings_class = RobertaEmbeddings
 
     def positions(
         self,
@@ -133,12 +163,12 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
         """The default `position_ids`: see `PretrainedModel.positions` for the arguments."""
         pad: Any = self.config.pad_token_id
         if input_ids is None:
-            counted = super().positions(None, tokens, seq=seq, past=past, segments=segments)
-            return pad + 1 + counted
+            plain = super().positions(None, tokens, seq=seq, past=past, segments=segments)
+            return pad + 1 + plain
         real = jnp.asarray(input_ids) != pad
         if tokens is not None:
             real &= jnp.asarray(tokens)
-        return pad + jnp.where(real, numbered(real, segments) + past, 0)
+        return counted(real, pad, past=past, segments=segments)
 
 
 class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
@@ -267,6 +297,7 @@ class RobertaForQuestionAnswering(RobertaWithHead, BertForQuestionAnswering):
     """RoBERTa with a start and an end score at every position."""
 
 
+SEQUENCE_WITH_POOLER = frozenset({"classifier", "classifier.out_proj", "roberta.pooler"})
 FAMILY = Family(
     models=(
         RobertaModel,
@@ -283,6 +314,7 @@ FAMILY = Family(
         frozenset({"lm_head"}): RobertaForMaskedLM,
         frozenset({"lm_head", "roberta.pooler"}): RobertaForMaskedLM,
         frozenset({"classifier", "classifier.out_proj"}): RobertaForSequenceClassification,
+        SEQUENCE_WITH_POOLER: RobertaForSequenceClassification,
         frozenset({"classifier"}): RobertaForTokenClassification,
         frozenset({"qa_outputs"}): RobertaForQuestionAnswering,
         frozenset({"qa_outputs", "roberta.pooler"}): RobertaForQuestionAnswering,

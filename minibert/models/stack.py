@@ -1,4 +1,4 @@
-"""The run through a stack of blocks, which both families share: states, weights and cache kept."""
+"""The run through a stack of blocks, shared by the families: states, weights and cache kept."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The small modules both model families are made of.
+"""The small modules that the model families are made of.
 
 `Embed`, `Linear` and `LayerNorm` are Flax NNX's own layers with every default that matters to
 exactness written out. Constructors take `rngs=None` to build a tree of shapes

@@ -1,4 +1,4 @@
-"""Care with numbers: float32 or wider, vectors of length 1, finite outputs and why they are not."""
+"""Numerical helpers: float32 or wider, unit vectors, and checks that outputs are finite."""
 
 from collections.abc import Sequence
 from typing import Any

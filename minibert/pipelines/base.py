@@ -265,9 +265,6 @@ class Pipeline(abc.ABC):
         answers: list[Any] = [None] * len(jobs)
         for batch in self._plan(rows, shares):
             arrays = collated(rows, batch, self._pad, self._left)
-            if self._left and "position_ids" not in arrays:
-                ids, mask = arrays["input_ids"], arrays["attention_mask"] == 1
-                arrays["position_ids"] = self.model.base_model.positions(ids, mask)
             numbers = [jobs[owner[index]].number for index in batch.indices]
             computed = self._through(arrays, numbers, shares["forward"])
             parts = separated(computed, rows, batch, self.by_token, self._left)

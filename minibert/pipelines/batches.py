@@ -89,4 +89,5 @@ def separated(
 def on_host(array: Any) -> np.ndarray:
     """An array on the host; half precision as float32."""
     array = np.asarray(array)
-    return widen(array) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return widen(array) if half else array

@@ -97,6 +97,14 @@ class TextClassificationPipeline(Pipeline):
         budget = 1 if self._left else check_budget(self.token_budget)
         return plan([length(row) for row in rows], self.positions, budget)
 
+    def _through(
+        self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if self._left and "position_ids" not in arrays:
+            ids, mask = arrays["input_ids"], arrays["attention_mask"] == 1
+            arrays["position_ids"] = np.asarray(self.model.base_model.positions(ids, mask))
+        return super()._through(arrays, numbers, options)
+
     @property
     def _left(self) -> bool:
         """Where nothing is known by which padding is known, the last token must stand last."""

@@ -147,7 +147,7 @@ class TokenClassificationPipeline(Pipeline):
     position), `word`, `start` and `end` (characters of the text); with another
     `aggregation_strategy` than "none" of `entity_group`, `score`, `word`, `start`, `end`.
 
-    Options: `aggregation_strategy`, see `entities.entities`; `ignore_labels`, which are left out,
+    Options: `aggregation_strategy`, see `entities`; `ignore_labels`, which are left out,
     by default "O"; `stride`, by how many tokens the windows overlap in which a long text is read;
     `is_split_into_words`, for lists of words, which `delimiter` joins; `truncation`, `max_length`.
     Words are known by the tokenizer; with one that has no word pieces, such as GPT-2's, by spaces.

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
         rows: how many rows the batch has; those behind the texts are padding.
         length: how many positions.
         places: `(texts, 2)`, the row of each text and its number there, where texts share rows
-            (see `packing`); None where each has its own.
+            (see `plan_packed`); None where each has its own.
     """
 
     indices: np.ndarray

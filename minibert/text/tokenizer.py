@@ -136,7 +136,7 @@ def make_lower_case(backend: Any) -> None:
 
 
 def sentence_list(sentences: Any) -> list[str]:
-    """Returns a text, or several, as a list; see `text_lists.elements`.
+    """Returns a text, or several, as a list; see `checks.elements`.
 
     Raises:
         InputError: it is neither.

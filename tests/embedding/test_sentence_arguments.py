@@ -115,3 +115,14 @@ def test_a_search_takes_little_memory():
     finally:
         tracemalloc.stop()
     assert peak < 16 << 20  # all scores are 40 MB
+
+
+def test_a_prompt_of_none_is_empty():
+    """Assigned too, and what is assigned is a copy."""
+    made = sentences.encoder()
+    given = {"query": None, "mine": "the "}
+    made.prompts = given
+    given["mine"] = "of "
+    assert made.prompts == {"query": "", "mine": "the "}
+    np.testing.assert_array_equal(made.encode_query("to"), made.encode("to"))
+    np.testing.assert_array_equal(made.encode("to", prompt_name="mine"), made.encode("the to"))

@@ -157,9 +157,9 @@ def test_layers_that_are_computed_again():
     """What `jax.checkpoint` computes inside could not come out."""
     model = minibert.GPT2LMHeadModel(minibert.GPT2Config.tiny(), rngs=nnx.Rngs(0)).eval()
     plain = captured(model, "transformer.h.0.attn", IDS)
-    model.transformer.gradient_checkpointing = True
+    model.gradient_checkpointing_enable()
     again = captured(model, "transformer.h.0.attn", IDS)
-    assert model.transformer.gradient_checkpointing
+    assert model.transformer.is_gradient_checkpointing
     np.testing.assert_array_equal(again["transformer.h.0.attn"], plain["transformer.h.0.attn"])
 
 

@@ -192,11 +192,20 @@ def test_refused(case, facts, model):
     refused(InputError, (said,), lambda: model(**arguments))
 
 
-def test_token_type_that_does_not_exist(facts, model):
+@pytest.mark.parametrize(
+    "words", [{"input_ids": IDS}, {"inputs_embeds": WORDS}], ids=["ids", "embeds"]
+)
+def test_token_type_that_does_not_exist(words, facts, model):
     types = facts.types
     said = f"token_type_ids: {types} {RANGE} {types - 1} ({facts.types_field} {types})"
-    given = {"input_ids": IDS, "token_type_ids": at(ONES, types)}
-    refused(InputError, (said,), lambda: model(**given))
+    refused(InputError, (said,), lambda: model(**words, token_type_ids=at(ONES, types)))
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_text_that_is_too_long(more, facts, model):
+    tokens, limit = facts.tokens
+    said = f"input_ids: {tokens + more} positions; expected 1 to {tokens} ({limit})"
+    refused(InputError, (said,), lambda: model(np.full((1, tokens + more), 7)))
 
 
 # What is refused for its shape or type, and not for its values, which a trace does not know.
@@ -291,8 +300,10 @@ def nan_rows(jitted, change):
 
 
 def test_nan_of_the_first_token_type_that_does_not_exist(facts, jitted):
-    change = {"token_type_ids": at(ONES, facts.types).astype(np.int32)}
-    assert nan_rows(jitted, change) == [False, True]
+    change = {"token_type_ids": at(ONES, facts.types)}
+    assert nan_rows(jitted, {k: v.astype(np.int32) for k, v in change.items()}) == [False, True]
+    with jax.enable_x64(True):
+        assert nan_rows(jitted, change) == [False, True]
 
 
 @pytest.mark.parametrize("change", [pytest.param(v, id=k) for k, v in BAD.items()])

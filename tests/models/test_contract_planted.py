@@ -81,4 +81,4 @@ def test_mistake_is_seen(planting, mistake, subject):
 
 @pytest.mark.parametrize("family", FACTS)
 def test_there_are_twelve(family):
-    assert len([case for planting in FACTS[family].planted for case in planting.mistakes]) >= 12
+    assert len(FACTS[family].planted[0].mistakes) >= 12

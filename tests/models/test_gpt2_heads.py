@@ -5,7 +5,9 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import minibert
 from conftest import FLOAT64
 from minibert.errors import InputError
 
@@ -112,3 +114,17 @@ def test_one_row_needs_no_padding_token(tmp_path):
 def test_labels(name, labels, tmp_path):
     theirs = oracle.saved(name, tmp_path, num_labels=labels, pad_token_id=0)
     assert worst(name, tmp_path, theirs, arguments(name)) <= FLOAT64
+
+
+def test_the_last_dropout_of_the_summary():
+    """It acts on the scores of choices, even if nothing else is dropped."""
+    rates = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    config = minibert.GPT2Config.tiny(
+        **rates, summary_first_dropout=0.0, summary_last_dropout=0.5, summary_proj_to_labels=False
+    )
+    model = minibert.GPT2DoubleHeadsModel(config, rngs=nnx.Rngs(0))
+    ids = np.arange(18).reshape(1, 2, 9)
+    one, other = (model(ids, rngs=nnx.Rngs(dropout=key)) for key in (0, 1))
+    np.testing.assert_array_equal(one.logits, other.logits)
+    assert np.abs(one.mc_logits - other.mc_logits).max() > 1e-3
+    assert np.abs(one.mc_logits - model.eval()(ids).mc_logits).max() > 1e-3

@@ -15,8 +15,6 @@ from malformed import (
 )
 from minibert.errors import CheckpointMismatchError, ConfigError, InputError
 
-NORM = "embeddings.LayerNorm.weight"
-QUERY = "encoder.layer.1.attention.self.query.weight"
 WORDS = "embeddings.word_embeddings.weight"
 
 

@@ -13,6 +13,7 @@ import tokenizers
 import torch
 import transformers
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 import minibert
 import oracle
@@ -23,6 +24,8 @@ from minibert.errors import ConfigError
 from minibert.models.bert.modeling import BertModel
 from minibert.models.roberta import RobertaModel
 from minibert.pipelines import pipeline
+from minibert.train.job.settings import read_settings
+from minibert.train.job.tasks import dataset_of, tokenizer_of
 from speaking import SCORE, SENTENCES, assert_same
 from tiny import drawn
 
@@ -142,8 +145,48 @@ def test_sentences(folder, tmp_path):
     np.testing.assert_array_equal(again.encode(TEXTS), vectors)
 
 
+def test_embeddings_alone():
+    """Called by themselves they count as the model does."""
+    model = minibert.RobertaModel(minibert.RobertaConfig.tiny(), rngs=nnx.Rngs(0)).eval()
+    ids = np.array([[7, 1, 8, 9, 1, 1]])
+    first = model(ids, output_hidden_states=True).hidden_states[0]
+    np.testing.assert_array_equal(model.embeddings(ids), first)
+    words = model.embeddings.word_embeddings(ids)
+    states = model(inputs_embeds=words, output_hidden_states=True).hidden_states
+    np.testing.assert_array_equal(model.embeddings(inputs_embeds=words), states[0])
+
+
+def test_a_file_without_architectures(tmp_path):
+    """A classifier's file that has a pooler too is still a classifier's."""
+    oracle.saved("RobertaForSequenceClassification", tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path) | {
+        "roberta.pooler.dense.weight": np.ones((24, 24), np.float32),
+        "roberta.pooler.dense.bias": np.ones(24, np.float32),
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert type(minibert.load(tmp_path)) is minibert.RobertaForSequenceClassification
+
+
+def test_token_classification_from_files(folder, tmp_path):
+    """`minibert train` puts a space before each word, which a byte-level tokenizer needs."""
+    place = folder("RobertaForTokenClassification", num_labels=2)
+    rows = [{"tokens": ["the", "fox"], "labels": ["LABEL_0", "LABEL_1"]}] * 4
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"task": "token-classification", "model": str(place), "data": str(data), "steps": 1}
+    sizes = {"output": str(tmp_path / "run"), "batch_size": 2, "max_length": 16}
+    given = read_settings(None, {**options, **sizes})
+    tokenizer = tokenizer_of(given)
+    batch = next(iter(dataset_of(given, given.data, tokenizer, {"LABEL_0": 0, "LABEL_1": 1})))
+    assert (batch["labels"] != -100).sum() == 2 * 2
+
+
 def test_an_adapter(tmp_path):
-    """LoRA's default targets are PEFT's; trained, saved and loaded."""
+    """LoRA's default targets are PEFT's, and are written as PEFT writes them."""
     config = minibert.RobertaConfig.tiny(num_labels=3)
     model = minibert.RobertaForSequenceClassification(config, rngs=nnx.Rngs(0))
     lora = train.LoRA(r=2, lora_alpha=4, task_type="SEQ_CLS", init_lora_weights=False)
@@ -155,8 +198,8 @@ def test_an_adapter(tmp_path):
     assert sorted(written["target_modules"]) == ["query", "value"]
 
 
-def test_a_fresh_model_trains():
-    """The row of padding's position receives no gradient, as in PyTorch."""
+def test_the_position_of_padding_has_no_gradient():
+    """As in PyTorch."""
     config = minibert.RobertaConfig.tiny(hidden_dropout_prob=0.0)
     model = minibert.RobertaForMaskedLM(config, rngs=nnx.Rngs(0)).eval()
     ids = np.array([[5, 6, 7, 1, 1]])

@@ -250,7 +250,7 @@ def test_positions_end_where_the_table_ends():
 @pytest.mark.parametrize("crossed", [False, True])
 def test_rows(crossed):
     """Rows chosen from a cache go on as they would have."""
-    model, mask = drawn(GPT2, add_cross_attention=crossed, n_layer=1), MASKS["left"]
+    model, mask = drawn(GPT2, add_cross_attention=crossed), MASKS["left"]
     encoder = {"encoder_hidden_states": ENCODED, "encoder_attention_mask": ENCODER_MASK}
     first = encoder if crossed else {}
     given = {"input_ids": IDS, "attention_mask": mask, "position_ids": positions(mask)}

@@ -187,7 +187,7 @@ def test_rematerialised_models(name, width, tmp_path):
     with oracle.float64(), losses.wide_losses():
         theirs, ours = losses.pair(name, tmp_path, **{size: width})
         expected = losses.torch_gradients(theirs, theirs(**losses.tensors(batch)).loss)
-        ours.set_attributes(gradient_checkpointing=True)
+        ours.gradient_checkpointing_enable()
         _, found = losses.value_and_gradients(ours, objective, batch)
     assert losses.distance(found, expected) <= GRADIENT
 

@@ -88,6 +88,7 @@ class Facts:
         activation: the config's field of that name.
         positions: the config's field of the number of positions.
         tokens: how many tokens fit, and where that comes from, as messages say it.
+        ignored: fields of a config.json that its class of transformers writes and does not read.
         tree: the family whose module tree it has, so that tensors alone do not tell them apart.
         types_field: the config's field of the number of token types.
         wrapped: classes whose files are tried inside wrappers.
@@ -113,6 +114,7 @@ class Facts:
     positions: str = "max_position_embeddings"
     tokens: tuple[int, str] = (40, "max_position_embeddings")
     tree: str = ""
+    ignored: tuple[str, ...] = ()
     types_field: str = "type_vocab_size"
 
     @property

@@ -89,23 +89,28 @@ MISTAKES = {
     ),
 }
 
-CROSS = "bert.encoder.layer.1"
-DECODER_MISTAKES = {
-    "looks both ways": in_attend(not_causal),
-    "strictly causal": in_attend(strictly_causal),
-    "no encoder mask": without("encoder_attention_mask"),
-    "cross key and value swapped": swap(
-        f"{CROSS}.crossattention.self.key.kernel", f"{CROSS}.crossattention.self.value.kernel"
-    ),
-    "the other norm after cross-attention": swap(
-        f"{CROSS}.crossattention.output.LayerNorm.scale",
-        f"{CROSS}.attention.output.LayerNorm.scale",
-    ),
-    "cross projection not transposed": transpose(f"{CROSS}.crossattention.output.dense.kernel"),
-    "padding takes positions": positions_of(lambda given: np.arange(11)[None]),
-    "decoder bias dropped": zero("cls.predictions.bias"),
-}
 
+def decoder_mistakes(trunk, bias):
+    """Mistakes of a decoder with cross-attention, by its trunk and the bias of its LM head."""
+    cross = f"{trunk}.encoder.layer.1"
+    return {
+        "looks both ways": in_attend(not_causal),
+        "strictly causal": in_attend(strictly_causal),
+        "no encoder mask": without("encoder_attention_mask"),
+        "cross key and value swapped": swap(
+            f"{cross}.crossattention.self.key.kernel", f"{cross}.crossattention.self.value.kernel"
+        ),
+        "the other norm after cross-attention": swap(
+            f"{cross}.crossattention.output.LayerNorm.scale",
+            f"{cross}.attention.output.LayerNorm.scale",
+        ),
+        "cross projection not transposed": transpose(f"{cross}.crossattention.output.dense.kernel"),
+        "padding takes positions": positions_of(lambda given: np.arange(11)[None]),
+        "decoder bias dropped": zero(bias),
+    }
+
+
+DECODER_MISTAKES = decoder_mistakes("bert", "cls.predictions.bias")
 NORM = "embeddings.LayerNorm.weight"
 QUERY = "encoder.layer.1.attention.self.query.weight"
 WORDS = "embeddings.word_embeddings.weight"

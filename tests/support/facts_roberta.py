@@ -9,6 +9,7 @@ from facts import Facts, Planting, Tensors
 from facts_bert import SIZES, without_tensors
 from malformed import ONES, add, drop
 from minibert.errors import CheckpointMismatchError, MissingHeadError
+from minibert.nn.activations import activation
 from planting import epsilon, in_activation, in_model, positions_of, swap, transpose, zero
 
 TINY = facts_bert.FACTS.tiny | {"pad_token_id": 1}
@@ -38,8 +39,13 @@ def without_tanh(name):
     return head(lambda self, hidden, rngs=None: self.out_proj(function(self.dense(hidden[:, 0]))))
 
 
-def pooled_twice(self, hidden, rngs=None):
-    """The pooler's job done on a mean of tokens, not on the first one."""
+def tanh_gelu_in_the_head(model, given):
+    """The head's own activation, which is the exact GELU whatever the config's is."""
+    model.lm_head.act = activation("gelu_new", rngs=None, dtype=None, param_dtype=jnp.float64)
+
+
+def mean_for_first(self, hidden, rngs=None):
+    """A mean of tokens for the first one."""
     return self.out_proj(jnp.tanh(self.dense(hidden.mean(axis=1))))
 
 
@@ -57,11 +63,12 @@ POSITIONS = {
 LM_HEAD = {
     "decoder bias dropped": zero("lm_head.bias"),
     "head's dense bias dropped": zero("lm_head.dense.bias"),
-    "head's norm dropped": zero("lm_head.layer_norm.bias"),
+    "head's norm bias dropped": zero("lm_head.layer_norm.bias"),
     "head's dense not transposed": transpose("lm_head.dense.kernel"),
     "the epsilon of the published models": epsilon(1e-5, "lm_head.layer_norm"),
     "the trunk's epsilon too": epsilon(1e-5, "roberta.embeddings.LayerNorm"),
-    "tanh GELU in the head": in_activation("gelu", lambda x: jax.nn.gelu(x, approximate=True)),
+    "tanh GELU in the head alone": in_model(tanh_gelu_in_the_head),
+    "tanh GELU": in_activation("gelu", lambda x: jax.nn.gelu(x, approximate=True)),
     "decoder's norm for the embeddings'": swap(
         "lm_head.layer_norm.scale", "roberta.embeddings.LayerNorm.scale"
     ),
@@ -69,13 +76,11 @@ LM_HEAD = {
 CLASSIFIER_HEAD = {
     "GELU for tanh": without_tanh("gelu"),
     "ReLU for tanh": without_tanh("relu"),
-    "a mean for the first token": head(pooled_twice),
+    "a mean for the first token": head(mean_for_first),
     "the dense layer left out": head(lambda self, hidden, rngs=None: self.out_proj(hidden[:, 0])),
 }
-DECODER = {
-    name: mistake
-    for name, mistake in facts_bert.DECODER_MISTAKES.items()
-    if name in ("looks both ways", "strictly causal", "no encoder mask")
+DECODER = facts_bert.decoder_mistakes("roberta", "lm_head.bias") | {
+    "padding takes positions": positions_of(lambda given: PAD + 1 + np.arange(11)[None])
 }
 
 

@@ -1,9 +1,8 @@
 """The facts of every family, and of every class which family it is of."""
 
-import facts_roberta
-
 import facts_bert
 import facts_gpt2
+import facts_roberta
 from facts import Facts
 
 FACTS: dict[str, Facts] = {

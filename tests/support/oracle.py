@@ -64,12 +64,11 @@ def randomise(model: Any, seed: int, norms: float = 0.3, others: float = 0.2) ->
 def inputs(
     seed: int = 0, vocab: int = 97, segments: int = 2, padding: str = "right", pad: int = 0
 ) -> dict[str, np.ndarray]:
-    """A ragged batch, padded on one side: ids (inside a text a padding token too), mask, types."""
+    """A ragged batch, padded on one side: ids, padding mask, token types."""
     draw = np.random.default_rng(seed)
     mask = (np.arange(SEQ) < np.array(LENGTHS)[:, None]).astype(np.int64)
     mask = mask[:, ::-1].copy() if padding == "left" else mask
     ids = np.where(mask == 1, draw.integers(0, vocab, (BATCH, SEQ)), pad)
-    ids[0, 4] = pad
     types = draw.integers(0, segments, (BATCH, SEQ)) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
@@ -78,6 +77,7 @@ def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
     """`inputs` as a class takes them: with its token types, and some with an axis of choices."""
     facts = OF_CLASS[name]
     given = inputs(**{"segments": facts.types, "pad": facts.pad} | options)
+    given["input_ids"][0, 4] = facts.pad  # a padding token inside a text
     if name in facts.choices:
         return {key: array[None] for key, array in given.items()}
     return given

@@ -164,7 +164,8 @@ def test_computing_again_keeps_less_for_the_backward_pass(name):
 
     def kept(remat):
         model = drawn(name, **deep)
-        model.set_attributes(gradient_checkpointing=remat)
+        if remat:
+            model.gradient_checkpointing_enable()
         structure = Structure(model)
 
         def loss(params):

@@ -1,4 +1,4 @@
-"""BERT with heads to fine-tune: classification, tagging, answering, choosing.
+"""BERT with its heads: pre-training, next tokens, classification, tagging, answering, choosing.
 
 Devlin et al., arXiv:1810.04805, and transformers' `modeling_bert.py`, whose names these are. Every
 model here is called with `BertModel`'s arguments, by the same names and in the same order.

@@ -5,7 +5,7 @@ Understanding", arXiv:1810.04805. Names, nesting and numbers follow transformers
 `modeling_bert.py`: a checkpoint's tensor names are this tree's paths.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -290,6 +290,7 @@ class BertModel(BertPreTrainedModel):
 
     is_trunk = True
     optional = ("bert.pooler",)
+    embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
 
     def __init__(
         self,
@@ -302,7 +303,7 @@ class BertModel(BertPreTrainedModel):
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config, self.execution = config, Execution()
-        self.embeddings = BertEmbeddings(config, **options)
+        self.embeddings = self.embeddings_class(config, **options)
         self.encoder = BertEncoder(config, **options)
         self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
 
@@ -346,16 +347,16 @@ class BertModel(BertPreTrainedModel):
                 `(batch, seq, seq)`, 1 where a query (second axis) may look at a key (third). With
                 a cache it is `(batch, seq)`, of the tokens given now.
             token_type_ids: `(batch, seq)` segments; zeros by default.
-            position_ids: `(batch, seq)` or `(1, seq)` positions; 0, 1, 2, … by default, going on
-                from the cache.
+            position_ids: `(batch, seq)` or `(1, seq)` positions; by default those of `positions`,
+                going on from the cache.
             head_mask: `(heads,)` or `(layers, heads)`, a factor for each head's weights.
             inputs_embeds: `(batch, seq, hidden)` in place of the word embeddings.
             encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention; the cache
                 remembers their keys and values, so that later calls need not give them.
             encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
             past_key_values: a decoder's memory of earlier calls (`init_cache` makes an empty one).
-            use_cache: whether a decoder makes one, of `max_position_embeddings` tokens, where none
-                is given.
+            use_cache: whether a decoder makes one, of `config.max_tokens` tokens, where none is
+                given.
             output_attentions: whether to return attention weights.
             output_hidden_states: whether to return every hidden state.
             rngs: random keys for dropout, needed in training mode only.

@@ -1,4 +1,4 @@
-"""Tokenization of training texts, with a copy of a fast tokenizer; truncated only if specified."""
+"""Tokenization of training texts, with a copy of a fast tokenizer, and windows of token ids."""
 
 import dataclasses
 import os

@@ -97,7 +97,8 @@ def token_classification(
 
     Args:
         source: a path (jsonl or parquet, which hold lists) or an iterable of mappings.
-        tokenizer: a fast tokenizer of transformers; GPT-2's must have `add_prefix_space=True`.
+        tokenizer: a fast tokenizer of transformers; a byte-level one (GPT-2's,
+            RoBERTa's) must have `add_prefix_space=True`.
         max_length, truncation, pad_to, show_progress: see `data`.
         batch_size: rows of a batch.
         words: the column of the lists of words.

@@ -19,7 +19,11 @@ MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or ano
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masking:
-    """Masks an example anew every time.
+    """Masks an example anew every time (Devlin et al., arXiv:1810.04805, 3.1).
+
+    The semantics are those of `DataCollatorForLanguageModeling` of transformers, except that a
+    masked word too is replaced token by token, 80/10/10, as in BERT's own
+    `create_pretraining_data.py`, and that no example is without a target.
 
     A call takes an example with `input_ids` `(seq,)` and, for whole words, `word_starts` `(seq,)`,
     whether a word begins at a token; and returns it with `labels` and without `word_starts`.
@@ -144,7 +148,7 @@ def masked_lm(
 ) -> Any:
     """Returns masked texts: `input_ids`, `attention_mask`, `labels`, `(batch, seq)` each.
 
-    Masks are drawn again in every epoch (`masking.Masking`).
+    Masks are drawn again in every epoch (`Masking`).
 
     Args:
         source: a path, of a `.txt` file with one text per line, or another; or an iterable of

@@ -1,7 +1,6 @@
-"""The tasks of `minibert train`: of each its models, its objective and its data."""
+"""The tasks of `minibert train`: models, objectives and data of each, and configs of new models."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -187,20 +186,16 @@ def task_of(settings: Settings) -> Task:
 
 
 def tokenizer_of(settings: Settings) -> Any:
-    """The tokenizer."""
-    options = {"add_prefix_space": True} if settings.task == "token-classification" else {}
+    """The tokenizer; for words of their own, a byte-level one puts a space before each."""
     source: Any = settings.tokenizer or settings.model
-    if not _is_gpt2(source):
-        return load_tokenizer(source)
-    tokenizer = load_tokenizer(source, **options)
-    if tokenizer.pad_token is None:  # GPT-2 has none: its end stands behind a text anyhow
+    tokenizer = load_tokenizer(source)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    byte_level = type(getattr(backend, "pre_tokenizer", None)).__name__ == "ByteLevel"
+    if byte_level and settings.task == "token-classification":
+        tokenizer = load_tokenizer(source, add_prefix_space=True)
+    if tokenizer.pad_token is None:  # GPT-2 has none: its end follows a text anyhow
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _is_gpt2(source: Any) -> bool:
-    path = os.path.join(source, "config.json")
-    return os.path.isfile(path) and read_json(path).get("model_type") == "gpt2"
 
 
 def new_labels(settings: Settings) -> dict[str, Any]:

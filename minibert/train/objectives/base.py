@@ -6,7 +6,7 @@ The loss is the sum over the terms of weight × Σ losses / Σ targets: with one
 `transformers`' models; and the same whether a batch is taken whole, in parts or over many devices,
 for the targets are counted first.
 
-Here are the objectives of language models; those of other heads are in `head_objectives.py`.
+Here are the objectives of language models; those of other heads are in `heads.py`.
 """
 
 import dataclasses

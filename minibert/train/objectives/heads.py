@@ -1,4 +1,4 @@
-"""The objectives of BERT's and GPT-2's other heads, with `transformers`' labels and losses."""
+"""The objectives of the models' other heads, with `transformers`' labels and losses."""
 
 from typing import Any
 
