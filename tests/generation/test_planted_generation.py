@@ -146,7 +146,7 @@ class Meddling:
 
     def __init__(self, model, change):
         self.model, self.change = model, change
-        self.init_cache = model.init_cache
+        self.init_cache, self.base_model = model.init_cache, model.base_model
 
     def __call__(self, **given):
         return self.model(**given | self.change(given))
