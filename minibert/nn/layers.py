@@ -26,21 +26,18 @@ SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
 
 def normal(stddev: float) -> Callable[..., Any]:
     """An initializer: normal with mean 0, or only the shape when there is no key."""
-    return _initializer(lambda key, shape, dtype: stddev * jax.random.normal(key, shape, dtype))
+    return functools.partial(_initialize, lambda *given: stddev * jax.random.normal(*given))
 
 
 def constant(value: float) -> Callable[..., Any]:
     """An initializer: one value everywhere, or only the shape when there is no key."""
-    return _initializer(lambda key, shape, dtype: jnp.full(shape, value, dtype))
+    return functools.partial(_initialize, lambda _, *given: jnp.full(given[0], value, given[1]))
 
 
-def _initializer(draw: Callable[..., Array]) -> Callable[..., Any]:
-    def initialize(key: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        if key is None:
-            return jax.ShapeDtypeStruct(shape, dtype)
-        return draw(key, shape, dtype)
-
-    return initialize
+def _initialize(
+    draw: Callable[..., Array], key: Array | None, shape: tuple[int, ...], dtype: DTypeLike
+) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype) if key is None else draw(key, shape, dtype)
 
 
 AnyModule = TypeVar("AnyModule", bound="Module")
