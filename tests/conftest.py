@@ -37,6 +37,15 @@ UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ALREADY = jax.config.read("jax_disable_most_optimizations")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The default run sees every planted mistake."""
+    for item in items:
+        planted = "planted" in item.path.name or "mistake" in item.name
+        if planted and item.get_closest_marker("slow"):
+            raise pytest.UsageError(f"{item.nodeid}: a planted mistake, and marked slow")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs(request):
     """Keeps compiled programs for the files that follow, until they take gigabytes.

@@ -221,6 +221,7 @@ def test_what_does_not_fit_is_shown():
         asked_for("something else")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

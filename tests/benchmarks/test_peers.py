@@ -36,6 +36,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGS)
 def test_configs(case, tmp_path):
     """Twelve layers, thirteen states, each as PyTorch's."""
@@ -127,6 +128,7 @@ def test_saving_over_the_source_loses_nothing(name, tmp_path):
         np.testing.assert_array_equal(after[key], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [BERT, GPT2])
 def test_a_loaded_model_does_not_drop(name, tmp_path):
     oracle.saved(name, tmp_path)
@@ -136,6 +138,7 @@ def test_a_loaded_model_does_not_drop(name, tmp_path):
     np.testing.assert_array_equal(model([[5, 6]])[0], model([[5, 6]])[0])
 
 
+@pytest.mark.slow
 def test_left_padding_changes_nothing_where_positions_are_counted(tmp_path):
     oracle.saved(GPT2, tmp_path)
     with oracle.float64():

@@ -83,6 +83,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["single", "sharded"])
 @pytest.mark.parametrize(("pair", "module", "name", "load"), cases(READERS))
 def test_a_save_in_the_middle_of_a_load(
@@ -172,6 +173,7 @@ def test_a_save_in_the_middle_of_a_conversion(name, encoders, tmp_path, monkeypa
     assert os.listdir(tmp_path) == ["in"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["single", "sharded"])
 def test_loads_while_another_saves(shard, models, tmp_path):
     """One save or the other, or an error: never a mixture."""

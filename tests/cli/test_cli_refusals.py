@@ -58,6 +58,7 @@ def refused(*arguments: str) -> str:
     return found.stderr
 
 
+@pytest.mark.slow
 def test_texts_are_printed_as_they_are(encoder, words, tmp_path):
     among = lines(tmp_path, *UGLY)
     found = run("similar", encoder, "[b]query[/]", "other", "--among", among, "--top-k", "4")
@@ -107,6 +108,7 @@ def test_the_input_as_output(encoder, tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["dtype", "tokenizer", "precision"])
 def test_what_a_job_is_made_by(change, encoder, tmp_path):
     model, target = tmp_path / "model", tmp_path / "out.npy"
@@ -224,6 +226,7 @@ def own(problems: str) -> str:
     return "".join(line for line in problems.splitlines(True) if "[transformers]" not in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("also", [[], ["--json"]])
 def test_outputs_that_end(also, encoder, tmp_path):
     """A full device, a pipe nobody reads, a terminal of few letters: never a traceback."""

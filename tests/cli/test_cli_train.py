@@ -125,6 +125,7 @@ def test_what_is_there_is_not_replaced_unasked(classifier, place):
     assert (output / "model" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_interrupted(classifier, place, monkeypatch):
     from minibert.train.job import run as job
 
@@ -236,6 +237,7 @@ def vectors(folder, texts, **options):
     return ours, found
 
 
+@pytest.mark.slow
 def test_a_sentence_encoder_stays_one(place, tmp_path):
     """Modules, prompts and lengths are the folder's, and its vectors are those that are trained."""
     base = minibert.load(place / "base")

@@ -74,6 +74,7 @@ def test_verify_only_writes_nothing(source):
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
 
 
+@pytest.mark.slow
 @needs_torch
 def test_orbax(source, tmp_path, monkeypatch):
     pytest.importorskip("orbax.checkpoint")
@@ -85,6 +86,7 @@ def test_orbax(source, tmp_path, monkeypatch):
     assert run("--verify-only", tmp_path / "orbax").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtype(dtype, source, tmp_path):
     result = run(source, tmp_path / "out", "--dtype", dtype)
@@ -213,6 +215,7 @@ def test_wrong_weights_are_refused(source, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["source"]
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("field", ["output_attentions", "output_hidden_states", "return_dict"])
 def test_output_switches_in_the_config(field, source, tmp_path):

@@ -15,6 +15,7 @@ from converting import needs_torch, run
 from folders import contents
 from minibert.models.registry import MODELS
 from minibert.nn import activations
+from slowly import slow_but
 from tiny import drawn
 
 CROSSED = {"add_cross_attention": True}
@@ -34,6 +35,7 @@ CASES += [
     ("GPT2DoubleHeadsModel", {"summary_type": "mean", "summary_use_proj": False}),
     ("GPT2ForSequenceClassification", {"pad_token_id": 5, "num_labels": 3}),
 ]
+QUICK = [("RobertaForMaskedLM", {}), ("BertLMHeadModel", {}), ("GPT2LMHeadModel", CROSSED)]
 
 
 def save(folder, name, **config):
@@ -45,7 +47,7 @@ def save(folder, name, **config):
 
 
 @needs_torch
-@pytest.mark.parametrize(("name", "config"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "config"), slow_but(CASES, *QUICK), ids=str)
 def test_every_class_is_verified(name, config, tmp_path):
     source = save(tmp_path, name, **config)
     result = run(source, tmp_path / "out")
@@ -91,6 +93,7 @@ def test_the_hubs_gpt2(tmp_path):
     assert contents(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 @needs_torch
 def test_orbax(tmp_path, monkeypatch):
     pytest.importorskip("orbax.checkpoint")
@@ -102,6 +105,7 @@ def test_orbax(tmp_path, monkeypatch):
     assert run("--verify-only", tmp_path / "orbax").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtype_and_shards(dtype, tmp_path):
     source = save(tmp_path, "GPT2LMHeadModel")
@@ -139,6 +143,7 @@ def test_inputs_are_in_range(pad, tmp_path):
     assert set(padding) == {7 if pad == 7 else 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "name"),
     [

@@ -184,6 +184,7 @@ def test_the_tokenizer_is_left_alone():
     assert tokenizer.model_max_length == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["mean_of_last_four", "last_four_concatenated"])
 def test_layers(layers):
     """The hidden states that the seeds choose among."""
@@ -207,6 +208,7 @@ def test_dense_behind_dense():
     assert ours.get_sentence_embedding_dimension() == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype, tmp_path):
     sentences.encoder().save_pretrained(tmp_path / "ours")

@@ -54,6 +54,7 @@ def close(ours: object, theirs: object) -> None:
     np.testing.assert_allclose(ours, theirs, atol=EMBEDDING, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "modes"), COMBINED)
 def test_poolings_there_and_back(family, modes, tmp_path):
     ours = sentences.encoder(family, pooling=modes)
@@ -104,6 +105,7 @@ def test_modules_in_any_order_theirs_can_have(tmp_path):
     close(ours.encode(TEXTS), theirs.encode(TEXTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "include"), [("BertModel", True), ("BertModel", False), ("GPT2Model", False)]
 )
@@ -268,6 +270,7 @@ def test_search(chunk, top_k):
         assert abs(ours["score"] - theirs["score"]) <= EMBEDDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [None, 6])
 def test_the_length_at_which_texts_are_cut(length, tmp_path):
     """In the tokenizer's file, as newer folders have it, or in the transformer's, as older ones."""

@@ -11,6 +11,8 @@ from minibert.errors import InputError, NotFiniteError
 from minibert.generation.config import GenerationConfig
 from minibert.nn.layers import Dropout
 
+pytestmark = pytest.mark.unoptimised
+
 
 def tiny(**config):
     return minibert.GPT2LMHeadModel(minibert.GPT2Config.tiny(**config), rngs=nnx.Rngs(0)).eval()
@@ -53,6 +55,7 @@ def fails(error, message, model, prompts, streamed=False, **options):
             list(minibert.stream(model, prompts, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_logits_that_are_nan_name_the_row(way):
     model = tiny()
@@ -94,6 +97,7 @@ BANNED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way"),
     [*(("suppressed", way) for way in WAYS), ("bad words", "greedy"), ("no end yet", "greedy")],
@@ -105,6 +109,7 @@ def test_rows_that_no_token_can_follow(name, way):
     fails(InputError, message, tiny(), [[1, 2], [7, 8]], streamed, **options)
 
 
+@pytest.mark.slow
 def test_only_rows_that_go_on_need_a_token():
     """Three tokens that may not be repeated: the end comes last, and is enough."""
     model, options = tiny(), {"suppress_tokens": all_but(7, 8, 9), "no_repeat_ngram_size": 1}
@@ -120,6 +125,7 @@ def test_only_rows_that_go_on_need_a_token():
         next(steps)
 
 
+@pytest.mark.slow
 def test_fewer_texts_than_beams():
     options = {"max_new_tokens": 1, "suppress_tokens": all_but(7, 8), "eos_token_id": None}
     found = minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=2, **options)
@@ -128,6 +134,7 @@ def test_fewer_texts_than_beams():
         minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=3, **options)
 
 
+@pytest.mark.slow
 def test_what_a_calls_config_leaves_open_is_the_checkpoints():
     stored = {"eos_token_id": 7, "pad_token_id": 9, "max_new_tokens": 4}
     model, free = tiny(generation=stored), tiny()
@@ -170,6 +177,7 @@ def test_dropout_names_the_keys_it_wants(wrong):
         Dropout(0.5)(jnp.ones(3), wrong)
 
 
+@pytest.mark.slow
 def test_a_mask_as_transformers_has_it_with_a_cache():
     model = tiny()
     past = model(np.array([[1, 2, 3]]), past_key_values=model.init_cache(1, 8)).past_key_values
@@ -177,6 +185,7 @@ def test_a_mask_as_transformers_has_it_with_a_cache():
         model(np.array([[4]]), past_key_values=past, attention_mask=np.ones((1, 4), int))
 
 
+@pytest.mark.slow
 def test_a_cache_that_remembers_an_encoder():
     crossed = tiny(add_cross_attention=True)
     states = np.ones((1, 5, 24), np.float32)

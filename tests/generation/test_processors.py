@@ -11,6 +11,7 @@ import pytest
 from minibert.generation.config import GenerationConfig
 from minibert.generation.processors import History
 
+pytestmark = pytest.mark.unoptimised
 VOCAB, SLOTS, START = 23, 12, 7  # full after five tokens
 ENDS = (5, 11)
 LENGTHS = (START, 1, 4, 2, START - 1)  # of the prompts; one token has rules of its own
@@ -146,6 +147,7 @@ def test_as_transformers_does_row_by_row(options, step):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_random_chain_acts_in_transformers_order():
     pool = {name: value for options in CASES for name, value in options.items()}
     del pool["renormalize_logits"], pool["remove_invalid_values"]  # the last of all; overflows
@@ -191,6 +193,7 @@ EVERYTHING = GenerationConfig.from_dict(CASES[-1]).replace(
 )
 
 
+@pytest.mark.slow
 def test_rows_know_neither_padding_nor_neighbours():
     history, texts = histories(3, 2)
     scores = random_scores(3)

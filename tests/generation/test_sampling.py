@@ -8,6 +8,7 @@ import pytest
 from minibert.generation.config import GenerationConfig
 from minibert.generation.sampling import Sampling, draw, draw_distinct, kth_largest, row_keys
 
+pytestmark = pytest.mark.unoptimised
 VOCAB = 150
 apply = jax.jit(lambda sampling, scores: sampling(scores))
 
@@ -126,6 +127,7 @@ def test_the_kth_largest_of_any_floats():
         np.testing.assert_array_equal(found, np.sort(scores)[:, -k])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["top_p", "typical_p"])
 def test_a_part_of_the_vocabulary_is_sorted_first(monkeypatch, name, share):

@@ -29,6 +29,7 @@ def single(name: str, **config: object):
     return jax.tree.map(lambda leaf: jax.numpy.asarray(np.float32(leaf)), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "GPT2Model", "GPT2LMHeadModel"])
 def test_its_own_outputs(name):
     model = single(name)
@@ -56,6 +57,7 @@ def test_positional_arguments_are_the_models_own():
     assert (head(IDS, MASK).logits == head(IDS, attention_mask=MASK).logits).all()
 
 
+@pytest.mark.slow
 def test_one_program_a_shape():
     model = single("BertModel", hidden_size=12, intermediate_size=20)
     fast = compiled(model)
@@ -155,6 +157,7 @@ GROUPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPED)
 def test_rows_in_groups(name, monkeypatch):
     """Blocks that are given some rows at a time return what they return for all."""

@@ -8,10 +8,11 @@ from conftest import FLOAT64
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
 import oracle  # noqa: E402
-from families import CLASSES, FACTS, OF_CLASS  # noqa: E402
+from families import CLASSES, FACTS, OF_CLASS, SOME  # noqa: E402
 from minibert.models.registry import MODELS  # noqa: E402
 from minibert.nn.activations import ACTIVATION_NAMES  # noqa: E402
 from oracle import arguments, worst  # noqa: E402
+from slowly import slow_but  # noqa: E402
 
 
 def of_families(name):
@@ -37,7 +38,7 @@ def test_classes(name, padding, tmp_path):
     assert worst(name, tmp_path, theirs, given) <= FLOAT64
 
 
-@pytest.mark.parametrize("act", ACTIVATION_NAMES)
+@pytest.mark.parametrize("act", slow_but(ACTIVATION_NAMES, "gelu", "gelu_new", "relu"))
 @of_families("words")
 def test_activations(name, act, tmp_path):
     theirs = oracle.saved(name, tmp_path, **{OF_CLASS[name].activation: act})
@@ -119,8 +120,14 @@ def test_head_mask_scales_the_returned_weights(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        *CLASSES.items(),
-        *[(facts.words, config) for facts in FACTS.values() for config in facts.gradients],
+        *[(name, CLASSES[name]) for name in SOME],
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *[(name, config) for name, config in CLASSES.items() if name not in SOME],
+                *[(facts.words, config) for facts in FACTS.values() for config in facts.gradients],
+            )
+        ],
     ],
     ids=str,
 )

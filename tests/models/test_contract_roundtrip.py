@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import minibert  # noqa: E402
 import oracle  # noqa: E402
-from families import CLASSES, FACTS, OF_CLASS  # noqa: E402
+from families import CLASSES, FACTS, OF_CLASS, SOME  # noqa: E402
 from folders import contents  # noqa: E402
 from minibert.errors import (  # noqa: E402
     CheckpointMismatchError,
@@ -23,7 +23,9 @@ from minibert.errors import (  # noqa: E402
     PickleRefusedError,
 )
 from oracle import arguments  # noqa: E402
+from slowly import slow_but  # noqa: E402
 
+pytestmark = pytest.mark.unoptimised
 WEIGHTS = "model.safetensors"
 
 
@@ -38,8 +40,8 @@ def rewrite(folder, change):
 
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["single", "sharded"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("dtype", slow_but(["float32", "float16", "bfloat16"], "bfloat16"))
+@pytest.mark.parametrize("name", slow_but(CLASSES, *SOME))
 def test_bytes_and_outputs(name, dtype, shard, tmp_path):
     theirs = oracle.torch_model(name, **CLASSES[name]).to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path / "in", max_shard_size=shard)

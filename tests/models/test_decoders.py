@@ -106,6 +106,7 @@ def test_switches_reach_cross_attention(config, tmp_path):
     assert worst("GPT2LMHeadModel", tmp_path, theirs, given) <= FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CROSSED)
 def test_gradients(name, tmp_path):
     theirs = oracle.saved(name, tmp_path, **CROSSED[name])

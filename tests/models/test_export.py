@@ -39,6 +39,7 @@ assert "minibert" not in sys.modules and "flax" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["BertModel", "GPT2LMHeadModel"])
 def test_exported_to_a_process_without_it(name, tmp_path):
     model = single(name)
@@ -63,6 +64,7 @@ def test_exported_to_a_process_without_it(name, tmp_path):
             np.testing.assert_allclose(found[key], expected[key], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exported_with_options_and_sizes():
     fast = compiled(single("BertModel"))
     program = fast.export((3, 7), inputs=["input_ids"], output_hidden_states=True)
@@ -75,6 +77,7 @@ def test_exported_with_options_and_sizes():
         program.call(fast.parameters, {"input_ids": IDS[:2].astype(np.int32)})
 
 
+@pytest.mark.slow
 def test_exported_with_a_heads_own_option():
     fast = compiled(single("GPT2LMHeadModel"))
     program = fast.export(inputs=["input_ids"], logits_to_keep=np.int64(1))
@@ -84,6 +87,7 @@ def test_exported_with_a_heads_own_option():
         fast.export((2, 4), use_cache=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_exported_with_positions_that_restart(use_cache):
     """An export computes what its model does with the same arguments."""

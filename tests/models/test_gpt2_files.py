@@ -56,6 +56,7 @@ def as_saved_by_old_versions(tensors):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [as_published, as_saved_by_old_versions])
 @pytest.mark.parametrize("name", HEADS)
 def test_every_class_from_one_file(name, layout, tmp_path):

@@ -19,6 +19,7 @@ def counted(mask):
     return np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [BARE, LM])
 def test_left_padding_with_counted_positions(name, tmp_path):
     """Every row computes what it computes alone, without padding."""

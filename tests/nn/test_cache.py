@@ -12,6 +12,7 @@ import minibert
 from conftest import FLOAT64
 from minibert.errors import InputError
 from minibert.nn.cache import KVCache
+from slowly import slow_but
 from tiny import drawn
 
 GPT2, BERT = "GPT2LMHeadModel", "BertLMHeadModel"
@@ -83,7 +84,7 @@ def error(mask, one, other):
 
 
 @pytest.mark.parametrize("sizes", CHUNKS.values(), ids=CHUNKS)
-@pytest.mark.parametrize("padding", MASKS)
+@pytest.mark.parametrize("padding", slow_but(MASKS, "left"))
 @pytest.mark.parametrize("name", [GPT2, BERT])
 def test_pieces_are_the_whole(name, padding, sizes):
     model, mask = drawn(name, **SETTINGS[name]), MASKS[padding]
@@ -96,6 +97,7 @@ def test_pieces_are_the_whole(name, padding, sizes):
     np.testing.assert_array_equal(cache.mask, mask == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_defaults_go_on_from_the_cache(name):
     """Positions count on, nothing is padding, and more room than is needed changes nothing."""
@@ -111,7 +113,7 @@ def test_defaults_go_on_from_the_cache(name):
 
 @pytest.mark.parametrize("each", [False, True], ids=["encoder once", "encoder each time"])
 @pytest.mark.parametrize("encoder_mask", [None, ENCODER_MASK], ids=["unpadded", "padded"])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", slow_but(SETTINGS, GPT2, BERT))
 def test_cross_attention(name, encoder_mask, each):
     model, mask = drawn(name, **SETTINGS[name], add_cross_attention=True), MASKS["left"]
     given = {"input_ids": IDS, "attention_mask": mask, "position_ids": positions(mask)}
@@ -149,6 +151,7 @@ def test_other_encoder_states_take_the_place_of_the_first():
     assert np.abs(np.asarray(found - expected)).max() <= FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["GPT2DoubleHeadsModel", "GPT2ForSequenceClassification", "BertLMHeadModel"]
 )
@@ -215,6 +218,7 @@ def test_one_compiled_step_serves_every_token(name):
     assert np.abs(np.concatenate(found, axis=1) - np.asarray(model(IDS).logits)).max() <= FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [GPT2, BERT])
 @pytest.mark.parametrize("sizes", [(SEQ, 1), (8, 4), (12,), (1,) * 12], ids=str)
 def test_overflow(sizes, name):
@@ -275,6 +279,7 @@ def test_all_padding_is_finite():
     assert np.abs(np.asarray(outputs.logits - model(IDS[:, 4:]).logits)).max() <= FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}])
 def test_a_cache_is_kept_in_the_dtype_of_the_computation(options):
     config = minibert.GPT2Config.tiny(n_layer=1)

@@ -13,6 +13,7 @@ import transformers  # noqa: E402
 import minibert  # noqa: E402
 import oracle  # noqa: E402
 from oracle import CACHE, SEQ, arguments  # noqa: E402
+from slowly import slow_but  # noqa: E402
 
 ENCODED = np.random.default_rng(1).normal(size=(3, 5, 24))
 ENCODER_MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0]])
@@ -38,8 +39,10 @@ def layers(cache):
     return [(layer.keys.numpy(), layer.values.numpy()) for layer in cache.layers]
 
 
-@pytest.mark.parametrize("sizes", [[1] * SEQ, [7, 1, 1, 1, 1], [4, 4, 3]], ids=str)
-@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize(
+    "sizes", slow_but([[1] * SEQ, [7, 1, 1, 1, 1], [4, 4, 3]], [7, 1, 1, 1, 1]), ids=str
+)
+@pytest.mark.parametrize("padding", slow_but(["left", "right"], "left"))
 @pytest.mark.parametrize("name", SETTINGS)
 def test_steps(name, padding, sizes, tmp_path):
     compare(name, padding, sizes, tmp_path, SETTINGS[name], {})
@@ -52,6 +55,7 @@ def test_steps_that_attend_both_ways(name, sizes, tmp_path):
     compare(name, "left", sizes, tmp_path, SETTINGS[name] | {"is_causal": False}, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertLMHeadModel"])
 def test_generation_that_attends_both_ways(name, options, tmp_path):

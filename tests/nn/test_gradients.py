@@ -24,6 +24,7 @@ from minibert.embedding.modules import Normalize, Pooling, SentenceModel  # noqa
 from minibert.errors import InputError  # noqa: E402
 from minibert.nn.activations import ACTIVATION_NAMES, activation  # noqa: E402
 from minibert.nn.tree import Structure, parameters  # noqa: E402
+from slowly import slow_but  # noqa: E402
 from tiny import drawn  # noqa: E402
 
 F = torch.nn.functional
@@ -32,13 +33,15 @@ TOLERANCES = {jnp.float32: SINGLE, jnp.float64: GRADIENT}
 
 
 @pytest.mark.parametrize(
-    ("transform", "width"), [(gradients.gradient, 30), (gradients.batched, 24)]
+    ("transform", "width"),
+    slow_but([(gradients.gradient, 30), (gradients.batched, 24)], (gradients.gradient, 30)),
 )
 @pytest.mark.parametrize("name", CASES)
 def test_double_precision(name, transform, width):
     assert gradients.distance(CASES[name], transform, width, jnp.float64) <= GRADIENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_single_precision(name):
     assert gradients.distance(CASES[name], gradients.gradient, 36, jnp.float32) <= SINGLE
@@ -210,6 +213,7 @@ def test_the_norm_that_a_trainer_returns(tmp_path):
     assert abs(float(metrics["grad_norm"]) - norm) <= GRADIENT * norm
 
 
+@pytest.mark.slow
 def test_texts_that_share_a_row():
     """As if each were alone, also where a row has places for texts that it does not hold."""
     with oracle.float64():

@@ -45,6 +45,7 @@ def test_greedy_text_is_that_of_transformers(ours, theirs):
     assert_same(ours(PROMPT, **GREEDY), theirs(PROMPT, **GREEDY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -64,6 +65,7 @@ def test_options(ours, theirs, options):
         assert_same(ours(text, **given), theirs(text, **given))
 
 
+@pytest.mark.slow
 def test_total_lengths_count_each_prompt(folder, theirs):
     ours = pipeline("text-generation", folder)
     texts = [PROMPT, "a", " ".join(SENTENCES[:2])]
@@ -75,6 +77,7 @@ def test_total_lengths_count_each_prompt(folder, theirs):
     assert_same(ours(texts, **options), [theirs(text, **options) for text in texts])
 
 
+@pytest.mark.slow
 def test_a_decoding_bert(minilm, tmp_path):
     folder = bert("BertLMHeadModel", tmp_path, is_decoder=True)
     theirs = transformers.pipeline("text-generation", str(folder), device="cpu")
@@ -121,6 +124,7 @@ def test_text_stops_at_a_stop_string(ours, theirs):
     assert stopped[0]["generated_text"].startswith(PROMPT + whole[:end])
 
 
+@pytest.mark.slow
 def test_a_callback_gets_the_text_in_pieces(ours):
     pieces = []
     whole = ours(PROMPT, callback=pieces.append, return_full_text=False, max_new_tokens=60)
@@ -152,6 +156,7 @@ def test_where_text_stops():
     assert stopped("", []) is None
 
 
+@pytest.mark.slow
 def test_a_key_draws(ours):
     key = jax.random.key(0)
     one, other = ours(PROMPT, key=key), ours(PROMPT, key=jax.random.key(1))

@@ -129,7 +129,6 @@ sys.stdout.write(json.dumps([right, contiguous, replicated, unreduced]))
 """
 
 
-@pytest.mark.slow
 def test_planted_mistakes_are_seen():
     right, contiguous, replicated, unreduced = python("-c", PLANTED)
     alone = python(SCRIPT, json.dumps([{"family": "gpt2", "sizes": None}]))[0]["losses"][:2]

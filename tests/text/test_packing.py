@@ -19,6 +19,7 @@ from minibert.text.batching import (
     plan_packed,
     slots_of,
 )
+from slowly import slow_but
 from tiny import drawn
 
 DRAW = np.random.default_rng(0)
@@ -71,7 +72,7 @@ def test_arrays():
     ]
 
 
-@pytest.mark.parametrize("mode", POOLINGS)
+@pytest.mark.parametrize("mode", slow_but(POOLINGS, "mean"))
 @pytest.mark.parametrize("name", ["BertModel", "GPT2Model"])
 def test_as_if_alone(name, mode):
     """Every pooling, with a prompt left out; and a neighbour changes nothing at all."""
@@ -97,6 +98,7 @@ def test_as_if_alone(name, mode):
         assert np.abs(changed[0, 1] - vectors[0, 1]).max() > 1000 * FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["BertModel", "GPT2Model"])
 def test_encoding(name):
     """In few programs, in the texts' order; texts too long for a shared row have their own."""
@@ -111,6 +113,7 @@ def test_encoding(name):
     assert encoder.encode("the", packing=8).shape == (24,)
 
 
+@pytest.mark.slow
 def test_chunks(monkeypatch):
     encoder = sentences.encoder()
     texts = sentences.texts(150, 60, seed=3)

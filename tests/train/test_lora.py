@@ -31,6 +31,7 @@ def apart(model, given, expected) -> float:
     return max(oracle.errors(found, expected, given["attention_mask"]).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), adapters.CASES.values(), ids=list(adapters.CASES))
 def test_in_both_directions(name, settings, tmp_path):
     theirs = adapters.base(name, tmp_path / "base")
@@ -252,6 +253,7 @@ def quietly(model):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_only_the_adapter_is_trained(name, tmp_path):
     adapters.base(name, tmp_path)

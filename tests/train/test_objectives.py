@@ -28,6 +28,7 @@ from references import (
     hf,
     ranking,
 )
+from slowly import slow_but
 
 SEQ, ROWS = oracle.SEQ, 3
 
@@ -247,9 +248,10 @@ CASES = {
         "GPT2LMHeadModel", distil(train.causal_lm), taught(own_words, VOCAB, (SEQ,)), loss=distilled
     ),
 }
+QUICK = ("causal", "masked", "one label", "tokens GPT-2", "spans", "pairs", "taught label")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(CASES, *QUICK))
 def test_loss_and_gradients(name, tmp_path):
     case = CASES[name]
     batch = case.batch()
@@ -265,6 +267,7 @@ def test_loss_and_gradients(name, tmp_path):
     assert losses.distance(found, expected) <= GRADIENT
 
 
+@pytest.mark.slow
 def test_texts_that_share_a_row(tmp_path):
     """Without padding, as transformers' collator makes it and its `Trainer` computes it."""
     lengths, draw = (4, 1, 6), np.random.default_rng(3)
@@ -290,6 +293,7 @@ def test_texts_that_share_a_row(tmp_path):
     assert np.abs(taught["teacher_logits"][0] - scores).max() <= FLOAT64
 
 
+@pytest.mark.slow
 def test_a_teacher_adds_its_scores(tmp_path):
     """And who learns from itself has nothing to learn."""
     batch = losses.words("BertForMaskedLM") | {

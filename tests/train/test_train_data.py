@@ -276,6 +276,7 @@ if __name__ == "__main__":  # workers import this file
 """
 
 
+@pytest.mark.slow
 def test_killed_with_a_worker(tmp_path):
     """The worker ends too, and the position last known leads to the batches that follow."""
     script = tmp_path / "killed.py"
