@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ def run_blocks(
     blocks: Iterable[Callable[..., BlockOutput]],
     hidden: Float[Array, "batch seq hidden"],
     *,
-    mask: Bool[Array, "#batch 1 #seq keys"] | None = None,
+    masks: Sequence[Bool[Array, "#batch 1 #seq keys"] | None],
     head_mask: Inexact[Array, "layers heads"] | None = None,
     encoded: Float[Array, "batch encoder_seq hidden"] | None = None,
     encoder_mask: Bool[Array, "batch 1 1 encoder_seq"] | None = None,
@@ -71,10 +71,10 @@ def run_blocks(
     """Applies blocks one after the other.
 
     Args:
-        blocks: each takes hidden states, mask, its heads' factors, the encoder's states, their
-            mask, its part of the cache and random keys.
+        blocks: those that run, in order; each takes hidden states, its mask, its heads' factors,
+            the encoder's states, their mask, its part of the cache and random keys.
         hidden: what goes in.
-        mask: where a query may look.
+        masks: where a query may look, in each block that runs.
         head_mask: a factor for each layer's heads' weights.
         encoded: an encoder's states.
         encoder_mask: which of them are not padding.
@@ -87,7 +87,7 @@ def run_blocks(
     run, sharding = _runner(execution), execution.sharding
     done: list[BlockOutput] = []
     states = [hidden if sharding is None else by_rows(sharding, hidden)]
-    for number, block in enumerate(blocks):
+    for number, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
         factors = None if head_mask is None else head_mask[number]
         layer = None if past is None else past.layer(number)
         given = (mask, factors, encoded, encoder_mask, layer, _key(rngs))

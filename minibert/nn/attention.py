@@ -69,6 +69,7 @@ def attend(
     *,
     scale: float | None = None,
     mask: Bool[Array, "#batch 1 #queries keys"] | None = None,
+    bias: Float[Array, "#batch #heads queries keys"] | None = None,
     head_mask: Inexact[Array, " heads"] | None = None,
     dropout: Callable[[Array], Array] | None = None,
     sharded: bool = False,
@@ -82,6 +83,7 @@ def attend(
         query, key, value: the projections, already split into heads.
         scale: what the scores are multiplied with; 1/√head_dim when None.
         mask: True where a query may look at a key; None for everywhere.
+        bias: added to the scaled scores, such as one of relative positions.
         head_mask: a factor for each head's weights.
         dropout: applied to the weights.
         sharded: whether the arrays are split over devices, so that cutting them would gather them.
@@ -90,7 +92,7 @@ def attend(
         The weighted values, and the weights after dropout and head mask.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = _scores(scale, query, key, mask)
+    scores = _scores(scale, query, key, mask, bias)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if dropout is not None:
         weights = dropout(weights)
@@ -99,13 +101,16 @@ def attend(
     changed = dropout is not None or head_mask is not None
     if not (changed or sharded) and isinstance(query, Tracer):
         # a program that does not return the weights does not compute them
-        return _context(scale, query, key, value, mask), weights
+        return _context(scale, query, key, value, mask, bias), weights
     return _weighted(weights, value), weights
 
 
-def _scores(scale: float, query: Array, key: Array, mask: Array | None) -> Array:
+def _scores(
+    scale: float, query: Array, key: Array, mask: Array | None, bias: Array | None
+) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = scale * jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
+    scores = scores if bias is None else scores + bias
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(wide).min)
 
 
@@ -115,7 +120,7 @@ def _weighted(weights: Array, value: Array) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _context(
-    scale: float, query: Array, key: Array, value: Array, mask: Array | None
+    scale: float, query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
 ) -> Float[Array, "batch heads queries head_dim"]:
     """The weighted values alone, in the way that suits the platform; its derivative is plain."""
     return jax.lax.platform_dependent(
@@ -123,13 +128,16 @@ def _context(
         key,
         value,
         mask,
+        bias,
         cpu=functools.partial(context_on_cpu, scale),
         default=functools.partial(_plain, scale),
     )
 
 
-def _plain(scale: float, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    scores = _scores(scale, query, key, mask)
+def _plain(
+    scale: float, query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
+) -> Array:
+    scores = _scores(scale, query, key, mask, bias)
     return _weighted(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
 
 

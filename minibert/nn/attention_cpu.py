@@ -17,12 +17,13 @@ CACHED_SCORES = 4 << 20  # and where it does not: as many as the caches hold
 
 
 def context_on_cpu(
-    scale: float, query: Array, key: Array, value: Array, mask: Array | None
+    scale: float, query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
 ) -> Float[Array, "batch heads queries head_dim"]:
     """One division a query, not one a weight; and no more scores at a time than caches hold."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    # added as PyTorch does it: the sum is the lowest number itself, and XLA has a kernel for sums
-    bias = None if mask is None else jnp.where(mask, 0, jnp.finfo(wide).min).astype(wide)
+    if mask is not None:
+        # added as PyTorch does it: the sum is the lowest number itself, and XLA has a kernel for it
+        bias = jnp.where(mask, 0 if bias is None else bias, jnp.finfo(wide).min).astype(wide)
 
     def weighted(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
         # else XLA would spread both over all scores, once for all layers, and read that in each
@@ -55,8 +56,9 @@ def context_on_cpu(
             return jax.lax.dynamic_slice(array, start, sizes).swapaxes(1, 2)
 
         seen = bias
-        if bias is not None and bias.shape[0] > 1:
-            seen = jax.lax.dynamic_slice_in_dim(bias, row, rows_at_once)
+        for axis, begin, size in ((0, row, rows_at_once), (1, head, heads_at_once)):
+            if seen is not None and seen.shape[axis] > 1:
+                seen = jax.lax.dynamic_slice_in_dim(seen, begin, size, axis)
         here = weighted(cut(query), cut(key), cut(value), seen)
         return jax.lax.dynamic_update_slice(context, here.swapaxes(1, 2), start)
 

@@ -120,6 +120,7 @@ def test_the_table_has_no_empty_place():
         assert "`test_" in row[2], row
 
 
+@pytest.mark.slow
 def test_text(ran):
     name, fresh, _ = ran
     source = "".join(cell.source for cell in code_cells(fresh))
@@ -130,6 +131,7 @@ def test_text(ran):
         assert alike(texts(found), texts(expected)), f"{texts(found)}\nnot\n{texts(expected)}"
 
 
+@pytest.mark.slow
 def test_pictures(ran):
     image = pytest.importorskip("matplotlib.image")
     name, fresh, _ = ran
@@ -155,6 +157,7 @@ def test_pictures(ran):
     assert count >= 1
 
 
+@pytest.mark.slow
 def test_time(ran):
     name, _, seconds = ran
     assert seconds < SECONDS, name

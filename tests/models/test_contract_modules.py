@@ -8,8 +8,11 @@ import pytest
 from flax import nnx
 
 import minibert
-from families import CLASSES, FACTS, OF_CLASS
+from families import CLASSES, FACTS, OF_CLASS, SOME
 from minibert.errors import InputError
+from minibert.models.stack import run_blocks
+from minibert.nn.tree import submodules
+from slowly import slow_but
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 
@@ -37,7 +40,7 @@ def test_dropout_needs_keys_and_obeys_them(name):
     assert np.abs(one - model(ids)[0]).max() > LEAST[name in BASES]
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_but(CLASSES, *SOME))
 def test_dropout_obeys_keys_under_jit(name):
     ids = IDS[None] if name in OF_CLASS[name].choices else IDS
     call = jax.jit(lambda model, key: model(ids, rngs=nnx.Rngs(dropout=key))[0])
@@ -56,6 +59,22 @@ def test_checkpointing_of_gradients_leaves_the_tree_as_it_was(name):
     assert jax.tree.structure(model) != before
     model.gradient_checkpointing_disable()
     assert jax.tree.structure(model) == before
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_block_has_its_own_mask(name):
+    model = fresh(name, initializer_range=0.1).eval()
+    parts = dict(submodules(model))
+    blocks = [parts[f"{model.blocks}.{number}"] for number in range(2)]
+    hidden = jax.random.normal(jax.random.key(0), (2, 5, 24))
+    masks = [jnp.arange(5) < 3, jnp.arange(5) != 1]
+    masks = [jnp.broadcast_to(mask, (2, 1, 1, 5)) for mask in masks]
+    expected = blocks[1](blocks[0](hidden, masks[0]).hidden, masks[1]).hidden
+    found, swapped = (run_blocks(blocks, hidden, masks=given) for given in (masks, masks[::-1]))
+    np.testing.assert_array_equal(found.last_hidden_state, expected)
+    assert np.abs(swapped.last_hidden_state - expected).max() > 1e-3
+    with pytest.raises(ValueError, match="shorter"):
+        run_blocks(blocks, hidden, masks=masks[:1])
 
 
 @pytest.mark.parametrize("name", [facts.words for facts in FACTS.values()])

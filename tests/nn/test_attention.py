@@ -115,6 +115,17 @@ def test_against_jax_nn():
     np.testing.assert_allclose(attend(query, key, value, mask=mask)[0], expected, atol=1e-5)
 
 
+def test_a_bias_is_added_to_the_scores():
+    query, key, value = qkv()
+    bias = jnp.log(jnp.array([1.0, 2.0, 3.0, 4.0]))
+    mask = jnp.array([True, True, False, True])[None, None, None]
+    _, plain = attend(query, key, value, mask=mask)
+    _, weights = attend(query, key, value, mask=mask, bias=jnp.broadcast_to(bias, (1, 1, 4, 4)))
+    expected = plain * jnp.arange(1.0, 5)
+    expected /= expected.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
 def test_scale():
     """1/√head_dim unless it is given; what it multiplies is the scores."""
     query, key, value = qkv()
@@ -166,22 +177,35 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS)
+BIASES = {
+    "alike": DRAW.normal(size=(1, 1, 7, 5)),
+    "of heads": DRAW.normal(size=(1, 4, 7, 5)),
+    "of rows": DRAW.normal(size=(6, 1, 7, 5)),
+    "of both": DRAW.normal(size=(6, 4, 7, 5)),
+}
+SEEN = {mask: (mask, None) for mask in MASKS}
+SEEN |= {f"nothing, a bias {name}": ("nothing", name) for name in BIASES}
+SEEN |= {f"{mask}, a bias of heads": (mask, "of heads") for mask in ("both", "no key")}
+
+
+@pytest.mark.parametrize("seen", SEEN)
 @pytest.mark.parametrize("fitting", [1, 3, 11, 24])
-def test_in_groups(mask, fitting, monkeypatch):
+def test_in_groups(seen, fitting, monkeypatch):
     """Some heads, some rows, or all at a time; alone, derived, and for many at once."""
     with jax.enable_x64(True):
         arrays = large(monkeypatch)
-        seen = None if MASKS[mask] is None else jnp.asarray(MASKS[mask])
-        expected, weights = attend(*arrays, scale=0.3, mask=seen)
+        given = MASKS[SEEN[seen][0]], BIASES.get(SEEN[seen][1])
+        mask, bias = (None if array is None else jnp.asarray(array) for array in given)
+        alike = functools.partial(attend, scale=0.3, mask=mask, bias=bias)
+        expected, weights = alike(*arrays)
         hold(monkeypatch, fitting * 7 * 5 * 8)
-        program = jax.jit(lambda *arrays: attend(*arrays, scale=0.3, mask=seen))
+        program = jax.jit(alike)
         found = program(*arrays)
         assert ("while" in program.lower(*arrays).as_text()) == (fitting < 24)
         np.testing.assert_allclose(found[0], expected, atol=1e-12)
         np.testing.assert_allclose(found[1], weights, atol=1e-12)
         stacked = [jnp.stack([array, 2 * array]) for array in arrays]
-        twice = jax.jit(jax.vmap(lambda *arrays: attend(*arrays, scale=0.3, mask=seen)[0]))
+        twice = jax.jit(jax.vmap(lambda *arrays: alike(*arrays)[0]))
         np.testing.assert_allclose(twice(*stacked)[0], expected, atol=1e-12)
 
 

@@ -199,7 +199,7 @@ def attention(seen: str = "all", **options: Any) -> Case:
     """Of queries, keys and values that a layer computes; with `weights`, they count too."""
     scale, dropped = options.get("scale"), options.get("dropout", False)
     factors = options.get("head_mask", False)
-    weighed = options.get("weights", False)
+    weighed, biased = options.get("weights", False), options.get("bias", False)
 
     def ours(h, a, c):
         count = heads(h.shape[-1])
@@ -208,6 +208,7 @@ def attention(seen: str = "all", **options: Any) -> Case:
             *parts,
             scale=scale,
             mask=c.get("seen"),
+            bias=((h * a["bias"]) @ h.mT)[:, None] if biased else None,
             head_mask=jnp.stack([a["heads"][0]] * count) if factors else None,
             dropout=(lambda w: jnp.where(c["kept"], w / 0.8, 0)) if dropped else None,
             sharded=options.get("sharded", False),
@@ -219,6 +220,8 @@ def attention(seen: str = "all", **options: Any) -> Case:
         parts = (h, h * a["key"], h + a["value"])
         query, key, value = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part in parts)
         scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if biased:
+            scores = scores + ((h * a["bias"]) @ h.mT)[:, None]
         if "seen" in c:
             scores = scores.masked_fill(~c["seen"], torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores, dim=-1)
@@ -233,6 +236,7 @@ def attention(seen: str = "all", **options: Any) -> Case:
     given = {} if SEEN[seen] is None else {"seen": SEEN[seen]}
     given |= {"kept": KEPT} if dropped else {}
     shapes |= {"heads": lambda width: 1} if factors else {}
+    shapes |= {"bias": lambda width: width} if biased else {}
     return Case(ours, theirs, normal(**shapes), lambda draw, width: given)
 
 
@@ -242,6 +246,7 @@ ATTENTION = {
     "attention, causal, heads weighed": attention("causal", head_mask=True),
     "attention, causal and padding, dropout": attention("causal and padding", dropout=True),
     "attention, padding, sharded": attention("padding", sharded=True),
+    "attention, causal and padding, a bias": attention("causal and padding", bias=True),
     "attention, of each query, weights too": attention("of each query", weights=True),
 }
 

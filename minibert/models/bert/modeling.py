@@ -390,7 +390,7 @@ class BertModel(BertPreTrainedModel):
         )
         done = self.encoder(
             hidden,
-            mask=mask,
+            masks=[mask] * len(self.encoder.layer),
             head_mask=given.head_mask,
             encoded=given.encoder_hidden_states,
             encoder_mask=given.encoder_mask,

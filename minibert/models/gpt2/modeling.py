@@ -330,7 +330,7 @@ class GPT2Model(GPT2PreTrainedModel):
         done = run_blocks(
             self.h,
             self.drop(hidden, rngs),
-            mask=mask,
+            masks=[mask] * len(self.h),
             head_mask=given.head_mask,
             encoded=given.encoder_hidden_states,
             encoder_mask=given.encoder_mask,
