@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 import minibert
@@ -39,7 +38,6 @@ SENTENCES = (
     "A break statement ends the loop.",
 )
 PROMPT = "A function definition"
-NEW_TOKENS, TOP = 60, 5
 Report = dict[str, Any]
 
 
@@ -85,9 +83,10 @@ def _is_ours(folder: str) -> bool:
     Raises:
         TargetError: there is something else in it.
     """
-    if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
+    is_folder = os.path.isdir(folder)
+    found = set(os.listdir(folder)) if is_folder else set()
+    if not found and (is_folder or not os.path.lexists(folder)):
         return False
-    found = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     if REPORT not in found or found - {REPORT, *PICTURES}:
         raise TargetError(f"{folder}: exists, and is not of an earlier demo alone: choose another")
     return True
@@ -132,8 +131,8 @@ def _verify(models: dict[str, Any]) -> Report:
         ]
         for layer, (error, other) in enumerate(zip(ours, theirs, strict=True)):
             equal = "[green]equal[/]" if error <= BOUND else "[bold red]differs[/]"
-            row = f"{name} hidden_states[{layer}]"
-            table.add_row(escape(row), f"{error:.1e}", f"{other:.1e}", equal)
+            row = f"{name} hidden_states[{layer}]"  # a number in brackets is no markup
+            table.add_row(row, f"{error:.1e}", f"{other:.1e}", equal)
         report[name] = {
             "ours": ours,
             "torch": theirs.tolist(),
@@ -147,7 +146,7 @@ def _verify(models: dict[str, Any]) -> Report:
 def _fill() -> list[Report]:
     """Finds the masked words of some sentences."""
     _title("Fill a mask")
-    found = minibert.pipeline("fill-mask", assets.BERT)(list(MASKED), top_k=TOP)
+    found = minibert.pipeline("fill-mask", assets.BERT)(list(MASKED))
     report = []
     for text, answers in zip(MASKED, found, strict=True):
         output.print(text, markup=False)
@@ -176,15 +175,21 @@ def _write() -> Report:
     _title("Generate")
     write = minibert.pipeline("text-generation", assets.GPT2)
     output.print(f"[bold]{PROMPT}[/]", end="")
-    drawing: dict[str, Any] = {"do_sample": True, "temperature": 0.4, "top_k": 20}
-    drawing["key"] = jax.random.key(0)
     pieces: list[str] = []
 
     def show(piece: str) -> None:
         pieces.append(piece)
         output.print(piece, end="", markup=False)
 
-    write(PROMPT, max_new_tokens=NEW_TOKENS, callback=show, **drawing)
+    write(
+        PROMPT,
+        max_new_tokens=60,
+        callback=show,
+        do_sample=True,
+        temperature=0.4,
+        top_k=20,
+        key=jax.random.key(0),
+    )
     output.print()
     return {"prompt": PROMPT, "continuation": "".join(pieces)}
 
@@ -193,10 +198,9 @@ def _save(report: Report, bert: Any, folder: str) -> None:
     """Writes the report, and pictures of it, into an existing folder."""
     with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2, ensure_ascii=False)
-    paths = [os.path.join(folder, name) for name in PICTURES]
     try:
-        from minibert.inspection import demo_pictures
+        from minibert.inspection.demo_pictures import draw
 
-        demo_pictures.draw(report, bert, BOUND, paths)
+        draw(report, bert, BOUND, [os.path.join(folder, name) for name in PICTURES])
     except ImportError:
         output.print("No pictures: pip install matplotlib (or 'minibert-jax[plots]') draws them.")
