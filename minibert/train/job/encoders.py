@@ -61,8 +61,9 @@ class EncoderModules:
 
     def save(self, model: Any, tokenizer: Any, folder: str) -> None:
         """Writes a sentence-transformers folder, replacing the encoder that is in it."""
-        encoder = SentenceModel(model, self.chain)
-        save_encoder(encoder, tokenizer, self.settings, folder, overwrite=True)
+        save_encoder(
+            SentenceModel(model, self.chain), tokenizer, self.settings, folder, overwrite=True
+        )
 
 
 @contextlib.contextmanager

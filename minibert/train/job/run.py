@@ -100,9 +100,15 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     def dataset(source: Any, **options: Any) -> Any:
         return dataset_of(settings, source, training_tokenizer, label2id, share=share, **options)
 
-    steps = _steps(settings, dataset, source)
+    # one pass over the data counts the batches of an epoch: packing and windows decide it
+    steps = settings.steps or int(settings.epochs or 0) * sum(
+        1 for _ in dataset(source, drop_last=True)
+    )
     trainer = _trainer(settings, model, objective, sharding, steps)
-    evaluation = None if held is None else _evaluation(settings, dataset(held), steps)
+    evaluation = None
+    if held is not None:
+        every = settings.evaluate_every or steps
+        evaluation = Evaluation(batches=dataset(held), every=every, patience=settings.patience)
     checkpoints = Checkpoints(
         folder=os.path.join(settings.output, "checkpoints"),
         every=settings.checkpoint_every,
@@ -189,18 +195,6 @@ def clear(folder: str) -> None:
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
-def _steps(settings: Settings, dataset: Any, source: Any) -> int:
-    if settings.steps is not None:
-        return settings.steps
-    # one pass over the data counts the batches of an epoch: packing and windows decide it
-    return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
-
-
-def _evaluation(settings: Settings, batches: Any, steps: int) -> Evaluation:
-    every = steps if settings.evaluate_every is None else settings.evaluate_every
-    return Evaluation(batches=batches, every=every, patience=settings.patience)
-
-
 def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, steps: int) -> Trainer:
     rate = schedule(settings.learning_rate, steps, warmup=settings.warmup, kind=settings.schedule)
     optimizer = adamw(
@@ -255,13 +249,10 @@ def _write(
 ) -> None:
     trained = trainer.model
     folder = os.path.join(settings.output, "model")
-
-    def check(written: str) -> None:
-        check_saved(trained, written)
-
     if modules is not None:
         modules.save(trained, tokenizer, folder)
     else:
+        check = functools.partial(check_saved, trained)
         with (
             atomic_folder(folder, owned=encoder_paths, overwrite=True, check=check) as new,
             writing(folder),
@@ -269,5 +260,5 @@ def _write(
             write_model(trained, new, SHARD)
             tokenizer.save_pretrained(new)
     if settings.lora_rank is not None:
-        adapter = os.path.join(settings.output, "adapter")
-        save_adapter(model, trainer.adapter, adapter, overwrite=True)
+        folder = os.path.join(settings.output, "adapter")
+        save_adapter(model, trainer.adapter, folder, overwrite=True)
