@@ -36,7 +36,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="BERT, RoBERTa and GPT-2: look inside, embed files, fill, classify, answer, generate.",
     epilog="Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 130 interrupted.",
 )
 
@@ -79,10 +78,8 @@ def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> Non
         output.print(f"{loaded}\n\n{parameters:,} parameters\n{info}")
 
 
-app.command()(demo)
-app.command()(embed)
-app.command()(similar)
-app.command()(train)
+for other in (demo, embed, similar, train):
+    app.command()(other)
 
 
 @app.command("fill-mask")
@@ -187,7 +184,7 @@ def generate(
     if beams is not None and stop:
         raise typer.BadParameter("give --beams or --stop: there are no beams that stop at a text")
     with settings(device):
-        options = {
+        options: dict[str, Any] = {
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
@@ -195,7 +192,7 @@ def generate(
             "repetition_penalty": repetition_penalty,
             "stop_strings": stop,
         }
-        asked: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
+        asked = {n: value for n, value in options.items() if value is not None}
         if seed is not None:
             asked |= {"do_sample": True, "key": jax.random.key(seed)}
         run = minibert.pipeline("text-generation", model, dtype=dtype)

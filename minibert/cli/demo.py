@@ -24,19 +24,19 @@ DIFFERS = 3  # the exit status
 REPORT = "report.json"
 PICTURES = ("parity.png", "words.png", "attention.png", "similarity.png")
 OWNED = re.compile("|".join(map(re.escape, (REPORT, *PICTURES))))
-MASKED = (
+MASKED = [
     "If the file is not found, an [MASK] is raised.",
     "The variable is bound in the local [MASK].",
     "If an exception is [MASK], the search for a handler begins.",
-)
-SENTENCES = (
+]
+SENTENCES = [
     "The exception is raised again.",
     "If no handler is found, the exception is propagated.",
     "Strings are sequences of characters.",
     "Tuples are immutable sequences.",
     "The loop is executed again.",
     "A break statement ends the loop.",
-)
+]
 PROMPT = "A function definition"
 Report = dict[str, Any]
 
@@ -100,7 +100,7 @@ def _load() -> dict[str, Any]:
     """Both models, on the CPU, where they are compared: accelerators round in ways of their own."""
     _title("Load: Hugging Face folders, strictly")
     models = {}
-    with jax.default_device(jax.devices("cpu")[0]):
+    with jax.default_device("cpu"):
         for name, folder in (("bert", assets.BERT), ("gpt2", assets.GPT2)):
             models[name], info = minibert.load(folder, output_loading_info=True)
             count = sum(leaf.size for leaf in jax.tree.leaves(models[name]))
@@ -122,7 +122,7 @@ def _verify(models: dict[str, Any]) -> Report:
     for name, model in models.items():
         given = {key: recorded[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
         expected, theirs = (recorded[f"{name}.{key}"] for key in ("hidden_states", "torch_errors"))
-        with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
+        with jax.default_device("cpu"), jax.default_matmul_precision("highest"):
             states = minibert.compiled(model)(**given, output_hidden_states=True).hidden_states
         real = given["attention_mask"] == 1
         ours = [
@@ -146,7 +146,7 @@ def _verify(models: dict[str, Any]) -> Report:
 def _fill() -> list[Report]:
     """Finds the masked words of some sentences."""
     _title("Fill a mask")
-    found = minibert.pipeline("fill-mask", assets.BERT)(list(MASKED))
+    found = minibert.pipeline("fill-mask", assets.BERT)(MASKED)
     report = []
     for text, answers in zip(MASKED, found, strict=True):
         output.print(text, markup=False)
@@ -162,12 +162,12 @@ def _compare() -> Report:
     """Embeds sentences, and says which are alike."""
     _title("Embed and compare sentences")
     encoder = minibert.SentenceEncoder.from_pretrained(assets.BERT)
-    vectors = encoder.encode(list(SENTENCES))
+    vectors = encoder.encode(SENTENCES)
     alike = encoder.similarity(vectors, vectors)
     for index, text in enumerate(SENTENCES):
         nearest = int(np.argsort(alike[index])[-2])  # the last is the sentence itself
         output.print(f"{text}\n  {alike[index, nearest]:.3f}  {SENTENCES[nearest]}")
-    return {"sentences": list(SENTENCES), "cosines": alike.tolist()}
+    return {"sentences": SENTENCES, "cosines": alike.tolist()}
 
 
 def _write() -> Report:
@@ -175,7 +175,7 @@ def _write() -> Report:
     _title("Generate")
     write = minibert.pipeline("text-generation", assets.GPT2)
     output.print(f"[bold]{PROMPT}[/]", end="")
-    pieces: list[str] = []
+    pieces = []
 
     def show(piece: str) -> None:
         pieces.append(piece)
@@ -199,8 +199,9 @@ def _save(report: Report, bert: Any, folder: str) -> None:
     with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2, ensure_ascii=False)
     try:
-        from minibert.inspection.demo_pictures import draw
+        from minibert.inspection.demo_pictures import pictures
 
-        draw(report, bert, BOUND, [os.path.join(folder, name) for name in PICTURES])
+        for name, figure in zip(PICTURES, pictures(report, bert, BOUND), strict=True):
+            figure.savefig(os.path.join(folder, name), dpi=120, bbox_inches="tight")
     except ImportError:
         output.print("No pictures: pip install matplotlib (or 'minibert-jax[plots]') draws them.")

@@ -84,7 +84,7 @@ def embed(
     It works in parts, which lie in OUTPUT.parts until all are there. A job that was killed goes on
     where it was when the same command is given again, and gives the same bytes.
     """
-    asked: dict[str, Any] = {
+    asked = {
         "prompt_name": prompt_name,
         "normalize_embeddings": normalize,
         "truncate_dim": truncate_dim,
@@ -179,8 +179,13 @@ def _fingerprint(encoder: Any) -> dict[str, str]:
         weights.update(np.ascontiguousarray(leaf).data)
     tokenizer = encoder.tokenizer
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    said = [tokenizer.backend_tokenizer.to_str(), special, tokenizer.all_special_ids]
-    said += [tokenizer.truncation_side, tokenizer.model_input_names]
+    said = [
+        tokenizer.backend_tokenizer.to_str(),
+        special,
+        tokenizer.all_special_ids,
+        tokenizer.truncation_side,
+        tokenizer.model_input_names,
+    ]
     return {
         "model": weights.hexdigest(),
         "tokenizer": hashlib.sha256(repr(said).encode()).hexdigest(),

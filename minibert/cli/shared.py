@@ -53,8 +53,7 @@ TopK = Annotated[int | None, typer.Option(min=1, help="How many answers.")]
 def settings(device: str | None) -> Generator[None]:
     """Runs a command on a device; turns refusals into one line and an exit status."""
     try:
-        here = contextlib.nullcontext() if device is None else jax.default_device(_device(device))
-        with here:
+        with contextlib.nullcontext() if device is None else jax.default_device(_device(device)):
             yield
         sys.stdout.flush()  # not at the exit, where nobody could catch what it raises
     except MinibertError as reason:
@@ -73,7 +72,7 @@ def settings(device: str | None) -> Generator[None]:
 
 def refused(why: str) -> typer.Exit:
     """Says why on one line; what is raised then."""
-    problems.print(Text("error:", style="bold red"), Text(visible(why).replace("\n", " ")))
+    problems.print(Text("error:", style="bold red"), visible(why).replace("\n", " "))
     return typer.Exit(1)
 
 
@@ -91,10 +90,8 @@ def in_the_shell(reason: MinibertError) -> str:
 
 def _let_go_of_output() -> None:
     """What is still to be written goes nowhere: at the exit it would be tried once more."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _device(name: str) -> Any:
@@ -131,7 +128,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """Dictionaries of equal keys as a table; every text as it is."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for key, value in rows[0].items():
-        table.add_column(Text(key), justify="right" if isinstance(value, int | float) else "left")
+        table.add_column(key, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     output.print(table)
@@ -143,7 +140,7 @@ def print_answers(found: Any, as_json: bool) -> None:
     print_json(found) if as_json else print_rows(found)
 
 
-def _cell(value: Any) -> Text:
+def _cell(value: Any) -> str:
     if not isinstance(value, float | np.floating):
-        return Text(visible(str(value)))
-    return Text(f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}")
+        return visible(str(value))
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

@@ -73,13 +73,13 @@ def _tell(result: Result, last: Mapping[str, Any], folder: str, picture: bool) -
     known = [f"{name} {last[name]:.4f}" for name in ("loss", "eval_loss") if name in last]
     said = f": {', '.join(known)}" if known else ""
     if result.stopped == "interrupted":
-        problems.print(f"interrupted at step {result.step}{said}; --resume goes on", markup=False)
+        problems.print(f"interrupted at step {result.step}{said}; --resume goes on")
         return
     why = "" if result.stopped == "steps" else f" ({result.stopped})"
-    output.print(f"Trained {result.step:,} steps{why}{said}", markup=False)
-    output.print(f"Wrote {os.path.join(folder, 'model')}", markup=False)
+    output.print(f"Trained {result.step:,} steps{why}{said}")
+    output.print(f"Wrote {os.path.join(folder, 'model')}")
     if not picture:
-        output.print("No loss.png: pip install 'minibert-jax[plots]'", markup=False)
+        output.print("No loss.png: pip install 'minibert-jax[plots]'")
 
 
 def _picture(result: Result, folder: str) -> bool:

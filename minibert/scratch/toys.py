@@ -65,8 +65,7 @@ class ToyBody(Module):
         self.embedding = Embed(config.vocab_size, config.hidden_size, stddev=1.0, **options)
         if config.positions:
             self.positions = Embed(config.positions, config.hidden_size, stddev=1.0, **options)
-        layers = range(config.num_hidden_layers)
-        self.layers = nnx.List(ToyLayer(config, **options) for _ in layers)
+        self.layers = nnx.List(ToyLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(
         self, input_ids: Any, attention_mask: Any = None

@@ -16,6 +16,7 @@ from minibert.core.fields import (
     checked,
     field,
     is_number,
+    key,
     one_of,
     whole,
 )
@@ -30,10 +31,6 @@ TEXTS = Rule("a list of texts", lambda v: isinstance(v, list) and all(map(TEXT.a
 FRACTION = Rule("between 0 and 1", lambda v: is_number(v) and 0 < v < 1, float)
 
 
-def _key(about: str, rule: Rule = TEXT, default: Any = None) -> Any:
-    return field(rule, default, about)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """The keys. One without a default must be given."""
@@ -45,68 +42,68 @@ class Settings:
     )
     data: str = field(TEXT, about="File to train on: txt, jsonl, csv or parquet.")
     output: str = field(TEXT, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
-    model: str | None = _key("To begin with: a model folder, or a repository.")
-    config: str | None = _key("To begin afresh: a config.json, or a preset (tiny).")
-    tokenizer: str | None = _key("Folder of the tokenizer; the model's own by default.")
-    new_head: bool = _key("Whether a head that the model lacks is begun afresh.", SWITCH, False)
-    filler: int | None = _key("Of continuation: id of what stands for the second half.", WHOLE)
-    pooling: str | None = _key(
+    model: str | None = key("To begin with: a model folder, or a repository.")
+    config: str | None = key("To begin afresh: a config.json, or a preset (tiny).")
+    tokenizer: str | None = key("Folder of the tokenizer; the model's own by default.")
+    new_head: bool = key("Whether a head that the model lacks is begun afresh.", SWITCH, False)
+    filler: int | None = key("Of continuation: id of what stands for the second half.", WHOLE)
+    pooling: str | None = key(
         "Of contrastive: mean, cls, ...; a sentence-transformers folder has its own, else mean."
     )
-    scale: float | None = _key("Of contrastive: what cosines are multiplied with; 20.", POSITIVE)
+    scale: float | None = key("Of contrastive: what cosines are multiplied with; 20.", POSITIVE)
 
-    text: str | None = _key("Column of the texts.")
-    text_pair: str | None = _key("Of classification: column of the second texts.")
-    label: str | None = _key("Column of the labels.")
-    problem_type: str | None = _key(
+    text: str | None = key("Column of the texts.")
+    text_pair: str | None = key("Of classification: column of the second texts.")
+    label: str | None = key("Column of the labels.")
+    problem_type: str | None = key(
         "Of classification: single_label_classification (the default), multi_label_classification "
         "(lists of labels) or regression (numbers)."
     )
-    words: str | None = _key("Of token-classification: column of the lists of words.")
-    question: str | None = _key("Column of the questions.")
-    context: str | None = _key("Column of the contexts.")
-    answers: str | None = _key("Column of the answers.")
-    anchor: str | None = _key("Of contrastive: column of the texts.")
-    positive: str | None = _key("Of contrastive: column of the texts like them.")
-    negative: str | None = _key("Of contrastive: column of the texts unlike them.")
-    max_length: int = _key("Tokens of an example, at most.", COUNT, 128)
-    stride: int | None = _key("Of windows: from one's beginning to the next.", WHOLE)
-    doc_stride: int | None = _key("Of question-answering: how far windows overlap.", WHOLE)
-    truncation: bool = _key("Whether a text too long is cut.", SWITCH, False)
-    pad_to: list[int] | None = _key("Lengths to pad to; max_length by default.", WHOLES)
-    probability: float | None = _key("Of masks: how likely a token is a target.", NUMBER)
-    whole_words: bool | None = _key("Of masks: whether whole words are targets.", SWITCH)
-    pack: bool | None = _key("Of masked-lm: whether texts are joined into full blocks.", SWITCH)
-    workers: int = _key("Processes that make batches; 0 for a thread.", INDEX, 0)
+    words: str | None = key("Of token-classification: column of the lists of words.")
+    question: str | None = key("Column of the questions.")
+    context: str | None = key("Column of the contexts.")
+    answers: str | None = key("Column of the answers.")
+    anchor: str | None = key("Of contrastive: column of the texts.")
+    positive: str | None = key("Of contrastive: column of the texts like them.")
+    negative: str | None = key("Of contrastive: column of the texts unlike them.")
+    max_length: int = key("Tokens of an example, at most.", COUNT, 128)
+    stride: int | None = key("Of windows: from one's beginning to the next.", WHOLE)
+    doc_stride: int | None = key("Of question-answering: how far windows overlap.", WHOLE)
+    truncation: bool = key("Whether a text too long is cut.", SWITCH, False)
+    pad_to: list[int] | None = key("Lengths to pad to; max_length by default.", WHOLES)
+    probability: float | None = key("Of masks: how likely a token is a target.", NUMBER)
+    whole_words: bool | None = key("Of masks: whether whole words are targets.", SWITCH)
+    pack: bool | None = key("Of masked-lm: whether texts are joined into full blocks.", SWITCH)
+    workers: int = key("Processes that make batches; 0 for a thread.", INDEX, 0)
 
-    steps: int | None = _key("Steps in all; or give epochs.", COUNT)
-    epochs: int | None = _key("How often all data are gone through.", COUNT)
-    batch_size: int = _key("Examples of a step.", COUNT, 32)
-    learning_rate: float = _key("The largest one.", NON_NEGATIVE, 5e-5)
-    schedule: str = _key("How it comes down: linear, cosine, constant.", one_of(KINDS), "linear")
-    warmup: int = _key("Steps in which it goes up.", INDEX, 0)
-    weight_decay: float = _key("AdamW's.", NON_NEGATIVE, 0.01)
-    max_grad_norm: float = _key("The largest norm of all gradients together.", POSITIVE, 1.0)
-    accumulate: int = _key("Parts that a batch is taken in.", COUNT, 1)
-    remat: bool = _key("Whether to compute layers again in place of keeping them.", SWITCH, False)
-    fsdp: list[int] | None = _key("Over all devices: in how many parts to store, by axis.", WHOLES)
-    tensor: int | None = _key("Over all devices: in how many parts to take heads.", COUNT)
-    dtype: str | None = _key("What to compute in, such as bfloat16.")
-    trainable: list[str] | None = _key("Paths to train, such as classifier.*", TEXTS)
-    lora_rank: int | None = _key("Train LoRA adapters of this rank.", COUNT)
-    lora_alpha: float | None = _key("LoRA's scale, over the rank; the rank by default.", POSITIVE)
-    lora_targets: list[str] | None = _key("Layers with adapters; the usual by default.", TEXTS)
-    lora_save: list[str] | None = _key("Modules trained whole, as a task's head is.", TEXTS)
-    seed: int = _key("Of order, masks, dropout and what begins afresh.", INDEX, 0)
+    steps: int | None = key("Steps in all; or give epochs.", COUNT)
+    epochs: int | None = key("How often all data are gone through.", COUNT)
+    batch_size: int = key("Examples of a step.", COUNT, 32)
+    learning_rate: float = key("The largest one.", NON_NEGATIVE, 5e-5)
+    schedule: str = key("How it comes down: linear, cosine, constant.", one_of(KINDS), "linear")
+    warmup: int = key("Steps in which it goes up.", INDEX, 0)
+    weight_decay: float = key("AdamW's.", NON_NEGATIVE, 0.01)
+    max_grad_norm: float = key("The largest norm of all gradients together.", POSITIVE, 1.0)
+    accumulate: int = key("Parts that a batch is taken in.", COUNT, 1)
+    remat: bool = key("Whether to compute layers again in place of keeping them.", SWITCH, False)
+    fsdp: list[int] | None = key("Over all devices: in how many parts to store, by axis.", WHOLES)
+    tensor: int | None = key("Over all devices: in how many parts to take heads.", COUNT)
+    dtype: str | None = key("What to compute in, such as bfloat16.")
+    trainable: list[str] | None = key("Paths to train, such as classifier.*", TEXTS)
+    lora_rank: int | None = key("Train LoRA adapters of this rank.", COUNT)
+    lora_alpha: float | None = key("LoRA's scale, over the rank; the rank by default.", POSITIVE)
+    lora_targets: list[str] | None = key("Layers with adapters; the usual by default.", TEXTS)
+    lora_save: list[str] | None = key("Modules trained whole, as a task's head is.", TEXTS)
+    seed: int = key("Of order, masks, dropout and what begins afresh.", INDEX, 0)
 
-    evaluation: str | None = _key("File to evaluate on.")
-    evaluation_fraction: float | None = _key("Or: what part of the data is held out.", FRACTION)
-    evaluate_every: int | None = _key("Steps between evaluations; else the last alone.", COUNT)
-    patience: int | None = _key("Evaluations without a better one before it stops.", COUNT)
-    best: bool = _key("Whether to write the best evaluation's model, not the last.", SWITCH, False)
-    log_every: int = _key("Steps between lines of metrics.", COUNT, 1)
-    checkpoint_every: int = _key("Steps between checkpoints.", COUNT, 1000)
-    keep: int = _key("How many of the last checkpoints are kept.", COUNT, 3)
+    evaluation: str | None = key("File to evaluate on.")
+    evaluation_fraction: float | None = key("Or: what part of the data is held out.", FRACTION)
+    evaluate_every: int | None = key("Steps between evaluations; else the last alone.", COUNT)
+    patience: int | None = key("Evaluations without a better one before it stops.", COUNT)
+    best: bool = key("Whether to write the best evaluation's model, not the last.", SWITCH, False)
+    log_every: int = key("Steps between lines of metrics.", COUNT, 1)
+    checkpoint_every: int = key("Steps between checkpoints.", COUNT, 1000)
+    keep: int = key("How many of the last checkpoints are kept.", COUNT, 3)
 
     @property
     def given(self) -> set[str]:

@@ -104,7 +104,7 @@ def _continuation(settings: Settings, config: Any) -> Objective:
     return continuation(settings.filler)
 
 
-OF_OBJECTIVES = ("filler", "pooling", "scale")
+OF_OBJECTIVES = {"filler", "pooling", "scale"}
 TASKS = {
     "causal-lm": Task(
         model_task="text-generation",
@@ -202,8 +202,7 @@ def new_labels(settings: Settings) -> dict[str, Any]:
     column = settings.label or task.columns["label"]
     if settings.problem_type == "regression":
         return {"num_labels": np.size(Records(settings.data, [column])[0][column])}
-    kind = settings.problem_type
-    ids = datasets.label_ids(settings.data, column, problem_type=kind)
+    ids = datasets.label_ids(settings.data, column, problem_type=settings.problem_type)
     return {"id2label": {number: name for name, number in ids.items()}}
 
 
@@ -221,20 +220,11 @@ def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> A
         ConfigError: the task has no such model.
         MissingHeadError: it lacks its head, and `new_head` is not given.
     """
-    model = _begun(settings, tokenizer, sharding)
-    if settings.problem_type is not None:
-        model.config = model.config.replace(problem_type=settings.problem_type)
-    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
-        model.config = model.config.replace(pad_token_id=tokenizer.pad_token_id)
-    return model
-
-
-def _begun(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any:
     task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
-    classes = task_classes(task.model_task)
+    classes: Any = task_classes(task.model_task)
     labels = new_labels(settings)
     if settings.model is not None:
-        return load_model(
+        model: Any = load_model(
             settings.task,
             classes,
             settings.model,
@@ -245,9 +235,15 @@ def _begun(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any
             sharding=sharding,
             **labels,
         )
-    config = fresh_config(str(settings.config), task.preset, classes, tokenizer, labels)
-    cls = next(cls for cls in classes if cls.config_class is type(config))
-    return cls(config, rngs=rngs, dtype=settings.dtype)
+    else:
+        config = fresh_config(str(settings.config), task.preset, classes, tokenizer, labels)
+        cls = next(cls for cls in classes if cls.config_class is type(config))
+        model = cls(config, rngs=rngs, dtype=settings.dtype)
+    if settings.problem_type is not None:
+        model.config = model.config.replace(problem_type=settings.problem_type)
+    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        model.config = model.config.replace(pad_token_id=tokenizer.pad_token_id)
+    return model
 
 
 def sharding_of(settings: Settings) -> Sharding | None:
@@ -266,7 +262,6 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
         ids = datasets.token_ids(settings.data, tokenizer, column=settings.text)
         cut = len(ids) - round(fraction * len(ids))
         return ids[:cut], ids[cut:]
-    rows: list[Any]
     if settings.task == "pretraining":
         rows = read_documents(settings.data, settings.text)[0]
     elif task.columns:
@@ -286,7 +281,7 @@ def dataset_of(
 ) -> Any:
     """Batches of a source, as the settings have them."""
     task = TASKS[settings.task]
-    wanted = set(task.options).difference(OF_OBJECTIVES)
+    wanted = set(task.options) - OF_OBJECTIVES
     given = {k: v for k, v in vars(settings).items() if k in wanted and v is not None}
     if not task.columns and "text" in given:  # of a file; the parts of one have none
         column = given.pop("text")
