@@ -40,19 +40,18 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool | None) -> bool | None:
+def _version(asked: bool) -> None:
     if asked:
         output.print(f"minibert {minibert.__version__}")
         raise typer.Exit
-    return asked
 
 
 @app.callback()
 def command(
     version: Annotated[
-        bool | None,
+        bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = None,
+    ] = False,
 ) -> None:
     """BERT, RoBERTa and GPT-2: look inside, embed files, fill, classify, answer, generate."""
 

@@ -1,6 +1,7 @@
 """The commands on sentence embeddings: `minibert embed` and `minibert similar`."""
 
 import contextlib
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Generator
@@ -103,7 +104,7 @@ def embed(
         with _kept(target), _in_file(texts), _progress(texts) as progress:
             done = embed_file(
                 texts,
-                lambda some: np.asarray(encoder.encode(some, **asked)),
+                functools.partial(encoder.encode, **asked),
                 target,
                 made_by=made_by,
                 finish=lambda some, ranges: quantize_embeddings(some, precision, ranges),

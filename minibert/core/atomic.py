@@ -232,7 +232,9 @@ def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
         ]
         replaced = _replaced(target, owned, staged, overwrite)
         for path in replaced:
-            _keep_mode(join(target, path), join(folder, path))
+            before, after = join(target, path), join(folder, path)
+            if isfile(before) and not islink(before) and isfile(after):
+                shutil.copymode(before, after)  # a private file stays private
         try:
             os.mkdir(old)
             for path in sorted(replaced, key=_rank, reverse=True):
@@ -283,12 +285,6 @@ def _move_all(source: str, target: str) -> None:
             os.rmdir(one)
         else:
             os.rename(one, other)
-
-
-def _keep_mode(old: str, new: str) -> None:
-    """Copies the permissions of the file that is replaced, so that a private file stays private."""
-    if isfile(old) and not islink(old) and isfile(new):
-        shutil.copymode(old, new)
 
 
 def _remove_empty(folder: str, inner: str) -> None:

@@ -261,12 +261,9 @@ def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray
         return shaped("score", jnp.asarray(score(outputs)), [()])
 
     full = float(scored(model, jnp.ones((layers, heads))))
-    fallen = np.empty((layers, heads))
-    for layer, head in np.ndindex(layers, heads):
-        factors = np.ones((layers, heads), np.float32)
-        factors[layer, head] = 0
-        fallen[layer, head] = full - float(scored(model, factors))
-    return fallen
+    without_one = 1 - np.eye(layers * heads, dtype=np.float32).reshape(-1, layers, heads)
+    fallen = [full - float(scored(model, factors)) for factors in without_one]
+    return np.reshape(fallen, (layers, heads))
 
 
 def nearest_words(

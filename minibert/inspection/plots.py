@@ -95,8 +95,8 @@ def matrix(
         for row, column in np.ndindex(*values.shape):
             value = values[row, column]
             light = 0.2 < (value - low) / (high - low) < 0.8 if signed else value > (low + high) / 2
-            shade = "black" if light else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=shade)
+            color = "black" if light else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
     made.colorbar(image, ax=axes, label=label)
     return made
 

@@ -77,8 +77,8 @@ def attention(
 
 def calculate_attention(embeddings: Tokens) -> Tokens:
     """Attention of embeddings over themselves: query, key and value are copies of them."""
-    features = embeddings.shape[-1]
-    return attention(embeddings, embeddings, embeddings, scale=features**-0.5).context
+    scale = embeddings.shape[-1] ** -0.5
+    return attention(embeddings, embeddings, embeddings, scale=scale).context
 
 
 def linear(x: Tokens, kernel: Any, bias: Any = None) -> Context:
