@@ -152,12 +152,10 @@ class KVCache:
 
     def layer(self, number: int) -> LayerCache:
         """What layer `number` sees."""
-        own = LayerCache(self.keys[number], self.values[number], self.index)
-        if self.cross_keys is None or self.cross_values is None:
-            return own
-        return own._replace(
-            cross_key=self.cross_keys[number], cross_value=self.cross_values[number]
-        )
+        cross = (None, None)
+        if self.cross_keys is not None and self.cross_values is not None:
+            cross = (self.cross_keys[number], self.cross_values[number])
+        return LayerCache(self.keys[number], self.values[number], self.index, *cross)
 
     def with_layers(
         self,
