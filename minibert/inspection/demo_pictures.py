@@ -18,6 +18,7 @@ def pictures(report: dict[str, Any], bert: Any, bound: float) -> tuple[Any, Any,
         bert: its BERT, on the CPU.
         bound: of the hidden states' errors.
     """
+    parity = plots.parity(report["parity"], bound)  # first: it says if there is no matplotlib
     tokenizer: Any = AutoTokenizer.from_pretrained(assets.BERT)
     ids = tokenizer(report["words"][0]["text"]).input_ids
     with jax.default_device("cpu"):
@@ -26,7 +27,7 @@ def pictures(report: dict[str, Any], bert: Any, bound: float) -> tuple[Any, Any,
     numbers = [str(number) for number in range(1, len(alike["sentences"]) + 1)]
     sentences = map(" ".join, zip(alike["sentences"], numbers, strict=True))
     return (
-        plots.parity(report["parity"], bound),
+        parity,
         plots.words(report["words"], title="The likeliest words behind each [MASK]"),
         plots.attention_maps(
             outputs.attentions[-1][0],
