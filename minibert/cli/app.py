@@ -40,18 +40,19 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool | None) -> bool | None:
     if asked:
         output.print(f"minibert {minibert.__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
 def command(
     version: Annotated[
-        bool,
+        bool | None,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
+    ] = None,
 ) -> None:
     """BERT, RoBERTa and GPT-2: look inside, embed files, fill, classify, answer, generate."""
 
