@@ -21,9 +21,8 @@ from minibert.cli.shared import (
     Model,
     TopK,
     Truncate,
-    computing,
-    cut,
     output,
+    print_answers,
     print_json,
     print_rows,
     settings,
@@ -37,7 +36,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="BERT, RoBERTa and GPT-2: look inside, embed files, fill, classify, answer, generate.",
     epilog="Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 130 interrupted.",
 )
 
@@ -77,15 +75,11 @@ def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> Non
                 }
             )
             return
-        output.print(str(loaded))
-        output.print(f"\n{parameters:,} parameters")
-        output.print(str(info))
+        output.print(f"{loaded}\n\n{parameters:,} parameters\n{info}")
 
 
-app.command()(demo)
-app.command()(embed)
-app.command()(similar)
-app.command()(train)
+for other in (demo, embed, similar, train):
+    app.command()(other)
 
 
 @app.command("fill-mask")
@@ -103,9 +97,9 @@ def fill_mask(
 ) -> None:
     """Says which words fit a masked place: `minibert fill-mask MODEL "Paris is in [MASK]."`."""
     with settings(device):
-        asked: dict[str, Any] = {"top_k": top_k or (len(target) if target else 5)}
-        asked |= ({"targets": target} if target else {}) | cut(truncate)
-        found = minibert.pipeline("fill-mask", model, **computing(dtype))(text, **asked)
+        run = minibert.pipeline("fill-mask", model, dtype=dtype)
+        top_k = top_k or (len(target) if target else 5)
+        found = run(text, top_k=top_k, targets=target or None, truncation=truncate)
         if as_json:
             print_json(found)
             return
@@ -128,11 +122,9 @@ def classify(
 ) -> None:
     """Says which label a text has, or how probable every label is."""
     with settings(device):
-        run = minibert.pipeline("text-classification", model, **computing(dtype))
+        run = minibert.pipeline("text-classification", model, dtype=dtype)
         given = text if pair is None else {"text": text, "text_pair": pair}
-        found = run(given, top_k=top_k, **cut(truncate))
-        found = found if isinstance(found, list) else [found]
-        print_json(found) if as_json else print_rows(found)
+        print_answers(run(given, top_k=top_k, truncation=truncate), as_json)
 
 
 @app.command()
@@ -157,13 +149,9 @@ def answer(
     with settings(device):
         if context is None:
             context = read_text(str(context_file))
-        found = minibert.pipeline("question-answering", model, **computing(dtype))(
-            {"question": question, "context": context},
-            top_k=top_k,
-            handle_impossible_answer=impossible,
-        )
-        found = found if isinstance(found, list) else [found]
-        print_json(found) if as_json else print_rows(found)
+        run = minibert.pipeline("question-answering", model, dtype=dtype)
+        given = {"question": question, "context": context}
+        print_answers(run(given, top_k=top_k, handle_impossible_answer=impossible), as_json)
 
 
 @app.command()
@@ -196,7 +184,7 @@ def generate(
     if beams is not None and stop:
         raise typer.BadParameter("give --beams or --stop: there are no beams that stop at a text")
     with settings(device):
-        asked: dict[str, Any] = {
+        options: dict[str, Any] = {
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
@@ -204,10 +192,10 @@ def generate(
             "repetition_penalty": repetition_penalty,
             "stop_strings": stop,
         }
-        asked = {name: value for name, value in asked.items() if value is not None}
+        asked = {n: value for n, value in options.items() if value is not None}
         if seed is not None:
             asked |= {"do_sample": True, "key": jax.random.key(seed)}
-        run = minibert.pipeline("text-generation", model, **computing(dtype))
+        run = minibert.pipeline("text-generation", model, dtype=dtype)
         streamed = not as_json and beams is None
         waiting = [prompt]  # until there is a first piece: before that the prompt may be refused
 
@@ -218,7 +206,7 @@ def generate(
 
         if streamed:
             asked["callback"] = show
-        found = run(prompt, max_new_tokens=max_new_tokens, **asked, **cut(truncate))
+        found = run(prompt, max_new_tokens=max_new_tokens, truncation=truncate, **asked)
         if as_json:
             print_json(found)
         elif streamed:

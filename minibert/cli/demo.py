@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 import minibert
@@ -25,21 +24,20 @@ DIFFERS = 3  # the exit status
 REPORT = "report.json"
 PICTURES = ("parity.png", "words.png", "attention.png", "similarity.png")
 OWNED = re.compile("|".join(map(re.escape, (REPORT, *PICTURES))))
-MASKED = (
+MASKED = [
     "If the file is not found, an [MASK] is raised.",
     "The variable is bound in the local [MASK].",
     "If an exception is [MASK], the search for a handler begins.",
-)
-SENTENCES = (
+]
+SENTENCES = [
     "The exception is raised again.",
     "If no handler is found, the exception is propagated.",
     "Strings are sequences of characters.",
     "Tuples are immutable sequences.",
     "The loop is executed again.",
     "A break statement ends the loop.",
-)
+]
 PROMPT = "A function definition"
-NEW_TOKENS, TOP = 60, 5
 Report = dict[str, Any]
 
 
@@ -85,9 +83,10 @@ def _is_ours(folder: str) -> bool:
     Raises:
         TargetError: there is something else in it.
     """
-    if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
+    is_folder = os.path.isdir(folder)
+    found = set(os.listdir(folder)) if is_folder else set()
+    if not found and (is_folder or not os.path.lexists(folder)):
         return False
-    found = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     if REPORT not in found or found - {REPORT, *PICTURES}:
         raise TargetError(f"{folder}: exists, and is not of an earlier demo alone: choose another")
     return True
@@ -101,7 +100,7 @@ def _load() -> dict[str, Any]:
     """Both models, on the CPU, where they are compared: accelerators round in ways of their own."""
     _title("Load: Hugging Face folders, strictly")
     models = {}
-    with jax.default_device(jax.devices("cpu")[0]):
+    with jax.default_device("cpu"):
         for name, folder in (("bert", assets.BERT), ("gpt2", assets.GPT2)):
             models[name], info = minibert.load(folder, output_loading_info=True)
             count = sum(leaf.size for leaf in jax.tree.leaves(models[name]))
@@ -123,7 +122,7 @@ def _verify(models: dict[str, Any]) -> Report:
     for name, model in models.items():
         given = {key: recorded[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
         expected, theirs = (recorded[f"{name}.{key}"] for key in ("hidden_states", "torch_errors"))
-        with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
+        with jax.default_device("cpu"), jax.default_matmul_precision("highest"):
             states = minibert.compiled(model)(**given, output_hidden_states=True).hidden_states
         real = given["attention_mask"] == 1
         ours = [
@@ -132,8 +131,8 @@ def _verify(models: dict[str, Any]) -> Report:
         ]
         for layer, (error, other) in enumerate(zip(ours, theirs, strict=True)):
             equal = "[green]equal[/]" if error <= BOUND else "[bold red]differs[/]"
-            row = f"{name} hidden_states[{layer}]"
-            table.add_row(escape(row), f"{error:.1e}", f"{other:.1e}", equal)
+            row = f"{name} hidden_states[{layer}]"  # a number in brackets is no markup
+            table.add_row(row, f"{error:.1e}", f"{other:.1e}", equal)
         report[name] = {
             "ours": ours,
             "torch": theirs.tolist(),
@@ -147,7 +146,7 @@ def _verify(models: dict[str, Any]) -> Report:
 def _fill() -> list[Report]:
     """Finds the masked words of some sentences."""
     _title("Fill a mask")
-    found = minibert.pipeline("fill-mask", assets.BERT)(list(MASKED), top_k=TOP)
+    found = minibert.pipeline("fill-mask", assets.BERT)(MASKED)
     report = []
     for text, answers in zip(MASKED, found, strict=True):
         output.print(text, markup=False)
@@ -163,12 +162,12 @@ def _compare() -> Report:
     """Embeds sentences, and says which are alike."""
     _title("Embed and compare sentences")
     encoder = minibert.SentenceEncoder.from_pretrained(assets.BERT)
-    vectors = encoder.encode(list(SENTENCES))
+    vectors = encoder.encode(SENTENCES)
     alike = encoder.similarity(vectors, vectors)
     for index, text in enumerate(SENTENCES):
         nearest = int(np.argsort(alike[index])[-2])  # the last is the sentence itself
         output.print(f"{text}\n  {alike[index, nearest]:.3f}  {SENTENCES[nearest]}")
-    return {"sentences": list(SENTENCES), "cosines": alike.tolist()}
+    return {"sentences": SENTENCES, "cosines": alike.tolist()}
 
 
 def _write() -> Report:
@@ -176,15 +175,21 @@ def _write() -> Report:
     _title("Generate")
     write = minibert.pipeline("text-generation", assets.GPT2)
     output.print(f"[bold]{PROMPT}[/]", end="")
-    drawing: dict[str, Any] = {"do_sample": True, "temperature": 0.4, "top_k": 20}
-    drawing["key"] = jax.random.key(0)
-    pieces: list[str] = []
+    pieces = []
 
     def show(piece: str) -> None:
         pieces.append(piece)
         output.print(piece, end="", markup=False)
 
-    write(PROMPT, max_new_tokens=NEW_TOKENS, callback=show, **drawing)
+    write(
+        PROMPT,
+        max_new_tokens=60,
+        callback=show,
+        do_sample=True,
+        temperature=0.4,
+        top_k=20,
+        key=jax.random.key(0),
+    )
     output.print()
     return {"prompt": PROMPT, "continuation": "".join(pieces)}
 
@@ -193,10 +198,10 @@ def _save(report: Report, bert: Any, folder: str) -> None:
     """Writes the report, and pictures of it, into an existing folder."""
     with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2, ensure_ascii=False)
-    paths = [os.path.join(folder, name) for name in PICTURES]
     try:
-        from minibert.inspection import demo_pictures
+        from minibert.inspection.demo_pictures import pictures
 
-        demo_pictures.draw(report, bert, BOUND, paths)
+        for name, figure in zip(PICTURES, pictures(report, bert, BOUND), strict=True):
+            figure.savefig(os.path.join(folder, name), dpi=120, bbox_inches="tight")
     except ImportError:
         output.print("No pictures: pip install matplotlib (or 'minibert-jax[plots]') draws them.")

@@ -1,10 +1,11 @@
 """The commands on sentence embeddings: `minibert embed` and `minibert similar`."""
 
 import contextlib
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Generator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -16,9 +17,7 @@ from minibert.cli.shared import (
     Compute,
     Device,
     Model,
-    Precision,
     TopK,
-    computing,
     output,
     print_json,
     print_rows,
@@ -67,8 +66,9 @@ def embed(
         int | None, typer.Option(min=1, help="The first numbers of each vector only.")
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="What to store numbers in.")
-    ] = Precision.float32,
+        Literal["float32", "int8", "uint8", "binary", "ubinary"],
+        typer.Option(help="What to store numbers in."),
+    ] = "float32",
     pooling: Pooling = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")
@@ -85,7 +85,7 @@ def embed(
     It works in parts, which lie in OUTPUT.parts until all are there. A job that was killed goes on
     where it was when the same command is given again, and gives the same bytes.
     """
-    asked: dict[str, Any] = {
+    asked = {
         "prompt_name": prompt_name,
         "normalize_embeddings": normalize,
         "truncate_dim": truncate_dim,
@@ -93,31 +93,31 @@ def embed(
     with settings(device), open_texts(source, column) as texts:
         check_output(target, overwrite, source)
         encoder = _encoder(model, pooling, dtype)
-        made_by = {**asked, **_fingerprint(encoder), "column": column}
-        made_by |= {
-            "precision": precision.value,
-            "dtype": "as stored" if dtype is None else dtype.value,
+        made_by = {
+            **asked,
+            **_fingerprint(encoder),
+            "column": column,
+            "precision": precision,
+            "dtype": dtype or "as stored",
             "device": str(jax.devices(device and device.lower())[0]),
         }
         with _kept(target), _in_file(texts), _progress(texts) as progress:
             done = embed_file(
                 texts,
-                lambda some: np.asarray(encoder.encode(some, **asked)),
+                functools.partial(encoder.encode, **asked),
                 target,
                 made_by=made_by,
-                finish=lambda some, ranges: quantize_embeddings(
-                    some, precision.value, ranges=ranges
-                ),
+                finish=lambda some, ranges: quantize_embeddings(some, precision, ranges),
                 cut=lambda: encoder.truncated,
-                least_rows=2 if precision in (Precision.int8, Precision.uint8) else 1,
+                least_rows=2 if precision in ("int8", "uint8") else 1,
                 overwrite=overwrite,
                 restart=restart,
                 progress=progress,
                 warn=_warn,
             )
         if as_json:
-            longest = {"max_seq_length": encoder.max_seq_length}
-            print_json({"output": target, **done._asdict(), **longest})
+            longest = encoder.max_seq_length
+            print_json({"output": target, **done._asdict(), "max_seq_length": longest})
             return
         found = f" ({done.rows - done.computed:,} found done)" if done.computed < done.rows else ""
         also = f"; {done.cut:,} cut at {encoder.max_seq_length} tokens" if done.cut else ""
@@ -146,32 +146,30 @@ def similar(
         encoder = _encoder(model, pooling, dtype)
         with _in_file(file):
             corpus = encoder.encode_document(texts, show_progress=problems.is_terminal)
-        hits = encoder.semantic_search(encoder.encode_query(query), corpus, top_k=top_k)
-        found: list[dict[str, Any]] = [
-            {
-                "query": one,
-                "hits": [
-                    {
-                        "score": float(hit["score"]),
-                        "row": int(hit["corpus_id"]),
-                        "text": texts[hit["corpus_id"]],
-                    }
-                    for hit in some
-                ],
-            }
-            for one, some in zip(query, hits, strict=True)
+        found = encoder.semantic_search(encoder.encode_query(query), corpus, top_k=top_k)
+        hits = [
+            [
+                {
+                    "score": hit["score"],
+                    "row": hit["corpus_id"],
+                    "text": texts[hit["corpus_id"]],
+                }
+                for hit in some
+            ]
+            for some in found
         ]
+        answers = list(zip(query, hits, strict=True))
         if as_json:
-            print_json(found)
+            print_json([{"query": one, "hits": rows} for one, rows in answers])
             return
-        for one in found:
-            if len(found) > 1:
-                output.print(visible(one["query"]), style="bold")
-            print_rows(one["hits"])
+        for one, rows in answers:
+            if len(query) > 1:
+                output.print(visible(one), style="bold")
+            print_rows(rows)
 
 
 def _encoder(model: str, pooling: str | None, dtype: Any) -> Any:
-    return minibert.SentenceEncoder.from_pretrained(model, pooling=pooling, **computing(dtype))
+    return minibert.SentenceEncoder.from_pretrained(model, pooling=pooling, dtype=dtype)
 
 
 def _fingerprint(encoder: Any) -> dict[str, str]:
@@ -182,8 +180,13 @@ def _fingerprint(encoder: Any) -> dict[str, str]:
         weights.update(np.ascontiguousarray(leaf).data)
     tokenizer = encoder.tokenizer
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    said = [tokenizer.backend_tokenizer.to_str(), special, tokenizer.all_special_ids]
-    said += [tokenizer.truncation_side, tokenizer.model_input_names]
+    said = [
+        tokenizer.backend_tokenizer.to_str(),
+        special,
+        tokenizer.all_special_ids,
+        tokenizer.truncation_side,
+        tokenizer.model_input_names,
+    ]
     return {
         "model": weights.hexdigest(),
         "tokenizer": hashlib.sha256(repr(said).encode()).hexdigest(),

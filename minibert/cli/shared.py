@@ -1,13 +1,12 @@
 """What the commands share: options, refusals as one line, printing."""
 
 import contextlib
-import enum
 import json
 import os
 import sys
 import unicodedata
 from collections.abc import Generator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -35,31 +34,16 @@ FLAGS = {
 }
 
 
-class DType(enum.StrEnum):
-    """What to compute in."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class Precision(enum.StrEnum):
-    """What embeddings are stored in."""
-
-    float32 = "float32"
-    int8 = "int8"
-    uint8 = "uint8"
-    binary = "binary"
-    ubinary = "ubinary"
-
-
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, or a repository of the Hub.")
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, gpu or tpu; by default the fastest there is.")
 ]
-Compute = Annotated[DType | None, typer.Option("--dtype", help="What to compute in.")]
+Compute = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option("--dtype", help="What to compute in."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs to read.")]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut a text too long.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="How many answers.")]
@@ -69,9 +53,7 @@ TopK = Annotated[int | None, typer.Option(min=1, help="How many answers.")]
 def settings(device: str | None) -> Generator[None]:
     """Runs a command on a device; turns refusals into one line and an exit status."""
     try:
-        with contextlib.ExitStack() as stack:
-            if device is not None:
-                stack.enter_context(jax.default_device(_device(device)))
+        with contextlib.nullcontext() if device is None else jax.default_device(_device(device)):
             yield
         sys.stdout.flush()  # not at the exit, where nobody could catch what it raises
     except MinibertError as reason:
@@ -90,7 +72,7 @@ def settings(device: str | None) -> Generator[None]:
 
 def refused(why: str) -> typer.Exit:
     """Says why on one line; what is raised then."""
-    problems.print(Text("error:", style="bold red"), Text(visible(why).replace("\n", " ")))
+    problems.print(Text("error:", style="bold red"), visible(why).replace("\n", " "))
     return typer.Exit(1)
 
 
@@ -108,10 +90,8 @@ def in_the_shell(reason: MinibertError) -> str:
 
 def _let_go_of_output() -> None:
     """What is still to be written goes nowhere: at the exit it would be tried once more."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _device(name: str) -> Any:
@@ -120,16 +100,6 @@ def _device(name: str) -> Any:
     except RuntimeError as reason:
         why = str(reason).partition("\n")[0]
         raise InputError(f"--device: no {name!r} here ({why})") from None
-
-
-def computing(dtype: DType | None) -> dict[str, Any]:
-    """The options of a load that `--dtype` stands for."""
-    return {} if dtype is None else {"dtype": dtype.value}
-
-
-def cut(truncate: bool) -> dict[str, Any]:
-    """The options of a call that `--truncate` stands for."""
-    return {"truncation": True} if truncate else {}
 
 
 def print_json(value: Any) -> None:
@@ -158,13 +128,19 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """Dictionaries of equal keys as a table; every text as it is."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for key, value in rows[0].items():
-        table.add_column(Text(key), justify="right" if isinstance(value, int | float) else "left")
+        table.add_column(key, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     output.print(table)
 
 
-def _cell(value: Any) -> Text:
+def print_answers(found: Any, as_json: bool) -> None:
+    """A pipeline's answer, or several, as JSON or as a table."""
+    found = found if isinstance(found, list) else [found]
+    print_json(found) if as_json else print_rows(found)
+
+
+def _cell(value: Any) -> str:
     if not isinstance(value, float | np.floating):
-        return Text(visible(str(value)))
-    return Text(f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}")
+        return visible(str(value))
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -12,26 +13,23 @@ from minibert.inspection.plots import loss_curve
 from minibert.train.job.settings import FIELDS, read_settings
 from minibert.train.loop import Result
 
-Config = Annotated[
-    str | None, typer.Argument(metavar="[CONFIG.toml]", help="A file with these keys.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
-Elsewhere = Annotated[
-    bool,
-    typer.Option(
-        "--elsewhere", help="Resume with other data or settings; what differs is printed."
-    ),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Throw away the run in the output folder.")
-]
-
 
 def train(
-    path: Config = None,
-    resume: Resume = False,
-    elsewhere: Elsewhere = False,
-    overwrite: Overwrite = False,
+    path: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG.toml]", help="A file with these keys.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the output folder.")
+    ] = False,
+    elsewhere: Annotated[
+        bool,
+        typer.Option(
+            "--elsewhere", help="Resume with other data or settings; what differs is printed."
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away the run in the output folder.")
+    ] = False,
     device: Device = None,
     as_json: AsJson = False,
     **given: Any,
@@ -51,40 +49,37 @@ def train(
         keep_memory()  # before JAX's threads begin
     with settings(device):
         chosen = read_settings(path, {k: v for k, v in given.items() if v not in (None, [])})
-        how = "elsewhere" if elsewhere else resume
-        result = run(chosen, resume=how, overwrite=overwrite)
-        picture = result.stopped == "interrupted" or _picture(result, chosen.output)
+        result = run(chosen, resume="elsewhere" if elsewhere else resume, overwrite=overwrite)
+        interrupted = result.stopped == "interrupted"
+        picture = interrupted or _picture(result, chosen.output)
+        last = result.history[-1] if result.history else {}
         if as_json:
-            print_json(_summary(result, chosen.output))
+            print_json(
+                {
+                    "output": chosen.output,
+                    "stopped": result.stopped,
+                    "steps": result.step,
+                    "best_step": result.best_step,
+                    "metrics": last,
+                }
+            )
         else:
-            _tell(result, chosen.output, picture)
-    if result.stopped == "interrupted":
+            _tell(result, last, chosen.output, picture)
+    if interrupted:
         raise typer.Exit(130)
 
 
-def _summary(result: Result, folder: str) -> dict[str, Any]:
-    last = result.history[-1] if result.history else {}
-    return {
-        "output": folder,
-        "stopped": result.stopped,
-        "steps": result.step,
-        "best_step": result.best_step,
-        "metrics": last,
-    }
-
-
-def _tell(result: Result, folder: str, picture: bool) -> None:
-    last = result.history[-1] if result.history else {}
+def _tell(result: Result, last: Mapping[str, Any], folder: str, picture: bool) -> None:
     known = [f"{name} {last[name]:.4f}" for name in ("loss", "eval_loss") if name in last]
     said = f": {', '.join(known)}" if known else ""
     if result.stopped == "interrupted":
-        problems.print(f"interrupted at step {result.step}{said}; --resume goes on", markup=False)
+        problems.print(f"interrupted at step {result.step}{said}; --resume goes on")
         return
     why = "" if result.stopped == "steps" else f" ({result.stopped})"
-    output.print(f"Trained {result.step:,} steps{why}{said}", markup=False)
-    output.print(f"Wrote {os.path.join(folder, 'model')}", markup=False)
+    output.print(f"Trained {result.step:,} steps{why}{said}")
+    output.print(f"Wrote {os.path.join(folder, 'model')}")
     if not picture:
-        output.print("No loss.png: pip install 'minibert-jax[plots]'", markup=False)
+        output.print("No loss.png: pip install 'minibert-jax[plots]'")
 
 
 def _picture(result: Result, folder: str) -> bool:
@@ -99,25 +94,20 @@ def _picture(result: Result, folder: str) -> bool:
     return True
 
 
-def _with_flags(command: Any) -> Any:
-    """The command with a flag for each key, as typer reads them: from its signature."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    flags = []
+def _with_flags(command: Any) -> None:
+    """Gives the command a flag for each key, where typer reads them: in its signature."""
+    *parameters, given = inspect.signature(command).parameters.values()
     for name, field in FIELDS.items():
         kind: Any = field.type
-        flag = "--" + name.replace("_", "-")
-        named = [f"{flag}/--no-{flag[2:]}"] if kind in (bool, bool | None) else [flag]
-        help_text = field.metadata["about"]
-        default = typer.Option(None, *named, help=help_text, show_default=False)
-        flags.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind | None
+        flag = name.replace("_", "-")
+        named = f"--{flag}/--no-{flag}" if kind in (bool, bool | None) else f"--{flag}"
+        option = typer.Option(None, named, help=field.metadata["about"], show_default=False)
+        parameters.append(
+            given.replace(
+                name=name, kind=given.KEYWORD_ONLY, default=option, annotation=kind | None
             )
         )
-    parameters = [*own, *flags]
     command.__signature__ = inspect.Signature(parameters)
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    return command
 
 
 _with_flags(train)

@@ -23,6 +23,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
+from os.path import dirname, isdir, isfile, islink, join, lexists
 
 from minibert.core.atomic_file import UNSUPPORTED, lock_file
 from minibert.errors import TargetError, shown, writing
@@ -63,13 +64,17 @@ def atomic_folder(
     parent, name = os.path.split(target)
     with writing(target):
         os.makedirs(parent, exist_ok=True)
-        _recover(parent, name)
-        if os.path.lexists(target) and not os.path.isdir(target):
-            raise TargetError(f"{target}: exists and is not a folder")
-        exists = os.path.isdir(target)
-        if exists:
+        home, stem = parent, f"{PREFIX}new-{name}-"
+        _sweep(home, stem)
+        if isdir(target):
+            if is_unsettled(target):
+                with _exclusive(target):
+                    _settle(target)
+            home, stem = target, f"{PREFIX}new-"
+            _sweep(home, stem)
             _replaced(target, owned, (), overwrite)
-        home, stem = (target, f"{PREFIX}new-") if exists else (parent, f"{PREFIX}new-{name}-")
+        elif lexists(target):
+            raise TargetError(f"{target}: exists and is not a folder")
         folder, lock = _staging_folder(home, stem)
     try:
         yield folder
@@ -99,23 +104,22 @@ def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
-                found += [entry.name] if pattern.fullmatch(entry.name) else []
-            elif pattern.fullmatch(f"{entry.name}/"):
                 found.append(entry.name)
+            elif pattern.fullmatch(f"{entry.name}/"):
+                found.append(f"{entry.name}/")
             elif not entry.name.startswith("."):
                 with contextlib.suppress(OSError), os.scandir(entry.path) as inner:
                     files = [f.name for f in inner if not f.is_dir(follow_symlinks=False)]
-                    paths = [f"{entry.name}/{name}" for name in files]
-                    found += [path for path in paths if pattern.fullmatch(path)]
-    return sorted(found)
+                    found += [f"{entry.name}/{name}" for name in files]
+    return sorted(path.removesuffix("/") for path in found if pattern.fullmatch(path))
 
 
 def remove_files(folder: str, owned: Owned) -> None:
     """Removes the owned paths from a folder, and the folder if nothing is left in it."""
     for path in sorted(owned(folder), key=_rank, reverse=True):
-        whole = os.path.join(folder, path)
-        shutil.rmtree(whole) if os.path.isdir(whole) else os.remove(whole)
-        _remove_empty(folder, os.path.dirname(path))
+        whole = join(folder, path)
+        shutil.rmtree(whole) if isdir(whole) else os.remove(whole)
+        _remove_empty(folder, dirname(path))
     with contextlib.suppress(OSError):
         os.rmdir(folder)
 
@@ -145,15 +149,15 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
     found = owned(target)
     whole = set(found)
     for path in new:
-        top, *rest = path.split("/")
+        top = path.split("/")[0]
         if top in whole:
             continue
-        for name, folder in ((top, bool(rest)), *([(path, False)] if rest else [])):
-            there = os.path.join(target, name)
-            if not os.path.lexists(there):
+        for name in dict.fromkeys((top, path)):
+            there = join(target, name)
+            if not lexists(there):
                 break
-            if folder != (os.path.isdir(there) and not os.path.islink(there)):
-                kind = "folder" if folder else "file"
+            if (name == path) == (isdir(there) and not islink(there)):
+                kind = "file" if name == path else "folder"
                 raise TargetError(f"{there}: expected a {kind}; move it away, or choose another")
         else:
             found += [path] if path not in whole else []
@@ -168,13 +172,13 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
 
 def _staging_folder(home: str, stem: str) -> tuple[str, int]:
     while True:
-        folder = os.path.join(home, stem + secrets.token_hex(4))
+        folder = join(home, stem + secrets.token_hex(4))
         os.mkdir(folder)
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
             continue  # another process swept it first
-        if lock_file(lock) is not False and os.path.isdir(folder):  # else swept
+        if lock_file(lock) is not False and isdir(folder):  # else swept
             return folder, lock
         os.close(lock)
 
@@ -198,44 +202,45 @@ def _exclusive(folder: str) -> Generator[None]:
 
 
 def _move_in(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
-    if not os.path.lexists(target):
+    if not lexists(target):
         try:
             os.rename(folder, target)
             return
         except OSError:
-            if not os.path.isdir(target):  # else it has appeared meanwhile
+            if not isdir(target):  # else it has appeared meanwhile
                 raise
-    if os.path.dirname(folder) == target:
-        _exchange(folder, target, owned, overwrite)
-        return
-    inner = os.path.join(target, f"{PREFIX}new-{secrets.token_hex(4)}")
-    os.rename(folder, inner)
+    if dirname(folder) != target:
+        inner = join(target, f"{PREFIX}new-{secrets.token_hex(4)}")
+        os.rename(folder, inner)
+        folder = inner
     try:
-        _exchange(inner, target, owned, overwrite)
+        _exchange(folder, target, owned, overwrite)
     finally:
-        shutil.rmtree(inner, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
     """Exchanges staged files for those they replace or make stale."""
     token = secrets.token_hex(4)
-    old, put = (os.path.join(target, f"{PREFIX}{kind}-{token}") for kind in ("old", "put"))
+    old, put = join(target, f"{PREFIX}old-{token}"), join(target, f"{PREFIX}put-{token}")
     with _exclusive(target):
         _settle(target)
         staged = [
-            os.path.relpath(os.path.join(root, name), folder)
+            os.path.relpath(join(root, name), folder)
             for root, _, names in os.walk(folder)
             for name in names
         ]
         replaced = _replaced(target, owned, staged, overwrite)
         for path in replaced:
-            _keep_mode(os.path.join(target, path), os.path.join(folder, path))
+            before, after = join(target, path), join(folder, path)
+            if isfile(before) and not islink(before) and isfile(after):
+                shutil.copymode(before, after)  # a private file stays private
         try:
             os.mkdir(old)
             for path in sorted(replaced, key=_rank, reverse=True):
-                os.makedirs(os.path.dirname(os.path.join(old, path)), exist_ok=True)
-                os.rename(os.path.join(target, path), os.path.join(old, path))
-                _remove_empty(target, os.path.dirname(path))
+                os.makedirs(dirname(join(old, path)), exist_ok=True)
+                os.rename(join(target, path), join(old, path))
+                _remove_empty(target, dirname(path))
             flush_path(target)
             os.rename(folder, put)
         except BaseException:  # an interrupt, too
@@ -255,61 +260,45 @@ def _settle(target: str) -> None:
     names = _names(target)
     for name in names:
         if name.startswith(f"{PREFIX}put-"):
-            put = os.path.join(target, name)
+            put = join(target, name)
             flush_path(target)
             _move_all(put, target)
             flush_path(target)
             token = name.rpartition("-")[2]
             if f"{PREFIX}old-{token}" in names:  # a partly deleted folder must never be moved back
-                discarded = os.path.join(target, f"{PREFIX}new-{token}")
-                os.rename(os.path.join(target, f"{PREFIX}old-{token}"), discarded)
+                discarded = join(target, f"{PREFIX}new-{token}")
+                os.rename(join(target, f"{PREFIX}old-{token}"), discarded)
                 shutil.rmtree(discarded, ignore_errors=True)
             os.rmdir(put)
     for name in _names(target):
         if name.startswith(f"{PREFIX}old-"):
-            _move_all(os.path.join(target, name), target)
+            _move_all(join(target, name), target)
             flush_path(target)
-            os.rmdir(os.path.join(target, name))
+            os.rmdir(join(target, name))
 
 
 def _move_all(source: str, target: str) -> None:
     for name in sorted(_names(source), key=_rank):
-        one, other = os.path.join(source, name), os.path.join(target, name)
-        if os.path.isdir(one) and not os.path.islink(one) and os.path.isdir(other):
+        one, other = join(source, name), join(target, name)
+        if isdir(one) and not islink(one) and isdir(other):
             _move_all(one, other)
             os.rmdir(one)
         else:
             os.rename(one, other)
 
 
-def _keep_mode(old: str, new: str) -> None:
-    """Copies the permissions of the file that is replaced, so that a private file stays private."""
-    if os.path.isfile(old) and not os.path.islink(old) and os.path.isfile(new):
-        shutil.copymode(old, new)
-
-
 def _remove_empty(folder: str, inner: str) -> None:
     if inner:
         with contextlib.suppress(OSError):
-            os.rmdir(os.path.join(folder, inner))
-
-
-def _recover(parent: str, name: str) -> None:
-    """Settles exchanges and removes staged files of killed writers, in the target and beside it."""
-    target = os.path.join(parent, name)
-    _sweep(parent, f"{PREFIX}new-{name}-")
-    if os.path.isdir(target):
-        if is_unsettled(target):
-            with _exclusive(target):
-                _settle(target)
-        _sweep(target, f"{PREFIX}new-")
+            os.rmdir(join(folder, inner))
 
 
 def _sweep(folder: str, stem: str) -> None:
+    """Removes staged files of killed writers."""
     for entry in _names(folder):
         if not entry.startswith(stem) or "-" in entry.removeprefix(stem):
             continue
-        path = os.path.join(folder, entry)
+        path = join(folder, entry)
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
@@ -324,7 +313,7 @@ def _sweep(folder: str, stem: str) -> None:
 def _flush(folder: str) -> None:
     for root, _, files in os.walk(folder):
         for file in files:
-            flush_path(os.path.join(root, file))
+            flush_path(join(root, file))
         flush_path(root)
 
 
@@ -334,7 +323,7 @@ def flush_path(path: str) -> None:
     try:
         os.fsync(file)
     except OSError as reason:
-        if not (os.path.isdir(path) and reason.errno in UNSUPPORTED):
+        if not (isdir(path) and reason.errno in UNSUPPORTED):
             raise
     finally:
         os.close(file)

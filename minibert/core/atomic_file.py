@@ -54,32 +54,29 @@ def locked_path(path: str, busy: str) -> Generator[None]:
         TargetError: another process holds it; or the file cannot be made, or is not empty.
     """
     with writing(path):
-        while (lock := _open_lock(path, busy)) is None:
-            pass  # the process that held it removed the file just now
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            try:
+                state = os.fstat(lock)
+                if state.st_size or not stat.S_ISREG(state.st_mode):
+                    raise TargetError(
+                        f"{path}: expected an empty file, which is a lock; move it away"
+                    )
+                if lock_file(lock) is False:
+                    raise TargetError(busy)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(path), state):
+                        break
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)  # the process that held it removed the file just now
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path)
         os.close(lock)
-
-
-def _open_lock(path: str, busy: str) -> int | None:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    try:
-        state = os.fstat(file)
-        if state.st_size or not stat.S_ISREG(state.st_mode):
-            raise TargetError(f"{path}: expected an empty file, which is a lock; move it away")
-        if lock_file(file) is False:
-            raise TargetError(busy)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), state):
-                return file
-    except BaseException:
-        os.close(file)
-        raise
-    os.close(file)
-    return None
 
 
 def lock_file(file: int) -> bool | None:

@@ -153,8 +153,9 @@ def as_array(name: str, value: Any) -> Any:
     try:
         array = np.asarray(value)
     except Exception as reason:  # whatever the object's own conversion raises
-        why = shown(str(reason))
-        raise InputError(f"{name}: expected an array, found {found} ({why})") from None
+        raise InputError(
+            f"{name}: expected an array, found {found} ({shown(str(reason))})"
+        ) from None
     if array.dtype.kind not in "biufV":  # V: bfloat16 and its like
         raise InputError(f"{name}: expected an array of numbers, found {found} of {array.dtype}")
     return array
@@ -165,15 +166,12 @@ def concrete(value: Array) -> int:
     return 0 if isinstance(value, jax.core.Tracer) else int(value)
 
 
-COLUMN = 'select one column, such as table["text"]'
-
-
 def elements(
     name: str,
     values: Any,
     *,
     expected: str = "a text or texts",
-    table: str = COLUMN,
+    table: str = 'select one column, such as table["text"]',
     ordered: bool = True,
 ) -> Iterator[Any]:
     """Returns an iterator over the elements of a collection, in the collection's order.
@@ -196,14 +194,15 @@ def elements(
     kind = type(values)
     if isinstance(values, Mapping) or hasattr(kind, "columns"):  # pandas, polars, pyarrow
         found = "a mapping" if isinstance(values, Mapping) else "a table"
-        raise InputError(f"{name}: expected {expected}, found {found} ({_name(kind)}); {table}")
+        module = kind.__module__.partition(".")[0]
+        full = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+        raise InputError(f"{name}: expected {expected}, found {found} ({full}); {table}")
     if ordered and isinstance(values, Set) and not isinstance(values, KeysView | ItemsView):
         raise InputError(
             f"{name}: expected {expected} in an order, found a {kind.__name__}, which has none; "
             "pass a list"
         )
-    scalar = isinstance(values, str | bytes | bytearray | memoryview)
-    if scalar or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Iterable):
         raise InputError(f"{name}: expected {expected}, found {shown(values)}")
     if hasattr(kind, "to_pylist"):  # arrays of pyarrow, whose own elements are not Python's
         values = values.to_pylist()
@@ -235,8 +234,3 @@ def text_list(name: str, texts: Any, *, ordered: bool = True) -> list[str]:
     for text in found:
         check_text(text, name)
     return found
-
-
-def _name(kind: type) -> str:
-    module = kind.__module__.partition(".")[0]
-    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

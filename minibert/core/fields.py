@@ -50,8 +50,11 @@ def is_number(value: Any) -> bool:
 
 def number(least: int | float, most: int | float) -> Rule:
     """Returns the rule of a number in a closed interval."""
-    expected = f"a number from {least} to {most}"
-    return Rule(expected, lambda value: is_number(value) and least <= value <= most, float)
+    return Rule(
+        f"a number from {least} to {most}",
+        lambda value: is_number(value) and least <= value <= most,
+        float,
+    )
 
 
 def whole(least: int | None = None, most: int | None = None) -> Rule:
@@ -77,8 +80,9 @@ def size(least: int) -> Rule:
 def one_of(choices: Iterable[str]) -> Rule:
     """Returns the rule of a name among `choices`."""
     known = tuple(choices)
-    expected = f"one of {', '.join(known)}"
-    return Rule(expected, lambda value: isinstance(value, str) and value in known)
+    return Rule(
+        f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known
+    )
 
 
 def or_null(rule: Rule) -> Rule:
@@ -115,8 +119,16 @@ def field(
         about: what the field is for, as a help text.
         default_factory: as in `dataclasses.field`.
     """
-    options: Any = {"default": default, "default_factory": default_factory}
-    return dataclasses.field(metadata={"rule": rule, "about": about}, **options)
+    return dataclasses.field(
+        default=default,
+        default_factory=default_factory,
+        metadata={"rule": rule, "about": about},
+    )
+
+
+def key(about: str, rule: Rule = TEXT, default: Any = None) -> Any:
+    """Returns a field that is described first: by default a text that need not be given."""
+    return field(rule, default, about)
 
 
 def checked(
@@ -144,8 +156,7 @@ def checked(
 
 def check(instance: Any, error: type[MinibertError] = ConfigError) -> None:
     """Checks a frozen dataclass as it is built, and gives its fields their final form."""
-    values = {one.name: getattr(instance, one.name) for one in dataclasses.fields(instance)}
-    assign(instance, checked(type(instance), values, error))
+    assign(instance, checked(type(instance), vars(instance), error))
 
 
 def assign(instance: Any, values: Mapping[str, Any]) -> None:

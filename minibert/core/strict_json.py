@@ -18,7 +18,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: a key appears twice.
     """
-    found: dict[str, Any] = {}
+    found = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the key {shown(key)} appears twice")
@@ -38,12 +38,12 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
     def finite(literal: str) -> float:
         number = float(literal)
         if not math.isfinite(number):
-            raise error(f"{where}: {literal[:40]} is not a finite number")
+            raise ValueError(f"{literal[:40]} is not a finite number")
         return number
 
     def whole(literal: str) -> int:
         if literal == "-0":  # a float to other parsers, and so refused by some
-            raise error(f"{where}: -0 is not a whole number")
+            raise ValueError("-0 is not a whole number")
         return int(literal)
 
     try:
@@ -54,8 +54,8 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
             parse_float=finite,
             parse_int=whole,
         )
-        if _depth(value) > MAX_DEPTH:
-            raise error(f"{where}: nested too deeply")
+        if _depth([value]) > MAX_DEPTH:
+            raise RecursionError
         if b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
         return value
@@ -66,19 +66,14 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
     except RecursionError:
         raise error(f"{where}: nested too deeply") from None
     except ValueError as reason:
-        if isinstance(reason, error):
-            raise
-        # A key twice, thousands of digits, half a character.
+        # A key twice, thousands of digits, half a character, no finite number.
         raise error(f"{where}: {reason}") from None
 
 
-def _depth(value: Any) -> int:
-    depth, level = 0, [[value]]
-    while level:
-        inner = [node.values() if isinstance(node, dict) else node for node in level]
-        level = [child for nodes in inner for child in nodes if isinstance(child, dict | list)]
-        depth += 1
-    return depth
+def _depth(container: Any) -> int:
+    children = container.values() if isinstance(container, dict) else container
+    inner = (_depth(child) for child in children if isinstance(child, dict | list))
+    return 1 + max(inner, default=0)
 
 
 def read_object_if_there(path: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ Arrays go in, and arrays come out. The axes are those of `attention.py`, with `l
 of hidden states there is one more than of layers, the embeddings.
 """
 
+import collections
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +46,7 @@ def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") 
     pooled = [POOLINGS[pooling](jnp.asarray(_wide(state)), mask) for state in hidden_states]
     if not pooled:
         raise InputError("hidden_states: there are none")
-    return np.stack([np.asarray(layer) for layer in pooled])
+    return np.stack(pooled)
 
 
 def embed_by_layer(
@@ -78,9 +79,8 @@ def embed_by_layer(
         outputs = fast(**batch, output_hidden_states=True)
         layers.append(pool_layers(outputs.hidden_states, batch["attention_mask"], pooling))
         if wrong := rows_not_finite(layers[-1].swapaxes(0, 1)):
-            numbers = [start + row for row in wrong]
             why = f"a vector of it is NaN or infinite: {cause(model)}"
-            raise TextNotFiniteError(numbers, why)
+            raise TextNotFiniteError([start + row for row in wrong], why)
         if (found := outputs.get("pooler_output")) is not None:
             pooled.append(_wide(found))
     return np.concatenate(layers, axis=1), np.concatenate(pooled) if pooled else None
@@ -93,13 +93,12 @@ def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.nda
         one, other: vectors, a row each.
         scale: what both are multiplied with before: the larger, the more the likest one gets.
     """
-    factor = number("scale", scale)
+    scale = number("scale", scale)
     left, right = (
-        np.asarray(as_array(name, vectors), np.float64) * factor
+        np.asarray(as_array(name, vectors), np.float64) * scale
         for name, vectors in (("one", one), ("other", other))
     )
-    scores = left @ right.T
-    return softmax(scores, axis=-1)
+    return softmax(left @ right.T, axis=-1)
 
 
 def similarity_matrices(embeddings: Any, scale: float | int = 10) -> dict[str, np.ndarray]:
@@ -136,12 +135,14 @@ def describe(values: Any) -> dict[str, float]:
     flat = np.asarray(as_array("values", values), np.float64).reshape(-1)
     if not flat.size:
         raise InputError("values: there are none")
-    quartiles = np.quantile(flat, [0, 0.25, 0.5, 0.75, 1])
-    spread = float(flat.std(ddof=1)) if flat.size > 1 else float("nan")
     names = ("min", "25%", "50%", "75%", "max")
-    return {"count": float(flat.size), "mean": float(flat.mean()), "std": spread} | dict(
-        zip(names, map(float, quartiles), strict=True)
-    )
+    quartiles = np.quantile(flat, [0, 0.25, 0.5, 0.75, 1]).tolist()
+    return {
+        "count": float(flat.size),
+        "mean": float(flat.mean()),
+        "std": float(flat.std(ddof=1)) if flat.size > 1 else float("nan"),
+        **dict(zip(names, quartiles, strict=True)),
+    }
 
 
 def token_through_layers(hidden_states: Any, row: int, position: int) -> dict[str, np.ndarray]:
@@ -181,8 +182,9 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
         InputError: there are no weights or tokens; or shapes do not belong together.
     """
     mask = np.asarray(as_array("attention_mask", attention_mask)).astype(bool)
-    given = () if attentions is None else attentions  # a model that was not asked for them
-    layers = [_wide(layer).astype(np.float64) for layer in given]
+    layers = []
+    if attentions is not None:  # else a model that was not asked for them
+        layers = [_wide(layer).astype(np.float64) for layer in attentions]
     if not layers or not mask.any():
         raise InputError(f"attentions: {len(layers)} layers of {mask.sum()} tokens")
     batch, _, seq, _ = shaped(
@@ -190,21 +192,18 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
     ).shape
     shaped("attention_mask", mask, [(batch, seq)])
     apart = np.arange(seq)[:, None] - np.arange(seq)
-    first = (np.arange(seq) == mask.argmax(axis=1)[:, None])[:, None, None, :]
     shares = {
         "distance": np.abs(apart),
         "itself": apart == 0,
         "previous": apart == 1,
         "next": apart == -1,
-        "first": first,
+        "first": (np.arange(seq) == mask.argmax(axis=1)[:, None])[:, None, None, :],
     }
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("entropy", *shares)}
+    found = collections.defaultdict(list)
     for weights in layers:
         logs = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
-        each = {"entropy": -weights * logs}
-        each |= {name: weights * share for name, share in shares.items()}
-        for name, values in each.items():
-            real = values.sum(-1) * mask[:, None, :]
+        for name, factors in {"entropy": -logs, **shares}.items():
+            real = (weights * factors).sum(-1) * mask[:, None, :]
             found[name].append(real.sum((0, 2)) / mask.sum())
     return {name: np.stack(values) for name, values in found.items()}
 
@@ -228,7 +227,6 @@ def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
         InputError: the output has none.
     """
     kwargs.pop("output_hidden_states", None)
-    last = last_block(model)
     blocks = [f"{model.blocks_path}.{number}" for number in range(model.config.num_hidden_layers)]
     inner = captured(model, blocks, *args, output_hidden_states=True, **kwargs)
     if "logits" not in inner.outputs:
@@ -236,7 +234,7 @@ def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
     states = [inner.outputs["hidden_states"][0], *(inner[block] for block in blocks)]
     return jnp.stack(
         [
-            captured(model, (), *args, replace={last: state}, **kwargs).outputs["logits"]
+            captured(model, (), *args, replace={blocks[-1]: state}, **kwargs).outputs["logits"]
             for state in states
         ]
     )
@@ -259,16 +257,13 @@ def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray
 
     @jax.jit
     def scored(model: Any, factors: Array) -> Array:
-        found = jnp.asarray(score(model(*args, **kwargs, head_mask=factors)))
-        return shaped("score", found, [()])
+        outputs = model(*args, **kwargs, head_mask=factors)
+        return shaped("score", jnp.asarray(score(outputs)), [()])
 
     full = float(scored(model, jnp.ones((layers, heads))))
-    fallen = np.empty((layers, heads))
-    for layer, head in np.ndindex(layers, heads):
-        factors = np.ones((layers, heads), np.float32)
-        factors[layer, head] = 0
-        fallen[layer, head] = full - float(scored(model, jnp.asarray(factors)))
-    return fallen
+    without_one = 1 - np.eye(layers * heads, dtype=np.float32).reshape(-1, layers, heads)
+    fallen = [full - float(scored(model, factors)) for factors in without_one]
+    return np.reshape(fallen, (layers, heads))
 
 
 def nearest_words(

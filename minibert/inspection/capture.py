@@ -4,9 +4,8 @@ The model itself stays as it is: a copy is made whose rooms tell what they give.
 function, so it may be jitted, differentiated and mapped over.
 """
 
-import fnmatch
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -15,7 +14,7 @@ from jax import Array
 from minibert.core.checks import as_array, shaped
 from minibert.errors import InputError, shown
 from minibert.models.stack import with_execution
-from minibert.nn.tree import submodules
+from minibert.nn.tree import paths_by_pattern, submodules
 
 
 class Captured(dict[str, Any]):
@@ -64,65 +63,39 @@ def captured(
     copy = with_execution(model, remat=False, sharding=None)
     known = rooms(copy)
     patterns = [paths] if isinstance(paths, str) else paths
-    read = _matched("paths", patterns, known)
+    read = paths_by_pattern("paths", patterns, known, "room")
     replacing = {} if replace is None else replace
     if not isinstance(replacing, Mapping):
         raise InputError(f"replace: expected edits by path, found {shown(replace)}")
-    replaced = _matched("replace", replacing, known)
-    edits = _edits(replacing, replaced)
-    wanted = {path for hits in read.values() for path in hits}
-    found, passed = Captured(), set()
+    replaced = paths_by_pattern("replace", replacing, known, "room")
+    edits = {}
+    for pattern, hits in replaced.items():
+        for path in hits:
+            if path in edits:
+                raise InputError(f"replace: {path} is named twice")
+            edits[path] = replacing[pattern]
+    found, wanted = Captured(), set().union(*read.values())
     for path in {*wanted, *edits}:
-        _tap(known[path], functools.partial(_told, found, passed, path, edits))
+        tell = functools.partial(_told, found, path, edits)
+        object.__setattr__(known[path], "_tell", tell)
+        object.__setattr__(known[path], "__class__", _tapped(type(known[path])))
     found.outputs = copy(*args, **kwargs)
     for name, matched in (("paths", read), ("replace", replaced)):
         for pattern, hits in matched.items():
-            if passed.isdisjoint(hits):
+            if found.keys().isdisjoint(hits):
                 raise InputError(f"{name}: {shown(pattern)}: this call does not come through")
     for path in found.keys() - wanted:
         del found[path]
     return found
 
 
-def _matched(name: str, patterns: Any, known: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The rooms' paths by pattern."""
-    if not isinstance(patterns, Iterable):
-        raise InputError(f"{name}: expected paths of rooms, found {shown(patterns)}")
-    matched: dict[str, list[str]] = {}
-    for pattern in patterns:
-        hits = fnmatch.filter(known, pattern) if isinstance(pattern, str) else []
-        if not hits:
-            near = ", ".join([*known][:1] + [*known][-1:])
-            raise InputError(
-                f"{name}: {shown(pattern)} matches no room; their paths are {near} and such"
-            )
-        matched[pattern] = hits
-    return matched
-
-
-def _edits(replace: Mapping[str, Any], matched: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The edits by path."""
-    edits: dict[str, Any] = {}
-    for pattern, hits in matched.items():
-        for path in hits:
-            if path in edits:
-                raise InputError(f"replace: {path} is named twice")
-            edits[path] = replace[pattern]
-    return edits
-
-
-def _told(
-    found: Captured, passed: set[str], path: str, edits: Mapping[str, Any], output: Any
-) -> Any:
-    passed.add(path)
+def _told(found: Captured, path: str, edits: Mapping[str, Any], output: Any) -> Any:
     several = isinstance(output, tuple)
     value = output[0] if several else output
     if path in edits:
         value = _replaced(path, edits[path], value)
-        if hasattr(output, "_fields"):
-            output = output._replace(**{output._fields[0]: value})
-        else:
-            output = (value, *output[1:]) if several else value
+        make = getattr(output, "_make", tuple)  # a named tuple's own
+        output = make((value, *output[1:])) if several else value
     found[path] = value
     return output
 
@@ -133,11 +106,6 @@ def _replaced(path: str, edit: Any, value: Any) -> Array:
         raise InputError(f"{where}: gives no array but {type(value).__name__}: name a room in it")
     new = as_array(where, edit(value) if callable(edit) else edit)
     return shaped(where, new, [value.shape]).astype(value.dtype)
-
-
-def _tap(module: Any, tell: Callable[[Any], Any]) -> None:
-    object.__setattr__(module, "_tell", tell)
-    object.__setattr__(module, "__class__", _tapped(type(module)))
 
 
 @functools.cache

@@ -64,17 +64,14 @@ def matrix(
         raise InputError(f"values: expected a matrix, found shape {values.shape}")
     rows = None if rows is None else list(rows)
     columns = rows if columns is None else list(columns)
-    for name, names, count in (
-        ("rows", rows, values.shape[0]),
-        ("columns", columns, values.shape[1]),
-    ):
+    for name, names, count in zip(("rows", "columns"), (rows, columns), values.shape, strict=True):
         if names is not None and len(names) != count:
             raise InputError(f"{name}: expected {count} names, found {len(names)}")
-    named = [names is not None and len(names) <= TOKENS for names in (rows, columns)]
     cell = 0.5 if numbers else 0.24  # inches
     letters = max(map(len, rows or [""])) * 0.075
-    height = cell * values.shape[0] + 1.4 if named[0] else 4.8
-    width = cell * values.shape[1] + letters + 2.0 if named[1] else 6.0
+    rows, columns = (names if names and len(names) <= TOKENS else None for names in (rows, columns))
+    height = cell * values.shape[0] + 1.4 if rows else 4.8
+    width = cell * values.shape[1] + letters + 2.0 if columns else 6.0
     made = figure(max(width, 4.2), max(height, 3.0))
     axes = made.subplots()
     low, high = limits or (float(values.min()), float(values.max()))
@@ -86,20 +83,20 @@ def matrix(
         cmap=SIGNED if signed else AMOUNTS,
         vmin=low,
         vmax=high,
-        aspect="equal" if all(named) else "auto",
+        aspect="equal" if rows and columns else "auto",
         interpolation="nearest",
     )
     axes.set(title=title, xlabel=column_name, ylabel=row_name)
-    if named[0] and rows is not None:
+    if rows:
         axes.set_yticks(range(len(rows)), rows)
-    if named[1] and columns is not None:
+    if columns:
         axes.set_xticks(range(len(columns)), columns, rotation=90)
     if numbers:
         for row, column in np.ndindex(*values.shape):
             value = values[row, column]
             light = 0.2 < (value - low) / (high - low) < 0.8 if signed else value > (low + high) / 2
-            shade = "black" if light else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=shade)
+            color = "black" if light else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
     made.colorbar(image, ax=axes, label=label)
     return made
 
@@ -118,8 +115,8 @@ def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabe
     values = np.asarray(unmasked("values", values), float)
     if values.ndim != 2 or not values.size or len(names) != len(values):
         raise InputError(f"values: expected {len(names)} groups, found shape {values.shape}")
-    made = figure(max(0.62 * len(names) + 1.6, 5.0), 4.2)
-    axes = made.subplots()
+    width = max(0.62 * len(names) + 1.6, 5.0)
+    made, axes = _chart(width, 4.2, title=title, xlabel=xlabel, ylabel=ylabel)
     places = np.arange(len(names))
     parts = axes.violinplot(list(values), positions=places, widths=0.8, showextrema=False)
     for body in parts["bodies"]:
@@ -128,8 +125,7 @@ def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabe
     axes.vlines(places, low, high, color=BLUE, linewidth=3)
     axes.plot(places, middle, "o", color="white", markeredgecolor=BLUE, markersize=5)
     axes.set_xticks(places, names)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    return _plain(made)
+    return made
 
 
 def attention_maps(
@@ -152,7 +148,9 @@ def attention_maps(
             f"weights: expected (heads, {len(tokens)}, {len(tokens)}), found {weights.shape}"
         )
     heads = len(weights)
-    if names is not None and len(names) != heads:
+    if names is None:
+        names = [f"head {head}" for head in range(heads)]
+    if len(names) != heads:
         raise InputError(f"names: expected {heads}, found {len(names)}")
     across = min(heads, 4)
     down = -(-heads // across)
@@ -162,9 +160,9 @@ def attention_maps(
     grid = made.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for place in grid.flat[heads:]:
         place.set_visible(False)
-    for head, (place, one) in enumerate(zip(grid.flat, weights, strict=False)):
+    for place, one, name in zip(grid.flat, weights, names, strict=False):
         image = place.imshow(one, vmin=0, vmax=float(weights.max()), cmap=AMOUNTS)
-        place.set_title(f"head {head}" if names is None else names[head], fontsize="medium")
+        place.set_title(name, fontsize="medium")
         place.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize="small")
         place.set_yticks(range(len(tokens)), tokens, fontsize="small")
     made.supxlabel("token looked at")
@@ -195,16 +193,21 @@ def lines(
     """
     if not series:
         raise InputError("series: there are none")
-    made = figure(8, 4)
-    axes = made.subplots()
+    scale = "log" if log else "linear"
+    made, axes = _chart(8, 4, title=title, xlabel=xlabel, ylabel=ylabel, yscale=scale)
     for number, (name, values) in enumerate(series.items()):
         color, mark = COLOURS[number % len(COLOURS)], "os^Dv*PX"[number % 8]
-        steps = np.arange(len(values)) + start
-        axes.plot(steps, values, color=color, marker=mark, markersize=5, label=name)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        axes.plot(
+            np.arange(len(values)) + start,
+            values,
+            color=color,
+            marker=mark,
+            markersize=5,
+            label=name,
+        )
     axes.xaxis.get_major_locator().set_params(integer=True)
     made.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    return _plain(made)
+    return made
 
 
 def parity(found: Mapping[str, Mapping[str, Any]], bound: float) -> Any:
@@ -268,8 +271,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Any:
     trained = [line for line in history if "loss" in line]
     if not trained:
         raise InputError("history: expected metrics with a loss, found none")
-    made = figure(7, 4.2)
-    axes = made.subplots()
+    made, axes = _chart(7, 4.2, title="Loss", xlabel="step", ylabel="loss (nats a target)")
     steps = [line["step"] for line in trained]
     losses = [line["loss"] for line in trained]
     axes.plot(steps, losses, color="0.75", linewidth=0.8, label="training, as logged")
@@ -278,17 +280,18 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Any:
         places = [line["step"] for line in evaluated]
         values = [line["eval_loss"] for line in evaluated]
         axes.plot(places, values, "o-", color=ORANGE, markersize=4, label="evaluation")
-    axes.set(title="Loss", xlabel="step", ylabel="loss (nats a target)")
     axes.legend(frameon=False)
-    return _plain(made)
-
-
-def _plain(made: Any) -> Any:
-    for axes in made.get_axes():
-        axes.grid(alpha=0.3)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     return made
+
+
+def _chart(width: float | int, height: float | int, **labels: Any) -> tuple[Any, Any]:
+    """A figure and its one panel, which has a grid and no frame at the top and the right."""
+    made = figure(width, height)
+    axes = made.subplots()
+    axes.set(**labels)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return made, axes
 
 
 def _averaged(values: Any) -> list[float]:

@@ -28,14 +28,6 @@ def _gelu_tanh(x: Array) -> Array:
     return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def _gelu_fast(x: Array) -> Array:
-    return 0.5 * x * (1 + jnp.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x)))
-
-
-def _laplace(x: Array) -> Array:
-    return 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
-
-
 def _softplus(x: Array) -> Array:
     # torch's softplus is the identity above 20, where the other branch must not overflow
     return jnp.where(x > 20, x, jnp.log1p(jnp.exp(jnp.where(x > 20, 0, x))))
@@ -63,10 +55,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": _gelu_tanh,
     "gelu_python_tanh": _gelu_tanh,
     "gelu_accurate": _gelu_tanh,
-    "gelu_fast": _gelu_fast,
+    "gelu_fast": lambda x: 0.5 * x * (1 + jnp.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x))),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "hardswish": jax.nn.hard_swish,
-    "laplace": _laplace,
+    "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
     "leaky_relu": lambda x: jnp.where(x > 0, x, 0.01 * x),  # the slope at 0 is torch's
     "linear": lambda x: x,
     "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
@@ -85,8 +77,7 @@ class Activation(Module):
     """An activation without parameters, computed in float32 or wider."""
 
     def __init__(self, name: str):
-        self.name = name
-        self.printed = name
+        self.name = self.printed = name
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
@@ -135,17 +126,14 @@ class XIELU(Module):
         return jnp.where(wide > 0, above, below).astype(x.dtype)
 
 
-ACTIVATION_NAMES = (*ACTIVATIONS, "prelu", "xielu")
+LEARNED = {"prelu": PReLU, "xielu": XIELU}
+ACTIVATION_NAMES = (*ACTIVATIONS, *LEARNED)
 
 
 def activation(
     name: str, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike, dtype: DTypeLike | None = None
 ) -> Module:
     """The module of that name, one of `ACTIVATION_NAMES`; the input's dtype decides `dtype`."""
-    match name:
-        case "prelu":
-            return PReLU(rngs=rngs, param_dtype=param_dtype)
-        case "xielu":
-            return XIELU(rngs=rngs, param_dtype=param_dtype)
-        case _:
-            return Activation(name)
+    if name in LEARNED:
+        return LEARNED[name](rngs=rngs, param_dtype=param_dtype)
+    return Activation(name)

@@ -164,15 +164,15 @@ class KVCache:
         cross_mask: Bool[Array, "batch 1 1 encoder_seq"] | None,
     ) -> "KVCache":
         """The cache after `seq` tokens went through every layer."""
-        cross_keys = tuple(layer.cross_key for layer in layers if layer.cross_key is not None)
-        cross_values = tuple(layer.cross_value for layer in layers if layer.cross_value is not None)
+        keys, values, _, cross_keys, cross_values = zip(*layers, strict=True)
+        encoded = cross_keys[0] is not None
         return dataclasses.replace(
             self,
-            keys=tuple(layer.key for layer in layers),
-            values=tuple(layer.value for layer in layers),
+            keys=keys,
+            values=values,
             index=self.index + seq,
-            cross_keys=cross_keys or None,
-            cross_values=cross_values or None,
+            cross_keys=cross_keys if encoded else None,
+            cross_values=cross_values if encoded else None,
             cross_mask=cross_mask,
         )
 
@@ -186,9 +186,9 @@ class KVCache:
             for index in np.asarray(unmasked("indices", indices)).tolist():
                 if not 0 <= index < self.batch:
                     raise InputError(f"indices: {index}; expected rows 0 to {self.batch - 1}")
-        index, rest = self.index, dataclasses.replace(self, index=None)
+        rest = dataclasses.replace(self, index=None)
         taken = jax.tree.map(lambda array: array[indices], rest)
-        return dataclasses.replace(taken, index=index)
+        return dataclasses.replace(taken, index=self.index)
 
 
 def decoder_mask(

@@ -58,11 +58,7 @@ class Module(nnx.Module):
         super().eval(**attributes)
         return self
 
-    def __repr__(self) -> str:
-        return module_repr(self)
-
-    def __str__(self) -> str:
-        return module_repr(self)
+    __repr__ = __str__ = module_repr
 
 
 class Embed(nnx.Embed):
@@ -170,8 +166,9 @@ class Linear(nnx.Linear):
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         wide = jnp.promote_types(inputs.dtype, jnp.float32)
         # one row dimension: of two, XLA on a CPU copies what the kernel's gradient is made of
-        merged = not self.sharded and out_sharding is None
-        rows = inputs.reshape(-1, inputs.shape[-1]) if merged else inputs
+        rows = inputs
+        if not self.sharded and out_sharding is None:
+            rows = inputs.reshape(-1, inputs.shape[-1])
         product = self.dot_general(
             rows,
             kernel,
@@ -196,8 +193,7 @@ class TiedLinear(Linear):
     def __init__(self, in_features: int, out_features: int, *, tied: bool, rngs: Any, **options):
         super().__init__(in_features, out_features, rngs=None if tied else rngs, **options)
         if tied:
-            self.kernel = nnx.data(None)
-            self.bias = nnx.data(None)
+            self.kernel = self.bias = nnx.data(None)
 
     def __call__(  # ty: ignore[incompatible-method-override]
         self,

@@ -83,8 +83,7 @@ def _on_device(vectors: jax.Array) -> jax.Array:
     bits = np.finfo(vectors.dtype).maxexp
     up, down = 2.0 ** (bits * 25 // 32), 2.0 ** (-bits * 5 // 8)
     small, large = 2.0 ** (-bits * 5 // 16), 2.0 ** (bits * 3 // 8)
-    held = jax.lax.stop_gradient(vectors)
-    largest = jnp.abs(held).max(axis=-1, keepdims=True, initial=0)
+    largest = jnp.abs(jax.lax.stop_gradient(vectors)).max(axis=-1, keepdims=True, initial=0)
     scale = jnp.where(largest > large, down, jnp.where(largest < small, up, 1.0))
     zero = largest == 0
     scaled = vectors * jnp.where(zero, 1 / EPSILON, scale).astype(vectors.dtype)
@@ -130,8 +129,7 @@ def cause(model: Any) -> str:
     """Returns why a model's outputs are not finite, and what to do."""
     known = parameters(model)
     found = jax.device_get(each_finite(list(known.values())))
-    wrong = [path for path, finite in zip(known, found, strict=True) if not finite]
-    if wrong:
+    if wrong := [path for path, finite in zip(known, found, strict=True) if not finite]:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         return f"the parameter {wrong[0]}{more} is not finite; reload the model"
     if "float16" in {*computing_dtypes(model), *(str(leaf.dtype) for leaf in known.values())}:

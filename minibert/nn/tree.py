@@ -1,6 +1,7 @@
 """The module tree: submodules and variables by path, the arrays by path and back, and as text."""
 
 import fnmatch
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -63,17 +64,16 @@ def _tree_lines(module: Any) -> list[str]:
 
 
 def _grouped(blocks: list[list[str]]) -> list[tuple[str, list[str]]]:
-    groups: list[tuple[int, list[str]]] = []
-    for index, block in enumerate(blocks):
-        if not groups or blocks[index - 1] != block:
-            groups.append((index, block))
-    ends = [start for start, _ in groups[1:]] + [len(blocks)]
-    return [
-        (str(start), block)
-        if end - start == 1
-        else (f"{start}-{end - 1}", [f"{end - start} x {block[0]}", *block[1:]])
-        for (start, block), end in zip(groups, ends, strict=True)
-    ]
+    groups, start = [], 0
+    for block, equal in itertools.groupby(blocks):
+        count = len(list(equal))
+        if count == 1:
+            groups.append((str(start), block))
+        else:
+            name = f"{start}-{start + count - 1}"
+            groups.append((name, [f"{count} x {block[0]}", *block[1:]]))
+        start += count
+    return groups
 
 
 class Structure:
@@ -99,8 +99,7 @@ def parameters(model: Any) -> dict[str, Any]:
 
 def computing_dtypes(model: nnx.Module) -> list[str]:
     """The dtypes that a model's layers compute in, where they are set; sorted."""
-    modules = (module for _, module in nnx.iter_modules(model))
-    found = {getattr(module, "dtype", None) for module in modules} - {None}
+    found = {getattr(module, "dtype", None) for _, module in nnx.iter_modules(model)} - {None}
     return sorted(str(jnp.dtype(dtype)) for dtype in found)
 
 
@@ -125,16 +124,27 @@ def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
         patterns = (patterns,)
     if not isinstance(patterns, Iterable) or not (patterns := list(patterns)):
         raise InputError(f"{name}: expected patterns of paths, found {shown(patterns)}")
-    paths, found = list(paths), set()
+    paths = list(paths)
+    found = set().union(*paths_by_pattern(name, patterns, paths, "parameter").values())
+    return [path for path in paths if path in found]
+
+
+def paths_by_pattern(
+    name: str, patterns: Any, paths: Iterable[str], kind: str
+) -> dict[str, list[str]]:
+    """The paths, of things of some kind, that match each pattern; see `matching_paths`."""
+    if not isinstance(patterns, Iterable):
+        raise InputError(f"{name}: expected paths of {kind}s, found {shown(patterns)}")
+    paths, found = list(paths), {}
     for pattern in patterns:
         hits = fnmatch.filter(paths, pattern) if isinstance(pattern, str) else []
         if not hits:
             near = ", ".join(paths[:1] + paths[-1:])
             raise InputError(
-                f"{name}: {shown(pattern)} matches no parameter; their paths are {near} and such"
+                f"{name}: {shown(pattern)} matches no {kind}; their paths are {near} and such"
             )
-        found |= set(hits)
-    return [path for path in paths if path in found]
+        found[pattern] = hits
+    return found
 
 
 def _path(keys: tuple[Any, ...]) -> str:

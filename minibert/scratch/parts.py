@@ -77,8 +77,8 @@ def attention(
 
 def calculate_attention(embeddings: Tokens) -> Tokens:
     """Attention of embeddings over themselves: query, key and value are copies of them."""
-    features = embeddings.shape[-1]
-    return attention(embeddings, embeddings, embeddings, scale=features**-0.5).context
+    scale = embeddings.shape[-1] ** -0.5
+    return attention(embeddings, embeddings, embeddings, scale=scale).context
 
 
 def linear(x: Tokens, kernel: Any, bias: Any = None) -> Context:
@@ -162,8 +162,14 @@ class MultiHeadAttention(CausalAttention):
             raise InputError(f"num_heads: expected a divisor of {d_out}, found {num_heads}")
         super().__init__(d_in, d_out, **options)
         self.num_heads = num_heads
-        dtypes = {"dtype": None, "param_dtype": options.get("param_dtype", jnp.float32)}
-        self.out_proj = projection(d_out, d_out, bias=True, rngs=options["rngs"], **dtypes)
+        self.out_proj = projection(
+            d_out,
+            d_out,
+            bias=True,
+            rngs=options["rngs"],
+            dtype=None,
+            param_dtype=options.get("param_dtype", jnp.float32),
+        )
 
     def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
         """The context vectors, and the weights of every head, `(…, heads, tokens, tokens)`."""

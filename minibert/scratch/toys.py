@@ -65,15 +65,14 @@ class ToyBody(Module):
         self.embedding = Embed(config.vocab_size, config.hidden_size, stddev=1.0, **options)
         if config.positions:
             self.positions = Embed(config.positions, config.hidden_size, stddev=1.0, **options)
-        layers = range(config.num_hidden_layers)
-        self.layers = nnx.List(ToyLayer(config, **options) for _ in layers)
+        self.layers = nnx.List(ToyLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(
         self, input_ids: Any, attention_mask: Any = None
     ) -> Float[Array, "batch tokens hidden"]:
         """The states `(batch, tokens, hidden)` of ids `(batch, tokens)`, padded on the right."""
-        size, places = self.config.vocab_size, self.config.positions
-        x = self.embedding(indices("input_ids", input_ids, size, "vocab_size"))
+        places = self.config.positions
+        x = self.embedding(indices("input_ids", input_ids, self.config.vocab_size, "vocab_size"))
         if places and x.shape[1] > places:
             raise InputError(f"input_ids: {x.shape[1]} tokens; expected 1 to {places} (positions)")
         if isinstance(attention_mask, np.ndarray) and not attention_mask[:, :1].all():
@@ -106,8 +105,8 @@ class ToyCausalLM(Module):
         self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
     ) -> CausalLMOutputWithCrossAttentions:
         """The scores `logits` `(batch, tokens, words)` of ids `(batch, tokens)`."""
-        states = self.body(input_ids, attention_mask)
-        return CausalLMOutputWithCrossAttentions(logits=self.vocabulary(states))
+        logits = self.vocabulary(self.body(input_ids, attention_mask))
+        return CausalLMOutputWithCrossAttentions(logits=logits)
 
 
 class ToyAgent(Module):

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from minibert.embedding.folder import Entry, one_encoder_state, read_module, save_encoder
 from minibert.embedding.loading import encoder_folder
@@ -18,8 +18,7 @@ from minibert.train.objectives.base import Objective
 from minibert.train.objectives.contrastive import contrastive
 
 
-@dataclasses.dataclass(frozen=True)
-class InitialModel:
+class InitialModel(NamedTuple):
     """The pretrained model that a run starts from.
 
     Attributes:
@@ -61,8 +60,9 @@ class EncoderModules:
 
     def save(self, model: Any, tokenizer: Any, folder: str) -> None:
         """Writes a sentence-transformers folder, replacing the encoder that is in it."""
-        encoder = SentenceModel(model, self.chain)
-        save_encoder(encoder, tokenizer, self.settings, folder, overwrite=True)
+        save_encoder(
+            SentenceModel(model, self.chain), tokenizer, self.settings, folder, overwrite=True
+        )
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def encoder_modules(
     if start is None or start.folder is None:
         settings = SentenceSettings(max_seq_length=longest(model.config, tokenizer))
         return EncoderModules([Pooling(pooling or "mean", width)], settings)
-    chain: list[Module] = []
+    chain = []
     for entry in start.entries[1:]:
         chain.append(read_module(start.folder, entry, width))
         width = getattr(chain[-1], "out_features", width)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from os.path import exists, isdir, join
 from typing import Any
 
 from minibert.checkpoint.files import adapter_paths, encoder_paths, one_state
@@ -83,7 +84,6 @@ def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = Fal
 def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
     """Builds model, data and trainer before anything in the output folder is touched."""
     sharding = sharding_of(settings)
-    share = None if sharding is None else sharding.share
     model, tokenizer, modules = _load(settings, task, sharding)
     if task.objective is not None:
         training_tokenizer, objective = tokenizer, task.objective(settings, model.config)
@@ -94,17 +94,25 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
     positions = model.config.max_tokens
     if settings.max_length > positions:
         raise ConfigError(f"max_length: {settings.max_length}; the model has {positions} positions")
-    label2id = label_map(settings, model.config)
     source, held = sources_of(settings, training_tokenizer)
-
-    def dataset(source: Any, **options: Any) -> Any:
-        return dataset_of(settings, source, training_tokenizer, label2id, share=share, **options)
-
-    steps = _steps(settings, dataset, source)
+    dataset = functools.partial(
+        dataset_of,
+        settings,
+        tokenizer=training_tokenizer,
+        label2id=label_map(settings, model.config),
+        share=None if sharding is None else sharding.share,
+    )
+    # one pass over the data counts the batches of an epoch: packing and windows decide it
+    steps = settings.steps or int(settings.epochs or 0) * sum(
+        1 for _ in dataset(source, drop_last=True)
+    )
     trainer = _trainer(settings, model, objective, sharding, steps)
-    evaluation = None if held is None else _evaluation(settings, dataset(held), steps)
+    evaluation = None
+    if held is not None:
+        every = settings.evaluate_every or steps
+        evaluation = Evaluation(batches=dataset(held), every=every, patience=settings.patience)
     checkpoints = Checkpoints(
-        folder=os.path.join(settings.output, "checkpoints"),
+        folder=join(settings.output, "checkpoints"),
         every=settings.checkpoint_every,
         keep=settings.keep,
         resume=resume,
@@ -119,7 +127,7 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
         steps=steps,
         evaluation=evaluation,
         checkpoints=checkpoints,
-        log=os.path.join(settings.output, "log.jsonl"),
+        log=join(settings.output, "log.jsonl"),
         log_every=settings.log_every,
         on_train_begin=lambda: _write_settings(settings, replace=resume == ELSEWHERE),
     )
@@ -168,12 +176,12 @@ def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
         )
     for name, owned in FOLDERS.items():
         if name in found:
-            owned(os.path.join(folder, name))
+            owned(join(folder, name))
 
 
 def _is_own(folder: str, name: str) -> bool:
     """Whether a run has written a file, or a folder, of that name in its output folder."""
-    if os.path.isdir(os.path.join(folder, name)):
+    if isdir(join(folder, name)):
         return name in FOLDERS or STAGED.fullmatch(name) is not None
     return FILES.fullmatch(name) is not None
 
@@ -182,29 +190,18 @@ def clear(folder: str) -> None:
     """Removes from an output folder what a run has written, and nothing else."""
     with writing(folder):
         for name in filter(functools.partial(_is_own, folder), os.listdir(folder)):
-            path = os.path.join(folder, name)
+            path = join(folder, name)
             if name in FOLDERS:
                 remove_files(path, FOLDERS[name])
             else:
-                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
-
-
-def _steps(settings: Settings, dataset: Any, source: Any) -> int:
-    if settings.steps is not None:
-        return settings.steps
-    # one pass over the data counts the batches of an epoch: packing and windows decide it
-    return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
-
-
-def _evaluation(settings: Settings, batches: Any, steps: int) -> Evaluation:
-    every = steps if settings.evaluate_every is None else settings.evaluate_every
-    return Evaluation(batches=batches, every=every, patience=settings.patience)
+                shutil.rmtree(path) if isdir(path) else os.remove(path)
 
 
 def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, steps: int) -> Trainer:
-    rate = schedule(settings.learning_rate, steps, warmup=settings.warmup, kind=settings.schedule)
     optimizer = adamw(
-        rate, weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm
+        schedule(settings.learning_rate, steps, warmup=settings.warmup, kind=settings.schedule),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
     )
     lora = None
     if settings.lora_rank is not None:
@@ -234,8 +231,8 @@ def _plain(settings: Settings) -> dict[str, Any]:
 
 
 def _write_settings(settings: Settings, *, replace: bool) -> None:
-    path = os.path.join(settings.output, "settings.json")
-    if replace or not os.path.exists(path):
+    path = join(settings.output, "settings.json")
+    if replace or not exists(path):
         with writing(path), new_file(path) as file:
             file.write(json.dumps(_plain(settings), indent=2, sort_keys=True).encode() + b"\n")
 
@@ -254,14 +251,11 @@ def _write(
     settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, modules: EncoderModules | None
 ) -> None:
     trained = trainer.model
-    folder = os.path.join(settings.output, "model")
-
-    def check(written: str) -> None:
-        check_saved(trained, written)
-
+    folder = join(settings.output, "model")
     if modules is not None:
         modules.save(trained, tokenizer, folder)
     else:
+        check = functools.partial(check_saved, trained)
         with (
             atomic_folder(folder, owned=encoder_paths, overwrite=True, check=check) as new,
             writing(folder),
@@ -269,5 +263,5 @@ def _write(
             write_model(trained, new, SHARD)
             tokenizer.save_pretrained(new)
     if settings.lora_rank is not None:
-        adapter = os.path.join(settings.output, "adapter")
-        save_adapter(model, trainer.adapter, adapter, overwrite=True)
+        folder = join(settings.output, "adapter")
+        save_adapter(model, trainer.adapter, folder, overwrite=True)

@@ -16,6 +16,7 @@ from minibert.core.fields import (
     checked,
     field,
     is_number,
+    key,
     one_of,
     whole,
 )
@@ -41,97 +42,91 @@ class Settings:
     )
     data: str = field(TEXT, about="File to train on: txt, jsonl, csv or parquet.")
     output: str = field(TEXT, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
-    model: str | None = field(TEXT, None, "To begin with: a model folder, or a repository.")
-    config: str | None = field(TEXT, None, "To begin afresh: a config.json, or a preset (tiny).")
-    tokenizer: str | None = field(
-        TEXT, None, "Folder of the tokenizer; the model's own by default."
+    model: str | None = key("To begin with: a model folder, or a repository.")
+    config: str | None = key("To begin afresh: a config.json, or a preset (tiny).")
+    tokenizer: str | None = key("Folder of the tokenizer; the model's own by default.")
+    new_head: bool = key("Whether a head that the model lacks is begun afresh.", SWITCH, False)
+    filler: int | None = key("Of continuation: id of what stands for the second half.", WHOLE)
+    pooling: str | None = key(
+        "Of contrastive: mean, cls, ...; a sentence-transformers folder has its own, else mean."
     )
-    new_head: bool = field(SWITCH, False, "Whether a head that the model lacks is begun afresh.")
-    filler: int | None = field(
-        WHOLE, None, "Of continuation: id of what stands for the second half."
-    )
-    pooling: str | None = field(
-        TEXT,
-        None,
-        "Of contrastive: mean, cls, ...; a sentence-transformers folder has its own, else mean.",
-    )
-    scale: float | None = field(
-        POSITIVE, None, "Of contrastive: what cosines are multiplied with; 20."
-    )
+    scale: float | None = key("Of contrastive: what cosines are multiplied with; 20.", POSITIVE)
 
-    text: str | None = field(TEXT, None, "Column of the texts.")
-    text_pair: str | None = field(TEXT, None, "Of classification: column of the second texts.")
-    label: str | None = field(TEXT, None, "Column of the labels.")
-    problem_type: str | None = field(
-        TEXT,
-        None,
+    text: str | None = key("Column of the texts.")
+    text_pair: str | None = key("Of classification: column of the second texts.")
+    label: str | None = key("Column of the labels.")
+    problem_type: str | None = key(
         "Of classification: single_label_classification (the default), multi_label_classification "
-        "(lists of labels) or regression (numbers).",
+        "(lists of labels) or regression (numbers)."
     )
-    words: str | None = field(TEXT, None, "Of token-classification: column of the lists of words.")
-    question: str | None = field(TEXT, None, "Column of the questions.")
-    context: str | None = field(TEXT, None, "Column of the contexts.")
-    answers: str | None = field(TEXT, None, "Column of the answers.")
-    anchor: str | None = field(TEXT, None, "Of contrastive: column of the texts.")
-    positive: str | None = field(TEXT, None, "Of contrastive: column of the texts like them.")
-    negative: str | None = field(TEXT, None, "Of contrastive: column of the texts unlike them.")
-    max_length: int = field(COUNT, 128, "Tokens of an example, at most.")
-    stride: int | None = field(WHOLE, None, "Of windows: from one's beginning to the next.")
-    doc_stride: int | None = field(WHOLE, None, "Of question-answering: how far windows overlap.")
-    truncation: bool = field(SWITCH, False, "Whether a text too long is cut.")
-    pad_to: list[int] | None = field(WHOLES, None, "Lengths to pad to; max_length by default.")
-    probability: float | None = field(NUMBER, None, "Of masks: how likely a token is a target.")
-    whole_words: bool | None = field(SWITCH, None, "Of masks: whether whole words are targets.")
-    pack: bool | None = field(
-        SWITCH, None, "Of masked-lm: whether texts are joined into full blocks."
-    )
-    workers: int = field(INDEX, 0, "Processes that make batches; 0 for a thread.")
+    words: str | None = key("Of token-classification: column of the lists of words.")
+    question: str | None = key("Column of the questions.")
+    context: str | None = key("Column of the contexts.")
+    answers: str | None = key("Column of the answers.")
+    anchor: str | None = key("Of contrastive: column of the texts.")
+    positive: str | None = key("Of contrastive: column of the texts like them.")
+    negative: str | None = key("Of contrastive: column of the texts unlike them.")
+    max_length: int = key("Tokens of an example, at most.", COUNT, 128)
+    stride: int | None = key("Of windows: from one's beginning to the next.", WHOLE)
+    doc_stride: int | None = key("Of question-answering: how far windows overlap.", WHOLE)
+    truncation: bool = key("Whether a text too long is cut.", SWITCH, False)
+    pad_to: list[int] | None = key("Lengths to pad to; max_length by default.", WHOLES)
+    probability: float | None = key("Of masks: how likely a token is a target.", NUMBER)
+    whole_words: bool | None = key("Of masks: whether whole words are targets.", SWITCH)
+    pack: bool | None = key("Of masked-lm: whether texts are joined into full blocks.", SWITCH)
+    workers: int = key("Processes that make batches; 0 for a thread.", INDEX, 0)
 
-    steps: int | None = field(COUNT, None, "Steps in all; or give epochs.")
-    epochs: int | None = field(COUNT, None, "How often all data are gone through.")
-    batch_size: int = field(COUNT, 32, "Examples of a step.")
-    learning_rate: float = field(NON_NEGATIVE, 5e-5, "The largest one.")
-    schedule: str = field(one_of(KINDS), "linear", "How it comes down: linear, cosine, constant.")
-    warmup: int = field(INDEX, 0, "Steps in which it goes up.")
-    weight_decay: float = field(NON_NEGATIVE, 0.01, "AdamW's.")
-    max_grad_norm: float = field(POSITIVE, 1.0, "The largest norm of all gradients together.")
-    accumulate: int = field(COUNT, 1, "Parts that a batch is taken in.")
-    remat: bool = field(SWITCH, False, "Whether to compute layers again in place of keeping them.")
-    fsdp: list[int] | None = field(
-        WHOLES, None, "Over all devices: in how many parts to store, by axis."
-    )
-    tensor: int | None = field(COUNT, None, "Over all devices: in how many parts to take heads.")
-    dtype: str | None = field(TEXT, None, "What to compute in, such as bfloat16.")
-    trainable: list[str] | None = field(TEXTS, None, "Paths to train, such as classifier.*")
-    lora_rank: int | None = field(COUNT, None, "Train LoRA adapters of this rank.")
-    lora_alpha: float | None = field(
-        POSITIVE, None, "LoRA's scale, over the rank; the rank by default."
-    )
-    lora_targets: list[str] | None = field(
-        TEXTS, None, "Layers with adapters; the usual by default."
-    )
-    lora_save: list[str] | None = field(TEXTS, None, "Modules trained whole, as a task's head is.")
-    seed: int = field(INDEX, 0, "Of order, masks, dropout and what begins afresh.")
+    steps: int | None = key("Steps in all; or give epochs.", COUNT)
+    epochs: int | None = key("How often all data are gone through.", COUNT)
+    batch_size: int = key("Examples of a step.", COUNT, 32)
+    learning_rate: float = key("The largest one.", NON_NEGATIVE, 5e-5)
+    schedule: str = key("How it comes down: linear, cosine, constant.", one_of(KINDS), "linear")
+    warmup: int = key("Steps in which it goes up.", INDEX, 0)
+    weight_decay: float = key("AdamW's.", NON_NEGATIVE, 0.01)
+    max_grad_norm: float = key("The largest norm of all gradients together.", POSITIVE, 1.0)
+    accumulate: int = key("Parts that a batch is taken in.", COUNT, 1)
+    remat: bool = key("Whether to compute layers again in place of keeping them.", SWITCH, False)
+    fsdp: list[int] | None = key("Over all devices: in how many parts to store, by axis.", WHOLES)
+    tensor: int | None = key("Over all devices: in how many parts to take heads.", COUNT)
+    dtype: str | None = key("What to compute in, such as bfloat16.")
+    trainable: list[str] | None = key("Paths to train, such as classifier.*", TEXTS)
+    lora_rank: int | None = key("Train LoRA adapters of this rank.", COUNT)
+    lora_alpha: float | None = key("LoRA's scale, over the rank; the rank by default.", POSITIVE)
+    lora_targets: list[str] | None = key("Layers with adapters; the usual by default.", TEXTS)
+    lora_save: list[str] | None = key("Modules trained whole, as a task's head is.", TEXTS)
+    seed: int = key("Of order, masks, dropout and what begins afresh.", INDEX, 0)
 
-    evaluation: str | None = field(TEXT, None, "File to evaluate on.")
-    evaluation_fraction: float | None = field(
-        FRACTION, None, "Or: what part of the data is held out."
-    )
-    evaluate_every: int | None = field(
-        COUNT, None, "Steps between evaluations; else the last alone."
-    )
-    patience: int | None = field(COUNT, None, "Evaluations without a better one before it stops.")
-    best: bool = field(SWITCH, False, "Whether to write the best evaluation's model, not the last.")
-    log_every: int = field(COUNT, 1, "Steps between lines of metrics.")
-    checkpoint_every: int = field(COUNT, 1000, "Steps between checkpoints.")
-    keep: int = field(COUNT, 3, "How many of the last checkpoints are kept.")
+    evaluation: str | None = key("File to evaluate on.")
+    evaluation_fraction: float | None = key("Or: what part of the data is held out.", FRACTION)
+    evaluate_every: int | None = key("Steps between evaluations; else the last alone.", COUNT)
+    patience: int | None = key("Evaluations without a better one before it stops.", COUNT)
+    best: bool = key("Whether to write the best evaluation's model, not the last.", SWITCH, False)
+    log_every: int = key("Steps between lines of metrics.", COUNT, 1)
+    checkpoint_every: int = key("Steps between checkpoints.", COUNT, 1000)
+    keep: int = key("How many of the last checkpoints are kept.", COUNT, 3)
+
+    @property
+    def given(self) -> set[str]:
+        """The keys that ask for something."""
+        return {name for name, value in vars(self).items() if value not in (None, False)}
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 # What may differ between a run and one that resumes it. Of files, the contents may not; the number
 # of steps may where the optimiser's schedule does not depend on it, which is compared too.
-FREE = ("output", "data", "evaluation", "tokenizer", "steps", "epochs", "fsdp", "log_every")
-FREE += ("checkpoint_every", "keep", "best")
+FREE = (
+    "output",
+    "data",
+    "evaluation",
+    "tokenizer",
+    "steps",
+    "epochs",
+    "fsdp",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "best",
+)
 
 
 def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
@@ -150,7 +145,7 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
         if name not in FIELDS:
             raise ConfigError(f"{where}no such key: {shown(name)}{suggest(name, FIELDS)}")
     found = checked(Settings, found, where=where) | checked(Settings, given)
-    required = [name for name, f in FIELDS.items() if f.default is dataclasses.MISSING]
+    required = (name for name, f in FIELDS.items() if f.default is dataclasses.MISSING)
     if missing := [name for name in required if name not in found]:
         raise ConfigError(f"{where}missing: {', '.join(missing)}")
     settings = Settings(**found)
@@ -172,22 +167,27 @@ def _check_choices(settings: Settings) -> None:
             f"accumulate: {settings.batch_size} rows (batch_size) cannot be taken in "
             f"{settings.accumulate} equal parts"
         )
+    given = settings.given
     for one, other in (("model", "config"), ("steps", "epochs")):
-        if (getattr(settings, one) is None) == (getattr(settings, other) is None):
+        if (one in given) == (other in given):
             raise ConfigError(f"{one}, {other}: expected one of them")
-    if settings.config is not None and settings.tokenizer is None:
+    if "config" in given and "tokenizer" not in given:
         raise ConfigError("tokenizer: a model that is begun afresh has none; name a folder")
-    if settings.evaluation is not None and settings.evaluation_fraction is not None:
+    if given >= {"evaluation", "evaluation_fraction"}:
         raise ConfigError("evaluation, evaluation_fraction: expected one of them")
-    evaluated = settings.evaluation is not None or settings.evaluation_fraction is not None
-    for name in ("evaluate_every", "patience", "best"):
-        if getattr(settings, name) not in (None, False) and not evaluated:
-            raise ConfigError(f"{name}: needs evaluation or evaluation_fraction")
-    for name in ("patience", "best"):
-        if getattr(settings, name) not in (None, False) and settings.evaluate_every is None:
-            raise ConfigError(
-                f"{name}: needs evaluate_every: there is one evaluation else, the last"
-            )
-    for name in ("lora_alpha", "lora_targets", "lora_save"):
-        if getattr(settings, name) is not None and settings.lora_rank is None:
-            raise ConfigError(f"{name}: needs lora_rank")
+    for names, enabling, needed in (
+        (
+            ("evaluate_every", "patience", "best"),
+            {"evaluation", "evaluation_fraction"},
+            "evaluation or evaluation_fraction",
+        ),
+        (
+            ("patience", "best"),
+            {"evaluate_every"},
+            "evaluate_every: there is one evaluation else, the last",
+        ),
+        (("lora_alpha", "lora_targets", "lora_save"), {"lora_rank"}, "lora_rank"),
+    ):
+        for name in names:
+            if name in given and given.isdisjoint(enabling):
+                raise ConfigError(f"{name}: needs {needed}")

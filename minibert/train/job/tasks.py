@@ -30,44 +30,41 @@ from minibert.train.objectives.heads import (
 )
 
 
-def _ends(tokenizer: Any) -> dict[str, int]:
-    """What a config says about a tokenizer's special tokens."""
-    names = ("pad_token_id", "bos_token_id", "eos_token_id")
-    return {key: found for key in names if (found := getattr(tokenizer, key)) is not None}
-
-
-def _with_ends(ends: dict[str, int], extra: Any = None, generation: Any = None) -> dict[str, Any]:
-    """Them as a config's fields: those that only `generate` asks for stand in two files."""
-    others = {key: number for key, number in ends.items() if key != "pad_token_id"}
-    found: dict[str, Any] = {key: ends[key] for key in ends if key not in others}
-    if others:
-        found["extra"] = {**(extra or {}), **others}
-        found["generation"] = {**(generation or {}), **others}
-    return found
-
-
 def fresh_config(
     name: str, family: str, classes: tuple[Any, ...], tokenizer: Any, labels: dict[str, Any]
 ) -> Any:
     """Of a family's preset, or of a file; with room for the tokenizer's words."""
-    words, ends = len(tokenizer), _ends(tokenizer)
-    if not name.endswith(".json"):
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    ends = {key: found for key in names if (found := getattr(tokenizer, key)) is not None}
+    if name.endswith(".json"):
+        config = _config_of_file(name, classes, len(tokenizer), ends)
+    else:
         preset = getattr(BY_TYPE[family].config, name, None)
         if name not in ("tiny", "small", "base", "medium", "large", "xl") or preset is None:
             raise ConfigError(f"config: expected a config.json or a preset, found {shown(name)}")
-        return preset(vocab_size=words, **labels, **_with_ends(ends))
-    data = read_json(name)
+        config = preset(vocab_size=len(tokenizer))
+    if "pad_token_id" in ends:
+        labels = {**labels, "pad_token_id": ends.pop("pad_token_id")}
+    if not ends:
+        return config.replace(**labels)
+    # what only `generate` asks for stands in two files
+    extra, generation = {**config.extra, **ends}, {**(config.generation or {}), **ends}
+    return config.replace(**labels, extra=extra, generation=generation)
+
+
+def _config_of_file(path: str, classes: tuple[Any, ...], words: int, ends: dict[str, int]) -> Any:
+    data = read_json(path)
     for cls in classes:
         if isinstance(data, dict) and data.get("model_type") == cls.config_class.model_type:
-            config = cls.config_class.from_dict(data, name)
+            config = cls.config_class.from_dict(data, path)
             if config.vocab_size < words:
-                raise ConfigError(f"{name}: vocab_size: the tokenizer has {words} words")
+                raise ConfigError(f"{path}: vocab_size: the tokenizer has {words} words")
             for key, number in ends.items():
                 if data.get(key) not in (None, number):
-                    raise ConfigError(f"{name}: {key}: the tokenizer's is {number}")
-            return config.replace(**labels, **_with_ends(ends, config.extra, config.generation))
+                    raise ConfigError(f"{path}: {key}: the tokenizer's is {number}")
+            return config
     known = " or ".join(cls.config_class.model_type for cls in classes)
-    raise ConfigError(f"{name}: model_type: expected {known}")
+    raise ConfigError(f"{path}: model_type: expected {known}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +104,7 @@ def _continuation(settings: Settings, config: Any) -> Objective:
     return continuation(settings.filler)
 
 
-OF_OBJECTIVES = ("filler", "pooling", "scale")
+OF_OBJECTIVES = {"filler", "pooling", "scale"}
 TASKS = {
     "causal-lm": Task(
         model_task="text-generation",
@@ -167,7 +164,7 @@ TASKS = {
         columns={"anchor": "anchor", "positive": "positive", "negative": None},
     ),
 }
-OF_DATA = sorted({name for task in TASKS.values() for name in task.options})
+OF_DATA = {name for task in TASKS.values() for name in task.options}
 
 
 def task_of(settings: Settings) -> Task:
@@ -179,9 +176,8 @@ def task_of(settings: Settings) -> Task:
     if settings.task not in TASKS:
         raise ConfigError(f"task: expected {', '.join(TASKS)}; found {shown(settings.task)}")
     task = TASKS[settings.task]
-    for name in OF_DATA:
-        if getattr(settings, name) not in (None, False) and name not in task.options:
-            raise ConfigError(f"{name}: not a key of {settings.task}; its are {task.options}")
+    if foreign := settings.given & OF_DATA - set(task.options):
+        raise ConfigError(f"{min(foreign)}: not a key of {settings.task}; its are {task.options}")
     return task
 
 
@@ -206,8 +202,7 @@ def new_labels(settings: Settings) -> dict[str, Any]:
     column = settings.label or task.columns["label"]
     if settings.problem_type == "regression":
         return {"num_labels": np.size(Records(settings.data, [column])[0][column])}
-    kind = settings.problem_type
-    ids = datasets.label_ids(settings.data, column, problem_type=kind)
+    ids = datasets.label_ids(settings.data, column, problem_type=settings.problem_type)
     return {"id2label": {number: name for name, number in ids.items()}}
 
 
@@ -225,7 +220,25 @@ def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> A
         ConfigError: the task has no such model.
         MissingHeadError: it lacks its head, and `new_head` is not given.
     """
-    model = _begun(settings, tokenizer, sharding)
+    task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
+    classes: Any = task_classes(task.model_task)
+    labels = new_labels(settings)
+    if settings.model is not None:
+        model: Any = load_model(
+            settings.task,
+            classes,
+            settings.model,
+            dtype=settings.dtype,
+            param_dtype="float32",
+            new_head=settings.new_head,
+            rngs=rngs,
+            sharding=sharding,
+            **labels,
+        )
+    else:
+        config = fresh_config(str(settings.config), task.preset, classes, tokenizer, labels)
+        cls = next(cls for cls in classes if cls.config_class is type(config))
+        model = cls(config, rngs=rngs, dtype=settings.dtype)
     if settings.problem_type is not None:
         model.config = model.config.replace(problem_type=settings.problem_type)
     if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
@@ -233,33 +246,11 @@ def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> A
     return model
 
 
-def _begun(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any:
-    task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
-    classes = task_classes(task.model_task)
-    labels = new_labels(settings)
-    if settings.model is not None:
-        head = {"new_head": True, "rngs": rngs} if settings.new_head else {}
-        return load_model(
-            settings.task,
-            classes,
-            settings.model,
-            dtype=settings.dtype,
-            param_dtype="float32",
-            sharding=sharding,
-            **labels,
-            **head,
-        )
-    config = fresh_config(str(settings.config), task.preset, classes, tokenizer, labels)
-    cls = next(cls for cls in classes if cls.config_class is type(config))
-    return cls(config, rngs=rngs, dtype=settings.dtype)
-
-
 def sharding_of(settings: Settings) -> Sharding | None:
     """How the devices share the work; None for one device."""
     if settings.fsdp is None and settings.tensor is None:
         return None
-    fsdp, tensor = settings.fsdp or [1], settings.tensor or 1
-    return Sharding.of_devices(fsdp=tuple(fsdp), tensor=tensor)
+    return Sharding.of_devices(fsdp=tuple(settings.fsdp or [1]), tensor=settings.tensor or 1)
 
 
 def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
@@ -271,11 +262,11 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
         ids = datasets.token_ids(settings.data, tokenizer, column=settings.text)
         cut = len(ids) - round(fraction * len(ids))
         return ids[:cut], ids[cut:]
-    rows: list[Any]
     if settings.task == "pretraining":
         rows = read_documents(settings.data, settings.text)[0]
     elif task.columns:
-        rows = list(Records(settings.data, _columns(task, settings)))
+        columns = [getattr(settings, name) or default for name, default in task.columns.items()]
+        rows = list(Records(settings.data, list(filter(None, columns))))
     else:
         rows = read_texts(settings.data, settings.text)[0]
     held = round(fraction * len(rows))
@@ -285,21 +276,17 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
     return [rows[i] for i in sorted(order[held:])], [rows[i] for i in sorted(order[:held])]
 
 
-def _columns(task: Task, settings: Settings) -> list[str]:
-    found = [getattr(settings, name) or default for name, default in task.columns.items()]
-    return [column for column in found if column is not None]
-
-
 def dataset_of(
     settings: Settings, source: Any, tokenizer: Any, label2id: Any, **options: Any
 ) -> Any:
     """Batches of a source, as the settings have them."""
     task = TASKS[settings.task]
-    given = {name: getattr(settings, name) for name in task.options if name not in OF_OBJECTIVES}
-    given = {name: value for name, value in given.items() if value is not None}
+    wanted = set(task.options) - OF_OBJECTIVES
+    given = {k: v for k, v in vars(settings).items() if k in wanted and v is not None}
     if not task.columns and "text" in given:  # of a file; the parts of one have none
         column = given.pop("text")
-        given |= {"column": column} if isinstance(source, str) else {}
+        if isinstance(source, str):
+            given["column"] = column
     if "label" in task.options:
         given["label2id"] = label2id
     return task.dataset(
