@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 
 from minibert.checkpoint.config import GENERATION, Config
 from minibert.checkpoint.files import unchanged
@@ -20,8 +20,15 @@ from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
 from minibert.core.checks import Size
 from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.models.inputs import kept_positions
+from minibert.models.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    TokenClassifierOutput,
+)
 from minibert.nn.cache import KVCache
-from minibert.nn.layers import Module
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
@@ -293,6 +300,83 @@ class ModelWithHead(PretrainedModel):
     def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
         """An empty cache, as the bare model makes it."""
         return self.base_model.init_cache(batch_size, max_length)
+
+
+class WithWords(ModelWithHead):
+    """A model whose head scores every word of the vocabulary at every position."""
+
+    def _words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
+        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+
+
+class WithMaskedWords(WithWords):
+    """A model that is asked for masked words."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
+        """Takes the bare model's arguments; returns a score for every word at every position."""
+        outputs = self.base_model(*args, **kwargs)
+        return MaskedLMOutput(logits=self._words(outputs.last_hidden_state), **kept(outputs))
+
+
+class WithNextWords(WithWords):
+    """A decoder that is asked for next words."""
+
+    generates = True
+
+    def __call__(
+        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes the bare model's arguments; returns scores at the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.base_model(*args, **kwargs)
+        return CausalLMOutputWithCrossAttentions(
+            logits=self._words(kept_positions(outputs.last_hidden_state, logits_to_keep)),
+            **kept(outputs, "past_key_values", "cross_attentions"),
+        )
+
+
+class WithTags(ModelWithHead):
+    """A model with a classifier at every position."""
+
+    dropout: Dropout
+    classifier: Linear
+
+    def __call__(
+        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
+    ) -> TokenClassifierOutput:
+        """Takes the bare model's arguments; returns a score for every label at every position."""
+        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
+        return TokenClassifierOutput(logits=logits, **kept(outputs))
+
+
+class WithSpans(ModelWithHead):
+    """A model with a start and an end score at every position."""
+
+    def _add_head(self, config: Any, **options: Any) -> None:
+        stddev = config.initializer_range
+        self.qa_outputs = Linear(config.hidden_size, 2, stddev=stddev, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
+        """Takes the bare model's arguments; returns start and end scores at every position."""
+        outputs = self.base_model(*args, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        return QuestionAnsweringModelOutput(
+            start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
+        )
+
+
+def word_scores(config: Any, **options: Any) -> TiedLinear:
+    """A layer from states to a score for every word; tied to their embeddings if the config is."""
+    return TiedLinear(
+        config.hidden_size,
+        config.vocab_size,
+        tied=config.tie_word_embeddings and options["rngs"] is not None,
+        stddev=config.initializer_range,
+        **options,
+    )
 
 
 def kept(outputs: Any, *names: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer
 from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
 from minibert.errors import ConfigError
-from minibert.models.base import Family, kept
+from minibert.models.base import Family, WithMaskedWords, WithNextWords, WithWords, kept
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -28,16 +28,12 @@ from minibert.models.bert.heads import (
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertWithHead,
+    WordScores,
 )
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel
-from minibert.models.inputs import kept_positions
-from minibert.models.outputs import (
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
-    SequenceClassifierOutput,
-)
+from minibert.models.outputs import SequenceClassifierOutput
 from minibert.nn.activations import activation
-from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
+from minibert.nn.layers import Dropout, LayerNorm, Linear, Module
 from minibert.text.batching import numbered
 
 
@@ -177,7 +173,7 @@ class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
     base_class = RobertaModel
 
 
-class RobertaLMHead(Module):
+class RobertaLMHead(WordScores):
     """Scores every token of the vocabulary at every position."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
@@ -185,25 +181,16 @@ class RobertaLMHead(Module):
         self.dense = Linear(hidden, hidden, stddev=stddev, **options)
         self.act = activation("gelu", **options)  # whatever the config's is
         self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.decoder = TiedLinear(
-            hidden,
-            config.vocab_size,
-            tied=config.tie_word_embeddings and options["rngs"] is not None,
-            stddev=stddev,
-            **options,
-        )
-        key = (options["rngs"] or SHAPES_ONLY).params()
-        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+        self._add_decoder(config, **options)
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
-        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
-        hidden = self.layer_norm(self.act(self.dense(hidden)))
-        return self.decoder(hidden, table, self.bias[...])
+    def transform(
+        self, hidden: Float[Array, "batch seq hidden"]
+    ) -> Float[Array, "batch seq hidden"]:
+        """Dense, gelu, LayerNorm: what precedes the decoder."""
+        return self.layer_norm(self.act(self.dense(hidden)))
 
 
-class _RobertaWithLMHead(RobertaWithHead):
+class _RobertaWithWords(WithWords, RobertaWithHead):
     base_options = NO_POOLER
     tied = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
@@ -213,36 +200,16 @@ class _RobertaWithLMHead(RobertaWithHead):
     def _add_head(self, config: Any, **options: Any) -> None:
         self.lm_head = RobertaLMHead(config, **options)
 
-    def _logits(self, hidden: Float[Array, "batch seq hidden"]) -> Float[Array, "batch seq vocab"]:
+    def _words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class RobertaForMaskedLM(_RobertaWithLMHead):
+class RobertaForMaskedLM(_RobertaWithWords, WithMaskedWords):
     """RoBERTa with its masked-token head."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
-        """Takes `BertModel`'s arguments; returns a score for every token at every position."""
-        outputs = self.base_model(*args, **kwargs)
-        return MaskedLMOutput(logits=self._logits(outputs.last_hidden_state), **kept(outputs))
 
-
-class RobertaForCausalLM(_RobertaWithLMHead):
+class RobertaForCausalLM(_RobertaWithWords, WithNextWords):
     """RoBERTa as a decoder, with a score for every next token; `config.is_decoder` makes it one."""
-
-    generates = True
-
-    def __call__(
-        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
-    ) -> CausalLMOutputWithCrossAttentions:
-        """Takes `BertModel`'s arguments; returns scores at the last `logits_to_keep` positions.
-
-        0, the default, is all positions.
-        """
-        outputs = self.base_model(*args, **kwargs)
-        return CausalLMOutputWithCrossAttentions(
-            logits=self._logits(kept_positions(outputs.last_hidden_state, logits_to_keep)),
-            **kept(outputs, "past_key_values", "cross_attentions"),
-        )
 
 
 class RobertaClassificationHead(Module):
