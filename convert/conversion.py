@@ -12,17 +12,15 @@ from convert.flax_msgpack import open_flax
 from convert.folders import check_links, copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
 from convert.verify import Verification, torch_installed, verify, write_report
-from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
-from minibert.checkpoint.loading import assemble, shapes_only
+from minibert.checkpoint.loading import shapes_only
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
 from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.checkpoint.tensors import TensorSource
 from minibert.core.atomic import atomic_folder
-from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.errors import MinibertError, SourceError, writing
-from minibert.models.base import PretrainedModel
+from minibert.models.base import PretrainedModel, load_pretrained
 from minibert.models.registry import class_by_tensors, model_class
 
 Progress = Callable[[str], None]
@@ -187,16 +185,17 @@ def read(
     Raises:
         MinibertError: see `PretrainedModel.from_pretrained`.
     """
-    path = os.path.join(folder, "config.json")
-    data = read_json(path)
-    generation = read_object_if_there(os.path.join(folder, GENERATION))
-    with _open(folder, allow_pickle) as tensors:
-        cls = model_class(data, tensors.tensors, folder)
-        wider = class_by_tensors(data, tensors.tensors)
-        if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
-            cls = wider
-        config = cls.config_class.from_dict(data, path, generation)
-        return assemble(cls, config, tensors, folder, param_dtype=param_dtype)
+    return load_pretrained(
+        _widest, folder, opened=_open, param_dtype=param_dtype, allow_pickle=allow_pickle
+    )
+
+
+def _widest(data: Any, tensors: TensorSource, folder: str) -> type[PretrainedModel]:
+    cls = model_class(data, tensors, folder)
+    wider = class_by_tensors(data, tensors.tensors)
+    if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
+        return wider
+    return cls
 
 
 def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float:
@@ -209,7 +208,7 @@ def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float
     return math.inf if matching.faults or matching.missing_heads else len(matching.left)
 
 
-def _open(folder: str, allow_pickle: bool) -> TensorSource:
+def _open(folder: str, *, allow_pickle: bool) -> TensorSource:
     if not _holds_torch_weights(folder) and os.path.exists(os.path.join(folder, FLAX)):
         refuse_adapter(folder)
         return open_flax(folder)

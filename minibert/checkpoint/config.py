@@ -21,7 +21,6 @@ from minibert.core.fields import (
     Rule,
     assign,
     check,
-    checked,
     field,
     one_of,
     or_null,
@@ -179,7 +178,7 @@ class Config:
             "extra": freeze(dict(self.extra)),
         }
         if self.label2id is None:
-            derived["label2id"] = FrozenDict({name: index for index, name in id2label.items()})
+            derived["label2id"] = FrozenDict(_inverse(id2label))
         if self.generation is not None:
             derived["generation"] = freeze(dict(self.generation))
         assign(self, derived)
@@ -203,11 +202,16 @@ class Config:
 
     def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
         """A copy with some fields changed; new labels replace the old in both directions."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = dict(vars(self))
         if "id2label" in changes or "num_labels" in changes:
             for name in ("num_labels", "id2label", "label2id"):
                 del fields[name]
         return type(self)(**fields | self._canonical(changes))
+
+    @classmethod
+    def _sized(cls: type[AnyConfig], changes: Mapping[str, Any], **sizes: Any) -> AnyConfig:
+        """A config of these sizes, but for what a caller changes."""
+        return cls(**sizes | cls._canonical(changes))
 
     @classmethod
     def from_dict(
@@ -230,10 +234,7 @@ class Config:
             data = cls._canonical(data)
             extra = {name: value for name, value in data.items() if name not in ours}
             given = {name: data[name] for name in ours & data.keys()}
-            for name in ("num_labels", "id2label", "label2id"):
-                if given.get(name, 0) is None:
-                    del given[name]  # null is what is derived from the others
-            return cls(**checked(cls, given), extra=extra, generation=generation)
+            return cls(**given, extra=extra, generation=generation)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 
@@ -255,10 +256,9 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json, `extra` included; default labels are left out."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["generation"]
+        fields = dict(vars(self))
+        del fields["generation"], fields["num_labels"]
         data = {**unfreeze(fields.pop("extra")), **fields, "model_type": self.model_type}
-        del data["num_labels"]
         if self.is_causal is None:
             del data["is_causal"]  # null is not the default to transformers
         data["id2label"] = {str(index): name for index, name in self.id2label.items()}
@@ -266,10 +266,14 @@ class Config:
         plain = _default_labels(2)
         if self.id2label == plain:
             del data["id2label"]
-            if self.label2id == {name: index for index, name in plain.items()}:
+            if self.label2id == _inverse(plain):
                 del data["label2id"]
         return data
 
 
 def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _inverse(labels: Mapping[int, str]) -> dict[str, int]:
+    return {name: index for index, name in labels.items()}

@@ -53,15 +53,20 @@ class Leaf:
         """The `nnx.Variable`."""
         return getattr(self.owner, self.attribute)
 
+    def name_in(self, layout: str) -> str:
+        """The name of the tensor in a file of that layout."""
+        return self.name if layout == "torch" else self.path
+
     def shape_in(self, layout: str) -> tuple[int, ...]:
         """The shape of the tensor in a file of that layout."""
         shape = self.variable.shape
         return shape[::-1] if self.transposed == layout else shape
 
-    def to_file(self) -> np.ndarray:
-        """The tensor to write: the leaf on the host, as PyTorch keeps it."""
+    def to_file(self, layout: str = "torch") -> np.ndarray:
+        """The tensor to write: the leaf on the host, as a file of that layout keeps it."""
         array = np.asarray(self.variable[...])
-        return np.ascontiguousarray(array.T if self.transposed == "torch" else array)
+        # numpy's ascontiguousarray would give a single number an axis
+        return np.asarray(array.T if self.transposed == layout else array, order="C")
 
 
 def leaves(model: Any) -> Iterator[Leaf]:

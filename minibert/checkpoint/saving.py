@@ -1,5 +1,6 @@
 """Writing a model folder: config.json and safetensors, single or in shards, whole or not at all."""
 
+import functools
 import json
 import os
 import re
@@ -46,20 +47,12 @@ def parse_size(text: str | int) -> int:
 
 
 def save_model(
-    model: Any,
-    folder: str,
-    *,
-    max_shard_size: str | int = "5GB",
-    overwrite: bool = False,
-    config: Any = None,
+    model: Any, folder: str, max_shard_size: str | int, overwrite: bool, config: Any
 ) -> None:
     """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
     limit = parse_size(max_shard_size)
     check_here(model)
-
-    def check(written: str) -> None:
-        check_saved(model, written)
-
+    check = functools.partial(check_saved, model)
     with (
         atomic_folder(folder, owned=model_paths, overwrite=overwrite, check=check) as new,
         writing(folder),
@@ -116,9 +109,10 @@ def write_config(model: Any, folder: str, config: Any = None) -> None:
         write_json(unfreeze(config.generation), os.path.join(folder, GENERATION))
 
 
-def file_leaves(model: Any) -> dict[str, Leaf]:
-    """The leaves of a model by the tensor names of its own checkpoint."""
-    return {leaf.name.removeprefix(model.tensor_prefix): leaf for leaf in leaves(model)}
+def file_leaves(model: Any, layout: str = "torch") -> dict[str, Leaf]:
+    """The leaves of a model by their names in its own checkpoint, of a layout of `TensorSource`."""
+    prefix = model.tensor_prefix
+    return {leaf.name_in(layout).removeprefix(prefix): leaf for leaf in leaves(model)}
 
 
 def check_saved(model: Any, folder: str) -> None:
@@ -127,12 +121,13 @@ def check_saved(model: Any, folder: str) -> None:
     Raises:
         TargetError: they differ.
     """
-    expected = file_leaves(model)
     with open_source(folder) as source:
+        expected = file_leaves(model, source.layout)
         if source.tensors.keys() != expected.keys():
-            raise TargetError(f"{folder}: the tensors written are not those of the model")
+            kind = "tensors" if source.layout == "torch" else "arrays"
+            raise TargetError(f"{folder}: the {kind} written are not those of the model")
         for name, leaf in expected.items():
-            read, meant = source.read(name), leaf.to_file()
+            read, meant = source.read(name), leaf.to_file(source.layout)
             same = (read.dtype, read.shape) == (meant.dtype, meant.shape)
             if not same or read.tobytes() != meant.tobytes():
                 raise TargetError(f"{folder}: {name!r} was not written as it is in memory")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from minibert.checkpoint.loading import assemble
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
+from minibert.checkpoint.tensors import TensorSource
 from minibert.core.checks import Size
 from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.models.inputs import kept_positions
@@ -208,7 +209,7 @@ class PretrainedModel(Module):
             MissingHeadError: the checkpoint lacks this class's head.
         """
         model, info = load_pretrained(
-            lambda data, names, where: cls,
+            lambda data, tensors, where: cls,
             source,
             revision=revision,
             subfolder=subfolder,
@@ -255,13 +256,7 @@ class PretrainedModel(Module):
                 extra, or of another shape.
             InputError: the config is of another class.
         """
-        save_model(
-            self,
-            os.fspath(folder),
-            max_shard_size=max_shard_size,
-            overwrite=overwrite,
-            config=config,
-        )
+        save_model(self, os.fspath(folder), max_shard_size, overwrite, config)
 
 
 class ModelWithHead(PretrainedModel):
@@ -420,9 +415,10 @@ class Family:
 
 
 def load_pretrained(
-    choose: Callable[[Any, Iterable[str], str], type[Model]],
+    choose: Callable[[Any, TensorSource, str], type[Model]],
     source: str | os.PathLike[str],
     *,
+    opened: Callable[..., TensorSource] | None = None,
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
     dtype: DTypeLike | None = None,
@@ -436,8 +432,9 @@ def load_pretrained(
     """Finds a checkpoint, opens it once, and loads it into the class that `choose` names.
 
     Args:
-        choose: from the contents of config.json, the tensors' names and the folder to the class.
+        choose: from the contents of config.json, the tensors and the folder to the class.
         source: a folder, or a repository of the Hub.
+        opened: in place of `open_source`.
         where: what else `hub.model_folder` takes.
 
     The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
@@ -449,8 +446,8 @@ def load_pretrained(
         path = os.path.join(folder, "config.json")
         data = read_json(path)
         generation = read_object_if_there(os.path.join(folder, GENERATION))
-        with open_source(folder, allow_pickle=allow_pickle) as tensors:
-            cls = choose(data, tensors.tensors, folder)
+        with (opened or open_source)(folder, allow_pickle=allow_pickle) as tensors:
+            cls = choose(data, tensors, folder)
             config = cls.config_class.from_dict(data, path, generation)
             return assemble(
                 cls,

@@ -27,6 +27,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.export
 PROGRAMS = 256  # functions kept for models to come, each with a program a shape
 FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
+POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -64,7 +65,8 @@ class Compiled:
         self.model, self.config = model, model.config
         self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
         self.parameters = parameters(model)
-        self._names = _parameter_names(model)
+        kinds = _parameters(model)
+        self._names = [name for name, kind in kinds.items() if kind is POSITIONAL]
         self._programs: dict[tuple[tuple[str, type, Any], ...], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -141,9 +143,9 @@ class Compiled:
         _check_some("inputs", inputs, [name for name in self._names if name in EXPORTED])
         if platforms is not None:
             _check_some("platforms", platforms, PLATFORMS)
-        options, known = _plain(options), _option_names(self.model)
+        options, kinds = _plain(options), _parameters(self.model)
         for name, value in options.items():
-            if name not in known:
+            if name not in kinds:
                 raise InputError(f"{name}: is no argument of {type(self.model).__name__}")
             if name in EXPORTED:
                 raise InputError(f"{name}: is an array; name it in inputs")
@@ -248,17 +250,9 @@ def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _parameter_names(model: Any) -> list[str]:
-    """The names of a model's positional arguments: its own, or its trunk's if it passes them on."""
-    own = inspect.signature(type(model).__call__).parameters.values()
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
-        return _parameter_names(model.base_model)
-    return [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
-
-
-def _option_names(model: Any) -> set[str]:
-    """The names of all of a model's arguments: its own, and its trunk's if it passes them on."""
-    own = inspect.signature(type(model).__call__).parameters.values()
-    names = {p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-    passes_on = any(p.kind is p.VAR_KEYWORD for p in own)
-    return names | _option_names(model.base_model) if passes_on else names
+def _parameters(model: Any) -> dict[str, Any]:
+    """The kinds of a model's arguments by name: its trunk's first, if it passes them on."""
+    own = {name: one.kind for name, one in inspect.signature(model).parameters.items()}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {name: kind for name, kind in own.items() if kind not in variable}
+    return named if len(named) == len(own) else _parameters(model.base_model) | named

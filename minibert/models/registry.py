@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
 from minibert.models import bert, gpt2, roberta
 from minibert.models.base import Family, PretrainedModel, load_pretrained
@@ -27,12 +28,12 @@ def task_classes(task: str) -> tuple[type[PretrainedModel], ...]:
     return tuple(family.tasks[task] for family in FAMILIES if task in family.tasks)
 
 
-def model_class(config: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
+def model_class(config: Any, source: TensorSource, where: str) -> type[PretrainedModel]:
     """Chooses the class for a checkpoint.
 
     Args:
         config: the contents of config.json.
-        names: the names of the tensors.
+        source: the tensors.
         where: the folder, for messages.
 
     Raises:
@@ -49,7 +50,7 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
                 f"minibert has{suggest(str(name), MODELS, count=3)}"
             )
         return MODELS[name]
-    cls = class_by_tensors(data, names)
+    cls = class_by_tensors(data, source.tensors)
     if cls is None and "model_type" in data and data["model_type"] not in tuple(BY_TYPE):
         known, found = " or ".join(map(repr, BY_TYPE)), shown(data["model_type"])
         raise ConfigError(f"{where}: model_type: expected {known}, found {found}")
@@ -118,15 +119,12 @@ def load_model(
     What else is raised is as in `PretrainedModel.from_pretrained`.
     """
 
-    def choose(data: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
+    def choose(data: Any, source: TensorSource, where: str) -> type[PretrainedModel]:
         kind = data.get("model_type") if isinstance(data, dict) else None
-        if kind is None:
-            found = class_by_tensors(data, names)
-        else:
-            family = BY_TYPE.get(kind) if isinstance(kind, str) else None
-            found = family.base if family else None
+        found = class_by_tensors(data, source.tensors)
+        wanted = getattr(found, "config_class", None)
         for cls in classes:
-            if found is not None and cls.config_class is found.config_class:
+            if cls.config_class.model_type == kind or cls.config_class is wanted:
                 return cls
         known = " or ".join(repr(cls.config_class.model_type) for cls in classes)
         raise ConfigError(f"{where}: model_type: {task} is for {known}, found {shown(kind)}")

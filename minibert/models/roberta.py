@@ -21,7 +21,7 @@ from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
 from minibert.errors import ConfigError
 from minibert.models.base import Family, WithMaskedWords, WithNextWords, WithWords, kept
-from minibert.models.bert.config import BertConfig
+from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
     BertForMultipleChoice,
@@ -76,14 +76,12 @@ class RobertaConfig(BertConfig):
     @classmethod
     def base(cls, **changes: Any) -> "RobertaConfig":
         """RoBERTa-base: 12 layers of 768, 125 million parameters, 512 tokens."""
-        return cls(**PUBLISHED | changes)
+        return cls._sized(changes, **PUBLISHED)
 
     @classmethod
     def large(cls, **changes: Any) -> "RobertaConfig":
         """RoBERTa-large: 24 layers of 1024, 355 million parameters, 512 tokens."""
-        large = BertConfig.large()
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        return cls(**PUBLISHED | {name: getattr(large, name) for name in sizes} | changes)
+        return cls._sized(changes, **PUBLISHED, **LARGE)
 
 
 PUBLISHED: dict[str, Any] = {

@@ -19,6 +19,13 @@ from minibert.core.fields import (
 from minibert.errors import ConfigError, UnsupportedConfigError
 from minibert.nn.activations import ACTIVATION_NAMES
 
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertConfig(Config):
@@ -93,23 +100,17 @@ class BertConfig(Config):
     @classmethod
     def large(cls, **changes: Any) -> "BertConfig":
         """BERT-large: 24 layers of 1024, 335 million parameters."""
-        large: dict[str, Any] = {
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-        }
-        return cls(**large | changes)
+        return cls._sized(changes, **LARGE)
 
     @classmethod
     def tiny(cls, **changes: Any) -> "BertConfig":
         """Two layers of 24 with every size different: for trying things out."""
-        tiny: dict[str, Any] = {
-            "vocab_size": 97,
-            "hidden_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "intermediate_size": 80,
-            "max_position_embeddings": 40,
-        }
-        return cls(**tiny | changes)
+        return cls._sized(
+            changes,
+            vocab_size=97,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=80,
+            max_position_embeddings=40,
+        )

@@ -97,30 +97,21 @@ class GPT2Config(Config):
     @classmethod
     def medium(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 medium: 24 layers of 1024, 355 million parameters."""
-        medium: dict[str, Any] = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
-        return cls(**medium | cls._canonical(changes))
+        return cls._sized(changes, n_embd=1024, n_layer=24, n_head=16)
 
     @classmethod
     def large(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 large: 36 layers of 1280, 774 million parameters."""
-        large: dict[str, Any] = {"n_embd": 1280, "n_layer": 36, "n_head": 20}
-        return cls(**large | cls._canonical(changes))
+        return cls._sized(changes, n_embd=1280, n_layer=36, n_head=20)
 
     @classmethod
     def xl(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
-        xl: dict[str, Any] = {"n_embd": 1600, "n_layer": 48, "n_head": 25}
-        return cls(**xl | cls._canonical(changes))
+        return cls._sized(changes, n_embd=1600, n_layer=48, n_head=25)
 
     @classmethod
     def tiny(cls, **changes: Any) -> "GPT2Config":
         """Two layers of 24 with every size different: for trying things out."""
-        tiny: dict[str, Any] = {
-            "vocab_size": 97,
-            "n_embd": 24,
-            "n_layer": 2,
-            "n_head": 3,
-            "n_inner": 80,
-            "n_positions": 40,
-        }
-        return cls(**tiny | cls._canonical(changes))
+        return cls._sized(
+            changes, vocab_size=97, n_embd=24, n_layer=2, n_head=3, n_inner=80, n_positions=40
+        )
