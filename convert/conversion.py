@@ -107,38 +107,36 @@ def convert(
                 write_orbax(model, new)
         if verified and torch_installed():
             instead = "the parameters were cast" if dtype else _unreadable_by_torch(folder)
-            found = _verify_written(source, model, new, folder, instead, progress)
+            found = _verified(
+                model,
+                lambda wide: type(model).from_pretrained(new, param_dtype=wide),
+                folder,
+                instead,
+                progress,
+                f"{source}: differs from PyTorch; nothing was written",
+            )
             with writing(target):
                 write_report(found, new)
         progress("flushing")
     return Conversion(info, copied, found)
 
 
-def _verify_written(
-    source: str, model: PretrainedModel, new: str, folder: str, instead: str, progress: Progress
+def _verified(
+    model: PretrainedModel,
+    load_ours: Callable[[Any], PretrainedModel],
+    folder: str,
+    instead: str,
+    progress: Progress,
+    failed: str,
 ) -> Verification:
-    """Compares what was written with PyTorch.
-
-    Args:
-        source: for messages.
-        model: the model that was written.
-        new: the folder it was written to.
-        folder: the folder it was read from.
-        instead: why PyTorch does not read the source; empty if it does.
-        progress: called with the name of each step.
+    """Compares a model with PyTorch; the arguments are `verify`'s, and the message of a failure.
 
     Raises:
         ParityError: it does not compute what PyTorch computes.
     """
-    found = verify(
-        model,
-        lambda wide: type(model).from_pretrained(new, param_dtype=wide),
-        folder,
-        instead=instead,
-        progress=progress,
-    )
+    found = verify(model, load_ours, folder, instead=instead, progress=progress)
     if not found.passed:
-        raise ParityError(f"{source}: differs from PyTorch; nothing was written", found)
+        raise ParityError(failed, found)
     return found
 
 
@@ -161,15 +159,14 @@ def verify_only(
     with unchanged(folder):
         progress("reading")
         model, info = read(folder, allow_pickle=allow_pickle)
-        found = verify(
+        found = _verified(
             model,
             lambda wide: read(folder, param_dtype=wide, allow_pickle=allow_pickle)[0],
             folder,
-            instead=_unreadable_by_torch(folder),
-            progress=progress,
+            _unreadable_by_torch(folder),
+            progress,
+            f"{source}: differs from PyTorch",
         )
-    if not found.passed:
-        raise ParityError(f"{source}: differs from PyTorch", found)
     return Conversion(info, [], found)
 
 
@@ -209,18 +206,14 @@ def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float
 
 
 def _open(folder: str, *, allow_pickle: bool) -> TensorSource:
-    if not _holds_torch_weights(folder) and os.path.exists(os.path.join(folder, FLAX)):
+    if _unreadable_by_torch(folder) and os.path.exists(os.path.join(folder, FLAX)):
         refuse_adapter(folder)
         return open_flax(folder)
     return open_source(folder, allow_pickle=allow_pickle)
 
 
-def _holds_torch_weights(folder: str) -> bool:
-    names = [name + ending for name in (SAFETENSORS, PICKLE) for ending in ("", ".index.json")]
-    return any(os.path.lexists(os.path.join(folder, name)) for name in names)
-
-
 def _unreadable_by_torch(folder: str) -> str:
-    if _holds_torch_weights(folder):
+    names = [name + ending for name in (SAFETENSORS, PICKLE) for ending in ("", ".index.json")]
+    if any(os.path.lexists(os.path.join(folder, name)) for name in names):
         return ""
     return "transformers reads neither Flax msgpack nor Orbax"

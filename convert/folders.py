@@ -67,8 +67,9 @@ def _fetch_companions(repository: str, revision: str | None) -> None:
 
 def companions(folder: str) -> list[str]:
     """The files of a folder that a conversion copies, by their paths inside it."""
-    found = [name for name in sorted(os.listdir(folder)) if name in COMPANIONS]
-    for name in sorted(os.listdir(folder)):
+    names = sorted(os.listdir(folder))
+    found = [name for name in names if name in COMPANIONS]
+    for name in names:
         inner = os.path.join(folder, name)
         if re.fullmatch(MODULE_FOLDER, name) and os.path.isdir(inner):
             found += [

@@ -7,7 +7,7 @@ own. Rounding grows with the numbers, so both tolerances are relative to an outp
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -162,27 +162,24 @@ def compare(
 def _run_torch(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     import torch
 
-    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def call(inputs: dict[str, np.ndarray]) -> Any:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         wide = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        outputs = model(**wide, **OUTPUTS, return_dict=True)
-        return {name: value.numpy() for name, value in _named(outputs)}
+        return model(**wide, **OUTPUTS, return_dict=True)
 
     with torch.no_grad():
-        return _joined([call(inputs) for inputs in calls])
+        return _joined(map(call, calls))
 
 
 def _run_jax(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     compiled = jax.jit(lambda m, kwargs: m(**kwargs, **OUTPUTS))
-
-    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in _named(compiled(model, inputs))}
-
-    return _joined([call(inputs) for inputs in calls])
+    return _joined(compiled(model, inputs) for inputs in calls)
 
 
-def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}
+def _joined(outputs: Iterable[Any]) -> dict[str, np.ndarray]:
+    """The outputs of all calls by name, on the host, one after the other."""
+    found = [{name: np.asarray(value) for name, value in _named(one)} for one in outputs]
+    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 def _named(outputs: Any) -> Iterator[tuple[str, Any]]:

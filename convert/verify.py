@@ -51,11 +51,6 @@ class Verification:
         """What PyTorch read, and why if it is not the source."""
         return f"{self.theirs} ({self.why})" if self.why else self.theirs
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens were compared."""
-        return int(self.inputs["attention_mask"].sum())
-
 
 def torch_installed() -> bool:
     """Whether there is a PyTorch to compare with."""
@@ -126,14 +121,14 @@ def _unreadable(name: str, source: str) -> str:
 
 def table(found: Verification) -> Table:
     """The verification as a table, a row an output."""
-    title = f"{found.model}: {found.tokens:,} tokens, against PyTorch"
+    tokens = found.inputs["attention_mask"].sum()
     caption = (
         f"Largest absolute differences at unpadded positions; f64 alone is PyTorch's. RMS: errors "
         f"against f64. Bounds: {FLOAT32:g} in f32, {FLOAT64:g} in f64, times the output's largest "
         f"number where that is over 1. PyTorch read {found.reference}."
     )
     result = Table(
-        title=title,
+        title=f"{found.model}: {tokens:,} tokens, against PyTorch",
         caption=caption,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -141,16 +136,21 @@ def table(found: Verification) -> Table:
         pad_edge=False,
     )
     result.add_column("output", no_wrap=True)
-    for heading in ("ours –\ntorch\nf32", "ours\nf32 –\nf64", "torch\nf32 –\nf64"):
+    for heading in (
+        "ours –\ntorch\nf32",
+        "ours\nf32 –\nf64",
+        "torch\nf32 –\nf64",
+        "RMS\nours /\ntorch",
+        "ours –\ntorch\nf64",
+    ):
         result.add_column(heading, justify="right", no_wrap=True)
-    result.add_column("RMS\nours /\ntorch", justify="right", no_wrap=True)
-    result.add_column("ours –\ntorch\nf64", justify="right", no_wrap=True)
     result.add_column("verdict", no_wrap=True)
     for row in found.rows:
-        figures = (row.ours_torch, row.ours_float64, row.torch_float64)
         result.add_row(
             row.output,
-            *(f"{figure:.1e}" for figure in figures),
+            f"{row.ours_torch:.1e}",
+            f"{row.ours_float64:.1e}",
+            f"{row.torch_float64:.1e}",
             f"{row.rms_ratio:.2f}",
             f"{row.float64:.1e}",
             "[green]equal[/]" if row.passed else "[bold red]DIFFERS[/]",

@@ -21,6 +21,7 @@ from minibert.core.fields import (
     Rule,
     assign,
     check,
+    checked,
     field,
     one_of,
     or_null,
@@ -33,6 +34,7 @@ from minibert.errors import ConfigError, shown
 GENERATION = "generation_config.json"  # what lies beside a config.json, for decoders
 MAX_LABELS = 1 << 20
 
+LABELS = ("num_labels", "id2label", "label2id")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Fields of transformers' PreTrainedConfig, 4.57 and 5.23 together, that leave a forward pass alone.
@@ -204,7 +206,7 @@ class Config:
         """A copy with some fields changed; new labels replace the old in both directions."""
         fields = dict(vars(self))
         if "id2label" in changes or "num_labels" in changes:
-            for name in ("num_labels", "id2label", "label2id"):
+            for name in LABELS:
                 del fields[name]
         return type(self)(**fields | self._canonical(changes))
 
@@ -234,7 +236,10 @@ class Config:
             data = cls._canonical(data)
             extra = {name: value for name, value in data.items() if name not in ours}
             given = {name: data[name] for name in ours & data.keys()}
-            return cls(**given, extra=extra, generation=generation)
+            for name in LABELS:
+                if given.get(name, 0) is None:
+                    del given[name]  # null is what is derived from the others
+            return cls(**checked(cls, given), extra=extra, generation=generation)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
 

@@ -99,16 +99,16 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
     except errors.LocalEntryNotFoundError as reason:
         raise SourceError(
             f"{shown(repository)}: not a folder here, not in the cache, and the Hub cannot be "
-            f"reached ({_first_line(reason)})"
+            f"reached ({first_line(reason)})"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
         raise SourceError(
-            f"{shown(repository)}: not found on the Hub ({_first_line(reason)})"
+            f"{shown(repository)}: not found on the Hub ({first_line(reason)})"
         ) from None
     if unreachable:
         raise SourceError(
             f"{shown(repository)}: its weights are not in the cache, and the Hub cannot be reached "
-            f"({_first_line(unreachable[0])})"
+            f"({first_line(unreachable[0])})"
         )
     raise SourceError(
         f"{shown(repository)}: no {' and no '.join(kinds)} in this repository; one that has only a "
@@ -116,5 +116,6 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
     )
 
 
-def _first_line(reason: Exception) -> str:
+def first_line(reason: Exception) -> str:
+    """What an error of another library says, in short."""
     return str(reason).strip().partition("\n")[0][:300]

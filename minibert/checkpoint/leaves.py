@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -27,6 +28,8 @@ from flax import nnx
 from minibert.checkpoint.tensors import TensorSource
 from minibert.nn.layers import Conv1D
 from minibert.nn.tree import variables
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Leaf:
         """The shape of the tensor in a file of that layout."""
         shape = self.variable.shape
         return shape[::-1] if self.transposed == layout else shape
+
+    def fill(self, array: Any, sharding: Sharding | None) -> None:
+        """Puts an array there, on its devices."""
+        placed = jax.device_put(array) if sharding is None else stored(sharding, self.path, array)
+        self.variable.set_value(placed)
 
     def to_file(self, layout: str = "torch") -> np.ndarray:
         """The tensor to write: the leaf on the host, as a file of that layout keeps it."""

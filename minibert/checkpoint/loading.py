@@ -14,7 +14,6 @@ from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, InputError, shown
 from minibert.sharding.mesh import checked_sharding
-from minibert.sharding.placement import stored
 
 
 def assemble(
@@ -56,10 +55,7 @@ def assemble(
             raise InputError("rngs: a new head needs random keys: pass rngs=nnx.Rngs(0)")
         fresh = _fresh_leaves(cls, config, {leaf.path for leaf in matching.fresh}, rngs, kept)
         for leaf in matching.fresh:
-            array = fresh[leaf.path]
-            leaf.variable.set_value(
-                array if sharding is None else stored(sharding, leaf.path, array)
-            )
+            leaf.fill(fresh[leaf.path], sharding)
     matching.fill(where, param_dtype, sharding)
     unfilled = [
         leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)

@@ -6,7 +6,8 @@ classes (see `PretrainedModel`): trunk, heads, tied copies, optional rooms, buff
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,10 +18,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from minibert.checkpoint.leaves import Leaf, leaf_array, leaves, stored_dtypes
-from minibert.checkpoint.tensors import TensorSource
+from minibert.checkpoint.tensors import TensorSource, raw_bytes
 from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
 from minibert.sharding.mesh import Sharding
-from minibert.sharding.placement import stored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,8 @@ class Matching:
         wrapper = next((w for w in WRAPPERS if raws and all(r.startswith(w) for r in raws)), "")
         names = {raw: raw.removeprefix(wrapper) for raw in raws}
         prefixed = any(name.startswith(trunk) for name in names.values())
-        paths = {leaf.path: leaf.name for leaf in leaves(self.model)}
+        layout = self.source.layout
+        canonical = {leaf.name_in(layout): leaf.name for leaf in leaves(self.model)}
         found: dict[str, str] = {}
         for raw, name in names.items():
             if not prefixed and name.split(".")[0] in rooms:
@@ -121,8 +122,7 @@ class Matching:
                     name = name.removesuffix(old) + new
             if name != raw:
                 self.renamed[raw] = name
-            if self.source.layout != "torch":
-                name = paths.get(name, name)
+            name = canonical.get(name, name)
             if name in found:
                 self.faults.append(f"{shown(raw)} and {shown(found[name])} are both {shown(name)}")
             found[name] = raw
@@ -131,7 +131,8 @@ class Matching:
     def _settle_optional_rooms(self) -> None:
         for room in self.model.optional:
             if not any(name.startswith(f"{room}.") for name in self.found):
-                self._drop(room)
+                *parents, last = room.removeprefix(self.model.tensor_prefix).split(".")
+                setattr(functools.reduce(getattr, parents, self.model), last, nnx.data(None))
                 self.absent.append(room)
 
     def _settle_tied_copies(self) -> None:
@@ -158,7 +159,7 @@ class Matching:
         one, other = self.source.tensors[here], self.source.tensors[there]
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
-        return np.array_equal(_bytes(self.source.read(here)), _bytes(self.source.read(there)))
+        return np.array_equal(*(raw_bytes(self.source.read(name)) for name in (here, there)))
 
     def _settle_heads(self) -> None:
         ours: dict[str, list[Leaf]] = {}
@@ -228,36 +229,25 @@ class Matching:
     def _head(self, name: str) -> str | None:
         return head_of(self.model, name)
 
-    def _drop(self, room: str) -> None:
-        *parents, last = room.removeprefix(self.model.tensor_prefix).split(".")
-        module = self.model
-        for parent in parents:
-            module = getattr(module, parent)
-        setattr(module, last, nnx.data(None))
-
     def info(self, where: str) -> LoadingInfo:
         """The report on a load that is done, with names as the model's own tree has them."""
         model = self.model
         prefix = model.tensor_prefix
 
-        def own(names: Iterable[str]) -> tuple[str, ...]:
-            return tuple(name.removeprefix(prefix) for name in names)
+        def own(name: str) -> str:
+            return name.removeprefix(prefix)
 
         return LoadingInfo(
             model=type(model).__name__,
             source=where,
             files=tuple(sorted({info.file for info in self.source.tensors.values()})),
-            matched=own(self.matched),
-            tied=dict(zip(own(self.tied), own(self.tied.values()), strict=True)),
-            left=own(sorted(self.left)),
-            ignored=dict(zip(own(self.ignored), self.ignored.values(), strict=True)),
-            new=own(leaf.name for leaf in self.fresh),
-            absent=own(self.absent),
-            renamed={
-                r: n
-                for r, n in zip(self.renamed, own(self.renamed.values()), strict=True)
-                if r != n
-            },
+            matched=tuple(map(own, self.matched)),
+            tied={own(copy): own(original) for copy, original in self.tied.items()},
+            left=tuple(map(own, sorted(self.left))),
+            ignored={own(name): why for name, why in self.ignored.items()},
+            new=tuple(own(leaf.name) for leaf in self.fresh),
+            absent=tuple(map(own, self.absent)),
+            renamed={old: own(new) for old, new in self.renamed.items() if old != own(new)},
             dtypes=stored_dtypes(model),
             config_ignored=model.config.ignored_fields,
             suspicious=tuple(sorted(self.suspicious)),
@@ -311,11 +301,8 @@ class Matching:
                         f"{self.found[name]!r}: {array.dtype} needs jax.enable_x64(True); or pass "
                         "param_dtype=jnp.float32"
                     )
-                elif sharding is None:
-                    self.expected[name].variable.set_value(jax.device_put(array))
                 else:
-                    path = self.expected[name].path
-                    self.expected[name].variable.set_value(stored(sharding, path, array))
+                    self.expected[name].fill(array, sharding)
                 del array  # before the next is read
         if faults:
             raise CheckpointMismatchError(where, sorted(faults))
@@ -324,7 +311,3 @@ class Matching:
 def head_of(model: Any, name: str) -> str | None:
     """The head that a tensor belongs to, by its name in the tree; None for the trunk's."""
     return next((head for head in model.heads if name.startswith(f"{head}.")), None)
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from minibert.checkpoint.agreement import check_tree
 from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import model_paths
-from minibert.checkpoint.leaves import Leaf, finite, leaves
+from minibert.checkpoint.leaves import Leaf, finite, leaves, stored_dtypes
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
 from minibert.errors import ConfigError, InputError, TargetError, shown, writing
@@ -98,12 +98,9 @@ def write_config(model: Any, folder: str, config: Any = None) -> None:
     check_tree(model, config)
     data = config.to_dict()
     data["architectures"] = [type(model).__name__]
-    dtypes = {str(leaf.variable[...].dtype) for leaf in leaves(model)}
-    stored = dtypes.pop() if len(dtypes) == 1 else None
-    if stored is not None:
-        data["dtype"] = stored
-        if "torch_dtype" in data:
-            data["torch_dtype"] = stored
+    dtypes = list(stored_dtypes(model))
+    if len(dtypes) == 1:
+        data |= dict.fromkeys({"torch_dtype"} & data.keys() | {"dtype"}, dtypes[0])
     write_json(data, os.path.join(folder, "config.json"))
     if config.generation is not None:
         write_json(unfreeze(config.generation), os.path.join(folder, GENERATION))

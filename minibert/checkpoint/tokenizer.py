@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from minibert.checkpoint.files import unchanged
+from minibert.checkpoint.hub import first_line
 from minibert.errors import SourceError
 
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
@@ -25,13 +26,12 @@ def load_tokenizer(source: str | os.PathLike[str], **place: Any) -> Any:
     source = os.fspath(source)
     if os.path.isdir(source) and place.get("subfolder"):
         source = os.path.join(source, place.pop("subfolder"))
-    local = unchanged(source) if os.path.isdir(source) else contextlib.nullcontext()
-    with local:
+    with unchanged(source) if os.path.isdir(source) else contextlib.nullcontext():
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
         except Exception as reason:  # of whatever kind: every tokenizer class has its own
-            first = str(reason).strip().partition("\n")[0][:300]
-            raise SourceError(f"{source}: its tokenizer cannot be loaded ({first})") from None
+            why = first_line(reason)
+            raise SourceError(f"{source}: its tokenizer cannot be loaded ({why})") from None
     # without files AutoTokenizer makes one up, of special tokens alone
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise SourceError(f"{source}: no tokenizer in it (tokenizer.json, vocab.txt, …)")
