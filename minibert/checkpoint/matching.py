@@ -159,7 +159,8 @@ class Matching:
         one, other = self.source.tensors[here], self.source.tensors[there]
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
-        return np.array_equal(*(raw_bytes(self.source.read(name)) for name in (here, there)))
+        first, second = (raw_bytes(self.source.read(name)) for name in (here, there))
+        return np.array_equal(first, second)
 
     def _settle_heads(self) -> None:
         ours: dict[str, list[Leaf]] = {}

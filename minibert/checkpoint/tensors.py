@@ -194,7 +194,7 @@ class SafetensorsSource(TensorSource):
 
     def _read_into(self, array: np.ndarray, name: str, start: int) -> None:
         """Fills an array with the bytes of a tensor from `start` on."""
-        info, memory, done = self.tensors[name], raw_bytes(array).data, 0
+        info, memory, done = self.tensors[name], array.reshape(-1).view(np.uint8).data, 0
         while done < memory.nbytes:
             try:
                 position = info.offset + start + done
