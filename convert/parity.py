@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
+
 FLOAT32 = 2e-5
 FLOAT64 = 1e-9
 TEXT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "LICENSE")
@@ -50,7 +52,7 @@ class Row:
         return self.ours_torch <= FLOAT32 * self.scale and self.float64 <= FLOAT64 * self.scale
 
 
-def ragged_inputs(config: Any, folder: str) -> dict[str, np.ndarray]:
+def ragged_inputs(config: Any, folder: str) -> Arrays:
     """A fixed ragged batch: the Apache licence, some 2,000 tokens of English, or random ids.
 
     Args:
@@ -111,7 +113,7 @@ def _drawn(config: Any) -> list[list[int]]:
     return [draw.integers(0, config.vocab_size, length).tolist() for length in lengths]
 
 
-def shaped(inputs: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
+def shaped(inputs: Arrays, model: Any) -> Arrays:
     """The inputs as a model takes them: some have an axis of choices, and then no encoder."""
     if not model.has_choices:
         return inputs
@@ -122,7 +124,7 @@ def shaped(inputs: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
 def compare(
     load_ours: Callable[[Any], Any],
     load_theirs: Callable[[], Any],
-    inputs: dict[str, np.ndarray],
+    inputs: Arrays,
     progress: Callable[[str], None] = lambda step: None,
     one_by_one: bool = False,
 ) -> list[Row]:
@@ -159,10 +161,10 @@ def compare(
     return [_row(name, *(_unpadded(name, run[name], mask) for run in runs)) for name in torch64]
 
 
-def _run_torch(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _run_torch(model: Any, calls: list[Arrays]) -> Arrays:
     import torch
 
-    def call(inputs: dict[str, np.ndarray]) -> Any:
+    def call(inputs: Arrays) -> Any:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         wide = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
         return model(**wide, **OUTPUTS, return_dict=True)
@@ -171,12 +173,12 @@ def _run_torch(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.n
         return _joined(map(call, calls))
 
 
-def _run_jax(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _run_jax(model: Any, calls: list[Arrays]) -> Arrays:
     compiled = jax.jit(lambda m, kwargs: m(**kwargs, **OUTPUTS))
     return _joined(compiled(model, inputs) for inputs in calls)
 
 
-def _joined(outputs: Iterable[Any]) -> dict[str, np.ndarray]:
+def _joined(outputs: Iterable[Any]) -> Arrays:
     """The outputs of all calls by name, on the host, one after the other."""
     found = [{name: np.asarray(value) for name, value in _named(one)} for one in outputs]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}

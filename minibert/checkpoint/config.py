@@ -57,16 +57,16 @@ INERT_FIELDS = frozenset(
     """.split()
 )
 
-# Fields that transformers 5 reads from the config of any model, and that change its numbers: name →
-# the values that change nothing.
-REFUSED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+Neutral = Mapping[str, tuple[Any, ...]]  # fields, each with the values that change nothing
+# Fields that transformers 5 reads from the config of any model, and that change its numbers.
+REFUSED_FIELDS: Neutral = {
     "is_causal": (True, False),  # null: its masks read False, and some of its attentions True
     "per_layer_config": (None, {}),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
 # Those that it reads as it makes a decoder's cache (cache_utils.py).
-REFUSED_DECODER_FIELDS: Mapping[str, tuple[Any, ...]] = {
+REFUSED_DECODER_FIELDS: Neutral = {
     "attention_chunk_size": (None,),
     "kv_sharing_modes": (None,),
     "layer_types": (None,),
@@ -140,7 +140,7 @@ class Config:
     """
 
     model_type: ClassVar[str]
-    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
+    refused_fields: ClassVar[Neutral]
     aliases: ClassVar[Mapping[str, str]] = {}
 
     num_labels: int = field(whole(1, MAX_LABELS), None)
@@ -244,7 +244,7 @@ class Config:
             raise type(reason)(f"{where}: {reason}") from None
 
     @classmethod
-    def _refused(cls, data: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+    def _refused(cls, data: Mapping[str, Any]) -> Neutral:
         """Returns the fields that are not implemented, with the values that change nothing."""
         return cls.refused_fields
 

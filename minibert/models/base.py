@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 
 from minibert.checkpoint.config import GENERATION, Config
 from minibert.checkpoint.files import unchanged
@@ -292,19 +292,16 @@ class ModelWithHead(PretrainedModel):
     def _add_head(self, config: Any, **options: Any) -> None:
         raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
 
+    def _words(self, hidden: Any) -> Array:
+        """Scores of every word, `(…, hidden)` to `(…, vocab)`, of the heads that give them."""
+        raise NotImplementedError
+
     def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
         """An empty cache, as the bare model makes it."""
         return self.base_model.init_cache(batch_size, max_length)
 
 
-class WithWords(ModelWithHead):
-    """A model whose head scores every word of the vocabulary at every position."""
-
-    def _words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
-        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
-
-
-class WithMaskedWords(WithWords):
+class WithMaskedWords(ModelWithHead):
     """A model that is asked for masked words."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
@@ -313,7 +310,7 @@ class WithMaskedWords(WithWords):
         return MaskedLMOutput(logits=self._words(outputs.last_hidden_state), **kept(outputs))
 
 
-class WithNextWords(WithWords):
+class WithNextWords(ModelWithHead):
     """A decoder that is asked for next words."""
 
     generates = True
@@ -385,14 +382,15 @@ class Family:
 
     Attributes:
         models: its classes, the bare model first.
-        by_heads: which class holds a checkpoint that names none, by the heads among its tensors.
+        by_heads: which class holds a checkpoint that names none, by the heads among its tensors,
+            in the order of the classes' `heads`.
         causal: classes in place of those if the config's `is_decoder` is true.
         tasks: which class a task takes: the tasks of `minibert.pipeline`, and pretraining and
             continuation of `minibert train`. Feature extraction takes the bare model.
     """
 
     models: tuple[type[PretrainedModel], ...]
-    by_heads: Mapping[frozenset[str], type[PretrainedModel]]
+    by_heads: Mapping[tuple[str, ...], type[PretrainedModel]]
     tasks: Mapping[str, type[PretrainedModel]]
     causal: Mapping[type[PretrainedModel], type[PretrainedModel]] = dataclasses.field(
         default_factory=dict

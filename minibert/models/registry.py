@@ -73,12 +73,13 @@ def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel]
     family = _family(data, names)
     if family is None:
         return None
-    base, heads = family.base, set()
-    for name in names:
-        inside = name.split(".")[0] in base.rooms
-        full = f".{base.trunk}.{name}" if inside else f".{name}"
-        heads |= {head for head in base.heads if f".{head}." in full}
-    cls = family.by_heads.get(frozenset(heads))
+    base = family.base
+    full = [
+        f".{base.trunk}.{name}" if name.split(".")[0] in base.rooms else f".{name}"
+        for name in names
+    ]
+    heads = tuple(head for head in base.heads if any(f".{head}." in name for name in full))
+    cls = family.by_heads.get(heads)
     return family.causal.get(cls, cls) if cls and data.get("is_decoder") is True else cls
 
 
@@ -86,14 +87,10 @@ def _family(data: dict[str, Any], names: list[str]) -> Family | None:
     if "model_type" in data:
         kind = data["model_type"]
         return BY_TYPE.get(kind) if isinstance(kind, str) else None
-    paths = [name.split(".")[:-1] for name in names]
-    for family in FAMILIES:
-        if any(family.base.trunk in path for path in paths):
-            return family
-    for family in FAMILIES:
-        if any(part in family.base.rooms for path in paths for part in path):
-            return family
-    return FAMILIES[0]
+    parts = {part for name in names for part in name.split(".")[:-1]}
+    named = [family for family in FAMILIES if family.base.trunk in parts]
+    fitting = [family for family in FAMILIES if not parts.isdisjoint(family.base.rooms)]
+    return [*named, *fitting, *FAMILIES][0]
 
 
 def load(

@@ -10,7 +10,7 @@ tokens.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer
 from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
 from minibert.errors import ConfigError
-from minibert.models.base import Family, WithMaskedWords, WithNextWords, WithWords, kept
+from minibert.models.base import Family, WithMaskedWords, WithNextWords, kept
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -28,9 +28,10 @@ from minibert.models.bert.heads import (
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertWithHead,
+    Words,
     WordScores,
 )
-from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel
+from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
 from minibert.models.outputs import SequenceClassifierOutput
 from minibert.nn.activations import activation
 from minibert.nn.layers import Dropout, LayerNorm, Linear, Module
@@ -44,7 +45,7 @@ class RobertaConfig(BertConfig):
     The defaults are those of Hugging Face's class; `base` has those of the published model.
     """
 
-    model_type: ClassVar[str] = "roberta"
+    model_type = "roberta"
 
     vocab_size: int = field(SIZE, 50265)
     pad_token_id: int = field(whole(0), 1)
@@ -117,7 +118,7 @@ class RobertaEmbeddings(BertEmbeddings):
         position_ids: Any = None,
         inputs_embeds: Any = None,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch seq hidden"]:
+    ) -> Hidden:
         """Embeds token ids, or takes `inputs_embeds`; token types are 0 by default."""
         if position_ids is None and input_ids is not None:
             position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
@@ -181,14 +182,12 @@ class RobertaLMHead(WordScores):
         self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
 
-    def transform(
-        self, hidden: Float[Array, "batch seq hidden"]
-    ) -> Float[Array, "batch seq hidden"]:
+    def transform(self, hidden: Hidden) -> Hidden:
         """Dense, gelu, LayerNorm: what precedes the decoder."""
         return self.layer_norm(self.act(self.dense(hidden)))
 
 
-class _RobertaWithWords(WithWords, RobertaWithHead):
+class _RobertaWithWords(RobertaWithHead):
     base_options = NO_POOLER
     tied = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
@@ -198,15 +197,15 @@ class _RobertaWithWords(WithWords, RobertaWithHead):
     def _add_head(self, config: Any, **options: Any) -> None:
         self.lm_head = RobertaLMHead(config, **options)
 
-    def _words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
+    def _words(self, hidden: Hidden) -> Words:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class RobertaForMaskedLM(_RobertaWithWords, WithMaskedWords):
+class RobertaForMaskedLM(WithMaskedWords, _RobertaWithWords):
     """RoBERTa with its masked-token head."""
 
 
-class RobertaForCausalLM(_RobertaWithWords, WithNextWords):
+class RobertaForCausalLM(WithNextWords, _RobertaWithWords):
     """RoBERTa as a decoder, with a score for every next token; `config.is_decoder` makes it one."""
 
 
@@ -214,15 +213,14 @@ class RobertaClassificationHead(Module):
     """Dense, tanh and a classifier over the first token."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
-        hidden = config.hidden_size
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
+        hidden, stddev = config.hidden_size, config.initializer_range
         rate = config.classifier_dropout
-        self.dense = Linear(hidden, hidden, **drawn)
+        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.out_proj = Linear(hidden, config.num_labels, **drawn)
+        self.out_proj = Linear(hidden, config.num_labels, stddev=stddev, **options)
 
     def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], rngs: nnx.Rngs | None = None
+        self, hidden: Hidden, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch labels"]:
         """Returns a score for every label."""
         first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
@@ -262,7 +260,6 @@ class RobertaForQuestionAnswering(RobertaWithHead, BertForQuestionAnswering):
     """RoBERTa with a start and an end score at every position."""
 
 
-SEQUENCE_WITH_POOLER = frozenset({"classifier", "classifier.out_proj", "roberta.pooler"})
 FAMILY = Family(
     models=(
         RobertaModel,
@@ -274,15 +271,15 @@ FAMILY = Family(
         RobertaForQuestionAnswering,
     ),
     by_heads={
-        frozenset(): RobertaModel,
-        frozenset({"roberta.pooler"}): RobertaModel,
-        frozenset({"lm_head"}): RobertaForMaskedLM,
-        frozenset({"lm_head", "roberta.pooler"}): RobertaForMaskedLM,
-        frozenset({"classifier", "classifier.out_proj"}): RobertaForSequenceClassification,
-        SEQUENCE_WITH_POOLER: RobertaForSequenceClassification,
-        frozenset({"classifier"}): RobertaForTokenClassification,
-        frozenset({"qa_outputs"}): RobertaForQuestionAnswering,
-        frozenset({"qa_outputs", "roberta.pooler"}): RobertaForQuestionAnswering,
+        (): RobertaModel,
+        ("roberta.pooler",): RobertaModel,
+        ("lm_head",): RobertaForMaskedLM,
+        ("lm_head", "roberta.pooler"): RobertaForMaskedLM,
+        ("classifier", "classifier.out_proj"): RobertaForSequenceClassification,
+        ("classifier", "classifier.out_proj", "roberta.pooler"): RobertaForSequenceClassification,
+        ("classifier",): RobertaForTokenClassification,
+        ("qa_outputs",): RobertaForQuestionAnswering,
+        ("qa_outputs", "roberta.pooler"): RobertaForQuestionAnswering,
     },
     causal={RobertaForMaskedLM: RobertaForCausalLM},
     tasks={

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config
+from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, Neutral
 from minibert.core.fields import (
     NON_NEGATIVE,
     POSITIVE,
@@ -31,8 +31,8 @@ LARGE = {
 class BertConfig(Config):
     """The shape and settings of a BERT; field names and defaults are Hugging Face's."""
 
-    model_type: ClassVar[str] = "bert"
-    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    model_type = "bert"
+    refused_fields = {
         **REFUSED_FIELDS,
         "position_embedding_type": ("absolute", None),
     }
@@ -79,7 +79,7 @@ class BertConfig(Config):
             )
 
     @classmethod
-    def _refused(cls, data: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+    def _refused(cls, data: Mapping[str, Any]) -> Neutral:
         return {**cls.refused_fields, **(REFUSED_DECODER_FIELDS if data.get("is_decoder") else {})}
 
     @property

@@ -18,12 +18,11 @@ from minibert.models.base import (
     WithNextWords,
     WithSpans,
     WithTags,
-    WithWords,
     kept,
     word_scores,
 )
 from minibert.models.bert.config import BertConfig
-from minibert.models.bert.modeling import BertModel, BertPreTrainedModel
+from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
 from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
     BertForPreTrainingOutput,
@@ -33,6 +32,9 @@ from minibert.models.outputs import (
 )
 from minibert.nn.activations import activation
 from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, constant
+
+Table = Float[Array, "vocab hidden"]
+Words = Float[Array, "batch seq vocab"]
 
 NO_POOLER = {"add_pooling_layer": False}
 
@@ -139,9 +141,7 @@ class BertPredictionHeadTransform(Module):
         self.transform_act_fn = activation(config.hidden_act, **options)
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"]
-    ) -> Float[Array, "batch seq hidden"]:
+    def __call__(self, hidden: Hidden) -> Hidden:
         """Transforms every position."""
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
 
@@ -156,9 +156,7 @@ class WordScores(Module):
         key = (options["rngs"] or SHAPES_ONLY).params()
         self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
+    def __call__(self, hidden: Hidden, table: Table) -> Words:
         """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
         return self.decoder(self.transform(hidden), table, self.bias[...])
 
@@ -177,9 +175,7 @@ class BertOnlyMLMHead(Module):
     def __init__(self, config: BertConfig, **options: Any):
         self.predictions = BertLMPredictionHead(config, **options)
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
+    def __call__(self, hidden: Hidden, table: Table) -> Words:
         """Scores every word at every position; `table` is the word embeddings."""
         return self.predictions(hidden, table)
 
@@ -206,10 +202,10 @@ class BertPreTrainingHeads(Module):
 
     def __call__(
         self,
-        hidden: Float[Array, "batch seq hidden"],
+        hidden: Hidden,
         pooled: Float[Array, "batch hidden"],
-        table: Float[Array, "vocab hidden"],
-    ) -> tuple[Float[Array, "batch seq vocab"], Float[Array, "batch 2"]]:
+        table: Table,
+    ) -> tuple[Words, Float[Array, "batch 2"]]:
         """The scores of both heads."""
         return self.predictions(hidden, table), self.seq_relationship(pooled)
 
@@ -232,18 +228,18 @@ class BertForPreTraining(BertWithHead):
         )
 
 
-class _BertWithWords(WithWords, BertWithHead):
+class _BertWithWords(BertWithHead):
     base_options = NO_POOLER
     tied = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyMLMHead(config, **options)
 
-    def _words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
+    def _words(self, hidden: Hidden) -> Words:
         return self.cls(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class BertForMaskedLM(_BertWithWords, WithMaskedWords):
+class BertForMaskedLM(WithMaskedWords, _BertWithWords):
     """BERT with its masked-word head."""
 
 
@@ -260,5 +256,5 @@ class BertForNextSentencePrediction(BertWithHead):
         return NextSentencePredictorOutput(logits=logits, **kept(outputs))
 
 
-class BertLMHeadModel(_BertWithWords, WithNextWords):
+class BertLMHeadModel(WithNextWords, _BertWithWords):
     """BERT as a decoder, with a score for every next word; `config.is_decoder` makes it one."""

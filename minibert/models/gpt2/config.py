@@ -1,8 +1,7 @@
 """The shape and settings of a GPT-2, as transformers' `configuration_gpt2.py` has them."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, aliased
 from minibert.core.fields import (
@@ -35,14 +34,14 @@ class GPT2Config(Config):
     far as it decides what `position_ids` mean: see `GPT2Model.__call__`.
     """
 
-    model_type: ClassVar[str] = "gpt2"
-    is_decoder: ClassVar[bool] = True
-    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    model_type = "gpt2"
+    is_decoder = True
+    refused_fields = {
         **REFUSED_FIELDS,
         **REFUSED_DECODER_FIELDS,
         "tie_last_hidden_states": (True, None),  # whether the last state is after `ln_f`
     }
-    aliases: ClassVar[Mapping[str, str]] = {
+    aliases = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
         "num_attention_heads": "n_head",

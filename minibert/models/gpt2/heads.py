@@ -18,7 +18,6 @@ from minibert.models.base import (
     WithNextWords,
     WithSpans,
     WithTags,
-    WithWords,
     kept,
     word_scores,
 )
@@ -39,7 +38,7 @@ class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
     base_class = GPT2Model
 
 
-class _GPT2WithWords(WithWords, _GPT2WithHead):
+class _GPT2WithWords(_GPT2WithHead):
     tied = {"lm_head.weight": "transformer.wte.weight"}
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
@@ -49,7 +48,7 @@ class _GPT2WithWords(WithWords, _GPT2WithHead):
         return self.lm_head(hidden, self.base_model.wte.embedding[...])
 
 
-class GPT2LMHeadModel(_GPT2WithWords, WithNextWords):
+class GPT2LMHeadModel(WithNextWords, _GPT2WithWords):
     """GPT-2 with a score for every next word."""
 
 
