@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from convert.conversion import Conversion, ParityError, convert, verify_only
-from convert.verify import table, torch_installed
+from convert.conversion import Conversion, convert, verify_only
+from convert.verify import ParityError, table, torch_installed
 from minibert.core.progress import progress_bar
 from minibert.errors import MinibertError
 

@@ -26,18 +26,6 @@ from minibert.models.registry import class_by_tensors, model_class
 Progress = Callable[[str], None]
 
 
-class ParityError(MinibertError):
-    """The model does not compute what PyTorch computes.
-
-    Attributes:
-        found: the comparison.
-    """
-
-    def __init__(self, message: str, found: Verification):
-        self.found = found
-        super().__init__(message)
-
-
 @dataclasses.dataclass(frozen=True)
 class Conversion:
     """What a conversion or a verification did.
@@ -107,37 +95,18 @@ def convert(
                 write_orbax(model, new)
         if verified and torch_installed():
             instead = "the parameters were cast" if dtype else _unreadable_by_torch(folder)
-            found = _verified(
+            found = verify(
                 model,
                 lambda wide: type(model).from_pretrained(new, param_dtype=wide),
                 folder,
-                instead,
-                progress,
-                f"{source}: differs from PyTorch; nothing was written",
+                instead=instead,
+                progress=progress,
+                failed=f"{source}: differs from PyTorch; nothing was written",
             )
             with writing(target):
                 write_report(found, new)
         progress("flushing")
     return Conversion(info, copied, found)
-
-
-def _verified(
-    model: PretrainedModel,
-    load_ours: Callable[[Any], PretrainedModel],
-    folder: str,
-    instead: str,
-    progress: Progress,
-    failed: str,
-) -> Verification:
-    """Compares a model with PyTorch; the arguments are `verify`'s, and the message of a failure.
-
-    Raises:
-        ParityError: it does not compute what PyTorch computes.
-    """
-    found = verify(model, load_ours, folder, instead=instead, progress=progress)
-    if not found.passed:
-        raise ParityError(failed, found)
-    return found
 
 
 def verify_only(
@@ -159,13 +128,13 @@ def verify_only(
     with unchanged(folder):
         progress("reading")
         model, info = read(folder, allow_pickle=allow_pickle)
-        found = _verified(
+        found = verify(
             model,
             lambda wide: read(folder, param_dtype=wide, allow_pickle=allow_pickle)[0],
             folder,
-            _unreadable_by_torch(folder),
-            progress,
-            f"{source}: differs from PyTorch",
+            instead=_unreadable_by_torch(folder),
+            progress=progress,
+            failed=f"{source}: differs from PyTorch",
         )
     return Conversion(info, [], found)
 
@@ -187,7 +156,7 @@ def read(
     )
 
 
-def _widest(data: Any, tensors: TensorSource, folder: str) -> type[PretrainedModel]:
+def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> type[PretrainedModel]:
     cls = model_class(data, tensors, folder)
     wider = class_by_tensors(data, tensors.tensors)
     if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):

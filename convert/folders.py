@@ -61,7 +61,7 @@ def companions(folder: str) -> list[str]:
             found += [
                 f"{name}/{file}" for file in sorted(os.listdir(inner)) if file in MODULE_FILES
             ]
-    return [path for path in found if os.path.lexists(os.path.join(folder, path))]
+    return found
 
 
 def check_links(source: str) -> None:

@@ -201,12 +201,14 @@ def _unpadded(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return array.reshape(*mask.shape, -1)[mask]  # an axis of choices is joined to the rows
 
 
-def _row(output: str, ours32: Any, torch32: Any, ours64: Any, torch64: Any) -> Row:
+def _row(output: str, *runs: np.ndarray) -> Row:
+    ours32, torch32, ours64, torch64 = (run.astype(np.float64) for run in runs)
+
     def largest(one: np.ndarray, other: np.ndarray) -> float:
-        return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max())
+        return float(np.abs(one - other).max())
 
     def rms(one: np.ndarray) -> float:
-        return float(np.sqrt(np.mean((one.astype(np.float64) - torch64) ** 2)))
+        return float(np.sqrt(np.mean((one - torch64) ** 2)))
 
     return Row(
         output=output,

@@ -19,6 +19,7 @@ from rich.table import Table
 import minibert
 from convert.parity import FLOAT32, FLOAT64, Row, compare, ragged_inputs, shaped
 from minibert.checkpoint.files import ORBAX
+from minibert.errors import MinibertError
 
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
 
@@ -52,6 +53,18 @@ class Verification:
         return f"{self.theirs} ({self.why})" if self.why else self.theirs
 
 
+class ParityError(MinibertError):
+    """The model does not compute what PyTorch computes.
+
+    Attributes:
+        found: the comparison.
+    """
+
+    def __init__(self, message: str, found: Verification):
+        self.found = found
+        super().__init__(message)
+
+
 def torch_installed() -> bool:
     """Whether there is a PyTorch to compare with."""
     return importlib.util.find_spec("torch") is not None
@@ -64,6 +77,7 @@ def verify(
     *,
     instead: str,
     progress: Callable[[str], None],
+    failed: str,
 ) -> Verification:
     """Compares a model with PyTorch's reading of its source.
 
@@ -76,6 +90,10 @@ def verify(
         source: the folder it comes from.
         instead: why PyTorch shall not read the source; "" to let it try.
         progress: told what happens next.
+        failed: the message if they differ.
+
+    Raises:
+        ParityError: the model does not compute what PyTorch computes.
     """
     name = type(model).__name__
     inputs = shaped(ragged_inputs(model.config, source), model)
@@ -91,7 +109,10 @@ def verify(
             progress,
             one_by_one=model.needs_padding_id and model.config.pad_token_id is None,
         )
-    return Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
+    found = Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
+    if not found.passed:
+        raise ParityError(failed, found)
+    return found
 
 
 def _load_torch(name: str, folder: str) -> tuple[Any, dict[str, Any]]:

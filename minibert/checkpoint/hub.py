@@ -60,8 +60,13 @@ def model_folder(
         raise SourceError(
             f"{shown(source)}: expected a folder or a repository of the Hub; no such folder"
         )
-    options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    options |= {"revision": revision, "subfolder": subfolder or None}
+    options = {
+        "revision": revision,
+        "subfolder": subfolder or None,
+        "cache_dir": cache_dir,
+        "token": token,
+        "local_files_only": local_files_only,
+    }
     return _fetch(source, (SAFETENSORS, PICKLE) if allow_pickle else (SAFETENSORS,), options)
 
 

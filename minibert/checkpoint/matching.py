@@ -214,6 +214,7 @@ class Matching:
                     f"{shown(self.found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
                     f"file, and no leaf of {type(self.model).__name__} of that name"
                 )
+        self.matched = [name for name in self.expected if name in self.found]
         for name in self.matched:
             info, leaf = self.source.tensors[self.found[name]], self.expected[name]
             shape = leaf.shape_in(self.source.layout)
@@ -221,11 +222,6 @@ class Matching:
                 self.faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
             if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
                 self.faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
-
-    @property
-    def matched(self) -> list[str]:
-        """The names on both sides."""
-        return [name for name in self.expected if name in self.found]
 
     def _head(self, name: str) -> str | None:
         return head_of(self.model, name)

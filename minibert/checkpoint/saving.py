@@ -82,7 +82,7 @@ def write_model(model: Any, folder: str, limit: int, config: Any = None) -> None
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         total += write_tensors(shard, os.path.join(folder, file))
         weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(index, os.path.join(folder, f"{SAFETENSORS}.index.json"))
 
 

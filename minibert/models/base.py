@@ -348,8 +348,7 @@ class WithSpans(ModelWithHead):
     """A model with a start and an end score at every position."""
 
     def _add_head(self, config: Any, **options: Any) -> None:
-        stddev = config.initializer_range
-        self.qa_outputs = Linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.qa_outputs = scores(config, 2, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
         """Takes the bare model's arguments; returns start and end scores at every position."""
@@ -358,6 +357,11 @@ class WithSpans(ModelWithHead):
         return QuestionAnsweringModelOutput(
             start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
         )
+
+
+def scores(config: Any, outputs: int, **options: Any) -> Linear:
+    """A layer from states to `outputs` numbers each, drawn as the config says."""
+    return Linear(config.hidden_size, outputs, stddev=config.initializer_range, **options)
 
 
 def word_scores(config: Any, **options: Any) -> TiedLinear:
@@ -413,7 +417,7 @@ class Family:
 
 
 def load_pretrained(
-    choose: Callable[[Any, TensorSource, str], type[Model]],
+    choose: Callable[[dict[str, Any], TensorSource, str], type[Model]],
     source: str | os.PathLike[str],
     *,
     opened: Callable[..., TensorSource] | None = None,
@@ -445,7 +449,7 @@ def load_pretrained(
         data = read_json(path)
         generation = read_object_if_there(os.path.join(folder, GENERATION))
         with (opened or open_source)(folder, allow_pickle=allow_pickle) as tensors:
-            cls = choose(data, tensors, folder)
+            cls = choose(data if isinstance(data, dict) else {}, tensors, folder)
             config = cls.config_class.from_dict(data, path, generation)
             return assemble(
                 cls,

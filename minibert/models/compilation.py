@@ -18,6 +18,7 @@ from flax import nnx
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
+from minibert.models.inputs import index_limits
 from minibert.models.stack import with_execution
 from minibert.nn.cache import KVCache
 from minibert.nn.tree import parameters
@@ -161,9 +162,7 @@ class Compiled:
             leaves = [arrays[path] for path in self.parameters]
             return dict(jax.tree.unflatten(self._treedef, leaves)(**given, **options))
 
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.parameters
-        )
+        shapes = jax.eval_shape(lambda: self.parameters)
         given = {name: jax.ShapeDtypeStruct(sizes, np.int32) for name in inputs}
         return jax.export.export(jax.jit(call), platforms=platforms)(shapes, given)
 
@@ -227,18 +226,13 @@ def _plain(given: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arguments, their values checked: shapes and dtypes are checked as they are traced."""
-    config = model.config
-    limits = {
-        "input_ids": "vocab_size",
-        "token_type_ids": getattr(model, "segments", "vocab_size"),
-        "position_ids": config.name_of("max_position_embeddings"),
-    }
-    checked = {}
+    limits, checked = index_limits(model), {}
     for name, value in arrays.items():
         if isinstance(value, KVCache):
             checked[name] = value
         elif name in limits:
-            array = checked_indices(name, value, getattr(config, limits[name]), limits[name])
+            limit = limits[name]
+            array = checked_indices(name, value, getattr(model.config, limit), limit)
             host = isinstance(array, np.ndarray)
             checked[name] = array.astype(np.int32) if host else array  # one program for all
         elif name in ("attention_mask", "encoder_attention_mask"):

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from minibert.checkpoint.tensors import TensorSource
@@ -28,11 +28,11 @@ def task_classes(task: str) -> tuple[type[PretrainedModel], ...]:
     return tuple(family.tasks[task] for family in FAMILIES if task in family.tasks)
 
 
-def model_class(config: Any, source: TensorSource, where: str) -> type[PretrainedModel]:
+def model_class(data: dict[str, Any], source: TensorSource, where: str) -> type[PretrainedModel]:
     """Chooses the class for a checkpoint.
 
     Args:
-        config: the contents of config.json.
+        data: the contents of config.json.
         source: the tensors.
         where: the folder, for messages.
 
@@ -40,9 +40,7 @@ def model_class(config: Any, source: TensorSource, where: str) -> type[Pretraine
         ConfigError: `architectures` or `model_type` names nothing that minibert has.
         SourceError: neither the config nor the tensors decide.
     """
-    data = config if isinstance(config, dict) else {}
-    named = data.get("architectures")
-    if named:
+    if named := data.get("architectures"):
         name = named[0] if isinstance(named, list) else named
         if not isinstance(name, str) or name not in MODELS:
             raise ConfigError(
@@ -51,25 +49,23 @@ def model_class(config: Any, source: TensorSource, where: str) -> type[Pretraine
             )
         return MODELS[name]
     cls = class_by_tensors(data, source.tensors)
-    if cls is None and "model_type" in data and data["model_type"] not in tuple(BY_TYPE):
+    if cls is not None:
+        return cls
+    if "model_type" in data and data["model_type"] not in tuple(BY_TYPE):
         known, found = " or ".join(map(repr, BY_TYPE)), shown(data["model_type"])
         raise ConfigError(f"{where}: model_type: expected {known}, found {found}")
-    if cls is None:
-        raise SourceError(
-            f"{where}: config.json has no architectures, and its tensors fit several classes or "
-            "none; name one, such as minibert.BertForMaskedLM.from_pretrained"
-        )
-    return cls
+    raise SourceError(
+        f"{where}: config.json has no architectures, and its tensors fit several classes or "
+        "none; name one, such as minibert.BertForMaskedLM.from_pretrained"
+    )
 
 
-def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel] | None:
+def class_by_tensors(data: dict[str, Any], names: Collection[str]) -> type[PretrainedModel] | None:
     """The one class whose heads are those among the tensors; None if there is no such class.
 
     The family is that of the config's `model_type`; without one, that whose prefix the tensors'
     names have, else the first whose submodules are there.
     """
-    names = list(names)
-    data = config if isinstance(config, dict) else {}
     family = _family(data, names)
     if family is None:
         return None
@@ -83,7 +79,7 @@ def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel]
     return family.causal.get(cls, cls) if cls and data.get("is_decoder") is True else cls
 
 
-def _family(data: dict[str, Any], names: list[str]) -> Family | None:
+def _family(data: dict[str, Any], names: Collection[str]) -> Family | None:
     if "model_type" in data:
         kind = data["model_type"]
         return BY_TYPE.get(kind) if isinstance(kind, str) else None
@@ -116,8 +112,8 @@ def load_model(
     What else is raised is as in `PretrainedModel.from_pretrained`.
     """
 
-    def choose(data: Any, source: TensorSource, where: str) -> type[PretrainedModel]:
-        kind = data.get("model_type") if isinstance(data, dict) else None
+    def choose(data: dict[str, Any], source: TensorSource, where: str) -> type[PretrainedModel]:
+        kind = data.get("model_type")
         found = class_by_tensors(data, source.tensors)
         wanted = getattr(found, "config_class", None)
         for cls in classes:

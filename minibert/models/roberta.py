@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer
 from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
 from minibert.errors import ConfigError
-from minibert.models.base import Family, WithMaskedWords, WithNextWords, kept
+from minibert.models.base import Family, WithMaskedWords, WithNextWords, kept, scores
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -34,7 +34,7 @@ from minibert.models.bert.heads import (
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
 from minibert.models.outputs import SequenceClassifierOutput
 from minibert.nn.activations import activation
-from minibert.nn.layers import Dropout, LayerNorm, Linear, Module
+from minibert.nn.layers import Dropout, LayerNorm, Module
 from minibert.text.batching import numbered
 
 
@@ -176,8 +176,8 @@ class RobertaLMHead(WordScores):
     """Scores every token of the vocabulary at every position."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
-        hidden, stddev = config.hidden_size, config.initializer_range
-        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
+        hidden = config.hidden_size
+        self.dense = scores(config, hidden, **options)
         self.act = activation("gelu", **options)  # whatever the config's is
         self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
@@ -213,11 +213,10 @@ class RobertaClassificationHead(Module):
     """Dense, tanh and a classifier over the first token."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
-        hidden, stddev = config.hidden_size, config.initializer_range
         rate = config.classifier_dropout
-        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
+        self.dense = scores(config, config.hidden_size, **options)
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.out_proj = Linear(hidden, config.num_labels, stddev=stddev, **options)
+        self.out_proj = scores(config, config.num_labels, **options)
 
     def __call__(
         self, hidden: Hidden, rngs: nnx.Rngs | None = None

@@ -19,6 +19,7 @@ from minibert.models.base import (
     WithSpans,
     WithTags,
     kept,
+    scores,
     word_scores,
 )
 from minibert.models.bert.config import BertConfig
@@ -31,7 +32,7 @@ from minibert.models.outputs import (
     SequenceClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, constant
+from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Module, constant
 
 Table = Float[Array, "vocab hidden"]
 Words = Float[Array, "batch seq vocab"]
@@ -49,8 +50,7 @@ class _BertWithClassifier(BertWithHead):
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         rate = config.classifier_dropout
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        outputs, stddev = 1 if self.has_choices else config.num_labels, config.initializer_range
-        self.classifier = Linear(config.hidden_size, outputs, stddev=stddev, **options)
+        self.classifier = scores(config, 1 if self.has_choices else config.num_labels, **options)
 
 
 class BertForSequenceClassification(_BertWithClassifier):
@@ -137,7 +137,7 @@ class BertPredictionHeadTransform(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden = config.hidden_size
-        self.dense = Linear(hidden, hidden, stddev=config.initializer_range, **options)
+        self.dense = scores(config, hidden, **options)
         self.transform_act_fn = activation(config.hidden_act, **options)
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
@@ -184,8 +184,7 @@ class BertOnlyNSPHead(Module):
     """The head that tells whether the second sentence follows the first."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        stddev = config.initializer_range
-        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.seq_relationship = scores(config, 2, **options)
 
     def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
         """Scores whether the second sentence follows (0) or not (1)."""
@@ -196,9 +195,8 @@ class BertPreTrainingHeads(Module):
     """Both heads of BERT's pre-training."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        stddev = config.initializer_range
         self.predictions = BertLMPredictionHead(config, **options)
-        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.seq_relationship = scores(config, 2, **options)
 
     def __call__(
         self,

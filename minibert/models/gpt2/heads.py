@@ -19,6 +19,7 @@ from minibert.models.base import (
     WithSpans,
     WithTags,
     kept,
+    scores,
     word_scores,
 )
 from minibert.models.gpt2.config import GPT2Config
@@ -29,7 +30,7 @@ from minibert.models.outputs import (
     SequenceClassifierOutputWithPast,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import Dropout, Linear, Module
+from minibert.nn.layers import Dropout, Module
 
 
 class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
@@ -57,12 +58,9 @@ class GPT2SequenceSummary(Module):
 
     def __init__(self, config: GPT2Config, **options: Any):
         self.kind = config.summary_type
-        hidden, stddev = config.n_embd, config.initializer_range
-        outputs = 1 if config.summary_proj_to_labels else hidden
+        outputs = 1 if config.summary_proj_to_labels else config.n_embd
         projected = config.summary_use_proj
-        self.summary = nnx.data(
-            Linear(hidden, outputs, stddev=stddev, **options) if projected else None
-        )
+        self.summary = nnx.data(scores(config, outputs, **options) if projected else None)
         name = config.summary_activation
         self.activation = nnx.data(None if name is None else activation(name, **options))
         self.first_dropout = Dropout(config.summary_first_dropout)
@@ -146,10 +144,10 @@ class GPT2DoubleHeadsModel(_GPT2WithWords):
         hidden = outputs.last_hidden_state
         hidden = hidden.reshape(*lead, *hidden.shape[1:])
         index = choice_indices(mc_token_ids, lead, hidden.shape[-2])
-        scores = self.multiple_choice_head(hidden, index, rngs)
+        choices = self.multiple_choice_head(hidden, index, rngs)
         return GPT2DoubleHeadsModelOutput(
             logits=self._words(hidden),
-            mc_logits=scores[..., 0] if scores.shape[-1] == 1 else scores,
+            mc_logits=choices[..., 0] if choices.shape[-1] == 1 else choices,
             **kept(outputs, "past_key_values"),
         )
 
@@ -160,10 +158,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
     needs_padding_id = True
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        stddev = config.initializer_range
-        self.score = Linear(
-            config.n_embd, config.num_labels, use_bias=False, stddev=stddev, **options
-        )
+        self.score = scores(config, config.num_labels, use_bias=False, **options)
 
     def __call__(
         self, input_ids: Any = None, *args: Any, **kwargs: Any
@@ -198,8 +193,7 @@ class GPT2ForTokenClassification(WithTags, _GPT2WithHead):
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
         self.dropout = Dropout(next(rate for rate in rates if rate is not None))
-        stddev = config.initializer_range
-        self.classifier = Linear(config.n_embd, config.num_labels, stddev=stddev, **options)
+        self.classifier = scores(config, config.num_labels, **options)
 
 
 class GPT2ForQuestionAnswering(WithSpans, _GPT2WithHead):
