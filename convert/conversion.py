@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from typing import Any, Literal
 
 from jax.typing import DTypeLike
@@ -11,6 +10,7 @@ from jax.typing import DTypeLike
 from convert.flax_msgpack import open_flax
 from convert.folders import check_links, copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
+from convert.parity import Progress
 from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
 from minibert.checkpoint.loading import shapes_only
@@ -22,8 +22,6 @@ from minibert.core.atomic import atomic_folder
 from minibert.errors import MinibertError, SourceError, writing
 from minibert.models.base import PretrainedModel, load_pretrained
 from minibert.models.registry import class_by_tensors, model_class
-
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)

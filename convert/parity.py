@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+Progress = Callable[[str], None]
 
 FLOAT32 = 2e-5
 FLOAT64 = 1e-9
@@ -92,9 +93,8 @@ def _tokenized(config: Any, folder: str) -> list[list[int]]:
         rows = [tokenizer.encode(text).ids for text in _passages()]
     except Exception:  # no tokenizer, or one that tokenizers refuses: random ids will do
         return []
-    longest = config.max_tokens
     usable = all(row and max(row) < config.vocab_size for row in rows)
-    return [row[:longest] for row in rows] if usable else []
+    return [row[: config.max_tokens] for row in rows] if usable else []
 
 
 def _passages() -> Iterator[str]:
@@ -125,7 +125,7 @@ def compare(
     load_ours: Callable[[Any], Any],
     load_theirs: Callable[[], Any],
     inputs: Arrays,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step: None,
     one_by_one: bool = False,
 ) -> list[Row]:
     """Runs both models in both precisions and compares every output.
@@ -185,12 +185,12 @@ def _joined(outputs: Iterable[Any]) -> Arrays:
 
 
 def _named(outputs: Any) -> Iterator[tuple[str, Any]]:
-    hidden = outputs["hidden_states"]
-    yield from ((f"hidden_states[{index}]", state) for index, state in enumerate(hidden))
+    for index, state in enumerate(outputs["hidden_states"]):
+        yield f"hidden_states[{index}]", state
     # transformers 5.24 renames past_key_values to cache
-    apart = ("hidden_states", "last_hidden_state", "past_key_values", "cache")
-    others = [key for key in outputs.keys() if key not in apart]
-    yield from ((key, outputs[key]) for key in sorted(others))
+    apart = {"hidden_states", "last_hidden_state", "past_key_values", "cache"}
+    for key in sorted(outputs.keys() - apart):
+        yield key, outputs[key]
 
 
 def _unpadded(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:

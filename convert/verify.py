@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 import minibert
-from convert.parity import FLOAT32, FLOAT64, Row, compare, ragged_inputs, shaped
+from convert.parity import FLOAT32, FLOAT64, Progress, Row, compare, ragged_inputs, shaped
 from minibert.checkpoint.files import ORBAX
 from minibert.errors import MinibertError
 
@@ -76,7 +76,7 @@ def verify(
     source: str,
     *,
     instead: str,
-    progress: Callable[[str], None],
+    progress: Progress,
     failed: str,
 ) -> Verification:
     """Compares a model with PyTorch's reading of its source.

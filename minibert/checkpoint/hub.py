@@ -12,13 +12,15 @@ from minibert.checkpoint.files import ADAPTER_CONFIG, check_settled
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS, read_index
 from minibert.errors import SourceError, shown
 
+AnyPath = str | os.PathLike[str]
+
 
 def model_folder(
-    source: str | os.PathLike[str],
+    source: AnyPath,
     *,
     revision: str | None = None,
     subfolder: str = "",
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: AnyPath | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from minibert.checkpoint.leaves import Leaf, leaf_array, leaves, stored_dtypes
-from minibert.checkpoint.tensors import TensorSource, raw_bytes
+from minibert.checkpoint.tensors import TensorInfo, TensorSource, raw_bytes
 from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
 from minibert.sharding.mesh import Sharding
 
@@ -136,31 +136,31 @@ class Matching:
                 self.absent.append(room)
 
     def _settle_tied_copies(self) -> None:
-        copies = {leaf.name: leaf for leaf in leaves(self.model) if leaf.name in self.model.tied}
+        model, found = self.model, self.found
+        copies = {leaf.name: leaf for leaf in leaves(model) if leaf.name in model.tied}
         for copy, leaf in copies.items():
-            original = self.model.tied[copy]
+            original = model.tied[copy]
             same_head = self._head(copy) == self._head(original)
-            if copy in self.found and original not in self.found and same_head:
-                self.found[original] = self.found.pop(copy)
+            if copy in found and original not in found and same_head:
+                found[original] = found.pop(copy)
                 self.tied[copy] = original
-            elif copy in self.found:
-                if not self.model.config.tie_word_embeddings or not self._equal(copy, original):
+            elif copy in found:
+                if not model.config.tie_word_embeddings or not self._equal(copy, original):
                     continue
-                del self.found[copy]
+                del found[copy]
                 self.tied[copy] = original
-            elif not self.model.config.tie_word_embeddings and not same_head:
+            elif not model.config.tie_word_embeddings and not same_head:
                 continue
             setattr(leaf.owner, leaf.attribute, nnx.data(None))
 
     def _equal(self, copy: str, original: str) -> bool:
         if original not in self.found:
             return False
-        here, there = self.found[copy], self.found[original]
-        one, other = self.source.tensors[here], self.source.tensors[there]
+        one, other = self._stored(copy), self._stored(original)
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
-        first, second = (raw_bytes(self.source.read(name)) for name in (here, there))
-        return np.array_equal(first, second)
+        first, second = (self.source.read(self.found[name]) for name in (copy, original))
+        return np.array_equal(raw_bytes(first), raw_bytes(second))
 
     def _settle_heads(self) -> None:
         ours: dict[str, list[Leaf]] = {}
@@ -181,7 +181,7 @@ class Matching:
 
     def _differs_in_labels(self, leaf: Leaf) -> bool:
         """Whether a tensor has another number of labels, its last or first axis, and no more."""
-        found = self.source.tensors[self.found[leaf.name]].shape
+        found = self._stored(leaf.name).shape
         shape = leaf.shape_in(self.source.layout)
         if self.source.layout != "torch":  # there a kernel has its labels last
             found, shape = found[::-1], shape[::-1]
@@ -189,12 +189,13 @@ class Matching:
         return shape[:1] == labels != found[:1] and found[1:] == shape[1:]
 
     def _compare(self) -> None:
-        for name in self.expected.keys() - self.found.keys():
+        found, expected, faults = self.found, self.expected, self.faults
+        for name in expected.keys() - found.keys():
             head = self._head(name)
             half = f" (half of the head {head!r})" if head else ""
-            shape = self.expected[name].shape_in("torch")
-            self.faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
-        ours = {self._head(name) for name in self.expected}
+            shape = expected[name].shape_in("torch")
+            faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
+        ours = {self._head(name) for name in expected}
         buffers = {
             name.replace("#", str(layer)): why
             for layer in range(self.model.config.num_hidden_layers)
@@ -202,26 +203,28 @@ class Matching:
         }
         self.ignored: dict[str, str] = {}
         self.left: list[str] = []
-        for name in self.found.keys() - self.expected.keys():
+        for name in found.keys() - expected.keys():
             head = self._head(name)
             if name in buffers:
                 self.ignored[name] = buffers[name]
             elif head and head not in ours:
                 self.left.append(name)
             else:
-                info = self.source.tensors[self.found[name]]
-                self.faults.append(
-                    f"{shown(self.found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
+                info = self._stored(name)
+                faults.append(
+                    f"{shown(found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
                     f"file, and no leaf of {type(self.model).__name__} of that name"
                 )
-        self.matched = [name for name in self.expected if name in self.found]
+        self.matched = [name for name in expected if name in found]
         for name in self.matched:
-            info, leaf = self.source.tensors[self.found[name]], self.expected[name]
-            shape = leaf.shape_in(self.source.layout)
+            info, shape = self._stored(name), expected[name].shape_in(self.source.layout)
             if info.shape != shape:
-                self.faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
+                faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
             if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
-                self.faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
+                faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
+
+    def _stored(self, name: str) -> TensorInfo:
+        return self.source.tensors[self.found[name]]
 
     def _head(self, name: str) -> str | None:
         return head_of(self.model, name)
@@ -279,7 +282,7 @@ class Matching:
 
         def read(name: str) -> np.ndarray | str:
             leaf, raw = self.expected[name], self.found[name]
-            dtype = np.dtype(param_dtype or self.source.tensors[raw].dtype)
+            dtype = np.dtype(param_dtype or self._stored(name).dtype)
             array = leaf_array(self.source, raw, dtype, transpose=leaf.transposed == layout)
             norm = isinstance(leaf.owner, nnx.LayerNorm) and leaf.attribute == "scale"
             if norm and isinstance(array, np.ndarray) and not array.any():

@@ -37,8 +37,7 @@ def parse_size(text: str | int) -> int:
         InputError: it is not a positive size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
-    unit = UNITS.get(found[2].upper()) if found else None
-    size = float(found[1]) * unit if found and unit else 0
+    size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
     if not 1 <= size < float("inf"):
         raise InputError(
             f"max_shard_size: expected a size such as 5GB or 200MiB, found {shown(text)}"

@@ -5,13 +5,13 @@ import os
 from typing import Any
 
 from minibert.checkpoint.files import unchanged
-from minibert.checkpoint.hub import first_line
+from minibert.checkpoint.hub import AnyPath, first_line
 from minibert.errors import SourceError
 
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
 
 
-def load_tokenizer(source: str | os.PathLike[str], **place: Any) -> Any:
+def load_tokenizer(source: AnyPath, **place: Any) -> Any:
     """Loads a folder's or repository's tokenizer, by transformers' `AutoTokenizer`.
 
     Args:

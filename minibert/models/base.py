@@ -13,7 +13,7 @@ from jaxtyping import Integer
 
 from minibert.checkpoint.config import GENERATION, Config
 from minibert.checkpoint.files import unchanged
-from minibert.checkpoint.hub import model_folder
+from minibert.checkpoint.hub import AnyPath, model_folder
 from minibert.checkpoint.loading import assemble
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
@@ -34,6 +34,7 @@ from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
 Model = TypeVar("Model", bound="PretrainedModel")
+Rngs = nnx.Rngs | None
 
 
 class PretrainedModel(Module):
@@ -77,7 +78,7 @@ class PretrainedModel(Module):
         self,
         config: Any,
         *,
-        rngs: nnx.Rngs | None,
+        rngs: Rngs,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
@@ -144,7 +145,7 @@ class PretrainedModel(Module):
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        source: str | os.PathLike[str],
+        source: AnyPath,
         *,
         output_loading_info: Literal[False] = False,
         **options: Any,
@@ -154,7 +155,7 @@ class PretrainedModel(Module):
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        source: str | os.PathLike[str],
+        source: AnyPath,
         *,
         output_loading_info: Literal[True],
         **options: Any,
@@ -163,17 +164,17 @@ class PretrainedModel(Module):
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        source: str | os.PathLike[str],
+        source: AnyPath,
         *,
         revision: str | None = None,
         subfolder: str = "",
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: AnyPath | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
         new_head: bool = False,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
         allow_pickle: bool = False,
@@ -229,7 +230,7 @@ class PretrainedModel(Module):
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike[str],
+        folder: AnyPath,
         *,
         max_shard_size: str | int = "5GB",
         overwrite: bool = False,
@@ -280,7 +281,7 @@ class ModelWithHead(PretrainedModel):
         self,
         config: Any,
         *,
-        rngs: nnx.Rngs | None,
+        rngs: Rngs,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
@@ -335,9 +336,7 @@ class WithTags(ModelWithHead):
     dropout: Dropout
     classifier: Linear
 
-    def __call__(
-        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
-    ) -> TokenClassifierOutput:
+    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> TokenClassifierOutput:
         """Takes the bare model's arguments; returns a score for every label at every position."""
         outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
@@ -418,7 +417,7 @@ class Family:
 
 def load_pretrained(
     choose: Callable[[dict[str, Any], TensorSource, str], type[Model]],
-    source: str | os.PathLike[str],
+    source: AnyPath,
     *,
     opened: Callable[..., TensorSource] | None = None,
     num_labels: int | None = None,
@@ -426,7 +425,7 @@ def load_pretrained(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
     new_head: bool = False,
-    rngs: nnx.Rngs | None = None,
+    rngs: Rngs = None,
     allow_pickle: bool = False,
     sharding: Sharding | None = None,
     **where: Any,

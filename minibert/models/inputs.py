@@ -88,15 +88,13 @@ def model_inputs(
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError("input_ids, inputs_embeds: give exactly one of the two")
     config = model.config
-    longest, limit_name = config.max_tokens, config.max_tokens_name
+    longest = config.max_tokens, config.max_tokens_name
     if input_ids is not None:
         input_ids = indices("input_ids", input_ids, config.vocab_size, "vocab_size")
-        batch, seq = lengths("input_ids", input_ids, (), longest, limit_name)
+        batch, seq = lengths("input_ids", input_ids, (), *longest)
     else:
         inputs_embeds = floats("inputs_embeds", inputs_embeds)
-        batch, seq = lengths(
-            "inputs_embeds", inputs_embeds, (config.hidden_size,), longest, limit_name
-        )
+        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.hidden_size,), *longest)
     past = _cache(config, past_key_values, batch, seq)
     if token_type_ids is not None:
         token_type_ids = _indices(model, "token_type_ids", token_type_ids, batch, seq)

@@ -1,10 +1,10 @@
 """The model a checkpoint asks for: the class its config names, or the one its tensors fit."""
 
 import inspect
-import os
 from collections.abc import Collection
 from typing import Any
 
+from minibert.checkpoint.hub import AnyPath
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
 from minibert.models import bert, gpt2, roberta
@@ -89,9 +89,7 @@ def _family(data: dict[str, Any], names: Collection[str]) -> Family | None:
     return [*named, *fitting, *FAMILIES][0]
 
 
-def load(
-    source: str | os.PathLike[str], *, output_loading_info: bool = False, **options: Any
-) -> Any:
+def load(source: AnyPath, *, output_loading_info: bool = False, **options: Any) -> Any:
     """Loads a checkpoint into the class named by its `architectures`, else by its tensors.
 
     Takes what `PretrainedModel.from_pretrained` takes, and returns and raises what it does.

@@ -13,14 +13,13 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jaxtyping import Float, Integer
 
 from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
 from minibert.errors import ConfigError
-from minibert.models.base import Family, WithMaskedWords, WithNextWords, kept, scores
+from minibert.models.base import Family, Rngs, WithMaskedWords, WithNextWords, kept, scores
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -85,7 +84,7 @@ class RobertaConfig(BertConfig):
         return cls._sized(changes, **PUBLISHED, **LARGE)
 
 
-PUBLISHED: dict[str, Any] = {
+PUBLISHED = {
     "max_position_embeddings": 514,
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,
@@ -117,7 +116,7 @@ class RobertaEmbeddings(BertEmbeddings):
         token_type_ids: Any = None,
         position_ids: Any = None,
         inputs_embeds: Any = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> Hidden:
         """Embeds token ids, or takes `inputs_embeds`; token types are 0 by default."""
         if position_ids is None and input_ids is not None:
@@ -218,9 +217,7 @@ class RobertaClassificationHead(Module):
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
         self.out_proj = scores(config, config.num_labels, **options)
 
-    def __call__(
-        self, hidden: Hidden, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "batch labels"]:
+    def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for every label."""
         first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
         return self.out_proj(self.dropout(first, rngs))
@@ -234,9 +231,7 @@ class RobertaForSequenceClassification(RobertaWithHead):
     def _add_head(self, config: Any, **options: Any) -> None:
         self.classifier = RobertaClassificationHead(config, **options)
 
-    def __call__(
-        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
-    ) -> SequenceClassifierOutput:
+    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
         """Takes `BertModel`'s arguments; returns a score for every label."""
         outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(outputs.last_hidden_state, rngs)

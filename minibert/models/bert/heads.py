@@ -14,6 +14,7 @@ from jaxtyping import Float
 from minibert.errors import ConfigError
 from minibert.models.base import (
     ModelWithHead,
+    Rngs,
     WithMaskedWords,
     WithNextWords,
     WithSpans,
@@ -56,9 +57,7 @@ class _BertWithClassifier(BertWithHead):
 class BertForSequenceClassification(_BertWithClassifier):
     """BERT with a classifier over the pooled first token."""
 
-    def __call__(
-        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
-    ) -> SequenceClassifierOutput:
+    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
         """Takes `BertModel`'s arguments; returns a score for every label."""
         outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
@@ -81,7 +80,7 @@ class BertForMultipleChoice(_BertWithClassifier):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> MultipleChoiceModelOutput:
         """Takes `BertModel`'s arguments, each array but `head_mask` with an axis of choices.
 

@@ -15,6 +15,7 @@ from minibert.core.checks import known
 from minibert.errors import InputError
 from minibert.models.base import (
     ModelWithHead,
+    Rngs,
     WithNextWords,
     WithSpans,
     WithTags,
@@ -70,7 +71,7 @@ class GPT2SequenceSummary(Module):
         self,
         hidden: Float[Array, "*batch seq hidden"],
         index: Integer[Array, "*batch"] | None = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> Float[Array, "..."]:
         """Picks the token at `index` (by default the last), or what `summary_type` says."""
         match self.kind:
@@ -115,7 +116,7 @@ class GPT2DoubleHeadsModel(_GPT2WithWords):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> GPT2DoubleHeadsModelOutput:
         """Takes `GPT2Model`'s arguments, each array but `head_mask` with an axis of choices or not.
 
