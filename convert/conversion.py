@@ -20,7 +20,7 @@ from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.checkpoint.tensors import TensorSource
 from minibert.core.atomic import atomic_folder
 from minibert.errors import MinibertError, SourceError, writing
-from minibert.models.base import PretrainedModel, load_pretrained
+from minibert.models.base import ModelClass, PretrainedModel, load_pretrained
 from minibert.models.registry import class_by_tensors, model_class
 
 
@@ -154,7 +154,7 @@ def read(
     )
 
 
-def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> type[PretrainedModel]:
+def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> ModelClass:
     cls = model_class(data, tensors, folder)
     wider = class_by_tensors(data, tensors.tensors)
     if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
@@ -162,7 +162,7 @@ def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> type[Pr
     return cls
 
 
-def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float:
+def _left(cls: ModelClass, data: Any, tensors: TensorSource) -> float:
     """How many tensors a class would leave behind; infinitely many if it does not fit them."""
     try:
         model = shapes_only(cls, cls.config_class.from_dict(data), tensors, "")

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+from minibert.checkpoint.tensors import Arrays
+
 Progress = Callable[[str], None]
 
 FLOAT32 = 2e-5

@@ -19,6 +19,7 @@ from rich.table import Table
 import minibert
 from convert.parity import FLOAT32, FLOAT64, Progress, Row, compare, ragged_inputs, shaped
 from minibert.checkpoint.files import ORBAX
+from minibert.checkpoint.tensors import Arrays
 from minibert.errors import MinibertError
 
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
@@ -40,7 +41,7 @@ class Verification:
     theirs: str
     why: str
     rows: list[Row]
-    inputs: dict[str, np.ndarray]
+    inputs: Arrays
 
     @property
     def passed(self) -> bool:

@@ -33,8 +33,9 @@ def check_tree(model: Any, config: Any) -> None:
     """
     cls = type(model)
     if not isinstance(config, cls.config_class):
-        found = shown(type(config).__name__)
-        raise InputError(f"config: expected a {cls.config_class.__name__}, found {found}")
+        raise InputError(
+            f"config: expected a {cls.config_class.__name__}, found {shown(type(config).__name__)}"
+        )
     try:
         expected = cls(config, rngs=None)
     except TypeError as reason:

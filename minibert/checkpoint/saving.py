@@ -6,7 +6,6 @@ import os
 import re
 from typing import Any
 
-import numpy as np
 from flax.core import unfreeze
 from safetensors.numpy import save_file
 
@@ -15,6 +14,7 @@ from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import model_paths
 from minibert.checkpoint.leaves import Leaf, finite, leaves, stored_dtypes
 from minibert.checkpoint.sources import SAFETENSORS, open_source
+from minibert.checkpoint.tensors import Arrays
 from minibert.core.atomic import atomic_folder
 from minibert.errors import ConfigError, InputError, TargetError, shown, writing
 
@@ -147,7 +147,7 @@ def write_tensors(shard: dict[str, Leaf], path: str) -> int:
     return write_arrays({name: leaf.to_file() for name, leaf in shard.items()}, path)
 
 
-def write_arrays(arrays: dict[str, np.ndarray], path: str) -> int:
+def write_arrays(arrays: Arrays, path: str) -> int:
     """Writes arrays into a safetensors file, and returns their bytes.
 
     Raises:

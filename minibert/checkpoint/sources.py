@@ -14,6 +14,7 @@ import numpy as np
 
 from minibert.checkpoint.files import ORBAX, hub_blobs, is_content_addressed, refuse_adapter
 from minibert.checkpoint.tensors import (
+    Arrays,
     ArraySource,
     SafetensorsSource,
     TensorSource,
@@ -157,7 +158,7 @@ def _unpickle(paths: list[str]) -> TensorSource:
     return source
 
 
-def _load_pickle(path: str) -> dict[str, np.ndarray]:
+def _load_pickle(path: str) -> Arrays:
     try:
         import torch
     except ImportError:
@@ -179,8 +180,7 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
     except WeightsFileError:
         raise
     except Exception as reason:  # torch raises a dozen types for a bad file
-        why = shown(str(reason))
-        raise WeightsFileError(f"{path}: not a file of weights ({why})") from None
+        raise WeightsFileError(f"{path}: not a file of weights ({shown(str(reason))})") from None
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in loaded.items()
@@ -195,12 +195,14 @@ def _to_numpy(tensor: Any, where: str) -> np.ndarray:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested)
     if not dense or tensor.device.type != "cpu":
-        found = f"{tensor.layout} on {tensor.device}"
-        raise WeightsFileError(f"{where}: expected a dense tensor, found {found}")
+        raise WeightsFileError(
+            f"{where}: expected a dense tensor, found {tensor.layout} on {tensor.device}"
+        )
     stored = tensor.untyped_storage().nbytes() // tensor.element_size()
     if tensor.numel() > stored:  # one number, shown as a matrix that no memory could hold
-        expected = f"expected {tensor.numel()} elements in the file, found {stored}"
-        raise WeightsFileError(f"{where}: {expected}")
+        raise WeightsFileError(
+            f"{where}: expected {tensor.numel()} elements in the file, found {stored}"
+        )
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     try:
@@ -224,19 +226,18 @@ def _open_orbax(path: str) -> TensorSource:
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
             restored = checkpointer.restore(path, restore_args=as_numpy)
     except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
-        why = shown(str(reason))
-        raise WeightsFileError(f"{path}: not an Orbax checkpoint ({why})") from None
+        raise WeightsFileError(f"{path}: not an Orbax checkpoint ({shown(str(reason))})") from None
     arrays = flat_arrays(restored, path)
     _check_sums(arrays, (metadata.custom_metadata or {}).get(CHECKSUMS), path)
     return ArraySource(arrays, path, layout="tree")
 
 
-def array_sums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+def array_sums(arrays: Arrays) -> dict[str, int]:
     """CRC-32 of the bytes of arrays, by name."""
     return {name: zlib.crc32(raw_bytes(array).data) for name, array in arrays.items()}
 
 
-def _check_sums(arrays: Mapping[str, np.ndarray], saved: Any, path: str) -> None:
+def _check_sums(arrays: Arrays, saved: Any, path: str) -> None:
     """Compares arrays with the checksums beside them; other writers' checkpoints have none.
 
     Raises:

@@ -22,6 +22,9 @@ MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_AXES = 64  # numpy's limit
 BLOCK_BYTES = 1 << 19  # read at once: stays in a core's second-level cache until it is used
 
+Arrays = dict[str, np.ndarray]
+Blocks = Iterator[tuple[int, np.ndarray]]  # each with the index of its first row
+
 KINDS = {
     "F64": np.float64,
     "F32": np.float32,
@@ -73,7 +76,7 @@ class TensorSource:
         """Reads one tensor."""
         raise KeyError(name)
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, name: str) -> Blocks:
         """Reads one tensor by blocks of whole rows that fit in the processor's cache.
 
         Yields:
@@ -100,7 +103,7 @@ class ArraySource(TensorSource):
     Reading one by blocks lets go of it, so that a model and its source are never both whole.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], file: str, layout: str = "torch"):
+    def __init__(self, arrays: Arrays, file: str, layout: str = "torch"):
         self.layout = layout
         self.arrays = dict(arrays)
         self.tensors = {
@@ -111,7 +114,7 @@ class ArraySource(TensorSource):
         """Returns the array itself."""
         return self.arrays[name]
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, name: str) -> Blocks:
         """Gives out one tensor by blocks of whole rows, for the last time."""
         yield from super().blocks(name)
         del self.arrays[name]
@@ -137,7 +140,7 @@ def raw_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def flat_arrays(node: Any, where: str, prefix: str = "") -> dict[str, np.ndarray]:
+def flat_arrays(node: Any, where: str, prefix: str = "") -> Arrays:
     """The arrays of a tree of dictionaries, by their dotted paths.
 
     Raises:
@@ -145,10 +148,11 @@ def flat_arrays(node: Any, where: str, prefix: str = "") -> dict[str, np.ndarray
     """
     if not isinstance(node, dict):
         if not isinstance(node, np.ndarray):
-            found = type(node).__name__
-            raise WeightsFileError(f"{where}: {shown(prefix)}: expected an array, found {found}")
+            raise WeightsFileError(
+                f"{where}: {shown(prefix)}: expected an array, found {type(node).__name__}"
+            )
         return {prefix: node}
-    arrays: dict[str, np.ndarray] = {}
+    arrays: Arrays = {}
     for key, value in node.items():
         if not isinstance(key, str) or not key or "." in key:
             raise WeightsFileError(f"{where}: {shown(key)}: expected a name without dots")
@@ -181,7 +185,7 @@ class SafetensorsSource(TensorSource):
         self._read_into(array, name, 0)
         return array
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, name: str) -> Blocks:
         """Reads one tensor by blocks of whole rows, each over the one before it."""
         info = self.tensors[name]
         count, *row = info.shape or (1,)

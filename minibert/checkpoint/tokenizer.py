@@ -30,8 +30,9 @@ def load_tokenizer(source: AnyPath, **place: Any) -> Any:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
         except Exception as reason:  # of whatever kind: every tokenizer class has its own
-            why = first_line(reason)
-            raise SourceError(f"{source}: its tokenizer cannot be loaded ({why})") from None
+            raise SourceError(
+                f"{source}: its tokenizer cannot be loaded ({first_line(reason)})"
+            ) from None
     # without files AutoTokenizer makes one up, of special tokens alone
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise SourceError(f"{source}: no tokenizer in it (tokenizer.json, vocab.txt, …)")

@@ -379,6 +379,9 @@ def kept(outputs: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}
 
 
+ModelClass = type[PretrainedModel]
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family of models: what loading, pipelines, training, conversion and tests read of it.
@@ -392,15 +395,13 @@ class Family:
             continuation of `minibert train`. Feature extraction takes the bare model.
     """
 
-    models: tuple[type[PretrainedModel], ...]
-    by_heads: Mapping[tuple[str, ...], type[PretrainedModel]]
-    tasks: Mapping[str, type[PretrainedModel]]
-    causal: Mapping[type[PretrainedModel], type[PretrainedModel]] = dataclasses.field(
-        default_factory=dict
-    )
+    models: tuple[ModelClass, ...]
+    by_heads: Mapping[tuple[str, ...], ModelClass]
+    tasks: Mapping[str, ModelClass]
+    causal: Mapping[ModelClass, ModelClass] = dataclasses.field(default_factory=dict)
 
     @property
-    def base(self) -> type[PretrainedModel]:
+    def base(self) -> ModelClass:
         """The bare model's class."""
         return self.models[0]
 

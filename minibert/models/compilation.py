@@ -219,8 +219,10 @@ def _forward(model: Any, arrays: dict[str, Any], static: tuple[tuple[str, type, 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:
     """The arguments, with numpy's scalars as Python's; flags are checked."""
-    scalars = np.bool_ | np.integer
-    plain = {n: v.item() if isinstance(v, scalars) else v for n, v in given.items()}
+    plain = {
+        name: value.item() if isinstance(value, np.bool_ | np.integer) else value
+        for name, value in given.items()
+    }
     return plain | {name: flag(name, plain[name]) for name in FLAGS & plain.keys()}
 
 

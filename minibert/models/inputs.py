@@ -167,8 +167,10 @@ def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
     if not config.is_decoder:
         raise InputError("past_key_values: only a decoder has a past, and config.is_decoder is off")
     if not isinstance(past, KVCache):
-        found = shown(type(past).__name__)
-        raise InputError(f"past_key_values: expected a KVCache (model.init_cache), found {found}")
+        raise InputError(
+            "past_key_values: expected a KVCache (model.init_cache), found "
+            f"{shown(type(past).__name__)}"
+        )
     heads = config.num_attention_heads
     shape = (batch, heads, past.length, config.hidden_size // heads)
     layers = config.num_hidden_layers

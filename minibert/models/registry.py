@@ -8,12 +8,10 @@ from minibert.checkpoint.hub import AnyPath
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
 from minibert.models import bert, gpt2, roberta
-from minibert.models.base import Family, PretrainedModel, load_pretrained
+from minibert.models.base import Family, ModelClass, PretrainedModel, load_pretrained
 
 FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
-MODELS: dict[str, type[PretrainedModel]] = {
-    cls.__name__: cls for family in FAMILIES for cls in family.models
-}
+MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 BY_TYPE = {family.model_type: family for family in FAMILIES}
 LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).parameters) - {
     "source",
@@ -21,14 +19,14 @@ LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).p
 }
 
 
-def task_classes(task: str) -> tuple[type[PretrainedModel], ...]:
+def task_classes(task: str) -> tuple[ModelClass, ...]:
     """The classes that a task takes, one of each family that has one."""
     if task == "feature-extraction":
         return tuple(family.base for family in FAMILIES)
     return tuple(family.tasks[task] for family in FAMILIES if task in family.tasks)
 
 
-def model_class(data: dict[str, Any], source: TensorSource, where: str) -> type[PretrainedModel]:
+def model_class(data: dict[str, Any], source: TensorSource, where: str) -> ModelClass:
     """Chooses the class for a checkpoint.
 
     Args:
@@ -60,7 +58,7 @@ def model_class(data: dict[str, Any], source: TensorSource, where: str) -> type[
     )
 
 
-def class_by_tensors(data: dict[str, Any], names: Collection[str]) -> type[PretrainedModel] | None:
+def class_by_tensors(data: dict[str, Any], names: Collection[str]) -> ModelClass | None:
     """The one class whose heads are those among the tensors; None if there is no such class.
 
     The family is that of the config's `model_type`; without one, that whose prefix the tensors'
@@ -99,7 +97,7 @@ def load(source: AnyPath, *, output_loading_info: bool = False, **options: Any) 
 
 
 def load_model(
-    task: str, classes: tuple[type[PretrainedModel], ...], source: Any, **options: Any
+    task: str, classes: tuple[ModelClass, ...], source: Any, **options: Any
 ) -> PretrainedModel:
     """Loads a checkpoint, whatever class it names, into the task's class of its family.
 
@@ -110,7 +108,7 @@ def load_model(
     What else is raised is as in `PretrainedModel.from_pretrained`.
     """
 
-    def choose(data: dict[str, Any], source: TensorSource, where: str) -> type[PretrainedModel]:
+    def choose(data: dict[str, Any], source: TensorSource, where: str) -> ModelClass:
         kind = data.get("model_type")
         found = class_by_tensors(data, source.tensors)
         wanted = getattr(found, "config_class", None)
