@@ -251,4 +251,5 @@ def _parameters(model: Any) -> dict[str, Any]:
     own = {name: one.kind for name, one in inspect.signature(model).parameters.items()}
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = {name: kind for name, kind in own.items() if kind not in variable}
-    return named if len(named) == len(own) else _parameters(model.base_model) | named
+    base = getattr(model, "base_model", None)
+    return named if base is None or len(named) == len(own) else _parameters(base) | named
