@@ -1,16 +1,15 @@
 """The command line: `python -m convert SOURCE OUT`."""
 
 import contextlib
-import enum
 import signal
 from collections.abc import Callable, Generator
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from convert.conversion import Conversion, ParityError, convert, verify_only
-from convert.verify import table, torch_installed
+from convert.conversion import Conversion, convert, verify_only
+from convert.verify import ParityError, table, torch_installed
 from minibert.core.progress import progress_bar
 from minibert.errors import MinibertError
 
@@ -22,21 +21,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 output, problems = Console(), Console(stderr=True)
 
 
-class Format(enum.StrEnum):
-    """What to write."""
-
-    hf = "hf"
-    orbax = "orbax"
-
-
-class DType(enum.StrEnum):
-    """What to store parameters in."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
 @app.command()
 def main(
     source: Annotated[
@@ -46,9 +30,11 @@ def main(
         str | None,
         typer.Argument(metavar="OUT", help="The folder to write; it must not hold a model."),
     ] = None,
-    to: Annotated[Format, typer.Option(help="Hugging Face's format, or Orbax.")] = Format.hf,
+    to: Annotated[
+        Literal["hf", "orbax"], typer.Option(help="Hugging Face's format, or Orbax.")
+    ] = "hf",
     dtype: Annotated[
-        DType | None,
+        Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(metavar="TYPE", help="Store the parameters as float32, float16 or bfloat16."),
     ] = None,
     max_shard_size: Annotated[
@@ -79,7 +65,7 @@ def main(
     if only_verify == (out is not None):
         wanted = "not both OUT and --verify-only" if out else "OUT, or --verify-only"
         raise typer.BadParameter(f"give {wanted}", param_hint="OUT")
-    if to is Format.orbax and max_shard_size != DEFAULT_SHARD:
+    if to == "orbax" and max_shard_size != DEFAULT_SHARD:
         raise typer.BadParameter("an Orbax checkpoint has no shards", param_hint="--max-shard-size")
     if only_verify and no_verify:
         raise typer.BadParameter("--verify-only and --no-verify exclude each other")
@@ -108,8 +94,8 @@ def main(
                 done = convert(
                     source,
                     out,
-                    to=to.value,
-                    dtype=None if dtype is None else dtype.value,
+                    to=to,
+                    dtype=dtype,
                     max_shard_size=max_shard_size,
                     revision=revision,
                     allow_pickle=allow_pickle,
@@ -147,10 +133,9 @@ def _interruptible() -> Generator[Callable[[], None]]:
 
 
 def _report(done: Conversion, out: str | None) -> None:
-    output.print(str(done.info), markup=False, highlight=False, soft_wrap=True)
+    _print(output, str(done.info))
     if done.copied:
-        copied = f"  copied: {', '.join(done.copied)}"
-        output.print(copied, markup=False, highlight=False, soft_wrap=True)
+        _print(output, f"  copied: {', '.join(done.copied)}")
     if done.verification is not None:
         output.print(table(done.verification))
     elif torch_installed():
@@ -158,13 +143,18 @@ def _report(done: Conversion, out: str | None) -> None:
     else:
         output.print("[yellow]Not verified[/]: torch is not installed, so nothing was compared.")
     if out is not None:
-        output.print(f"Wrote {out}", markup=False, highlight=False, soft_wrap=True)
+        _print(output, f"Wrote {out}")
 
 
 def _fail(message: str, status: int) -> None:
     problems.print("[bold red]error:[/]", end=" ")
-    problems.print(message, markup=False, highlight=False, soft_wrap=True)
+    _print(problems, message)
     raise typer.Exit(status)
+
+
+def _print(console: Console, text: str) -> None:
+    """Prints a text as it is: names and paths are neither markup nor wrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

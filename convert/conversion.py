@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from typing import Any, Literal
 
 from jax.typing import DTypeLike
@@ -11,33 +10,18 @@ from jax.typing import DTypeLike
 from convert.flax_msgpack import open_flax
 from convert.folders import check_links, copy_companions, locate, refuse_nested
 from convert.orbax_folder import write_orbax
+from convert.parity import Progress
 from convert.verify import Verification, torch_installed, verify, write_report
-from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
-from minibert.checkpoint.loading import assemble, shapes_only
+from minibert.checkpoint.loading import shapes_only
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
 from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.checkpoint.tensors import TensorSource
 from minibert.core.atomic import atomic_folder
-from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.errors import MinibertError, SourceError, writing
-from minibert.models.base import PretrainedModel
+from minibert.models.base import ModelClass, PretrainedModel, load_pretrained
 from minibert.models.registry import class_by_tensors, model_class
-
-Progress = Callable[[str], None]
-
-
-class ParityError(MinibertError):
-    """The model does not compute what PyTorch computes.
-
-    Attributes:
-        found: the comparison.
-    """
-
-    def __init__(self, message: str, found: Verification):
-        self.found = found
-        super().__init__(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,39 +93,18 @@ def convert(
                 write_orbax(model, new)
         if verified and torch_installed():
             instead = "the parameters were cast" if dtype else _unreadable_by_torch(folder)
-            found = _verify_written(source, model, new, folder, instead, progress)
+            found = verify(
+                model,
+                lambda wide: type(model).from_pretrained(new, param_dtype=wide),
+                folder,
+                instead=instead,
+                progress=progress,
+                failed=f"{source}: differs from PyTorch; nothing was written",
+            )
             with writing(target):
                 write_report(found, new)
         progress("flushing")
     return Conversion(info, copied, found)
-
-
-def _verify_written(
-    source: str, model: PretrainedModel, new: str, folder: str, instead: str, progress: Progress
-) -> Verification:
-    """Compares what was written with PyTorch.
-
-    Args:
-        source: for messages.
-        model: the model that was written.
-        new: the folder it was written to.
-        folder: the folder it was read from.
-        instead: why PyTorch does not read the source; empty if it does.
-        progress: called with the name of each step.
-
-    Raises:
-        ParityError: it does not compute what PyTorch computes.
-    """
-    found = verify(
-        model,
-        lambda wide: type(model).from_pretrained(new, param_dtype=wide),
-        folder,
-        instead=instead,
-        progress=progress,
-    )
-    if not found.passed:
-        raise ParityError(f"{source}: differs from PyTorch; nothing was written", found)
-    return found
 
 
 def verify_only(
@@ -169,9 +132,8 @@ def verify_only(
             folder,
             instead=_unreadable_by_torch(folder),
             progress=progress,
+            failed=f"{source}: differs from PyTorch",
         )
-    if not found.passed:
-        raise ParityError(f"{source}: differs from PyTorch", found)
     return Conversion(info, [], found)
 
 
@@ -187,19 +149,20 @@ def read(
     Raises:
         MinibertError: see `PretrainedModel.from_pretrained`.
     """
-    path = os.path.join(folder, "config.json")
-    data = read_json(path)
-    generation = read_object_if_there(os.path.join(folder, GENERATION))
-    with _open(folder, allow_pickle) as tensors:
-        cls = model_class(data, tensors.tensors, folder)
-        wider = class_by_tensors(data, tensors.tensors)
-        if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
-            cls = wider
-        config = cls.config_class.from_dict(data, path, generation)
-        return assemble(cls, config, tensors, folder, param_dtype=param_dtype)
+    return load_pretrained(
+        _widest, folder, opened=_open, param_dtype=param_dtype, allow_pickle=allow_pickle
+    )
 
 
-def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float:
+def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> ModelClass:
+    cls = model_class(data, tensors, folder)
+    wider = class_by_tensors(data, tensors.tensors)
+    if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
+        return wider
+    return cls
+
+
+def _left(cls: ModelClass, data: Any, tensors: TensorSource) -> float:
     """How many tensors a class would leave behind; infinitely many if it does not fit them."""
     try:
         model = shapes_only(cls, cls.config_class.from_dict(data), tensors, "")
@@ -209,19 +172,15 @@ def _left(cls: type[PretrainedModel], data: Any, tensors: TensorSource) -> float
     return math.inf if matching.faults or matching.missing_heads else len(matching.left)
 
 
-def _open(folder: str, allow_pickle: bool) -> TensorSource:
-    if not _holds_torch_weights(folder) and os.path.exists(os.path.join(folder, FLAX)):
+def _open(folder: str, *, allow_pickle: bool) -> TensorSource:
+    if _unreadable_by_torch(folder) and os.path.exists(os.path.join(folder, FLAX)):
         refuse_adapter(folder)
         return open_flax(folder)
     return open_source(folder, allow_pickle=allow_pickle)
 
 
-def _holds_torch_weights(folder: str) -> bool:
-    names = [name + ending for name in (SAFETENSORS, PICKLE) for ending in ("", ".index.json")]
-    return any(os.path.lexists(os.path.join(folder, name)) for name in names)
-
-
 def _unreadable_by_torch(folder: str) -> str:
-    if _holds_torch_weights(folder):
+    names = [name + ending for name in (SAFETENSORS, PICKLE) for ending in ("", ".index.json")]
+    if any(os.path.lexists(os.path.join(folder, name)) for name in names):
         return ""
     return "transformers reads neither Flax msgpack nor Orbax"

@@ -34,47 +34,34 @@ def locate(source: str, *, revision: str | None, allow_pickle: bool) -> str:
     """
     if os.path.isdir(source):
         return model_folder(source)
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
     try:
         folder = model_folder(source, revision=revision, allow_pickle=allow_pickle)
-    except SourceError:
-        folder = _fetch_flax(source, revision)
-        if folder is None:
-            raise
-    _fetch_companions(source, revision)
-    return folder
-
-
-def _fetch_flax(repository: str, revision: str | None) -> str | None:
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return os.path.dirname(hf_hub_download(repository, FLAX, revision=revision))
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError):
-        return None
-
-
-def _fetch_companions(repository: str, revision: str | None) -> None:
-    from huggingface_hub import errors, snapshot_download
-
+    except SourceError as reason:
+        try:
+            folder = os.path.dirname(hf_hub_download(source, FLAX, revision=revision))
+        except (errors.HfHubHTTPError, errors.HFValidationError, OSError):
+            raise reason from None
     wanted = [GENERATION, *COMPANIONS, *(f"[0-9]*_*/{name}" for name in MODULE_FILES)]
     try:
-        snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        snapshot_download(source, revision=revision, allow_patterns=wanted)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as reason:
-        raise SourceError(
-            f"{repository}: its tokenizer files cannot be fetched ({reason})"
-        ) from None
+        raise SourceError(f"{source}: its tokenizer files cannot be fetched ({reason})") from None
+    return folder
 
 
 def companions(folder: str) -> list[str]:
     """The files of a folder that a conversion copies, by their paths inside it."""
-    found = [name for name in sorted(os.listdir(folder)) if name in COMPANIONS]
-    for name in sorted(os.listdir(folder)):
+    names = sorted(os.listdir(folder))
+    found = [name for name in names if name in COMPANIONS]
+    for name in names:
         inner = os.path.join(folder, name)
         if re.fullmatch(MODULE_FOLDER, name) and os.path.isdir(inner):
             found += [
                 f"{name}/{file}" for file in sorted(os.listdir(inner)) if file in MODULE_FILES
             ]
-    return [path for path in found if os.path.lexists(os.path.join(folder, path))]
+    return found
 
 
 def check_links(source: str) -> None:

@@ -4,11 +4,13 @@ import os
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from minibert.checkpoint.files import ORBAX
-from minibert.checkpoint.leaves import leaves
-from minibert.checkpoint.sources import CHECKSUMS, array_sums, open_source
+from minibert.checkpoint.saving import check_saved
+from minibert.checkpoint.sources import CHECKSUMS, array_sums
 from minibert.errors import TargetError
+from minibert.nn.tree import parameters
 
 
 def write_orbax(model: Any, folder: str) -> None:
@@ -26,25 +28,12 @@ def write_orbax(model: Any, folder: str) -> None:
         raise TargetError(
             "--to orbax needs orbax-checkpoint: pip install 'minibert-jax[train]'"
         ) from None
-    arrays = {
-        leaf.path.removeprefix(model.tensor_prefix): leaf.variable[...] for leaf in leaves(model)
-    }
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *rooms, last = path.split(".")
-        node = tree
-        for room in rooms:
-            node = node.setdefault(room, {})
-        node[last] = array
+    arrays = parameters(model)
     sums = array_sums({path: np.asarray(array) for path, array in arrays.items()})
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(
-            os.path.abspath(os.path.join(folder, ORBAX)), tree, custom_metadata={CHECKSUMS: sums}
+            os.path.abspath(os.path.join(folder, ORBAX)),
+            unflatten_dict(arrays, sep="."),
+            custom_metadata={CHECKSUMS: sums},
         )
-    with open_source(folder) as written:
-        if written.tensors.keys() != arrays.keys():
-            raise TargetError(f"{folder}: the arrays written are not those of the model")
-        for path, array in arrays.items():
-            read = written.read(path)
-            if read.dtype != array.dtype or read.tobytes() != np.asarray(array).tobytes():
-                raise TargetError(f"{folder}: {path!r} was not written as it is in memory")
+    check_saved(model, folder)

@@ -7,12 +7,16 @@ own. Rounding grows with the numbers, so both tolerances are relative to an outp
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from minibert.checkpoint.tensors import Arrays
+
+Progress = Callable[[str], None]
 
 FLOAT32 = 2e-5
 FLOAT64 = 1e-9
@@ -50,7 +54,7 @@ class Row:
         return self.ours_torch <= FLOAT32 * self.scale and self.float64 <= FLOAT64 * self.scale
 
 
-def ragged_inputs(config: Any, folder: str) -> dict[str, np.ndarray]:
+def ragged_inputs(config: Any, folder: str) -> Arrays:
     """A fixed ragged batch: the Apache licence, some 2,000 tokens of English, or random ids.
 
     Args:
@@ -90,9 +94,8 @@ def _tokenized(config: Any, folder: str) -> list[list[int]]:
         rows = [tokenizer.encode(text).ids for text in _passages()]
     except Exception:  # no tokenizer, or one that tokenizers refuses: random ids will do
         return []
-    longest = config.max_tokens
     usable = all(row and max(row) < config.vocab_size for row in rows)
-    return [row[:longest] for row in rows] if usable else []
+    return [row[: config.max_tokens] for row in rows] if usable else []
 
 
 def _passages() -> Iterator[str]:
@@ -111,7 +114,7 @@ def _drawn(config: Any) -> list[list[int]]:
     return [draw.integers(0, config.vocab_size, length).tolist() for length in lengths]
 
 
-def shaped(inputs: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
+def shaped(inputs: Arrays, model: Any) -> Arrays:
     """The inputs as a model takes them: some have an axis of choices, and then no encoder."""
     if not model.has_choices:
         return inputs
@@ -122,8 +125,8 @@ def shaped(inputs: dict[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
 def compare(
     load_ours: Callable[[Any], Any],
     load_theirs: Callable[[], Any],
-    inputs: dict[str, np.ndarray],
-    progress: Callable[[str], None] = lambda step: None,
+    inputs: Arrays,
+    progress: Progress = lambda step: None,
     one_by_one: bool = False,
 ) -> list[Row]:
     """Runs both models in both precisions and compares every output.
@@ -159,39 +162,36 @@ def compare(
     return [_row(name, *(_unpadded(name, run[name], mask) for run in runs)) for name in torch64]
 
 
-def _run_torch(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _run_torch(model: Any, calls: list[Arrays]) -> Arrays:
     import torch
 
-    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def call(inputs: Arrays) -> Any:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         wide = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        outputs = model(**wide, **OUTPUTS, return_dict=True)
-        return {name: value.numpy() for name, value in _named(outputs)}
+        return model(**wide, **OUTPUTS, return_dict=True)
 
     with torch.no_grad():
-        return _joined([call(inputs) for inputs in calls])
+        return _joined(map(call, calls))
 
 
-def _run_jax(model: Any, calls: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _run_jax(model: Any, calls: list[Arrays]) -> Arrays:
     compiled = jax.jit(lambda m, kwargs: m(**kwargs, **OUTPUTS))
-
-    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in _named(compiled(model, inputs))}
-
-    return _joined([call(inputs) for inputs in calls])
+    return _joined(compiled(model, inputs) for inputs in calls)
 
 
-def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}
+def _joined(outputs: Iterable[Any]) -> Arrays:
+    """The outputs of all calls by name, on the host, one after the other."""
+    found = [{name: np.asarray(value) for name, value in _named(one)} for one in outputs]
+    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 def _named(outputs: Any) -> Iterator[tuple[str, Any]]:
-    hidden = outputs["hidden_states"]
-    yield from ((f"hidden_states[{index}]", state) for index, state in enumerate(hidden))
+    for index, state in enumerate(outputs["hidden_states"]):
+        yield f"hidden_states[{index}]", state
     # transformers 5.24 renames past_key_values to cache
-    apart = ("hidden_states", "last_hidden_state", "past_key_values", "cache")
-    others = [key for key in outputs.keys() if key not in apart]
-    yield from ((key, outputs[key]) for key in sorted(others))
+    apart = {"hidden_states", "last_hidden_state", "past_key_values", "cache"}
+    for key in sorted(outputs.keys() - apart):
+        yield key, outputs[key]
 
 
 def _unpadded(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -202,12 +202,14 @@ def _unpadded(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return array.reshape(*mask.shape, -1)[mask]  # an axis of choices is joined to the rows
 
 
-def _row(output: str, ours32: Any, torch32: Any, ours64: Any, torch64: Any) -> Row:
+def _row(output: str, *runs: np.ndarray) -> Row:
+    ours32, torch32, ours64, torch64 = (run.astype(np.float64) for run in runs)
+
     def largest(one: np.ndarray, other: np.ndarray) -> float:
-        return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max())
+        return float(np.abs(one - other).max())
 
     def rms(one: np.ndarray) -> float:
-        return float(np.sqrt(np.mean((one.astype(np.float64) - torch64) ** 2)))
+        return float(np.sqrt(np.mean((one - torch64) ** 2)))
 
     return Row(
         output=output,

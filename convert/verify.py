@@ -17,8 +17,10 @@ from rich import box
 from rich.table import Table
 
 import minibert
-from convert.parity import FLOAT32, FLOAT64, Row, compare, ragged_inputs, shaped
+from convert.parity import FLOAT32, FLOAT64, Progress, Row, compare, ragged_inputs, shaped
 from minibert.checkpoint.files import ORBAX
+from minibert.checkpoint.tensors import Arrays
+from minibert.errors import MinibertError
 
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
 
@@ -39,7 +41,7 @@ class Verification:
     theirs: str
     why: str
     rows: list[Row]
-    inputs: dict[str, np.ndarray]
+    inputs: Arrays
 
     @property
     def passed(self) -> bool:
@@ -51,10 +53,17 @@ class Verification:
         """What PyTorch read, and why if it is not the source."""
         return f"{self.theirs} ({self.why})" if self.why else self.theirs
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens were compared."""
-        return int(self.inputs["attention_mask"].sum())
+
+class ParityError(MinibertError):
+    """The model does not compute what PyTorch computes.
+
+    Attributes:
+        found: the comparison.
+    """
+
+    def __init__(self, message: str, found: Verification):
+        self.found = found
+        super().__init__(message)
 
 
 def torch_installed() -> bool:
@@ -68,7 +77,8 @@ def verify(
     source: str,
     *,
     instead: str,
-    progress: Callable[[str], None],
+    progress: Progress,
+    failed: str,
 ) -> Verification:
     """Compares a model with PyTorch's reading of its source.
 
@@ -81,6 +91,10 @@ def verify(
         source: the folder it comes from.
         instead: why PyTorch shall not read the source; "" to let it try.
         progress: told what happens next.
+        failed: the message if they differ.
+
+    Raises:
+        ParityError: the model does not compute what PyTorch computes.
     """
     name = type(model).__name__
     inputs = shaped(ragged_inputs(model.config, source), model)
@@ -96,7 +110,10 @@ def verify(
             progress,
             one_by_one=model.needs_padding_id and model.config.pad_token_id is None,
         )
-    return Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
+    found = Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
+    if not found.passed:
+        raise ParityError(failed, found)
+    return found
 
 
 def _load_torch(name: str, folder: str) -> tuple[Any, dict[str, Any]]:
@@ -126,14 +143,14 @@ def _unreadable(name: str, source: str) -> str:
 
 def table(found: Verification) -> Table:
     """The verification as a table, a row an output."""
-    title = f"{found.model}: {found.tokens:,} tokens, against PyTorch"
+    tokens = found.inputs["attention_mask"].sum()
     caption = (
         f"Largest absolute differences at unpadded positions; f64 alone is PyTorch's. RMS: errors "
         f"against f64. Bounds: {FLOAT32:g} in f32, {FLOAT64:g} in f64, times the output's largest "
         f"number where that is over 1. PyTorch read {found.reference}."
     )
     result = Table(
-        title=title,
+        title=f"{found.model}: {tokens:,} tokens, against PyTorch",
         caption=caption,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -141,16 +158,21 @@ def table(found: Verification) -> Table:
         pad_edge=False,
     )
     result.add_column("output", no_wrap=True)
-    for heading in ("ours –\ntorch\nf32", "ours\nf32 –\nf64", "torch\nf32 –\nf64"):
+    for heading in (
+        "ours –\ntorch\nf32",
+        "ours\nf32 –\nf64",
+        "torch\nf32 –\nf64",
+        "RMS\nours /\ntorch",
+        "ours –\ntorch\nf64",
+    ):
         result.add_column(heading, justify="right", no_wrap=True)
-    result.add_column("RMS\nours /\ntorch", justify="right", no_wrap=True)
-    result.add_column("ours –\ntorch\nf64", justify="right", no_wrap=True)
     result.add_column("verdict", no_wrap=True)
     for row in found.rows:
-        figures = (row.ours_torch, row.ours_float64, row.torch_float64)
         result.add_row(
             row.output,
-            *(f"{figure:.1e}" for figure in figures),
+            f"{row.ours_torch:.1e}",
+            f"{row.ours_float64:.1e}",
+            f"{row.torch_float64:.1e}",
             f"{row.rms_ratio:.2f}",
             f"{row.float64:.1e}",
             "[green]equal[/]" if row.passed else "[bold red]DIFFERS[/]",

@@ -33,8 +33,9 @@ def check_tree(model: Any, config: Any) -> None:
     """
     cls = type(model)
     if not isinstance(config, cls.config_class):
-        found = shown(type(config).__name__)
-        raise InputError(f"config: expected a {cls.config_class.__name__}, found {found}")
+        raise InputError(
+            f"config: expected a {cls.config_class.__name__}, found {shown(type(config).__name__)}"
+        )
     try:
         expected = cls(config, rngs=None)
     except TypeError as reason:
@@ -63,16 +64,15 @@ def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -
     theirs = {leaf.path: leaf for leaf in leaves(expected)}
     faults = []
     for path in sorted(ours.keys() | theirs.keys()):
+        shape = theirs[path].variable.shape if path in theirs else None
         if path not in ours:
             if not optional(theirs[path]):
-                shape = theirs[path].variable.shape
                 faults.append(f"{path}: expected shape {shape}, found no such parameter")
             continue
         array = ours[path].variable.get_value()
-        if path not in theirs:
+        if shape is None:
             faults.append(f"{path}: expected no such parameter, found shape {array.shape}")
-        elif array.shape != theirs[path].variable.shape:
-            shape = theirs[path].variable.shape
+        elif array.shape != shape:
             faults.append(f"{path}: expected shape {shape}, found shape {array.shape}")
         elif isinstance(array, jax.ShapeDtypeStruct):
             faults.append(f"{path}: expected numbers, found a shape only")
@@ -87,10 +87,9 @@ def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -
 
 def _may_be_absent(leaf: Leaf, model: Any, config: Any) -> bool:
     """Returns whether a leaf is a tied copy or of an optional submodule that is absent."""
-    names = [other.name for other in leaves(model)]
     for submodule in model.optional:
         if leaf.name.startswith(f"{submodule}."):
-            return not any(name.startswith(f"{submodule}.") for name in names)
+            return not any(other.name.startswith(f"{submodule}.") for other in leaves(model))
     original = model.tied.get(leaf.name)
     if original is None:
         return False

@@ -34,6 +34,7 @@ from minibert.errors import ConfigError, shown
 GENERATION = "generation_config.json"  # what lies beside a config.json, for decoders
 MAX_LABELS = 1 << 20
 
+LABELS = ("num_labels", "id2label", "label2id")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Fields of transformers' PreTrainedConfig, 4.57 and 5.23 together, that leave a forward pass alone.
@@ -56,16 +57,16 @@ INERT_FIELDS = frozenset(
     """.split()
 )
 
-# Fields that transformers 5 reads from the config of any model, and that change its numbers: name →
-# the values that change nothing.
-REFUSED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+Neutral = Mapping[str, tuple[Any, ...]]  # fields, each with the values that change nothing
+# Fields that transformers 5 reads from the config of any model, and that change its numbers.
+REFUSED_FIELDS: Neutral = {
     "is_causal": (True, False),  # null: its masks read False, and some of its attentions True
     "per_layer_config": (None, {}),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
 # Those that it reads as it makes a decoder's cache (cache_utils.py).
-REFUSED_DECODER_FIELDS: Mapping[str, tuple[Any, ...]] = {
+REFUSED_DECODER_FIELDS: Neutral = {
     "attention_chunk_size": (None,),
     "kv_sharing_modes": (None,),
     "layer_types": (None,),
@@ -139,7 +140,7 @@ class Config:
     """
 
     model_type: ClassVar[str]
-    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]]
+    refused_fields: ClassVar[Neutral]
     aliases: ClassVar[Mapping[str, str]] = {}
 
     num_labels: int = field(whole(1, MAX_LABELS), None)
@@ -179,7 +180,7 @@ class Config:
             "extra": freeze(dict(self.extra)),
         }
         if self.label2id is None:
-            derived["label2id"] = FrozenDict({name: index for index, name in id2label.items()})
+            derived["label2id"] = FrozenDict(_inverse(id2label))
         if self.generation is not None:
             derived["generation"] = freeze(dict(self.generation))
         assign(self, derived)
@@ -203,11 +204,16 @@ class Config:
 
     def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
         """A copy with some fields changed; new labels replace the old in both directions."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = dict(vars(self))
         if "id2label" in changes or "num_labels" in changes:
-            for name in ("num_labels", "id2label", "label2id"):
+            for name in LABELS:
                 del fields[name]
         return type(self)(**fields | self._canonical(changes))
+
+    @classmethod
+    def _sized(cls: type[AnyConfig], changes: Mapping[str, Any], **sizes: Any) -> AnyConfig:
+        """A config of these sizes, but for what a caller changes."""
+        return cls(**sizes | cls._canonical(changes))
 
     @classmethod
     def from_dict(
@@ -230,7 +236,7 @@ class Config:
             data = cls._canonical(data)
             extra = {name: value for name, value in data.items() if name not in ours}
             given = {name: data[name] for name in ours & data.keys()}
-            for name in ("num_labels", "id2label", "label2id"):
+            for name in LABELS:
                 if given.get(name, 0) is None:
                     del given[name]  # null is what is derived from the others
             return cls(**checked(cls, given), extra=extra, generation=generation)
@@ -238,7 +244,7 @@ class Config:
             raise type(reason)(f"{where}: {reason}") from None
 
     @classmethod
-    def _refused(cls, data: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+    def _refused(cls, data: Mapping[str, Any]) -> Neutral:
         """Returns the fields that are not implemented, with the values that change nothing."""
         return cls.refused_fields
 
@@ -255,10 +261,9 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json, `extra` included; default labels are left out."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["generation"]
+        fields = dict(vars(self))
+        del fields["generation"], fields["num_labels"]
         data = {**unfreeze(fields.pop("extra")), **fields, "model_type": self.model_type}
-        del data["num_labels"]
         if self.is_causal is None:
             del data["is_causal"]  # null is not the default to transformers
         data["id2label"] = {str(index): name for index, name in self.id2label.items()}
@@ -266,10 +271,14 @@ class Config:
         plain = _default_labels(2)
         if self.id2label == plain:
             del data["id2label"]
-            if self.label2id == {name: index for index, name in plain.items()}:
+            if self.label2id == _inverse(plain):
                 del data["label2id"]
         return data
 
 
 def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _inverse(labels: Mapping[int, str]) -> dict[str, int]:
+    return {name: index for index, name in labels.items()}

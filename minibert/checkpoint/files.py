@@ -108,7 +108,11 @@ def encoder_paths(folder: str) -> list[str]:
     Raises:
         TargetError: `orbax/` is there and is not an Orbax checkpoint.
     """
-    modules = _named_modules(folder)
+    try:
+        entries = read_json(os.path.join(folder, MODULES))
+        modules = {os.path.normpath(entry["path"]) for entry in entries}
+    except (MinibertError, LookupError, TypeError):
+        modules = None
 
     def is_module(name: str) -> bool:
         return name.partition("_")[2] in MODULE_KINDS if modules is None else name in modules
@@ -119,15 +123,6 @@ def encoder_paths(folder: str) -> list[str]:
         if "/" not in path or is_module(path.partition("/")[0])
     ]
     return found + _orbax_paths(folder)
-
-
-def _named_modules(folder: str) -> set[str] | None:
-    """The modules' folders by modules.json; None if it is missing or damaged."""
-    try:
-        entries = read_json(os.path.join(folder, MODULES))
-        return {os.path.normpath(entry["path"]) for entry in entries}
-    except (MinibertError, LookupError, TypeError):
-        return None
 
 
 def _orbax_paths(folder: str) -> list[str]:
@@ -271,10 +266,9 @@ def check_link(folder: str, path: str, *, loading: bool = False) -> str:
     home = pathlib.Path(os.path.realpath(folder))
     whole = os.path.join(folder, path)
     real = pathlib.Path(os.path.realpath(whole))
-    blobs = hub_blobs(home)
-    if real.is_relative_to(home) or (blobs is not None and real.parent == blobs):
-        return str(real)
-    if loading and (real.name == os.path.basename(path) or is_content_addressed(real)):
+    inside = real.is_relative_to(home) or real.parent == hub_blobs(home)
+    same_name = real.name == os.path.basename(path)
+    if inside or (loading and (same_name or is_content_addressed(real))):
         return str(real)
     raise SourceError(
         f"{whole}: is a link to {shown(str(real))}, outside of the folder, and is not followed; "

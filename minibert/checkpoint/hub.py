@@ -12,13 +12,15 @@ from minibert.checkpoint.files import ADAPTER_CONFIG, check_settled
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS, read_index
 from minibert.errors import SourceError, shown
 
+AnyPath = str | os.PathLike[str]
+
 
 def model_folder(
-    source: str | os.PathLike[str],
+    source: AnyPath,
     *,
     revision: str | None = None,
     subfolder: str = "",
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: AnyPath | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
@@ -60,8 +62,13 @@ def model_folder(
         raise SourceError(
             f"{shown(source)}: expected a folder or a repository of the Hub; no such folder"
         )
-    options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    options |= {"revision": revision, "subfolder": subfolder or None}
+    options = {
+        "revision": revision,
+        "subfolder": subfolder or None,
+        "cache_dir": cache_dir,
+        "token": token,
+        "local_files_only": local_files_only,
+    }
     return _fetch(source, (SAFETENSORS, PICKLE) if allow_pickle else (SAFETENSORS,), options)
 
 
@@ -99,16 +106,16 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
     except errors.LocalEntryNotFoundError as reason:
         raise SourceError(
             f"{shown(repository)}: not a folder here, not in the cache, and the Hub cannot be "
-            f"reached ({_first_line(reason)})"
+            f"reached ({first_line(reason)})"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
         raise SourceError(
-            f"{shown(repository)}: not found on the Hub ({_first_line(reason)})"
+            f"{shown(repository)}: not found on the Hub ({first_line(reason)})"
         ) from None
     if unreachable:
         raise SourceError(
             f"{shown(repository)}: its weights are not in the cache, and the Hub cannot be reached "
-            f"({_first_line(unreachable[0])})"
+            f"({first_line(unreachable[0])})"
         )
     raise SourceError(
         f"{shown(repository)}: no {' and no '.join(kinds)} in this repository; one that has only a "
@@ -116,5 +123,6 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
     )
 
 
-def _first_line(reason: Exception) -> str:
+def first_line(reason: Exception) -> str:
+    """What an error of another library says, in short."""
     return str(reason).strip().partition("\n")[0][:300]

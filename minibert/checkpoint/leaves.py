@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -27,6 +28,8 @@ from flax import nnx
 from minibert.checkpoint.tensors import TensorSource
 from minibert.nn.layers import Conv1D
 from minibert.nn.tree import variables
+from minibert.sharding.mesh import Sharding
+from minibert.sharding.placement import stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +56,25 @@ class Leaf:
         """The `nnx.Variable`."""
         return getattr(self.owner, self.attribute)
 
+    def name_in(self, layout: str) -> str:
+        """The name of the tensor in a file of that layout."""
+        return self.name if layout == "torch" else self.path
+
     def shape_in(self, layout: str) -> tuple[int, ...]:
         """The shape of the tensor in a file of that layout."""
         shape = self.variable.shape
         return shape[::-1] if self.transposed == layout else shape
 
-    def to_file(self) -> np.ndarray:
-        """The tensor to write: the leaf on the host, as PyTorch keeps it."""
+    def fill(self, array: Any, sharding: Sharding | None) -> None:
+        """Puts an array there, on its devices."""
+        placed = jax.device_put(array) if sharding is None else stored(sharding, self.path, array)
+        self.variable.set_value(placed)
+
+    def to_file(self, layout: str = "torch") -> np.ndarray:
+        """The tensor to write: the leaf on the host, as a file of that layout keeps it."""
         array = np.asarray(self.variable[...])
-        return np.ascontiguousarray(array.T if self.transposed == "torch" else array)
+        # numpy's ascontiguousarray would give a single number an axis
+        return np.asarray(array.T if self.transposed == layout else array, order="C")
 
 
 def leaves(model: Any) -> Iterator[Leaf]:

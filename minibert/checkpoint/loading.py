@@ -14,7 +14,6 @@ from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, InputError, shown
 from minibert.sharding.mesh import checked_sharding
-from minibert.sharding.placement import stored
 
 
 def assemble(
@@ -54,12 +53,15 @@ def assemble(
     if matching.fresh:
         if rngs is None:
             raise InputError("rngs: a new head needs random keys: pass rngs=nnx.Rngs(0)")
-        fresh = _fresh_leaves(cls, config, {leaf.path for leaf in matching.fresh}, rngs, kept)
+        paths = {leaf.path for leaf in matching.fresh}
+
+        def build(key: jax.Array) -> dict[str, jax.Array]:
+            whole = cls(config, rngs=nnx.Rngs(params=key), param_dtype=kept)
+            return {leaf.path: leaf.variable[...] for leaf in leaves(whole) if leaf.path in paths}
+
+        fresh = jax.jit(build)(rngs.params())  # compiled, so that no other leaf is ever drawn
         for leaf in matching.fresh:
-            array = fresh[leaf.path]
-            leaf.variable.set_value(
-                array if sharding is None else stored(sharding, leaf.path, array)
-            )
+            leaf.fill(fresh[leaf.path], sharding)
     matching.fill(where, param_dtype, sharding)
     unfilled = [
         leaf.path for leaf in leaves(model) if not isinstance(leaf.variable[...], jax.Array)
@@ -96,14 +98,3 @@ def _prevailing_dtype(source: TensorSource) -> DTypeLike:
     dtypes = [info.dtype for info in source.tensors.values()]
     floats = Counter(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
     return floats.most_common(1)[0][0] if floats else np.dtype(np.float32)
-
-
-def _fresh_leaves(
-    cls: type[Any], config: Any, paths: set[str], rngs: nnx.Rngs, dtype: DTypeLike
-) -> dict[str, jax.Array]:
-    def build(key: jax.Array) -> dict[str, jax.Array]:
-        model = cls(config, rngs=nnx.Rngs(params=key), param_dtype=dtype)
-        return {leaf.path: leaf.variable[...] for leaf in leaves(model) if leaf.path in paths}
-
-    # compiled, so that only the leaves asked for are ever drawn
-    return jax.jit(build)(rngs.params())

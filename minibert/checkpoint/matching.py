@@ -6,7 +6,8 @@ classes (see `PretrainedModel`): trunk, heads, tied copies, optional rooms, buff
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,10 +18,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from minibert.checkpoint.leaves import Leaf, leaf_array, leaves, stored_dtypes
-from minibert.checkpoint.tensors import TensorSource
+from minibert.checkpoint.tensors import TensorInfo, TensorSource, raw_bytes
 from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
 from minibert.sharding.mesh import Sharding
-from minibert.sharding.placement import stored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,8 @@ class Matching:
         wrapper = next((w for w in WRAPPERS if raws and all(r.startswith(w) for r in raws)), "")
         names = {raw: raw.removeprefix(wrapper) for raw in raws}
         prefixed = any(name.startswith(trunk) for name in names.values())
-        paths = {leaf.path: leaf.name for leaf in leaves(self.model)}
+        layout = self.source.layout
+        canonical = {leaf.name_in(layout): leaf.name for leaf in leaves(self.model)}
         found: dict[str, str] = {}
         for raw, name in names.items():
             if not prefixed and name.split(".")[0] in rooms:
@@ -121,8 +122,7 @@ class Matching:
                     name = name.removesuffix(old) + new
             if name != raw:
                 self.renamed[raw] = name
-            if self.source.layout != "torch":
-                name = paths.get(name, name)
+            name = canonical.get(name, name)
             if name in found:
                 self.faults.append(f"{shown(raw)} and {shown(found[name])} are both {shown(name)}")
             found[name] = raw
@@ -131,34 +131,36 @@ class Matching:
     def _settle_optional_rooms(self) -> None:
         for room in self.model.optional:
             if not any(name.startswith(f"{room}.") for name in self.found):
-                self._drop(room)
+                *parents, last = room.removeprefix(self.model.tensor_prefix).split(".")
+                setattr(functools.reduce(getattr, parents, self.model), last, nnx.data(None))
                 self.absent.append(room)
 
     def _settle_tied_copies(self) -> None:
-        copies = {leaf.name: leaf for leaf in leaves(self.model) if leaf.name in self.model.tied}
+        model, found = self.model, self.found
+        copies = {leaf.name: leaf for leaf in leaves(model) if leaf.name in model.tied}
         for copy, leaf in copies.items():
-            original = self.model.tied[copy]
+            original = model.tied[copy]
             same_head = self._head(copy) == self._head(original)
-            if copy in self.found and original not in self.found and same_head:
-                self.found[original] = self.found.pop(copy)
+            if copy in found and original not in found and same_head:
+                found[original] = found.pop(copy)
                 self.tied[copy] = original
-            elif copy in self.found:
-                if not self.model.config.tie_word_embeddings or not self._equal(copy, original):
+            elif copy in found:
+                if not model.config.tie_word_embeddings or not self._equal(copy, original):
                     continue
-                del self.found[copy]
+                del found[copy]
                 self.tied[copy] = original
-            elif not self.model.config.tie_word_embeddings and not same_head:
+            elif not model.config.tie_word_embeddings and not same_head:
                 continue
             setattr(leaf.owner, leaf.attribute, nnx.data(None))
 
     def _equal(self, copy: str, original: str) -> bool:
         if original not in self.found:
             return False
-        here, there = self.found[copy], self.found[original]
-        one, other = self.source.tensors[here], self.source.tensors[there]
+        one, other = self._stored(copy), self._stored(original)
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
-        return np.array_equal(_bytes(self.source.read(here)), _bytes(self.source.read(there)))
+        first, second = (self.source.read(self.found[name]) for name in (copy, original))
+        return np.array_equal(raw_bytes(first), raw_bytes(second))
 
     def _settle_heads(self) -> None:
         ours: dict[str, list[Leaf]] = {}
@@ -179,7 +181,7 @@ class Matching:
 
     def _differs_in_labels(self, leaf: Leaf) -> bool:
         """Whether a tensor has another number of labels, its last or first axis, and no more."""
-        found = self.source.tensors[self.found[leaf.name]].shape
+        found = self._stored(leaf.name).shape
         shape = leaf.shape_in(self.source.layout)
         if self.source.layout != "torch":  # there a kernel has its labels last
             found, shape = found[::-1], shape[::-1]
@@ -187,12 +189,13 @@ class Matching:
         return shape[:1] == labels != found[:1] and found[1:] == shape[1:]
 
     def _compare(self) -> None:
-        for name in self.expected.keys() - self.found.keys():
+        found, expected, faults = self.found, self.expected, self.faults
+        for name in expected.keys() - found.keys():
             head = self._head(name)
             half = f" (half of the head {head!r})" if head else ""
-            shape = self.expected[name].shape_in("torch")
-            self.faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
-        ours = {self._head(name) for name in self.expected}
+            shape = expected[name].shape_in("torch")
+            faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
+        ours = {self._head(name) for name in expected}
         buffers = {
             name.replace("#", str(layer)): why
             for layer in range(self.model.config.num_hidden_layers)
@@ -200,64 +203,51 @@ class Matching:
         }
         self.ignored: dict[str, str] = {}
         self.left: list[str] = []
-        for name in self.found.keys() - self.expected.keys():
+        for name in found.keys() - expected.keys():
             head = self._head(name)
             if name in buffers:
                 self.ignored[name] = buffers[name]
             elif head and head not in ours:
                 self.left.append(name)
             else:
-                info = self.source.tensors[self.found[name]]
-                self.faults.append(
-                    f"{shown(self.found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
+                info = self._stored(name)
+                faults.append(
+                    f"{shown(found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
                     f"file, and no leaf of {type(self.model).__name__} of that name"
                 )
+        self.matched = [name for name in expected if name in found]
         for name in self.matched:
-            info, leaf = self.source.tensors[self.found[name]], self.expected[name]
-            shape = leaf.shape_in(self.source.layout)
+            info, shape = self._stored(name), expected[name].shape_in(self.source.layout)
             if info.shape != shape:
-                self.faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
+                faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
             if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
-                self.faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
+                faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
 
-    @property
-    def matched(self) -> list[str]:
-        """The names on both sides."""
-        return [name for name in self.expected if name in self.found]
+    def _stored(self, name: str) -> TensorInfo:
+        return self.source.tensors[self.found[name]]
 
     def _head(self, name: str) -> str | None:
         return head_of(self.model, name)
-
-    def _drop(self, room: str) -> None:
-        *parents, last = room.removeprefix(self.model.tensor_prefix).split(".")
-        module = self.model
-        for parent in parents:
-            module = getattr(module, parent)
-        setattr(module, last, nnx.data(None))
 
     def info(self, where: str) -> LoadingInfo:
         """The report on a load that is done, with names as the model's own tree has them."""
         model = self.model
         prefix = model.tensor_prefix
 
-        def own(names: Iterable[str]) -> tuple[str, ...]:
-            return tuple(name.removeprefix(prefix) for name in names)
+        def own(name: str) -> str:
+            return name.removeprefix(prefix)
 
         return LoadingInfo(
             model=type(model).__name__,
             source=where,
             files=tuple(sorted({info.file for info in self.source.tensors.values()})),
-            matched=own(self.matched),
-            tied=dict(zip(own(self.tied), own(self.tied.values()), strict=True)),
-            left=own(sorted(self.left)),
-            ignored=dict(zip(own(self.ignored), self.ignored.values(), strict=True)),
-            new=own(leaf.name for leaf in self.fresh),
-            absent=own(self.absent),
-            renamed={
-                r: n
-                for r, n in zip(self.renamed, own(self.renamed.values()), strict=True)
-                if r != n
-            },
+            matched=tuple(map(own, self.matched)),
+            tied={own(copy): own(original) for copy, original in self.tied.items()},
+            left=tuple(map(own, sorted(self.left))),
+            ignored={own(name): why for name, why in self.ignored.items()},
+            new=tuple(own(leaf.name) for leaf in self.fresh),
+            absent=tuple(map(own, self.absent)),
+            renamed={old: own(new) for old, new in self.renamed.items() if old != own(new)},
             dtypes=stored_dtypes(model),
             config_ignored=model.config.ignored_fields,
             suspicious=tuple(sorted(self.suspicious)),
@@ -292,7 +282,7 @@ class Matching:
 
         def read(name: str) -> np.ndarray | str:
             leaf, raw = self.expected[name], self.found[name]
-            dtype = np.dtype(param_dtype or self.source.tensors[raw].dtype)
+            dtype = np.dtype(param_dtype or self._stored(name).dtype)
             array = leaf_array(self.source, raw, dtype, transpose=leaf.transposed == layout)
             norm = isinstance(leaf.owner, nnx.LayerNorm) and leaf.attribute == "scale"
             if norm and isinstance(array, np.ndarray) and not array.any():
@@ -311,11 +301,8 @@ class Matching:
                         f"{self.found[name]!r}: {array.dtype} needs jax.enable_x64(True); or pass "
                         "param_dtype=jnp.float32"
                     )
-                elif sharding is None:
-                    self.expected[name].variable.set_value(jax.device_put(array))
                 else:
-                    path = self.expected[name].path
-                    self.expected[name].variable.set_value(stored(sharding, path, array))
+                    self.expected[name].fill(array, sharding)
                 del array  # before the next is read
         if faults:
             raise CheckpointMismatchError(where, sorted(faults))
@@ -324,7 +311,3 @@ class Matching:
 def head_of(model: Any, name: str) -> str | None:
     """The head that a tensor belongs to, by its name in the tree; None for the trunk's."""
     return next((head for head in model.heads if name.startswith(f"{head}.")), None)
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,19 +1,20 @@
 """Writing a model folder: config.json and safetensors, single or in shards, whole or not at all."""
 
+import functools
 import json
 import os
 import re
 from typing import Any
 
-import numpy as np
 from flax.core import unfreeze
 from safetensors.numpy import save_file
 
 from minibert.checkpoint.agreement import check_tree
 from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import model_paths
-from minibert.checkpoint.leaves import Leaf, finite, leaves
+from minibert.checkpoint.leaves import Leaf, finite, leaves, stored_dtypes
 from minibert.checkpoint.sources import SAFETENSORS, open_source
+from minibert.checkpoint.tensors import Arrays
 from minibert.core.atomic import atomic_folder
 from minibert.errors import ConfigError, InputError, TargetError, shown, writing
 
@@ -36,8 +37,7 @@ def parse_size(text: str | int) -> int:
         InputError: it is not a positive size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
-    unit = UNITS.get(found[2].upper()) if found else None
-    size = float(found[1]) * unit if found and unit else 0
+    size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
     if not 1 <= size < float("inf"):
         raise InputError(
             f"max_shard_size: expected a size such as 5GB or 200MiB, found {shown(text)}"
@@ -46,20 +46,12 @@ def parse_size(text: str | int) -> int:
 
 
 def save_model(
-    model: Any,
-    folder: str,
-    *,
-    max_shard_size: str | int = "5GB",
-    overwrite: bool = False,
-    config: Any = None,
+    model: Any, folder: str, max_shard_size: str | int, overwrite: bool, config: Any
 ) -> None:
     """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
     limit = parse_size(max_shard_size)
     check_here(model)
-
-    def check(written: str) -> None:
-        check_saved(model, written)
-
+    check = functools.partial(check_saved, model)
     with (
         atomic_folder(folder, owned=model_paths, overwrite=overwrite, check=check) as new,
         writing(folder),
@@ -89,7 +81,7 @@ def write_model(model: Any, folder: str, limit: int, config: Any = None) -> None
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         total += write_tensors(shard, os.path.join(folder, file))
         weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(index, os.path.join(folder, f"{SAFETENSORS}.index.json"))
 
 
@@ -105,20 +97,18 @@ def write_config(model: Any, folder: str, config: Any = None) -> None:
     check_tree(model, config)
     data = config.to_dict()
     data["architectures"] = [type(model).__name__]
-    dtypes = {str(leaf.variable[...].dtype) for leaf in leaves(model)}
-    stored = dtypes.pop() if len(dtypes) == 1 else None
-    if stored is not None:
-        data["dtype"] = stored
-        if "torch_dtype" in data:
-            data["torch_dtype"] = stored
+    dtypes = list(stored_dtypes(model))
+    if len(dtypes) == 1:
+        data |= dict.fromkeys({"torch_dtype"} & data.keys() | {"dtype"}, dtypes[0])
     write_json(data, os.path.join(folder, "config.json"))
     if config.generation is not None:
         write_json(unfreeze(config.generation), os.path.join(folder, GENERATION))
 
 
-def file_leaves(model: Any) -> dict[str, Leaf]:
-    """The leaves of a model by the tensor names of its own checkpoint."""
-    return {leaf.name.removeprefix(model.tensor_prefix): leaf for leaf in leaves(model)}
+def file_leaves(model: Any, layout: str = "torch") -> dict[str, Leaf]:
+    """The leaves of a model by their names in its own checkpoint, of a layout of `TensorSource`."""
+    prefix = model.tensor_prefix
+    return {leaf.name_in(layout).removeprefix(prefix): leaf for leaf in leaves(model)}
 
 
 def check_saved(model: Any, folder: str) -> None:
@@ -127,12 +117,13 @@ def check_saved(model: Any, folder: str) -> None:
     Raises:
         TargetError: they differ.
     """
-    expected = file_leaves(model)
     with open_source(folder) as source:
+        expected = file_leaves(model, source.layout)
         if source.tensors.keys() != expected.keys():
-            raise TargetError(f"{folder}: the tensors written are not those of the model")
+            kind = "tensors" if source.layout == "torch" else "arrays"
+            raise TargetError(f"{folder}: the {kind} written are not those of the model")
         for name, leaf in expected.items():
-            read, meant = source.read(name), leaf.to_file()
+            read, meant = source.read(name), leaf.to_file(source.layout)
             same = (read.dtype, read.shape) == (meant.dtype, meant.shape)
             if not same or read.tobytes() != meant.tobytes():
                 raise TargetError(f"{folder}: {name!r} was not written as it is in memory")
@@ -156,7 +147,7 @@ def write_tensors(shard: dict[str, Leaf], path: str) -> int:
     return write_arrays({name: leaf.to_file() for name, leaf in shard.items()}, path)
 
 
-def write_arrays(arrays: dict[str, np.ndarray], path: str) -> int:
+def write_arrays(arrays: Arrays, path: str) -> int:
     """Writes arrays into a safetensors file, and returns their bytes.
 
     Raises:

@@ -13,7 +13,15 @@ import ml_dtypes
 import numpy as np
 
 from minibert.checkpoint.files import ORBAX, hub_blobs, is_content_addressed, refuse_adapter
-from minibert.checkpoint.tensors import ArraySource, SafetensorsSource, TensorSource, flat_arrays
+from minibert.checkpoint.tensors import (
+    Arrays,
+    ArraySource,
+    SafetensorsSource,
+    TensorSource,
+    flat_arrays,
+    joined,
+    raw_bytes,
+)
 from minibert.core.strict_json import read_json
 from minibert.errors import (
     PickleRefusedError,
@@ -99,9 +107,16 @@ def _open_shards(folder: str, kind: str) -> TensorSource:
     index_path = os.path.join(folder, f"{kind}.index.json")
     index = read_index(index_path, kind)
     shards = sorted(set(index["weight_map"].values()))
-    for shard in shards:
-        _check_inside(folder, shard, index_path)
     paths = [os.path.join(folder, shard) for shard in shards]
+    home = pathlib.Path(os.path.realpath(folder))
+    for shard, path in zip(shards, paths, strict=True):
+        if not os.path.exists(path):
+            raise ShardIndexError(f"{index_path}: the shard {shown(shard)} is not there")
+        real = pathlib.Path(os.path.realpath(path))
+        if real.parent not in (home, hub_blobs(home)) and not is_content_addressed(real):
+            raise ShardIndexError(
+                f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside"
+            )
     source = SafetensorsSource(paths) if kind == SAFETENSORS else _unpickle(paths)
     try:
         _check_index(index, source, index_path)
@@ -111,54 +126,39 @@ def _open_shards(folder: str, kind: str) -> TensorSource:
     return source
 
 
-def _check_inside(folder: str, shard: str, index_path: str) -> None:
-    path = os.path.join(folder, shard)
-    if not os.path.exists(path):
-        raise ShardIndexError(f"{index_path}: the shard {shown(shard)} is not there")
-    real, home = pathlib.Path(os.path.realpath(path)), pathlib.Path(os.path.realpath(folder))
-    if real.parent not in (home, hub_blobs(home)) and not is_content_addressed(real):
-        raise ShardIndexError(
-            f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside"
-        )
-
-
 def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -> None:
-    for name, shard in index["weight_map"].items():
-        if name not in source.tensors:
+    weight_map, tensors = index["weight_map"], source.tensors
+    for name, shard in weight_map.items():
+        if name not in tensors:
             raise ShardIndexError(
                 f"{index_path}: {shown(name)} is in no shard, nor in {shown(shard)}"
             )
-        found = os.path.basename(source.tensors[name].file)
+        found = os.path.basename(tensors[name].file)
         if found != shard:
             raise ShardIndexError(
                 f"{index_path}: {shown(name)}: expected in {shown(shard)}, found in {shown(found)}"
             )
-    unlisted = sorted(source.tensors.keys() - index["weight_map"].keys())
-    if unlisted:
+    if unlisted := sorted(tensors.keys() - weight_map.keys()):
         raise ShardIndexError(
             f"{index_path}: shards hold tensors it does not list: {shown(unlisted)}"
         )
     metadata = index.get("metadata", {})
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    size = sum(i.dtype.itemsize * int(np.prod(i.shape)) for i in source.tensors.values())
+    size = sum(info.nbytes for info in tensors.values())
     if isinstance(source, SafetensorsSource) and total not in (None, size):
         raise ShardIndexError(f"{index_path}: total_size: expected {size}, found {shown(total)}")
 
 
 def _unpickle(paths: list[str]) -> TensorSource:
-    arrays: dict[str, np.ndarray] = {}
-    files: dict[str, str] = {}
+    source = ArraySource({}, "")
     for path in paths:
-        for name, array in _load_pickle(path).items():
-            if name in arrays:
-                raise WeightsFileError(f"{path}: the tensor {shown(name)} is in {files[name]} too")
-            arrays[name], files[name] = array, path
-    source = ArraySource(arrays, paths[0])
-    source.tensors = {n: info._replace(file=files[n]) for n, info in source.tensors.items()}
+        one = ArraySource(_load_pickle(path), path)
+        source.tensors = joined(source.tensors, one.tensors)
+        source.arrays |= one.arrays
     return source
 
 
-def _load_pickle(path: str) -> dict[str, np.ndarray]:
+def _load_pickle(path: str) -> Arrays:
     try:
         import torch
     except ImportError:
@@ -180,8 +180,7 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
     except WeightsFileError:
         raise
     except Exception as reason:  # torch raises a dozen types for a bad file
-        why = shown(str(reason))
-        raise WeightsFileError(f"{path}: not a file of weights ({why})") from None
+        raise WeightsFileError(f"{path}: not a file of weights ({shown(str(reason))})") from None
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in loaded.items()
@@ -196,12 +195,14 @@ def _to_numpy(tensor: Any, where: str) -> np.ndarray:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested)
     if not dense or tensor.device.type != "cpu":
-        found = f"{tensor.layout} on {tensor.device}"
-        raise WeightsFileError(f"{where}: expected a dense tensor, found {found}")
+        raise WeightsFileError(
+            f"{where}: expected a dense tensor, found {tensor.layout} on {tensor.device}"
+        )
     stored = tensor.untyped_storage().nbytes() // tensor.element_size()
     if tensor.numel() > stored:  # one number, shown as a matrix that no memory could hold
-        expected = f"expected {tensor.numel()} elements in the file, found {stored}"
-        raise WeightsFileError(f"{where}: {expected}")
+        raise WeightsFileError(
+            f"{where}: expected {tensor.numel()} elements in the file, found {stored}"
+        )
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     try:
@@ -225,22 +226,18 @@ def _open_orbax(path: str) -> TensorSource:
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
             restored = checkpointer.restore(path, restore_args=as_numpy)
     except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
-        why = shown(str(reason))
-        raise WeightsFileError(f"{path}: not an Orbax checkpoint ({why})") from None
+        raise WeightsFileError(f"{path}: not an Orbax checkpoint ({shown(str(reason))})") from None
     arrays = flat_arrays(restored, path)
     _check_sums(arrays, (metadata.custom_metadata or {}).get(CHECKSUMS), path)
     return ArraySource(arrays, path, layout="tree")
 
 
-def array_sums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+def array_sums(arrays: Arrays) -> dict[str, int]:
     """CRC-32 of the bytes of arrays, by name."""
-    return {
-        name: zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        for name, array in arrays.items()
-    }
+    return {name: zlib.crc32(raw_bytes(array).data) for name, array in arrays.items()}
 
 
-def _check_sums(arrays: Mapping[str, np.ndarray], saved: Any, path: str) -> None:
+def _check_sums(arrays: Arrays, saved: Any, path: str) -> None:
     """Compares arrays with the checksums beside them; other writers' checkpoints have none.
 
     Raises:

@@ -22,23 +22,27 @@ MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_AXES = 64  # numpy's limit
 BLOCK_BYTES = 1 << 19  # read at once: stays in a core's second-level cache until it is used
 
-DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+Arrays = dict[str, np.ndarray]
+Blocks = Iterator[tuple[int, np.ndarray]]  # each with the index of its first row
+
+KINDS = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
 }
+DTYPES = {name: np.dtype(kind) for name, kind in KINDS.items()}
 
 
 class TensorInfo(NamedTuple):
@@ -48,6 +52,11 @@ class TensorInfo(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 class TensorSource:
@@ -67,7 +76,7 @@ class TensorSource:
         """Reads one tensor."""
         raise KeyError(name)
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, name: str) -> Blocks:
         """Reads one tensor by blocks of whole rows that fit in the processor's cache.
 
         Yields:
@@ -94,7 +103,7 @@ class ArraySource(TensorSource):
     Reading one by blocks lets go of it, so that a model and its source are never both whole.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], file: str, layout: str = "torch"):
+    def __init__(self, arrays: Arrays, file: str, layout: str = "torch"):
         self.layout = layout
         self.arrays = dict(arrays)
         self.tensors = {
@@ -105,13 +114,33 @@ class ArraySource(TensorSource):
         """Returns the array itself."""
         return self.arrays[name]
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, name: str) -> Blocks:
         """Gives out one tensor by blocks of whole rows, for the last time."""
         yield from super().blocks(name)
         del self.arrays[name]
 
 
-def flat_arrays(node: Any, where: str, prefix: str = "") -> dict[str, np.ndarray]:
+def joined(
+    tensors: Mapping[str, TensorInfo], more: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """The tensors of some files, and those of one more.
+
+    Raises:
+        WeightsFileError: one is in both.
+    """
+    for name, info in more.items():
+        if name in tensors:
+            other = tensors[name].file
+            raise WeightsFileError(f"{info.file}: the tensor {shown(name)} is in {other} too")
+    return {**tensors, **more}
+
+
+def raw_bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array; the array's own, where they lie together."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def flat_arrays(node: Any, where: str, prefix: str = "") -> Arrays:
     """The arrays of a tree of dictionaries, by their dotted paths.
 
     Raises:
@@ -119,10 +148,11 @@ def flat_arrays(node: Any, where: str, prefix: str = "") -> dict[str, np.ndarray
     """
     if not isinstance(node, dict):
         if not isinstance(node, np.ndarray):
-            found = type(node).__name__
-            raise WeightsFileError(f"{where}: {shown(prefix)}: expected an array, found {found}")
+            raise WeightsFileError(
+                f"{where}: {shown(prefix)}: expected an array, found {type(node).__name__}"
+            )
         return {prefix: node}
-    arrays: dict[str, np.ndarray] = {}
+    arrays: Arrays = {}
     for key, value in node.items():
         if not isinstance(key, str) or not key or "." in key:
             raise WeightsFileError(f"{where}: {shown(key)}: expected a name without dots")
@@ -143,13 +173,7 @@ class SafetensorsSource(TensorSource):
         try:
             for path in paths:
                 self.files[path] = _open(path)
-                for name, info in read_header(self.files[path], path).items():
-                    if name in self.tensors:
-                        other = self.tensors[name].file
-                        raise WeightsFileError(
-                            f"{path}: the tensor {shown(name)} is in {other} too"
-                        )
-                    self.tensors[name] = info
+                self.tensors = joined(self.tensors, read_header(self.files[path], path))
         except BaseException:
             self.close()
             raise
@@ -161,7 +185,7 @@ class SafetensorsSource(TensorSource):
         self._read_into(array, name, 0)
         return array
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, name: str) -> Blocks:
         """Reads one tensor by blocks of whole rows, each over the one before it."""
         info = self.tensors[name]
         count, *row = info.shape or (1,)
@@ -228,25 +252,22 @@ def read_header(file: int, path: str) -> dict[str, TensorInfo]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise WeightsFileError(f"{path}: __metadata__: expected an object of strings")
-    spans = {name: _span(entry, f"{path}: {shown(name)}") for name, entry in header.items()}
+    found = {name: _info(entry, path, name) for name, entry in header.items()}
     end = 0
-    for name, (begin, stop, _, _) in sorted(spans.items(), key=lambda item: item[1][:2]):
-        if begin != end:
+    for name, info in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if info.offset != end:
             raise WeightsFileError(
-                f"{path}: {shown(name)}: expected its data at {end}, found it at {shown(begin)} "
-                "(tensors overlap, or leave a hole)"
+                f"{path}: {shown(name)}: expected its data at {end}, found it at "
+                f"{shown(info.offset)} (tensors overlap, or leave a hole)"
             )
-        end = stop
+        end += info.nbytes
     data = 8 + len(text)
     if end != length - data:
         raise WeightsFileError(
             f"{path}: the header describes {end} bytes of data, the file holds {length - data}: "
             "truncated, or with something after the end"
         )
-    return {
-        name: TensorInfo(path, dtype, shape, data + begin)
-        for name, (begin, _, dtype, shape) in spans.items()
-    }
+    return {name: info._replace(offset=data + info.offset) for name, info in found.items()}
 
 
 def _header_text(file: int, path: str, length: int) -> bytes:
@@ -266,7 +287,9 @@ def _header_text(file: int, path: str, length: int) -> bytes:
     )
 
 
-def _span(entry: Any, where: str) -> tuple[int, int, np.dtype, tuple[int, ...]]:
+def _info(entry: Any, path: str, tensor: str) -> TensorInfo:
+    """One entry of a header; the offset is from the end of the header."""
+    where = f"{path}: {shown(tensor)}"
     match entry:
         case {"dtype": str(name), "shape": list(shape), "data_offsets": [begin, end]} if len(
             entry
@@ -284,10 +307,10 @@ def _span(entry: Any, where: str) -> tuple[int, int, np.dtype, tuple[int, ...]]:
             f"{where}: expected a shape that fits in memory, found {shown(tuple(shape))} "
             f"({len(shape)} axes)"
         )
-    size = math.prod(shape) * DTYPES[name].itemsize
-    if end - begin != size:
+    info = TensorInfo(path, DTYPES[name], tuple(shape), begin)
+    if end - begin != info.nbytes:
         raise WeightsFileError(
-            f"{where}: {name} of shape {shown(tuple(shape))} takes {size} bytes, found "
+            f"{where}: {name} of shape {shown(info.shape)} takes {info.nbytes} bytes, found "
             f"{shown(end - begin)}"
         )
-    return begin, end, DTYPES[name], tuple(shape)
+    return info

@@ -5,12 +5,13 @@ import os
 from typing import Any
 
 from minibert.checkpoint.files import unchanged
+from minibert.checkpoint.hub import AnyPath, first_line
 from minibert.errors import SourceError
 
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
 
 
-def load_tokenizer(source: str | os.PathLike[str], **place: Any) -> Any:
+def load_tokenizer(source: AnyPath, **place: Any) -> Any:
     """Loads a folder's or repository's tokenizer, by transformers' `AutoTokenizer`.
 
     Args:
@@ -25,13 +26,13 @@ def load_tokenizer(source: str | os.PathLike[str], **place: Any) -> Any:
     source = os.fspath(source)
     if os.path.isdir(source) and place.get("subfolder"):
         source = os.path.join(source, place.pop("subfolder"))
-    local = unchanged(source) if os.path.isdir(source) else contextlib.nullcontext()
-    with local:
+    with unchanged(source) if os.path.isdir(source) else contextlib.nullcontext():
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
         except Exception as reason:  # of whatever kind: every tokenizer class has its own
-            first = str(reason).strip().partition("\n")[0][:300]
-            raise SourceError(f"{source}: its tokenizer cannot be loaded ({first})") from None
+            raise SourceError(
+                f"{source}: its tokenizer cannot be loaded ({first_line(reason)})"
+            ) from None
     # without files AutoTokenizer makes one up, of special tokens alone
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise SourceError(f"{source}: no tokenizer in it (tokenizer.json, vocab.txt, …)")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import jax.numpy as jnp
@@ -13,19 +13,28 @@ from jaxtyping import Integer
 
 from minibert.checkpoint.config import GENERATION, Config
 from minibert.checkpoint.files import unchanged
-from minibert.checkpoint.hub import model_folder
+from minibert.checkpoint.hub import AnyPath, model_folder
 from minibert.checkpoint.loading import assemble
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
+from minibert.checkpoint.tensors import TensorSource
 from minibert.core.checks import Size
 from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.models.inputs import kept_positions
+from minibert.models.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    TokenClassifierOutput,
+)
 from minibert.nn.cache import KVCache
-from minibert.nn.layers import Module
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
 Model = TypeVar("Model", bound="PretrainedModel")
+Rngs = nnx.Rngs | None
 
 
 class PretrainedModel(Module):
@@ -69,7 +78,7 @@ class PretrainedModel(Module):
         self,
         config: Any,
         *,
-        rngs: nnx.Rngs | None,
+        rngs: Rngs,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
@@ -136,7 +145,7 @@ class PretrainedModel(Module):
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        source: str | os.PathLike[str],
+        source: AnyPath,
         *,
         output_loading_info: Literal[False] = False,
         **options: Any,
@@ -146,7 +155,7 @@ class PretrainedModel(Module):
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        source: str | os.PathLike[str],
+        source: AnyPath,
         *,
         output_loading_info: Literal[True],
         **options: Any,
@@ -155,17 +164,17 @@ class PretrainedModel(Module):
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        source: str | os.PathLike[str],
+        source: AnyPath,
         *,
         revision: str | None = None,
         subfolder: str = "",
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: AnyPath | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
         new_head: bool = False,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
         allow_pickle: bool = False,
@@ -201,7 +210,7 @@ class PretrainedModel(Module):
             MissingHeadError: the checkpoint lacks this class's head.
         """
         model, info = load_pretrained(
-            lambda data, names, where: cls,
+            lambda data, tensors, where: cls,
             source,
             revision=revision,
             subfolder=subfolder,
@@ -221,7 +230,7 @@ class PretrainedModel(Module):
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike[str],
+        folder: AnyPath,
         *,
         max_shard_size: str | int = "5GB",
         overwrite: bool = False,
@@ -248,13 +257,7 @@ class PretrainedModel(Module):
                 extra, or of another shape.
             InputError: the config is of another class.
         """
-        save_model(
-            self,
-            os.fspath(folder),
-            max_shard_size=max_shard_size,
-            overwrite=overwrite,
-            config=config,
-        )
+        save_model(self, os.fspath(folder), max_shard_size, overwrite, config)
 
 
 class ModelWithHead(PretrainedModel):
@@ -278,7 +281,7 @@ class ModelWithHead(PretrainedModel):
         self,
         config: Any,
         *,
-        rngs: nnx.Rngs | None,
+        rngs: Rngs,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
@@ -290,14 +293,93 @@ class ModelWithHead(PretrainedModel):
     def _add_head(self, config: Any, **options: Any) -> None:
         raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
 
+    def _words(self, hidden: Any) -> Array:
+        """Scores of every word, `(…, hidden)` to `(…, vocab)`, of the heads that give them."""
+        raise NotImplementedError
+
     def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
         """An empty cache, as the bare model makes it."""
         return self.base_model.init_cache(batch_size, max_length)
 
 
+class WithMaskedWords(ModelWithHead):
+    """A model that is asked for masked words."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
+        """Takes the bare model's arguments; returns a score for every word at every position."""
+        outputs = self.base_model(*args, **kwargs)
+        return MaskedLMOutput(logits=self._words(outputs.last_hidden_state), **kept(outputs))
+
+
+class WithNextWords(ModelWithHead):
+    """A decoder that is asked for next words."""
+
+    generates = True
+
+    def __call__(
+        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes the bare model's arguments; returns scores at the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.base_model(*args, **kwargs)
+        return CausalLMOutputWithCrossAttentions(
+            logits=self._words(kept_positions(outputs.last_hidden_state, logits_to_keep)),
+            **kept(outputs, "past_key_values", "cross_attentions"),
+        )
+
+
+class WithTags(ModelWithHead):
+    """A model with a classifier at every position."""
+
+    dropout: Dropout
+    classifier: Linear
+
+    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> TokenClassifierOutput:
+        """Takes the bare model's arguments; returns a score for every label at every position."""
+        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
+        return TokenClassifierOutput(logits=logits, **kept(outputs))
+
+
+class WithSpans(ModelWithHead):
+    """A model with a start and an end score at every position."""
+
+    def _add_head(self, config: Any, **options: Any) -> None:
+        self.qa_outputs = scores(config, 2, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
+        """Takes the bare model's arguments; returns start and end scores at every position."""
+        outputs = self.base_model(*args, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        return QuestionAnsweringModelOutput(
+            start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
+        )
+
+
+def scores(config: Any, outputs: int, **options: Any) -> Linear:
+    """A layer from states to `outputs` numbers each, drawn as the config says."""
+    return Linear(config.hidden_size, outputs, stddev=config.initializer_range, **options)
+
+
+def word_scores(config: Any, **options: Any) -> TiedLinear:
+    """A layer from states to a score for every word; tied to their embeddings if the config is."""
+    return TiedLinear(
+        config.hidden_size,
+        config.vocab_size,
+        tied=config.tie_word_embeddings and options["rngs"] is not None,
+        stddev=config.initializer_range,
+        **options,
+    )
+
+
 def kept(outputs: Any, *names: str) -> dict[str, Any]:
     """What a head's output takes over from the bare model's: by default states and attentions."""
     return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}
+
+
+ModelClass = type[PretrainedModel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,21 +388,20 @@ class Family:
 
     Attributes:
         models: its classes, the bare model first.
-        by_heads: which class holds a checkpoint that names none, by the heads among its tensors.
+        by_heads: which class holds a checkpoint that names none, by the heads among its tensors,
+            in the order of the classes' `heads`.
         causal: classes in place of those if the config's `is_decoder` is true.
         tasks: which class a task takes: the tasks of `minibert.pipeline`, and pretraining and
             continuation of `minibert train`. Feature extraction takes the bare model.
     """
 
-    models: tuple[type[PretrainedModel], ...]
-    by_heads: Mapping[frozenset[str], type[PretrainedModel]]
-    tasks: Mapping[str, type[PretrainedModel]]
-    causal: Mapping[type[PretrainedModel], type[PretrainedModel]] = dataclasses.field(
-        default_factory=dict
-    )
+    models: tuple[ModelClass, ...]
+    by_heads: Mapping[tuple[str, ...], ModelClass]
+    tasks: Mapping[str, ModelClass]
+    causal: Mapping[ModelClass, ModelClass] = dataclasses.field(default_factory=dict)
 
     @property
-    def base(self) -> type[PretrainedModel]:
+    def base(self) -> ModelClass:
         """The bare model's class."""
         return self.models[0]
 
@@ -336,15 +417,16 @@ class Family:
 
 
 def load_pretrained(
-    choose: Callable[[Any, Iterable[str], str], type[Model]],
-    source: str | os.PathLike[str],
+    choose: Callable[[dict[str, Any], TensorSource, str], type[Model]],
+    source: AnyPath,
     *,
+    opened: Callable[..., TensorSource] | None = None,
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
     new_head: bool = False,
-    rngs: nnx.Rngs | None = None,
+    rngs: Rngs = None,
     allow_pickle: bool = False,
     sharding: Sharding | None = None,
     **where: Any,
@@ -352,8 +434,9 @@ def load_pretrained(
     """Finds a checkpoint, opens it once, and loads it into the class that `choose` names.
 
     Args:
-        choose: from the contents of config.json, the tensors' names and the folder to the class.
+        choose: from the contents of config.json, the tensors and the folder to the class.
         source: a folder, or a repository of the Hub.
+        opened: in place of `open_source`.
         where: what else `hub.model_folder` takes.
 
     The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
@@ -365,8 +448,8 @@ def load_pretrained(
         path = os.path.join(folder, "config.json")
         data = read_json(path)
         generation = read_object_if_there(os.path.join(folder, GENERATION))
-        with open_source(folder, allow_pickle=allow_pickle) as tensors:
-            cls = choose(data, tensors.tensors, folder)
+        with (opened or open_source)(folder, allow_pickle=allow_pickle) as tensors:
+            cls = choose(data if isinstance(data, dict) else {}, tensors, folder)
             config = cls.config_class.from_dict(data, path, generation)
             return assemble(
                 cls,

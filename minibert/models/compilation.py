@@ -18,6 +18,7 @@ from flax import nnx
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
+from minibert.models.inputs import index_limits
 from minibert.models.stack import with_execution
 from minibert.nn.cache import KVCache
 from minibert.nn.tree import parameters
@@ -27,6 +28,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.export
 PROGRAMS = 256  # functions kept for models to come, each with a program a shape
 FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
+POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -64,7 +66,8 @@ class Compiled:
         self.model, self.config = model, model.config
         self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
         self.parameters = parameters(model)
-        self._names = _parameter_names(model)
+        kinds = _parameters(model)
+        self._names = [name for name, kind in kinds.items() if kind is POSITIONAL]
         self._programs: dict[tuple[tuple[str, type, Any], ...], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -141,9 +144,9 @@ class Compiled:
         _check_some("inputs", inputs, [name for name in self._names if name in EXPORTED])
         if platforms is not None:
             _check_some("platforms", platforms, PLATFORMS)
-        options, known = _plain(options), _option_names(self.model)
+        options, kinds = _plain(options), _parameters(self.model)
         for name, value in options.items():
-            if name not in known:
+            if name not in kinds:
                 raise InputError(f"{name}: is no argument of {type(self.model).__name__}")
             if name in EXPORTED:
                 raise InputError(f"{name}: is an array; name it in inputs")
@@ -159,9 +162,7 @@ class Compiled:
             leaves = [arrays[path] for path in self.parameters]
             return dict(jax.tree.unflatten(self._treedef, leaves)(**given, **options))
 
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.parameters
-        )
+        shapes = jax.eval_shape(lambda: self.parameters)
         given = {name: jax.ShapeDtypeStruct(sizes, np.int32) for name in inputs}
         return jax.export.export(jax.jit(call), platforms=platforms)(shapes, given)
 
@@ -218,25 +219,22 @@ def _forward(model: Any, arrays: dict[str, Any], static: tuple[tuple[str, type, 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:
     """The arguments, with numpy's scalars as Python's; flags are checked."""
-    scalars = np.bool_ | np.integer
-    plain = {n: v.item() if isinstance(v, scalars) else v for n, v in given.items()}
+    plain = {
+        name: value.item() if isinstance(value, np.bool_ | np.integer) else value
+        for name, value in given.items()
+    }
     return plain | {name: flag(name, plain[name]) for name in FLAGS & plain.keys()}
 
 
 def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arguments, their values checked: shapes and dtypes are checked as they are traced."""
-    config = model.config
-    limits = {
-        "input_ids": "vocab_size",
-        "token_type_ids": getattr(model, "segments", "vocab_size"),
-        "position_ids": config.name_of("max_position_embeddings"),
-    }
-    checked = {}
+    limits, checked = index_limits(model), {}
     for name, value in arrays.items():
         if isinstance(value, KVCache):
             checked[name] = value
         elif name in limits:
-            array = checked_indices(name, value, getattr(config, limits[name]), limits[name])
+            limit = limits[name]
+            array = checked_indices(name, value, getattr(model.config, limit), limit)
             host = isinstance(array, np.ndarray)
             checked[name] = array.astype(np.int32) if host else array  # one program for all
         elif name in ("attention_mask", "encoder_attention_mask"):
@@ -248,17 +246,10 @@ def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _parameter_names(model: Any) -> list[str]:
-    """The names of a model's positional arguments: its own, or its trunk's if it passes them on."""
-    own = inspect.signature(type(model).__call__).parameters.values()
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
-        return _parameter_names(model.base_model)
-    return [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
-
-
-def _option_names(model: Any) -> set[str]:
-    """The names of all of a model's arguments: its own, and its trunk's if it passes them on."""
-    own = inspect.signature(type(model).__call__).parameters.values()
-    names = {p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-    passes_on = any(p.kind is p.VAR_KEYWORD for p in own)
-    return names | _option_names(model.base_model) if passes_on else names
+def _parameters(model: Any) -> dict[str, Any]:
+    """The kinds of a model's arguments by name: its trunk's first, if it passes them on."""
+    own = {name: one.kind for name, one in inspect.signature(model).parameters.items()}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {name: kind for name, kind in own.items() if kind not in variable}
+    base = getattr(model, "base_model", None)
+    return named if base is None or len(named) == len(own) else _parameters(base) | named

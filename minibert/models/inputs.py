@@ -26,6 +26,15 @@ from minibert.nn.attention import attention_mask_to_bool
 from minibert.nn.cache import KVCache
 
 
+def index_limits(model: Any) -> dict[str, str]:
+    """The field of the config that limits each argument of indices."""
+    return {
+        "input_ids": "vocab_size",
+        "token_type_ids": getattr(model, "segments", "vocab_size"),
+        "position_ids": model.config.name_of("max_position_embeddings"),
+    }
+
+
 class ModelInputs(NamedTuple):
     """The arguments of a model's call, checked.
 
@@ -79,20 +88,16 @@ def model_inputs(
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError("input_ids, inputs_embeds: give exactly one of the two")
     config = model.config
-    longest, limit_name = config.max_tokens, config.max_tokens_name
+    longest = config.max_tokens, config.max_tokens_name
     if input_ids is not None:
         input_ids = indices("input_ids", input_ids, config.vocab_size, "vocab_size")
-        batch, seq = lengths("input_ids", input_ids, (), longest, limit_name)
+        batch, seq = lengths("input_ids", input_ids, (), *longest)
     else:
         inputs_embeds = floats("inputs_embeds", inputs_embeds)
-        batch, seq = lengths(
-            "inputs_embeds", inputs_embeds, (config.hidden_size,), longest, limit_name
-        )
+        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.hidden_size,), *longest)
     past = _cache(config, past_key_values, batch, seq)
     if token_type_ids is not None:
-        limit = getattr(config, model.segments)
-        token_type_ids = indices("token_type_ids", token_type_ids, limit, model.segments)
-        shaped("token_type_ids", token_type_ids, [(batch, seq), (1, seq)])
+        token_type_ids = _indices(model, "token_type_ids", token_type_ids, batch, seq)
     encoder, encoder_mask = encoder_inputs(
         config, encoder_hidden_states, encoder_attention_mask, batch
     )
@@ -111,16 +116,19 @@ def model_inputs(
     )
 
 
+def _indices(model: Any, name: str, given: Any, batch: Size, seq: Size) -> Array:
+    limit = index_limits(model)[name]
+    found = indices(name, given, getattr(model.config, limit), limit)
+    return shaped(name, found, [(batch, seq), (1, seq)])
+
+
 def _positions(
     model: Any, input_ids: Any, given: Any, past: KVCache | None, batch: Size, seq: Size
 ) -> Array:
     """The positions given; else the model's own, which go on from the cache."""
     config = model.config
     if given is not None:
-        rows, name = config.max_position_embeddings, config.name_of("max_position_embeddings")
-        return shaped(
-            "position_ids", indices("position_ids", given, rows, name), [(batch, seq), (1, seq)]
-        )
+        return _indices(model, "position_ids", given, batch, seq)
     if past is None:
         return model.positions(input_ids, seq=seq)
     if (taken := concrete(past.index)) + seq > config.max_tokens:
@@ -159,8 +167,10 @@ def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
     if not config.is_decoder:
         raise InputError("past_key_values: only a decoder has a past, and config.is_decoder is off")
     if not isinstance(past, KVCache):
-        found = shown(type(past).__name__)
-        raise InputError(f"past_key_values: expected a KVCache (model.init_cache), found {found}")
+        raise InputError(
+            "past_key_values: expected a KVCache (model.init_cache), found "
+            f"{shown(type(past).__name__)}"
+        )
     heads = config.num_attention_heads
     shape = (batch, heads, past.length, config.hidden_size // heads)
     layers = config.num_hidden_layers

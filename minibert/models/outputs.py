@@ -13,6 +13,8 @@ from jax import Array
 
 from minibert.nn.cache import KVCache
 
+States = tuple[Array, ...] | None
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,16 +27,16 @@ class ModelOutput(Mapping[str, Any]):
         jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
     def __iter__(self) -> Iterator[str]:
-        names = [field.name for field in dataclasses.fields(self)]
-        return iter([name for name in names if getattr(self, name) is not None])
+        names = (field.name for field in dataclasses.fields(self))
+        return (name for name in names if getattr(self, name) is not None)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self.to_tuple())
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]
-        if key not in list(iter(self)):
+        if key not in iter(self):
             raise KeyError(key)
         return getattr(self, key)
 
@@ -57,9 +59,9 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
 
     last_hidden_state: Array
     past_key_values: KVCache | None = None
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
-    cross_attentions: tuple[Array, ...] | None = None
+    hidden_states: States = None
+    attentions: States = None
+    cross_attentions: States = None
 
 
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
@@ -67,20 +69,33 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
 
     last_hidden_state: Array
     pooler_output: Array | None = None
-    hidden_states: tuple[Array, ...] | None = None
+    hidden_states: States = None
     past_key_values: KVCache | None = None
-    attentions: tuple[Array, ...] | None = None
-    cross_attentions: tuple[Array, ...] | None = None
+    attentions: States = None
+    cross_attentions: States = None
 
 
-class CausalLMOutputWithCrossAttentions(ModelOutput):
-    """`logits`: a score for every next word at every position, `(batch, seq, vocab)`."""
+class Scores(ModelOutput):
+    """`logits`: scores of one kind; what each subclass's are is said there."""
+
+    logits: Array
+    hidden_states: States = None
+    attentions: States = None
+
+
+class ScoresWithPast(ModelOutput):
+    """`logits`: scores of one kind, and the cache if one was given or asked for."""
 
     logits: Array
     past_key_values: KVCache | None = None
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
-    cross_attentions: tuple[Array, ...] | None = None
+    hidden_states: States = None
+    attentions: States = None
+
+
+class CausalLMOutputWithCrossAttentions(ScoresWithPast):
+    """`logits`: a score for every next word at every position, `(batch, seq, vocab)`."""
+
+    cross_attentions: States = None
 
 
 class GPT2DoubleHeadsModelOutput(ModelOutput):
@@ -89,25 +104,16 @@ class GPT2DoubleHeadsModelOutput(ModelOutput):
     logits: Array
     mc_logits: Array
     past_key_values: KVCache | None = None
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
+    hidden_states: States = None
+    attentions: States = None
 
 
-class SequenceClassifierOutputWithPast(ModelOutput):
+class SequenceClassifierOutputWithPast(ScoresWithPast):
     """`logits`: a score for every label, `(batch, labels)`."""
 
-    logits: Array
-    past_key_values: KVCache | None = None
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
 
-
-class MaskedLMOutput(ModelOutput):
+class MaskedLMOutput(Scores):
     """`logits`: a score for every word of the vocabulary, `(batch, seq, vocab)`."""
-
-    logits: Array
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
 
 
 class BertForPreTrainingOutput(ModelOutput):
@@ -115,40 +121,24 @@ class BertForPreTrainingOutput(ModelOutput):
 
     prediction_logits: Array
     seq_relationship_logits: Array
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
+    hidden_states: States = None
+    attentions: States = None
 
 
-class NextSentencePredictorOutput(ModelOutput):
+class NextSentencePredictorOutput(Scores):
     """`logits` `(batch, 2)`: index 0 means "the second sentence follows the first"."""
 
-    logits: Array
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
 
-
-class SequenceClassifierOutput(ModelOutput):
+class SequenceClassifierOutput(Scores):
     """`logits`: a score for every label, `(batch, labels)`."""
 
-    logits: Array
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
 
-
-class MultipleChoiceModelOutput(ModelOutput):
+class MultipleChoiceModelOutput(Scores):
     """`logits`: a score for every choice, `(batch, choices)`."""
 
-    logits: Array
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
 
-
-class TokenClassifierOutput(ModelOutput):
+class TokenClassifierOutput(Scores):
     """`logits`: a score for every label at every position, `(batch, seq, labels)`."""
-
-    logits: Array
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
 
 
 class QuestionAnsweringModelOutput(ModelOutput):
@@ -156,8 +146,8 @@ class QuestionAnsweringModelOutput(ModelOutput):
 
     start_logits: Array
     end_logits: Array
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
+    hidden_states: States = None
+    attentions: States = None
 
 
 class GenerateOutput(ModelOutput):

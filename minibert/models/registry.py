@@ -1,18 +1,17 @@
 """The model a checkpoint asks for: the class its config names, or the one its tensors fit."""
 
 import inspect
-import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
+from minibert.checkpoint.hub import AnyPath
+from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
 from minibert.models import bert, gpt2, roberta
-from minibert.models.base import Family, PretrainedModel, load_pretrained
+from minibert.models.base import Family, ModelClass, PretrainedModel, load_pretrained
 
 FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
-MODELS: dict[str, type[PretrainedModel]] = {
-    cls.__name__: cls for family in FAMILIES for cls in family.models
-}
+MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 BY_TYPE = {family.model_type: family for family in FAMILIES}
 LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).parameters) - {
     "source",
@@ -20,28 +19,26 @@ LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).p
 }
 
 
-def task_classes(task: str) -> tuple[type[PretrainedModel], ...]:
+def task_classes(task: str) -> tuple[ModelClass, ...]:
     """The classes that a task takes, one of each family that has one."""
     if task == "feature-extraction":
         return tuple(family.base for family in FAMILIES)
     return tuple(family.tasks[task] for family in FAMILIES if task in family.tasks)
 
 
-def model_class(config: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
+def model_class(data: dict[str, Any], source: TensorSource, where: str) -> ModelClass:
     """Chooses the class for a checkpoint.
 
     Args:
-        config: the contents of config.json.
-        names: the names of the tensors.
+        data: the contents of config.json.
+        source: the tensors.
         where: the folder, for messages.
 
     Raises:
         ConfigError: `architectures` or `model_type` names nothing that minibert has.
         SourceError: neither the config nor the tensors decide.
     """
-    data = config if isinstance(config, dict) else {}
-    named = data.get("architectures")
-    if named:
+    if named := data.get("architectures"):
         name = named[0] if isinstance(named, list) else named
         if not isinstance(name, str) or name not in MODELS:
             raise ConfigError(
@@ -49,55 +46,48 @@ def model_class(config: Any, names: Iterable[str], where: str) -> type[Pretraine
                 f"minibert has{suggest(str(name), MODELS, count=3)}"
             )
         return MODELS[name]
-    cls = class_by_tensors(data, names)
-    if cls is None and "model_type" in data and data["model_type"] not in tuple(BY_TYPE):
+    cls = class_by_tensors(data, source.tensors)
+    if cls is not None:
+        return cls
+    if "model_type" in data and data["model_type"] not in tuple(BY_TYPE):
         known, found = " or ".join(map(repr, BY_TYPE)), shown(data["model_type"])
         raise ConfigError(f"{where}: model_type: expected {known}, found {found}")
-    if cls is None:
-        raise SourceError(
-            f"{where}: config.json has no architectures, and its tensors fit several classes or "
-            "none; name one, such as minibert.BertForMaskedLM.from_pretrained"
-        )
-    return cls
+    raise SourceError(
+        f"{where}: config.json has no architectures, and its tensors fit several classes or "
+        "none; name one, such as minibert.BertForMaskedLM.from_pretrained"
+    )
 
 
-def class_by_tensors(config: Any, names: Iterable[str]) -> type[PretrainedModel] | None:
+def class_by_tensors(data: dict[str, Any], names: Collection[str]) -> ModelClass | None:
     """The one class whose heads are those among the tensors; None if there is no such class.
 
     The family is that of the config's `model_type`; without one, that whose prefix the tensors'
     names have, else the first whose submodules are there.
     """
-    names = list(names)
-    data = config if isinstance(config, dict) else {}
     family = _family(data, names)
     if family is None:
         return None
-    base, heads = family.base, set()
-    for name in names:
-        inside = name.split(".")[0] in base.rooms
-        full = f".{base.trunk}.{name}" if inside else f".{name}"
-        heads |= {head for head in base.heads if f".{head}." in full}
-    cls = family.by_heads.get(frozenset(heads))
+    base = family.base
+    full = [
+        f".{base.trunk}.{name}" if name.split(".")[0] in base.rooms else f".{name}"
+        for name in names
+    ]
+    heads = tuple(head for head in base.heads if any(f".{head}." in name for name in full))
+    cls = family.by_heads.get(heads)
     return family.causal.get(cls, cls) if cls and data.get("is_decoder") is True else cls
 
 
-def _family(data: dict[str, Any], names: list[str]) -> Family | None:
+def _family(data: dict[str, Any], names: Collection[str]) -> Family | None:
     if "model_type" in data:
         kind = data["model_type"]
         return BY_TYPE.get(kind) if isinstance(kind, str) else None
-    paths = [name.split(".")[:-1] for name in names]
-    for family in FAMILIES:
-        if any(family.base.trunk in path for path in paths):
-            return family
-    for family in FAMILIES:
-        if any(part in family.base.rooms for path in paths for part in path):
-            return family
-    return FAMILIES[0]
+    parts = {part for name in names for part in name.split(".")[:-1]}
+    named = [family for family in FAMILIES if family.base.trunk in parts]
+    fitting = [family for family in FAMILIES if not parts.isdisjoint(family.base.rooms)]
+    return [*named, *fitting, *FAMILIES][0]
 
 
-def load(
-    source: str | os.PathLike[str], *, output_loading_info: bool = False, **options: Any
-) -> Any:
+def load(source: AnyPath, *, output_loading_info: bool = False, **options: Any) -> Any:
     """Loads a checkpoint into the class named by its `architectures`, else by its tensors.
 
     Takes what `PretrainedModel.from_pretrained` takes, and returns and raises what it does.
@@ -107,7 +97,7 @@ def load(
 
 
 def load_model(
-    task: str, classes: tuple[type[PretrainedModel], ...], source: Any, **options: Any
+    task: str, classes: tuple[ModelClass, ...], source: Any, **options: Any
 ) -> PretrainedModel:
     """Loads a checkpoint, whatever class it names, into the task's class of its family.
 
@@ -118,15 +108,12 @@ def load_model(
     What else is raised is as in `PretrainedModel.from_pretrained`.
     """
 
-    def choose(data: Any, names: Iterable[str], where: str) -> type[PretrainedModel]:
-        kind = data.get("model_type") if isinstance(data, dict) else None
-        if kind is None:
-            found = class_by_tensors(data, names)
-        else:
-            family = BY_TYPE.get(kind) if isinstance(kind, str) else None
-            found = family.base if family else None
+    def choose(data: dict[str, Any], source: TensorSource, where: str) -> ModelClass:
+        kind = data.get("model_type")
+        found = class_by_tensors(data, source.tensors)
+        wanted = getattr(found, "config_class", None)
         for cls in classes:
-            if found is not None and cls.config_class is found.config_class:
+            if cls.config_class.model_type == kind or cls.config_class is wanted:
                 return cls
         known = " or ".join(repr(cls.config_class.model_type) for cls in classes)
         raise ConfigError(f"{where}: model_type: {task} is for {known}, found {shown(kind)}")

@@ -10,34 +10,30 @@ tokens.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jaxtyping import Float, Integer
 
 from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
 from minibert.errors import ConfigError
-from minibert.models.base import Family, kept
-from minibert.models.bert.config import BertConfig
+from minibert.models.base import Family, Rngs, WithMaskedWords, WithNextWords, kept, scores
+from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
     BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertWithHead,
+    Words,
+    WordScores,
 )
-from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel
-from minibert.models.inputs import kept_positions
-from minibert.models.outputs import (
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
-    SequenceClassifierOutput,
-)
+from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
+from minibert.models.outputs import SequenceClassifierOutput
 from minibert.nn.activations import activation
-from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
+from minibert.nn.layers import Dropout, LayerNorm, Module
 from minibert.text.batching import numbered
 
 
@@ -48,7 +44,7 @@ class RobertaConfig(BertConfig):
     The defaults are those of Hugging Face's class; `base` has those of the published model.
     """
 
-    model_type: ClassVar[str] = "roberta"
+    model_type = "roberta"
 
     vocab_size: int = field(SIZE, 50265)
     pad_token_id: int = field(whole(0), 1)
@@ -80,17 +76,15 @@ class RobertaConfig(BertConfig):
     @classmethod
     def base(cls, **changes: Any) -> "RobertaConfig":
         """RoBERTa-base: 12 layers of 768, 125 million parameters, 512 tokens."""
-        return cls(**PUBLISHED | changes)
+        return cls._sized(changes, **PUBLISHED)
 
     @classmethod
     def large(cls, **changes: Any) -> "RobertaConfig":
         """RoBERTa-large: 24 layers of 1024, 355 million parameters, 512 tokens."""
-        large = BertConfig.large()
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        return cls(**PUBLISHED | {name: getattr(large, name) for name in sizes} | changes)
+        return cls._sized(changes, **PUBLISHED, **LARGE)
 
 
-PUBLISHED: dict[str, Any] = {
+PUBLISHED = {
     "max_position_embeddings": 514,
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,
@@ -122,8 +116,8 @@ class RobertaEmbeddings(BertEmbeddings):
         token_type_ids: Any = None,
         position_ids: Any = None,
         inputs_embeds: Any = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch seq hidden"]:
+        rngs: Rngs = None,
+    ) -> Hidden:
         """Embeds token ids, or takes `inputs_embeds`; token types are 0 by default."""
         if position_ids is None and input_ids is not None:
             position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
@@ -177,33 +171,22 @@ class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
     base_class = RobertaModel
 
 
-class RobertaLMHead(Module):
+class RobertaLMHead(WordScores):
     """Scores every token of the vocabulary at every position."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
-        hidden, stddev = config.hidden_size, config.initializer_range
-        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
+        hidden = config.hidden_size
+        self.dense = scores(config, hidden, **options)
         self.act = activation("gelu", **options)  # whatever the config's is
         self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.decoder = TiedLinear(
-            hidden,
-            config.vocab_size,
-            tied=config.tie_word_embeddings and options["rngs"] is not None,
-            stddev=stddev,
-            **options,
-        )
-        key = (options["rngs"] or SHAPES_ONLY).params()
-        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+        self._add_decoder(config, **options)
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
-        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
-        hidden = self.layer_norm(self.act(self.dense(hidden)))
-        return self.decoder(hidden, table, self.bias[...])
+    def transform(self, hidden: Hidden) -> Hidden:
+        """Dense, gelu, LayerNorm: what precedes the decoder."""
+        return self.layer_norm(self.act(self.dense(hidden)))
 
 
-class _RobertaWithLMHead(RobertaWithHead):
+class _RobertaWithWords(RobertaWithHead):
     base_options = NO_POOLER
     tied = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
@@ -213,52 +196,28 @@ class _RobertaWithLMHead(RobertaWithHead):
     def _add_head(self, config: Any, **options: Any) -> None:
         self.lm_head = RobertaLMHead(config, **options)
 
-    def _logits(self, hidden: Float[Array, "batch seq hidden"]) -> Float[Array, "batch seq vocab"]:
+    def _words(self, hidden: Hidden) -> Words:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class RobertaForMaskedLM(_RobertaWithLMHead):
+class RobertaForMaskedLM(WithMaskedWords, _RobertaWithWords):
     """RoBERTa with its masked-token head."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
-        """Takes `BertModel`'s arguments; returns a score for every token at every position."""
-        outputs = self.base_model(*args, **kwargs)
-        return MaskedLMOutput(logits=self._logits(outputs.last_hidden_state), **kept(outputs))
 
-
-class RobertaForCausalLM(_RobertaWithLMHead):
+class RobertaForCausalLM(WithNextWords, _RobertaWithWords):
     """RoBERTa as a decoder, with a score for every next token; `config.is_decoder` makes it one."""
-
-    generates = True
-
-    def __call__(
-        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
-    ) -> CausalLMOutputWithCrossAttentions:
-        """Takes `BertModel`'s arguments; returns scores at the last `logits_to_keep` positions.
-
-        0, the default, is all positions.
-        """
-        outputs = self.base_model(*args, **kwargs)
-        return CausalLMOutputWithCrossAttentions(
-            logits=self._logits(kept_positions(outputs.last_hidden_state, logits_to_keep)),
-            **kept(outputs, "past_key_values", "cross_attentions"),
-        )
 
 
 class RobertaClassificationHead(Module):
     """Dense, tanh and a classifier over the first token."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
-        hidden = config.hidden_size
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
         rate = config.classifier_dropout
-        self.dense = Linear(hidden, hidden, **drawn)
+        self.dense = scores(config, config.hidden_size, **options)
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.out_proj = Linear(hidden, config.num_labels, **drawn)
+        self.out_proj = scores(config, config.num_labels, **options)
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "batch labels"]:
+    def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for every label."""
         first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
         return self.out_proj(self.dropout(first, rngs))
@@ -272,9 +231,7 @@ class RobertaForSequenceClassification(RobertaWithHead):
     def _add_head(self, config: Any, **options: Any) -> None:
         self.classifier = RobertaClassificationHead(config, **options)
 
-    def __call__(
-        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
-    ) -> SequenceClassifierOutput:
+    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
         """Takes `BertModel`'s arguments; returns a score for every label."""
         outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(outputs.last_hidden_state, rngs)
@@ -297,7 +254,6 @@ class RobertaForQuestionAnswering(RobertaWithHead, BertForQuestionAnswering):
     """RoBERTa with a start and an end score at every position."""
 
 
-SEQUENCE_WITH_POOLER = frozenset({"classifier", "classifier.out_proj", "roberta.pooler"})
 FAMILY = Family(
     models=(
         RobertaModel,
@@ -309,15 +265,15 @@ FAMILY = Family(
         RobertaForQuestionAnswering,
     ),
     by_heads={
-        frozenset(): RobertaModel,
-        frozenset({"roberta.pooler"}): RobertaModel,
-        frozenset({"lm_head"}): RobertaForMaskedLM,
-        frozenset({"lm_head", "roberta.pooler"}): RobertaForMaskedLM,
-        frozenset({"classifier", "classifier.out_proj"}): RobertaForSequenceClassification,
-        SEQUENCE_WITH_POOLER: RobertaForSequenceClassification,
-        frozenset({"classifier"}): RobertaForTokenClassification,
-        frozenset({"qa_outputs"}): RobertaForQuestionAnswering,
-        frozenset({"qa_outputs", "roberta.pooler"}): RobertaForQuestionAnswering,
+        (): RobertaModel,
+        ("roberta.pooler",): RobertaModel,
+        ("lm_head",): RobertaForMaskedLM,
+        ("lm_head", "roberta.pooler"): RobertaForMaskedLM,
+        ("classifier", "classifier.out_proj"): RobertaForSequenceClassification,
+        ("classifier", "classifier.out_proj", "roberta.pooler"): RobertaForSequenceClassification,
+        ("classifier",): RobertaForTokenClassification,
+        ("qa_outputs",): RobertaForQuestionAnswering,
+        ("qa_outputs", "roberta.pooler"): RobertaForQuestionAnswering,
     },
     causal={RobertaForMaskedLM: RobertaForCausalLM},
     tasks={

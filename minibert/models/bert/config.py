@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config
+from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, Neutral
 from minibert.core.fields import (
     NON_NEGATIVE,
     POSITIVE,
@@ -19,13 +19,20 @@ from minibert.core.fields import (
 from minibert.errors import ConfigError, UnsupportedConfigError
 from minibert.nn.activations import ACTIVATION_NAMES
 
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertConfig(Config):
     """The shape and settings of a BERT; field names and defaults are Hugging Face's."""
 
-    model_type: ClassVar[str] = "bert"
-    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    model_type = "bert"
+    refused_fields = {
         **REFUSED_FIELDS,
         "position_embedding_type": ("absolute", None),
     }
@@ -72,7 +79,7 @@ class BertConfig(Config):
             )
 
     @classmethod
-    def _refused(cls, data: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+    def _refused(cls, data: Mapping[str, Any]) -> Neutral:
         return {**cls.refused_fields, **(REFUSED_DECODER_FIELDS if data.get("is_decoder") else {})}
 
     @property
@@ -93,23 +100,17 @@ class BertConfig(Config):
     @classmethod
     def large(cls, **changes: Any) -> "BertConfig":
         """BERT-large: 24 layers of 1024, 335 million parameters."""
-        large: dict[str, Any] = {
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-        }
-        return cls(**large | changes)
+        return cls._sized(changes, **LARGE)
 
     @classmethod
     def tiny(cls, **changes: Any) -> "BertConfig":
         """Two layers of 24 with every size different: for trying things out."""
-        tiny: dict[str, Any] = {
-            "vocab_size": 97,
-            "hidden_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "intermediate_size": 80,
-            "max_position_embeddings": 40,
-        }
-        return cls(**tiny | changes)
+        return cls._sized(
+            changes,
+            vocab_size=97,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=80,
+            max_position_embeddings=40,
+        )

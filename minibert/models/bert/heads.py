@@ -4,6 +4,7 @@ Devlin et al., arXiv:1810.04805, and transformers' `modeling_bert.py`, whose nam
 model here is called with `BertModel`'s arguments, by the same names and in the same order.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -11,22 +12,31 @@ from jax import Array
 from jaxtyping import Float
 
 from minibert.errors import ConfigError
-from minibert.models.base import ModelWithHead, kept
+from minibert.models.base import (
+    ModelWithHead,
+    Rngs,
+    WithMaskedWords,
+    WithNextWords,
+    WithSpans,
+    WithTags,
+    kept,
+    scores,
+    word_scores,
+)
 from minibert.models.bert.config import BertConfig
-from minibert.models.bert.modeling import BertModel, BertPreTrainedModel
-from minibert.models.inputs import joined_choices, kept_positions
+from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
+from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
     BertForPreTrainingOutput,
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
     MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
-    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
-    TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
+from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Module, constant
+
+Table = Float[Array, "vocab hidden"]
+Words = Float[Array, "batch seq vocab"]
 
 NO_POOLER = {"add_pooling_layer": False}
 
@@ -36,35 +46,28 @@ class BertWithHead(ModelWithHead, BertPreTrainedModel):
 
     base_class = BertModel
 
-    def _add_classifier(self, config: BertConfig, outputs: int, **options: Any) -> None:
+
+class _BertWithClassifier(BertWithHead):
+    def _add_head(self, config: BertConfig, **options: Any) -> None:
         rate = config.classifier_dropout
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        stddev = config.initializer_range
-        self.classifier = Linear(config.hidden_size, outputs, stddev=stddev, **options)
+        self.classifier = scores(config, 1 if self.has_choices else config.num_labels, **options)
 
 
-class BertForSequenceClassification(BertWithHead):
+class BertForSequenceClassification(_BertWithClassifier):
     """BERT with a classifier over the pooled first token."""
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self._add_classifier(config, config.num_labels, **options)
-
-    def __call__(
-        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
-    ) -> SequenceClassifierOutput:
+    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
         """Takes `BertModel`'s arguments; returns a score for every label."""
         outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
-class BertForMultipleChoice(BertWithHead):
+class BertForMultipleChoice(_BertWithClassifier):
     """BERT with a score for each of several continuations."""
 
     has_choices = True
-
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self._add_classifier(config, 1, **options)
 
     def __call__(
         self,
@@ -77,7 +80,7 @@ class BertForMultipleChoice(BertWithHead):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> MultipleChoiceModelOutput:
         """Takes `BertModel`'s arguments, each array but `head_mask` with an axis of choices.
 
@@ -102,24 +105,13 @@ class BertForMultipleChoice(BertWithHead):
         return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
 
 
-class BertForTokenClassification(BertWithHead):
+class BertForTokenClassification(WithTags, _BertWithClassifier):
     """BERT with a classifier at every position."""
 
     base_options = NO_POOLER
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self._add_classifier(config, config.num_labels, **options)
 
-    def __call__(
-        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
-    ) -> TokenClassifierOutput:
-        """Takes `BertModel`'s arguments; returns a score for every label at every position."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
-        return TokenClassifierOutput(logits=logits, **kept(outputs))
-
-
-class BertForQuestionAnswering(BertWithHead):
+class BertForQuestionAnswering(WithSpans, BertWithHead):
     """BERT with a start and an end score at every position."""
 
     base_options = NO_POOLER
@@ -130,16 +122,7 @@ class BertForQuestionAnswering(BertWithHead):
                 "num_labels: expected 2 for question answering (start and end), "
                 f"found {config.num_labels}"
             )
-        stddev = config.initializer_range
-        self.qa_outputs = Linear(config.hidden_size, 2, stddev=stddev, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
-        """Takes `BertModel`'s arguments; returns start and end scores at every position."""
-        outputs = self.base_model(*args, **kwargs)
-        logits = self.qa_outputs(outputs.last_hidden_state)
-        return QuestionAnsweringModelOutput(
-            start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
-        )
+        super()._add_head(config, **options)
 
 
 TIED_DECODER = {
@@ -153,37 +136,36 @@ class BertPredictionHeadTransform(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden = config.hidden_size
-        self.dense = Linear(hidden, hidden, stddev=config.initializer_range, **options)
+        self.dense = scores(config, hidden, **options)
         self.transform_act_fn = activation(config.hidden_act, **options)
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"]
-    ) -> Float[Array, "batch seq hidden"]:
+    def __call__(self, hidden: Hidden) -> Hidden:
         """Transforms every position."""
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
 
 
-class BertLMPredictionHead(Module):
+class WordScores(Module):
+    """Scores every word of the vocabulary at every position, after a `transform`."""
+
+    transform: Callable[..., Array]
+
+    def _add_decoder(self, config: BertConfig, **options: Any) -> None:
+        self.decoder = word_scores(config, **options)
+        key = (options["rngs"] or SHAPES_ONLY).params()
+        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+
+    def __call__(self, hidden: Hidden, table: Table) -> Words:
+        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
+        return self.decoder(self.transform(hidden), table, self.bias[...])
+
+
+class BertLMPredictionHead(WordScores):
     """Scores every word of the vocabulary at every position."""
 
     def __init__(self, config: BertConfig, **options: Any):
         self.transform = BertPredictionHeadTransform(config, **options)
-        self.decoder = TiedLinear(
-            config.hidden_size,
-            config.vocab_size,
-            tied=config.tie_word_embeddings and options["rngs"] is not None,
-            stddev=config.initializer_range,
-            **options,
-        )
-        key = (options["rngs"] or SHAPES_ONLY).params()
-        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
-
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
-        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
-        return self.decoder(self.transform(hidden), table, self.bias[...])
+        self._add_decoder(config, **options)
 
 
 class BertOnlyMLMHead(Module):
@@ -192,9 +174,7 @@ class BertOnlyMLMHead(Module):
     def __init__(self, config: BertConfig, **options: Any):
         self.predictions = BertLMPredictionHead(config, **options)
 
-    def __call__(
-        self, hidden: Float[Array, "batch seq hidden"], table: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
+    def __call__(self, hidden: Hidden, table: Table) -> Words:
         """Scores every word at every position; `table` is the word embeddings."""
         return self.predictions(hidden, table)
 
@@ -203,8 +183,7 @@ class BertOnlyNSPHead(Module):
     """The head that tells whether the second sentence follows the first."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        stddev = config.initializer_range
-        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.seq_relationship = scores(config, 2, **options)
 
     def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
         """Scores whether the second sentence follows (0) or not (1)."""
@@ -215,16 +194,15 @@ class BertPreTrainingHeads(Module):
     """Both heads of BERT's pre-training."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        stddev = config.initializer_range
         self.predictions = BertLMPredictionHead(config, **options)
-        self.seq_relationship = Linear(config.hidden_size, 2, stddev=stddev, **options)
+        self.seq_relationship = scores(config, 2, **options)
 
     def __call__(
         self,
-        hidden: Float[Array, "batch seq hidden"],
+        hidden: Hidden,
         pooled: Float[Array, "batch hidden"],
-        table: Float[Array, "vocab hidden"],
-    ) -> tuple[Float[Array, "batch seq vocab"], Float[Array, "batch 2"]]:
+        table: Table,
+    ) -> tuple[Words, Float[Array, "batch 2"]]:
         """The scores of both heads."""
         return self.predictions(hidden, table), self.seq_relationship(pooled)
 
@@ -247,21 +225,19 @@ class BertForPreTraining(BertWithHead):
         )
 
 
-class BertForMaskedLM(BertWithHead):
-    """BERT with its masked-word head."""
-
+class _BertWithWords(BertWithHead):
     base_options = NO_POOLER
     tied = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyMLMHead(config, **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
-        """Takes `BertModel`'s arguments; returns a score for every word at every position."""
-        outputs = self.base_model(*args, **kwargs)
-        table = self.base_model.embeddings.word_embeddings.embedding[...]
-        logits = self.cls(outputs.last_hidden_state, table)
-        return MaskedLMOutput(logits=logits, **kept(outputs))
+    def _words(self, hidden: Hidden) -> Words:
+        return self.cls(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
+
+
+class BertForMaskedLM(WithMaskedWords, _BertWithWords):
+    """BERT with its masked-word head."""
 
 
 class BertForNextSentencePrediction(BertWithHead):
@@ -277,27 +253,5 @@ class BertForNextSentencePrediction(BertWithHead):
         return NextSentencePredictorOutput(logits=logits, **kept(outputs))
 
 
-class BertLMHeadModel(BertWithHead):
+class BertLMHeadModel(WithNextWords, _BertWithWords):
     """BERT as a decoder, with a score for every next word; `config.is_decoder` makes it one."""
-
-    base_options = NO_POOLER
-    tied = TIED_DECODER
-    generates = True
-
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self.cls = BertOnlyMLMHead(config, **options)
-
-    def __call__(
-        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
-    ) -> CausalLMOutputWithCrossAttentions:
-        """Takes `BertModel`'s arguments; returns scores at the last `logits_to_keep` positions.
-
-        0, the default, is all positions.
-        """
-        outputs = self.base_model(*args, **kwargs)
-        hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
-        table = self.base_model.embeddings.word_embeddings.embedding[...]
-        return CausalLMOutputWithCrossAttentions(
-            logits=self.cls(hidden, table),
-            **kept(outputs, "past_key_values", "cross_attentions"),
-        )

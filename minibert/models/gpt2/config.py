@@ -1,8 +1,7 @@
 """The shape and settings of a GPT-2, as transformers' `configuration_gpt2.py` has them."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, aliased
 from minibert.core.fields import (
@@ -35,14 +34,14 @@ class GPT2Config(Config):
     far as it decides what `position_ids` mean: see `GPT2Model.__call__`.
     """
 
-    model_type: ClassVar[str] = "gpt2"
-    is_decoder: ClassVar[bool] = True
-    refused_fields: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    model_type = "gpt2"
+    is_decoder = True
+    refused_fields = {
         **REFUSED_FIELDS,
         **REFUSED_DECODER_FIELDS,
         "tie_last_hidden_states": (True, None),  # whether the last state is after `ln_f`
     }
-    aliases: ClassVar[Mapping[str, str]] = {
+    aliases = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
         "num_attention_heads": "n_head",
@@ -97,30 +96,21 @@ class GPT2Config(Config):
     @classmethod
     def medium(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 medium: 24 layers of 1024, 355 million parameters."""
-        medium: dict[str, Any] = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
-        return cls(**medium | cls._canonical(changes))
+        return cls._sized(changes, n_embd=1024, n_layer=24, n_head=16)
 
     @classmethod
     def large(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 large: 36 layers of 1280, 774 million parameters."""
-        large: dict[str, Any] = {"n_embd": 1280, "n_layer": 36, "n_head": 20}
-        return cls(**large | cls._canonical(changes))
+        return cls._sized(changes, n_embd=1280, n_layer=36, n_head=20)
 
     @classmethod
     def xl(cls, **changes: Any) -> "GPT2Config":
         """GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
-        xl: dict[str, Any] = {"n_embd": 1600, "n_layer": 48, "n_head": 25}
-        return cls(**xl | cls._canonical(changes))
+        return cls._sized(changes, n_embd=1600, n_layer=48, n_head=25)
 
     @classmethod
     def tiny(cls, **changes: Any) -> "GPT2Config":
         """Two layers of 24 with every size different: for trying things out."""
-        tiny: dict[str, Any] = {
-            "vocab_size": 97,
-            "n_embd": 24,
-            "n_layer": 2,
-            "n_head": 3,
-            "n_inner": 80,
-            "n_positions": 40,
-        }
-        return cls(**tiny | cls._canonical(changes))
+        return cls._sized(
+            changes, vocab_size=97, n_embd=24, n_layer=2, n_head=3, n_inner=80, n_positions=40
+        )

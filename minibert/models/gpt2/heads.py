@@ -13,21 +13,25 @@ from jaxtyping import Float, Integer
 
 from minibert.core.checks import known
 from minibert.errors import InputError
-from minibert.models.base import ModelWithHead, kept
+from minibert.models.base import (
+    ModelWithHead,
+    Rngs,
+    WithNextWords,
+    WithSpans,
+    WithTags,
+    kept,
+    scores,
+    word_scores,
+)
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.gpt2.modeling import GPT2Model, GPT2PreTrainedModel
-from minibert.models.inputs import choice_indices, joined_choices, kept_positions
+from minibert.models.inputs import choice_indices, joined_choices
 from minibert.models.outputs import (
-    CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
-    QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
-    TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
-
-TIED_HEAD = {"lm_head.weight": "transformer.wte.weight"}
+from minibert.nn.layers import Dropout, Module
 
 
 class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
@@ -35,42 +39,19 @@ class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
 
     base_class = GPT2Model
 
-    def _add_lm_head(self, config: GPT2Config, **options: Any) -> None:
-        self.lm_head = TiedLinear(
-            config.n_embd,
-            config.vocab_size,
-            tied=config.tie_word_embeddings and options["rngs"] is not None,
-            use_bias=False,
-            stddev=config.initializer_range,
-            **options,
-        )
 
-    def _next_words(self, hidden: Array) -> Array:
+class _GPT2WithWords(_GPT2WithHead):
+    tied = {"lm_head.weight": "transformer.wte.weight"}
+
+    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+        self.lm_head = word_scores(config, use_bias=False, **options)
+
+    def _words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         return self.lm_head(hidden, self.base_model.wte.embedding[...])
 
 
-class GPT2LMHeadModel(_GPT2WithHead):
+class GPT2LMHeadModel(WithNextWords, _GPT2WithWords):
     """GPT-2 with a score for every next word."""
-
-    tied = TIED_HEAD
-    generates = True
-
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        self._add_lm_head(config, **options)
-
-    def __call__(
-        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
-    ) -> CausalLMOutputWithCrossAttentions:
-        """Takes `GPT2Model`'s arguments; returns scores at the last `logits_to_keep` positions.
-
-        0, the default, is all positions.
-        """
-        outputs = self.base_model(*args, **kwargs)
-        hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
-        return CausalLMOutputWithCrossAttentions(
-            logits=self._next_words(hidden),
-            **kept(outputs, "past_key_values", "cross_attentions"),
-        )
 
 
 class GPT2SequenceSummary(Module):
@@ -78,12 +59,9 @@ class GPT2SequenceSummary(Module):
 
     def __init__(self, config: GPT2Config, **options: Any):
         self.kind = config.summary_type
-        hidden, stddev = config.n_embd, config.initializer_range
-        outputs = 1 if config.summary_proj_to_labels else hidden
+        outputs = 1 if config.summary_proj_to_labels else config.n_embd
         projected = config.summary_use_proj
-        self.summary = nnx.data(
-            Linear(hidden, outputs, stddev=stddev, **options) if projected else None
-        )
+        self.summary = nnx.data(scores(config, outputs, **options) if projected else None)
         name = config.summary_activation
         self.activation = nnx.data(None if name is None else activation(name, **options))
         self.first_dropout = Dropout(config.summary_first_dropout)
@@ -93,7 +71,7 @@ class GPT2SequenceSummary(Module):
         self,
         hidden: Float[Array, "*batch seq hidden"],
         index: Integer[Array, "*batch"] | None = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> Float[Array, "..."]:
         """Picks the token at `index` (by default the last), or what `summary_type` says."""
         match self.kind:
@@ -115,14 +93,13 @@ class GPT2SequenceSummary(Module):
         return self.last_dropout(picked, rngs)
 
 
-class GPT2DoubleHeadsModel(_GPT2WithHead):
+class GPT2DoubleHeadsModel(_GPT2WithWords):
     """GPT-2 with a score for every next word, and one for each of several continuations."""
 
     has_choices = True
-    tied = TIED_HEAD
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        self._add_lm_head(config, **options)
+        super()._add_head(config, **options)
         self.multiple_choice_head = GPT2SequenceSummary(config, **options)
 
     def __call__(
@@ -139,7 +116,7 @@ class GPT2DoubleHeadsModel(_GPT2WithHead):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> GPT2DoubleHeadsModelOutput:
         """Takes `GPT2Model`'s arguments, each array but `head_mask` with an axis of choices or not.
 
@@ -168,10 +145,10 @@ class GPT2DoubleHeadsModel(_GPT2WithHead):
         hidden = outputs.last_hidden_state
         hidden = hidden.reshape(*lead, *hidden.shape[1:])
         index = choice_indices(mc_token_ids, lead, hidden.shape[-2])
-        scores = self.multiple_choice_head(hidden, index, rngs)
+        choices = self.multiple_choice_head(hidden, index, rngs)
         return GPT2DoubleHeadsModelOutput(
-            logits=self._next_words(hidden),
-            mc_logits=scores[..., 0] if scores.shape[-1] == 1 else scores,
+            logits=self._words(hidden),
+            mc_logits=choices[..., 0] if choices.shape[-1] == 1 else choices,
             **kept(outputs, "past_key_values"),
         )
 
@@ -182,10 +159,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
     needs_padding_id = True
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        stddev = config.initializer_range
-        self.score = Linear(
-            config.n_embd, config.num_labels, use_bias=False, stddev=stddev, **options
-        )
+        self.score = scores(config, config.num_labels, use_bias=False, **options)
 
     def __call__(
         self, input_ids: Any = None, *args: Any, **kwargs: Any
@@ -214,34 +188,14 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         )
 
 
-class GPT2ForTokenClassification(_GPT2WithHead):
+class GPT2ForTokenClassification(WithTags, _GPT2WithHead):
     """GPT-2 with a classifier at every position."""
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
         self.dropout = Dropout(next(rate for rate in rates if rate is not None))
-        stddev = config.initializer_range
-        self.classifier = Linear(config.n_embd, config.num_labels, stddev=stddev, **options)
-
-    def __call__(
-        self, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
-    ) -> TokenClassifierOutput:
-        """Takes `GPT2Model`'s arguments; returns a score for every label at every position."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
-        return TokenClassifierOutput(logits=logits, **kept(outputs))
+        self.classifier = scores(config, config.num_labels, **options)
 
 
-class GPT2ForQuestionAnswering(_GPT2WithHead):
+class GPT2ForQuestionAnswering(WithSpans, _GPT2WithHead):
     """GPT-2 with a start and an end score at every position."""
-
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        self.qa_outputs = Linear(config.n_embd, 2, stddev=config.initializer_range, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
-        """Takes `GPT2Model`'s arguments; returns start and end scores at every position."""
-        outputs = self.base_model(*args, **kwargs)
-        logits = self.qa_outputs(outputs.last_hidden_state)
-        return QuestionAnsweringModelOutput(
-            start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
-        )
