@@ -57,6 +57,11 @@ def bucket(length: int, longest: int) -> int:
     return min(next((size for size in BUCKETS if size >= length), longest), longest)
 
 
+def power_of_two(least: int) -> int:
+    """Returns a size that grows seldom: each makes a shape, and so a program, of its own."""
+    return 1 << max(least - 1, 0).bit_length()
+
+
 def default_budget() -> int:
     """How many tokens a batch has by default: what fits a CPU's cache, or fills an accelerator."""
     return 1024 if jax.default_backend() == "cpu" else 1 << 15
@@ -96,7 +101,7 @@ def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
         rows = max(1, budget // length)
         indices = order[start : start + rows]
         if not batches or batches[-1].length != length:
-            rows = min(rows, 1 << (len(indices) - 1).bit_length())
+            rows = min(rows, power_of_two(len(indices)))
         batches.append(Batch(indices, rows, length))
         start += rows
     return batches
@@ -148,7 +153,7 @@ def plan_packed(lengths: Sequence[int], width: int, budget: int) -> list[Batch]:
         some = packed[start : start + rows]
         indices = np.concatenate([np.asarray(texts) for texts in some])
         places = [(row, slot) for row, texts in enumerate(some) for slot in range(len(texts))]
-        size = rows if start else min(rows, 1 << (len(some) - 1).bit_length())
+        size = rows if start else min(rows, power_of_two(len(some)))
         batches.append(Batch(indices, size, width, np.asarray(places)))
     return batches
 
