@@ -28,12 +28,12 @@ from minibert.generation.decoding import (
     faults,
     prefill,
     read,
+    recorded,
     slots,
     step_keys,
 )
 from minibert.generation.processors import History
 from minibert.generation.sampling import draw_distinct
-from minibert.nn.cache import KVCache
 
 IMPOSSIBLE = -1e9
 
@@ -59,23 +59,6 @@ class Texts(NamedTuple):
         return Texts(*(_gather(array, indices) for array in self))
 
 
-class Found(NamedTuple):
-    """What a search found.
-
-    Attributes:
-        step: how many tokens the longest search took.
-        kept: the best texts, with scores.
-        ended, faults: see `Search`.
-        records: what is kept of every step.
-    """
-
-    step: Array
-    kept: Texts
-    ended: Array
-    faults: Array
-    records: Records
-
-
 class Search(NamedTuple):
     """Where a search stands.
 
@@ -88,7 +71,7 @@ class Search(NamedTuple):
         faults: `(batch,)`, `NOT_FINITE` where the logits of a running beam were not; else 0.
         hopeful: `(batch,)`, whether a beam may still beat a kept text.
         stuck: whether no candidate can go on.
-        cache: what the model has seen: all but the beams' last tokens.
+        cache: what the model has seen: all but the beams' last tokens; None at the end.
         records: what is kept of every step.
     """
 
@@ -100,20 +83,21 @@ class Search(NamedTuple):
     faults: Array
     hopeful: Array
     stuck: Array
-    cache: KVCache
+    cache: Any
     records: Records
 
 
-def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Found:
+def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     """Searches until no better text is to be expected."""
-    logits, cache = prefill(model, prompt, plan)
+    logits, cache, records = prefill(model, prompt, plan)
     tokens, real = slots(prompt, plan)
     batch, beams = len(prompt.ids), plan.copies
     tokens = tokens.at[:, tokens.shape[1] - plan.steps :].set(rules.pad)
+    impossible = jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)
     running = Texts(
         tokens=tokens.reshape(batch, beams, -1),
         # all beams are alike at first: only the first is continued
-        scores=jnp.full((batch, beams), IMPOSSIBLE, jnp.float32).at[:, 0].set(0),
+        scores=impossible.at[:, 0].set(0),
         came_from=jnp.full((batch, beams, plan.steps), -1, jnp.int32),
         log_probs=jnp.zeros((batch, beams, plan.steps), jnp.float32),
     )
@@ -121,31 +105,29 @@ def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Found:
         step=jnp.zeros((), jnp.int32),
         real=real,
         running=running,
-        kept=running._replace(scores=jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)),
+        kept=running._replace(scores=impossible),
         ended=jnp.zeros((batch, beams), bool),
         faults=jnp.zeros(batch, jnp.int8),
         hopeful=jnp.ones(batch, bool),
         stuck=jnp.zeros((), bool),
         cache=cache,
-        records=Records.empty(plan, logits),
+        records=records,
     )
-    done = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda state: _unfinished(state, plan),
         lambda state: _advance(model, state, rules, plan),
         _extend(start, logits, rules, plan),
-    )
-    return Found(done.step, done.kept, done.ended, done.faults, done.records)
+    )._replace(cache=None)
 
 
 def _unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
-    full = state.ended.all() if plan.early_stopping is True else jnp.zeros((), bool)
-    return state.hopeful.any() & ~full & ~state.stuck & ~state.faults.any()
+    going = state.hopeful.any() & ~state.stuck & ~state.faults.any()
+    return going & ~state.ended.all() if plan.early_stopping is True else going
 
 
 def _advance(model: Any, state: Search, rules: Rules, plan: Plan) -> Search:
-    rows = state.running.tokens.reshape(-1, state.real.shape[1])
-    last = rows[:, rows.shape[1] - plan.steps + state.step - 1]
-    logits, cache = read(model, last, state.cache)
+    last = state.running.tokens[..., state.real.shape[1] - plan.steps + state.step - 1]
+    logits, cache = read(model, last.reshape(-1), state.cache)
     return _extend(state._replace(cache=cache), logits, rules, plan)
 
 
@@ -166,9 +148,11 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     running = running._replace(scores=running.scores + _gather(stops, among) * IMPOSSIBLE)
     kept, ended = _keep(state, candidates, stops, rules, plan)
     rows = running.came_from[..., state.step].reshape(-1)
-    step = state.step + 1
-    longest = rules.limit if plan.early_stopping == "never" else step
-    best = running.scores[:, :1] / _power(rules, plan, step, longest)
+    step = longest = state.step + 1
+    if plan.early_stopping == "never":
+        growing = rules.powers[1] < rules.powers[2]  # the length penalty is positive
+        longest = jnp.where(growing, rules.limit, step)
+    best = running.scores[:, :1] / rules.powers[longest]
     worst = jnp.where(ended, kept.scores.min(axis=1, keepdims=True), IMPOSSIBLE)
     return Search(
         step=step,
@@ -180,14 +164,8 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
         hopeful=state.hopeful & (best > worst).any(axis=1),
         stuck=stops.all(),
         cache=state.cache.rows(rows),
-        records=state.records.kept(state.step, scores, logits),
+        records=recorded(state.records, state.step, scores, logits),
     )
-
-
-def _power(rules: Rules, plan: Plan, step: Array, longest: Array) -> Float32[Array, ""]:
-    """What the best running beam's log-probability may be divided by in the end."""
-    grows = rules.powers[1] < rules.powers[2]  # the length penalty is positive
-    return rules.powers[jnp.where(grows, longest, step)]
 
 
 def _candidates(

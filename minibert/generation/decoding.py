@@ -34,8 +34,7 @@ class Plan:
         steps: the room for generated tokens.
         copies: texts written for each prompt (the beams, if it is a beam search).
         sampled: whether tokens are drawn.
-        scores: whether every step's processed scores are returned.
-        logits: whether every step's logits are returned.
+        records: what is returned of every step: "scores", when they are processed, and "logits".
         candidates: of a beam search: how many continuations of a prompt's beams are looked at;
             0 if it is not one.
         early_stopping: of a beam search: True, False or "never".
@@ -44,8 +43,7 @@ class Plan:
     steps: int
     copies: int = 1
     sampled: bool = False
-    scores: bool = False
-    logits: bool = False
+    records: tuple[str, ...] = ()
     candidates: int = 0
     early_stopping: bool | str = False
 
@@ -88,41 +86,13 @@ class Rules(NamedTuple):
     powers: Any = None
 
 
-class Records(NamedTuple):
-    """What is kept of every step, `(rows, steps, vocab)` each; None where it is not asked for."""
-
-    scores: Array | None
-    logits: Array | None
-
-    @classmethod
-    def empty(cls, plan: Plan, logits: Logits) -> "Records":
-        """Room for every step."""
-        rows, vocab = logits.shape
-        room = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
-        return cls(room if plan.scores else None, room if plan.logits else None)
-
-    def kept(self, step: Array, scores: Array, logits: Array) -> "Records":
-        """The records with one more step."""
-
-        def put(room: Array | None, values: Array) -> Array | None:
-            return None if room is None else room.at[:, step].set(values)
-
-        return Records(put(self.scores, scores), put(self.logits, logits))
+Records = dict[str, Array]  # what is kept of every step, `(rows, steps, vocab)` each
 
 
-class Written(NamedTuple):
-    """What a loop wrote.
-
-    Attributes:
-        step: how many tokens.
-        tokens, faults, log_probs, records: see `State`.
-    """
-
-    step: Array
-    tokens: Array
-    faults: Array
-    log_probs: Array
-    records: Records
+def recorded(records: Records, step: Array, scores: Array, logits: Array) -> Records:
+    """The records with one more step."""
+    new = {"scores": scores, "logits": logits}
+    return {name: room.at[:, step].set(new[name]) for name, room in records.items()}
 
 
 class State(NamedTuple):
@@ -135,7 +105,7 @@ class State(NamedTuple):
         done: `(rows,)`, True for the texts that have ended.
         faults: `(rows,)`, 0, or why the last token is none: `NOT_FINITE` or `NO_TOKEN`.
         log_probs: `(rows, steps)`, each token's under the model, before any rule.
-        cache: what the model has seen: all but the last token.
+        cache: what the model has seen: all but the last token; None at the end.
         records: what is kept of every step.
     """
 
@@ -145,12 +115,12 @@ class State(NamedTuple):
     done: Array
     faults: Array
     log_probs: Array
-    cache: KVCache
+    cache: Any
     records: Records
 
 
-def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
-    """Reads the prompts, and makes `plan.copies` rows of each."""
+def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache, Records]:
+    """Reads the prompts, and makes `plan.copies` rows of each, with room for what is kept."""
     check_evaluation(model)
     batch, start = prompt.ids.shape
     outputs = model(
@@ -163,10 +133,12 @@ def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
         logits_to_keep=1,
     )
     logits, cache = outputs.logits[:, -1].astype(jnp.float32), outputs.past_key_values
-    if plan.copies == 1:
-        return logits, cache
-    rows = jnp.repeat(jnp.arange(batch), plan.copies)
-    return logits[rows], cache.rows(rows)
+    if plan.copies > 1:
+        rows = jnp.repeat(jnp.arange(batch), plan.copies)
+        logits, cache = logits[rows], cache.rows(rows)
+    rows, vocab = logits.shape
+    room = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
+    return logits, cache, dict.fromkeys(plan.records, room)
 
 
 def read(model: Any, tokens: Int[Array, " rows"], cache: KVCache) -> tuple[Logits, KVCache]:
@@ -195,7 +167,7 @@ def step_keys(rules: Rules, step: Array, rows: int) -> Array:
 
 def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Reads the prompts and generates the first token of every row."""
-    logits, cache = prefill(model, prompt, plan)
+    logits, cache, records = prefill(model, prompt, plan)
     tokens, real = slots(prompt, plan)
     rows = len(tokens)
     state = State(
@@ -206,7 +178,7 @@ def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
         faults=jnp.zeros(rows, jnp.int8),
         log_probs=jnp.zeros((rows, plan.steps), jnp.float32),
         cache=cache,
-        records=Records.empty(plan, logits),
+        records=records,
     )
     return _write(state, logits, rules, plan)
 
@@ -223,14 +195,13 @@ def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
     return (state.step < rules.limit) & ~state.done.all() & ~state.faults.any()
 
 
-def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Written:
+def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Generates until every row has ended or there is no more to generate."""
-    done = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda state: unfinished(state, rules),
         lambda state: advance(model, state, rules, plan),
         begin(model, prompt, rules, plan),
-    )
-    return Written(done.step, done.tokens, done.faults, done.log_probs, done.records)
+    )._replace(cache=None)
 
 
 def faults(logits: Logits, scores: Logits, rules: Rules) -> Int8[Array, " rows"]:
@@ -268,5 +239,5 @@ def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
         faults=jnp.where(state.done, 0, faults(logits, scores, rules)),
         log_probs=state.log_probs.at[:, state.step].set(log_probs),
         cache=state.cache,
-        records=state.records.kept(state.step, scores, logits),
+        records=recorded(state.records, state.step, scores, logits),
     )
