@@ -6,7 +6,7 @@ rounded up, and runs it once: the loop is inside. The reference is `generate` of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.core
@@ -185,8 +185,8 @@ def stream(
     config, _, plan, treedef, arguments = _checked_call(
         model, input_ids, attention_mask, encoder, key, generation_config, options
     )
-    for name, plain in (("num_beams", 1), ("output_scores", False), ("output_logits", False)):
-        if getattr(config, name) != plain:
+    for name in ("num_beams", "output_scores", "output_logits"):
+        if getattr(config, name) != (plain := DEFAULTS[name]):
             raise InputError(f"{name}: a stream has none; expected {plain!r}, or use generate")
     begin, advance = program(_begin, treedef, plan), program(_advance, treedef, plan, donate=(1,))
     return _tokens(begin, advance, arguments, config)
@@ -198,35 +198,31 @@ def _tokens(
     given: tuple[list[Any], Any, Any],
     config: GenerationConfig,
 ) -> Iterator[np.ndarray]:
-    leaves, _, rules = given
+    leaves, prompt, rules = given
     state, token, faults, more = begin(*given)
-    _check_rows(faults, config)
-    yield np.asarray(token)
-    while more:
-        state, token, faults, more = advance(leaves, state, rules)
-        _check_rows(faults, config)
+    while True:
+        _check_rows(faults, len(prompt.ids), config)
         yield np.asarray(token)
+        if not more:
+            return
+        state, token, faults, more = advance(leaves, state, rules)
 
 
-def _check_rows(faults: Any, config: GenerationConfig) -> None:
-    """Raises an error if a row has no next token, `(batch × num_return_sequences,)`."""
+def _check_rows(faults: Any, batch: int, config: GenerationConfig) -> None:
+    """Raises an error if a row has no next token; there are as many rows for each prompt."""
     faults = np.asarray(faults)
     if not faults.any():
         return
     row = int(np.flatnonzero(faults)[0])
-    prompt = row // config.num_return_sequences
+    prompt = row * batch // len(faults)
     if faults[row] == decoding.NOT_FINITE:
-        _raise_not_finite(prompt)
+        raise NotFiniteError(
+            f"model: its logits for row {prompt} of input_ids are not finite; a weight is NaN or "
+            "infinite, or a number became too large for the dtype in which the model computes"
+        )
     raise InputError(
         f"input_ids: row {prompt}: no token is left to follow its text, as the options ban all of "
         f"them ({_bans(config)}); ban fewer, or generate fewer tokens"
-    )
-
-
-def _raise_not_finite(prompt: int) -> NoReturn:
-    raise NotFiniteError(
-        f"model: its logits for row {prompt} of input_ids are not finite; a weight is NaN or "
-        "infinite, or a number became too large for the dtype in which the model computes"
     )
 
 
@@ -373,7 +369,7 @@ def _key(key: Any) -> Any:
 
 
 def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> GenerateOutput:
-    _check_rows(done.faults, config)
+    _check_rows(done.faults, len(given.ids), config)
     steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
     return GenerateOutput(
         sequences=_continued(given, np.asarray(done.tokens)[:, start : start + steps]),
@@ -388,8 +384,7 @@ def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> Gener
     def best(texts: Array) -> np.ndarray:
         return np.array(texts)[:, :several].reshape(-1, *texts.shape[2:])
 
-    if (broken := np.flatnonzero(found.faults)).size:
-        _raise_not_finite(int(broken[0]))
+    _check_rows(found.faults, len(given.ids), config)
     for row, ended in enumerate(np.asarray(found.ended)[:, :several]):
         if not ended.all():
             raise InputError(

@@ -218,7 +218,7 @@ class GenerationConfig:
             raise InputError(f"generation_config: expected a GenerationConfig, found {found}")
         filled = cls.of_model(config, REFUSED.keys() & options.keys())
         if given is not None:
-            fields = {name: getattr(given, name) for name in OPTIONS - given.unset}
+            fields = given._set_fields()
             try:
                 filled = filled._with(fields, given.extra)
             except ConfigError as reason:
@@ -229,12 +229,15 @@ class GenerationConfig:
                 raise InputError("generation_config: " + "; ".join(found))
         return filled.replace(**options)
 
+    def _set_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in sorted(OPTIONS - self.unset)}
+
     def _with(
         self, changes: Mapping[str, Any], extra: Mapping[str, Any] | None = None
     ) -> "GenerationConfig":
         """Returns a copy with some fields set; those that are None have their defaults."""
-        fields = {name: getattr(self, name) for name in OPTIONS - self.unset} | dict(changes)
-        changed = type(self)(**_checked(fields), extra={**self.extra, **(extra or {})})
+        fields = _checked({**self._set_fields(), **changes})
+        changed = type(self)(**fields, extra={**self.extra, **(extra or {})})
         assign(changed, {"unset": self.unset - changes.keys()})
         return changed
 
@@ -267,8 +270,8 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the contents of a generation_config.json: `extra` and the fields that are set."""
-        fields = {name: _listed(getattr(self, name)) for name in sorted(OPTIONS - self.unset)}
-        given = {name: value for name, value in fields.items() if value is not None}
+        fields = self._set_fields().items()
+        given = {name: _listed(value) for name, value in fields if value is not None}
         return FrozenDict(self.extra).unfreeze() | given
 
     @property
@@ -284,9 +287,7 @@ class GenerationConfig:
     @property
     def padding_id(self) -> int | None:
         """What follows a text that has ended, if there is anything that ends one."""
-        return (
-            self.pad_token_id if self.pad_token_id is not None else next(iter(self.end_ids), None)
-        )
+        return next(iter(ids((self.pad_token_id, self.eos_token_id))), None)
 
     def limit(
         self, prompt: int, positions: int | None = None, name: str = "max_position_embeddings"
