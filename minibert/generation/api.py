@@ -35,67 +35,6 @@ def rounded_up(length: int) -> int:
     return size
 
 
-def _words(
-    input_ids: Any, attention_mask: Any, config: GenerationConfig, vocab_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Checks prompts, and returns their words and which of them are no padding, `(batch, seq)`.
-
-    Raises:
-        InputError: they are no words, empty, all padding, or padded on the right.
-    """
-    ragged = _ragged(input_ids)
-    if ragged and attention_mask is not None:
-        raise InputError(
-            "attention_mask: expected none, as input_ids has rows of different lengths, which are "
-            "padded for you"
-        )
-    if ragged:
-        input_ids, mask = _padded_on_the_left(input_ids)
-    words = as_array("input_ids", input_ids)
-    if words.ndim != 2 or not words.size:
-        raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
-    ids = np.asarray(checked_indices("input_ids", words, vocab_size, "vocab_size"))
-    if ragged:
-        ids = np.where(mask, ids, config.padding_id or 0)
-    elif attention_mask is None:
-        mask = np.ones(ids.shape, bool)
-    else:
-        given = checked_zeros_and_ones("attention_mask", attention_mask)
-        mask = np.asarray(shaped("attention_mask", given, [ids.shape])).astype(bool)
-    pad = config.pad_token_id
-    if attention_mask is None and pad is not None and pad not in config.end_ids:
-        mask = mask & (ids != pad)
-    for row, real in enumerate(mask):
-        if not real.any():
-            raise InputError(f"input_ids: row {row} is all padding; expected a prompt")
-        if not real[-1]:
-            raise InputError(f"attention_mask: row {row} ends in padding; pad on the left")
-    return ids, mask
-
-
-def _ragged(input_ids: Any) -> bool:
-    rows = isinstance(input_ids, list | tuple) and all(
-        isinstance(row, Sequence | np.ndarray) for row in input_ids
-    )
-    return rows and len(set(map(len, input_ids))) > 1
-
-
-def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    arrays = [as_array("input_ids", row) for row in rows]
-    for number, row in enumerate(arrays):
-        if row.ndim != 1 or not row.size:
-            raise InputError(
-                f"input_ids: row {number}: expected words, found {shown(rows[number])}"
-            )
-        if not np.issubdtype(row.dtype, np.integer):
-            raise InputError(f"input_ids: expected integers, found {row.dtype}")
-    lengths = np.array([[len(row)] for row in arrays])
-    mask = np.arange(lengths.max()) >= lengths.max() - lengths
-    ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate(arrays)
-    return ids, mask
-
-
 # Options that can leave a text without a next token.
 BANS = (
     "suppress_tokens",
@@ -273,11 +212,62 @@ def _checked_call(
 def _given(
     model: Any, input_ids: Any, mask: Any, config: GenerationConfig, encoder: tuple[Any, Any]
 ) -> Prompt:
-    """The prompts as they are given, and an encoder's states, checked."""
-    ids, mask = _words(input_ids, mask, config, model.config.vocab_size)
+    """The prompts as they are given, and an encoder's states, checked.
+
+    Raises:
+        InputError: the prompts are no words, empty, all padding, or padded on the right; or the
+            states are wrong.
+    """
+    ragged = isinstance(input_ids, list | tuple) and all(
+        isinstance(row, Sequence | np.ndarray) for row in input_ids
+    )
+    ragged = ragged and len(set(map(len, input_ids))) > 1
+    if ragged and mask is not None:
+        raise InputError(
+            "attention_mask: expected none, as input_ids has rows of different lengths, which are "
+            "padded for you"
+        )
+    if ragged:
+        input_ids, real = _padded_on_the_left(input_ids)
+    words = as_array("input_ids", input_ids)
+    if words.ndim != 2 or not words.size:
+        raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
+    limit = model.config.vocab_size
+    ids = np.asarray(checked_indices("input_ids", words, limit, "vocab_size"))
+    if ragged:
+        ids = np.where(real, ids, config.padding_id or 0)
+    elif mask is None:
+        real = np.ones(ids.shape, bool)
+    else:
+        zeros_and_ones = checked_zeros_and_ones("attention_mask", mask)
+        real = np.asarray(shaped("attention_mask", zeros_and_ones, [ids.shape])).astype(bool)
+    pad = config.pad_token_id
+    if mask is None and pad is not None and pad not in config.end_ids:
+        real = real & (ids != pad)
+    for number, row in enumerate(real):
+        if not row.any():
+            raise InputError(f"input_ids: row {number} is all padding; expected a prompt")
+        if not row[-1]:
+            raise InputError(f"attention_mask: row {number} ends in padding; pad on the left")
     if any(part is not None for part in encoder):
         encoder = encoder_inputs(model.config, *encoder, len(ids))
-    return Prompt(ids, mask, *encoder)
+    return Prompt(ids, real, *encoder)
+
+
+def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    arrays = [as_array("input_ids", row) for row in rows]
+    for number, row in enumerate(arrays):
+        if row.ndim != 1 or not row.size:
+            raise InputError(
+                f"input_ids: row {number}: expected words, found {shown(rows[number])}"
+            )
+        if not np.issubdtype(row.dtype, np.integer):
+            raise InputError(f"input_ids: expected integers, found {row.dtype}")
+    lengths = np.array([[len(row)] for row in arrays])
+    mask = np.arange(lengths.max()) >= lengths.max() - lengths
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate(arrays)
+    return ids, mask
 
 
 def _prepare(
@@ -326,20 +316,18 @@ def _padded(given: Prompt, positions: int) -> Prompt:
         positions: how many the model has.
     """
     words = given.mask.any(axis=0)
-    ids, mask = given.ids[:, words].astype(np.int32), given.mask[:, words]
-    seq = ids.shape[1]
-    more = ((0, 0), (max(min(rounded_up(seq), positions), seq) - seq, 0))
-    padded = Prompt(np.pad(ids, more), np.pad(mask, more))
-    if given.encoder_hidden_states is None:
-        return padded
-    states, mask = np.asarray(given.encoder_hidden_states), given.encoder_attention_mask
-    batch, seq, _ = states.shape
-    mask = np.ones((batch, seq), bool) if mask is None else np.asarray(mask)[:, 0, 0]
-    more = ((0, 0), (0, rounded_up(seq) - seq))
-    return padded._replace(
-        encoder_hidden_states=np.pad(states, (*more, (0, 0))),
-        encoder_attention_mask=np.pad(mask, more),
-    )
+    seq = int(words.sum())
+    before = ((0, 0), (max(min(rounded_up(seq), positions) - seq, 0), 0))
+    ids = np.pad(given.ids[:, words].astype(np.int32), before)
+    mask = np.pad(given.mask[:, words], before)
+    states, seen = given.encoder_hidden_states, given.encoder_attention_mask
+    if states is not None:
+        states = np.asarray(states)
+        batch, seq, _ = states.shape
+        seen = np.ones((batch, seq), bool) if seen is None else np.asarray(seen)[:, 0, 0]
+        behind = ((0, 0), (0, rounded_up(seq) - seq))
+        states, seen = np.pad(states, (*behind, (0, 0))), np.pad(seen, behind)
+    return Prompt(ids, mask, states, seen)
 
 
 def _candidates(config: GenerationConfig, vocab: int) -> int:

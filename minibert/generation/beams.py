@@ -29,7 +29,6 @@ from minibert.generation.decoding import (
     prefill,
     read,
     recorded,
-    slots,
     step_keys,
 )
 from minibert.generation.processors import History
@@ -64,7 +63,6 @@ class Search(NamedTuple):
 
     Attributes:
         step: how many tokens have been generated.
-        real: `(rows, slots)`, True at the prompts' words and at every generated slot.
         running: the beams, with log-probabilities.
         kept: the best texts that have ended, with scores.
         ended: `(batch, beams)`, False for a kept text that is only a placeholder.
@@ -76,7 +74,6 @@ class Search(NamedTuple):
     """
 
     step: Array
-    real: Array
     running: Texts
     kept: Texts
     ended: Array
@@ -86,11 +83,20 @@ class Search(NamedTuple):
     cache: Any
     records: Records
 
+    @property
+    def tokens(self) -> Int[Array, "rows slots"]:
+        """The beams' tokens, a row for each."""
+        return self.running.tokens.reshape(-1, self.running.tokens.shape[2])
+
+    @property
+    def real(self) -> Bool[Array, "rows slots"]:
+        """True at the prompts' words and at every generated slot that the model has seen."""
+        return self.cache.mask
+
 
 def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     """Searches until no better text is to be expected."""
-    logits, cache, records = prefill(model, prompt, plan)
-    tokens, real = slots(prompt, plan)
+    logits, tokens, cache, records = prefill(model, prompt, plan)
     batch, beams = len(prompt.ids), plan.copies
     tokens = tokens.at[:, tokens.shape[1] - plan.steps :].set(rules.pad)
     impossible = jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)
@@ -103,7 +109,6 @@ def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     )
     start = Search(
         step=jnp.zeros((), jnp.int32),
-        real=real,
         running=running,
         kept=running._replace(scores=impossible),
         ended=jnp.zeros((batch, beams), bool),
@@ -115,7 +120,7 @@ def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     )
     return jax.lax.while_loop(
         lambda state: _unfinished(state, plan),
-        lambda state: _advance(model, state, rules, plan),
+        lambda state: _extend(*read(model, state, plan), rules, plan),
         _extend(start, logits, rules, plan),
     )._replace(cache=None)
 
@@ -125,18 +130,11 @@ def _unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
     return going & ~state.ended.all() if plan.early_stopping is True else going
 
 
-def _advance(model: Any, state: Search, rules: Rules, plan: Plan) -> Search:
-    last = state.running.tokens[..., state.real.shape[1] - plan.steps + state.step - 1]
-    logits, cache = read(model, last.reshape(-1), state.cache)
-    return _extend(state._replace(cache=cache), logits, rules, plan)
-
-
 def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     """Looks at the likeliest continuations, keeps those that end, goes on with others."""
     batch, beams = state.running.scores.shape
-    start = state.real.shape[1] - plan.steps
-    tokens = state.running.tokens.reshape(batch * beams, -1)
-    history = History(tokens, state.real, start, state.step, rules.limit)
+    start = state.tokens.shape[1] - plan.steps
+    history = History(state.tokens, state.real, start, state.step, rules.limit)
     likely = jax.nn.log_softmax(logits)
     scores = rules.sampling(rules.processors(likely, history))
     broken = faults(logits, scores, rules).reshape(batch, beams) == NOT_FINITE
@@ -156,7 +154,6 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     worst = jnp.where(ended, kept.scores.min(axis=1, keepdims=True), IMPOSSIBLE)
     return Search(
         step=step,
-        real=state.real.at[:, start + state.step].set(True),
         running=running,
         kept=kept,
         ended=ended,

@@ -392,13 +392,10 @@ class GenerationConfig:
 
     def _faults(self) -> list[str]:
         """Returns the contradictions between fields, wherever they come from."""
-        found = []
-        several = self.num_return_sequences
-        if self.num_beams > 1 and several > self.num_beams:
-            found.append(
-                f"num_return_sequences: {several}, but there are {self.num_beams} num_beams"
-            )
-        if self.num_beams == 1 and several > 1 and not self.do_sample:
+        found, several, beams = [], self.num_return_sequences, self.num_beams
+        if several > beams > 1:
+            found.append(f"num_return_sequences: {several}, but there are {beams} num_beams")
+        elif several > beams and not self.do_sample:
             found.append(
                 f"num_return_sequences: {several}, but greedy decoding has one result: "
                 "it needs do_sample=True or num_beams"

@@ -9,7 +9,6 @@ may change from call to call. The axes:
     steps    the room for what is generated
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +25,7 @@ Logits = Float32[Array, "rows vocab"]
 NOT_FINITE, NO_TOKEN = 1, 2  # why a row cannot go on
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(NamedTuple):
     """What is static about a program.
 
     Attributes:
@@ -101,7 +99,6 @@ class State(NamedTuple):
     Attributes:
         step: how many tokens have been generated.
         tokens: `(rows, slots)` prompts and texts.
-        real: `(rows, slots)`, True at the prompts' words and at every generated slot.
         done: `(rows,)`, True for the texts that have ended.
         faults: `(rows,)`, 0, or why the last token is none: `NOT_FINITE` or `NO_TOKEN`.
         log_probs: `(rows, steps)`, each token's under the model, before any rule.
@@ -111,16 +108,26 @@ class State(NamedTuple):
 
     step: Array
     tokens: Array
-    real: Array
     done: Array
     faults: Array
     log_probs: Array
     cache: Any
     records: Records
 
+    @property
+    def real(self) -> Bool[Array, "rows slots"]:
+        """True at the prompts' words and at every generated slot that the model has seen."""
+        return self.cache.mask
 
-def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache, Records]:
-    """Reads the prompts, and makes `plan.copies` rows of each, with room for what is kept."""
+
+def prefill(
+    model: Any, prompt: Prompt, plan: Plan
+) -> tuple[Logits, Int[Array, "rows slots"], KVCache, Records]:
+    """Reads the prompts, and makes `plan.copies` rows of each, with room for what is generated.
+
+    Returns:
+        Logits, prompts, cache, and empty records.
+    """
     check_evaluation(model)
     batch, start = prompt.ids.shape
     outputs = model(
@@ -133,31 +140,32 @@ def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache, Re
         logits_to_keep=1,
     )
     logits, cache = outputs.logits[:, -1].astype(jnp.float32), outputs.past_key_values
+    tokens = jnp.pad(prompt.ids, ((0, 0), (0, plan.steps)))
     if plan.copies > 1:
         rows = jnp.repeat(jnp.arange(batch), plan.copies)
-        logits, cache = logits[rows], cache.rows(rows)
+        logits, tokens, cache = logits[rows], tokens[rows], cache.rows(rows)
     rows, vocab = logits.shape
     room = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
-    return logits, cache, dict.fromkeys(plan.records, room)
+    return logits, tokens, cache, dict.fromkeys(plan.records, room)
 
 
-def read(model: Any, tokens: Int[Array, " rows"], cache: KVCache) -> tuple[Logits, KVCache]:
-    """Reads one more token of each row; its position is the number of words before it."""
-    ids, past = tokens[:, None], cache.mask.sum(axis=1)[:, None]
+def read(model: Any, state: Any, plan: Plan) -> tuple[Any, Logits]:
+    """Reads the last token of each row; its position is the number of words before it.
+
+    Args:
+        model: the model.
+        state: a `State`, or a `Search` of beams; it is returned with the cache that follows.
+        plan: what is static.
+    """
+    last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1, None]
     outputs = model(
-        input_ids=ids,
-        position_ids=model.base_model.positions(ids, past=past),
-        past_key_values=cache,
+        input_ids=last,
+        position_ids=model.base_model.positions(last, past=state.real.sum(axis=1)[:, None]),
+        past_key_values=state.cache,
         logits_to_keep=1,
     )
-    return outputs.logits[:, -1].astype(jnp.float32), outputs.past_key_values
-
-
-def slots(prompt: Prompt, plan: Plan) -> tuple[Int[Array, "rows slots"], Bool[Array, "rows slots"]]:
-    """The rows' tokens and which slots are words, before anything is generated."""
-    room = ((0, 0), (0, plan.steps))
-    tokens, real = jnp.pad(prompt.ids, room), jnp.pad(prompt.mask, room)
-    return jnp.repeat(tokens, plan.copies, axis=0), jnp.repeat(real, plan.copies, axis=0)
+    logits = outputs.logits[:, -1].astype(jnp.float32)
+    return state._replace(cache=outputs.past_key_values), logits
 
 
 def step_keys(rules: Rules, step: Array, rows: int) -> Array:
@@ -167,13 +175,11 @@ def step_keys(rules: Rules, step: Array, rows: int) -> Array:
 
 def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Reads the prompts and generates the first token of every row."""
-    logits, cache, records = prefill(model, prompt, plan)
-    tokens, real = slots(prompt, plan)
+    logits, tokens, cache, records = prefill(model, prompt, plan)
     rows = len(tokens)
     state = State(
         step=jnp.zeros((), jnp.int32),
         tokens=tokens,
-        real=real,
         done=jnp.zeros(rows, bool),
         faults=jnp.zeros(rows, jnp.int8),
         log_probs=jnp.zeros((rows, plan.steps), jnp.float32),
@@ -185,9 +191,7 @@ def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
 
 def advance(model: Any, state: State, rules: Rules, plan: Plan) -> State:
     """Reads the last token of every row and generates the next."""
-    last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1]
-    logits, cache = read(model, last, state.cache)
-    return _write(state._replace(cache=cache), logits, rules, plan)
+    return _write(*read(model, state, plan), rules, plan)
 
 
 def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
@@ -230,11 +234,9 @@ def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
     likely = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(likely, chosen[:, None], axis=1)[:, 0]
     log_probs = jnp.where(state.done, 0, log_probs)
-    slot = start + state.step
     return State(
         step=state.step + 1,
-        tokens=state.tokens.at[:, slot].set(chosen),
-        real=state.real.at[:, slot].set(True),
+        tokens=state.tokens.at[:, start + state.step].set(chosen),
         done=state.done | rules.ends[chosen],
         faults=jnp.where(state.done, 0, faults(logits, scores, rules)),
         log_probs=state.log_probs.at[:, state.step].set(log_probs),

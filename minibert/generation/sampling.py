@@ -77,11 +77,9 @@ class Sampling:
 def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
     """The likeliest tokens whose entropy terms sum to at most `share` of the entropy."""
     best, tokens = lax.top_k(scores, min(TOP_H_CANDIDATES, scores.shape[1]))
-    logarithms = jax.nn.log_softmax(best)
-    possible = jnp.isfinite(logarithms)
-    terms = jnp.where(possible, -jnp.exp(logarithms) * logarithms, 0)
+    terms = _entropy_terms(best)
     entropy = terms.sum(axis=1, keepdims=True)
-    kept = possible & (_running_sum(terms) <= entropy * share)
+    kept = jnp.isfinite(best) & (_running_sum(terms) <= entropy * share)
     return _at(tokens, kept.at[:, 0].set(True), scores)
 
 
@@ -114,7 +112,8 @@ def min_p(scores: Scores, share: Leaf, least: Leaf) -> Kept:
 def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
     """The tokens whose information is nearest to the entropy, until they have `mass`."""
     likely = jax.nn.softmax(scores)
-    distance = jnp.abs(-jax.nn.log_softmax(scores) - _entropy(scores)[:, None])
+    entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
+    distance = jnp.abs(-jax.nn.log_softmax(scores) - entropy)
 
     def keep(order: Array) -> Array:
         before = _running_sum(jnp.take_along_axis(likely, order, axis=1)) < mass
@@ -133,8 +132,8 @@ def epsilon(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
 
 def eta(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
     """The tokens at least as likely as `cutoff`, or as √cutoff · exp(−entropy) if that is less."""
-    adapted = jnp.sqrt(cutoff) * jnp.exp(-_entropy(scores))
-    return epsilon(scores, jnp.minimum(cutoff, adapted)[:, None], least)
+    entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
+    return epsilon(scores, jnp.minimum(cutoff, jnp.sqrt(cutoff) * jnp.exp(-entropy)), least)
 
 
 # By field of `Sampling`, in its order; each is given scores, its number, and how many to keep.
@@ -227,10 +226,10 @@ def _at(
     return jnp.zeros(scores.shape, bool).at[rows, tokens].set(kept)
 
 
-def _entropy(scores: Scores) -> Float32[Array, " rows"]:
+def _entropy_terms(scores: Float32[Array, "rows some"]) -> Float32[Array, "rows some"]:
+    """Each token's part of the entropy, −p · log p."""
     logarithms = jax.nn.log_softmax(scores)
-    terms = jnp.where(jnp.isfinite(logarithms), jnp.exp(logarithms) * logarithms, 0)
-    return -terms.sum(axis=1)
+    return jnp.where(jnp.isfinite(logarithms), -jnp.exp(logarithms) * logarithms, 0)
 
 
 def _running_sum(

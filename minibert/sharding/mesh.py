@@ -60,11 +60,21 @@ def check_fits(pattern: str, rule: Any, path: str, shape: tuple[int, ...]) -> No
     Raises:
         InputError: it is not for that shape.
     """
-    folds = [(at, part) for at, part in enumerate(rule) if isinstance(part, int)]
-    if len(rule) - len(folds) != len(shape) or any(shape[at] % n for at, n in folds):
+    if folded(rule, shape) is None:
         raise InputError(
             f"rules: {shown(pattern)}: {shown(rule)} is not for {path}, of shape {shape}"
         )
+
+
+def folded(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape, the parts that a rule names a dimension of it; None if the rule is not for it."""
+    at = next((at for at, part in enumerate(rule) if isinstance(part, int)), None)
+    if at is not None:
+        parts: Any = rule[at]
+        if at >= len(shape) or shape[at] % parts:
+            return None
+        shape = (*shape[:at], parts, shape[at] // parts, *shape[at + 1 :])
+    return shape if len(rule) == len(shape) else None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,22 +84,18 @@ def spread(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> tuple[A
     Of equal products, the one on fewer dimensions; then the one that splits the longest.
     """
     best: tuple[Any, tuple[Axes, ...]] = ((), ((),) * len(shape))
+    sizes = dict(axes)
     for places in itertools.product([None, *range(len(shape))], repeat=len(axes)):
-        split = [1] * len(shape)
-        for place_, (_, size) in zip(places, axes, strict=True):
-            if place_ is not None:
-                split[place_] *= size
-        touched = [number for number, parts in enumerate(split) if parts > 1]
-        if len(touched) > 2 or any(n % parts for n, parts in zip(shape, split, strict=True)):
-            continue
-        longest = max((shape[number] for number in touched), default=0)
-        merit = (math.prod(split), -len(touched), longest)
-        if merit > best[0]:
-            given = [
-                tuple(a for p, (a, _) in zip(places, axes, strict=True) if p == number)
-                for number in range(len(shape))
-            ]
-            best = (merit, tuple(given))
+        given = tuple(
+            tuple(axis for axis, place in zip(sizes, places, strict=True) if place == number)
+            for number in range(len(shape))
+        )
+        split = [math.prod(sizes[axis] for axis in some) for some in given]
+        touched = [n for n, parts in zip(shape, split, strict=True) if parts > 1]
+        merit = (math.prod(split), -len(touched), max(touched, default=0))
+        even = not any(n % parts for n, parts in zip(shape, split, strict=True))
+        if even and len(touched) <= 2 and merit > best[0]:
+            best = (merit, given)
     return best[1]
 
 
@@ -141,11 +147,8 @@ class Sharding:
             raise InputError(f"rules: expected dimensions by pattern, found {shown(self.rules)}")
         for pattern, rule in self.rules.items():
             check_rule(pattern, rule)
-        kinds = (AxisType.Auto,) * len(names)  # the partitioner's: no array of ours says its own
-        if isinstance(self.mesh, Mesh):
-            mesh: Any = Mesh(self.mesh.devices, names, axis_types=kinds)
-        else:
-            mesh = AbstractMesh(self.mesh.axis_sizes, names, axis_types=kinds)
+        # The partitioner's: no array of ours says its own.
+        mesh = self.mesh.update(axis_types=(AxisType.Auto,) * len(names))
         object.__setattr__(self, "mesh", mesh)
 
     @classmethod
@@ -202,7 +205,7 @@ class Sharding:
                 check_fits(pattern, rule, path, arrays[path].shape)
         config = model.config
         heads = getattr(config, config.name_of("num_attention_heads"))
-        rules = {**self.rules, **{k: v for k, v in model.dimensions.items() if k not in self.rules}}
+        rules = {**self.rules, **model.dimensions, **self.rules}
         found = dataclasses.replace(self, rules=rules, heads=heads)
         for path in arrays:
             layer, _, name = path.rpartition(".")
@@ -275,13 +278,8 @@ class Sharding:
 
         So a device's part of the last dimension is whole heads of query, key and value each.
         """
-        rule = self._rule(path)
-        folds = [(at, parts) for at, parts in enumerate(rule) if isinstance(parts, int)]
-        if not folds or len(rule) != len(shape) + 1:
-            return shape
-        ((at, parts),) = folds
-        folded = (*shape[:at], parts, shape[at] // parts, *shape[at + 1 :])
-        return folded if any(self._used(path, folded)) else shape
+        found = folded(self._rule(path), shape)
+        return found if found and any(self._used(path, found)) else shape
 
     def used_spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How a parameter is split where it is used: by its rule, over the tensor axes."""
@@ -325,21 +323,22 @@ class Sharding:
         """The parameters that are not stored in `parts` parts, and what that costs a device."""
         found = []
         for path, array in arrays.items():
-            shape = self.shape(path, array.shape)
-            size = math.prod(shape) * np.dtype(array.dtype).itemsize
-            parts = math.prod(shape) // math.prod(self.of(path, shape).shard_shape(shape))
+            shape, parts, size = self._stored(path, array)
             if parts < self.parts:
                 found.append(Partial(path, shape, parts, size // parts - size // self.parts))
         return found
 
     def device_bytes(self, arrays: Mapping[str, Any]) -> int:
         """What one device stores of some parameters, in bytes."""
-        total = 0
-        for path, array in arrays.items():
-            shape = self.shape(path, array.shape)
-            part = self.of(path, shape).shard_shape(shape)
-            total += math.prod(part) * np.dtype(array.dtype).itemsize
-        return total
+        stored = (self._stored(path, array) for path, array in arrays.items())
+        return sum(size // parts for _, parts, size in stored)
+
+    def _stored(self, path: str, array: Any) -> tuple[tuple[int, ...], int, int]:
+        """A parameter's shape in training, in how many parts it is stored, and all its bytes."""
+        shape = self.shape(path, array.shape)
+        count = math.prod(shape)
+        parts = count // math.prod(self.of(path, shape).shard_shape(shape))
+        return shape, parts, count * np.dtype(array.dtype).itemsize
 
 
 def checked_sharding(sharding: Any) -> Sharding | None:

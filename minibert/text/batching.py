@@ -112,10 +112,8 @@ def padded(rows: Sequence[Any], batch: Batch, pad: int = 0, left: bool = False) 
     array = np.full((batch.rows, batch.length), pad, np.int32)
     for place, index in enumerate(batch.indices):
         row = rows[index]
-        if left:
-            array[place, batch.length - len(row) :] = row
-        else:
-            array[place, : len(row)] = row
+        start = batch.length - len(row) if left else 0
+        array[place, start : start + len(row)] = row
     return array
 
 
