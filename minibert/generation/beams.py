@@ -11,6 +11,7 @@ its constant). The axes:
     slots        positions of a text: its prompt, padded on the left, then `steps`
 """
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -52,10 +53,6 @@ class Texts(NamedTuple):
     scores: Array
     came_from: Array
     log_probs: Array
-
-    def taken(self, indices: Int[Array, "batch some"]) -> "Texts":
-        """The texts of those numbers, in that order."""
-        return Texts(*(_gather(array, indices) for array in self))
 
 
 class Search(NamedTuple):
@@ -141,9 +138,9 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     broken = broken & _possible(state.running.scores) & state.hopeful[:, None]
     candidates, words = _candidates(state, scores, likely, rules, plan)
     stops = rules.ends[words] | (state.step + 1 >= rules.limit)
-    among = jax.lax.top_k(candidates.scores + stops * jnp.float32(IMPOSSIBLE), beams)[1]
-    running = candidates.taken(among)
-    running = running._replace(scores=running.scores + _gather(stops, among) * IMPOSSIBLE)
+    among = jax.lax.top_k(candidates.scores + stops * IMPOSSIBLE, beams)[1]
+    running, stopped = _taken((candidates, stops), among)
+    running = running._replace(scores=running.scores + stopped * IMPOSSIBLE)
     kept, ended = _keep(state, candidates, stops, rules, plan)
     rows = running.came_from[..., state.step].reshape(-1)
     step = longest = state.step + 1
@@ -178,13 +175,13 @@ def _candidates(
     else:
         found = jax.lax.top_k(totals, plan.candidates)[1]
     beam, words = found // vocab, found % vocab
-    texts = state.running.taken(beam)
+    texts = _taken(state.running, beam)
     slot = texts.tokens.shape[2] - plan.steps + state.step
     rows = beam + jnp.arange(batch)[:, None] * beams
     return (
         Texts(
             tokens=texts.tokens.at[..., slot].set(words.astype(texts.tokens.dtype)),
-            scores=_gather(totals, found),
+            scores=_taken(totals, found),
             came_from=texts.came_from.at[..., state.step].set(rows.astype(jnp.int32)),
             log_probs=texts.log_probs.at[..., state.step].set(likely[rows, words]),
         ),
@@ -207,12 +204,13 @@ def _keep(
     if plan.early_stopping is True:
         closed = closed | state.ended.all(axis=1)
     scores = candidates.scores / rules.powers[state.step + 1]
-    scores = scores + closed[:, None] * jnp.float32(IMPOSSIBLE)
-    scores = scores + ~ends * jnp.float32(IMPOSSIBLE)
-    pairs = zip(state.kept, candidates._replace(scores=scores), strict=True)
-    both = Texts(*(jnp.concatenate(pair, axis=1) for pair in pairs))
-    best = jax.lax.top_k(both.scores, beams)[1]
-    return both.taken(best), _gather(jnp.concatenate((state.ended, ends), axis=1), best)
+    scores = scores + closed[:, None] * IMPOSSIBLE + ~ends * IMPOSSIBLE
+    kept, ended = jax.tree.map(
+        lambda *pair: jnp.concatenate(pair, axis=1),
+        (state.kept, state.ended),
+        (candidates._replace(scores=scores), ends),
+    )
+    return _taken((kept, ended), jax.lax.top_k(kept.scores, beams)[1])
 
 
 def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]:
@@ -220,5 +218,6 @@ def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]
     return scores > IMPOSSIBLE / 2
 
 
-def _gather(array: Array, indices: Int[Array, "batch some"]) -> Array:
-    return jax.vmap(lambda row, chosen: row[chosen])(array, indices)
+def _taken(tree: Any, indices: Int[Array, "batch some"]) -> Any:
+    """What each prompt has at those places, in that order, in all arrays of a tree."""
+    return jax.tree.map(lambda array: jax.vmap(operator.getitem)(array, indices), tree)

@@ -54,18 +54,6 @@ def check_rule(pattern: Any, rule: Any) -> None:
         )
 
 
-def check_fits(pattern: str, rule: Any, path: str, shape: tuple[int, ...]) -> None:
-    """Checks a rule against a parameter that its pattern matches.
-
-    Raises:
-        InputError: it is not for that shape.
-    """
-    if folded(rule, shape) is None:
-        raise InputError(
-            f"rules: {shown(pattern)}: {shown(rule)} is not for {path}, of shape {shape}"
-        )
-
-
 def folded(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape, the parts that a rule names a dimension of it; None if the rule is not for it."""
     at = next((at for at, part in enumerate(rule) if isinstance(part, int)), None)
@@ -202,7 +190,12 @@ class Sharding:
         arrays = parameters(model)
         for pattern, rule in self.rules.items():
             for path in matching_paths("rules", [pattern], arrays):
-                check_fits(pattern, rule, path, arrays[path].shape)
+                shape = arrays[path].shape
+                if folded(rule, shape) is None:
+                    raise InputError(
+                        f"rules: {shown(pattern)}: {shown(rule)} is not for {path}, of shape "
+                        f"{shape}"
+                    )
         config = model.config
         heads = getattr(config, config.name_of("num_attention_heads"))
         rules = {**self.rules, **model.dimensions, **self.rules}
@@ -292,8 +285,7 @@ class Sharding:
         dimensions so that their product is the largest that divides.
         """
         used = self._used(path, shape)
-        taken = set(itertools.chain(*used))
-        free = [a for a in (*self.fsdp, *self.tensor) if a not in taken]
+        free = [a for a in (*self.fsdp, *self.tensor) if a not in itertools.chain(*used)]
         sizes = tuple((axis, self.mesh.shape[axis]) for axis in free if self.mesh.shape[axis] > 1)
         rest = tuple(n // self.size(axes) for n, axes in zip(shape, used, strict=True))
         extra = spread(rest, sizes)
@@ -308,14 +300,11 @@ class Sharding:
 
     def _used(self, path: str, shape: tuple[int, ...]) -> tuple[Axes, ...]:
         rule, size = self._rule(path), self.size(self.tensor)
-        none: tuple[Axes, ...] = ((),) * len(shape)
         if size == 1 or len(rule) != len(shape):
-            return none
-        counts = {HEADS: self.heads or 0}
+            return ((),) * len(shape)
+        even = {FEATURES: True, HEADS: (self.heads or 0) % size == 0}
         return tuple(
-            self.tensor
-            if part in (HEADS, FEATURES) and n % size == 0 and counts.get(part, size) % size == 0
-            else ()
+            self.tensor if even.get(part) and n % size == 0 else ()
             for part, n in zip(rule, shape, strict=True)
         )
 

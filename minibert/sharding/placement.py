@@ -180,13 +180,13 @@ def on_host(model: Any) -> Any:
 
     Every process has to call it; then any may save it.
     """
-    whole_arrays = {
+    arrays = {
         path: multihost_utils.process_allgather(array, tiled=True)
         if not array.is_fully_addressable
         else np.asarray(array)
         for path, array in parameters(model).items()
     }
-    return Structure(model).build(whole_arrays)
+    return Structure(model).build(arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

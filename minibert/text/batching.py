@@ -149,7 +149,7 @@ def plan_packed(lengths: Sequence[int], width: int, budget: int) -> list[Batch]:
     batches = []
     for start in range(0, len(packed), rows):
         some = packed[start : start + rows]
-        indices = np.concatenate([np.asarray(texts) for texts in some])
+        indices = np.concatenate(some)
         places = [(row, slot) for row, texts in enumerate(some) for slot in range(len(texts))]
         size = rows if start else min(rows, power_of_two(len(some)))
         batches.append(Batch(indices, size, width, np.asarray(places)))
@@ -164,17 +164,16 @@ def slots_of(width: int) -> int:
 def _rows(lengths: Sequence[int], width: int) -> list[list[int]]:
     """The texts of each row: the longest first, into the fullest row that has room."""
     rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(width + 1)]  # rows by the positions left
+    by_room: list[list[list[int]]] = [[] for _ in range(width + 1)]  # rows by the positions left
     for text in np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist():
         length = lengths[text]
-        room = next((room for room in range(length, width + 1) if by_room[room]), None)
-        if room is None:
-            rows.append([])
-            row, room = len(rows) - 1, width
-        else:
+        room = next((room for room in range(length, width) if by_room[room]), width)
+        if by_room[room]:
             row = by_room[room].pop()
-        rows[row].append(text)
-        if len(rows[row]) < slots_of(width):
+        else:
+            rows.append(row := [])
+        row.append(text)
+        if len(row) < slots_of(width):
             by_room[room - length].append(row)
     return rows
 
@@ -191,8 +190,7 @@ def packed_rows(
     """
     ids = np.full((batch.rows, batch.length), pad, np.int32)
     segments, ends = np.zeros_like(ids), np.zeros(batch.rows, np.int64)
-    places = [] if batch.places is None else batch.places.tolist()
-    for text, (row, slot) in zip(texts, places, strict=True):
+    for text, (row, slot) in zip(texts, np.asarray(batch.places).tolist(), strict=True):
         start, ends[row] = ends[row], ends[row] + len(text)
         ids[row, start : ends[row]] = text
         segments[row, start : ends[row]] = slot + 1
