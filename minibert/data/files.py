@@ -20,7 +20,7 @@ ROWS = 1024  # read at a time from a parquet file
 LONGEST_CELL = 2**31 - 1  # characters of a csv file's cell; the csv module's own limit is 2**17
 
 Item = TypeVar("Item")
-Row = tuple[list[Any], int]  # the values in the order of the columns; bytes or rows read so far
+Row = tuple[dict[str, Any], int]  # the values by column; bytes or rows read so far
 
 
 def kind_of(path: str, kinds: Mapping[str, str] = KINDS) -> str:
@@ -112,7 +112,7 @@ def _objects(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]
             raise InputError(f"{where}: not JSON ({reason})") from None
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected an object with {asked}, found {shown(row)}")
-        yield list(picked(row, columns, where).values()), done
+        yield picked(row, columns, where), done
 
 
 def picked(row: Mapping[Any, Any], columns: Iterable[str], where: str) -> dict[str, Any]:
@@ -141,14 +141,14 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
     number = 0  # the row being read; 0 is the header
     try:
         header = next(rows, [])
-        indices = [_column_index(path, column, header) for column in columns]
+        indices = {column: _column_index(path, column, header) for column in columns}
         number = 1
         for row in rows:
             if not row:
                 continue  # an empty line
             if len(row) != len(header):
                 raise csv.Error(f"expected {len(header)} cells, found {len(row)}")
-            yield [row[index] for index in indices], done
+            yield {column: row[index] for column, index in indices.items()}, done
             number += 1
     except csv.Error as reason:
         where = f"row {number}" if number else "its header"
@@ -183,10 +183,9 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
         row = 0
         try:
             for batch in table.iter_batches(ROWS, columns=list(columns)):
-                values = [batch.column(column).to_pylist() for column in columns]
-                for found in zip(*values, strict=True):
+                for found in batch.to_pylist():
                     row += 1
-                    yield list(found), row
+                    yield found, row
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as reason:
             raise InputError(f"{path}: damaged after row {row} ({shown(str(reason))})") from None
 
@@ -256,7 +255,9 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
         file = open(path, "rb")  # noqa: SIM115  # closed below
     with file:
         if kind == "txt":
-            texts = while_unchanged(path, file, _lines(path, file))
+            lines = decoded(path, file)
+            texts = ((line.removesuffix("\n").removesuffix("\r"), done) for line, done in lines)
+            texts = while_unchanged(path, file, texts)
             total = os.fstat(file.fileno()).st_size
         else:
             rows, total = read_rows(path, file, [column or "text"])
@@ -279,12 +280,7 @@ def read_text(path: str) -> str:
         raise InputError(f"{path}: byte {reason.start}: not UTF-8 ({reason.reason})") from None
 
 
-def _lines(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
-    for line, done in decoded(path, file):
-        yield line.removesuffix("\n").removesuffix("\r"), done
-
-
 def _texts(path: str, column: str, rows: Iterator[Row]) -> Iterator[Any]:
-    for number, ((value,), done) in enumerate(rows):
-        check_text(value, f"{place_of(path, number)}: {column}")
-        yield value, done
+    for number, (row, done) in enumerate(rows):
+        check_text(row[column], f"{place_of(path, number)}: {column}")
+        yield row[column], done

@@ -67,8 +67,8 @@ class Records(Sequence[dict[str, Any]]):
 def _read(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     kind_of(path, TABLES)
     with reading(path), open(path, "rb") as file:
-        for values, _ in read_rows(path, file, columns)[0]:
-            yield dict(zip(columns, values, strict=True))
+        for row, _ in read_rows(path, file, columns)[0]:
+            yield row
 
 
 def checked_text(value: Any, where: str) -> str:

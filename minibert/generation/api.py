@@ -5,7 +5,7 @@ rounded up, and runs it once: the loop is inside. The reference is `generate` of
 `generation/utils.py`; a row's tokens never depend on its padding or on its neighbours.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -90,9 +90,14 @@ def generate(
             follow a text.
         NotFiniteError: logits are NaN or infinite, and `remove_invalid_values` is off.
     """
-    encoder = (encoder_hidden_states, encoder_attention_mask)
     config, given, plan, treedef, arguments = _checked_call(
-        model, input_ids, attention_mask, encoder, key, generation_config, options
+        model,
+        input_ids,
+        attention_mask,
+        (encoder_hidden_states, encoder_attention_mask),
+        key,
+        generation_config,
+        options,
     )
     run, outcome = (beams.search, _best) if config.num_beams > 1 else (decoding.run, _written)
     output = outcome(program(run, treedef, plan)(*arguments), given, config)
@@ -120,9 +125,14 @@ def stream(
         InputError: as `generate` does; or there are beams, or records are asked for.
         NotFiniteError: as `generate` does, at the step at which it happens.
     """
-    encoder = (encoder_hidden_states, encoder_attention_mask)
     config, _, plan, treedef, arguments = _checked_call(
-        model, input_ids, attention_mask, encoder, key, generation_config, options
+        model,
+        input_ids,
+        attention_mask,
+        (encoder_hidden_states, encoder_attention_mask),
+        key,
+        generation_config,
+        options,
     )
     for name in ("num_beams", "output_scores", "output_logits"):
         if getattr(config, name) != (plain := DEFAULTS[name]):
@@ -131,12 +141,7 @@ def stream(
     return _tokens(begin, advance, arguments, config)
 
 
-def _tokens(
-    begin: Callable[..., Any],
-    advance: Callable[..., Any],
-    given: tuple[list[Any], Any, Any],
-    config: GenerationConfig,
-) -> Iterator[np.ndarray]:
+def _tokens(begin: Any, advance: Any, given: Any, config: GenerationConfig) -> Iterator[np.ndarray]:
     leaves, prompt, rules = given
     state, token, faults, more = begin(*given)
     while True:
@@ -232,8 +237,7 @@ def _given(
     words = as_array("input_ids", input_ids)
     if words.ndim != 2 or not words.size:
         raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
-    limit = model.config.vocab_size
-    ids = np.asarray(checked_indices("input_ids", words, limit, "vocab_size"))
+    ids = np.asarray(checked_indices("input_ids", words, model.config.vocab_size, "vocab_size"))
     if ragged:
         ids = np.where(real, ids, config.padding_id or 0)
     elif mask is None:
@@ -346,9 +350,10 @@ def _powers(steps: int, penalty: float) -> np.ndarray:
 
 
 def _key(key: Any) -> Any:
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
-    if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
+    known = isinstance(key, jax.Array | np.ndarray)
+    typed = known and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    raw = known and key.dtype == np.uint32 and key.ndim == 1
+    if not typed and not raw:
         found = "nothing" if key is None else shown(type(key).__name__)
         raise InputError(
             f"key: tokens are drawn: expected a random key, key=jax.random.key(0), found {found}"

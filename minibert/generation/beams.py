@@ -85,11 +85,6 @@ class Search(NamedTuple):
         """The beams' tokens, a row for each."""
         return self.running.tokens.reshape(-1, self.running.tokens.shape[2])
 
-    @property
-    def real(self) -> Bool[Array, "rows slots"]:
-        """True at the prompts' words and at every generated slot that the model has seen."""
-        return self.cache.mask
-
 
 def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     """Searches until no better text is to be expected."""
@@ -131,7 +126,7 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     """Looks at the likeliest continuations, keeps those that end, goes on with others."""
     batch, beams = state.running.scores.shape
     start = state.tokens.shape[1] - plan.steps
-    history = History(state.tokens, state.real, start, state.step, rules.limit)
+    history = History(state.tokens, state.cache.mask, start, state.step, rules.limit)
     likely = jax.nn.log_softmax(logits)
     scores = rules.sampling(rules.processors(likely, history))
     broken = faults(logits, scores, rules).reshape(batch, beams) == NOT_FINITE

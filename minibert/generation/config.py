@@ -122,8 +122,8 @@ class GenerationConfig:
 
     def __post_init__(self):
         given = _checked({name: getattr(self, name) for name in OPTIONS})
-        kept = {"unset": OPTIONS - given.keys(), "extra": FrozenDict(self.extra)}
-        assign(self, {**DEFAULTS, **given, **kept})
+        assign(self, {**DEFAULTS, **given})
+        assign(self, {"unset": OPTIONS - given.keys(), "extra": FrozenDict(self.extra)})
         if not self.use_cache:
             raise UnsupportedConfigError("use_cache: False is not implemented (only True)")
         if found := self._faults():
@@ -145,8 +145,8 @@ class GenerationConfig:
             refuse({name: _plain(value) for name, value in data.items()}, REFUSED)
             # in a file, `use_cache` is about speed in training; there is always a cache here
             named = OPTIONS - {"use_cache"}
-            extra = {name: value for name, value in data.items() if name not in named}
-            given = {name: value for name, value in data.items() if name in named}
+            extra = {name: data[name] for name in data if name not in named}
+            given = {name: data[name] for name in data if name in named}
             return cls(**_checked(given), extra=extra)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
@@ -161,7 +161,7 @@ class GenerationConfig:
             ConfigError, UnsupportedConfigError: as `from_dict`.
         """
         if not isinstance(data, Mapping):
-            raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
+            return cls.from_dict(data, where)  # which refuses it
         known = (OPTIONS | REFUSED.keys()) - MODELS_OWN
         given = {name: data[name] for name in known & data.keys() if data[name] is not None}
         if data.get("force_bos_token_to_be_generated"):
@@ -214,8 +214,9 @@ class GenerationConfig:
             ConfigError, UnsupportedConfigError: as `from_dict`, of the checkpoint's files.
         """
         if given is not None and not isinstance(given, GenerationConfig):
-            found = shown(given)
-            raise InputError(f"generation_config: expected a GenerationConfig, found {found}")
+            raise InputError(
+                f"generation_config: expected a GenerationConfig, found {shown(given)}"
+            )
         filled = cls.of_model(config, REFUSED.keys() & options.keys())
         if given is not None:
             fields = given._set_fields()
@@ -255,7 +256,7 @@ class GenerationConfig:
                 raise InputError(f"{name}: no option of generation{suggest(name, OPTIONS)}")
         refuse({name: _plain(value) for name, value in options.items()}, REFUSED)
         given = {name: options[name] for name in OPTIONS & options.keys()}
-        if "top_k" in given and given["top_k"] is None:
+        if given.get("top_k", 0) is None:
             given["top_k"] = 0  # in a file, null is the default
         try:
             config = self._with(given)
@@ -333,8 +334,12 @@ class GenerationConfig:
             after, factor = decay
             decay = together(np.int32(after), np.float32(math.log(factor)), end)
         return Processors(
-            **self._numbers("encoder_repetition_penalty", "repetition_penalty"),
-            **self._numbers("presence_penalty", "frequency_penalty"),
+            **self._numbers(
+                "encoder_repetition_penalty",
+                "repetition_penalty",
+                "presence_penalty",
+                "frequency_penalty",
+            ),
             sequence_bias=phrases(self.sequence_bias),
             no_repeat_ngram_size=_count(self.no_repeat_ngram_size),
             encoder_no_repeat_ngram_size=_count(self.encoder_no_repeat_ngram_size),
@@ -374,13 +379,16 @@ class GenerationConfig:
         return {n: None if v == DEFAULTS[n] else np.float32(v) for n, v in values.items()}
 
     def _check_ids(self, vocab_size: int) -> None:
-        named: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                *("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-                *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
-            )
-        }
+        names = (
+            "eos_token_id",
+            "pad_token_id",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "bad_words_ids",
+        )
+        named: dict[str, Any] = {name: getattr(self, name) for name in names}
         named["sequence_bias"] = [word for word, _ in self.sequence_bias or ()]
         named["forced_decoder_ids"] = [token for _, token in self.forced_decoder_ids or ()]
         for name, tokens in named.items():
@@ -402,7 +410,7 @@ class GenerationConfig:
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = getattr(self, name)
-            if forced is not None and {*ids(forced)} <= {*(self.suppress_tokens or ())}:
+            if forced is not None and {*ids(forced)} <= {*ids(self.suppress_tokens)}:
                 found.append(f"{name}: {forced}, but suppress_tokens has it too")
         return found
 
@@ -425,7 +433,7 @@ class GenerationConfig:
         if self.exponential_decay_length_penalty is not None and not self.end_ids:
             found.append("exponential_decay_length_penalty: given, but there is no eos_token_id")
         for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
-            if least in options and most in options and options[least] > options[most]:
+            if options.get(least, 0) > options.get(most, math.inf):
                 found.append(
                     f"{least}: {options[least]}, which is more than {most}, {options[most]}"
                 )
@@ -464,11 +472,11 @@ def _plain(value: Any) -> Any:
         value = value.items()
     elif not isinstance(value, list | tuple):
         return value
-    return tuple(_plain(part) for part in value)
+    return tuple(map(_plain, value))
 
 
 def _listed(value: Any) -> Any:
-    return [_listed(part) for part in value] if isinstance(value, tuple) else value
+    return list(map(_listed, value)) if isinstance(value, tuple) else value
 
 
 def ids(tokens: Any) -> tuple[int, ...]:

@@ -160,7 +160,7 @@ def read(model: Any, state: Any, plan: Plan) -> tuple[Any, Logits]:
     last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1, None]
     outputs = model(
         input_ids=last,
-        position_ids=model.base_model.positions(last, past=state.real.sum(axis=1)[:, None]),
+        position_ids=model.base_model.positions(last, past=state.cache.mask.sum(axis=1)[:, None]),
         past_key_values=state.cache,
         logits_to_keep=1,
     )

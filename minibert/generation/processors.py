@@ -225,7 +225,7 @@ def suppress(mask: Leaf, scores: Scores, history: History) -> Scores:
 def suppress_first(numbers: Leaf, scores: Scores, history: History) -> Scores:
     """Bans tokens as the first that is generated; or as the second, after a forced one."""
     mask, forced = numbers
-    first = jnp.where(forced & (history.prompt().sum(axis=1) <= 1), 1, 0)
+    first = forced & (history.prompt().sum(axis=1) <= 1)  # 0 or 1
     return _ban(scores, mask & (history.step == first)[:, None])
 
 
@@ -303,11 +303,11 @@ def phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | 
     biases = dict(pairs)
     rows = power_of_two(len(biases))
     tokens = np.zeros((rows, power_of_two(max(map(len, biases), default=1))), np.int32)
-    lengths, bias = np.ones(rows, np.int32), np.zeros(rows, np.float32)
+    found = Phrases(tokens, np.ones(rows, np.int32), np.zeros(rows, np.float32))
     for row, (phrase, value) in enumerate(biases.items()):
         tokens[row, -len(phrase) :] = phrase
-        lengths[row], bias[row] = len(phrase), value
-    return Phrases(tokens=tokens, lengths=lengths, bias=bias)
+        found.lengths[row], found.bias[row] = len(phrase), value
+    return found
 
 
 def placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
@@ -315,7 +315,7 @@ def placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndar
     if pairs is None:
         return None
     places = dict(pairs)
-    positions = np.full(power_of_two(len(places)), -1, np.int32)  # no text has that length
-    tokens = np.zeros_like(positions)
-    positions[: len(places)], tokens[: len(places)] = list(places), list(places.values())
-    return positions, tokens
+    found = np.full((2, power_of_two(len(places))), [[-1], [0]], np.int32)  # no text has length −1
+    for column, pair in enumerate(places.items()):
+        found[:, column] = pair
+    return found[0], found[1]

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float32, Int, Integer
 Leaf = Any
 Scores = Float32[Array, "rows vocab"]
 Kept = Bool[Array, "rows vocab"]
+Values = Float32[Array, "rows some"]
 
 TOP_H_CANDIDATES = 100  # the likeliest tokens, all that top-h looks at
 RANKED_FIRST = 1024  # the tokens that are sorted before all are
@@ -94,8 +95,9 @@ def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
     likely = jax.nn.softmax(scores)
 
     def keep(order: Array) -> Array:
-        lower = likely.at[jnp.arange(scores.shape[0])[:, None], order].set(0)
-        mass = _running_sum(jnp.take_along_axis(likely, order, axis=1), reverse=True)
+        lower = jnp.put_along_axis(likely, order, 0, axis=1, inplace=False)
+        ranked = jnp.take_along_axis(likely, order, axis=1)
+        mass = _running_sum(ranked[:, ::-1])[:, ::-1]
         kept = mass + lower.sum(axis=1, keepdims=True) > rest
         return kept | (jnp.arange(order.shape[1]) < least)
 
@@ -222,19 +224,17 @@ def _at(
     tokens: Integer[Array, "rows some"], kept: Bool[Array, "rows some"], scores: Scores
 ) -> Kept:
     """`kept` at the places of `tokens`, elsewhere False."""
-    rows = jnp.arange(scores.shape[0])[:, None]
-    return jnp.zeros(scores.shape, bool).at[rows, tokens].set(kept)
+    nowhere = jnp.zeros(scores.shape, bool)
+    return jnp.put_along_axis(nowhere, tokens, kept, axis=1, inplace=False)
 
 
-def _entropy_terms(scores: Float32[Array, "rows some"]) -> Float32[Array, "rows some"]:
+def _entropy_terms(scores: Values) -> Values:
     """Each token's part of the entropy, −p · log p."""
     logarithms = jax.nn.log_softmax(scores)
     return jnp.where(jnp.isfinite(logarithms), -jnp.exp(logarithms) * logarithms, 0)
 
 
-def _running_sum(
-    values: Float32[Array, "rows some"], reverse: bool = False
-) -> Float32[Array, "rows some"]:
+def _running_sum(values: Values) -> Values:
     """Cumulative sums along a row, rounded once, as PyTorch's on a CPU are.
 
     Each is kept as two numbers, the second what the first has lost to rounding (Knuth's TwoSum).
@@ -250,8 +250,6 @@ def _running_sum(
         lost = (sums[0] - (total - taken)) + (before[0] - taken)
         return total, lost + sums[1] + before[1]
 
-    values = values[:, ::-1] if reverse else values
     levels = (values.shape[1] - 1).bit_length()
     total, lost = lax.fori_loop(0, levels, add, (values, jnp.zeros_like(values)))
-    summed = total + lost
-    return summed[:, ::-1] if reverse else summed
+    return total + lost

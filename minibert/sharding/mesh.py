@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from minibert.core import fields
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.nn.tree import matching_paths, parameters
@@ -56,12 +57,11 @@ def check_rule(pattern: Any, rule: Any) -> None:
 
 def folded(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape, the parts that a rule names a dimension of it; None if the rule is not for it."""
-    at = next((at for at, part in enumerate(rule) if isinstance(part, int)), None)
-    if at is not None:
-        parts: Any = rule[at]
-        if at >= len(shape) or shape[at] % parts:
-            return None
-        shape = (*shape[:at], parts, shape[at] // parts, *shape[at + 1 :])
+    for at, parts in enumerate(rule):
+        if isinstance(parts, int):
+            if at >= len(shape) or shape[at] % parts:
+                return None
+            shape = (*shape[:at], parts, shape[at] // parts, *shape[at + 1 :])
     return shape if len(rule) == len(shape) else None
 
 
@@ -71,20 +71,23 @@ def spread(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> tuple[A
 
     Of equal products, the one on fewer dimensions; then the one that splits the longest.
     """
-    best: tuple[Any, tuple[Axes, ...]] = ((), ((),) * len(shape))
     sizes = dict(axes)
-    for places in itertools.product([None, *range(len(shape))], repeat=len(axes)):
-        given = tuple(
+
+    def given(places: tuple[int | None, ...]) -> tuple[Axes, ...]:
+        return tuple(
             tuple(axis for axis, place in zip(sizes, places, strict=True) if place == number)
             for number in range(len(shape))
         )
-        split = [math.prod(sizes[axis] for axis in some) for some in given]
-        touched = [n for n, parts in zip(shape, split, strict=True) if parts > 1]
-        merit = (math.prod(split), -len(touched), max(touched, default=0))
-        even = not any(n % parts for n, parts in zip(shape, split, strict=True))
-        if even and len(touched) <= 2 and merit > best[0]:
-            best = (merit, given)
-    return best[1]
+
+    def merit(given: tuple[Axes, ...]) -> tuple[int, int, int]:
+        parts = [math.prod(sizes[axis] for axis in some) for some in given]
+        touched = [n for n, count in zip(shape, parts, strict=True) if count > 1]
+        if len(touched) > 2 or any(n % count for n, count in zip(shape, parts, strict=True)):
+            return 0, 0, 0
+        return math.prod(parts), -len(touched), max(touched, default=0)
+
+    places = itertools.product([None, *range(len(shape))], repeat=len(axes))
+    return max(map(given, places), key=merit)
 
 
 class Partial(NamedTuple):
@@ -136,8 +139,7 @@ class Sharding:
         for pattern, rule in self.rules.items():
             check_rule(pattern, rule)
         # The partitioner's: no array of ours says its own.
-        mesh = self.mesh.update(axis_types=(AxisType.Auto,) * len(names))
-        object.__setattr__(self, "mesh", mesh)
+        fields.assign(self, {"mesh": self.mesh.update(axis_types=(AxisType.Auto,) * len(names))})
 
     @classmethod
     def of_devices(
@@ -167,17 +169,19 @@ class Sharding:
         devices = list(jax.devices() if devices is None else devices)
         parts = tuple(fsdp) if isinstance(fsdp, tuple | list) else (fsdp,)
         sizes = [whole("fsdp", size, 1) for size in parts] + [whole("tensor", tensor, 1)]
-        if not devices or len(devices) % math.prod(sizes):
+        count = math.prod(sizes)
+        if not devices or len(devices) % count:
             raise InputError(
-                f"fsdp × tensor: {' × '.join(map(str, sizes))} = {math.prod(sizes)}: expected a "
-                f"divisor of the number of devices, {len(devices)}"
+                f"fsdp × tensor: {' × '.join(map(str, sizes))} = {count}: expected a divisor of "
+                f"the number of devices, {len(devices)}"
             )
-        left = len(devices) // math.prod(sizes)
+        left = len(devices) // count
         if data is not None and whole("data", data, 1) != left:
             raise InputError(f"data: expected {left}, the devices that are left; found {data}")
-        shape = (left, *sizes)
-        axes = tuple(f"fsdp{number}" if number else "fsdp" for number in range(len(parts)))
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        axes = tuple(f"fsdp{number or ''}" for number in range(len(parts)))
+        grid = mesh_utils.create_device_mesh(
+            (left, *sizes), devices, allow_split_physical_axes=True
+        )
         mesh = Mesh(grid, ("data", *axes, "tensor"))
         return cls(mesh, data=("data",), fsdp=axes, tensor=("tensor",), rules=rules or {})
 
@@ -196,21 +200,18 @@ class Sharding:
                         f"rules: {shown(pattern)}: {shown(rule)} is not for {path}, of shape "
                         f"{shape}"
                     )
-        config = model.config
-        heads = getattr(config, config.name_of("num_attention_heads"))
-        rules = {**self.rules, **model.dimensions, **self.rules}
-        found = dataclasses.replace(self, rules=rules, heads=heads)
-        for path in arrays:
-            layer, _, name = path.rpartition(".")
-            bias = f"{layer}.bias"
-            if name == "kernel" and bias in arrays:
-                ours = found.shape(path, arrays[path].shape)
-                theirs = found.shape(bias, arrays[bias].shape)
-                if ours[1:] != theirs:
-                    raise InputError(
-                        f"rules: {path} would be kept as {ours}, its bias as {theirs}; give both "
-                        "a rule"
-                    )
+        found = dataclasses.replace(
+            self,
+            rules={**self.rules, **model.dimensions, **self.rules},
+            heads=model.config.num_attention_heads,
+        )
+        kept = {path: found.shape(path, array.shape) for path, array in arrays.items()}
+        for path, ours in kept.items():
+            theirs = kept.get(path.removesuffix("kernel") + "bias", ours[1:])
+            if path.endswith(".kernel") and ours[1:] != theirs:
+                raise InputError(
+                    f"rules: {path} would be kept as {ours}, its bias as {theirs}; give both a rule"
+                )
         return found
 
     def size(self, axes: Axes) -> int:
@@ -285,8 +286,11 @@ class Sharding:
         dimensions so that their product is the largest that divides.
         """
         used = self._used(path, shape)
-        free = [a for a in (*self.fsdp, *self.tensor) if a not in itertools.chain(*used)]
-        sizes = tuple((axis, self.mesh.shape[axis]) for axis in free if self.mesh.shape[axis] > 1)
+        sizes = tuple(
+            (axis, self.mesh.shape[axis])
+            for axis in (*self.fsdp, *self.tensor)
+            if axis not in itertools.chain(*used) and self.mesh.shape[axis] > 1
+        )
         rest = tuple(n // self.size(axes) for n, axes in zip(shape, used, strict=True))
         extra = spread(rest, sizes)
         return _spec(tuple((*a, *b) for a, b in zip(used, extra, strict=True)))

@@ -40,10 +40,9 @@ def _placed(sharding: Sharding, path: str, array: Any, shape: tuple[int, ...]) -
 
 def _split_rows(array: Array, where: NamedSharding) -> NamedSharding:
     """All that splits an array, splitting its first dimension, which reshaping leaves as it is."""
-    there, spec = array.sharding, PartitionSpec()
-    if isinstance(there, NamedSharding) and there.mesh == where.mesh:
-        spec = there.spec
-    axes = tuple(jax.tree.leaves(tuple(spec)))
+    there = array.sharding
+    alike = isinstance(there, NamedSharding) and there.mesh == where.mesh
+    axes = tuple(jax.tree.leaves(tuple(there.spec))) if alike else ()
     even = len(array) % math.prod(where.mesh.shape[axis] for axis in axes) == 0
     return NamedSharding(where.mesh, PartitionSpec(axes if even and axes else None))
 

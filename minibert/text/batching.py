@@ -95,15 +95,14 @@ def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
         if not 1 <= length <= longest:
             raise InputError(f"text {index}: {length} tokens; expected 1 to {longest}")
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        length = bucket(lengths[order[start]], longest)
+    batches: list[Batch] = []
+    while len(order):
+        length = bucket(lengths[order[0]], longest)
         rows = max(1, budget // length)
-        indices = order[start : start + rows]
+        indices, order = order[:rows], order[rows:]
         if not batches or batches[-1].length != length:
             rows = min(rows, power_of_two(len(indices)))
         batches.append(Batch(indices, rows, length))
-        start += rows
     return batches
 
 
@@ -191,9 +190,9 @@ def packed_rows(
     ids = np.full((batch.rows, batch.length), pad, np.int32)
     segments, ends = np.zeros_like(ids), np.zeros(batch.rows, np.int64)
     for text, (row, slot) in zip(texts, np.asarray(batch.places).tolist(), strict=True):
-        start, ends[row] = ends[row], ends[row] + len(text)
-        ids[row, start : ends[row]] = text
-        segments[row, start : ends[row]] = slot + 1
+        place = slice(ends[row], ends[row] + len(text))
+        ids[row, place], segments[row, place] = text, slot + 1
+        ends[row] += len(text)
     return ids, segments
 
 
