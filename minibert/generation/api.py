@@ -135,8 +135,9 @@ def stream(
         options,
     )
     for name in ("num_beams", "output_scores", "output_logits"):
-        if getattr(config, name) != (plain := DEFAULTS[name]):
-            raise InputError(f"{name}: a stream has none; expected {plain!r}, or use generate")
+        if getattr(config, name) != DEFAULTS[name]:
+            expected = f"expected {DEFAULTS[name]!r}, or use generate"
+            raise InputError(f"{name}: a stream has none; {expected}")
     begin, advance = program(_begin, treedef, plan), program(_advance, treedef, plan, donate=(1,))
     return _tokens(begin, advance, arguments, config)
 

@@ -122,8 +122,8 @@ class GenerationConfig:
 
     def __post_init__(self):
         given = _checked({name: getattr(self, name) for name in OPTIONS})
-        assign(self, {**DEFAULTS, **given})
-        assign(self, {"unset": OPTIONS - given.keys(), "extra": FrozenDict(self.extra)})
+        kept = {"unset": OPTIONS - given.keys(), "extra": FrozenDict(self.extra)}
+        assign(self, {**DEFAULTS, **given, **kept})
         if not self.use_cache:
             raise UnsupportedConfigError("use_cache: False is not implemented (only True)")
         if found := self._faults():
@@ -188,7 +188,7 @@ class GenerationConfig:
             read, data, where = cls.from_model_config, config.to_dict(), "config.json"
         else:
             read, data, where = cls.from_dict, config.generation, "generation_config.json"
-        found = read({n: v for n, v in data.items() if n not in without}, where)
+        found = read({name: data[name] for name in data if name not in without}, where)
         for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
             tokens = ids(getattr(found, name))
             known = tuple(token for token in tokens if token < config.vocab_size)
@@ -375,8 +375,10 @@ class GenerationConfig:
 
     def _numbers(self, *names: str) -> dict[str, Any]:
         """Returns fields as float32, None for those that have their defaults."""
-        values = {name: getattr(self, name) for name in names}
-        return {n: None if v == DEFAULTS[n] else np.float32(v) for n, v in values.items()}
+        return {
+            name: None if (value := getattr(self, name)) == DEFAULTS[name] else np.float32(value)
+            for name in names
+        }
 
     def _check_ids(self, vocab_size: int) -> None:
         names = (

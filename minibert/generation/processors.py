@@ -315,7 +315,7 @@ def placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndar
     if pairs is None:
         return None
     places = dict(pairs)
-    found = np.full((2, power_of_two(len(places))), [[-1], [0]], np.int32)  # no text has length −1
-    for column, pair in enumerate(places.items()):
-        found[:, column] = pair
-    return found[0], found[1]
+    positions = np.full(power_of_two(len(places)), -1, np.int32)  # no text has that length
+    tokens = np.zeros_like(positions)
+    positions[: len(places)], tokens[: len(places)] = list(places), list(places.values())
+    return positions, tokens

@@ -26,7 +26,6 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from minibert.core import fields
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.nn.tree import matching_paths, parameters
@@ -139,7 +138,8 @@ class Sharding:
         for pattern, rule in self.rules.items():
             check_rule(pattern, rule)
         # The partitioner's: no array of ours says its own.
-        fields.assign(self, {"mesh": self.mesh.update(axis_types=(AxisType.Auto,) * len(names))})
+        mesh = self.mesh.update(axis_types=(AxisType.Auto,) * len(names))
+        object.__setattr__(self, "mesh", mesh)
 
     @classmethod
     def of_devices(

@@ -22,8 +22,10 @@ def backend_of(tokenizer: Any) -> Any:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        found = shown(type(tokenizer).__name__)
-        raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
+        raise InputError(
+            "tokenizer: expected a fast one of transformers, found "
+            f"{shown(type(tokenizer).__name__)}"
+        )
     copy = type(backend).from_str(backend.to_str())
     copy.no_padding()
     copy.no_truncation()
