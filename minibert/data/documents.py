@@ -36,7 +36,11 @@ def read_documents(
         return {name: unwrapped(topics[name]).strip() for name in sorted(topics)}
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"source: expected a path, found {shown(source)}")
-    pairs = _folder(source) if os.path.isdir(source) else _table(source, title, text)
+    if os.path.isdir(source):
+        pairs = _folder(source)
+    else:
+        rows = Records(source, (title, text))
+        pairs = ((rows.text(i, title).strip(), rows.text(i, text)) for i in range(len(rows)))
     found: dict[str, str] = {}
     for name, words in pairs:
         number, unique = 1, name
@@ -60,20 +64,13 @@ def unwrapped(text: str) -> str:
     for line in map(str.rstrip, text.split("\n")):
         if line and RULING.fullmatch(line):
             continue
-        wrapped = line and width and width <= WIDTH < width + 1 + len(line.split()[0])
-        if wrapped:
+        if line and width and width <= WIDTH < width + 1 + len(line.split()[0]):
             space = "" if re.search(r"\w-$", lines[-1]) else " "
             lines[-1] += space + line.lstrip()
         else:
             lines.append(line)
         width = len(line)
     return "\n".join(lines)
-
-
-def _table(source: Any, title: str, text: str) -> Iterator[tuple[str, str]]:
-    records = Records(source, (title, text))
-    for index in range(len(records)):
-        yield records.text(index, title).strip(), records.text(index, text)
 
 
 def _folder(source: Any) -> Iterator[tuple[str, str]]:

@@ -2,11 +2,12 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import json
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from minibert.core.checks import check_text
@@ -14,11 +15,24 @@ from minibert.core.strict_json import unique_keys
 from minibert.errors import InputError, MinibertError, SourceError, reading, shown
 
 TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+KINDS = {".txt": "txt", **TABLES}
 ROWS = 1024  # read at a time from a parquet file
 LONGEST_CELL = 2**31 - 1  # characters of a csv file's cell; the csv module's own limit is 2**17
 
 Item = TypeVar("Item")
-Row = tuple[list[Any], int]  # the values in the order of the columns; bytes or rows read so far
+Row = tuple[dict[str, Any], int]  # the values by column; bytes or rows read so far
+
+
+def kind_of(path: str, kinds: Mapping[str, str] = KINDS) -> str:
+    """What a file holds, by its ending.
+
+    Raises:
+        SourceError: its ending is none of those of `kinds`.
+    """
+    kind = kinds.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise SourceError(f"{path}: expected a file that ends in {', '.join(kinds)}")
+    return kind
 
 
 def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterator[Row], int]:
@@ -30,12 +44,11 @@ def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterat
         InputError: at once or during the iteration: a column is missing, or a row is malformed.
         SourceError: a library is missing; or the file changes while it is read.
     """
-    kind = TABLES[os.path.splitext(path)[1].lower()]
-    total = os.fstat(file.fileno()).st_size
+    kind, total = kind_of(path, TABLES), os.fstat(file.fileno()).st_size
     if kind == "parquet":
         rows, total = _parquet(path, file, columns)
     else:
-        rows = _objects(path, file, columns) if kind == "jsonl" else _csv(path, file, columns)
+        rows = (_objects if kind == "jsonl" else _csv)(path, file, columns)
     return while_unchanged(path, file, rows), total
 
 
@@ -99,10 +112,20 @@ def _objects(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]
             raise InputError(f"{where}: not JSON ({reason})") from None
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected an object with {asked}, found {shown(row)}")
-        for column in columns:
-            if column not in row:
-                raise InputError(f"{where}: no column {column!r}; it has {shown(sorted(row))}")
-        yield [row[column] for column in columns], done
+        yield picked(row, columns, where), done
+
+
+def picked(row: Mapping[Any, Any], columns: Iterable[str], where: str) -> dict[str, Any]:
+    """Some columns of a row.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    for column in columns:
+        if column not in row:
+            found = shown(sorted(map(str, row)))
+            raise InputError(f"{where}: no column {column!r}; it has {found}")
+    return {column: row[column] for column in columns}
 
 
 def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
@@ -118,14 +141,14 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
     number = 0  # the row being read; 0 is the header
     try:
         header = next(rows, [])
-        indices = [_column_index(path, column, header) for column in columns]
+        indices = {column: _column_index(path, column, header) for column in columns}
         number = 1
         for row in rows:
             if not row:
                 continue  # an empty line
             if len(row) != len(header):
                 raise csv.Error(f"expected {len(header)} cells, found {len(row)}")
-            yield [row[index] for index in indices], done
+            yield {column: row[index] for column, index in indices.items()}, done
             number += 1
     except csv.Error as reason:
         where = f"row {number}" if number else "its header"
@@ -160,47 +183,50 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
         row = 0
         try:
             for batch in table.iter_batches(ROWS, columns=list(columns)):
-                values = [batch.column(column).to_pylist() for column in columns]
-                for found in zip(*values, strict=True):
+                for found in batch.to_pylist():
                     row += 1
-                    yield list(found), row
+                    yield found, row
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as reason:
             raise InputError(f"{path}: damaged after row {row} ({shown(str(reason))})") from None
 
     return rows(), table.metadata.num_rows
 
 
-KINDS = {".txt": "txt", **TABLES}
 BLOCK = 1 << 20  # bytes that are read at once of a whole file
 
 
+@dataclasses.dataclass(eq=False)
 class TextFile:
     """An open file of texts; iterate over it once.
 
     Attributes:
         path: where it is.
+        kind: what it is: "txt", "jsonl", "csv" or "parquet".
+        texts: each with what has been read of the file by then.
         total: its size, in bytes or, of a parquet file, in rows.
         done: how much of that has been read.
     """
 
-    def __init__(self, path: str, kind: str, texts: Iterator[tuple[str, int]], total: int):
-        self.path, self.total, self.done = path, total, 0
-        self._kind, self._texts = kind, texts
+    path: str
+    kind: str
+    texts: Iterator[tuple[str, int]]
+    total: int
+    done: int = 0
 
     def __iter__(self) -> Iterator[str]:
         with reading(self.path):
-            for text, done in self._texts:
+            for text, done in self.texts:
                 self.done = done
                 yield text
 
     def place(self, row: int) -> str:
         """Where in the file text number `row` is, for a message; counted from 1, as editors do."""
-        return place_of(self.path, self._kind, row)
+        return place_of(self.path, row)
 
 
-def place_of(path: str, kind: str, row: int) -> str:
+def place_of(path: str, row: int) -> str:
     """Where in a file row number `row` is, for a message; counted from 1, as editors do."""
-    return f"{path}: {'line' if kind in ('txt', 'jsonl') else 'row'} {row + 1}"
+    return f"{path}: {'line' if kind_of(path) in ('txt', 'jsonl') else 'row'} {row + 1}"
 
 
 @contextlib.contextmanager
@@ -222,22 +248,21 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
         raise SourceError("-: standard input does not say what it holds; give a file")
     if column is not None and not (isinstance(column, str) and column):
         raise InputError(f"column: expected a name, found {shown(column)}")
-    kind = KINDS.get(os.path.splitext(path)[1].lower())
-    if kind is None:
-        raise SourceError(f"{path}: expected a file that ends in {', '.join(KINDS)}")
+    kind = kind_of(path)
     if kind == "txt" and column is not None:
         raise InputError(f"column: {path} has no columns, a line is a text")
     with reading(path):
         file = open(path, "rb")  # noqa: SIM115  # closed below
     with file:
         if kind == "txt":
-            lines = while_unchanged(path, file, _lines(path, file))
-            yield TextFile(path, kind, lines, os.fstat(file.fileno()).st_size)
+            lines = decoded(path, file)
+            texts = ((line.removesuffix("\n").removesuffix("\r"), done) for line, done in lines)
+            texts = while_unchanged(path, file, texts)
+            total = os.fstat(file.fileno()).st_size
         else:
-            column = "text" if column is None else column
-            rows, total = read_rows(path, file, [column])
-            place = functools.partial(place_of, path, kind)
-            yield TextFile(path, kind, _texts(place, column, rows), total)
+            rows, total = read_rows(path, file, [column or "text"])
+            texts = _texts(path, column or "text", rows)
+        yield TextFile(path, kind, texts, total)
 
 
 def read_text(path: str) -> str:
@@ -255,13 +280,7 @@ def read_text(path: str) -> str:
         raise InputError(f"{path}: byte {reason.start}: not UTF-8 ({reason.reason})") from None
 
 
-def _lines(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
-    for line, done in decoded(path, file):
-        yield line.removesuffix("\n").removesuffix("\r"), done
-
-
-def _texts(place: Callable[[int], str], column: str, rows: Iterator[Row]) -> Iterator[Any]:
-    for number, ((value,), done) in enumerate(rows):
-        where = f"{place(number)}: {column}"
-        check_text(value, where)
-        yield value, done
+def _texts(path: str, column: str, rows: Iterator[Row]) -> Iterator[Any]:
+    for number, (row, done) in enumerate(rows):
+        check_text(row[column], f"{place_of(path, number)}: {column}")
+        yield row[column], done

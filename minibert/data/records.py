@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minibert.core.checks import check_text, elements
-from minibert.data.files import KINDS, TABLES, open_texts, place_of, read_rows
-from minibert.errors import InputError, SourceError, reading, shown
+from minibert.data.files import TABLES, kind_of, open_texts, picked, place_of, read_rows
+from minibert.errors import InputError, reading, shown
 
 ROWS = 'pass its rows, such as table.to_dict("records") of pandas or table.to_pylist() of pyarrow'
 
@@ -31,11 +31,8 @@ class Records(Sequence[dict[str, Any]]):
                 raise InputError(f"column: expected a name, found {shown(column)}")
         columns = list(dict.fromkeys(columns))
         self._path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        self._kind = ""
-        if self._path is None:
-            self._rows = list(self._given(source, columns))
-        else:
-            self._rows = list(self._read(self._path, columns))
+        read = self._given(source, columns) if self._path is None else _read(self._path, columns)
+        self._rows = list(read)
         if not self._rows:
             raise InputError(f"{self._path or 'records'}: there are none")
 
@@ -47,9 +44,7 @@ class Records(Sequence[dict[str, Any]]):
 
     def where(self, index: int, column: str = "") -> str:
         """Returns the name of a record, or of its value in a column, for messages."""
-        named = f"record {index}"
-        if self._path is not None:
-            named = place_of(self._path, self._kind, index)
+        named = f"record {index}" if self._path is None else place_of(self._path, index)
         return f"{named}: {column}" if column else named
 
     def text(self, index: int, column: str) -> str:
@@ -63,26 +58,17 @@ class Records(Sequence[dict[str, Any]]):
     def _given(self, source: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         rows = elements("records", source, expected="a path or mappings", table=ROWS)
         for index, row in enumerate(rows):
-            yield self._picked(index, row, columns)
+            where = self.where(index)
+            if not isinstance(row, Mapping):
+                raise InputError(f"{where}: expected values by column, found {shown(row)}")
+            yield picked(row, columns, where)
 
-    def _picked(self, index: int, row: Any, columns: Sequence[str]) -> dict[str, Any]:
-        if not isinstance(row, Mapping):
-            raise InputError(f"{self.where(index)}: expected values by column, found {shown(row)}")
-        for column in columns:
-            if column not in row:
-                found = shown(sorted(map(str, row)))
-                raise InputError(f"{self.where(index)}: no column {column!r}; it has {found}")
-        return {column: row[column] for column in columns}
 
-    def _read(self, path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        kind = TABLES.get(os.path.splitext(path)[1].lower())
-        if kind is None:
-            raise SourceError(f"{path}: expected a file that ends in {', '.join(TABLES)}")
-        self._kind = kind
-        with reading(path), open(path, "rb") as file:
-            rows, _ = read_rows(path, file, columns)
-            for values, _ in rows:
-                yield dict(zip(columns, values, strict=True))
+def _read(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    kind_of(path, TABLES)
+    with reading(path), open(path, "rb") as file:
+        for row, _ in read_rows(path, file, columns)[0]:
+            yield row
 
 
 def checked_text(value: Any, where: str) -> str:
@@ -111,13 +97,10 @@ def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
     """
     texts, places = [], []
     if isinstance(source, str | os.PathLike):
-        path = os.fspath(source)
-        kind = KINDS.get(os.path.splitext(path)[1].lower())
-        unit = "line" if kind in ("txt", "jsonl") else "row"
-        with open_texts(path, column) as opened:
-            for number, text in enumerate(opened, start=1):
-                if text.strip() or kind != "txt":
-                    places.append(f"{path}: {unit} {number}")
+        with open_texts(os.fspath(source), column) as opened:
+            for number, text in enumerate(opened):
+                if text.strip() or opened.kind != "txt":
+                    places.append(opened.place(number))
                     texts.append(checked_text(text, places[-1]))
     else:
         given = elements("texts", source, expected="a path or texts")
@@ -126,7 +109,7 @@ def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
         for index, text in enumerate(given):
             places.append(f"text {index}")
             texts.append(checked_text(text, places[-1]))
+        source = "texts"
     if not texts:
-        named = source if isinstance(source, str | os.PathLike) else "texts"
-        raise InputError(f"{named}: there are none")
+        raise InputError(f"{source}: there are none")
     return texts, places

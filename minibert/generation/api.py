@@ -5,8 +5,8 @@ rounded up, and runs it once: the loop is inside. The reference is `generate` of
 `generation/utils.py`; a row's tokens never depend on its padding or on its neighbours.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.core
@@ -17,56 +17,14 @@ from jax import Array
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation import beams, decoding
-from minibert.generation.config import GenerationConfig
+from minibert.generation.config import DEFAULTS, GenerationConfig
 from minibert.generation.decoding import Plan, Prompt, Rules
 from minibert.models.compilation import program
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
+from minibert.text.batching import power_of_two
 
 SHORTEST = 16
-
-
-class Prompts(NamedTuple):
-    """Prompts and what is asked of them.
-
-    Attributes:
-        ids: `(batch, seq)` words, padded on the left.
-        mask: `(batch, seq)`, True at words and False at padding.
-        limit: how many tokens to generate.
-        encoder: an encoder's states `(batch, encoder_seq, hidden)` and their padding mask
-            `(batch, 1, 1, encoder_seq)`; None for what is not given.
-    """
-
-    ids: np.ndarray
-    mask: np.ndarray
-    limit: int = 0
-    encoder: tuple[Any, Any] = (None, None)
-
-    def padded(self, positions: int) -> Prompt:
-        """The prompts, and an encoder's states, in one of few lengths, so that programs are few.
-
-        Args:
-            positions: how many the model has.
-        """
-        words = self.mask.any(axis=0)
-        ids, mask = self.ids[:, words].astype(np.int32), self.mask[:, words]
-        seq = ids.shape[1]
-        more = ((0, 0), (max(min(rounded_up(seq), positions), seq) - seq, 0))
-        return Prompt(np.pad(ids, more), np.pad(mask, more), *self._padded_encoder())
-
-    def _padded_encoder(self) -> tuple[Any, Any]:
-        if self.encoder[0] is None:
-            return None, None
-        states, mask = np.asarray(self.encoder[0]), self.encoder[1]
-        batch, seq, _ = states.shape
-        mask = np.ones((batch, seq), bool) if mask is None else np.asarray(mask)[:, 0, 0]
-        more = rounded_up(seq) - seq
-        return np.pad(states, ((0, 0), (0, more), (0, 0))), np.pad(mask, ((0, 0), (0, more)))
-
-    def continued(self, texts: np.ndarray) -> np.ndarray:
-        """The prompts as they were given, with texts behind them; several for each prompt."""
-        copies = len(texts) // len(self.ids)
-        return np.concatenate([np.repeat(self.ids, copies, axis=0), texts], axis=1, dtype=np.int32)
 
 
 def rounded_up(length: int) -> int:
@@ -77,72 +35,19 @@ def rounded_up(length: int) -> int:
     return size
 
 
-def prompts(
-    input_ids: Any, attention_mask: Any, config: GenerationConfig, vocab_size: int
-) -> Prompts:
-    """Checks prompts.
-
-    Raises:
-        InputError: they are no words, empty, all padding, or padded on the right.
-    """
-    ragged = _ragged(input_ids)
-    if ragged and attention_mask is not None:
-        raise InputError(
-            "attention_mask: expected none, as input_ids has rows of different lengths, which are "
-            "padded for you"
-        )
-    if ragged:
-        input_ids, room = _padded_on_the_left(input_ids)
-    words = as_array("input_ids", input_ids)
-    if words.ndim != 2 or not words.size:
-        raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
-    ids = np.asarray(checked_indices("input_ids", words, vocab_size, "vocab_size"))
-    if ragged:
-        ids = np.where(room, ids, config.padding_id or 0)
-    if attention_mask is None:
-        mask = room if ragged else np.ones(ids.shape, bool)
-        if config.pad_token_id is not None and config.pad_token_id not in config.end_ids:
-            mask = mask & (ids != config.pad_token_id)
-    else:
-        given = checked_zeros_and_ones("attention_mask", attention_mask)
-        mask = np.asarray(shaped("attention_mask", given, [ids.shape])).astype(bool)
-    for row, real in enumerate(mask):
-        if not real.any():
-            raise InputError(f"input_ids: row {row} is all padding; expected a prompt")
-        if not real[-1]:
-            raise InputError(f"attention_mask: row {row} ends in padding; pad on the left")
-    return Prompts(ids, mask)
-
-
-def _ragged(input_ids: Any) -> bool:
-    rows = isinstance(input_ids, list | tuple) and len(input_ids) > 0
-    if not rows or not all(isinstance(row, Sequence | np.ndarray) for row in input_ids):
-        return False
-    return len({len(row) for row in input_ids}) > 1
-
-
-def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    arrays = [as_array("input_ids", row) for row in rows]
-    width = max(map(len, arrays))
-    for number, row in enumerate(arrays):
-        if row.ndim != 1 or not row.size:
-            raise InputError(
-                f"input_ids: row {number}: expected words, found {shown(rows[number])}"
-            )
-        if not np.issubdtype(row.dtype, np.integer):
-            raise InputError(f"input_ids: expected integers, found {row.dtype}")
-    ids = np.zeros((len(arrays), width), np.int64)
-    mask = np.zeros((len(arrays), width), bool)
-    for number, row in enumerate(arrays):
-        ids[number, width - len(row) :], mask[number, width - len(row) :] = row, True
-    return ids, mask
-
-
 # Options that can leave a text without a next token.
 BANS = (
-    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"),
-    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
-    *("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "forced_decoder_ids",
 )
 
 
@@ -185,19 +90,17 @@ def generate(
             follow a text.
         NotFiniteError: logits are NaN or infinite, and `remove_invalid_values` is off.
     """
-    config = _config(model, generation_config, options)
-    encoder = (encoder_hidden_states, encoder_attention_mask)
-    leaves, treedef = jax.tree.flatten(model)
-    _refuse_traced(leaves, input_ids, attention_mask, key, encoder)
-    given = _given(model, input_ids, attention_mask, config, encoder)
-    plan, rules, prompt = _prepare(model, given, config, key)
-    if config.num_beams > 1:
-        found = program(beams.search, treedef, plan)(leaves, prompt, rules)
-        output = _best(found, given, config)
-    else:
-        output = _written(
-            program(decoding.run, treedef, plan)(leaves, prompt, rules), given, config
-        )
+    config, given, plan, treedef, arguments = _checked_call(
+        model,
+        input_ids,
+        attention_mask,
+        (encoder_hidden_states, encoder_attention_mask),
+        key,
+        generation_config,
+        options,
+    )
+    run, outcome = (beams.search, _best) if config.num_beams > 1 else (decoding.run, _written)
+    output = outcome(program(run, treedef, plan)(*arguments), given, config)
     return output if config.return_dict_in_generate else output.sequences
 
 
@@ -222,60 +125,54 @@ def stream(
         InputError: as `generate` does; or there are beams, or records are asked for.
         NotFiniteError: as `generate` does, at the step at which it happens.
     """
-    config = _config(model, generation_config, options)
-    for name, plain in (("num_beams", 1), ("output_scores", False), ("output_logits", False)):
-        if getattr(config, name) != plain:
-            raise InputError(f"{name}: a stream has none; expected {plain!r}, or use generate")
-    encoder = (encoder_hidden_states, encoder_attention_mask)
-    leaves, treedef = jax.tree.flatten(model)
-    _refuse_traced(leaves, input_ids, attention_mask, key, encoder)
-    given = _given(model, input_ids, attention_mask, config, encoder)
-    plan, rules, prompt = _prepare(model, given, config, key)
+    config, _, plan, treedef, arguments = _checked_call(
+        model,
+        input_ids,
+        attention_mask,
+        (encoder_hidden_states, encoder_attention_mask),
+        key,
+        generation_config,
+        options,
+    )
+    for name in ("num_beams", "output_scores", "output_logits"):
+        if getattr(config, name) != DEFAULTS[name]:
+            expected = f"expected {DEFAULTS[name]!r}, or use generate"
+            raise InputError(f"{name}: a stream has none; {expected}")
     begin, advance = program(_begin, treedef, plan), program(_advance, treedef, plan, donate=(1,))
-    return _tokens(begin, advance, (leaves, prompt, rules), config)
+    return _tokens(begin, advance, arguments, config)
 
 
-def _tokens(
-    begin: Callable[..., Any],
-    advance: Callable[..., Any],
-    given: tuple[list[Any], Any, Any],
-    config: GenerationConfig,
-) -> Iterator[np.ndarray]:
-    leaves, _, rules = given
+def _tokens(begin: Any, advance: Any, given: Any, config: GenerationConfig) -> Iterator[np.ndarray]:
+    leaves, prompt, rules = given
     state, token, faults, more = begin(*given)
-    _check_rows(faults, config)
-    yield np.asarray(token)
-    while more:
-        state, token, faults, more = advance(leaves, state, rules)
-        _check_rows(faults, config)
+    while True:
+        _check_rows(faults, len(prompt.ids), config)
         yield np.asarray(token)
+        if not more:
+            return
+        state, token, faults, more = advance(leaves, state, rules)
 
 
-def _check_rows(faults: Any, config: GenerationConfig) -> None:
-    """Raises an error if a row has no next token, `(batch × num_return_sequences,)`."""
+def _check_rows(faults: Any, batch: int, config: GenerationConfig) -> None:
+    """Raises an error if a row has no next token; there are as many rows for each prompt."""
     faults = np.asarray(faults)
     if not faults.any():
         return
     row = int(np.flatnonzero(faults)[0])
-    prompt = row // config.num_return_sequences
+    prompt = row * batch // len(faults)
     if faults[row] == decoding.NOT_FINITE:
-        _raise_not_finite(prompt)
+        raise NotFiniteError(
+            f"model: its logits for row {prompt} of input_ids are not finite; a weight is NaN or "
+            "infinite, or a number became too large for the dtype in which the model computes"
+        )
     raise InputError(
         f"input_ids: row {prompt}: no token is left to follow its text, as the options ban all of "
         f"them ({_bans(config)}); ban fewer, or generate fewer tokens"
     )
 
 
-def _raise_not_finite(prompt: int) -> NoReturn:
-    raise NotFiniteError(
-        f"model: its logits for row {prompt} of input_ids are not finite; a weight is NaN or "
-        "infinite, or a number became too large for the dtype in which the model computes"
-    )
-
-
 def _bans(config: GenerationConfig) -> str:
-    default = GenerationConfig()
-    return ", ".join(n for n in BANS if getattr(config, n) != getattr(default, n))
+    return ", ".join(name for name in BANS if getattr(config, name) != DEFAULTS[name])
 
 
 def _begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> tuple[Any, ...]:
@@ -291,73 +188,158 @@ def _streamed(state: decoding.State, rules: Rules, plan: Plan) -> tuple[Any, ...
     return state, token, state.faults, decoding.unfinished(state, rules)
 
 
-def _config(model: Any, given: Any, options: dict[str, Any]) -> GenerationConfig:
-    """Returns the config of a call; see `GenerationConfig.of_call`."""
+def _checked_call(
+    model: Any,
+    input_ids: Any,
+    attention_mask: Any,
+    encoder: tuple[Any, Any],
+    key: Any,
+    generation_config: Any,
+    options: dict[str, Any],
+) -> tuple[GenerationConfig, Prompt, Plan, Any, tuple[list[Any], Prompt, Rules]]:
+    """Returns what a call asks for: config, prompts, a program's plan and what it is run with."""
     if not getattr(model, "generates", False):
         raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
     if not model.config.is_decoder:
         raise InputError("model: only a decoder generates, and config.is_decoder is off")
-    return GenerationConfig.of_call(model.config, given, options)
-
-
-def _refuse_traced(*arguments: Any) -> None:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+    config = GenerationConfig.of_call(model.config, generation_config, options)
+    leaves, treedef = jax.tree.flatten(model)
+    arrays = jax.tree.leaves((leaves, input_ids, attention_mask, encoder, key))
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
         raise InputError(
             "generate, stream: they compile programs of their own and answer in NumPy's arrays; "
             "expected a call outside jax.jit, found traced arguments"
         )
+    given = _given(model, input_ids, attention_mask, config, encoder)
+    plan, rules, prompt = _prepare(model, given, config, key)
+    return config, given, plan, treedef, (leaves, prompt, rules)
 
 
 def _given(
     model: Any, input_ids: Any, mask: Any, config: GenerationConfig, encoder: tuple[Any, Any]
-) -> Prompts:
-    """The prompts, and how many tokens to generate: no more than the model has positions for."""
-    given = prompts(input_ids, mask, config, model.config.vocab_size)
+) -> Prompt:
+    """The prompts as they are given, and an encoder's states, checked.
+
+    Raises:
+        InputError: the prompts are no words, empty, all padding, or padded on the right; or the
+            states are wrong.
+    """
+    ragged = isinstance(input_ids, list | tuple) and all(
+        isinstance(row, Sequence | np.ndarray) for row in input_ids
+    )
+    ragged = ragged and len(set(map(len, input_ids))) > 1
+    if ragged and mask is not None:
+        raise InputError(
+            "attention_mask: expected none, as input_ids has rows of different lengths, which are "
+            "padded for you"
+        )
+    if ragged:
+        input_ids, real = _padded_on_the_left(input_ids)
+    words = as_array("input_ids", input_ids)
+    if words.ndim != 2 or not words.size:
+        raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
+    ids = np.asarray(checked_indices("input_ids", words, model.config.vocab_size, "vocab_size"))
+    if ragged:
+        ids = np.where(real, ids, config.padding_id or 0)
+    elif mask is None:
+        real = np.ones(ids.shape, bool)
+    else:
+        zeros_and_ones = checked_zeros_and_ones("attention_mask", mask)
+        real = np.asarray(shaped("attention_mask", zeros_and_ones, [ids.shape])).astype(bool)
+    pad = config.pad_token_id
+    if mask is None and pad is not None and pad not in config.end_ids:
+        real = real & (ids != pad)
+    for number, row in enumerate(real):
+        if not row.any():
+            raise InputError(f"input_ids: row {number} is all padding; expected a prompt")
+        if not row[-1]:
+            raise InputError(f"attention_mask: row {number} ends in padding; pad on the left")
     if any(part is not None for part in encoder):
-        encoder = encoder_inputs(model.config, *encoder, len(given.ids))
-    positions = model.config.max_tokens
-    limit = config.limit(given.ids.shape[1], positions, model.config.max_tokens_name)
+        encoder = encoder_inputs(model.config, *encoder, len(ids))
+    return Prompt(ids, real, *encoder)
+
+
+def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    arrays = [as_array("input_ids", row) for row in rows]
+    for number, row in enumerate(arrays):
+        if row.ndim != 1 or not row.size:
+            raise InputError(
+                f"input_ids: row {number}: expected words, found {shown(rows[number])}"
+            )
+        if not np.issubdtype(row.dtype, np.integer):
+            raise InputError(f"input_ids: expected integers, found {row.dtype}")
+    lengths = np.array([[len(row)] for row in arrays])
+    mask = np.arange(lengths.max()) >= lengths.max() - lengths
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate(arrays)
+    return ids, mask
+
+
+def _prepare(
+    model: Any, given: Prompt, config: GenerationConfig, key: Any
+) -> tuple[Plan, Rules, Prompt]:
+    """What the program is, what it is run with, and what it continues.
+
+    Raises:
+        InputError: the model has too few positions; or an option is wrong for it, or the key.
+    """
+    vocab, beamed = model.config.vocab_size, config.num_beams > 1
+    positions, name = model.config.max_tokens, model.config.max_tokens_name
+    limit = config.limit(given.ids.shape[1], positions, name)
     longest = int(given.mask.sum(axis=1).max())
     if longest + limit > positions:
         raise InputError(
             f"input_ids: a prompt of {longest} tokens and {limit} new ones are {longest + limit}; "
-            f"expected at most {positions} ({model.config.max_tokens_name})"
+            f"expected at most {positions} ({name})"
         )
-    return given._replace(limit=limit, encoder=encoder)
-
-
-def _prepare(
-    model: Any, given: Prompts, config: GenerationConfig, key: Any
-) -> tuple[Plan, Rules, Prompt]:
-    """What the program is, what it is run with, and what it continues."""
-    vocab, beamed = model.config.vocab_size, config.num_beams > 1
-    processors = config.processors(vocab)
-    plan = Plan(
-        steps=rounded_up(given.limit),
-        copies=config.num_beams if beamed else config.num_return_sequences,
-        sampled=config.do_sample,
-        scores=config.output_scores,
-        logits=config.output_logits,
-        candidates=_candidates(config, vocab) if beamed else 0,
-        early_stopping=config.early_stopping if beamed else False,
-    )
+    steps = rounded_up(limit)
     rules = Rules(
-        processors=processors,
+        processors=config.processors(vocab),
         sampling=config.sampling(),
         ends=np.isin(np.arange(vocab), config.end_ids),
         pad=np.int32(config.padding_id or 0),
-        limit=np.int32(given.limit),
+        limit=np.int32(limit),
         key=_key(key) if config.do_sample else None,
-        powers=_powers(plan.steps, config.length_penalty) if beamed else None,
+        powers=_powers(steps, config.length_penalty) if beamed else None,
     )
-    return plan, rules, given.padded(model.config.max_tokens)
+    plan = Plan(
+        steps=steps,
+        copies=config.num_beams if beamed else config.num_return_sequences,
+        sampled=config.do_sample,
+        records=tuple(n for n in ("scores", "logits") if getattr(config, f"output_{n}")),
+        candidates=_candidates(config, vocab) if beamed else 0,
+        early_stopping=config.early_stopping if beamed else False,
+    )
+    return plan, rules, _padded(given, positions)
+
+
+def _padded(given: Prompt, positions: int) -> Prompt:
+    """Prompts, and an encoder's states, in one of few lengths, so that programs are few.
+
+    Args:
+        given: the prompts; of the states' padding mask, `(batch, 1, 1, encoder_seq)` or None.
+        positions: how many the model has.
+    """
+    words = given.mask.any(axis=0)
+    seq = int(words.sum())
+    before = ((0, 0), (max(min(rounded_up(seq), positions) - seq, 0), 0))
+    ids = np.pad(given.ids[:, words].astype(np.int32), before)
+    mask = np.pad(given.mask[:, words], before)
+    states, seen = given.encoder_hidden_states, given.encoder_attention_mask
+    if states is not None:
+        states = np.asarray(states)
+        batch, seq, _ = states.shape
+        seen = np.ones((batch, seq), bool) if seen is None else np.asarray(seen)[:, 0, 0]
+        behind = ((0, 0), (0, rounded_up(seq) - seq))
+        states, seen = np.pad(states, (*behind, (0, 0))), np.pad(seen, behind)
+    return Prompt(ids, mask, states, seen)
 
 
 def _candidates(config: GenerationConfig, vocab: int) -> int:
     """How many continuations to look at, so that enough can go on if the best of them end."""
     ways = max(2, 1 + len(config.end_ids))
     if not config.do_sample:  # more of them change nothing then, and few numbers make few programs
-        ways = 1 << (ways - 1).bit_length()
+        ways = power_of_two(ways)
     return config.num_beams * min(ways, vocab)
 
 
@@ -369,9 +351,10 @@ def _powers(steps: int, penalty: float) -> np.ndarray:
 
 
 def _key(key: Any) -> Any:
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
-    if not ((typed and key.ndim == 0) or (raw and key.ndim == 1)):
+    known = isinstance(key, jax.Array | np.ndarray)
+    typed = known and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    raw = known and key.dtype == np.uint32 and key.ndim == 1
+    if not typed and not raw:
         found = "nothing" if key is None else shown(type(key).__name__)
         raise InputError(
             f"key: tokens are drawn: expected a random key, key=jax.random.key(0), found {found}"
@@ -379,44 +362,46 @@ def _key(key: Any) -> Any:
     return key
 
 
-def _written(done: decoding.Written, given: Prompts, config: GenerationConfig) -> GenerateOutput:
-    _check_rows(done.faults, config)
+def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> GenerateOutput:
+    _check_rows(done.faults, len(given.ids), config)
     steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
-    log_probs = np.array(done.log_probs)[:, :steps]
     return GenerateOutput(
-        sequences=given.continued(np.asarray(done.tokens)[:, start : start + steps]),
-        log_probs=log_probs,
-        **_records(done.records, steps),
+        sequences=_continued(given, np.asarray(done.tokens)[:, start : start + steps]),
+        log_probs=np.array(done.log_probs)[:, :steps],
+        **_by_step(done.records, steps),
     )
 
 
-def _best(found: beams.Found, given: Prompts, config: GenerationConfig) -> GenerateOutput:
+def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> GenerateOutput:
+    several = config.num_return_sequences
+
     def best(texts: Array) -> np.ndarray:
-        return np.array(texts)[:, : config.num_return_sequences].reshape(-1, *texts.shape[2:])
+        return np.array(texts)[:, :several].reshape(-1, *texts.shape[2:])
 
-    if (broken := np.flatnonzero(found.faults)).size:
-        _raise_not_finite(int(broken[0]))
-    whole = np.asarray(found.ended)[:, : config.num_return_sequences]
-    for row in np.flatnonzero(~whole.all(axis=1)):
-        raise InputError(
-            f"input_ids: row {row}: {whole[row].sum()} texts follow it, expected "
-            f"{config.num_return_sequences}: the options ban all other tokens ({_bans(config)}); "
-            "ban fewer, or ask for fewer texts or tokens"
-        )
-    tokens, came_from = best(found.kept.tokens), best(found.kept.came_from)
+    _check_rows(found.faults, len(given.ids), config)
+    for row, ended in enumerate(np.asarray(found.ended)[:, :several]):
+        if not ended.all():
+            raise InputError(
+                f"input_ids: row {row}: {ended.sum()} texts follow it, expected {several}: the "
+                f"options ban all other tokens ({_bans(config)}); ban fewer, or ask for fewer "
+                "texts or tokens"
+            )
+    tokens, scores, came_from, log_probs = map(best, found.kept)
     steps, start = int((came_from >= 0).sum(axis=1).max()), tokens.shape[1] - came_from.shape[1]
-    log_probs = best(found.kept.log_probs)[:, :steps]
     return GenerateOutput(
-        sequences=given.continued(tokens[:, start : start + steps]),
-        log_probs=log_probs,
-        sequences_scores=best(found.kept.scores),
+        sequences=_continued(given, tokens[:, start : start + steps]),
+        log_probs=log_probs[:, :steps],
+        sequences_scores=scores,
         beam_indices=came_from[:, :steps],
-        **_records(found.records, int(found.step)),
+        **_by_step(found.records, int(found.step)),
     )
 
 
-def _records(records: decoding.Records, steps: int) -> dict[str, tuple[np.ndarray, ...] | None]:
-    def by_step(room: Any) -> tuple[np.ndarray, ...] | None:
-        return None if room is None else tuple(np.asarray(room).swapaxes(0, 1)[:steps])
+def _continued(given: Prompt, texts: np.ndarray) -> np.ndarray:
+    """The prompts as they were given, with texts behind them; several for each prompt."""
+    ids = np.repeat(given.ids, len(texts) // len(given.ids), axis=0)
+    return np.concatenate([ids, texts], axis=1, dtype=np.int32)
 
-    return {"scores": by_step(records.scores), "logits": by_step(records.logits)}
+
+def _by_step(records: decoding.Records, steps: int) -> dict[str, tuple[np.ndarray, ...]]:
+    return {n: tuple(np.asarray(room).swapaxes(0, 1)[:steps]) for n, room in records.items()}

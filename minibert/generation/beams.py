@@ -11,6 +11,7 @@ its constant). The axes:
     slots        positions of a text: its prompt, padded on the left, then `steps`
 """
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +29,11 @@ from minibert.generation.decoding import (
     faults,
     prefill,
     read,
-    slots,
+    recorded,
     step_keys,
 )
 from minibert.generation.processors import History
 from minibert.generation.sampling import draw_distinct
-from minibert.nn.cache import KVCache
 
 IMPOSSIBLE = -1e9
 
@@ -54,125 +54,98 @@ class Texts(NamedTuple):
     came_from: Array
     log_probs: Array
 
-    def taken(self, indices: Int[Array, "batch some"]) -> "Texts":
-        """The texts of those numbers, in that order."""
-        return Texts(*(_gather(array, indices) for array in self))
-
-
-class Found(NamedTuple):
-    """What a search found.
-
-    Attributes:
-        step: how many tokens the longest search took.
-        kept: the best texts, with scores.
-        ended, faults: see `Search`.
-        records: what is kept of every step.
-    """
-
-    step: Array
-    kept: Texts
-    ended: Array
-    faults: Array
-    records: Records
-
 
 class Search(NamedTuple):
     """Where a search stands.
 
     Attributes:
         step: how many tokens have been generated.
-        real: `(rows, slots)`, True at the prompts' words and at every generated slot.
         running: the beams, with log-probabilities.
         kept: the best texts that have ended, with scores.
         ended: `(batch, beams)`, False for a kept text that is only a placeholder.
         faults: `(batch,)`, `NOT_FINITE` where the logits of a running beam were not; else 0.
         hopeful: `(batch,)`, whether a beam may still beat a kept text.
         stuck: whether no candidate can go on.
-        cache: what the model has seen: all but the beams' last tokens.
+        cache: what the model has seen: all but the beams' last tokens; None at the end.
         records: what is kept of every step.
     """
 
     step: Array
-    real: Array
     running: Texts
     kept: Texts
     ended: Array
     faults: Array
     hopeful: Array
     stuck: Array
-    cache: KVCache
+    cache: Any
     records: Records
 
+    @property
+    def tokens(self) -> Int[Array, "rows slots"]:
+        """The beams' tokens, a row for each."""
+        return self.running.tokens.reshape(-1, self.running.tokens.shape[2])
 
-def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Found:
+
+def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     """Searches until no better text is to be expected."""
-    logits, cache = prefill(model, prompt, plan)
-    tokens, real = slots(prompt, plan)
+    logits, tokens, cache, records = prefill(model, prompt, plan)
     batch, beams = len(prompt.ids), plan.copies
     tokens = tokens.at[:, tokens.shape[1] - plan.steps :].set(rules.pad)
+    impossible = jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)
     running = Texts(
         tokens=tokens.reshape(batch, beams, -1),
         # all beams are alike at first: only the first is continued
-        scores=jnp.full((batch, beams), IMPOSSIBLE, jnp.float32).at[:, 0].set(0),
+        scores=impossible.at[:, 0].set(0),
         came_from=jnp.full((batch, beams, plan.steps), -1, jnp.int32),
         log_probs=jnp.zeros((batch, beams, plan.steps), jnp.float32),
     )
     start = Search(
         step=jnp.zeros((), jnp.int32),
-        real=real,
         running=running,
-        kept=running._replace(scores=jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)),
+        kept=running._replace(scores=impossible),
         ended=jnp.zeros((batch, beams), bool),
         faults=jnp.zeros(batch, jnp.int8),
         hopeful=jnp.ones(batch, bool),
         stuck=jnp.zeros((), bool),
         cache=cache,
-        records=Records.empty(plan, logits),
+        records=records,
     )
-    done = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda state: _unfinished(state, plan),
-        lambda state: _advance(model, state, rules, plan),
+        lambda state: _extend(*read(model, state, plan), rules, plan),
         _extend(start, logits, rules, plan),
-    )
-    return Found(done.step, done.kept, done.ended, done.faults, done.records)
+    )._replace(cache=None)
 
 
 def _unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
-    full = state.ended.all() if plan.early_stopping is True else jnp.zeros((), bool)
-    return state.hopeful.any() & ~full & ~state.stuck & ~state.faults.any()
-
-
-def _advance(model: Any, state: Search, rules: Rules, plan: Plan) -> Search:
-    rows = state.running.tokens.reshape(-1, state.real.shape[1])
-    last = rows[:, rows.shape[1] - plan.steps + state.step - 1]
-    logits, cache = read(model, last, state.cache)
-    return _extend(state._replace(cache=cache), logits, rules, plan)
+    going = state.hopeful.any() & ~state.stuck & ~state.faults.any()
+    return going & ~state.ended.all() if plan.early_stopping is True else going
 
 
 def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     """Looks at the likeliest continuations, keeps those that end, goes on with others."""
     batch, beams = state.running.scores.shape
-    start = state.real.shape[1] - plan.steps
-    tokens = state.running.tokens.reshape(batch * beams, -1)
-    history = History(tokens, state.real, start, state.step, rules.limit)
+    start = state.tokens.shape[1] - plan.steps
+    history = History(state.tokens, state.cache.mask, start, state.step, rules.limit)
     likely = jax.nn.log_softmax(logits)
     scores = rules.sampling(rules.processors(likely, history))
     broken = faults(logits, scores, rules).reshape(batch, beams) == NOT_FINITE
     broken = broken & _possible(state.running.scores) & state.hopeful[:, None]
     candidates, words = _candidates(state, scores, likely, rules, plan)
     stops = rules.ends[words] | (state.step + 1 >= rules.limit)
-    among = jax.lax.top_k(candidates.scores + stops * jnp.float32(IMPOSSIBLE), beams)[1]
-    running = candidates.taken(among)
-    running = running._replace(scores=running.scores + _gather(stops, among) * IMPOSSIBLE)
+    among = jax.lax.top_k(candidates.scores + stops * IMPOSSIBLE, beams)[1]
+    running, stopped = _taken((candidates, stops), among)
+    running = running._replace(scores=running.scores + stopped * IMPOSSIBLE)
     kept, ended = _keep(state, candidates, stops, rules, plan)
     rows = running.came_from[..., state.step].reshape(-1)
-    step = state.step + 1
-    longest = rules.limit if plan.early_stopping == "never" else step
-    best = running.scores[:, :1] / _power(rules, plan, step, longest)
+    step = longest = state.step + 1
+    if plan.early_stopping == "never":
+        growing = rules.powers[1] < rules.powers[2]  # the length penalty is positive
+        longest = jnp.where(growing, rules.limit, step)
+    best = running.scores[:, :1] / rules.powers[longest]
     worst = jnp.where(ended, kept.scores.min(axis=1, keepdims=True), IMPOSSIBLE)
     return Search(
         step=step,
-        real=state.real.at[:, start + state.step].set(True),
         running=running,
         kept=kept,
         ended=ended,
@@ -180,14 +153,8 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
         hopeful=state.hopeful & (best > worst).any(axis=1),
         stuck=stops.all(),
         cache=state.cache.rows(rows),
-        records=state.records.kept(state.step, scores, logits),
+        records=recorded(state.records, state.step, scores, logits),
     )
-
-
-def _power(rules: Rules, plan: Plan, step: Array, longest: Array) -> Float32[Array, ""]:
-    """What the best running beam's log-probability may be divided by in the end."""
-    grows = rules.powers[1] < rules.powers[2]  # the length penalty is positive
-    return rules.powers[jnp.where(grows, longest, step)]
 
 
 def _candidates(
@@ -203,13 +170,13 @@ def _candidates(
     else:
         found = jax.lax.top_k(totals, plan.candidates)[1]
     beam, words = found // vocab, found % vocab
-    texts = state.running.taken(beam)
+    texts = _taken(state.running, beam)
     slot = texts.tokens.shape[2] - plan.steps + state.step
     rows = beam + jnp.arange(batch)[:, None] * beams
     return (
         Texts(
             tokens=texts.tokens.at[..., slot].set(words.astype(texts.tokens.dtype)),
-            scores=_gather(totals, found),
+            scores=_taken(totals, found),
             came_from=texts.came_from.at[..., state.step].set(rows.astype(jnp.int32)),
             log_probs=texts.log_probs.at[..., state.step].set(likely[rows, words]),
         ),
@@ -232,12 +199,13 @@ def _keep(
     if plan.early_stopping is True:
         closed = closed | state.ended.all(axis=1)
     scores = candidates.scores / rules.powers[state.step + 1]
-    scores = scores + closed[:, None] * jnp.float32(IMPOSSIBLE)
-    scores = scores + ~ends * jnp.float32(IMPOSSIBLE)
-    pairs = zip(state.kept, candidates._replace(scores=scores), strict=True)
-    both = Texts(*(jnp.concatenate(pair, axis=1) for pair in pairs))
-    best = jax.lax.top_k(both.scores, beams)[1]
-    return both.taken(best), _gather(jnp.concatenate((state.ended, ends), axis=1), best)
+    scores = scores + closed[:, None] * IMPOSSIBLE + ~ends * IMPOSSIBLE
+    kept, ended = jax.tree.map(
+        lambda *pair: jnp.concatenate(pair, axis=1),
+        (state.kept, state.ended),
+        (candidates._replace(scores=scores), ends),
+    )
+    return _taken((kept, ended), jax.lax.top_k(kept.scores, beams)[1])
 
 
 def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]:
@@ -245,5 +213,6 @@ def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]
     return scores > IMPOSSIBLE / 2
 
 
-def _gather(array: Array, indices: Int[Array, "batch some"]) -> Array:
-    return jax.vmap(lambda row, chosen: row[chosen])(array, indices)
+def _taken(tree: Any, indices: Int[Array, "batch some"]) -> Any:
+    """What each prompt has at those places, in that order, in all arrays of a tree."""
+    return jax.tree.map(lambda array: jax.vmap(operator.getitem)(array, indices), tree)

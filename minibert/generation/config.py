@@ -11,124 +11,36 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from flax.core import FrozenDict, freeze, unfreeze
+import jax
+import numpy as np
+from flax.core import FrozenDict
 
-from minibert.core.fields import (
-    PROBABILITY,
-    SIZE,
-    SWITCH,
-    Rule,
-    assign,
-    checked,
-    number,
-    refuse,
-    size,
-)
+from minibert.core.fields import PROBABILITY, SIZE, SWITCH, assign, checked, refuse
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown, suggest
-from minibert.generation.processors import Processors, ids
+from minibert.generation.options import (
+    BEAMS_ONLY,
+    BIASES,
+    COUNT,
+    DECAY,
+    EARLY_STOPPING,
+    FACTOR,
+    INERT,
+    MODELS_OWN,
+    NUMBER,
+    PLACED_TOKENS,
+    POSITIVE_SHARE,
+    REFUSED,
+    SAMPLING_ONLY,
+    TOKEN,
+    TOKEN_OR_TOKENS,
+    TOKENS,
+    WORDS,
+    option,
+)
+from minibert.generation.processors import Processors, phrases, placed, together
 from minibert.generation.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 20
-
-# Fields that are not implemented, each with the values that change nothing.
-REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "assistant_early_exit": (None,),
-    "assistant_ensemble_weight": (None,),
-    "cache_implementation": (
-        *(None, "dynamic", "static", "offloaded", "offloaded_static"),
-        *("sliding_window", "hybrid", "hybrid_chunked", "offloaded_hybrid"),
-        "offloaded_hybrid_chunked",
-    ),
-    "constraints": (None,),
-    "diversity_penalty": (None, 0),
-    "dola_layers": (None,),
-    "force_words_ids": (None,),
-    "guidance_scale": (None, 1),
-    "is_assistant": (None, False),
-    "low_memory": (None, False),
-    "max_time": (None,),
-    "num_beam_groups": (None, 1),
-    "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
-    "penalty_alpha": (None, 0),
-    "prompt_lookup_num_tokens": (None,),
-    "speculation_type": (None,),
-    "stop_strings": (None,),
-    "token_healing": (None, False),
-    "use_mtp": (None, False),
-    "watermarking_config": (None,),
-}
-
-# They say how fast, with what helper or by whom; without what is refused, not what comes out.
-INERT = frozenset(
-    """
-    _commit_hash _from_model_config _original_object_hash assistant_confidence_threshold
-    assistant_lookbehind cache_config compile_config continuous_batching_config
-    decoder_start_token_id disable_compile max_cache_len max_matching_ngram_size
-    num_assistant_tokens num_assistant_tokens_schedule prefill_chunk_size return_legacy_cache
-    target_lookbehind transformers_version
-    """.split()
-)
-
-# What a model's config.json says about the model's own calls, or about speed alone.
-MODELS_OWN = frozenset({"output_attentions", "output_hidden_states", "use_cache"})
-
-# Options of one way of decoding, and their values that ask for nothing.
-SAMPLING_ONLY: Mapping[str, tuple[Any, ...]] = {
-    "temperature": (1,),
-    "top_h": (),
-    "top_k": (0, 50),
-    "top_p": (1,),
-    "min_p": (0,),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0, 1),
-    "eta_cutoff": (0, 1),
-}
-BEAMS_ONLY: Mapping[str, tuple[Any, ...]] = {"length_penalty": (1,), "early_stopping": (False,)}
-
-SMALLEST, LARGEST = 1e-30, 1e30  # numbers are float32 where they act, and are to stay finite there
-
-
-def _is_pair(value: Any, first: Rule, second: Rule) -> bool:
-    pair = isinstance(value, tuple) and len(value) == 2
-    return pair and first.allows(value[0]) and second.allows(value[1])
-
-
-COUNT = size(0)
-FACTOR = number(SMALLEST, LARGEST)
-NUMBER = number(-LARGEST, LARGEST)
-POSITIVE_SHARE = Rule("a number above 0, to 1", number(SMALLEST, 1).allows, float)
-EARLY_STOPPING = Rule('true, false or "never"', lambda v: isinstance(v, bool) or v == "never")
-TOKEN = Rule("a token's id", COUNT.allows)
-TOKENS = Rule("a list of tokens' ids", lambda v: isinstance(v, tuple) and all(map(TOKEN.allows, v)))
-WORD = Rule("a list, not empty, of tokens' ids", lambda v: TOKENS.allows(v) and v != ())
-TOKEN_OR_TOKENS = Rule(
-    "a token's id or a list of them", lambda v: TOKEN.allows(v) or WORD.allows(v)
-)
-WORDS = Rule(
-    "a list, not empty, of lists of tokens' ids, none of them empty",
-    lambda v: isinstance(v, tuple) and v != () and all(map(WORD.allows, v)),
-)
-BIAS = Rule("a number or -inf", lambda v: NUMBER.allows(v) or v == -math.inf)
-BIASES = Rule(
-    "a list, not empty, of pairs: a list of tokens' ids, not empty, and a number",
-    lambda v: isinstance(v, tuple) and v != () and all(_is_pair(one, WORD, BIAS) for one in v),
-    lambda v: tuple((word, float(bias)) for word, bias in v),
-)
-PLACED_TOKENS = Rule(
-    "a list of pairs: a position and a token's id",
-    lambda v: isinstance(v, tuple) and all(_is_pair(one, COUNT, TOKEN) for one in v),
-)
-DECAY = Rule(
-    "a pair: a number of tokens and a positive factor",
-    lambda v: _is_pair(v, COUNT, FACTOR),
-    lambda v: (v[0], float(v[1])),
-)
-
-
-def option(rule: Rule, default: Any = None) -> Any:
-    """Returns a field that is left open where it is None, and then has its default."""
-    return dataclasses.field(default=None, metadata={"rule": rule, "default": default})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,7 +122,7 @@ class GenerationConfig:
 
     def __post_init__(self):
         given = _checked({name: getattr(self, name) for name in OPTIONS})
-        kept = {"unset": OPTIONS - given.keys(), "extra": freeze(dict(self.extra))}
+        kept = {"unset": OPTIONS - given.keys(), "extra": FrozenDict(self.extra)}
         assign(self, {**DEFAULTS, **given, **kept})
         if not self.use_cache:
             raise UnsupportedConfigError("use_cache: False is not implemented (only True)")
@@ -233,8 +145,8 @@ class GenerationConfig:
             refuse({name: _plain(value) for name, value in data.items()}, REFUSED)
             # in a file, `use_cache` is about speed in training; there is always a cache here
             named = OPTIONS - {"use_cache"}
-            extra = {name: value for name, value in data.items() if name not in named}
-            given = {name: value for name, value in data.items() if name in named}
+            extra = {name: data[name] for name in data if name not in named}
+            given = {name: data[name] for name in data if name in named}
             return cls(**_checked(given), extra=extra)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
@@ -249,7 +161,7 @@ class GenerationConfig:
             ConfigError, UnsupportedConfigError: as `from_dict`.
         """
         if not isinstance(data, Mapping):
-            raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
+            return cls.from_dict(data, where)  # which refuses it
         known = (OPTIONS | REFUSED.keys()) - MODELS_OWN
         given = {name: data[name] for name in known & data.keys() if data[name] is not None}
         if data.get("force_bos_token_to_be_generated"):
@@ -272,20 +184,17 @@ class GenerationConfig:
         Raises:
             ConfigError, UnsupportedConfigError: as `from_dict`.
         """
-        own = config.generation is not None
-        data = config.generation if own else config.to_dict()
-        data = {name: value for name, value in data.items() if name not in without}
-        if own:
-            found = cls.from_dict(data, "generation_config.json")
+        if config.generation is None:
+            read, data, where = cls.from_model_config, config.to_dict(), "config.json"
         else:
-            found = cls.from_model_config(data, "config.json")
-        vocab = config.vocab_size
-        known = {
-            name: tuple(token for token in ids(getattr(found, name)) if token < vocab)
-            for name in ("eos_token_id", "pad_token_id", "bos_token_id")
-        }
-        changed = {n: v for n, v in known.items() if v != ids(getattr(found, n))}
-        return found._with({n: v or None for n, v in changed.items()})
+            read, data, where = cls.from_dict, config.generation, "generation_config.json"
+        found = read({name: data[name] for name in data if name not in without}, where)
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            tokens = ids(getattr(found, name))
+            known = tuple(token for token in tokens if token < config.vocab_size)
+            if known != tokens:
+                found = found._with({name: known or None})
+        return found
 
     @classmethod
     def of_call(cls, config: Any, given: Any, options: Mapping[str, Any]) -> "GenerationConfig":
@@ -305,11 +214,12 @@ class GenerationConfig:
             ConfigError, UnsupportedConfigError: as `from_dict`, of the checkpoint's files.
         """
         if given is not None and not isinstance(given, GenerationConfig):
-            found = shown(given)
-            raise InputError(f"generation_config: expected a GenerationConfig, found {found}")
+            raise InputError(
+                f"generation_config: expected a GenerationConfig, found {shown(given)}"
+            )
         filled = cls.of_model(config, REFUSED.keys() & options.keys())
         if given is not None:
-            fields = {name: getattr(given, name) for name in OPTIONS - given.unset}
+            fields = given._set_fields()
             try:
                 filled = filled._with(fields, given.extra)
             except ConfigError as reason:
@@ -320,12 +230,15 @@ class GenerationConfig:
                 raise InputError("generation_config: " + "; ".join(found))
         return filled.replace(**options)
 
+    def _set_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in sorted(OPTIONS - self.unset)}
+
     def _with(
         self, changes: Mapping[str, Any], extra: Mapping[str, Any] | None = None
     ) -> "GenerationConfig":
         """Returns a copy with some fields set; those that are None have their defaults."""
-        fields = {name: getattr(self, name) for name in OPTIONS - self.unset} | dict(changes)
-        changed = type(self)(**_checked(fields), extra={**self.extra, **(extra or {})})
+        fields = _checked({**self._set_fields(), **changes})
+        changed = type(self)(**fields, extra={**self.extra, **(extra or {})})
         assign(changed, {"unset": self.unset - changes.keys()})
         return changed
 
@@ -343,7 +256,7 @@ class GenerationConfig:
                 raise InputError(f"{name}: no option of generation{suggest(name, OPTIONS)}")
         refuse({name: _plain(value) for name, value in options.items()}, REFUSED)
         given = {name: options[name] for name in OPTIONS & options.keys()}
-        if "top_k" in given and given["top_k"] is None:
+        if given.get("top_k", 0) is None:
             given["top_k"] = 0  # in a file, null is the default
         try:
             config = self._with(given)
@@ -358,11 +271,9 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the contents of a generation_config.json: `extra` and the fields that are set."""
-        fields = {name: _listed(getattr(self, name)) for name in sorted(OPTIONS - self.unset)}
-        return {
-            **unfreeze(freeze(dict(self.extra))),
-            **{name: value for name, value in fields.items() if value is not None},
-        }
+        fields = self._set_fields().items()
+        given = {name: _listed(value) for name, value in fields if value is not None}
+        return FrozenDict(self.extra).unfreeze() | given
 
     @property
     def ignored_fields(self) -> tuple[str, ...]:
@@ -377,9 +288,7 @@ class GenerationConfig:
     @property
     def padding_id(self) -> int | None:
         """What follows a text that has ended, if there is anything that ends one."""
-        return (
-            self.pad_token_id if self.pad_token_id is not None else next(iter(self.end_ids), None)
-        )
+        return next(iter(ids((self.pad_token_id, self.eos_token_id))), None)
 
     def limit(
         self, prompt: int, positions: int | None = None, name: str = "max_position_embeddings"
@@ -405,33 +314,105 @@ class GenerationConfig:
         return most - prompt
 
     def processors(self, vocab_size: int) -> Processors:
-        """The processors that act.
+        """The processors that act: those that transformers' `_get_logits_processor` adds.
 
         Raises:
             InputError: an id is not in the vocabulary.
         """
-        return Processors.of(self, vocab_size)
+        self._check_ids(vocab_size)
+
+        def mask(tokens: Any) -> np.ndarray | None:
+            return None if tokens is None else np.isin(np.arange(vocab_size), ids(tokens))
+
+        end = mask(self.eos_token_id)
+        least = self.min_length if self.min_new_tokens is None else 0
+        bad, decay = self.bad_words_ids, self.exponential_decay_length_penalty
+        if bad is not None:
+            ends = {(token,) for token in self.end_ids}  # a text must be able to end
+            bad = [(word, -math.inf) for word in bad if word not in ends]
+        if decay is not None:
+            after, factor = decay
+            decay = together(np.int32(after), np.float32(math.log(factor)), end)
+        return Processors(
+            **self._numbers(
+                "encoder_repetition_penalty",
+                "repetition_penalty",
+                "presence_penalty",
+                "frequency_penalty",
+            ),
+            sequence_bias=phrases(self.sequence_bias),
+            no_repeat_ngram_size=_count(self.no_repeat_ngram_size),
+            encoder_no_repeat_ngram_size=_count(self.encoder_no_repeat_ngram_size),
+            bad_words_ids=phrases(bad),
+            min_length=together(_count(least), end),
+            min_new_tokens=together(_count(self.min_new_tokens), end),
+            forced_bos_token_id=mask(self.forced_bos_token_id),
+            forced_eos_token_id=mask(self.forced_eos_token_id),
+            remove_invalid_values=self.remove_invalid_values,
+            exponential_decay_length_penalty=decay,
+            suppress_tokens=mask(self.suppress_tokens),
+            begin_suppress_tokens=together(
+                mask(self.begin_suppress_tokens), np.bool_(self.forced_bos_token_id is not None)
+            ),
+            forced_decoder_ids=placed(self.forced_decoder_ids),
+        )
 
     def sampling(self) -> Sampling:
         """The filters that act: those of sampling, or only `renormalize_logits` without it."""
-        return Sampling.of(self)
+        if not self.do_sample:
+            return Sampling(renormalize=self.renormalize_logits)
+        # With beams, one token more than can end a text: a beam must be able to go on.
+        least = 1 + max(len(self.end_ids), 1) if self.num_beams > 1 else 1
+        return Sampling(
+            **self._numbers("temperature", "top_h", "min_p", "typical_p"),
+            top_k=_count(self.top_k),
+            top_p_rest=_share(1 - self.top_p),  # in double precision, as transformers does
+            epsilon_cutoff=_share(self.epsilon_cutoff % 1),  # 1 cuts nothing off either
+            eta_cutoff=_share(self.eta_cutoff % 1),
+            min_tokens_to_keep=np.int32(least),
+            renormalize=self.renormalize_logits,
+        )
+
+    def _numbers(self, *names: str) -> dict[str, Any]:
+        """Returns fields as float32, None for those that have their defaults."""
+        return {
+            name: None if (value := getattr(self, name)) == DEFAULTS[name] else np.float32(value)
+            for name in names
+        }
+
+    def _check_ids(self, vocab_size: int) -> None:
+        names = (
+            "eos_token_id",
+            "pad_token_id",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "bad_words_ids",
+        )
+        named: dict[str, Any] = {name: getattr(self, name) for name in names}
+        named["sequence_bias"] = [word for word, _ in self.sequence_bias or ()]
+        named["forced_decoder_ids"] = [token for _, token in self.forced_decoder_ids or ()]
+        for name, tokens in named.items():
+            if wrong := [token for token in ids(tokens) if token >= vocab_size]:
+                raise InputError(
+                    f"{name}: expected ids of the vocabulary, which are below {vocab_size}, "
+                    f"found {wrong[0]}"
+                )
 
     def _faults(self) -> list[str]:
         """Returns the contradictions between fields, wherever they come from."""
-        found = []
-        several = self.num_return_sequences
-        if self.num_beams > 1 and several > self.num_beams:
-            found.append(
-                f"num_return_sequences: {several}, but there are {self.num_beams} num_beams"
-            )
-        if self.num_beams == 1 and several > 1 and not self.do_sample:
+        found, several, beams = [], self.num_return_sequences, self.num_beams
+        if several > beams > 1:
+            found.append(f"num_return_sequences: {several}, but there are {beams} num_beams")
+        elif several > beams and not self.do_sample:
             found.append(
                 f"num_return_sequences: {several}, but greedy decoding has one result: "
                 "it needs do_sample=True or num_beams"
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = getattr(self, name)
-            if forced is not None and {*ids(forced)} <= {*(self.suppress_tokens or ())}:
+            if forced is not None and {*ids(forced)} <= {*ids(self.suppress_tokens)}:
                 found.append(f"{name}: {forced}, but suppress_tokens has it too")
         return found
 
@@ -454,7 +435,7 @@ class GenerationConfig:
         if self.exponential_decay_length_penalty is not None and not self.end_ids:
             found.append("exponential_decay_length_penalty: given, but there is no eos_token_id")
         for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
-            if least in options and most in options and options[least] > options[most]:
+            if options.get(least, 0) > options.get(most, math.inf):
                 found.append(
                     f"{least}: {options[least]}, which is more than {most}, {options[most]}"
                 )
@@ -463,7 +444,7 @@ class GenerationConfig:
             (BEAMS_ONLY, self.num_beams > 1, "num_beams of at least 2"),
         ):
             for name in only.keys() & options.keys():
-                if not active and options[name] not in only[name]:
+                if not active and options[name] not in (only[name], DEFAULTS[name]):
                     found.append(f"{name}: {options[name]}, which needs {remedy}")
         for name in ("output_scores", "output_logits"):
             if options.get(name) and not self.return_dict_in_generate:
@@ -493,8 +474,21 @@ def _plain(value: Any) -> Any:
         value = value.items()
     elif not isinstance(value, list | tuple):
         return value
-    return tuple(_plain(part) for part in value)
+    return tuple(map(_plain, value))
 
 
 def _listed(value: Any) -> Any:
-    return [_listed(part) for part in value] if isinstance(value, tuple) else value
+    return list(map(_listed, value)) if isinstance(value, tuple) else value
+
+
+def ids(tokens: Any) -> tuple[int, ...]:
+    """All ids of None, an id, or tuples of them at any depth."""
+    return tuple(jax.tree.leaves(tokens))
+
+
+def _count(value: int | None) -> Any:
+    return np.int32(value) if value else None
+
+
+def _share(value: float) -> Any:
+    return np.float32(value) if value else None

@@ -9,7 +9,6 @@ may change from call to call. The axes:
     steps    the room for what is generated
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -26,16 +25,14 @@ Logits = Float32[Array, "rows vocab"]
 NOT_FINITE, NO_TOKEN = 1, 2  # why a row cannot go on
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(NamedTuple):
     """What is static about a program.
 
     Attributes:
         steps: the room for generated tokens.
         copies: texts written for each prompt (the beams, if it is a beam search).
         sampled: whether tokens are drawn.
-        scores: whether every step's processed scores are returned.
-        logits: whether every step's logits are returned.
+        records: what is returned of every step: "scores", when they are processed, and "logits".
         candidates: of a beam search: how many continuations of a prompt's beams are looked at;
             0 if it is not one.
         early_stopping: of a beam search: True, False or "never".
@@ -44,8 +41,7 @@ class Plan:
     steps: int
     copies: int = 1
     sampled: bool = False
-    scores: bool = False
-    logits: bool = False
+    records: tuple[str, ...] = ()
     candidates: int = 0
     early_stopping: bool | str = False
 
@@ -88,41 +84,13 @@ class Rules(NamedTuple):
     powers: Any = None
 
 
-class Records(NamedTuple):
-    """What is kept of every step, `(rows, steps, vocab)` each; None where it is not asked for."""
-
-    scores: Array | None
-    logits: Array | None
-
-    @classmethod
-    def empty(cls, plan: Plan, logits: Logits) -> "Records":
-        """Room for every step."""
-        rows, vocab = logits.shape
-        room = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
-        return cls(room if plan.scores else None, room if plan.logits else None)
-
-    def kept(self, step: Array, scores: Array, logits: Array) -> "Records":
-        """The records with one more step."""
-
-        def put(room: Array | None, values: Array) -> Array | None:
-            return None if room is None else room.at[:, step].set(values)
-
-        return Records(put(self.scores, scores), put(self.logits, logits))
+Records = dict[str, Array]  # what is kept of every step, `(rows, steps, vocab)` each
 
 
-class Written(NamedTuple):
-    """What a loop wrote.
-
-    Attributes:
-        step: how many tokens.
-        tokens, faults, log_probs, records: see `State`.
-    """
-
-    step: Array
-    tokens: Array
-    faults: Array
-    log_probs: Array
-    records: Records
+def recorded(records: Records, step: Array, scores: Array, logits: Array) -> Records:
+    """The records with one more step."""
+    new = {"scores": scores, "logits": logits}
+    return {name: room.at[:, step].set(new[name]) for name, room in records.items()}
 
 
 class State(NamedTuple):
@@ -131,26 +99,35 @@ class State(NamedTuple):
     Attributes:
         step: how many tokens have been generated.
         tokens: `(rows, slots)` prompts and texts.
-        real: `(rows, slots)`, True at the prompts' words and at every generated slot.
         done: `(rows,)`, True for the texts that have ended.
         faults: `(rows,)`, 0, or why the last token is none: `NOT_FINITE` or `NO_TOKEN`.
         log_probs: `(rows, steps)`, each token's under the model, before any rule.
-        cache: what the model has seen: all but the last token.
+        cache: what the model has seen: all but the last token; None at the end.
         records: what is kept of every step.
     """
 
     step: Array
     tokens: Array
-    real: Array
     done: Array
     faults: Array
     log_probs: Array
-    cache: KVCache
+    cache: Any
     records: Records
 
+    @property
+    def real(self) -> Bool[Array, "rows slots"]:
+        """True at the prompts' words and at every generated slot that the model has seen."""
+        return self.cache.mask
 
-def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
-    """Reads the prompts, and makes `plan.copies` rows of each."""
+
+def prefill(
+    model: Any, prompt: Prompt, plan: Plan
+) -> tuple[Logits, Int[Array, "rows slots"], KVCache, Records]:
+    """Reads the prompts, and makes `plan.copies` rows of each, with room for what is generated.
+
+    Returns:
+        Logits, prompts, cache, and empty records.
+    """
     check_evaluation(model)
     batch, start = prompt.ids.shape
     outputs = model(
@@ -163,29 +140,32 @@ def prefill(model: Any, prompt: Prompt, plan: Plan) -> tuple[Logits, KVCache]:
         logits_to_keep=1,
     )
     logits, cache = outputs.logits[:, -1].astype(jnp.float32), outputs.past_key_values
-    if plan.copies == 1:
-        return logits, cache
-    rows = jnp.repeat(jnp.arange(batch), plan.copies)
-    return logits[rows], cache.rows(rows)
+    tokens = jnp.pad(prompt.ids, ((0, 0), (0, plan.steps)))
+    if plan.copies > 1:
+        rows = jnp.repeat(jnp.arange(batch), plan.copies)
+        logits, tokens, cache = logits[rows], tokens[rows], cache.rows(rows)
+    rows, vocab = logits.shape
+    room = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
+    return logits, tokens, cache, dict.fromkeys(plan.records, room)
 
 
-def read(model: Any, tokens: Int[Array, " rows"], cache: KVCache) -> tuple[Logits, KVCache]:
-    """Reads one more token of each row; its position is the number of words before it."""
-    ids, past = tokens[:, None], cache.mask.sum(axis=1)[:, None]
+def read(model: Any, state: Any, plan: Plan) -> tuple[Any, Logits]:
+    """Reads the last token of each row; its position is the number of words before it.
+
+    Args:
+        model: the model.
+        state: a `State`, or a `Search` of beams; it is returned with the cache that follows.
+        plan: what is static.
+    """
+    last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1, None]
     outputs = model(
-        input_ids=ids,
-        position_ids=model.base_model.positions(ids, past=past),
-        past_key_values=cache,
+        input_ids=last,
+        position_ids=model.base_model.positions(last, past=state.cache.mask.sum(axis=1)[:, None]),
+        past_key_values=state.cache,
         logits_to_keep=1,
     )
-    return outputs.logits[:, -1].astype(jnp.float32), outputs.past_key_values
-
-
-def slots(prompt: Prompt, plan: Plan) -> tuple[Int[Array, "rows slots"], Bool[Array, "rows slots"]]:
-    """The rows' tokens and which slots are words, before anything is generated."""
-    room = ((0, 0), (0, plan.steps))
-    tokens, real = jnp.pad(prompt.ids, room), jnp.pad(prompt.mask, room)
-    return jnp.repeat(tokens, plan.copies, axis=0), jnp.repeat(real, plan.copies, axis=0)
+    logits = outputs.logits[:, -1].astype(jnp.float32)
+    return state._replace(cache=outputs.past_key_values), logits
 
 
 def step_keys(rules: Rules, step: Array, rows: int) -> Array:
@@ -195,27 +175,23 @@ def step_keys(rules: Rules, step: Array, rows: int) -> Array:
 
 def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Reads the prompts and generates the first token of every row."""
-    logits, cache = prefill(model, prompt, plan)
-    tokens, real = slots(prompt, plan)
+    logits, tokens, cache, records = prefill(model, prompt, plan)
     rows = len(tokens)
     state = State(
         step=jnp.zeros((), jnp.int32),
         tokens=tokens,
-        real=real,
         done=jnp.zeros(rows, bool),
         faults=jnp.zeros(rows, jnp.int8),
         log_probs=jnp.zeros((rows, plan.steps), jnp.float32),
         cache=cache,
-        records=Records.empty(plan, logits),
+        records=records,
     )
     return _write(state, logits, rules, plan)
 
 
 def advance(model: Any, state: State, rules: Rules, plan: Plan) -> State:
     """Reads the last token of every row and generates the next."""
-    last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1]
-    logits, cache = read(model, last, state.cache)
-    return _write(state._replace(cache=cache), logits, rules, plan)
+    return _write(*read(model, state, plan), rules, plan)
 
 
 def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
@@ -223,14 +199,13 @@ def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
     return (state.step < rules.limit) & ~state.done.all() & ~state.faults.any()
 
 
-def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Written:
+def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Generates until every row has ended or there is no more to generate."""
-    done = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda state: unfinished(state, rules),
         lambda state: advance(model, state, rules, plan),
         begin(model, prompt, rules, plan),
-    )
-    return Written(done.step, done.tokens, done.faults, done.log_probs, done.records)
+    )._replace(cache=None)
 
 
 def faults(logits: Logits, scores: Logits, rules: Rules) -> Int8[Array, " rows"]:
@@ -259,14 +234,12 @@ def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
     likely = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(likely, chosen[:, None], axis=1)[:, 0]
     log_probs = jnp.where(state.done, 0, log_probs)
-    slot = start + state.step
     return State(
         step=state.step + 1,
-        tokens=state.tokens.at[:, slot].set(chosen),
-        real=state.real.at[:, slot].set(True),
+        tokens=state.tokens.at[:, start + state.step].set(chosen),
         done=state.done | rules.ends[chosen],
         faults=jnp.where(state.done, 0, faults(logits, scores, rules)),
         log_probs=state.log_probs.at[:, state.step].set(log_probs),
         cache=state.cache,
-        records=state.records.kept(state.step, scores, logits),
+        records=recorded(state.records, state.step, scores, logits),
     )

@@ -11,9 +11,8 @@ no shape depends on how many tokens a list names. So other numbers compile nothi
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +20,12 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int
 
-from minibert.errors import InputError
-
-if TYPE_CHECKING:
-    import minibert.generation.config  # it imports this module
+from minibert.text.batching import power_of_two
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
 Leaf = Any
 Scores = Float32[Array, "rows vocab"]
+Slots = Bool[Array, "rows slots"]
 
 
 class History(NamedTuple):
@@ -44,7 +41,7 @@ class History(NamedTuple):
     """
 
     tokens: Int[Array, "rows slots"]
-    real: Bool[Array, "rows slots"]
+    real: Slots
     start: int
     step: Int[Array, ""]
     limit: Int[Array, ""]
@@ -53,18 +50,16 @@ class History(NamedTuple):
         """How many tokens each text has, its prompt included."""
         return self.real.sum(axis=1)
 
-    def prompt(self) -> Bool[Array, "rows slots"]:
+    def prompt(self) -> Slots:
         """True where a slot holds text of the prompt."""
         return self.real & (jnp.arange(self.real.shape[1]) < self.start)
 
-    def generated(self) -> Bool[Array, "rows slots"]:
+    def generated(self) -> Slots:
         """True where a slot holds generated text."""
         return self.real & ~self.prompt()
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phrases:
+class Phrases(NamedTuple):
     """Sequences of tokens, and what is added to the score of each one's last token.
 
     Attributes:
@@ -127,45 +122,6 @@ class Processors:
     begin_suppress_tokens: Leaf = None
     forced_decoder_ids: Leaf = None
 
-    @classmethod
-    def of(
-        cls, config: "minibert.generation.config.GenerationConfig", vocab_size: int
-    ) -> "Processors":
-        """Returns the processors that a config asks for.
-
-        A field is None exactly where transformers' `_get_logits_processor` adds no processor.
-
-        Raises:
-            InputError: an id is not in the vocabulary.
-        """
-        _check(config, vocab_size)
-
-        def mask(tokens: int | tuple[int, ...] | None) -> np.ndarray | None:
-            return None if tokens is None else np.isin(np.arange(vocab_size), ids(tokens))
-
-        end = mask(config.eos_token_id)
-        forced = np.asarray(config.forced_bos_token_id is not None)
-        least = config.min_length if config.min_new_tokens is None else 0
-        return cls(
-            sequence_bias=_phrases(config.sequence_bias),
-            encoder_repetition_penalty=number(config.encoder_repetition_penalty, neutral=1.0),
-            repetition_penalty=number(config.repetition_penalty, neutral=1.0),
-            presence_penalty=number(config.presence_penalty, neutral=0.0),
-            frequency_penalty=number(config.frequency_penalty, neutral=0.0),
-            no_repeat_ngram_size=count(config.no_repeat_ngram_size),
-            encoder_no_repeat_ngram_size=count(config.encoder_no_repeat_ngram_size),
-            bad_words_ids=_phrases(_bad_words(config)),
-            min_length=_together(count(least), end),
-            min_new_tokens=_together(count(config.min_new_tokens), end),
-            forced_bos_token_id=mask(config.forced_bos_token_id),
-            forced_eos_token_id=mask(config.forced_eos_token_id),
-            remove_invalid_values=config.remove_invalid_values,
-            exponential_decay_length_penalty=_decay(config.exponential_decay_length_penalty, end),
-            suppress_tokens=mask(config.suppress_tokens),
-            begin_suppress_tokens=_together(mask(config.begin_suppress_tokens), forced),
-            forced_decoder_ids=_placed(config.forced_decoder_ids),
-        )
-
     def __call__(self, scores: Scores, history: History) -> Scores:
         """Processes the scores of each row's next token: logits, or beams' log-probabilities."""
         for name, process in PROCESSORS.items():
@@ -196,34 +152,32 @@ def penalize(penalty: Leaf, scores: Scores, tokens: Bool[Array, "rows vocab"]) -
 
 def penalize_prompt(penalty: Leaf, scores: Scores, history: History) -> Scores:
     """Favours the tokens of the prompt."""
-    return penalize(1 / penalty, scores, _seen(scores, history.tokens, history.prompt()))
+    return penalize(1 / penalty, scores, _counts(scores, history, history.prompt()) > 0)
 
 
 def penalize_text(penalty: Leaf, scores: Scores, history: History) -> Scores:
     """Disfavours the tokens of the text."""
-    return penalize(penalty, scores, _seen(scores, history.tokens, history.real))
+    return penalize(penalty, scores, _counts(scores, history, history.real) > 0)
 
 
 def penalize_presence(penalty: Leaf, scores: Scores, history: History) -> Scores:
     """Takes `penalty` off every token that was generated before."""
-    return jnp.where(_seen(scores, history.tokens, history.generated()), scores - penalty, scores)
+    return jnp.where(_counts(scores, history, history.generated()) > 0, scores - penalty, scores)
 
 
 def penalize_frequency(penalty: Leaf, scores: Scores, history: History) -> Scores:
     """Takes `penalty` off a token for each time it was generated."""
-    rows, columns = _indices(scores, history.tokens, history.generated())
-    counts = jnp.zeros_like(scores).at[rows, columns].add(1, mode="drop")
-    return scores - penalty * counts
+    return scores - penalty * _counts(scores, history, history.generated())
 
 
 def ban_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
     """Bans what would complete an n-gram of the text a second time."""
-    return _ban(scores, _seen(scores, history.tokens, _completes(history, size, history.real)))
+    return _ban_completions(size, scores, history, history.real)
 
 
 def ban_prompt_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
     """Bans what would complete an n-gram of the prompt."""
-    return _ban(scores, _seen(scores, history.tokens, _completes(history, size, history.prompt())))
+    return _ban_completions(size, scores, history, history.prompt())
 
 
 def ban_end_before_length(numbers: Leaf, scores: Scores, history: History) -> Scores:
@@ -271,7 +225,7 @@ def suppress(mask: Leaf, scores: Scores, history: History) -> Scores:
 def suppress_first(numbers: Leaf, scores: Scores, history: History) -> Scores:
     """Bans tokens as the first that is generated; or as the second, after a forced one."""
     mask, forced = numbers
-    first = jnp.where(forced & (history.prompt().sum(axis=1) <= 1), 1, 0)
+    first = forced & (history.prompt().sum(axis=1) <= 1)  # 0 or 1
     return _ban(scores, mask & (history.step == first)[:, None])
 
 
@@ -305,27 +259,17 @@ PROCESSORS: Mapping[str, Callable[[Any, Array, History], Array]] = {
 }
 
 
-def _indices(
-    scores: Scores, tokens: Int[Array, "rows slots"], where: Bool[Array, "rows slots"]
-) -> tuple[Int[Array, "rows 1"], Int[Array, "rows slots"]]:
-    """Indices into the scores of `tokens`; past the end where not `where`, or no such token."""
+def _counts(scores: Scores, history: History, where: Slots) -> Scores:
+    """How often each row has each token at the slots `where`; what is no token counts nothing."""
     vocabulary = scores.shape[1]
-    known = where & (tokens >= 0) & (tokens < vocabulary)
-    return jnp.arange(scores.shape[0])[:, None], jnp.where(known, tokens, vocabulary)
+    known = where & (history.tokens >= 0) & (history.tokens < vocabulary)
+    rows = jnp.arange(scores.shape[0])[:, None]
+    columns = jnp.where(known, history.tokens, vocabulary)  # past the end
+    return jnp.zeros_like(scores).at[rows, columns].add(1, mode="drop")
 
 
-def _seen(
-    scores: Scores, tokens: Int[Array, "rows slots"], where: Bool[Array, "rows slots"]
-) -> Bool[Array, "rows vocab"]:
-    """True for every token that a row has at one of the slots `where`."""
-    rows, columns = _indices(scores, tokens, where)
-    return jnp.zeros(scores.shape, bool).at[rows, columns].set(True, mode="drop")
-
-
-def _completes(
-    history: History, size: Leaf, among: Bool[Array, "rows slots"]
-) -> Bool[Array, "rows slots"]:
-    """True at the slots of `among` that follow the same `size - 1` tokens as the next token."""
+def _ban_completions(size: Leaf, scores: Scores, history: History, among: Slots) -> Scores:
+    """Bans what stands at slots of `among` behind the `size - 1` tokens that end the text."""
     end = history.start + history.step
     slots = jnp.arange(history.tokens.shape[1])
 
@@ -335,7 +279,8 @@ def _completes(
         same = (jnp.roll(history.tokens, back, axis=1) == last) & (slots >= back)
         return matching & same & real & jnp.roll(history.real, back, axis=1)
 
-    return lax.fori_loop(1, jnp.minimum(size, end + 1), narrow, among)
+    completing = lax.fori_loop(1, jnp.minimum(size, end + 1), narrow, among)
+    return _ban(scores, _counts(scores, history, completing) > 0)
 
 
 def _ban(scores: Scores, tokens: Leaf) -> Scores:
@@ -346,85 +291,31 @@ def _force(scores: Scores, tokens: Leaf, where: Array) -> Scores:
     return jnp.where(where, jnp.where(tokens, 0, -jnp.inf), scores)
 
 
-def ids(tokens: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """None, one or several ids as several."""
-    if tokens is None:
-        return ()
-    return tokens if isinstance(tokens, tuple) else (tokens,)
-
-
-def _check(config: "minibert.generation.config.GenerationConfig", vocab_size: int) -> None:
-    named: dict[str, Iterable[int]] = {
-        name: ids(getattr(config, name))
-        for name in (
-            *("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-            *("suppress_tokens", "begin_suppress_tokens"),
-        )
-    }
-    named["bad_words_ids"] = [i for word in config.bad_words_ids or () for i in word]
-    named["sequence_bias"] = [i for word, _ in config.sequence_bias or () for i in word]
-    named["forced_decoder_ids"] = [i for _, i in config.forced_decoder_ids or ()]
-    for name, tokens in named.items():
-        if wrong := [token for token in tokens if token >= vocab_size]:
-            raise InputError(
-                f"{name}: expected ids of the vocabulary, which are below {vocab_size}, "
-                f"found {wrong[0]}"
-            )
-
-
-def number(value: float | None, neutral: float | None = None) -> np.ndarray | None:
-    """Returns an array of a number; None for one that changes nothing."""
-    return None if value is None or value == neutral else np.asarray(value, np.float32)
-
-
-def count(value: int | None) -> np.ndarray | None:
-    """Returns an array of a whole number; None for zero."""
-    return np.asarray(value, np.int32) if value else None
-
-
-def _together(*parts: np.ndarray | None) -> tuple[np.ndarray | None, ...] | None:
+def together(*parts: Any) -> tuple[Any, ...] | None:
+    """The parts as the numbers of one processor, which acts if none of them is None."""
     return None if any(part is None for part in parts) else parts
 
 
-def _decay(decay: tuple[int, float] | None, end: np.ndarray | None) -> tuple[Any, ...] | None:
-    if decay is None:
-        return None
-    after, factor = decay
-    return _together(np.asarray(after, np.int32), number(math.log(factor)), end)
-
-
-def _bad_words(
-    config: "minibert.generation.config.GenerationConfig",
-) -> list[tuple[tuple[int, ...], float]] | None:
-    if config.bad_words_ids is None:
-        return None
-    ends = [(token,) for token in config.end_ids]  # a text must be able to end
-    return [(word, -math.inf) for word in config.bad_words_ids if word not in ends]
-
-
-def _phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | None:
+def phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | None:
+    """Phrases with their biases."""
     if pairs is None:
         return None
     biases = dict(pairs)
-    rows = _power_of_two(len(biases))
-    tokens = np.zeros((rows, _power_of_two(max(map(len, biases), default=1))), np.int32)
-    lengths, bias = np.ones(rows, np.int32), np.zeros(rows, np.float32)
+    rows = power_of_two(len(biases))
+    tokens = np.zeros((rows, power_of_two(max(map(len, biases), default=1))), np.int32)
+    found = Phrases(tokens, np.ones(rows, np.int32), np.zeros(rows, np.float32))
     for row, (phrase, value) in enumerate(biases.items()):
         tokens[row, -len(phrase) :] = phrase
-        lengths[row], bias[row] = len(phrase), value
-    return Phrases(tokens=tokens, lengths=lengths, bias=bias)
+        found.lengths[row], found.bias[row] = len(phrase), value
+    return found
 
 
-def _placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
+def placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The positions and the tokens of some pairs."""
     if pairs is None:
         return None
     places = dict(pairs)
-    positions = np.full(_power_of_two(len(places)), -1, np.int32)  # no text has that length
+    positions = np.full(power_of_two(len(places)), -1, np.int32)  # no text has that length
     tokens = np.zeros_like(positions)
     positions[: len(places)], tokens[: len(places)] = list(places), list(places.values())
     return positions, tokens
-
-
-def _power_of_two(least: int) -> int:
-    """Returns a size that grows seldom: each makes a shape, and so a program, of its own."""
-    return 1 << max(least - 1, 0).bit_length()

@@ -8,23 +8,19 @@ Which filters act is static (a field that is None does not); every number in the
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int, Integer
-
-from minibert.generation.processors import count, number
-
-if TYPE_CHECKING:
-    import minibert.generation.config  # it imports this module
 
 # A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
 Leaf = Any
 Scores = Float32[Array, "rows vocab"]
+Kept = Bool[Array, "rows vocab"]
+Values = Float32[Array, "rows some"]
 
 TOP_H_CANDIDATES = 100  # the likeliest tokens, all that top-h looks at
 RANKED_FIRST = 1024  # the tokens that are sorted before all are
@@ -66,91 +62,60 @@ class Sampling:
     min_tokens_to_keep: Leaf = 1
     renormalize: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    @classmethod
-    def of(cls, config: "minibert.generation.config.GenerationConfig") -> "Sampling":
-        """Returns the filters that a config asks for."""
-        if not config.do_sample:
-            return cls(renormalize=config.renormalize_logits)
-        # With beams, one token more than can end a text: a beam must be able to go on.
-        beams = 1 + max(len(config.end_ids), 1)
-        rest = 1 - config.top_p  # in double precision, as transformers does
-        epsilon, eta = config.epsilon_cutoff % 1, config.eta_cutoff % 1  # 1 cuts nothing off either
-        return cls(
-            temperature=number(config.temperature, neutral=1.0),
-            top_h=number(config.top_h),
-            top_k=count(config.top_k),
-            top_p_rest=number(rest, neutral=0.0),
-            min_p=number(config.min_p),
-            typical_p=number(config.typical_p, neutral=1.0),
-            epsilon_cutoff=number(epsilon, neutral=0.0),
-            eta_cutoff=number(eta, neutral=0.0),
-            min_tokens_to_keep=np.asarray(beams if config.num_beams > 1 else 1, np.int32),
-            renormalize=config.renormalize_logits,
-        )
-
     def __call__(self, scores: Scores) -> Scores:
         """Divides by the temperature and puts −inf where a token must not be drawn."""
-        least = self.min_tokens_to_keep
         if self.temperature is not None:
             # Without the barrier XLA multiplies by the inverse, which rounds twice.
             divisor = jnp.broadcast_to(self.temperature, scores.shape)
             scores = scores / lax.optimization_barrier(divisor)
-        if self.top_h is not None:
-            scores = _keep(scores, top_h(scores, self.top_h))
-        if self.top_k is not None:
-            scores = _keep(scores, top_k(scores, jnp.maximum(self.top_k, least)))
-        if self.top_p_rest is not None:
-            scores = _keep(scores, top_p(scores, self.top_p_rest, least))
-        if self.min_p is not None:
-            scores = _keep(scores, min_p(scores, self.min_p) | top_k(scores, least))
-        if self.typical_p is not None:
-            scores = _keep(scores, typical_p(scores, self.typical_p, least))
-        if self.epsilon_cutoff is not None:
-            scores = _keep(scores, epsilon(scores, self.epsilon_cutoff) | top_k(scores, least))
-        if self.eta_cutoff is not None:
-            scores = _keep(scores, eta(scores, self.eta_cutoff) | top_k(scores, least))
+        for name, keep in FILTERS.items():
+            number = getattr(self, name)
+            if number is not None:
+                scores = jnp.where(keep(scores, number, self.min_tokens_to_keep), scores, -jnp.inf)
         return jax.nn.log_softmax(scores) if self.renormalize else scores
 
 
-def top_h(scores: Scores, share: Leaf) -> Bool[Array, "rows vocab"]:
+def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
     """The likeliest tokens whose entropy terms sum to at most `share` of the entropy."""
     best, tokens = lax.top_k(scores, min(TOP_H_CANDIDATES, scores.shape[1]))
-    logarithms = jax.nn.log_softmax(best)
-    possible = jnp.isfinite(logarithms)
-    terms = jnp.where(possible, -jnp.exp(logarithms) * logarithms, 0)
+    terms = _entropy_terms(best)
     entropy = terms.sum(axis=1, keepdims=True)
-    kept = possible & (_running_sum(terms) <= entropy * share)
+    kept = jnp.isfinite(best) & (_running_sum(terms) <= entropy * share)
     return _at(tokens, kept.at[:, 0].set(True), scores)
 
 
-def top_k(scores: Scores, count: Leaf) -> Bool[Array, "rows vocab"]:
-    """The `count` likeliest tokens, and any as likely as the last of them."""
-    return scores >= kth_largest(scores, jnp.minimum(count, scores.shape[1]))
+def top_k(scores: Scores, count: Leaf, least: Leaf) -> Kept:
+    """The `count` likeliest tokens, at least `least`, and any as likely as the last of them."""
+    k = jnp.minimum(jnp.maximum(count, least), scores.shape[1])
+    return scores >= kth_largest(scores, k)
 
 
-def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Bool[Array, "rows vocab"]:
+def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
     """All but the least likely tokens that together have at most the mass `rest`."""
     likely = jax.nn.softmax(scores)
 
     def keep(order: Array) -> Array:
-        lower = likely.at[jnp.arange(scores.shape[0])[:, None], order].set(0)
-        mass = _running_sum(jnp.take_along_axis(likely, order, axis=1), reverse=True)
+        lower = jnp.put_along_axis(likely, order, 0, axis=1, inplace=False)
+        ranked = jnp.take_along_axis(likely, order, axis=1)
+        mass = _running_sum(ranked[:, ::-1])[:, ::-1]
         kept = mass + lower.sum(axis=1, keepdims=True) > rest
         return kept | (jnp.arange(order.shape[1]) < least)
 
     return _keep_ranked(scores, keep)
 
 
-def min_p(scores: Scores, share: Leaf) -> Bool[Array, "rows vocab"]:
+def min_p(scores: Scores, share: Leaf, least: Leaf) -> Kept:
     """The tokens at least `share` times as likely as the likeliest."""
     likely = jax.nn.softmax(scores)
-    return likely >= share * likely.max(axis=1, keepdims=True)
+    kept = likely >= share * likely.max(axis=1, keepdims=True)
+    return kept | top_k(scores, least, least)
 
 
-def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Bool[Array, "rows vocab"]:
+def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
     """The tokens whose information is nearest to the entropy, until they have `mass`."""
     likely = jax.nn.softmax(scores)
-    distance = jnp.abs(-jax.nn.log_softmax(scores) - _entropy(scores)[:, None])
+    entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
+    distance = jnp.abs(-jax.nn.log_softmax(scores) - entropy)
 
     def keep(order: Array) -> Array:
         before = _running_sum(jnp.take_along_axis(likely, order, axis=1)) < mass
@@ -162,15 +127,27 @@ def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Bool[Array, "rows voca
     return _keep_ranked(-distance, keep)
 
 
-def epsilon(scores: Scores, cutoff: Leaf) -> Bool[Array, "rows vocab"]:
+def epsilon(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
     """The tokens at least as likely as `cutoff`."""
-    return jax.nn.softmax(scores) >= cutoff
+    return (jax.nn.softmax(scores) >= cutoff) | top_k(scores, least, least)
 
 
-def eta(scores: Scores, cutoff: Leaf) -> Bool[Array, "rows vocab"]:
+def eta(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
     """The tokens at least as likely as `cutoff`, or as √cutoff · exp(−entropy) if that is less."""
-    adapted = jnp.sqrt(cutoff) * jnp.exp(-_entropy(scores))
-    return jax.nn.softmax(scores) >= jnp.minimum(cutoff, adapted)[:, None]
+    entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
+    return epsilon(scores, jnp.minimum(cutoff, jnp.sqrt(cutoff) * jnp.exp(-entropy)), least)
+
+
+# By field of `Sampling`, in its order; each is given scores, its number, and how many to keep.
+FILTERS: Mapping[str, Callable[[Scores, Any, Any], Kept]] = {
+    "top_h": top_h,
+    "top_k": top_k,
+    "top_p_rest": top_p,
+    "min_p": min_p,
+    "typical_p": typical_p,
+    "epsilon_cutoff": epsilon,
+    "eta_cutoff": eta,
+}
 
 
 def kth_largest(scores: Scores, k: Leaf) -> Float32[Array, "rows 1"]:
@@ -221,13 +198,9 @@ def draw_distinct(scores: Scores, keys: Array, count: int) -> Integer[Array, "ro
     return lax.top_k(scores + noise, count)[1]
 
 
-def _keep(scores: Scores, kept: Bool[Array, "rows vocab"]) -> Scores:
-    return jnp.where(kept, scores, -jnp.inf)
-
-
 def _keep_ranked(
     values: Scores, keep: Callable[[Integer[Array, "rows some"]], Bool[Array, "rows some"]]
-) -> Bool[Array, "rows vocab"]:
+) -> Kept:
     """What `keep` says of the tokens in descending order of `values`, from the first on.
 
     As sorting a large vocabulary takes longer than all else, `keep` is first asked about a part of
@@ -249,21 +222,19 @@ def _keep_ranked(
 
 def _at(
     tokens: Integer[Array, "rows some"], kept: Bool[Array, "rows some"], scores: Scores
-) -> Bool[Array, "rows vocab"]:
+) -> Kept:
     """`kept` at the places of `tokens`, elsewhere False."""
-    rows = jnp.arange(scores.shape[0])[:, None]
-    return jnp.zeros(scores.shape, bool).at[rows, tokens].set(kept)
+    nowhere = jnp.zeros(scores.shape, bool)
+    return jnp.put_along_axis(nowhere, tokens, kept, axis=1, inplace=False)
 
 
-def _entropy(scores: Scores) -> Float32[Array, " rows"]:
+def _entropy_terms(scores: Values) -> Values:
+    """Each token's part of the entropy, −p · log p."""
     logarithms = jax.nn.log_softmax(scores)
-    terms = jnp.where(jnp.isfinite(logarithms), jnp.exp(logarithms) * logarithms, 0)
-    return -terms.sum(axis=1)
+    return jnp.where(jnp.isfinite(logarithms), -jnp.exp(logarithms) * logarithms, 0)
 
 
-def _running_sum(
-    values: Float32[Array, "rows some"], reverse: bool = False
-) -> Float32[Array, "rows some"]:
+def _running_sum(values: Values) -> Values:
     """Cumulative sums along a row, rounded once, as PyTorch's on a CPU are.
 
     Each is kept as two numbers, the second what the first has lost to rounding (Knuth's TwoSum).
@@ -279,8 +250,6 @@ def _running_sum(
         lost = (sums[0] - (total - taken)) + (before[0] - taken)
         return total, lost + sums[1] + before[1]
 
-    values = values[:, ::-1] if reverse else values
     levels = (values.shape[1] - 1).bit_length()
     total, lost = lax.fori_loop(0, levels, add, (values, jnp.zeros_like(values)))
-    summed = total + lost
-    return summed[:, ::-1] if reverse else summed
+    return total + lost

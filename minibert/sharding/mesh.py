@@ -54,17 +54,14 @@ def check_rule(pattern: Any, rule: Any) -> None:
         )
 
 
-def check_fits(pattern: str, rule: Any, path: str, shape: tuple[int, ...]) -> None:
-    """Checks a rule against a parameter that its pattern matches.
-
-    Raises:
-        InputError: it is not for that shape.
-    """
-    folds = [(at, part) for at, part in enumerate(rule) if isinstance(part, int)]
-    if len(rule) - len(folds) != len(shape) or any(shape[at] % n for at, n in folds):
-        raise InputError(
-            f"rules: {shown(pattern)}: {shown(rule)} is not for {path}, of shape {shape}"
-        )
+def folded(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape, the parts that a rule names a dimension of it; None if the rule is not for it."""
+    for at, parts in enumerate(rule):
+        if isinstance(parts, int):
+            if at >= len(shape) or shape[at] % parts:
+                return None
+            shape = (*shape[:at], parts, shape[at] // parts, *shape[at + 1 :])
+    return shape if len(rule) == len(shape) else None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -73,24 +70,23 @@ def spread(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> tuple[A
 
     Of equal products, the one on fewer dimensions; then the one that splits the longest.
     """
-    best: tuple[Any, tuple[Axes, ...]] = ((), ((),) * len(shape))
-    for places in itertools.product([None, *range(len(shape))], repeat=len(axes)):
-        split = [1] * len(shape)
-        for place_, (_, size) in zip(places, axes, strict=True):
-            if place_ is not None:
-                split[place_] *= size
-        touched = [number for number, parts in enumerate(split) if parts > 1]
-        if len(touched) > 2 or any(n % parts for n, parts in zip(shape, split, strict=True)):
-            continue
-        longest = max((shape[number] for number in touched), default=0)
-        merit = (math.prod(split), -len(touched), longest)
-        if merit > best[0]:
-            given = [
-                tuple(a for p, (a, _) in zip(places, axes, strict=True) if p == number)
-                for number in range(len(shape))
-            ]
-            best = (merit, tuple(given))
-    return best[1]
+    sizes = dict(axes)
+
+    def given(places: tuple[int | None, ...]) -> tuple[Axes, ...]:
+        return tuple(
+            tuple(axis for axis, place in zip(sizes, places, strict=True) if place == number)
+            for number in range(len(shape))
+        )
+
+    def merit(given: tuple[Axes, ...]) -> tuple[int, int, int]:
+        parts = [math.prod(sizes[axis] for axis in some) for some in given]
+        touched = [n for n, count in zip(shape, parts, strict=True) if count > 1]
+        if len(touched) > 2 or any(n % count for n, count in zip(shape, parts, strict=True)):
+            return 0, 0, 0
+        return math.prod(parts), -len(touched), max(touched, default=0)
+
+    places = itertools.product([None, *range(len(shape))], repeat=len(axes))
+    return max(map(given, places), key=merit)
 
 
 class Partial(NamedTuple):
@@ -141,11 +137,8 @@ class Sharding:
             raise InputError(f"rules: expected dimensions by pattern, found {shown(self.rules)}")
         for pattern, rule in self.rules.items():
             check_rule(pattern, rule)
-        kinds = (AxisType.Auto,) * len(names)  # the partitioner's: no array of ours says its own
-        if isinstance(self.mesh, Mesh):
-            mesh: Any = Mesh(self.mesh.devices, names, axis_types=kinds)
-        else:
-            mesh = AbstractMesh(self.mesh.axis_sizes, names, axis_types=kinds)
+        # The partitioner's: no array of ours says its own.
+        mesh = self.mesh.update(axis_types=(AxisType.Auto,) * len(names))
         object.__setattr__(self, "mesh", mesh)
 
     @classmethod
@@ -176,17 +169,19 @@ class Sharding:
         devices = list(jax.devices() if devices is None else devices)
         parts = tuple(fsdp) if isinstance(fsdp, tuple | list) else (fsdp,)
         sizes = [whole("fsdp", size, 1) for size in parts] + [whole("tensor", tensor, 1)]
-        if not devices or len(devices) % math.prod(sizes):
+        count = math.prod(sizes)
+        if not devices or len(devices) % count:
             raise InputError(
-                f"fsdp × tensor: {' × '.join(map(str, sizes))} = {math.prod(sizes)}: expected a "
-                f"divisor of the number of devices, {len(devices)}"
+                f"fsdp × tensor: {' × '.join(map(str, sizes))} = {count}: expected a divisor of "
+                f"the number of devices, {len(devices)}"
             )
-        left = len(devices) // math.prod(sizes)
+        left = len(devices) // count
         if data is not None and whole("data", data, 1) != left:
             raise InputError(f"data: expected {left}, the devices that are left; found {data}")
-        shape = (left, *sizes)
-        axes = tuple(f"fsdp{number}" if number else "fsdp" for number in range(len(parts)))
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        axes = tuple(f"fsdp{number or ''}" for number in range(len(parts)))
+        grid = mesh_utils.create_device_mesh(
+            (left, *sizes), devices, allow_split_physical_axes=True
+        )
         mesh = Mesh(grid, ("data", *axes, "tensor"))
         return cls(mesh, data=("data",), fsdp=axes, tensor=("tensor",), rules=rules or {})
 
@@ -199,22 +194,24 @@ class Sharding:
         arrays = parameters(model)
         for pattern, rule in self.rules.items():
             for path in matching_paths("rules", [pattern], arrays):
-                check_fits(pattern, rule, path, arrays[path].shape)
-        config = model.config
-        heads = getattr(config, config.name_of("num_attention_heads"))
-        rules = {**self.rules, **{k: v for k, v in model.dimensions.items() if k not in self.rules}}
-        found = dataclasses.replace(self, rules=rules, heads=heads)
-        for path in arrays:
-            layer, _, name = path.rpartition(".")
-            bias = f"{layer}.bias"
-            if name == "kernel" and bias in arrays:
-                ours = found.shape(path, arrays[path].shape)
-                theirs = found.shape(bias, arrays[bias].shape)
-                if ours[1:] != theirs:
+                shape = arrays[path].shape
+                if folded(rule, shape) is None:
                     raise InputError(
-                        f"rules: {path} would be kept as {ours}, its bias as {theirs}; give both "
-                        "a rule"
+                        f"rules: {shown(pattern)}: {shown(rule)} is not for {path}, of shape "
+                        f"{shape}"
                     )
+        found = dataclasses.replace(
+            self,
+            rules={**self.rules, **model.dimensions, **self.rules},
+            heads=model.config.num_attention_heads,
+        )
+        kept = {path: found.shape(path, array.shape) for path, array in arrays.items()}
+        for path, ours in kept.items():
+            theirs = kept.get(path.removesuffix("kernel") + "bias", ours[1:])
+            if path.endswith(".kernel") and ours[1:] != theirs:
+                raise InputError(
+                    f"rules: {path} would be kept as {ours}, its bias as {theirs}; give both a rule"
+                )
         return found
 
     def size(self, axes: Axes) -> int:
@@ -275,13 +272,8 @@ class Sharding:
 
         So a device's part of the last dimension is whole heads of query, key and value each.
         """
-        rule = self._rule(path)
-        folds = [(at, parts) for at, parts in enumerate(rule) if isinstance(parts, int)]
-        if not folds or len(rule) != len(shape) + 1:
-            return shape
-        ((at, parts),) = folds
-        folded = (*shape[:at], parts, shape[at] // parts, *shape[at + 1 :])
-        return folded if any(self._used(path, folded)) else shape
+        found = folded(self._rule(path), shape)
+        return found if found and any(self._used(path, found)) else shape
 
     def used_spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How a parameter is split where it is used: by its rule, over the tensor axes."""
@@ -294,9 +286,11 @@ class Sharding:
         dimensions so that their product is the largest that divides.
         """
         used = self._used(path, shape)
-        taken = set(itertools.chain(*used))
-        free = [a for a in (*self.fsdp, *self.tensor) if a not in taken]
-        sizes = tuple((axis, self.mesh.shape[axis]) for axis in free if self.mesh.shape[axis] > 1)
+        sizes = tuple(
+            (axis, self.mesh.shape[axis])
+            for axis in (*self.fsdp, *self.tensor)
+            if axis not in itertools.chain(*used) and self.mesh.shape[axis] > 1
+        )
         rest = tuple(n // self.size(axes) for n, axes in zip(shape, used, strict=True))
         extra = spread(rest, sizes)
         return _spec(tuple((*a, *b) for a, b in zip(used, extra, strict=True)))
@@ -310,14 +304,11 @@ class Sharding:
 
     def _used(self, path: str, shape: tuple[int, ...]) -> tuple[Axes, ...]:
         rule, size = self._rule(path), self.size(self.tensor)
-        none: tuple[Axes, ...] = ((),) * len(shape)
         if size == 1 or len(rule) != len(shape):
-            return none
-        counts = {HEADS: self.heads or 0}
+            return ((),) * len(shape)
+        even = {FEATURES: True, HEADS: (self.heads or 0) % size == 0}
         return tuple(
-            self.tensor
-            if part in (HEADS, FEATURES) and n % size == 0 and counts.get(part, size) % size == 0
-            else ()
+            self.tensor if even.get(part) and n % size == 0 else ()
             for part, n in zip(rule, shape, strict=True)
         )
 
@@ -325,21 +316,22 @@ class Sharding:
         """The parameters that are not stored in `parts` parts, and what that costs a device."""
         found = []
         for path, array in arrays.items():
-            shape = self.shape(path, array.shape)
-            size = math.prod(shape) * np.dtype(array.dtype).itemsize
-            parts = math.prod(shape) // math.prod(self.of(path, shape).shard_shape(shape))
+            shape, parts, size = self._stored(path, array)
             if parts < self.parts:
                 found.append(Partial(path, shape, parts, size // parts - size // self.parts))
         return found
 
     def device_bytes(self, arrays: Mapping[str, Any]) -> int:
         """What one device stores of some parameters, in bytes."""
-        total = 0
-        for path, array in arrays.items():
-            shape = self.shape(path, array.shape)
-            part = self.of(path, shape).shard_shape(shape)
-            total += math.prod(part) * np.dtype(array.dtype).itemsize
-        return total
+        stored = (self._stored(path, array) for path, array in arrays.items())
+        return sum(size // parts for _, parts, size in stored)
+
+    def _stored(self, path: str, array: Any) -> tuple[tuple[int, ...], int, int]:
+        """A parameter's shape in training, in how many parts it is stored, and all its bytes."""
+        shape = self.shape(path, array.shape)
+        count = math.prod(shape)
+        parts = count // math.prod(self.of(path, shape).shard_shape(shape))
+        return shape, parts, count * np.dtype(array.dtype).itemsize
 
 
 def checked_sharding(sharding: Any) -> Sharding | None:

@@ -21,17 +21,17 @@ from minibert.sharding.mesh import Sharding
 
 def put(sharding: Sharding, path: str, array: Any) -> Array:
     """A parameter on its devices, in its shape in training; a copy."""
-    shape = sharding.shape(path, array.shape)
-    return place(array, shape, sharding.of(path, shape))
+    return _placed(sharding, path, array, sharding.shape(path, array.shape))
 
 
 def stored(sharding: Sharding, path: str, array: Any) -> Array:
     """A parameter on its devices, in the shape it has; a copy."""
-    return place(array, array.shape, sharding.of(path, array.shape))
+    return _placed(sharding, path, array, array.shape)
 
 
-def place(array: Any, shape: tuple[int, ...], where: NamedSharding) -> Array:
-    """An array of the same numbers, of that shape, there; a copy, made part by part."""
+def _placed(sharding: Sharding, path: str, array: Any, shape: tuple[int, ...]) -> Array:
+    """A parameter's numbers in a shape, where one of that shape is stored; made part by part."""
+    where = sharding.of(path, shape)
     if isinstance(array, jax.Array) and array.sharding.device_set == where.device_set:
         return _copier(_split_rows(array, where), shape, where)(array)
     host = np.asarray(array).reshape(shape)
@@ -40,11 +40,9 @@ def place(array: Any, shape: tuple[int, ...], where: NamedSharding) -> Array:
 
 def _split_rows(array: Array, where: NamedSharding) -> NamedSharding:
     """All that splits an array, splitting its first dimension, which reshaping leaves as it is."""
-    there, spec = array.sharding, PartitionSpec()
-    if isinstance(there, NamedSharding) and there.mesh == where.mesh:
-        spec = there.spec
-    axes = tuple(axis for part in spec for axis in (part if isinstance(part, tuple) else (part,)))
-    axes = tuple(axis for axis in axes if axis is not None)
+    there = array.sharding
+    alike = isinstance(there, NamedSharding) and there.mesh == where.mesh
+    axes = tuple(jax.tree.leaves(tuple(there.spec))) if alike else ()
     even = len(array) % math.prod(where.mesh.shape[axis] for axis in axes) == 0
     return NamedSharding(where.mesh, PartitionSpec(axes if even and axes else None))
 
@@ -67,9 +65,7 @@ def taken(
 ) -> dict[str, Array]:
     """Parameters in their model's own shapes; those that had them stay as they are."""
     return {
-        path: array
-        if array.shape == shapes[path]
-        else place(array, shapes[path], sharding.of(path, shapes[path]))
+        path: array if array.shape == shapes[path] else _placed(sharding, path, array, shapes[path])
         for path, array in arrays.items()
     }
 
@@ -88,10 +84,9 @@ def shardings_of(sharding: Sharding, tree: Any, params: Mapping[str, Any]) -> An
 
 def put_batch(sharding: Sharding, batch: dict[str, np.ndarray]) -> dict[str, Array]:
     """This process's rows of a batch on its devices; together, the processes' are the batch."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding.batch, array)
-        for name, array in batch.items()
-    }
+    return jax.tree.map(
+        functools.partial(jax.make_array_from_process_local_data, sharding.batch), batch
+    )
 
 
 def check_shares(sharding: Sharding, batch: dict[str, np.ndarray]) -> None:
@@ -184,13 +179,13 @@ def on_host(model: Any) -> Any:
 
     Every process has to call it; then any may save it.
     """
-    whole_arrays = {
+    arrays = {
         path: multihost_utils.process_allgather(array, tiled=True)
         if not array.is_fully_addressable
         else np.asarray(array)
         for path, array in parameters(model).items()
     }
-    return Structure(model).build(whole_arrays)
+    return Structure(model).build(arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

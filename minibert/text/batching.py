@@ -57,6 +57,11 @@ def bucket(length: int, longest: int) -> int:
     return min(next((size for size in BUCKETS if size >= length), longest), longest)
 
 
+def power_of_two(least: int) -> int:
+    """Returns a size that grows seldom: each makes a shape, and so a program, of its own."""
+    return 1 << max(least - 1, 0).bit_length()
+
+
 def default_budget() -> int:
     """How many tokens a batch has by default: what fits a CPU's cache, or fills an accelerator."""
     return 1024 if jax.default_backend() == "cpu" else 1 << 15
@@ -90,15 +95,14 @@ def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
         if not 1 <= length <= longest:
             raise InputError(f"text {index}: {length} tokens; expected 1 to {longest}")
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        length = bucket(lengths[order[start]], longest)
+    batches: list[Batch] = []
+    while len(order):
+        length = bucket(lengths[order[0]], longest)
         rows = max(1, budget // length)
-        indices = order[start : start + rows]
+        indices, order = order[:rows], order[rows:]
         if not batches or batches[-1].length != length:
-            rows = min(rows, 1 << (len(indices) - 1).bit_length())
+            rows = min(rows, power_of_two(len(indices)))
         batches.append(Batch(indices, rows, length))
-        start += rows
     return batches
 
 
@@ -107,10 +111,8 @@ def padded(rows: Sequence[Any], batch: Batch, pad: int = 0, left: bool = False) 
     array = np.full((batch.rows, batch.length), pad, np.int32)
     for place, index in enumerate(batch.indices):
         row = rows[index]
-        if left:
-            array[place, batch.length - len(row) :] = row
-        else:
-            array[place, : len(row)] = row
+        start = batch.length - len(row) if left else 0
+        array[place, start : start + len(row)] = row
     return array
 
 
@@ -146,9 +148,9 @@ def plan_packed(lengths: Sequence[int], width: int, budget: int) -> list[Batch]:
     batches = []
     for start in range(0, len(packed), rows):
         some = packed[start : start + rows]
-        indices = np.concatenate([np.asarray(texts) for texts in some])
+        indices = np.concatenate(some)
         places = [(row, slot) for row, texts in enumerate(some) for slot in range(len(texts))]
-        size = rows if start else min(rows, 1 << (len(some) - 1).bit_length())
+        size = rows if start else min(rows, power_of_two(len(some)))
         batches.append(Batch(indices, size, width, np.asarray(places)))
     return batches
 
@@ -161,17 +163,16 @@ def slots_of(width: int) -> int:
 def _rows(lengths: Sequence[int], width: int) -> list[list[int]]:
     """The texts of each row: the longest first, into the fullest row that has room."""
     rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(width + 1)]  # rows by the positions left
+    by_room: list[list[list[int]]] = [[] for _ in range(width + 1)]  # rows by the positions left
     for text in np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist():
         length = lengths[text]
-        room = next((room for room in range(length, width + 1) if by_room[room]), None)
-        if room is None:
-            rows.append([])
-            row, room = len(rows) - 1, width
-        else:
+        room = next((room for room in range(length, width) if by_room[room]), width)
+        if by_room[room]:
             row = by_room[room].pop()
-        rows[row].append(text)
-        if len(rows[row]) < slots_of(width):
+        else:
+            rows.append(row := [])
+        row.append(text)
+        if len(row) < slots_of(width):
             by_room[room - length].append(row)
     return rows
 
@@ -188,11 +189,10 @@ def packed_rows(
     """
     ids = np.full((batch.rows, batch.length), pad, np.int32)
     segments, ends = np.zeros_like(ids), np.zeros(batch.rows, np.int64)
-    places = [] if batch.places is None else batch.places.tolist()
-    for text, (row, slot) in zip(texts, places, strict=True):
-        start, ends[row] = ends[row], ends[row] + len(text)
-        ids[row, start : ends[row]] = text
-        segments[row, start : ends[row]] = slot + 1
+    for text, (row, slot) in zip(texts, np.asarray(batch.places).tolist(), strict=True):
+        place = slice(ends[row], ends[row] + len(text))
+        ids[row, place], segments[row, place] = text, slot + 1
+        ends[row] += len(text)
     return ids, segments
 
 

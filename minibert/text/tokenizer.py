@@ -22,8 +22,10 @@ def backend_of(tokenizer: Any) -> Any:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        found = shown(type(tokenizer).__name__)
-        raise InputError(f"tokenizer: expected a fast one of transformers, found {found}")
+        raise InputError(
+            "tokenizer: expected a fast one of transformers, found "
+            f"{shown(type(tokenizer).__name__)}"
+        )
     copy = type(backend).from_str(backend.to_str())
     copy.no_padding()
     copy.no_truncation()
@@ -69,7 +71,13 @@ class TokenReader:
         try:
             found = self._backend.encode_batch_fast(list(texts))
         except Exception as reason:  # tokenizers raises TypeError for half a surrogate pair
-            raise _named(texts, numbers, reason) from None
+            for number, text in zip(numbers, texts, strict=True):
+                try:
+                    check_text(text)
+                except InputError as fault:
+                    raise TextError(number, str(fault)) from None
+            why = shown(str(reason))
+            raise InputError(f"sentences: the tokenizer refuses them ({why})") from None
         ids = [np.array(encoding.ids, np.int32) for encoding in found]
         for number, text, row in zip(numbers, texts, ids, strict=True):
             if not row.size:
@@ -114,15 +122,6 @@ def question_first(tokenizer: Any) -> bool:
     pipeline of transformers 4.57.6 and in its `run_qa.py`.
     """
     return tokenizer.padding_side != "left"
-
-
-def _named(texts: Sequence[str], numbers: Sequence[int], reason: Exception) -> InputError:
-    for number, text in zip(numbers, texts, strict=True):
-        try:
-            check_text(text)
-        except InputError as fault:
-            return TextError(number, str(fault))
-    return InputError(f"sentences: the tokenizer refuses them ({shown(str(reason))})")
 
 
 def make_lower_case(backend: Any) -> None:
