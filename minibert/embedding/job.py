@@ -279,26 +279,25 @@ def _write_npy(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
 
 
 def _write_parquet(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
-    pyarrow, parquet = _pyarrow(file.name)
+    pyarrow = _pyarrow(file.name)
     start, writer = 0, None
     for part in parts:
         flat = pyarrow.array(part.reshape(-1))
         vectors = pyarrow.FixedSizeListArray.from_arrays(flat, part.shape[1])
         numbers = pyarrow.array(np.arange(start, start + len(part)))
         table = pyarrow.table({"row": numbers, "embedding": vectors})
-        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
         writer.write_table(table)
         start += len(part)
     if writer is not None:
         writer.close()
 
 
-def _pyarrow(path: str) -> tuple[Any, Any]:
+def _pyarrow(path: str) -> Any:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet
     except ImportError:
         raise TargetError(
             f"{shown(path)}: parquet needs pyarrow: pip install 'minibert-jax[data]'"
         ) from None
-    return pyarrow, parquet
+    return pyarrow

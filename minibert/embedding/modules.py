@@ -123,7 +123,20 @@ class SentenceModel(Module):
 
     def __init__(self, transformer: Any, modules: Sequence[Module], layers: str = "last"):
         check_choice("layers", layers, LAYERS)
-        self.out_features = check_chain(modules, token_features(transformer.config, layers))
+        features = token_features(transformer.config, layers)
+        names = [type(module).__name__ for module in modules]
+        if not modules or not isinstance(modules[0], Pooling):
+            raise InputError(f"expected a Pooling first, found {', '.join(names) or 'nothing'}")
+        for name, module in zip(names, modules, strict=True):
+            if module is not modules[0] and not isinstance(module, Dense | Normalize):
+                raise InputError(f"expected Dense and Normalize behind a Pooling, found {name}")
+            taken = getattr(module, "in_features", features)
+            if taken != features:
+                raise InputError(
+                    f"{name}: takes vectors of {taken} numbers, but those before it have {features}"
+                )
+            features = getattr(module, "out_features", features)
+        self.out_features = features
         self.config, self.transformer, self.layers = transformer.config, transformer, layers
         self.chain = nnx.List(modules)
 
@@ -180,24 +193,3 @@ class SentenceModel(Module):
 def token_features(config: Any, layers: str) -> int:
     """The width of a token's vector."""
     return config.hidden_size * (4 if layers == "last_four_concatenated" else 1)
-
-
-def check_chain(modules: Sequence[Any], features: int) -> int:
-    """Follows the width of vectors through a chain, to that of a text's vector.
-
-    Raises:
-        InputError: the modules are no chain that takes tokens' vectors of the width `features`.
-    """
-    names = [type(module).__name__ for module in modules]
-    if not modules or not isinstance(modules[0], Pooling):
-        raise InputError(f"expected a Pooling first, found {', '.join(names) or 'nothing'}")
-    for name, module in zip(names, modules, strict=True):
-        if module is not modules[0] and not isinstance(module, Dense | Normalize):
-            raise InputError(f"expected Dense and Normalize behind a Pooling, found {name}")
-        taken = getattr(module, "in_features", features)
-        if taken != features:
-            raise InputError(
-                f"{name}: takes vectors of {taken} numbers, but those before it have {features}"
-            )
-        features = getattr(module, "out_features", features)
-    return features
