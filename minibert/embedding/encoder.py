@@ -10,17 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from minibert.embedding.encoding import (
-    Run,
-    Wanted,
-    as_wanted,
-    programs,
-    progressing,
-    refuse_unknown,
-)
+from minibert.embedding.encoding import Run, Wanted, programs
 from minibert.embedding.folder import save_encoder
 from minibert.embedding.loading import load_encoder
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, token_features
@@ -28,15 +22,23 @@ from minibert.embedding.settings import (
     DOCUMENT_PROMPTS,
     QUERY_PROMPTS,
     SentenceSettings,
-    checked_given,
-    longest,
-    merged_prompts,
+    new_settings,
 )
 from minibert.embedding.similarity import semantic_search, similarity, similarity_pairwise
 from minibert.errors import InputError, shown
 from minibert.models.compilation import check_evaluation
-from minibert.text.batching import check_width
+from minibert.text.batching import check_budget, check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
+
+# Arguments of sentence-transformers' `encode` that have no place here.
+ELSEWHERE = {
+    "batch_size": "batches are made by length; token_budget says how large",
+    "chunk_size": "batches are made by length; token_budget says how large",
+    "device": "arrays go to JAX's default device; jax.default_device says which",
+    "pool": "there is one process",
+    "task": "encode_query and encode_document say what texts are for",
+    "inputs": "the texts are `sentences`",
+}
 
 Encoder = TypeVar("Encoder", bound="SentenceEncoder")
 
@@ -83,18 +85,14 @@ class SentenceEncoder:
             raise InputError(f"model: expected a bare model, such as a BertModel; found {found}")
         width = token_features(model.config, layers)
         chain = [Pooling(pooling, width, include_prompt), *dense, *[Normalize()] * bool(normalize)]
-        given: dict[str, Any] = {
-            "max_seq_length": longest(model.config, tokenizer),
-            **checked_given(settings),
-        }
-        given["prompts"] = merged_prompts(given.get("prompts", {}))
-        self._set_up(SentenceModel(model, chain, layers), tokenizer, SentenceSettings(**given))
+        found = new_settings(model.config, tokenizer, settings)
+        self._set_up(SentenceModel(model, chain, layers), tokenizer, found)
 
     def _set_up(self, model: SentenceModel, tokenizer: Any, settings: SentenceSettings) -> None:
         check_evaluation(model)
         settings.check_fits(model.config.max_tokens, model.out_features)
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
-        self._programs = {tokens: programs(model, tokens) for tokens in (False, True)}
+        self._programs = programs(model)
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.truncated = 0
 
@@ -230,30 +228,36 @@ class SentenceEncoder:
             TextNotFiniteError: the vector of a text is NaN or infinite: a parameter is, or float16
                 overflowed.
         """
-        refuse_unknown(others)
-        wanted = Wanted(
-            features=self.model.out_features,
-            output_value=output_value,
-            precision=precision,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=self.settings.truncate_dim if truncate_dim is None else truncate_dim,
-        )
+        for name in others:
+            raise InputError(
+                f"{name}: no argument of encode: {ELSEWHERE.get(name, 'see its help')}"
+            )
+        dim = self.settings.truncate_dim if truncate_dim is None else truncate_dim
+        features = self.model.out_features
+        wanted = Wanted(output_value, precision, normalize_embeddings, dim, features)
         put_before = self.settings.prompt(prompt, prompt_name)
         texts = [f"{put_before}{text}" for text in sentence_list(sentences)]
         reader = self._reader  # another thread may set max_seq_length meanwhile
-        length = reader.prompt_length(put_before)
-        program, limit = self._programs[wanted.tokens], self.model.config.vocab_size
         width = check_width(packing, reader.longest, wanted.tokens)
-        run = Run(self.model, program, reader, limit, texts, length, token_budget, width)
-        also: dict[str, Any] = {"prompt_length": length} if length else {}
-        if reader.has_segments:
-            also["token_type_ids"] = np.zeros_like
-        computed = progressing(run, len(texts)) if show_progress or show_progress_bar else run
-        found = wanted.of(computed, len(texts), also)
+        run = Run(
+            self.model,
+            self._programs,
+            wanted.tokens,
+            reader,
+            texts,
+            reader.prompt_length(put_before),
+            check_budget(token_budget),
+            width,
+            bool(show_progress or show_progress_bar),
+        )
+        found = wanted.of(run)
         self.truncated = run.truncated
         if isinstance(sentences, str):
             found = found[0]
-        return found if wanted.tokens else as_wanted(found, convert_to_numpy, convert_to_tensor)
+        if wanted.tokens or (convert_to_numpy and not convert_to_tensor):
+            return found
+        array = jnp.asarray(found)
+        return array if convert_to_tensor or array.ndim == 1 else list(array)
 
     def encode_query(self, sentences: Any, **options: Any) -> Any:
         """As `encode`, with the prompt named `query` unless the options specify another.
@@ -261,7 +265,7 @@ class SentenceEncoder:
         An empty prompt of that name counts too: then nothing is put before the texts. Only where
         `prompts` has none of that name is it the default prompt.
         """
-        return self.encode(sentences, **self._prompted(options, QUERY_PROMPTS))
+        return self._encode_as(QUERY_PROMPTS, sentences, options)
 
     def encode_document(self, sentences: Any, **options: Any) -> Any:
         """As `encode_query`, with the first prompt named `document`, `passage` or `corpus`.
@@ -269,12 +273,12 @@ class SentenceEncoder:
         An encoder has a prompt named `document`, empty unless it is given; assign `prompts` to
         remove it.
         """
-        return self.encode(sentences, **self._prompted(options, DOCUMENT_PROMPTS))
+        return self._encode_as(DOCUMENT_PROMPTS, sentences, options)
 
-    def _prompted(self, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        if options.get("prompt") is not None or options.get("prompt_name") is not None:
-            return options
-        return {**options, "prompt_name": next((n for n in names if n in self.prompts), None)}
+    def _encode_as(self, names: Sequence[str], sentences: Any, options: dict[str, Any]) -> Any:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options["prompt_name"] = next((name for name in names if name in self.prompts), None)
+        return self.encode(sentences, **options)
 
     def tokenize(self, sentences: Any) -> dict[str, np.ndarray]:
         """Texts as arrays `(texts, longest)` on the host: ids, mask, and segments if there are any.
@@ -285,15 +289,15 @@ class SentenceEncoder:
 
     def similarity(self, one: Any, other: Any) -> np.ndarray:
         """How alike each of the first vectors is to each of the second: `(first, second)`."""
-        return similarity(one, other, self.settings.similarity_fn_name)
+        return similarity(one, other, self.similarity_fn_name)
 
     def similarity_pairwise(self, one: Any, other: Any) -> np.ndarray:
         """How alike the first of both are, the second of both, …: `(texts,)`."""
-        return similarity_pairwise(one, other, self.settings.similarity_fn_name)
+        return similarity_pairwise(one, other, self.similarity_fn_name)
 
     def semantic_search(self, queries: Any, corpus: Any, **options: Any) -> list[Any]:
         """The vectors of a corpus most like each query; see `similarity.semantic_search`."""
-        given: dict[str, Any] = {"score_function": self.settings.similarity_fn_name, **options}
+        given: dict[str, Any] = {"score_function": self.similarity_fn_name, **options}
         return semantic_search(queries, corpus, **given)
 
     @property

@@ -7,7 +7,7 @@ few batches are under way.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +16,15 @@ import numpy as np
 from jax import Array
 
 from minibert.core.checks import checked_indices, flag, whole
+from minibert.core.fields import assign
 from minibert.core.progress import progress_bar
 from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
+from minibert.embedding.similarity import check_choice
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.models.compilation import program
 from minibert.nn.numerics import cause, quoted, rows_not_finite, unit, widen
-from minibert.text.batching import Batch, check_budget, packed_rows, padded, plan, plan_packed
+from minibert.text.batching import Batch, packed_rows, padded, plan, plan_packed
 from minibert.text.tokenizer import TokenReader
 
 CHUNK = 4096  # texts that are read and planned together, so that the device need not wait for all
@@ -30,164 +32,141 @@ AHEAD = 4  # batches under way on an accelerator before one is waited for
 
 
 class Computed(NamedTuple):
-    """The results of a batch.
+    """The results of a batch, in each attribute one of each text.
 
     Attributes:
         numbers: which texts.
         ids: their ids, without padding.
         vectors: `(texts, features)`.
-        tokens: `(texts, length, hidden)`, padding behind each text's ids; None if not asked for.
+        tokens: `(length, hidden)`, the vectors of each text's tokens; none if not asked for.
     """
 
-    numbers: Sequence[int]
-    ids: Sequence[np.ndarray]
+    numbers: np.ndarray
+    ids: list[np.ndarray]
     vectors: np.ndarray
-    tokens: np.ndarray | None
+    tokens: list[np.ndarray]
 
 
-class _Read(NamedTuple):
-    number: int
-    ids: np.ndarray
-
-
-class Programs(NamedTuple):
-    """A model as compiled functions that take no more than arrays.
-
-    Attributes:
-        alone: takes ids `(batch, seq)`, padded on the right, the rows' lengths `(batch,)` and the
-            length of a prompt, and returns the texts' vectors and, if asked, the tokens'.
-        packed: takes ids of texts that share rows, their segments and the length of a prompt, and
-            returns the texts' vectors `(batch, slots, features)`.
-    """
-
-    alone: Callable[..., Any]
-    packed: Callable[..., Any]
-
-
+@dataclasses.dataclass
 class Run:
     """One encoding of many texts; iterate over it for the results, a batch at a time.
 
-    Args:
-        model: the `SentenceModel`, for messages.
+    Attributes:
+        model: the `SentenceModel`, for messages and the number of words it knows.
         programs: see `programs`.
+        with_tokens: whether tokens' vectors are asked for.
         reader: the tokenizer.
-        limit: the number of words the model knows.
         texts: what to encode.
         prompt_length: how many tokens at the start of each text are a prompt's.
-        token_budget: see `batching.check_budget`.
+        budget: rows × positions of a batch.
         packing: how many positions the rows have that texts share; 0 for none.
-
-    Attributes:
+        show_progress: whether there is a progress bar of texts on stderr.
         truncated: how many texts have been cut so far.
 
     Raises:
         TextNotFiniteError: a text's vector, or that of one of its tokens, is NaN or infinite.
     """
 
-    def __init__(
-        self,
-        model: SentenceModel,
-        programs: Programs,
-        reader: TokenReader,
-        limit: int,
-        texts: Sequence[str],
-        prompt_length: int = 0,
-        token_budget: Any = None,
-        packing: int = 0,
-    ):
-        self.truncated = 0
-        self._model = model
-        self._programs, self._reader, self._limit = programs, reader, limit
-        self._texts, self._prompt = texts, np.int32(prompt_length)
-        self._budget, self._packing = check_budget(token_budget), packing
+    model: SentenceModel
+    programs: Mapping[str, Callable[..., Any]]
+    with_tokens: bool
+    reader: TokenReader
+    texts: Sequence[str]
+    prompt_length: int
+    budget: int
+    packing: int
+    show_progress: bool
+    truncated: int = 0
 
     def __iter__(self) -> Iterator[Computed]:
-        waiting: collections.deque[tuple[list[_Read], Batch, Any]] = collections.deque()
+        with progress_bar("texts", len(self.texts), self.show_progress) as tick:
+            for done in self._computed():
+                yield done
+                tick(len(done.ids))
+
+    def _computed(self) -> Iterator[Computed]:
+        waiting: collections.deque[tuple[Batch, list[np.ndarray], Any]] = collections.deque()
         ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # there, two would share the cores
-        for read, batch in self._batches():
-            waiting.append((read, batch, self._dispatch(read, batch)))
+        for batch, ids in self._batches():
+            waiting.append((batch, ids, self._dispatch(batch, ids)))
             if len(waiting) > ahead:
-                yield self._checked(_fetched(*waiting.popleft()))
-        for done in waiting:
-            yield self._checked(_fetched(*done))
+                yield self._fetched(*waiting.popleft())
+        for under_way in waiting:
+            yield self._fetched(*under_way)
 
-    def _checked(self, done: Computed) -> Computed:
-        wrong = set(rows_not_finite(done.vectors))
-        if done.tokens is not None:
-            own = [row[: len(ids)] for row, ids in zip(done.tokens, done.ids, strict=True)]
-            wrong |= set(rows_not_finite(own))  # padding does not count
-        if wrong:
-            numbers = sorted(done.numbers[index] for index in wrong)
-            text = quoted(self._texts[numbers[0]])
-            raise TextNotFiniteError(
-                numbers, f"the vector of {text} is NaN or infinite: {cause(self._model)}"
-            )
-        return done
-
-    def _batches(self) -> Iterator[tuple[list[_Read], Batch]]:
-        """The texts in batches: the longest first, by letters and in each chunk by tokens."""
-        order = np.argsort([-len(text) for text in self._texts], kind="stable").tolist()
-        read: list[_Read] = []
+    def _batches(self) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+        """The texts in batches, and their ids: the longest first, in each chunk by tokens."""
+        order = np.argsort([-len(text) for text in self.texts], kind="stable").tolist()
+        read: dict[int, np.ndarray] = {}
         for start in range(0, len(order), CHUNK):
             numbers = order[start : start + CHUNK]
-            ids, cut = self._reader.ids([self._texts[number] for number in numbers], numbers)
+            ids, cut = self.reader.ids([self.texts[number] for number in numbers], numbers)
             self.truncated += cut
-            read += map(_Read, numbers, ids)
-            batches = self._plan([len(one.ids) for one in read])
-            rest = []
+            read.update(zip(numbers, ids, strict=True))
+            batches, rest = self._plan(read), []
             last = batches[-1]
-            if start + CHUNK < len(order) and last.used < self._budget // last.length:
-                rest = [read[index] for index in batches.pop().indices]
+            if start + CHUNK < len(order) and last.used < self.budget // last.length:
+                rest = batches.pop().indices.tolist()
             for batch in batches:
-                yield [read[index] for index in batch.indices], batch
-            read = rest
+                yield batch, [read[number] for number in batch.indices.tolist()]
+            read = {number: read[number] for number in rest}
 
-    def _plan(self, lengths: list[int]) -> list[Batch]:
-        """The batches; those whose texts share rows come last."""
-        fits = np.asarray(lengths) <= self._packing
-        own, shared = np.flatnonzero(~fits), np.flatnonzero(fits)
-        alone = plan([lengths[text] for text in own], self._reader.longest, self._budget)
-        packed = plan_packed([lengths[text] for text in shared], self._packing, self._budget)
+    def _plan(self, read: Mapping[int, np.ndarray]) -> list[Batch]:
+        """The batches, which hold the texts' numbers; those whose texts share rows come last."""
+        numbers, lengths = np.array([*read]), np.array([len(ids) for ids in read.values()])
+        shared = lengths <= self.packing
+        alone = plan(lengths[~shared].tolist(), self.reader.longest, self.budget)
+        packed = plan_packed(lengths[shared].tolist(), self.packing, self.budget)
         return [
             batch._replace(indices=texts[batch.indices])
-            for texts, batches in ((own, alone), (shared, packed))
+            for texts, batches in ((numbers[~shared], alone), (numbers[shared], packed))
             for batch in batches
         ]
 
-    def _dispatch(self, read: Sequence[_Read], batch: Batch) -> Any:
-        ids = [one.ids for one in read]
+    def _dispatch(self, batch: Batch, ids: list[np.ndarray]) -> Any:
         if batch.places is None:
-            words = padded(ids, batch._replace(indices=np.arange(len(read))), self._reader.pad)
+            program = self.programs["tokens" if self.with_tokens else "alone"]
+            words = padded(ids, batch._replace(indices=np.arange(len(ids))), self.reader.pad)
             which = np.zeros(batch.rows, np.int32)
-            which[: len(read)] = [len(row) for row in ids]
+            which[: len(ids)] = [len(row) for row in ids]
         else:
-            words, which = packed_rows(ids, batch, self._reader.pad)
-        checked_indices("input_ids", words, self._limit, "vocab_size")
-        program = self._programs.alone if batch.places is None else self._programs.packed
-        results = program(words, which, self._prompt)
+            program = self.programs["packed"]
+            words, which = packed_rows(ids, batch, self.reader.pad)
+        checked_indices("input_ids", words, self.model.config.vocab_size, "vocab_size")
+        results = program(words, which, np.int32(self.prompt_length))
         for array in results:
             array.copy_to_host_async()
         return results
 
+    def _fetched(self, batch: Batch, ids: list[np.ndarray], results: Any) -> Computed:
+        places: Any = slice(len(ids)) if batch.places is None else tuple(batch.places.T)
+        vectors, *rows = [widen(np.asarray(array)[places]) for array in results]
+        tokens = [row[: len(own)] for some in rows for row, own in zip(some, ids, strict=True)]
+        if wrong := {*rows_not_finite(vectors), *rows_not_finite(tokens)}:
+            numbers = sorted(batch.indices[[*wrong]].tolist())
+            text = quoted(self.texts[numbers[0]])
+            raise TextNotFiniteError(
+                numbers, f"the vector of {text} is NaN or infinite: {cause(self.model)}"
+            )
+        return Computed(batch.indices, ids, vectors, tokens)
 
-def _fetched(read: Sequence[_Read], batch: Batch, results: Sequence[Any]) -> Computed:
-    places: Any = slice(len(read)) if batch.places is None else tuple(batch.places.T)
-    vectors, *tokens = [widen(np.asarray(array)[places]) for array in results]
-    return Computed(
-        [one.number for one in read],
-        [one.ids for one in read],
-        vectors,
-        tokens[0] if tokens else None,
-    )
 
+def programs(model: SentenceModel) -> dict[str, Callable[..., Any]]:
+    """A model as compiled functions that take no more than arrays.
 
-def programs(model: SentenceModel, with_tokens: bool = False) -> Programs:
-    """The programs of a model."""
+    Returns:
+        alone, tokens: take ids `(batch, seq)`, padded on the right, the rows' lengths `(batch,)`
+            and the length of a prompt, and return the texts' vectors, `tokens` the tokens' too.
+        packed: takes ids of texts that share rows, their segments and the length of a prompt, and
+            returns the texts' vectors `(batch, slots, features)`.
+    """
     leaves, treedef = jax.tree.flatten(model)
-    return Programs(
-        functools.partial(program(_alone, treedef, with_tokens), leaves),
-        functools.partial(program(_packed, treedef), leaves),
-    )
+    compiled = {
+        "alone": program(_alone, treedef, False),
+        "tokens": program(_alone, treedef, True),
+        "packed": program(_packed, treedef),
+    }
+    return {name: functools.partial(one, leaves) for name, one in compiled.items()}
 
 
 def _alone(
@@ -207,7 +186,7 @@ def _packed(
 OUTPUTS = ("sentence_embedding", "token_embeddings", None)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Wanted:
     """What `SentenceEncoder.encode` was asked for; see there.
 
@@ -222,11 +201,8 @@ class Wanted:
     features: int  # the width of a text's vector
 
     def __post_init__(self):
-        for name, known in (("output_value", OUTPUTS), ("precision", PRECISIONS)):
-            value = getattr(self, name)
-            if not isinstance(value, str | None) or value not in known:
-                choices = ", ".join(map(str, known))
-                raise InputError(f"{name}: expected one of {choices}; found {shown(value)}")
+        check_choice("output_value", self.output_value, OUTPUTS)
+        check_choice("precision", self.precision, PRECISIONS)
         flag("normalize_embeddings", self.normalize_embeddings)
         if self.output_value is None and self.precision != "float32":
             raise InputError("precision: a dictionary of everything is float32 alone")
@@ -236,32 +212,41 @@ class Wanted:
                 f'"sentence_embedding", found {shown(self.output_value)}'
             )
         if self.truncate_dim is not None:
-            object.__setattr__(
-                self, "truncate_dim", whole("truncate_dim", self.truncate_dim, 1, self.features)
-            )
+            width = whole("truncate_dim", self.truncate_dim, 1, self.features)
+            assign(self, {"truncate_dim": width})
 
     @property
     def tokens(self) -> bool:
         """Whether tokens' vectors are needed."""
         return self.output_value != "sentence_embedding"
 
-    def of(self, run: Iterable[Computed], count: int, also: Mapping[str, Any]) -> Any:
-        """What was asked for, of all texts in their order.
+    def of(self, run: Run) -> Any:
+        """What was asked for, of all texts in their order."""
+        if not self.tokens:
+            return self._vectors(run)
+        found: list[Any] = [None] * len(run.texts)
+        for done in run:
+            for number, ids, vector, tokens in zip(*done, strict=True):
+                found[number] = tokens.copy()
+                if self.output_value is None:
+                    also: dict[str, Any] = {"attention_mask": np.ones_like(ids)}
+                    if run.prompt_length:
+                        also["prompt_length"] = run.prompt_length
+                    if run.reader.has_segments:
+                        also["token_type_ids"] = np.zeros_like(ids)
+                    found[number] = {
+                        "input_ids": ids,
+                        **also,
+                        "token_embeddings": found[number],
+                        "sentence_embedding": vector[: self.truncate_dim],
+                    }
+        if self.precision == "float32" or not found:
+            return found
+        ends = np.cumsum([len(tokens) for tokens in found])[:-1]
+        return np.split(quantize_embeddings(np.concatenate(found), self.precision), ends)
 
-        Args:
-            run: the results of batches.
-            count: how many texts there are.
-            also: what else stands in a dictionary of everything.
-        """
-        match self.output_value:
-            case "sentence_embedding":
-                return self._vectors(run, count)
-            case "token_embeddings":
-                return self._token_vectors(run, count)
-        return self._everything(run, count, also)
-
-    def _vectors(self, run: Iterable[Computed], count: int) -> np.ndarray:
-        rows = np.zeros((count, self.features), np.float32)
+    def _vectors(self, run: Run) -> np.ndarray:
+        rows = np.zeros((len(run.texts), self.features), np.float32)
         for done in run:
             if done.vectors.dtype != rows.dtype:
                 rows = rows.astype(done.vectors.dtype)
@@ -270,67 +255,3 @@ class Wanted:
         if self.normalize_embeddings:
             rows = unit(rows)
         return rows if self.precision == "float32" else quantize_embeddings(rows, self.precision)
-
-    def _token_vectors(self, run: Iterable[Computed], count: int) -> list[np.ndarray]:
-        found: list[Any] = [None] * count
-        for number, _, _, tokens in _rows(run):
-            found[number] = tokens
-        if self.precision == "float32" or not found:
-            return found
-        ends = np.cumsum([len(tokens) for tokens in found])[:-1]
-        return np.split(quantize_embeddings(np.concatenate(found), self.precision), ends)
-
-    def _everything(
-        self, run: Iterable[Computed], count: int, also: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        found: list[Any] = [None] * count
-        for number, ids, vector, tokens in _rows(run):
-            found[number] = {
-                "input_ids": ids,
-                "attention_mask": np.ones_like(ids),
-                **{name: make(ids) if callable(make) else make for name, make in also.items()},
-                "token_embeddings": tokens,
-                "sentence_embedding": vector[: self.truncate_dim],
-            }
-        return found
-
-
-def _rows(run: Iterable[Computed]) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    for done in run:
-        assert done.tokens is not None
-        for place, (number, ids) in enumerate(zip(done.numbers, done.ids, strict=True)):
-            yield number, ids, done.vectors[place], done.tokens[place, : len(ids)].copy()
-
-
-# Arguments of sentence-transformers' `encode` that have no place here.
-ELSEWHERE = {
-    "batch_size": "batches are made by length; token_budget says how large",
-    "chunk_size": "batches are made by length; token_budget says how large",
-    "device": "arrays go to JAX's default device; jax.default_device says which",
-    "pool": "there is one process",
-    "task": "encode_query and encode_document say what texts are for",
-    "inputs": "the texts are `sentences`",
-}
-
-
-def refuse_unknown(options: Mapping[str, Any]) -> None:
-    """Raises an `InputError` for the first of arguments that `encode` does not have."""
-    for name in options:
-        raise InputError(f"{name}: no argument of encode: {ELSEWHERE.get(name, 'see its help')}")
-
-
-def as_wanted(vectors: Any, to_numpy: bool, to_tensor: bool) -> Any:
-    """Vectors as numpy's array, as a JAX array, or, if neither is wanted, as a list of those."""
-    if to_tensor:
-        return jnp.asarray(vectors)
-    if to_numpy:
-        return vectors
-    return list(jnp.asarray(vectors)) if vectors.ndim == 2 else jnp.asarray(vectors)
-
-
-def progressing(run: Iterable[Computed], count: int) -> Iterator[Computed]:
-    """The results as they come, with a progress bar of texts on stderr."""
-    with progress_bar("texts", count, True) as tick:
-        for done in run:
-            yield done
-            tick(len(done.numbers))

@@ -8,7 +8,7 @@ names the file and the field, never a default.
 import contextlib
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,15 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from minibert.checkpoint.agreement import tree_faults
-from minibert.checkpoint.files import BODY_CONFIGS, MODULES, TOP_CONFIG, encoder_paths, unchanged
-from minibert.checkpoint.leaves import leaf_array, leaves
+from minibert.checkpoint.files import (
+    BODY_CONFIGS,
+    MODULE_KINDS,
+    MODULES,
+    TOP_CONFIG,
+    encoder_paths,
+    unchanged,
+)
+from minibert.checkpoint.leaves import leaf_array
 from minibert.checkpoint.saving import (
     check_saved,
     file_leaves,
@@ -29,9 +36,9 @@ from minibert.checkpoint.saving import (
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
 from minibert.core.fields import COUNT, SWITCH, refuse
-from minibert.core.strict_json import read_json
+from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel
-from minibert.embedding.settings import SentenceSettings, read_object
+from minibert.embedding.settings import SentenceSettings
 from minibert.errors import (
     CheckpointMismatchError,
     ConfigError,
@@ -110,18 +117,13 @@ def read_entries(folder: str) -> list[Entry]:
     data = read_json(where)
     if not isinstance(data, list) or not data:
         raise ConfigError(f"{where}: expected a list of modules, found {shown(data)}")
-    entries, numbers = [], []
-    for place, item in enumerate(data):
-        entries.append(_entry(item, f"{where}: module {place}"))
-        numbers.append(item.get("idx", place))
+    entries = [_entry(item, f"{where}: module {place}") for place, item in enumerate(data)]
+    numbers = [item.get("idx", place) for place, item in enumerate(data)]
     if any(type(number) is not int for number in numbers) or numbers != sorted(set(numbers)):
         raise ConfigError(f"{where}: idx: expected 0, 1, 2, …, found {shown(numbers)}")
     kinds = [entry.kind for entry in entries]
-    if (
-        kinds[:2] != ["Transformer", "Pooling"]
-        or "Pooling" in kinds[2:]
-        or ("Transformer" in kinds[1:])
-    ):
+    first = ["Transformer", "Pooling"]
+    if kinds[:2] != first or any(kind in first for kind in kinds[2:]):
         raise UnsupportedConfigError(
             f"{where}: expected a Transformer, a Pooling, then any of Dense and Normalize; found "
             f"{', '.join(kinds)}"
@@ -140,11 +142,10 @@ def _entry(item: Any, where: str) -> Entry:
             raise UnsupportedConfigError(f"{where}: {name}: {shown(item[name])} is not implemented")
     library, kind = item["type"].partition(".")[0], item["type"].rpartition(".")[2]
     path = item["path"]
-    if library != "sentence_transformers" or kind not in ("Transformer", *READERS):
-        known = ", ".join(["Transformer", *READERS])
+    if library != "sentence_transformers" or kind not in MODULE_KINDS:
         raise UnsupportedConfigError(
             f"{where}: type: {shown(item['type'])} is not implemented; minibert has "
-            f"sentence_transformers' {known}"
+            f"sentence_transformers' {', '.join(MODULE_KINDS)}"
         )
     if not INNER.fullmatch(path):
         raise ConfigError(f"{where}: path: expected a folder inside, found {shown(path)}")
@@ -178,10 +179,17 @@ def read_module(
     """
     home = os.path.join(folder, entry.path)
     where = os.path.join(home, "config.json")
-    if entry.kind == "Normalize" and not os.path.lexists(where):
-        return Normalize()  # the older ones have no settings, and git keeps no empty folder
-    data = read_object(where)
-    module = READERS[entry.kind](data, where, dtype, param_dtype)
+    data = read_object_if_there(where)
+    if data is None:  # an older Normalize has no settings, and git keeps no empty folder
+        data = {} if entry.kind == "Normalize" else read_json(where)  # says that it is missing
+    match entry.kind:
+        case "Pooling":
+            module = _pooling(data, where)
+        case "Dense":
+            module = _dense(data, where, dtype, param_dtype)
+        case _:
+            refuse(data, NAMES, (), f"{where}: ")
+            module = Normalize()
     taken = getattr(module, "in_features", features)
     if taken != features:
         name = next(name for name in (*WIDTHS, "in_features") if name in data)
@@ -189,37 +197,38 @@ def read_module(
             f"{where}: {name}: {taken}, but the vectors before it have {features} numbers"
         )
     if isinstance(module, Dense):
-        return _filled(module, home, param_dtype, allow_pickle)
+        _fill(module, home, param_dtype, allow_pickle)
     return module
 
 
-def _pooling(data: dict[str, Any], where: str, *_: Any) -> Pooling:
+def _pooling(data: dict[str, Any], where: str) -> Pooling:
     refuse(data, {}, (*SWITCHES, *WIDTHS, "pooling_mode", "include_prompt"), f"{where}: ")
-    widths = {n: COUNT.check(f"{where}: {n}", data[n]) for n in WIDTHS if n in data}
+    widths = [COUNT.check(f"{where}: {name}", data[name]) for name in WIDTHS if name in data]
     if not widths:
         raise ConfigError(f"{where}: {WIDTHS[0]}: missing")
-    if len(set(widths.values())) > 1:
-        raise ConfigError(f"{where}: {WIDTHS[0]}: {widths[WIDTHS[0]]}, but {widths[WIDTHS[1]]} too")
+    width = widths[0]
+    if width != widths[-1]:
+        raise ConfigError(f"{where}: {WIDTHS[0]}: {width}, but {widths[-1]} too")
     include = SWITCH.check(f"{where}: include_prompt", data.get("include_prompt", True))
     on = tuple(
         mode
         for name, mode in SWITCHES.items()
         if SWITCH.check(f"{where}: {name}", data.get(name, False))
     )
-    has_switches = any(name in data for name in SWITCHES)
     modes = data.get("pooling_mode", on)
-    modes = (modes,) if isinstance(modes, str) else tuple(modes) if _is_list_of_str(modes) else ()
-    if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
+    modes = (modes,) if isinstance(modes, str) else modes
+    known = isinstance(modes, list | tuple) and all(mode in tuple(POOLINGS) for mode in modes)
+    if not modes or not known:
         found = shown(data["pooling_mode"]) if "pooling_mode" in data else "none switched on"
         raise ConfigError(
             f"{where}: pooling_mode: expected one or more of {', '.join(POOLINGS)}; found {found}"
         )
-    if has_switches and set(on) != set(modes):
+    if SWITCHES.keys() & data.keys() and {*on} != {*modes}:
         raise ConfigError(
             f"{where}: pooling_mode: {', '.join(modes)}, but the switches pooling_mode_… say "
             f"{', '.join(on) or 'none'}"
         )
-    return Pooling(modes, next(iter(widths.values())), include)
+    return Pooling(modes, width, include)
 
 
 def _dense(
@@ -228,11 +237,11 @@ def _dense(
     known = ("in_features", "out_features", "bias", "activation_function")
     refuse(data, {**NAMES, "use_residual": (False, None)}, known, f"{where}: ")
     function = data.get("activation_function")
-    name = function.rpartition(".")[2] if isinstance(function, str) else None
     if not isinstance(function, str):
         raise ConfigError(
             f"{where}: activation_function: expected the name of a class, found {shown(function)}"
         )
+    name = function.rpartition(".")[2]
     if not function.startswith("torch.nn.") or name not in TORCH_ACTIVATIONS:
         raise UnsupportedConfigError(
             f"{where}: activation_function: {shown(function)} is not implemented; minibert has "
@@ -249,34 +258,22 @@ def _dense(
     )
 
 
-def _normalize(data: dict[str, Any], where: str, *_: Any) -> Normalize:
-    refuse(data, NAMES, (), f"{where}: ")
-    return Normalize()
-
-
-READERS: dict[str, Callable[..., Module]] = {
-    "Pooling": _pooling,
-    "Dense": _dense,
-    "Normalize": _normalize,
-}
-
-
-def _filled(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: bool) -> Dense:
+def _fill(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: bool) -> None:
     """Fills a tree of shapes with the weights in its folder; strictly, as models are."""
-    own = {leaf.name: leaf for leaf in leaves(dense)}
+    own = file_leaves(dense)
     with open_source(home, allow_pickle=allow_pickle) as source:
-        found = {name: info.shape for name, info in source.tensors.items()}
+        found = source.tensors
         faults = [f"{name}: missing" for name in sorted(own.keys() - found.keys())]
         faults += [f"{name}: unexpected" for name in sorted(found.keys() - own.keys())]
         for name in sorted(own.keys() & found.keys()):
-            shape = own[name].shape_in("torch")
-            if found[name] != shape:
-                faults.append(f"{name}: expected shape {shape}, found {found[name]}")
-            elif not jnp.issubdtype(source.tensors[name].dtype, jnp.floating):
-                faults.append(f"{name}: expected floats, found {source.tensors[name].dtype}")
+            shape, info = own[name].shape_in("torch"), found[name]
+            if info.shape != shape:
+                faults.append(f"{name}: expected shape {shape}, found {info.shape}")
+            elif not jnp.issubdtype(info.dtype, jnp.floating):
+                faults.append(f"{name}: expected floats, found {info.dtype}")
         arrays = {}
         for name, leaf in {} if faults else own.items():
-            dtype = np.dtype(param_dtype or source.tensors[name].dtype)
+            dtype = np.dtype(param_dtype or found[name].dtype)
             array = leaf_array(source, name, dtype, transpose=bool(leaf.transposed))
             if isinstance(array, str):
                 faults.append(f"{name}: {array}")
@@ -285,11 +282,6 @@ def _filled(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle
         raise CheckpointMismatchError(home, faults)
     for name, leaf in own.items():
         leaf.variable.set_value(jax.device_put(arrays[name]))
-    return dense
-
-
-def _is_list_of_str(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 SHARD = 5 * 10**9  # the bytes of a file, as in `PretrainedModel.save_pretrained`
@@ -310,12 +302,15 @@ def save_encoder(
             f"layers: {model.layers!r} cannot be saved: a sentence-transformers folder has the "
             "last hidden state only"
         )
+    kinds = [type(module).__name__ for module in model.chain]
+    names = [f"{place}_{kind}" for place, kind in enumerate(kinds, start=1)]
+    modules = dict(zip(names, model.chain, strict=True))
 
     def check(written: str) -> None:
         check_saved(model.transformer, written)
-        for place, module in enumerate(model.chain, start=1):
+        for name, module in modules.items():
             if isinstance(module, Dense):
-                check_saved(module, os.path.join(written, _name(place, module)))
+                check_saved(module, os.path.join(written, name))
 
     with (
         atomic_folder(folder, owned=encoder_paths, overwrite=overwrite, check=check) as new,
@@ -325,16 +320,14 @@ def save_encoder(
         _write_tokenizer(tokenizer, new)
         write_json(settings.body_config(), os.path.join(new, BODY_CONFIGS[0]))
         write_json(settings.top_config(), os.path.join(new, TOP_CONFIG))
-        lines = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPES}Transformer"}]
-        for place, module in enumerate(model.chain, start=1):
-            kind, path = type(module).__name__, _name(place, module)
-            _write_module(module, os.path.join(new, path))
-            lines.append({"idx": place, "name": str(place), "path": path, "type": f"{TYPES}{kind}"})
+        for name, module in modules.items():
+            _write_module(module, os.path.join(new, name))
+        entries = zip(["Transformer", *kinds], ["", *names], strict=True)
+        lines = [
+            {"idx": place, "name": str(place), "path": path, "type": f"{TYPES}{kind}"}
+            for place, (kind, path) in enumerate(entries)
+        ]
         write_json(lines, os.path.join(new, MODULES))
-
-
-def _name(place: int, module: Any) -> str:
-    return f"{place}_{type(module).__name__}"
 
 
 def _write_tokenizer(tokenizer: Any, folder: str) -> None:
@@ -348,33 +341,34 @@ def _write_tokenizer(tokenizer: Any, folder: str) -> None:
 
 def _write_module(module: Any, home: str) -> None:
     os.mkdir(home)
+    config: dict[str, Any] = {}
     match module:
         case Pooling():
-            config = _pooling_config(module)
+            config = {"include_prompt": module.include_prompt}
+            if list(module.modes) == [mode for mode in SWITCHES.values() if mode in module.modes]:
+                config |= {name: mode in module.modes for name, mode in SWITCHES.items()}
+                config["word_embedding_dimension"] = module.in_features
+            else:
+                config["pooling_mode"] = list(module.modes)
+                config["embedding_dimension"] = module.in_features
         case Dense():
-            config = _dense_config(module)
             widths = (module.in_features, module.out_features)
+            config = {
+                "in_features": module.in_features,
+                "out_features": module.out_features,
+                "bias": module.use_bias,
+                "activation_function": _torch_name(module.activation_function.name),
+            }
             expected = Dense(*widths, bias=module.use_bias, activation="linear", rngs=None)
             expected.activation_function = module.activation_function
             if faults := tree_faults(module, expected):
                 raise CheckpointMismatchError(f"{home}: differs from its settings", faults)
             write_tensors(file_leaves(module), os.path.join(home, SAFETENSORS))
-        case _:
-            config = {}
     write_json(config, os.path.join(home, "config.json"))
 
 
-def _pooling_config(module: Pooling) -> dict[str, Any]:
-    shared = {"include_prompt": module.include_prompt}
-    modes = list(SWITCHES.values())
-    if list(module.modes) == [mode for mode in modes if mode in module.modes]:
-        on = {name: mode in module.modes for name, mode in SWITCHES.items()}
-        return {"word_embedding_dimension": module.in_features, **on, **shared}
-    return {"embedding_dimension": module.in_features, "pooling_mode": list(module.modes), **shared}
-
-
-def _dense_config(module: Dense) -> dict[str, Any]:
-    name = module.activation_function.name
+def _torch_name(name: str) -> str:
+    """The class of torch.nn that is the activation of that name."""
     function = ACTIVATIONS[name]
     known = [cls for cls, ours in TORCH_ACTIVATIONS.items() if ACTIVATIONS[ours] is function]
     if not known:
@@ -382,9 +376,4 @@ def _dense_config(module: Dense) -> dict[str, Any]:
             f"activation: {name!r} cannot be saved: torch.nn has no class for it without a setting"
         )
     home = "linear" if known[0] == "Identity" else "activation"
-    return {
-        "in_features": module.in_features,
-        "out_features": module.out_features,
-        "bias": module.use_bias,
-        "activation_function": f"torch.nn.modules.{home}.{known[0]}",
-    }
+    return f"torch.nn.modules.{home}.{known[0]}"

@@ -5,10 +5,9 @@ whole or not at all. A part always holds the same texts in the same batches, so 
 killed and resumed writes the same bytes as one that was not.
 """
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from minibert.core.atomic import flush_path
 from minibert.core.checks import as_array, check_text, elements
 from minibert.embedding.job_parts import (
     AGAIN,
-    FinishedJob,
     Part,
     Parts,
     digest_of,
@@ -40,6 +38,9 @@ from minibert.nn.numerics import rows_not_finite
 ROWS_A_PART = 2048
 ENDINGS = (".npy", ".parquet")
 
+Encode = Callable[[list[str]], Any]
+Finish = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 
 class EmbeddingResult(NamedTuple):
     """The result of a job.
@@ -57,11 +58,11 @@ class EmbeddingResult(NamedTuple):
 
 def embed_file(
     texts: Iterable[str],
-    encode: Callable[[list[str]], Any],
+    encode: Encode,
     output: str,
     *,
     made_by: Mapping[str, Any],
-    finish: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda vectors, ranges: vectors,
+    finish: Finish = lambda vectors, ranges: vectors,
     cut: Callable[[], int] = lambda: 0,
     least_rows: int = 1,
     rows_a_part: int = ROWS_A_PART,
@@ -106,13 +107,25 @@ def embed_file(
         finished = finished_job(output)
         if restart or (overwrite and finished):
             parts.discard()
-        elif finished:
-            return _already_finished(parts, chunks, finished, output)
+        elif finished:  # its killed job had only its parts to remove
+            same = finished.job == parts.job
+            if not same or finished.texts != digest_of([digest_of(some) for some in chunks]):
+                raise _exists(output)
+            parts.discard()
+            return EmbeddingResult(finished.rows, 0, finished.cut)
         parts.begin()
-        with _removed_if_empty(parts, output):
+        try:
             result, digests = _compute_parts(parts, chunks, encode, cut, progress)
-        _check_rows(parts, result.rows, least_rows)
-        if parts.has(len(digests)):
+        except BaseException:
+            if not has_parts(output):  # else a later run resumes from them
+                parts.discard()
+            raise
+        if result.rows < least_rows:
+            parts.discard()
+            if not result.rows:
+                raise SourceError("no texts: there is nothing to embed")
+            raise SourceError(f"too few texts: expected at least {least_rows}, found {result.rows}")
+        if os.path.exists(parts.path(len(digests))):
             raise parts.changed(len(digests))
         _assemble(parts, digests, result, output, finish)
         parts.discard()
@@ -150,46 +163,10 @@ def _exists(output: str) -> TargetError:
     return TargetError(f"{output}: exists; choose another, or --overwrite to replace it")
 
 
-def _already_finished(
-    parts: Parts, chunks: Iterator[list[str]], finished: FinishedJob, output: str
-) -> EmbeddingResult:
-    """Removes the parts of a job that was killed after its output was complete, if it is this job.
-
-    Raises:
-        TargetError: it is another job.
-    """
-    if finished.job != parts.job or digest_of([digest_of(some) for some in chunks]) != (
-        finished.texts
-    ):
-        raise _exists(output)
-    parts.discard()
-    return EmbeddingResult(finished.rows, 0, finished.cut)
-
-
-@contextlib.contextmanager
-def _removed_if_empty(parts: Parts, output: str) -> Generator[None]:
-    """Removes the folder of parts after an error, unless a later run can resume from it."""
-    try:
-        yield
-    except BaseException:
-        if not has_parts(output):
-            parts.discard()
-        raise
-
-
-def _check_rows(parts: Parts, rows: int, least_rows: int) -> None:
-    if rows >= least_rows:
-        return
-    parts.discard()
-    if not rows:
-        raise SourceError("no texts: there is nothing to embed")
-    raise SourceError(f"too few texts: expected at least {least_rows}, found {rows}")
-
-
 def _compute_parts(
     parts: Parts,
     chunks: Iterator[list[str]],
-    encode: Callable[[list[str]], Any],
+    encode: Encode,
     cut: Callable[[], int],
     progress: Callable[[int, bool], None],
 ) -> tuple[EmbeddingResult, list[str]]:
@@ -202,47 +179,31 @@ def _compute_parts(
         digests.append(digest_of(some))
         part = parts.find(number, digests[-1])
         new = part is None
-        with _of_earlier_job(parts, not new or result.computed < result.rows):
+        try:
             if part is None:
-                part = Part(_encoded(encode, some, result.rows, like), cut())
-                parts.store(number, part, digests[-1])
-            like = _rows(f"part {number}", part.vectors, len(some), like)[:0]
+                vectors = _rows("encode", encode(some), len(some), like)
+                if wrong := rows_not_finite(vectors):
+                    why = "its vector is not finite: it holds NaN or infinity"
+                    raise TextNotFiniteError(wrong, why)
+                part = Part(vectors, cut(), parts.job, digests[-1])
+                parts.store(number, part)
+            like = _rows(f"part {number}", part.vectors, len(some), like)
+        except TextError as reason:
+            raise TextError(result.rows + reason.number, reason.why) from None
+        except TextNotFiniteError as reason:
+            numbers = [result.rows + number for number in reason.numbers]
+            raise TextNotFiniteError(numbers, reason.why) from None
+        except _UnlikeError as reason:
+            if new and result.computed == result.rows:
+                raise
+            raise TargetError(
+                f"{reason}. Parts of an earlier job are in {parts.folder}: {AGAIN}, or remove that "
+                "folder"
+            ) from None
         rows, computed = result.rows + len(some), result.computed + new * len(some)
         result = EmbeddingResult(rows, computed, result.cut + part.cut)
         progress(len(some), new)
     return result, digests
-
-
-@contextlib.contextmanager
-def _of_earlier_job(parts: Parts, resumed: bool) -> Generator[None]:
-    """If vectors differ from those of an earlier job's parts, says how to do without these.
-
-    Raises:
-        TargetError: they do.
-    """
-    try:
-        yield
-    except _UnlikeError as reason:
-        if not resumed:
-            raise
-        raise TargetError(
-            f"{reason}. Parts of an earlier job are in {parts.folder}: {AGAIN}, or remove that "
-            "folder"
-        ) from None
-
-
-def _encoded(
-    encode: Callable[[list[str]], Any], texts: list[str], start: int, like: np.ndarray | None
-) -> np.ndarray:
-    """The vectors of a part, whose first text is number `start` of all."""
-    try:
-        vectors = _rows("encode", encode(texts), len(texts), like)
-        _check_finite(vectors)
-    except TextError as reason:
-        raise TextError(start + reason.number, reason.why) from None
-    except TextNotFiniteError as reason:
-        raise TextNotFiniteError([start + n for n in reason.numbers], reason.why) from None
-    return vectors
 
 
 class _UnlikeError(InputError):
@@ -275,44 +236,32 @@ def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndar
     return array
 
 
-def _check_finite(vectors: np.ndarray) -> None:
-    if rows := rows_not_finite(vectors):
-        raise TextNotFiniteError(rows, "its vector is not finite: it holds NaN or infinity")
-
-
 def _assemble(
     parts: Parts,
     digests: list[str],
     result: EmbeddingResult,
     output: str,
-    finish: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    finish: Finish,
 ) -> None:
-    def vectors() -> Iterator[np.ndarray]:
-        return (parts.vectors(number) for number in range(len(digests)))
-
     with writing(output):
-        ranges = np.array([(part.min(axis=0), part.max(axis=0)) for part in vectors()])
-        ranges = np.stack([ranges[:, 0].min(axis=0), ranges[:, 1].max(axis=0)])
+        each = [(part.min(axis=0), part.max(axis=0)) for part in parts.vectors(len(digests))]
+        least, greatest = zip(*each, strict=True)
+        ranges = np.stack([np.min(least, axis=0), np.max(greatest, axis=0)])
+
+        def finished() -> Iterator[np.ndarray]:
+            like: np.ndarray | None = None
+            for part in parts.vectors(len(digests)):
+                like = _rows("finish", finish(part, ranges), len(part), like)
+                yield np.ascontiguousarray(like)
+
         whole = os.path.join(parts.folder, "whole")
         write = _write_npy if _ending(output) == ".npy" else _write_parquet
         with open(whole, "wb") as file:
-            write(file, result.rows, _finish_parts(vectors(), finish, ranges))
+            write(file, result.rows, finished())
         flush_path(whole)
         parts.finish(whole, digest_of(digests), result.rows, result.cut)
         os.replace(whole, output)
         flush_path(os.path.dirname(os.path.abspath(output)))
-
-
-def _finish_parts(
-    parts: Iterator[np.ndarray],
-    finish: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    ranges: np.ndarray,
-) -> Iterator[np.ndarray]:
-    like: np.ndarray | None = None
-    for part in parts:
-        rows = _rows("finish", finish(part, ranges), len(part), like)
-        like = rows[:0]
-        yield np.ascontiguousarray(rows)
 
 
 def _ending(path: str) -> str:
@@ -330,26 +279,25 @@ def _write_npy(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
 
 
 def _write_parquet(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
-    pyarrow, parquet = _pyarrow(file.name)
+    pyarrow = _pyarrow(file.name)
     start, writer = 0, None
     for part in parts:
         flat = pyarrow.array(part.reshape(-1))
         vectors = pyarrow.FixedSizeListArray.from_arrays(flat, part.shape[1])
         numbers = pyarrow.array(np.arange(start, start + len(part)))
         table = pyarrow.table({"row": numbers, "embedding": vectors})
-        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
         writer.write_table(table)
         start += len(part)
     if writer is not None:
         writer.close()
 
 
-def _pyarrow(path: str) -> tuple[Any, Any]:
+def _pyarrow(path: str) -> Any:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet
     except ImportError:
         raise TargetError(
             f"{shown(path)}: parquet needs pyarrow: pip install 'minibert-jax[data]'"
         ) from None
-    return pyarrow, parquet
+    return pyarrow

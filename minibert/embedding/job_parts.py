@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import re
-import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +46,21 @@ class Part(NamedTuple):
     Attributes:
         vectors: `(rows, dim)`.
         cut: how many of its texts were truncated.
+        job, texts: the digests of the job's settings and of its texts.
     """
 
     vectors: np.ndarray
     cut: int
+    job: str
+    texts: str
+
+    def digest(self) -> str:
+        """Returns a digest of all of it."""
+        vectors = np.ascontiguousarray(self.vectors)
+        said = f"{vectors.dtype.str} {vectors.shape} {self.cut} {self.job} {self.texts} "
+        digest = hashlib.sha256(said.encode())
+        digest.update(vectors.data)
+        return digest.hexdigest()
 
 
 class Parts:
@@ -69,9 +79,7 @@ class Parts:
         job: the digest of what the vectors depend on.
     """
 
-    def __init__(
-        self, output: str, job: Mapping[str, Any], warn: Callable[[str], object] = warnings.warn
-    ):
+    def __init__(self, output: str, job: Mapping[str, Any], warn: Callable[[str], object]):
         self.folder, self._output, self._warn = f"{output}.parts", output, warn
         self._wanted = json.dumps(job, sort_keys=True, indent=1)
         self.job = hashlib.sha256(self._wanted.encode()).hexdigest()
@@ -100,10 +108,25 @@ class Parts:
         with writing(self._output):
             _remove_own(f"{self.folder}.old")
             os.makedirs(self.folder, exist_ok=True)
-            if has_parts(self._output):
-                self._check_job()
-            else:  # nothing was computed, so it may become another job's
+            if not has_parts(self._output):  # nothing was computed: it may become another job's
                 self._write("job.json", self._wanted)
+                return
+            path = os.path.join(self.folder, "job.json")
+            with open(path, "rb") as file:
+                text = file.read()
+        if text == self._wanted.encode():
+            return
+        try:
+            found = dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            raise TargetError(f"{path}: is damaged; {AGAIN}") from None
+        job = json.loads(self._wanted)
+        names = sorted(found.keys() | job.keys())
+        other = ", ".join(name for name in names if found.get(name, ...) != job.get(name, ...))
+        raise TargetError(
+            f"{self.folder}: holds parts of a job with another {other}; resume it with that, or "
+            "--restart to discard them"
+        )
 
     def find(self, number: int, texts: str) -> Part | None:
         """Returns a part; None if it does not exist or is damaged.
@@ -115,49 +138,45 @@ class Parts:
         Raises:
             TargetError: it is a part of another job, or of other texts.
         """
-        path = self._path(number)
+        path = self.path(number)
         if not os.path.exists(path):
             return None
         try:
-            part, job, found = self._read(number)
+            part = _read(path)
         except _DamagedError as reason:
             self._warn(f"{path}: is damaged ({reason}); it is computed again")
             return None
-        if job != self.job:
+        if part.job != self.job:
             raise TargetError(f"{path}: is a part of another job; {AGAIN}")
-        if found != texts:
+        if part.texts != texts:
             raise self.changed(number)
         return part
 
-    def store(self, number: int, part: Part, texts: str) -> None:
+    def store(self, number: int, part: Part) -> None:
         """Writes a part: whole, or not at all."""
-        whole = _digest_of_part(part, self.job, texts)
-        with writing(self._output), new_file(self._path(number)) as file:
-            np.savez(file, **part._asdict(), job=self.job, texts=texts, digest=whole)
+        with writing(self._output), new_file(self.path(number)) as file:
+            np.savez(file, **part._asdict(), digest=part.digest())
 
-    def vectors(self, number: int) -> np.ndarray:
-        """Returns a part's rows.
+    def vectors(self, count: int) -> Iterator[np.ndarray]:
+        """Yields the rows of each of the first `count` parts.
 
         Raises:
-            TargetError: the part is damaged.
+            TargetError: a part is damaged.
         """
-        try:
-            return self._read(number)[0].vectors
-        except _DamagedError as reason:
-            path = self._path(number)
-            raise TargetError(
-                f"{path}: is damaged ({reason}); start the job again to compute it again"
-            ) from None
+        for path in map(self.path, range(count)):
+            try:
+                vectors = _read(path).vectors
+            except _DamagedError as reason:
+                raise TargetError(
+                    f"{path}: is damaged ({reason}); start the job again to compute it again"
+                ) from None
+            yield vectors
 
     def changed(self, number: int) -> TargetError:
         """Returns the error about a part of other texts."""
         return TargetError(
-            f"{self._path(number)}: was made of other texts: the input has changed; {AGAIN}"
+            f"{self.path(number)}: was made of other texts: the input has changed; {AGAIN}"
         )
-
-    def has(self, number: int) -> bool:
-        """Returns whether a part exists."""
-        return os.path.exists(self._path(number))
 
     def finish(self, whole: str, texts: str, rows: int, cut: int) -> None:
         """Records that the file `whole` is the complete output."""
@@ -169,8 +188,8 @@ class Parts:
         """Removes the folder, as a whole: a half-deleted one must not be taken for a job."""
         if not os.path.isdir(self.folder):
             return
+        place = self.folder
         try:
-            place = self.folder
             if not _strangers(place):
                 place = f"{place}.old"
                 _remove_own(place)
@@ -180,42 +199,12 @@ class Parts:
             why = reason.strerror or reason
             raise TargetError(f"{self.folder}: cannot be removed ({why})") from reason
 
-    def _read(self, number: int) -> tuple[Part, str, str]:
-        """A part, and the digests of its job and of its texts."""
-        try:
-            # numpy leaves a file open that it opened and cannot read
-            with open(self._path(number), "rb") as raw, np.load(raw) as file:
-                part = Part(file["vectors"], int(file["cut"]))
-                job, texts, digest = (str(file[name]) for name in ("job", "texts", "digest"))
-        except Exception as reason:  # a damaged archive makes zipfile and numpy raise almost any
-            raise _DamagedError(shown(str(reason))) from None
-        if digest != _digest_of_part(part, job, texts):
-            raise _DamagedError("its contents are not those that were written")
-        return part, job, texts
-
-    def _check_job(self) -> None:
-        path = os.path.join(self.folder, "job.json")
-        with open(path, "rb") as file:
-            text = file.read()
-        if text == self._wanted.encode():
-            return
-        try:
-            found = dict(json.loads(text))
-        except (ValueError, TypeError, RecursionError):
-            raise TargetError(f"{path}: is damaged; {AGAIN}") from None
-        job = json.loads(self._wanted)
-        same = [name for name in found.keys() & job.keys() if found[name] == job[name]]
-        names = sorted((found.keys() | job.keys()) - {*same})
-        raise TargetError(
-            f"{self.folder}: holds parts of a job with another {', '.join(names)}; resume it with "
-            "that, or --restart to discard them"
-        )
-
     def _write(self, name: str, text: str) -> None:
         with new_file(os.path.join(self.folder, name)) as file:
             file.write(text.encode())
 
-    def _path(self, number: int) -> str:
+    def path(self, number: int) -> str:
+        """Returns where a part is."""
         return os.path.join(self.folder, f"{number:07}.npz")
 
 
@@ -232,12 +221,17 @@ class _DamagedError(Exception):
     """A part cannot be read, or is not what was written."""
 
 
-def _digest_of_part(part: Part, job: str, texts: str) -> str:
-    vectors = np.ascontiguousarray(part.vectors)
-    said = f"{vectors.dtype.str} {vectors.shape} {part.cut} {job} {texts} "
-    digest = hashlib.sha256(said.encode())
-    digest.update(vectors.data)
-    return digest.hexdigest()
+def _read(path: str) -> Part:
+    try:
+        # numpy leaves a file open that it opened and cannot read
+        with open(path, "rb") as raw, np.load(raw) as file:
+            job, texts, digest = (str(file[name]) for name in ("job", "texts", "digest"))
+            part = Part(file["vectors"], int(file["cut"]), job, texts)
+    except Exception as reason:  # a damaged archive makes zipfile and numpy raise almost any
+        raise _DamagedError(shown(str(reason))) from None
+    if digest != part.digest():
+        raise _DamagedError("its contents are not those that were written")
+    return part
 
 
 def has_parts(output: str) -> bool:

@@ -14,13 +14,12 @@ from minibert.checkpoint.files import (
 from minibert.checkpoint.hub import model_folder
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS
 from minibert.checkpoint.tokenizer import load_tokenizer
-from minibert.embedding.folder import Entry, one_encoder_state, read_entries, read_module
+from minibert.embedding.folder import one_encoder_state, read_entries, read_module
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel, token_features
 from minibert.embedding.settings import (
     SentenceSettings,
     checked_given,
-    longest,
-    merged_prompts,
+    new_settings,
     read_settings,
 )
 from minibert.errors import InputError, SourceError, shown
@@ -55,32 +54,27 @@ def encoder_folder(
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     if os.path.exists(path) or os.path.isabs(path) or path.count("/") > 1:
         model_folder(path)  # says what is wrong with it
-    folder = os.path.join(
-        _fetch(path, [f"{prefix}{name}" for name in (MODULES, TOP_CONFIG)], where), prefix
-    )
+    folder = _fetch(path, prefix, (MODULES, TOP_CONFIG), where)
     if not os.path.isfile(os.path.join(folder, MODULES)):
-        _fetch(path, [f"{prefix}{name}" for name in TOKENIZER_FILES], where)
+        _fetch(path, prefix, TOKENIZER_FILES, where)
         return model_folder(path, subfolder=subfolder, allow_pickle=allow_pickle, **where)
     body, *others = read_entries(folder)
     files = (SAFETENSORS, PICKLE) if allow_pickle else (SAFETENSORS,)
-    names = [_join(body.path, name) for name in (*TOKENIZER_FILES, *BODY_CONFIGS)]
-    names += [_join(entry.path, name) for entry in others for name in ("config.json", *files)]
-    _fetch(path, [f"{prefix}{name}" for name in names], where)
-    inner = _join(prefix.rstrip("/"), body.path)
+    names = [os.path.join(body.path, name) for name in (*TOKENIZER_FILES, *BODY_CONFIGS)]
+    names += [os.path.join(one.path, name) for one in others for name in ("config.json", *files)]
+    _fetch(path, prefix, names, where)
+    inner = f"{prefix}{body.path}".rstrip("/")
     model_folder(path, subfolder=inner, allow_pickle=allow_pickle, **where)
     return folder
 
 
-def _join(folder: str, name: str) -> str:
-    return "/".join(part for part in (folder, name) if part)
-
-
-def _fetch(repository: str, names: list[str], where: dict[str, Any]) -> str:
-    """Fetches those of the files that are there; returns the snapshot's folder."""
+def _fetch(repository: str, prefix: str, names: Sequence[str], where: dict[str, Any]) -> str:
+    """Fetches those of the files that are there; returns the folder `prefix` of the snapshot."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return snapshot_download(repository, allow_patterns=names, **where)
+        patterns = [f"{prefix}{name}" for name in names]
+        return os.path.join(snapshot_download(repository, allow_patterns=patterns, **where), prefix)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
         why = str(reason).strip().partition("\n")[0][:300]
         raise SourceError(
@@ -110,58 +104,25 @@ def load_encoder(
     settings = checked_given(settings)
     folder = encoder_folder(source, allow_pickle=weights["allow_pickle"], **where)
     with one_encoder_state(folder) as entries:
-        if not entries:
-            return _load_plain(folder, weights, pooling, normalize, layers, settings)
-        if pooling is not None or normalize is not None:
+        if not entries and pooling is None:
+            raise InputError(
+                f"pooling: {folder} has no {MODULES}, so it does not say how tokens become one "
+                "vector; say it: pooling='mean' is what sentence-transformers would take"
+            ).advising("pooling='mean'")
+        if entries and (pooling is not None or normalize is not None):
             name = "normalize" if pooling is None else "pooling"
             raise InputError(f"{name}: {folder} has its own ({MODULES}); leave it out")
-        return _load_modules(folder, entries, weights, layers, settings)
-
-
-def _load_modules(
-    folder: str,
-    entries: list[Entry],
-    weights: Mapping[str, Any],
-    layers: str,
-    settings: Mapping[str, Any],
-) -> tuple[SentenceModel, Any, SentenceSettings]:
-    """A sentence-transformers folder: its modules in their order."""
-    body, *others = entries
-    home = os.path.join(folder, body.path)
-    tokenizer, model = load_tokenizer(home), _load_trunk(home, weights)
-    found = read_settings(folder, home, model.config, tokenizer, settings)
-    chain: list[Module] = []
-    width = token_features(model.config, layers)
-    for entry in others:
-        module = read_module(folder, entry, width, **weights)
-        width = getattr(module, "out_features", width)
-        chain.append(module)
-    return SentenceModel(model, chain, layers), tokenizer, found
-
-
-def _load_plain(
-    folder: str,
-    weights: Mapping[str, Any],
-    pooling: str | Sequence[str] | None,
-    normalize: bool | None,
-    layers: str,
-    settings: Mapping[str, Any],
-) -> tuple[SentenceModel, Any, SentenceSettings]:
-    """A model's folder that says nothing of vectors of texts: the caller does."""
-    if pooling is None:
-        raise InputError(
-            f"pooling: {folder} has no {MODULES}, so it does not say how tokens become one vector; "
-            "say it: pooling='mean' is what sentence-transformers would take"
-        ).advising("pooling='mean'")
-    tokenizer, model = load_tokenizer(folder), _load_trunk(folder, weights)
-    given: dict[str, Any] = {"max_seq_length": longest(model.config, tokenizer), **settings}
-    given["prompts"] = merged_prompts(settings.get("prompts", {}))
-    chain: list[Module] = [Pooling(pooling, token_features(model.config, layers))]
-    chain += [Normalize()] if normalize else []
-    return SentenceModel(model, chain, layers), tokenizer, SentenceSettings(**given)
-
-
-def _load_trunk(folder: str, weights: Mapping[str, Any]) -> Any:
-    """The bare model of a checkpoint, whatever head it has."""
-    classes = task_classes("feature-extraction")
-    return load_model("a sentence encoder", classes, folder, **weights)
+        home = os.path.join(folder, entries[0].path) if entries else folder
+        tokenizer, classes = load_tokenizer(home), task_classes("feature-extraction")
+        model: Any = load_model("a sentence encoder", classes, home, **weights)
+        width = token_features(model.config, layers)
+        if pooling is not None:
+            found = new_settings(model.config, tokenizer, settings)
+            chain: list[Module] = [Pooling(pooling, width), *[Normalize()] * bool(normalize)]
+            return SentenceModel(model, chain, layers), tokenizer, found
+        found = read_settings(folder, home, model.config, tokenizer, settings)
+        chain = []
+        for entry in entries[1:]:
+            chain.append(read_module(folder, entry, width, **weights))
+            width = getattr(chain[-1], "out_features", width)
+        return SentenceModel(model, chain, layers), tokenizer, found

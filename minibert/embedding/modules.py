@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Integer
 
+from minibert.embedding.similarity import check_choice
 from minibert.errors import InputError, shown
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
@@ -121,9 +122,21 @@ class SentenceModel(Module):
     """
 
     def __init__(self, transformer: Any, modules: Sequence[Module], layers: str = "last"):
-        if layers not in tuple(LAYERS):
-            raise InputError(f"layers: expected one of {', '.join(LAYERS)}; found {shown(layers)}")
-        self.out_features = check_chain(modules, token_features(transformer.config, layers))
+        check_choice("layers", layers, LAYERS)
+        features = token_features(transformer.config, layers)
+        names = [type(module).__name__ for module in modules]
+        if not modules or not isinstance(modules[0], Pooling):
+            raise InputError(f"expected a Pooling first, found {', '.join(names) or 'nothing'}")
+        for name, module in zip(names, modules, strict=True):
+            if module is not modules[0] and not isinstance(module, Dense | Normalize):
+                raise InputError(f"expected Dense and Normalize behind a Pooling, found {name}")
+            taken = getattr(module, "in_features", features)
+            if taken != features:
+                raise InputError(
+                    f"{name}: takes vectors of {taken} numbers, but those before it have {features}"
+                )
+            features = getattr(module, "out_features", features)
+        self.out_features = features
         self.config, self.transformer, self.layers = transformer.config, transformer, layers
         self.chain = nnx.List(modules)
 
@@ -131,16 +144,14 @@ class SentenceModel(Module):
         self, input_ids: Any, mask: Any, position_ids: Any = None
     ) -> Float[Array, "batch seq hidden"]:
         """The vectors of tokens."""
+        last = self.layers == "last"
         run = self.transformer(
             input_ids,
             attention_mask=mask,
             position_ids=position_ids,
-            output_hidden_states=self.layers != "last",
+            output_hidden_states=not last,
         )
-        return run.last_hidden_state if self.layers == "last" else self._mixed(run.hidden_states)
-
-    def _mixed(self, states: Sequence[Array]) -> Array:
-        return LAYERS[self.layers](states)
+        return run.last_hidden_state if last else LAYERS[self.layers](run.hidden_states)
 
     def __call__(
         self, input_ids: Any, mask: Any, prompt_length: int | Array = 0
@@ -182,25 +193,3 @@ class SentenceModel(Module):
 def token_features(config: Any, layers: str) -> int:
     """The width of a token's vector."""
     return config.hidden_size * (4 if layers == "last_four_concatenated" else 1)
-
-
-def check_chain(modules: Sequence[Any], features: int) -> int:
-    """Follows the width of vectors through a chain, to that of a text's vector.
-
-    Raises:
-        InputError: the modules are no chain that takes tokens' vectors of the width `features`.
-    """
-    names = [type(module).__name__ for module in modules]
-    if not modules or not isinstance(modules[0], Pooling):
-        raise InputError(f"expected a Pooling first, found {', '.join(names) or 'nothing'}")
-    for name, module in zip(names, modules, strict=True):
-        if not isinstance(module, Pooling if module is modules[0] else Dense | Normalize):
-            raise InputError(f"expected Dense and Normalize behind a Pooling, found {name}")
-        if isinstance(module, Pooling | Dense):
-            if module.in_features != features:
-                raise InputError(
-                    f"{name}: takes vectors of {module.in_features} numbers, but those before it "
-                    f"have {features}"
-                )
-            features = module.out_features
-    return features

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert.core.checks import as_array
-from minibert.embedding.similarity import vectors
-from minibert.errors import InputError, shown
+from minibert.embedding.similarity import check_choice, vectors
+from minibert.errors import InputError
 from minibert.nn.numerics import is_finite
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
@@ -44,20 +44,16 @@ def quantize_embeddings(
             not floating-point numbers, or one is NaN, infinite or beyond float32; a range is
             reversed.
     """
-    if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise InputError(f"precision: expected one of {known}; found {shown(precision)}")
+    check_choice("precision", precision, PRECISIONS)
     array = as_array("embeddings", embeddings)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"embeddings: expected floating-point numbers, found {array.dtype}")
     floats = vectors("embeddings", array)
-    match precision:
-        case "float32":
-            return _float32("embeddings", floats)
-        case "binary":
-            return (np.packbits(floats > 0, axis=-1).astype(np.int16) - 128).astype(np.int8)
-        case "ubinary":
-            return np.packbits(floats > 0, axis=-1)
+    if precision == "float32":
+        return _float32("embeddings", floats)
+    if "binary" in precision:
+        bits = np.packbits(floats > 0, axis=-1)
+        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
     if floats.shape[0] == 0:
         return floats.astype(precision)
     least, greatest = _ranges(floats, precision, ranges, calibration_embeddings)

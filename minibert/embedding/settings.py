@@ -14,7 +14,7 @@ from typing import Any
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
 from minibert.core.checks import check_text
 from minibert.core.fields import COUNT, SWITCH, Rule, assign, check, field, one_of, refuse
-from minibert.core.strict_json import read_json
+from minibert.core.strict_json import read_object_if_there
 from minibert.embedding.similarity import SIMILARITIES
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
 
@@ -40,6 +40,9 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     **{f"{part}_kwargs": ({}, None) for part in ("model", "processor", "config")},
 }
 KNOWN = ("max_seq_length", "do_lower_case", "unpad_inputs")  # the last is about speed alone
+
+# Fields of TOP_CONFIG that are settings; all others are kept.
+TOP_FIELDS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
 
 PROMPTS = Rule(
     "name → text",
@@ -75,11 +78,7 @@ class SentenceSettings:
     def __post_init__(self):
         check(self, InputError)
         assign(self, {"prompts": {name: text or "" for name, text in self.prompts.items()}})
-        if self.default_prompt_name not in (None, *self.prompts):
-            raise InputError(
-                f"default_prompt_name: {shown(self.default_prompt_name)} is none of the prompts "
-                f"{', '.join(self.prompts)}"
-            )
+        self._check_known("default_prompt_name", self.default_prompt_name)
 
     def check_fits(self, positions: int, features: int) -> None:
         """Raises an `InputError` if a model of so many positions and features has not enough."""
@@ -103,20 +102,20 @@ class SentenceSettings:
             check_text(prompt, "prompt")
             return prompt
         name = self.default_prompt_name if name is None else name
+        self._check_known("prompt_name", name)
+        return "" if name is None else self.prompts[name]
+
+    def _check_known(self, argument: str, name: Any) -> None:
         if name not in (None, *self.prompts):
             known = ", ".join(self.prompts)
-            raise InputError(f"prompt_name: {shown(name)} is none of the prompts {known}")
-        return "" if name is None else self.prompts[name]
+            raise InputError(f"{argument}: {shown(name)} is none of the prompts {known}")
 
     def top_config(self) -> dict[str, Any]:
         """The contents of `config_sentence_transformers.json`."""
-        own = {
-            "prompts": dict(self.prompts),
-            "default_prompt_name": self.default_prompt_name,
-            "similarity_fn_name": self.similarity_fn_name,
-        }
-        truncated = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
-        return {**self.extra, **own, **truncated}
+        own = {name: getattr(self, name) for name in TOP_FIELDS}
+        if self.truncate_dim is None:
+            del own["truncate_dim"]
+        return {**self.extra, **own}
 
     def body_config(self) -> dict[str, Any]:
         """The contents of `sentence_bert_config.json`."""
@@ -139,14 +138,24 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
         InputError: a setting given is wrong.
     """
     fields, where = _read_body(body)
-    length = 1 if "max_seq_length" in given else _longest(fields, where, config, tokenizer)
+    length, positions = fields.get("max_seq_length"), config.max_tokens
+    if "max_seq_length" in given:
+        length = 1  # until the given one takes its place
+    elif length is None:
+        length = longest(config, tokenizer)
+    elif type(length) is not int or not 1 <= length <= positions:
+        raise ConfigError(
+            f"{where}: max_seq_length: expected a whole number from 1 to {positions}, the model's "
+            f"positions; found {shown(length)}"
+        )
     with _read_from(where):
         lower = fields.get("do_lower_case", False)
         settings = SentenceSettings(max_seq_length=length, do_lower_case=lower)
     prompts = given.get("prompts", {})
     merged_prompts(prompts)  # if they are wrong, that is not the file's fault
-    with _read_from(os.path.join(top, TOP_CONFIG)):
-        fields = _read_top(top)
+    where = os.path.join(top, TOP_CONFIG)
+    with _read_from(where):
+        fields = _read_top(where)
         fields["prompts"] = merged_prompts(fields.get("prompts", {}), prompts)
         settings = dataclasses.replace(settings, **fields)
     return dataclasses.replace(settings, **{**given, "prompts": settings.prompts})
@@ -174,30 +183,24 @@ def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def new_settings(config: Any, tokenizer: Any, given: Mapping[str, Any]) -> SentenceSettings:
+    """The settings of an encoder that no folder describes; see `checked_given`."""
+    fields: dict[str, Any] = {"max_seq_length": longest(config, tokenizer), **checked_given(given)}
+    fields["prompts"] = merged_prompts(fields.get("prompts", {}))
+    return SentenceSettings(**fields)
+
+
 def longest(config: Any, tokenizer: Any) -> int:
     """How many tokens both the tokenizer and the model can take."""
     positions = config.max_tokens
     return min(getattr(tokenizer, "model_max_length", positions), positions)
 
 
-def _longest(fields: Mapping[str, Any], where: str, config: Any, tokenizer: Any) -> int:
-    found, positions = fields.get("max_seq_length"), config.max_tokens
-    if found is None:
-        return longest(config, tokenizer)
-    if type(found) is not int or not 1 <= found <= positions:
-        raise ConfigError(
-            f"{where}: max_seq_length: expected a whole number from 1 to {positions}, the model's "
-            f"positions; found {shown(found)}"
-        )
-    return found
-
-
 def _read_body(body: str) -> tuple[dict[str, Any], str]:
-    for name in BODY_CONFIGS:
-        path = os.path.join(body, name)
-        if not os.path.lexists(path):
+    paths = [os.path.join(body, name) for name in BODY_CONFIGS]
+    for path in paths:
+        if (data := read_object_if_there(path)) is None:
             continue
-        data = read_object(path)
         values = {
             name: {k: v for k, v in value.items() if k != "trust_remote_code"}
             if isinstance(value, dict)
@@ -206,31 +209,19 @@ def _read_body(body: str) -> tuple[dict[str, Any], str]:
         }
         refuse(values, REFUSED, KNOWN, f"{path}: ")
         return data, path
-    return {}, os.path.join(body, BODY_CONFIGS[0])
+    return {}, paths[0]
 
 
-def _read_top(top: str) -> dict[str, Any]:
-    path = os.path.join(top, TOP_CONFIG)
-    if not os.path.lexists(path):
-        return {}
-    data = read_object(path)
+def _read_top(path: str) -> dict[str, Any]:
+    data = read_object_if_there(path) or {}
     kind = data.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise UnsupportedConfigError(
             f"{path}: model_type: expected 'SentenceTransformer', found {shown(kind)}"
         )
-    own = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-    found = {name: data[name] for name in own if data.get(name) is not None}
-    extra = {name: value for name, value in data.items() if name not in own}
+    found = {name: data[name] for name in TOP_FIELDS if data.get(name) is not None}
+    extra = {name: value for name, value in data.items() if name not in TOP_FIELDS}
     return {**found, "extra": extra}
-
-
-def read_object(path: str) -> dict[str, Any]:
-    """Reads a JSON file that holds an object of fields."""
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected an object of fields, found {type(data).__name__}")
-    return data
 
 
 def merged_prompts(*groups: Any) -> dict[str, str]:

@@ -9,7 +9,7 @@ The functions themselves take finite vectors of one dtype. `similarity`, `simila
 underflows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,55 +23,57 @@ ROWS = 4096  # vectors whose differences from another are in memory at the same 
 MAX_EXPONENT = 1000  # of float64; below it, sums over up to 2**22 numbers do not overflow
 
 
-def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+Vectors = np.ndarray  # (texts, dim)
+Scores = np.ndarray  # (first, second), or (texts,) of pairs
+Compare = Callable[[Vectors, Vectors], Scores]
+
+
+def cosine(one: Vectors, other: Vectors) -> Scores:
     """Returns the cosine similarity of each of the first with each of the second vectors."""
     return dot(unit(one), unit(other))
 
 
-def dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def dot(one: Vectors, other: Vectors) -> Scores:
     """Returns the dot product of each of the first with each of the second vectors."""
     return one @ other.T
 
 
-def euclidean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def euclidean(one: Vectors, other: Vectors) -> Scores:
     """Returns the negative Euclidean distance of each of the first from each of the second."""
     first, second = one.astype(np.float64), other.astype(np.float64)  # squares cancel
-    if extreme(first).any() or extreme(second).any():
+    if _any_extreme(first, second):
         return _row_by_row(pairwise_euclidean, one, other)
     squares = (first**2).sum(1)[:, None] - 2 * first @ second.T + (second**2).sum(1)
     return -np.sqrt(np.maximum(squares, 0)).astype(one.dtype)
 
 
-def manhattan(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def manhattan(one: Vectors, other: Vectors) -> Scores:
     """Returns the negative Manhattan distance of each of the first from each of the second."""
     return _row_by_row(pairwise_manhattan, one, other)
 
 
-def pairwise_cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def pairwise_cosine(one: Vectors, other: Vectors) -> Scores:
     """Returns the `cosine` of each pair of rows."""
     return pairwise_dot(unit(one), unit(other))
 
 
-def pairwise_dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def pairwise_dot(one: Vectors, other: Vectors) -> Scores:
     """Returns the `dot` product of each pair of rows."""
     return (one * other).sum(-1)
 
 
-def pairwise_euclidean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def pairwise_euclidean(one: Vectors, other: Vectors) -> Scores:
     """Returns the `euclidean` distance, negated, of each pair of rows."""
     difference, exponents = in_range(one - other)
     return -np.ldexp(np.sqrt((difference**2).sum(-1)), exponents)
 
 
-def pairwise_manhattan(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def pairwise_manhattan(one: Vectors, other: Vectors) -> Scores:
     """Returns the `manhattan` distance, negated, of each pair of rows."""
     return -np.abs(one - other).sum(-1)
 
 
-Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def _row_by_row(pairwise: Compare, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _row_by_row(pairwise: Compare, one: Vectors, other: Vectors) -> Scores:
     result = np.empty((len(one), len(other)), one.dtype)
     for row, vector in enumerate(one):
         for start in range(0, len(other), ROWS):
@@ -100,7 +102,7 @@ SIMILARITIES: dict[str, Similarity] = {
 }
 
 
-def similarity(one: Any, other: Any, name: str = "cosine") -> np.ndarray:
+def similarity(one: Any, other: Any, name: str = "cosine") -> Scores:
     """Returns the similarity of each of the first vectors to each of the second.
 
     Args:
@@ -116,17 +118,17 @@ def similarity(one: Any, other: Any, name: str = "cosine") -> np.ndarray:
             such function.
     """
     function = _function(name)
-    first, second = _same_dtype(*(np.atleast_2d(v) for v in _both(one, other)))
+    first, second = map(np.atleast_2d, _pair(one, other))
     return _scores(name, function.all_pairs, first, second)
 
 
-def similarity_pairwise(one: Any, other: Any, name: str = "cosine") -> np.ndarray:
+def similarity_pairwise(one: Any, other: Any, name: str = "cosine") -> Scores:
     """Returns the similarity of each pair of vectors, `(texts,)`.
 
     Arguments and errors are those of `similarity`; both arrays must have the same shape.
     """
     function = _function(name)
-    first, second = _same_dtype(*_both(one, other))
+    first, second = _pair(one, other)
     if first.shape != second.shape:
         raise InputError(f"embeddings: expected pairs, found {first.shape} and {second.shape}")
     pairs = np.atleast_2d(first), np.atleast_2d(second)
@@ -163,29 +165,31 @@ def semantic_search(
     query_chunk_size = whole("query_chunk_size", query_chunk_size, 1)
     corpus_chunk_size = whole("corpus_chunk_size", corpus_chunk_size, 1)
     compare = _function(score_function).all_pairs
-    queries, corpus = _same_dtype(
-        np.atleast_2d(vectors("query_embeddings", query_embeddings)),
-        np.atleast_2d(vectors("corpus_embeddings", corpus_embeddings)),
-    )
+    names = ("query_embeddings", "corpus_embeddings")
+    queries, corpus = map(np.atleast_2d, _pair(query_embeddings, corpus_embeddings, names))
     exponents = _exponents(score_function, queries, corpus)
+    queries = _scaled(queries, exponents.one)
     if by_angle := compare is cosine:
         compare, queries = dot, unit(queries)
-    elif exponents is not None:
-        queries = _scaled(queries, exponents.one)
     found = [_TopK(top_k) for _ in queries]
     for offset in range(0, len(corpus), corpus_chunk_size):
-        chunk = corpus[offset : offset + corpus_chunk_size]
+        chunk = _scaled(corpus[offset : offset + corpus_chunk_size], exponents.other)
         if by_angle:
             chunk = unit(chunk)
-        elif exponents is not None:
-            chunk = _scaled(chunk, exponents.other)
         for start in range(0, len(queries), query_chunk_size):
             scores = compare(queries[start : start + query_chunk_size], chunk)
             for number, row in enumerate(scores, start=start):
                 found[number].add(row, offset)
-    of_scores = 0 if exponents is None else exponents.scores
-    of_queries = np.broadcast_to(of_scores, len(queries)).tolist()
+    of_queries = np.broadcast_to(exponents.scores, len(queries)).tolist()
     return [best.hits(exponent) for best, exponent in zip(found, of_queries, strict=True)]
+
+
+def highest(scores: Scores, count: int) -> np.ndarray:
+    """Returns the indices of the `count` highest scores, the highest first; of equals the first."""
+    candidates = np.arange(len(scores))
+    if count < len(scores):
+        candidates = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
 
 
 class _TopK:
@@ -195,19 +199,16 @@ class _TopK:
         self._count = count
         self._scores, self._ids = np.empty(0), np.empty(0, np.int64)
 
-    def add(self, scores: np.ndarray, offset: int) -> None:
+    def add(self, scores: Scores, offset: int) -> None:
         """Adds the scores of the vectors from index `offset` on."""
         ids = np.arange(len(scores))
         if len(self._scores) == self._count:
             ids = np.flatnonzero(scores > self._scores[-1])
-        if len(ids) > self._count:
-            lowest = -np.partition(-scores[ids], self._count - 1)[self._count - 1]
-            ids = ids[scores[ids] >= lowest]
         if len(ids):
             joined = np.concatenate([self._scores, scores[ids]])
-            order = np.argsort(-joined, kind="stable")[: self._count]
-            self._scores = joined[order]
-            self._ids = np.concatenate([self._ids, ids + offset])[order]
+            best = highest(joined, self._count)
+            self._scores = joined[best]
+            self._ids = np.concatenate([self._ids, ids + offset])[best]
 
     def hits(self, exponent: int) -> list[dict[str, int | float]]:
         """Returns the hits, highest score first, with scores multiplied by a power of two."""
@@ -216,7 +217,7 @@ class _TopK:
         return [{"corpus_id": number, "score": score} for number, score in pairs]
 
 
-def vectors(name: str, embeddings: Any) -> np.ndarray:
+def vectors(name: str, embeddings: Any) -> Vectors:
     """Checks one or more vectors, and returns them in float32 or float64.
 
     Raises:
@@ -239,27 +240,26 @@ def vectors(name: str, embeddings: Any) -> np.ndarray:
     return floats
 
 
-def _both(one: Any, other: Any) -> tuple[np.ndarray, np.ndarray]:
-    return vectors("first embeddings", one), vectors("second embeddings", other)
-
-
-def _same_dtype(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns vectors of one width in the wider of their dtypes."""
-    if one.shape[-1] != other.shape[-1]:
-        raise InputError(
-            f"embeddings: {one.shape[-1]} numbers each, but the others have {other.shape[-1]}"
-        )
-    dtype = np.result_type(one, other)
-    return one.astype(dtype, copy=False), other.astype(dtype, copy=False)
+def _pair(
+    one: Any, other: Any, names: tuple[str, str] = ("first embeddings", "second embeddings")
+) -> tuple[Vectors, Vectors]:
+    """Returns vectors of one width, checked, in the wider of their dtypes."""
+    first, second = vectors(names[0], one), vectors(names[1], other)
+    width, others = first.shape[-1], second.shape[-1]
+    if width != others:
+        raise InputError(f"embeddings: {width} numbers each, but the others have {others}")
+    dtype = np.result_type(first, second)
+    return first.astype(dtype, copy=False), second.astype(dtype, copy=False)
 
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore")
-def _scores(name: str, compare: Compare, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _scores(name: str, compare: Compare, one: Vectors, other: Vectors) -> Scores:
     if name == "dot":  # the scores show whether products over- or underflowed
         scores = compare(one, other)
         if not out_of_range(np.abs(scores)).any():
             return scores
-    if (exponents := _exponents(name, one, other)) is None:
+    exponents = _exponents(name, one, other)
+    if exponents.one is None:
         return compare(one, other)
     scores = compare(_scaled(one, exponents.one), _scaled(other, exponents.other))
     return np.ldexp(scores.T, exponents.scores).T.astype(one.dtype)
@@ -269,20 +269,20 @@ class _Exponents(NamedTuple):
     """Exponents of the powers of two by which vectors are divided and scores are multiplied.
 
     Attributes:
-        one: of the divisor of each of the first vectors, or of all.
-        other: of the divisor of all of the second vectors.
+        one: of the divisor of each of the first vectors, or of all; None to leave them as they are.
+        other: of the divisor of all of the second vectors, or None.
         scores: of the factor of the scores of each of the first vectors, or of all scores.
     """
 
-    one: Any
-    other: int
-    scores: Any
+    one: Any = None
+    other: int | None = None
+    scores: Any = 0
 
 
-def _exponents(name: str, one: np.ndarray, other: np.ndarray) -> _Exponents | None:
-    """Returns what keeps scores in range; None where the vectors can be compared unscaled."""
-    if name == "cosine" or not (extreme(one).any() or extreme(other).any()):
-        return None
+def _exponents(name: str, one: Vectors, other: Vectors) -> _Exponents:
+    """Returns what keeps scores in range."""
+    if name == "cosine" or not _any_extreme(one, other):
+        return _Exponents()
     rows = np.frexp(np.abs(one).max(axis=-1, initial=0))[1]
     excess = int(np.frexp(np.abs(other).max(initial=0))[1]) - MAX_EXPONENT
     if name == "dot":  # the second stay as large as possible: small ones among them may count too
@@ -291,13 +291,24 @@ def _exponents(name: str, one: np.ndarray, other: np.ndarray) -> _Exponents | No
     return _Exponents(excess, excess, excess)
 
 
-def _scaled(vectors: np.ndarray, exponents: Any) -> np.ndarray:
-    """Divides vectors by powers of two, in float64."""
+def _any_extreme(one: Vectors, other: Vectors) -> bool:
+    return any(extreme(vectors).any() for vectors in (one, other))
+
+
+def _scaled(vectors: Vectors, exponents: Any) -> Vectors:
+    """Divides vectors by powers of two, in float64, if there are any."""
+    if exponents is None:
+        return vectors
     return np.ldexp(vectors.T.astype(np.float64), -exponents).T
 
 
 def _function(name: str) -> Similarity:
-    if name not in tuple(SIMILARITIES):
-        known = ", ".join(SIMILARITIES)
-        raise InputError(f"similarity: expected one of {known}; found {shown(name)}")
+    check_choice("similarity", name, SIMILARITIES)
     return SIMILARITIES[name]
+
+
+def check_choice(name: str, value: Any, choices: Collection[str | None]) -> None:
+    """Raises an `InputError` unless the argument `name` is one of the choices."""
+    if not isinstance(value, str | None) or value not in tuple(choices):
+        known = ", ".join(map(str, choices))
+        raise InputError(f"{name}: expected one of {known}; found {shown(value)}")

@@ -7,10 +7,11 @@ input of its row. Each may be called by itself, and overridden.
 
 import abc
 import contextlib
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,10 +21,9 @@ from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import compiled
 from minibert.nn.numerics import cause, quoted, scores_defined
-from minibert.pipelines.batches import MODEL_INPUTS, collated, length, on_host, separated
+from minibert.pipelines.batches import MODEL_INPUTS, Arrays, collated, length, on_host, separated
 from minibert.pipelines.options import routed
-from minibert.text import batching
-from minibert.text.batching import Batch, check_budget
+from minibert.text.batching import Batch, check_budget, plan
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
 FASTER = 8  # by how much the first chunks of an iterable grow: the first answer needs one input
@@ -34,13 +34,39 @@ TOKENIZING = threading.RLock()
 Shares = Mapping[str, Mapping[str, Any]]
 
 
-class _Job(NamedTuple):
-    """An input: itself, its number, its rows' places, and whether it may have several."""
+@dataclasses.dataclass
+class _Job:
+    """An input and, row by row, what the model makes of it.
+
+    Attributes:
+        item: the input.
+        number: its number.
+        named: whether an error names it: it is one of several.
+        windows: whether it has a list of rows, not one.
+        outputs: the rows' outputs, None for one that is not computed yet.
+        answer: the answer.
+    """
 
     item: Any
     number: int
-    places: range
-    several: bool
+    named: bool
+    windows: bool = False
+    outputs: list[Any] = dataclasses.field(default_factory=list)
+    answer: Any = None
+
+    @contextlib.contextmanager
+    def naming(self) -> Generator[None]:
+        """Adds to an error to which input it belongs; nothing if there is but one."""
+        try:
+            yield
+        except (InputError, NotFiniteError) as reason:
+            if not self.named:
+                raise
+            if isinstance(reason, NotFiniteError):
+                where = f"input {self.number} ({quoted(self.item)})"
+                raise NotFiniteError(f"{where}: {reason}") from None
+            named = InputError(f"input {self.number}: {reason}")
+            raise named.advising(*reason.arguments) from None
 
 
 class Pipeline(abc.ABC):
@@ -107,7 +133,7 @@ class Pipeline(abc.ABC):
         What else is in it, `postprocess` finds again.
         """
 
-    def forward(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def forward(self, inputs: Arrays) -> dict[str, Any]:
         """A batch through the model: the model's outputs and the inputs, by name."""
         given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         return {**inputs, **self.compiled(**given)}
@@ -183,7 +209,7 @@ class Pipeline(abc.ABC):
         least = max(1, self.tokenizer.num_special_tokens_to_add(pair))
         return whole("max_length", max_length, least)
 
-    def logits(self, outputs: Mapping[str, Any], name: str = "logits") -> np.ndarray:
+    def logits(self, outputs: Arrays, name: str = "logits") -> np.ndarray:
         """The scores `(1, …)` of one input, on the host, half precision as float32.
 
         Raises:
@@ -227,67 +253,53 @@ class Pipeline(abc.ABC):
         several: bool = True,
     ) -> Iterator[Any]:
         with progress_bar(self.task, total, show, least=LONG) as tick:
-            numbered = enumerate(inputs)
+            jobs = (_Job(item, number, several) for number, item in enumerate(inputs))
             size = 1 if total is None else CHUNK
-            while chunk := list(itertools.islice(numbered, size)):
-                jobs, rows = self._prepared(chunk, shares, several)
-                yield from self._computed(jobs, rows, shares, several, tick)
+            while chunk := list(itertools.islice(jobs, size)):
+                self._compute(chunk, shares, tick)
+                yield from (job.answer for job in chunk)
                 size = min(FASTER * size, CHUNK)
 
-    def _prepared(
-        self, chunk: Sequence[tuple[int, Any]], shares: Shares, several: bool
-    ) -> tuple[list[_Job], list[Mapping[str, Any]]]:
-        jobs: list[_Job] = []
-        rows: list[Mapping[str, Any]] = []
-        for number, item in chunk:
-            with naming(number if several else None, item):
-                made = self.preprocess(item, **shares["preprocess"])
-                one = isinstance(made, Mapping)
-                windows = [made] if one else list(made)
+    def _compute(self, jobs: list[_Job], shares: Shares, tick: Callable[[int], None]) -> None:
+        """Answers jobs, each as soon as all its rows are computed."""
+        rows: list[Arrays] = []
+        owners: list[tuple[_Job, int]] = []  # of each row, and its place among the job's
+        for job in jobs:
+            with job.naming():
+                made = self.preprocess(job.item, **shares["preprocess"])
+                job.windows = not isinstance(made, Mapping)
+                windows = list(made) if job.windows else [made]
                 for window in windows:
                     self._check_length(length(window))
-            jobs.append(_Job(item, number, range(len(rows), len(rows) + len(windows)), not one))
+            job.outputs = [None] * len(windows)
+            owners += [(job, place) for place in range(len(windows))]
             rows += windows
-        return jobs, rows
-
-    def _computed(
-        self,
-        jobs: Sequence[_Job],
-        rows: Sequence[Mapping[str, Any]],
-        shares: Shares,
-        several: bool,
-        tick: Callable[[int], None],
-    ) -> Iterator[Any]:
-        """The answers to jobs: an input's answer is made as soon as all its rows are computed."""
-        owner = [place for place, job in enumerate(jobs) for _ in job.places]
-        missing = [len(job.places) for job in jobs]
-        outputs: dict[int, Any] = {}
-        answers: list[Any] = [None] * len(jobs)
         for batch in self._plan(rows, shares):
-            arrays = collated(rows, batch, self._pad, self._left)
-            numbers = [jobs[owner[index]].number for index in batch.indices]
+            chosen = [rows[index] for index in batch.indices]
+            own = [owners[index] for index in batch.indices]
+            arrays = collated(chosen, batch, self._pad, self._left)
+            numbers = [job.number for job, _ in own]
             computed = self._through(arrays, numbers, shares["forward"])
-            parts = separated(computed, rows, batch, self.by_token, self._left)
-            for index, part in zip(batch.indices, parts, strict=True):
-                outputs[index] = part
-                missing[owner[index]] -= 1
-                if not missing[owner[index]]:
-                    job = jobs[owner[index]]
-                    found = [outputs.pop(place) for place in job.places]
-                    given = found if job.several else found[0]
-                    with naming(job.number if several else None, job.item):
-                        answers[owner[index]] = self.postprocess(given, **shares["postprocess"])
+            parts = separated(computed, chosen, batch, self.by_token, self._left)
+            for (job, place), part in zip(own, parts, strict=True):
+                job.outputs[place] = part
+                if all(job.outputs):
+                    outputs, job.outputs = job.outputs, []  # which are large
+                    with job.naming():
+                        given = outputs if job.windows else outputs[0]
+                        job.answer = self.postprocess(given, **shares["postprocess"])
                     tick(1)
-        yield from answers
 
-    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Shares) -> list[Batch]:
-        return batching.plan(
-            [length(row) for row in rows], self.positions, check_budget(self.token_budget)
-        )
+    def _plan(self, rows: Sequence[Arrays], shares: Shares) -> list[Batch]:
+        return plan([length(row) for row in rows], self.positions, self._budget)
+
+    @property
+    def _budget(self) -> int:
+        return check_budget(self.token_budget)
 
     def _through(
         self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    ) -> Arrays:
         return self.forward(arrays, **options)
 
     @property
@@ -312,14 +324,20 @@ class Pipeline(abc.ABC):
             ).advising("truncation=True")
 
 
-@contextlib.contextmanager
-def naming(number: int | None, item: Any = None) -> Generator[None]:
-    """Adds to an error to which input it belongs; nothing if there is but one."""
-    try:
-        yield
-    except (InputError, NotFiniteError) as reason:
-        if number is None:
-            raise
-        if isinstance(reason, NotFiniteError):
-            raise NotFiniteError(f"input {number} ({quoted(item)}): {reason}") from None
-        raise InputError(f"input {number}: {reason}").advising(*reason.arguments) from None
+class WindowPipeline(Pipeline):
+    """A pipeline that reads texts in windows, whose tokenizer knows characters' places."""
+
+    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+        super().__init__(model, tokenizer, **options)
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError("tokenizer: expected a fast one, which knows characters' places")
+
+    def _arrays(self, encoding: Any) -> dict[str, np.ndarray]:
+        """What the model reads of a window, as arrays `(1, seq)`."""
+        rows = {
+            "input_ids": encoding.ids,
+            "token_type_ids": encoding.type_ids,
+            "attention_mask": encoding.attention_mask,
+        }
+        known = self.tokenizer.model_input_names
+        return {name: np.asarray(row)[None] for name, row in rows.items() if name in known}

@@ -1,6 +1,5 @@
 """A text's last hidden states; the reference is transformers' `pipelines/feature_extraction.py`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from minibert.errors import InputError
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import on_host
+from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer
 
 
@@ -53,7 +52,7 @@ class FeatureExtractionPipeline(Pipeline):
             inputs, **{"truncation": truncation, "max_length": max_length} | options
         )
 
-    def postprocess(self, outputs: Mapping[str, Any], *, return_tensors: bool = False) -> Any:
+    def postprocess(self, outputs: Arrays, *, return_tensors: bool = False) -> Any:
         """The text's `last_hidden_state` `(1, seq, hidden)`."""
         states = on_host(outputs["last_hidden_state"])
         if not is_finite(states):

@@ -1,19 +1,19 @@
 """Words for the masks of a text; the reference is transformers' `pipelines/fill_mask.py`."""
 
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import text_list, whole
+from minibert.embedding.similarity import highest
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import length, on_host
+from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer
-from minibert.text.batching import Batch, default_budget, plan
+from minibert.text.batching import default_budget
 
 LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
 
@@ -69,33 +69,30 @@ class FillMaskPipeline(Pipeline):
             raise InputError(f"no {self.tokenizer.mask_token}{cut} in {shown(inputs)}")
         return encoded
 
-    def postprocess(
-        self, outputs: Mapping[str, Any], *, top_k: Any = 5, targets: Any = None
-    ) -> list[Any]:
+    def postprocess(self, outputs: Arrays, *, top_k: Any = 5, targets: Any = None) -> list[Any]:
         """The words for a text's masks, from its `input_ids` and `logits` `(1, seq, vocab)`."""
         ids = np.asarray(outputs["input_ids"])[0]
         masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
         chances = softmax(self.logits({"logits": on_host(outputs["logits"])[0, masks]}), axis=-1)
         words = np.arange(chances.shape[-1]) if targets is None else self._targets(targets)
         top_k = whole("top_k", top_k, 1, chances.shape[-1])
-        answers, single = [], len(masks) == 1
+        answers, single, decode = [], len(masks) == 1, self.tokenizer.decode
         for mask, chance in zip(masks, chances[:, words], strict=True):
-            best = highest(chance, min(top_k, len(words)))
-            answers.append(
-                [self._answer(ids, mask, int(words[i]), float(chance[i]), single) for i in best]
-            )
+            answers.append([])
+            for best in highest(chance, top_k):
+                word, filled = int(words[best]), ids.copy()
+                filled[mask] = word
+                filled = filled[filled != self.tokenizer.pad_token_id].tolist()
+                answers[-1].append(
+                    {
+                        "score": float(chance[best]),
+                        "token": word,
+                        "token_str": decode([word]),
+                        # the other masks are special tokens, and are to be seen
+                        "sequence": decode(filled, skip_special_tokens=single),
+                    }
+                )
         return answers[0] if single else answers
-
-    def _answer(
-        self, ids: np.ndarray, mask: int, word: int, score: float, single: bool
-    ) -> dict[str, Any]:
-        filled = ids.copy()
-        filled[mask] = word
-        filled = filled[filled != self.tokenizer.pad_token_id]
-        # the other masks are special tokens, and are to be seen
-        sequence = self.tokenizer.decode(filled.tolist(), skip_special_tokens=single)
-        token = self.tokenizer.decode([word])
-        return {"score": score, "token": word, "token_str": token, "sequence": sequence}
 
     def _targets(self, targets: Any) -> np.ndarray:
         """The ids of the words that are scored, each once; of a longer word that of its start."""
@@ -118,17 +115,7 @@ class FillMaskPipeline(Pipeline):
             raise InputError("targets: expected at least one word, found none")
         return np.array(list(dict.fromkeys(found)))
 
-    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
+    @property
+    def _budget(self) -> int:
         most = min(default_budget(), max(1, LOGITS // self.model.config.vocab_size))
-        budget = most if self.token_budget is None else self.token_budget
-        return plan([length(row) for row in rows], self.positions, budget)
-
-
-def highest(scores: np.ndarray, count: int) -> Sequence[int]:
-    """The indices of the `count` highest scores, the highest first; of equals the first."""
-    if count < len(scores):
-        least = np.partition(scores, -count)[-count]
-        candidates = np.flatnonzero(scores >= least)
-    else:
-        candidates = np.arange(len(scores))
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:count].tolist()
+        return most if self.token_budget is None else self.token_budget

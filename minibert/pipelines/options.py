@@ -29,9 +29,8 @@ def accepted(cls: type, stage: str) -> set[str]:
         if stage not in vars(owner):
             continue
         parameters = list(inspect.signature(vars(owner)[stage]).parameters.values())[2:]
-        passed_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
         names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-        if not passed_on:
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names
 
@@ -53,8 +52,15 @@ def routed(cls: Any, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return shares
 
 
-# What a tokenizer can be asked for that makes of one text something else than one row of ids.
-ROWS = ("return_tensors", "return_overflowing_tokens", "is_split_into_words", "text_pair")
+# What cannot be handed on: it is set here, or makes something else of a text than a row of ids.
+RESERVED = (
+    "text",
+    "verbose",
+    "return_tensors",
+    "return_overflowing_tokens",
+    "is_split_into_words",
+    "text_pair",
+)
 
 
 def for_tokenizer(name: str, given: Any) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def for_tokenizer(name: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise InputError(f"{name}: expected option → value, found {shown(given)}")
     for option in given:
-        if option in ("text", "verbose", *ROWS):
+        if option in RESERVED:
             raise InputError(f"{name}: {option}: no option here; a text is one row of ids")
     return dict(given)
 

@@ -9,7 +9,8 @@ from scipy.special import softmax
 from minibert.core.checks import check_text, text_list, whole
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
-from minibert.pipelines.base import Pipeline
+from minibert.pipelines.base import WindowPipeline
+from minibert.pipelines.batches import Arrays
 from minibert.text.tokenizer import question_first
 
 OUT = -10000.0  # the score of a token that can be in no answer
@@ -61,7 +62,7 @@ LONGEST_WINDOW = 384
 OVERLAP = 128
 
 
-class QuestionAnsweringPipeline(Pipeline):
+class QuestionAnsweringPipeline(WindowPipeline):
     """The part of a context that answers a question.
 
     Called with `question=` and `context=`, texts or lists of them, with two texts, with
@@ -84,11 +85,6 @@ class QuestionAnsweringPipeline(Pipeline):
     task = "question-answering"
     models = task_classes("question-answering")
     by_token = ("start_logits", "end_logits")
-
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
-        super().__init__(model, tokenizer, **options)
-        if not getattr(tokenizer, "is_fast", False):
-            raise InputError("tokenizer: expected a fast one, which knows characters' places")
 
     def __call__(
         self, *args: Any, question: Any = None, context: Any = None, **options: Any
@@ -115,15 +111,27 @@ class QuestionAnsweringPipeline(Pipeline):
         longest = min(self.longest_cut, LONGEST_WINDOW) if max_seq_len is None else max_seq_len
         longest = whole("max_seq_len", longest, 1, self.positions)
         if max_question_len is not None:
-            question = self._shortened(question, whole("max_question_len", max_question_len, 1))
+            most, words = whole("max_question_len", max_question_len, 1), self._words(question)
+            if len(words) > most:
+                question = question[: words.offsets[most - 1][1]]
         if doc_stride is not None:
             doc_stride = whole("doc_stride", doc_stride, 0, longest)
         room = longest - self.tokenizer.num_special_tokens_to_add(pair=True)
         room -= len(self._words(question))
         stride = min(longest // 2, OVERLAP) if doc_stride is None else doc_stride
         if stride >= room:  # tokenizers panics
-            stride = self._narrow(room, doc_stride, longest, context)
-        index = 1 if question_first(self.tokenizer) else 0
+            if room < 1:
+                raise InputError(
+                    f"question: leaves no room for a context in windows of {longest} tokens; "
+                    "max_question_len cuts it, max_seq_len widens them"
+                )
+            if doc_stride is not None and len(self._words(context)) > room:
+                raise InputError(
+                    f"doc_stride: windows cannot overlap by {doc_stride} tokens, as the question "
+                    f"leaves room for {room} of the context in {longest}"
+                )
+            stride = room // 2
+        index = int(question_first(self.tokenizer))
         encoded = self.tokenized(
             *((question, context) if index else (context, question)),
             truncation="only_second" if index else "only_first",
@@ -135,7 +143,7 @@ class QuestionAnsweringPipeline(Pipeline):
 
     def postprocess(
         self,
-        outputs: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Arrays],
         *,
         top_k: Any = 1,
         max_answer_len: Any = 15,
@@ -151,15 +159,16 @@ class QuestionAnsweringPipeline(Pipeline):
         nothing = 1.0
         for window in outputs:
             allowed = np.asarray(window["answerable"])[0]
-            start = probabilities(self.logits(window, "start_logits")[0], allowed)
-            end = probabilities(self.logits(window, "end_logits")[0], allowed)
+            start, end = (
+                probabilities(self.logits(window, name)[0], allowed) for name in self.by_token
+            )
             nothing = min(nothing, float(start[0] * end[0]))
             for first, last, score in likeliest(start, end, wanted, max_answer_len):
-                place = characters(
+                begin, stop = characters(
                     window["encoding"], first, last, window["context_index"], align_to_words
                 )
-                text = window["context"][slice(*place)]
-                new = {"score": 0.0, "start": place[0], "end": place[1], "answer": text}
+                text = window["context"][begin:stop]
+                new = {"score": 0.0, "start": begin, "end": stop, "answer": text}
                 by_words.setdefault(text.lower(), new)["score"] += score
         answers = list(by_words.values())
         if handle_impossible_answer or not answers:
@@ -169,18 +178,11 @@ class QuestionAnsweringPipeline(Pipeline):
         return answers if len(answers) > 1 else answers[0]
 
     def _window(self, encoding: Any, context: str, index: int) -> dict[str, Any]:
-        rows = {
-            "input_ids": encoding.ids,
-            "token_type_ids": encoding.type_ids,
-            "attention_mask": encoding.attention_mask,
-        }
-        rows = {name: rows[name] for name in rows if name in self.tokenizer.model_input_names}
         answerable = np.array([sequence == index for sequence in encoding.sequence_ids])
         if self.tokenizer.cls_token_id is not None:  # it says that there is no answer
             answerable |= np.array(encoding.ids) == self.tokenizer.cls_token_id
-        arrays = {name: np.asarray(row)[None] for name, row in rows.items()}
         return {
-            **arrays,
+            **self._arrays(encoding),
             "answerable": answerable[None],
             "encoding": encoding,
             "context": context,
@@ -190,34 +192,15 @@ class QuestionAnsweringPipeline(Pipeline):
     def _words(self, text: str) -> Any:
         return self.tokenized(text, add_special_tokens=False).encodings[0]
 
-    def _shortened(self, question: str, tokens: int) -> str:
-        words = self._words(question)
-        return question if len(words) <= tokens else question[: words.offsets[tokens - 1][1]]
-
-    def _narrow(self, room: int, stride: int | None, longest: int, context: str) -> int:
-        """The overlap of windows in which the question leaves little room for the context."""
-        if room < 1:
-            raise InputError(
-                f"question: leaves no room for a context in windows of {longest} tokens; "
-                "max_question_len cuts it, max_seq_len widens them"
-            )
-        if stride is not None and len(self._words(context)) > room:
-            raise InputError(
-                f"doc_stride: windows cannot overlap by {stride} tokens, as the question leaves "
-                f"room for {room} of the context in {longest}"
-            )
-        return room // 2
-
 
 def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
     if args and (question is not None or context is not None):
         raise InputError("question, context: given twice, by name and without")
     if len(args) == 1:
         return args[0]
-    if len(args) == 2:
-        question, context = args
-    elif args:
+    if len(args) > 2:
         raise InputError(f"{len(args)} arguments; expected a question and a context")
+    question, context = args or (question, context)
     if question is None or context is None:
         raise InputError("question, context: expected both")
     if isinstance(question, str):

@@ -1,11 +1,15 @@
 """Text that grows: pieces without broken characters, and where it is to stop."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 BROKEN = "\ufffd"  # bytes that are no character, or not yet
 AGREEING = 4  # texts, one token apart, that must agree where a new token can change what was there
+
+
+Decode = Callable[[Sequence[int]], str]
 
 
 class Pieces:
@@ -20,7 +24,7 @@ class Pieces:
 
     def __init__(
         self,
-        decode: Callable[[Sequence[int]], str],
+        decode: Decode,
         callback: Callable[[str], object],
         by_bytes: bool,
     ):
@@ -33,7 +37,8 @@ class Pieces:
         """Takes the next token, and hands on what is settled."""
         self._tokens.append(token)
         self._recent = [*self._recent[1:], self._decode(self._tokens)]
-        self._send(_common_start(self._recent).rstrip(BROKEN))
+        agreed = os.path.commonprefix(self._recent)  # noqa: RUF071  # they are no paths
+        self._send(agreed.rstrip(BROKEN))
 
     def finish(self, text: str) -> None:
         """Hands on the rest of the whole text."""
@@ -45,32 +50,24 @@ class Pieces:
             self._callback(piece)
 
 
-def _common_start(texts: Sequence[str]) -> str:
-    shortest = min(texts, key=len)
-    for place, character in enumerate(shortest):
-        if any(text[place] != character for text in texts):
-            return shortest[:place]
-    return shortest
-
-
 def stopped(text: str, stops: Sequence[str]) -> int | None:
     """Where the first of `stops` to be complete in the text ends; None if none is in it."""
-    places = [text.find(stop) for stop in stops]
-    ends = [place + len(stop) for place, stop in zip(places, stops, strict=True) if place >= 0]
-    return min(ends, default=None)
+    return min((text.find(stop) + len(stop) for stop in stops if stop in text), default=None)
 
 
 def collected(
     steps: Iterable[np.ndarray],
+    rows: int,
     ends: Sequence[int],
     stops: Sequence[str],
-    decode: Callable[[Sequence[int]], str],
+    decode: Decode,
     pieces: Pieces | None = None,
 ) -> list[list[int]]:
     """Takes tokens until every row has ended, and no longer.
 
     Args:
         steps: for each step a token for each row.
+        rows: how many there are.
         ends: the tokens that end a text; they belong to it.
         stops: the texts that do.
         decode: makes a text of tokens.
@@ -80,11 +77,9 @@ def collected(
         Each row's tokens.
     """
     window = 4 * max(map(len, stops), default=0) + 4  # a character is four tokens at most
-    texts: list[list[int]] = []
-    going: set[int] = set()
-    for step, tokens in enumerate(steps):
-        if not step:
-            texts, going = [[] for _ in tokens], set(range(len(tokens)))
+    texts: list[list[int]] = [[] for _ in range(rows)]
+    going = set(range(rows))
+    for tokens in steps:
         for row in sorted(going):
             texts[row].append(int(tokens[row]))
             recent = decode(texts[row][-window:]) if stops else ""

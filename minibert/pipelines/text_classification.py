@@ -14,10 +14,7 @@ from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import length
-from minibert.text.batching import Batch, check_budget, plan
-
-FUNCTIONS = ("sigmoid", "softmax", "none")
+from minibert.pipelines.batches import Arrays
 
 
 class TextClassificationPipeline(Pipeline):
@@ -60,7 +57,7 @@ class TextClassificationPipeline(Pipeline):
 
     def postprocess(
         self,
-        outputs: Mapping[str, Any],
+        outputs: Arrays,
         *,
         function_to_apply: Any = None,
         top_k: Any = ...,
@@ -77,12 +74,10 @@ class TextClassificationPipeline(Pipeline):
         return answers[0] if top_k is ... else answers[:top_k]
 
     def _scored(self, logits: np.ndarray, function: Any) -> np.ndarray:
-        kind, labels = self.model.config.problem_type, self.model.config.num_labels
-        if function is None and kind == "regression":
-            function = "none"
-        elif function is None:
+        if function is None:
+            kind, labels = self.model.config.problem_type, self.model.config.num_labels
             several = kind == "multi_label_classification" or labels == 1
-            function = "sigmoid" if several else "softmax"
+            function = "none" if kind == "regression" else "sigmoid" if several else "softmax"
         match function.lower() if isinstance(function, str) else function:
             case "sigmoid":
                 return 1 / (1 + np.exp(-logits))
@@ -90,16 +85,17 @@ class TextClassificationPipeline(Pipeline):
                 return softmax(logits, axis=-1)
             case "none":
                 return logits
-        expected = ", ".join(FUNCTIONS)
-        raise InputError(f"function_to_apply: expected one of {expected}, found {shown(function)}")
+        raise InputError(
+            f"function_to_apply: expected one of sigmoid, softmax, none, found {shown(function)}"
+        )
 
-    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
-        budget = 1 if self._left else check_budget(self.token_budget)
-        return plan([length(row) for row in rows], self.positions, budget)
+    @property
+    def _budget(self) -> int:
+        return 1 if self._left else super()._budget
 
     def _through(
         self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    ) -> Arrays:
         if self._left and "position_ids" not in arrays:
             ids, mask = arrays["input_ids"], arrays["attention_mask"] == 1
             arrays["position_ids"] = np.asarray(self.model.base_model.positions(ids, mask))
@@ -133,7 +129,7 @@ class NextSentencePredictionPipeline(Pipeline):
             raise InputError(f"expected a pair of texts, found {shown(inputs)}")
         return self.encoded(text, pair, truncation=truncation, max_length=max_length)
 
-    def postprocess(self, outputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: Arrays) -> list[dict[str, Any]]:
         """Both labels' probabilities, from `logits` `(1, 2)`."""
         scores = softmax(self.logits(outputs)[0], axis=-1)
         return [

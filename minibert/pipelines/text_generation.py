@@ -1,7 +1,8 @@
 """Texts that continue texts; the reference is transformers' `pipelines/text_generation.py`."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,9 @@ from minibert.generation.config import GenerationConfig
 from minibert.models.outputs import GenerateOutput
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline
-from minibert.pipelines.batches import length
-from minibert.pipelines.streaming import Pieces, collected, stopped
-from minibert.text import batching
-from minibert.text.batching import Batch
+from minibert.pipelines.batches import Arrays, length
+from minibert.pipelines.streaming import Decode, Pieces, collected, stopped
+from minibert.text.batching import Batch, padded, plan
 
 NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint says anything
 TEMPERATURE = 0.7
@@ -51,10 +51,12 @@ class TextGenerationPipeline(Pipeline):
         """Continues a text, each of a list of texts, or those of an iterable."""
         given = self._shares(options)["forward"]
         callback = given.get("callback")
-        if callback is not None and not callable(callback):
-            raise InputError(f"callback: expected a function of a text, found {shown(callback)}")
-        if callback is not None and not isinstance(inputs, str):
-            raise InputError(f"callback: is given one text's pieces; found {shown(inputs)}")
+        if callback is not None:
+            if not callable(callback):
+                found = shown(callback)
+                raise InputError(f"callback: expected a function of a text, found {found}")
+            if not isinstance(inputs, str):
+                raise InputError(f"callback: is given one text's pieces; found {shown(inputs)}")
         _stops(given.get("stop_strings"), given.get("stop_sequence"))  # before anything is computed
         return super().__call__(inputs, **options)
 
@@ -85,22 +87,28 @@ class TextGenerationPipeline(Pipeline):
             generation_config, max_new_tokens=max_new_tokens, max_length=max_length
         )
         if not encoded["input_ids"].size:
-            begin = settings.bos_token_id
-            if begin is None:
+            if (begin := settings.bos_token_id) is None:
                 raise InputError("no tokens, and no bos_token_id to begin with")
             arrays = {"input_ids": np.array([[begin]]), "attention_mask": np.array([[1]])}
         if truncation or handle_long_generation:
-            kept = self.longest_cut - _new_tokens(settings, 0)
-            if kept < 1:
-                found = f"{_new_tokens(settings, 0)} new tokens leave no room"
-                raise InputError(f"{found} for a prompt; there are {self.longest_cut} positions")
+            new, positions = _new_tokens(settings, 0), self.longest_cut
+            if (kept := positions - new) < 1:
+                found = f"{new} new tokens leave no room for a prompt"
+                raise InputError(f"{found}; there are {positions} positions")
             arrays = {name: array[:, -kept:] for name, array in arrays.items()}
-        self._check_room(arrays["input_ids"].shape[1], settings)
+        prompt = length(arrays)
+        new = _new_tokens(settings, prompt)
+        if prompt + new > self.positions:
+            name = self.model.config.max_tokens_name
+            raise InputError(
+                f"{prompt} tokens and {new} new ones; expected at most {self.positions} ({name}); "
+                "ask for less with max_new_tokens, or keep the prompt's end with truncation=True"
+            ).advising("max_new_tokens", "truncation=True")
         return {**arrays, "prompt_text": inputs}
 
     def forward(
         self,
-        inputs: Mapping[str, Any],
+        inputs: Arrays,
         *,
         key: Any = None,
         callback: Any = None,
@@ -124,35 +132,33 @@ class TextGenerationPipeline(Pipeline):
         ids, mask = np.asarray(inputs["input_ids"]), np.asarray(inputs["attention_mask"])
         new = _new_tokens(settings, int(mask.sum(axis=1).max()))
         settings = settings.replace(max_new_tokens=new)
-        stops = _stops(stop_strings, stop_sequence)
+        shape = len(ids), settings.num_return_sequences
+        rows, stops = math.prod(shape), _stops(stop_strings, stop_sequence)
         if stops or callback is not None:
             if settings.num_beams > 1:
                 raise InputError("num_beams: with a callback or stop_strings there are no beams")
-            if callback is not None and len(ids) * settings.num_return_sequences > 1:
+            if callback is not None and rows > 1:
                 raise InputError("callback: is given one text's pieces; expected one row")
             steps = stream(self.model, ids, mask, generation_config=settings, key=key)
             decode = self._decoder(skip_special_tokens, clean_up_tokenization_spaces)
             by_bytes = self._by_bytes and not clean_up_tokenization_spaces
             pieces = None if callback is None else Pieces(decode, callback, by_bytes)
-            texts = collected(steps, settings.end_ids, stops, decode, pieces)
+            texts = collected(steps, rows, settings.end_ids, stops, decode, pieces)
         else:
             found = generate(self.model, ids, mask, generation_config=settings, key=key)
             sequences = found.sequences if isinstance(found, GenerateOutput) else found
             texts = [_ended(text, settings.end_ids) for text in sequences[:, ids.shape[1] :]]
-        copies = settings.num_return_sequences
         lengths = np.array([len(text) for text in texts])
-        tokens = np.zeros((len(texts), lengths.max()), np.int32)
-        for row, text in zip(tokens, texts, strict=True):
-            row[: len(text)] = text
+        tokens = padded(texts, Batch(np.arange(rows), rows, int(lengths.max())))
         return {
             **inputs,
-            "new_tokens": tokens.reshape(len(ids), copies, -1),
-            "new_lengths": lengths.reshape(len(ids), copies),
+            "new_tokens": tokens.reshape(*shape, -1),
+            "new_lengths": lengths.reshape(shape),
         }
 
     def postprocess(
         self,
-        outputs: Mapping[str, Any],
+        outputs: Arrays,
         *,
         return_full_text: bool = True,
         return_tensors: bool = False,
@@ -165,72 +171,65 @@ class TextGenerationPipeline(Pipeline):
         stops = _stops(stop_strings, stop_sequence)
         decode = self._decoder(skip_special_tokens, clean_up_tokenization_spaces)
         prompt = np.asarray(outputs["input_ids"])[0].tolist()
-        answers = []
+        before = outputs["prompt_text"] if return_full_text else ""
+        answers: list[dict[str, Any]] = []
         for tokens, count in zip(outputs["new_tokens"][0], outputs["new_lengths"][0], strict=True):
             new = tokens[:count].tolist()
-            text = decode(new)
-            text = text[: stopped(text, stops)]
-            full = outputs["prompt_text"] + text if return_full_text else text
-            tensors = {"generated_token_ids": prompt + new}
-            answers.append(tensors if return_tensors else {"generated_text": full})
+            if return_tensors:
+                answers.append({"generated_token_ids": prompt + new})
+            else:
+                text = decode(new)
+                answers.append({"generated_text": before + text[: stopped(text, stops)]})
         return answers
 
-    def _settings(self, given: Any, key: Any = None, **options: Any) -> GenerationConfig:
+    def _settings(
+        self, generation_config: Any = None, key: Any = None, **options: Any
+    ) -> GenerationConfig:
         """Returns the config of a call, as `generate` does, at the pipeline's own temperature."""
         lengths = ("max_new_tokens", "max_length")
         options = {n: v for n, v in options.items() if v is not None or n not in lengths}
         if key is not None:
             options = {"do_sample": True, **options}
-        settings = GenerationConfig.of_call(self.model.config, given, options)
+        settings = GenerationConfig.of_call(self.model.config, generation_config, options)
         if settings.do_sample and "temperature" in settings.unset:
             settings = settings.replace(temperature=TEMPERATURE)
         return settings
 
-    def _check_room(self, prompt: int, settings: GenerationConfig) -> None:
-        new = _new_tokens(settings, prompt)
-        if prompt + new > self.positions:
-            name = self.model.config.max_tokens_name
-            raise InputError(
-                f"{prompt} tokens and {new} new ones; expected at most {self.positions} ({name}); "
-                "ask for less with max_new_tokens, or keep the prompt's end with truncation=True"
-            ).advising("max_new_tokens", "truncation=True")
-
-    def _plan(self, rows: Sequence[Mapping[str, Any]], shares: Any) -> list[Batch]:
+    def _plan(self, rows: Sequence[Arrays], shares: Any) -> list[Batch]:
         """Prompts of like length together; one by one where what is asked for tells them apart."""
         known = ("key", "generation_config", "max_new_tokens", "max_length", "do_sample")
-        options = {name: shares["forward"].get(name) for name in known if name in shares["forward"]}
-        settings = self._settings(options.pop("generation_config", None), **options)
+        given = shares["forward"]
+        settings = self._settings(**{name: given[name] for name in known if name in given})
         lengths = [length(row) for row in rows]
         by_length = settings.max_new_tokens is None and settings.max_length is not None
         if settings.do_sample or by_length:
             return [Batch(np.array([row]), 1, size) for row, size in enumerate(lengths)]
         new = _new_tokens(settings, max(lengths))
         whole = [min(size + new, self.positions) for size in lengths]
-        plan = batching.plan(whole, self.positions, batching.check_budget(self.token_budget))
-        return [batch._replace(length=max(lengths[i] for i in batch.indices)) for batch in plan]
+        batches = plan(whole, self.positions, self._budget)
+        return [batch._replace(length=max(lengths[i] for i in batch.indices)) for batch in batches]
 
     def _through(
         self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        key = options.get("key")
-        if isinstance(key, jax.Array):
-            key = jax.random.fold_in(key, numbers[0])
-        rest = {name: value for name, value in options.items() if name != "key"}
-        return self.forward(arrays, key=key, **rest)
+    ) -> Arrays:
+        options = dict(options)
+        if isinstance(key := options.get("key"), jax.Array):
+            options["key"] = jax.random.fold_in(key, numbers[0])
+        return self.forward(arrays, **options)
 
-    def _decoder(self, skip: bool, clean_up: bool | None) -> Callable[[Sequence[int]], str]:
+    def _decoder(self, skip: bool, clean_up: bool | None) -> Decode:
         return functools.partial(
             self.tokenizer.decode, skip_special_tokens=skip, clean_up_tokenization_spaces=clean_up
         )
 
     @property
+    def _left(self) -> bool:
+        return True
+
+    @property
     def _by_bytes(self) -> bool:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
-
-    @property
-    def _left(self) -> bool:
-        return True
 
 
 def _new_tokens(settings: GenerationConfig, prompt: int) -> int:
@@ -251,7 +250,6 @@ def _stops(stop_strings: Any, stop_sequence: Any) -> list[str]:
         raise InputError("stop_sequence: another name of stop_strings; expected one of the two")
     given = stop_strings if stop_sequence is None else stop_sequence
     stops = [] if given is None else text_list("stop_strings", given, ordered=False)
-    for stop in stops:
-        if not stop:
-            raise InputError("stop_strings: an empty text is in every text")
+    if "" in stops:
+        raise InputError("stop_strings: an empty text is in every text")
     return stops

@@ -11,7 +11,8 @@ from scipy.special import softmax
 from minibert.core.checks import check_text, text_list, whole
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
-from minibert.pipelines.base import Pipeline
+from minibert.pipelines.base import WindowPipeline
+from minibert.pipelines.batches import Arrays
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -52,50 +53,40 @@ def entities(
         names: the labels' names.
         joined: makes a text of tokens' texts.
     """
-    if strategy == "none":
-        return [labelled(token, names) for token in tokens]
-    if strategy == "simple":
-        return grouped([labelled(token, names) for token in tokens], joined)
+    if strategy in ("none", "simple"):
+        alone = [_entity(token.scores, names, token.word, [token]) for token in tokens]
+        return alone if strategy == "none" else grouped(alone, joined)
     words: list[list[Token]] = []
     for token in tokens:
         if token.continues and words:
             words[-1].append(token)
         else:
             words.append([token])
-    return grouped([worded(word, strategy, names, joined) for word in words], joined)
+    found = []
+    for word in words:
+        match strategy:
+            case "first":
+                scores = word[0].scores
+            case "max":
+                scores = max(word, key=lambda token: token.scores.max()).scores
+            case _:
+                scores = np.mean([token.scores for token in word], axis=0)
+        found.append(_entity(scores, names, joined([token.word for token in word]), word))
+    return grouped(found, joined)
 
 
-def labelled(token: Token, names: Mapping[int, str]) -> Entity:
-    """A token with its likeliest label."""
-    label = int(token.scores.argmax())
-    return {
-        "entity": names[label],
-        "score": float(token.scores[label]),
-        "index": token.index,
-        "word": token.word,
-        "start": token.start,
-        "end": token.end,
-    }
-
-
-def worded(
-    word: Sequence[Token], strategy: str, names: Mapping[int, str], joined: Joined
+def _entity(
+    scores: np.ndarray, names: Mapping[int, str], word: str, tokens: Sequence[Token]
 ) -> Entity:
-    """A word with the label that `strategy` gives it."""
-    match strategy:
-        case "first":
-            scores = word[0].scores
-        case "max":
-            scores = max(word, key=lambda token: token.scores.max()).scores
-        case _:
-            scores = np.mean([token.scores for token in word], axis=0)
+    """A word with the likeliest label."""
     label = int(scores.argmax())
     return {
         "entity": names[label],
         "score": float(scores[label]),
-        "word": joined([token.word for token in word]),
-        "start": word[0].start,
-        "end": word[-1].end,
+        "index": tokens[0].index,
+        "word": word,
+        "start": tokens[0].start,
+        "end": tokens[-1].end,
     }
 
 
@@ -131,8 +122,8 @@ def disjoint(found: Sequence[Entity]) -> list[Entity]:
     for entity in sorted(found, key=lambda entity: entity["start"]):
         if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
             kept.append(entity)
-        elif _weight(entity) > _weight(kept[-1]):
-            kept[-1] = entity
+        else:
+            kept[-1] = max(kept[-1], entity, key=_weight)
     return kept
 
 
@@ -140,7 +131,7 @@ def _weight(entity: Entity) -> tuple[int, float]:
     return entity["end"] - entity["start"], entity["score"]
 
 
-class TokenClassificationPipeline(Pipeline):
+class TokenClassificationPipeline(WindowPipeline):
     """The entities of a text.
 
     An answer is a list of dicts, in the text's order: `entity`, `score`, `index` (the token's
@@ -155,11 +146,6 @@ class TokenClassificationPipeline(Pipeline):
 
     task = "token-classification"
     models = task_classes("token-classification")
-
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
-        super().__init__(model, tokenizer, **options)
-        if not getattr(tokenizer, "is_fast", False):
-            raise InputError("tokenizer: expected a fast one, which knows characters' places")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Finds the entities of a text, of a list of texts, or of those of an iterable."""
@@ -183,17 +169,17 @@ class TokenClassificationPipeline(Pipeline):
         In a window are also `sentence`, the text; `special_tokens_mask`; and `offset_mapping`,
         `(1, seq, 2)`: where in the text each token begins and ends.
         """
-        room = self.cut_at(max_length) - self.tokenizer.num_special_tokens_to_add()
+        longest, cut = self.cut_at(max_length), truncation or stride is not None
         if stride is not None:
+            room = longest - self.tokenizer.num_special_tokens_to_add()
             stride = whole("stride", stride, 0, room - 1)
-        cut = truncation or stride is not None
         if max_length is not None and not cut:
             raise InputError("max_length: cuts nothing by itself; say truncation=True too")
         sentence, starts = _placed(inputs, is_split_into_words, delimiter)
         encoded = self.tokenized(
             inputs,
-            truncation=truncation or cut,
-            max_length=self.cut_at(max_length) if cut else None,
+            truncation=cut,
+            max_length=longest if cut else None,
             is_split_into_words=is_split_into_words,
             **({} if stride is None else {"stride": stride, "return_overflowing_tokens": True}),
         )
@@ -201,12 +187,12 @@ class TokenClassificationPipeline(Pipeline):
 
     def postprocess(
         self,
-        outputs: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Arrays],
         *,
         aggregation_strategy: Any = "none",
         ignore_labels: Any = None,
         stride: Any = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Entity]:
         """The entities of a text, from its windows' `logits` `(1, seq, labels)`."""
         strategy = str(aggregation_strategy).lower()
         if strategy not in STRATEGIES:
@@ -227,21 +213,18 @@ class TokenClassificationPipeline(Pipeline):
         return disjoint(found) if len(outputs) > 1 else found
 
     def _window(self, encoding: Any, sentence: str, starts: Sequence[int]) -> dict[str, Any]:
-        rows = {
-            "input_ids": encoding.ids,
-            "token_type_ids": encoding.type_ids,
-            "attention_mask": encoding.attention_mask,
-        }
-        rows = {name: rows[name] for name in rows if name in self.tokenizer.model_input_names}
-        rows |= {"special_tokens_mask": encoding.special_tokens_mask}
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         if starts:
             words = [0 if word is None else starts[word] for word in encoding.word_ids]
-            offsets = offsets + np.array(words, np.int64)[:, None]
-        arrays = {name: np.asarray(row)[None] for name, row in rows.items()}
-        return {**arrays, "offset_mapping": offsets[None], "sentence": sentence}
+            offsets += np.array(words, np.int64)[:, None]
+        return {
+            **self._arrays(encoding),
+            "special_tokens_mask": np.asarray(encoding.special_tokens_mask)[None],
+            "offset_mapping": offsets[None],
+            "sentence": sentence,
+        }
 
-    def _tokens(self, output: Mapping[str, Any]) -> list[Token]:
+    def _tokens(self, output: Arrays) -> list[Token]:
         """A window's tokens, but the special ones."""
         sentence, scores = output["sentence"], softmax(self.logits(output)[0], axis=-1)
         ids = np.asarray(output["input_ids"])[0].tolist()
