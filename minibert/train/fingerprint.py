@@ -75,12 +75,9 @@ def _feed_object(found: Any, value: Any) -> None:
         for field in dataclasses.fields(value):
             _feed(found, field.name)
             _feed(found, getattr(value, field.name))
-    elif isinstance(value, list | tuple):
-        found.update(f"{len(value)} ".encode())
-        for one in value:
-            _feed(found, one)
     elif hasattr(value, "__len__") and hasattr(value, "__getitem__"):
         count = len(value)
         found.update(f"{count} ".encode())
-        for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)).tolist():
+        read = count if isinstance(value, list | tuple) else min(count, SAMPLE)
+        for index in np.unique(np.linspace(0, count - 1, read).astype(int)).tolist():
             _feed(found, value[index])

@@ -16,7 +16,7 @@ from minibert.train.checkpoint_state import checksums, key_data, opt_state_leave
 from minibert.train.fingerprint import digest
 
 FORMAT = 2
-STATE = ("params", "opt_state")  # of which a state can be restored from no other
+STATE = ("params: ", "opt_state: ")  # differences of which no state can be restored across
 # of configs, what leaves a training step alone
 INERT = ("extra", "generation", "output_hidden_states", "output_attentions")
 
@@ -77,22 +77,17 @@ def run_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> li
         expected = {name: expected[name] for name in expected if name in (*found, "lora")}
         for side in (found, expected):
             side["frozen"] = {path: one.partition(" #")[0] for path, one in side["frozen"].items()}
-    return sorted(differences(found, expected), key=_is_of_array)  # settings first
+    faults = differences(found, expected)
+    return sorted(faults, key=lambda fault: fault.startswith((*STATE, "frozen: ")))  # arrays last
 
 
-def _is_of_array(fault: str) -> bool:
-    return is_of_state(fault) or fault.startswith("frozen: ")
-
-
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Every difference between values by name, a line each; sorted.
+def differences(
+    found: Mapping[str, Any], expected: Mapping[str, Any], where: str = ""
+) -> list[str]:
+    """Every difference between values by name, a line each, `where` before it; sorted.
 
     An optimiser's programs are compared where the same versions of jax and optax traced both.
     """
-    return sorted(_different("", found, expected))
-
-
-def _different(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
     names = expected.keys() | found.keys()
     if where == "optimizer: program: ":
@@ -100,16 +95,16 @@ def _different(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]
     for name in names:
         ours, theirs = expected.get(name), found.get(name)
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            faults += _different(f"{where}{name}: ", theirs, ours)
+            faults += differences(theirs, ours, f"{where}{name}: ")
         elif ours != theirs:
             said = [shown(side[name]) if name in side else "nothing" for side in (found, expected)]
             faults.append(f"{where}{name}: {said[0]} in the checkpoint, {said[1]} here")
-    return faults
+    return sorted(faults)
 
 
 def is_of_state(fault: str) -> bool:
     """Whether a difference is one of the arrays' paths, shapes or dtypes."""
-    return fault.startswith(tuple(f"{name}: " for name in STATE))
+    return fault.startswith(STATE)
 
 
 def _spec(leaf: Any) -> str:
