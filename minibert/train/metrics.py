@@ -96,7 +96,8 @@ class MetricsLog:
             self._rewrite()
         elif resume:
             self.history = []
-            _move_away(path)
+            names = (f"{os.fspath(path)}.{number}" for number in itertools.count(1))
+            os.rename(path, next(name for name in names if not os.path.lexists(name)))
             self.close()
             self._file = _locked(path)
         else:
@@ -147,20 +148,13 @@ def _lines(path: Any) -> list[dict[str, Any]]:
     if not tail.startswith(BEGINNING[: len(tail)]):  # else it was being written
         texts.append(tail)
     for number, text in enumerate(texts, start=1):
-        try:
+        line = None
+        with contextlib.suppress(ValueError):
             line = json.loads(text)
-            known = isinstance(line, dict) and isinstance(line.get("step"), int)
-        except ValueError:
-            known = False
-        if not known:
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
             raise InputError(f"{path}: line {number}: expected metrics with a step")
         lines.append(line)
     return lines
-
-
-def _move_away(path: Any) -> None:
-    names = (f"{os.fspath(path)}.{number}" for number in itertools.count(1))
-    os.rename(path, next(name for name in names if not os.path.lexists(name)))
 
 
 def _locked(path: Any) -> BinaryIO:
@@ -181,16 +175,18 @@ def _locked(path: Any) -> BinaryIO:
             raise
         file = os.fdopen(number, "ab")
         state = os.fstat(number)
-        if stat.S_ISREG(state.st_mode) and lock_file(number) is not False:
+        why = ""
+        if not stat.S_ISREG(state.st_mode):
+            why = "expected a file, found something else"
+        elif lock_file(number) is False:
+            why = "another run is writing this log; choose another file"
+        else:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(path), state):
-                    return file
-            file.close()  # it was replaced meanwhile
-            continue
+                    return file  # else it was replaced meanwhile
         file.close()
-        if not stat.S_ISREG(state.st_mode):
-            raise TargetError(f"{path}: expected a file, found something else")
-        raise TargetError(f"{path}: another run is writing this log; choose another file")
+        if why:
+            raise TargetError(f"{path}: {why}")
 
 
 def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
@@ -221,12 +217,11 @@ class Speed:
 
     def __init__(self, trainer: Any):
         self._since: float | None = None
-        self._seconds, self._done = 0.0, dict.fromkeys(("examples", "tokens", "flops"), 0.0)
-        self._flops: tuple[float, float] | None = None
-        if not trainer.frozen:  # else some gradients are not computed
-            over_words = trainer.objective.name in OVER_WORDS
-            self._flops = operations(trainer.state.params, trainer.config, over_words)
-        self._peak = _peak(trainer)
+        self._seconds, self._done = 0.0, dict.fromkeys(("tokens", "examples", "flops"), 0.0)
+        over_words = trainer.objective.name in OVER_WORDS
+        self._flops = operations(trainer.state.params, trainer.config, over_words)
+        # with frozen parameters some gradients are not computed
+        self._peak = None if trainer.frozen else _peak(trainer)
         sharding = trainer.sharding
         self._shares = 1 if sharding is None else sharding.share[1]  # other processes' are alike
 
@@ -240,27 +235,20 @@ class Speed:
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
-            self._done["examples"] += self._shares * size["examples"]
-            self._done["tokens"] += self._shares * size["tokens"]
-            if self._flops is not None:
-                linear, square = self._flops
-                flops = linear * size["places"] + square * size["squares"]
-                self._done["flops"] += self._shares * flops
+            linear, square = self._flops
+            done = {**size, "flops": linear * size["places"] + square * size["squares"]}
+            for name in self._done:
+                self._done[name] += self._shares * done[name]
         self._since = now
 
     def rates(self) -> dict[str, float]:
         """A second's worth of what was done since the last call; empty if that is nothing."""
         if not self._seconds:
             return {}
-        rates = {name: done / self._seconds for name, done in self._done.items()}
+        rates = {f"{name}_per_second": done / self._seconds for name, done in self._done.items()}
         self._seconds, self._done = 0.0, dict.fromkeys(self._done, 0.0)
-        found = {
-            "tokens_per_second": rates["tokens"],
-            "examples_per_second": rates["examples"],
-        }
-        if self._peak is not None and self._flops is not None:
-            found["mfu"] = rates["flops"] / self._peak
-        return found
+        flops = rates.pop("flops_per_second")
+        return rates if self._peak is None else {**rates, "mfu": flops / self._peak}
 
 
 def operations(params: Mapping[str, Any], config: Any, over_words: bool) -> tuple[float, float]:
@@ -285,5 +273,5 @@ def operations(params: Mapping[str, Any], config: Any, over_words: bool) -> tupl
 def _peak(trainer: Any) -> float | None:
     """FLOP/s of the devices that the parameters are on; None if they are not in the table."""
     devices = next(iter(trainer.state.params.values())).sharding.device_set
-    found = {PEAKS.get(device.device_kind) for device in devices}
-    return None if None in found else sum(PEAKS[device.device_kind] for device in devices)
+    known = all(device.device_kind in PEAKS for device in devices)
+    return sum(PEAKS[device.device_kind] for device in devices) if known else None

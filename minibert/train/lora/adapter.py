@@ -103,13 +103,13 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
         return model.lora_targets
     if lora.target_modules != ALL_LINEAR:
         return lora.target_modules
-    linear = (
+    return tuple(
         path
         for path, module in submodules(model)
-        if isinstance(module, nnx.Linear) and not isinstance(module, TiedLinear)
+        if isinstance(module, nnx.Linear)
+        and not isinstance(module, TiedLinear)
+        and not lora.saves_within(path)  # PEFT fails where a task's head is also named as a target
     )
-    # PEFT fails where a task's head is also named as a target
-    return tuple(path for path in linear if not lora.saves_within(path))
 
 
 def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
@@ -122,11 +122,11 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
         InputError: no name fits; or a tied parameter would part from its copy.
     """
     prefix = model.tensor_prefix
-    whole = [f"{path}." for path, _ in submodules(model) if lora.saves(path)]
+    whole = tuple(f"{path}." for path, _ in submodules(model) if lora.saves(path))
     leaves = {
         leaf.path.removeprefix(prefix): (name, leaf) for name, leaf in file_leaves(model).items()
     }
-    found = {path: entry for path, entry in leaves.items() if path.startswith(tuple(whole))}
+    found = {path: entry for path, entry in leaves.items() if path.startswith(whole)}
     if lora.modules_to_save and not found:
         names = shown(lora.modules_to_save)
         raise InputError(f"modules_to_save: {names}: no module with parameters is named so")

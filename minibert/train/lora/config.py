@@ -21,7 +21,12 @@ from minibert.core.fields import (
 )
 from minibert.errors import InputError, UnsupportedConfigError, shown
 
-DRAWN = (True, False, "gaussian")  # the others need data, or change the frozen kernels
+# Fields of which only some values are implemented.
+IMPLEMENTED = (
+    ("bias", ("none",), "'none'"),
+    # the others need data, or change the frozen kernels
+    ("init_lora_weights", (True, False, "gaussian"), "true, false and 'gaussian'"),
+)
 
 # PEFT's task types, each with the heads that its models train whole whatever they adapt.
 TASK_HEADS: dict[str, tuple[str, ...]] = {
@@ -146,15 +151,11 @@ class LoRA:
         if heads:
             names = dict.fromkeys([*(self.modules_to_save or ()), *heads])
             assign(self, {"modules_to_save": tuple(names)})
-        if self.bias != "none":
-            raise UnsupportedConfigError(
-                f"bias: {shown(self.bias)} is not implemented (only 'none')"
-            )
-        if self.init_lora_weights not in DRAWN:
-            found = shown(self.init_lora_weights)
-            raise UnsupportedConfigError(
-                f"init_lora_weights: {found} is not implemented (only true, false and 'gaussian')"
-            )
+        for name, implemented, named in IMPLEMENTED:
+            if (value := getattr(self, name)) not in implemented:
+                raise UnsupportedConfigError(
+                    f"{name}: {shown(value)} is not implemented (only {named})"
+                )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise InputError("layers_to_transform: expected names in target_modules with it")
         if self.layers_pattern is not None and self.layers_to_transform is None:
@@ -180,13 +181,10 @@ class LoRA:
 
     def selects(self, path: str, targets: str | tuple[str, ...]) -> bool:
         """Whether a module gets an adapter, if those are the targets."""
-        if self.exclude_modules and _named(path, self.exclude_modules):
+        excluded = self.exclude_modules is not None and _named(path, self.exclude_modules)
+        if excluded or self.saves_within(path) or not _named(path, targets):
             return False
-        if self.saves_within(path):
-            return False
-        if isinstance(targets, str) or path in targets:
-            return _named(path, targets)
-        return _named(path, targets) and self._in_layers(path)
+        return isinstance(targets, str) or path in targets or self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
         if self.layers_to_transform is None:

@@ -113,25 +113,21 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
         CheckpointMismatchError: a tensor is missing, too many, of the wrong shape or not finite.
     """
     folder = os.fspath(folder)
-    with unchanged(folder):
-        return _read(model, folder)
-
-
-def _read(model: Any, folder: str) -> Adapter:
     config, path = os.path.join(folder, CONFIG), os.path.join(folder, TENSORS)
-    fields = read_object_if_there(config)
-    if fields is None or not os.path.lexists(path):
-        raise SourceError(f"{folder}: expected {CONFIG} and {TENSORS}")
-    try:
-        lora = read_config(fields)
-        expected = tensors(model, lora)
-    except UnsupportedConfigError as reason:
-        raise UnsupportedConfigError(f"{config}: {reason}") from None
-    except MinibertError as reason:
-        raise ConfigError(f"{config}: {reason}") from None
-    with SafetensorsSource([path]) as source:
-        _compare(source, expected, path)
-        read = {tensor.path: _array(source, name, tensor) for name, tensor in expected.items()}
+    with unchanged(folder):
+        fields = read_object_if_there(config)
+        if fields is None or not os.path.lexists(path):
+            raise SourceError(f"{folder}: expected {CONFIG} and {TENSORS}")
+        try:
+            lora = read_config(fields)
+            expected = tensors(model, lora)
+        except MinibertError as reason:
+            unsupported = isinstance(reason, UnsupportedConfigError)
+            error = UnsupportedConfigError if unsupported else ConfigError
+            raise error(f"{config}: {reason}") from None
+        with SafetensorsSource([path]) as source:
+            _compare(source, expected, path)
+            read = {tensor.path: _array(source, name, tensor) for name, tensor in expected.items()}
     if faults := sorted(array for array in read.values() if isinstance(array, str)):
         raise CheckpointMismatchError(path, faults)
     return Adapter(lora, {path: jax.device_put(array) for path, array in read.items()})
@@ -153,10 +149,9 @@ def config_fields(model: Any, lora: LoRA) -> dict[str, Any]:
     fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
     fields["target_modules"] = target_names(model, lora)
     fields["fan_in_fan_out"] = any(site.fan_in_fan_out for site in sites(model, lora))
-    plain = {
-        name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()
-    }
-    return plain | {"peft_type": "LORA", "inference_mode": True}
+    for name in ("rank_pattern", "alpha_pattern"):
+        fields[name] = dict(fields[name])
+    return fields | {"peft_type": "LORA", "inference_mode": True}
 
 
 def read_config(fields: Mapping[str, Any]) -> LoRA:

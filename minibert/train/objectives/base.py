@@ -20,12 +20,11 @@ from jax import Array
 
 from minibert.errors import InputError
 from minibert.nn.numerics import widen
-from minibert.train.objectives.labels import IGNORED, Check, of_rows, of_tokens, of_windows
+from minibert.train.objectives.labels import IGNORED, Batch, Check, of_rows, of_tokens, of_windows
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 WORDS = ("input_ids", "inputs_embeds")
 
-Batch = Mapping[str, Any]
 Terms = dict[str, Any]  # of arrays; on the host, of numbers
 
 
@@ -105,9 +104,11 @@ class Objective:
 
     def total(self, sums: Terms, counts: Terms) -> Any:
         """The loss: the weighted sum of the terms' means; 0 for a term without a target."""
-        means = {term: sums[term] / (counts[term] + (counts[term] == 0)) for term in sums}
-        parts = [self.weights.get(term, 1.0) * mean for term, mean in means.items()]
-        return sum(parts[1:], start=parts[0])
+        first, *others = (
+            self.weights.get(term, 1.0) * (total / (counts[term] + (counts[term] == 0)))
+            for term, total in sums.items()
+        )
+        return sum(others, start=first)
 
     def __call__(self, outputs: Any, batch: Batch) -> Array:
         """The loss of a batch: a number."""
@@ -128,9 +129,9 @@ def output(outputs: Any, name: str) -> Array:
     Raises:
         InputError: the model has none of that name.
     """
-    if getattr(outputs, name, None) is None:
+    if (found := getattr(outputs, name, None)) is None:
         raise InputError(f"model: its {type(outputs).__name__} has no {name}; give one that has")
-    return getattr(outputs, name)
+    return found
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
