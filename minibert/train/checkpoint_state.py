@@ -95,9 +95,9 @@ def _is_key(array: Any) -> bool:
 def flat(state: TrainState) -> dict[str, Array]:
     """All arrays of a state by one path each."""
     plain = as_dict(state)
-    found = {"step": plain["step"]}
-    for part in ("params", "opt_state"):
-        found |= {f"{part}: {path}": leaf for path, leaf in plain[part].items()}
+    found = {"step": plain.pop("step")}
+    for part, arrays in plain.items():
+        found |= {f"{part}: {path}": leaf for path, leaf in arrays.items()}
     return found
 
 

@@ -20,7 +20,7 @@ from minibert.core.checks import whole
 from minibert.core.fields import COUNT, check, field
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
-from minibert.train.metrics import MetricsLog, Speed, sizes
+from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes
 from minibert.train.progress import training_bar
 from minibert.train.trainer import Trainer
 
@@ -75,7 +75,7 @@ class Evaluation:
             )
 
 
-Callback = Callable[[int, dict[str, Any]], Any]
+Callback = Callable[[int, Metrics], Any]
 END: Any = object()  # of the data; None is no batch, and an error
 
 
@@ -95,7 +95,7 @@ class Result:
     trainer: Any
     step: int
     stopped: str
-    history: list[dict[str, Any]]
+    history: list[Metrics]
     best_step: int | None
 
     @property
@@ -206,7 +206,7 @@ class _Pending:
 
     step: int
     batch: Mapping[str, Any]
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -224,7 +224,7 @@ class _Run:
     callbacks: list[Callback]
     speed: Speed
     pending: _Pending | None = None
-    unwritten: dict[str, Any] | None = None  # the last step's line, if it is not to be logged
+    unwritten: Metrics | None = None  # the last step's line, if it is not to be logged
 
     def until_stopped(self, interrupted: threading.Event) -> str:
         """Steps, until there is a reason not to; the reason."""
@@ -292,7 +292,7 @@ class _Run:
         self.speed.step(sizes(pending.batch))
         self.unwritten = {"step": pending.step, **metrics}
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Metrics) -> None:
         self.unwritten = None
         line = {**line, **self.speed.rates()}
         self.log.add(line)

@@ -49,6 +49,7 @@ OVER_WORDS = (
 )  # the table scores every word
 
 
+Metrics = dict[str, Any]  # of a step, by name
 BEGINNING = b'{"step": '  # of a line of metrics
 
 
@@ -75,7 +76,7 @@ class MetricsLog:
         self, path: str | os.PathLike[str] | None, step: int, restored: bool, resume: bool
     ):
         self.path, self._file = path, None
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Metrics] = []
         if path is None or jax.process_index():
             return
         with writing(path):
@@ -103,7 +104,7 @@ class MetricsLog:
         else:
             raise TargetError(f"{path}: exists; choose another, or remove it")
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, line: Metrics) -> None:
         """Adds a step's metrics; to its line, if that is the last."""
         amended = bool(self.history) and self.history[-1]["step"] == line["step"]
         if amended:
@@ -141,7 +142,7 @@ class MetricsLog:
             self._file.close()
 
 
-def _lines(path: Any) -> list[dict[str, Any]]:
+def _lines(path: Any) -> list[Metrics]:
     with open(path, "rb") as file:
         *texts, tail = file.read().split(b"\n")
     lines = []
@@ -194,22 +195,19 @@ def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
 
     `squares` is the sum over rows of places², which attention takes.
     """
-    ids = {name: np.shape(ids) for name, ids in batch.items() if name.endswith("input_ids")}
-    places = {name: math.prod(shape) for name, shape in ids.items()}
-    tokens = 0
-    for name, count in places.items():
-        mask = batch.get(f"{name.removesuffix('input_ids')}attention_mask")
-        if mask is not None and np.ndim(mask) == 3:  # a token is what some token looks at
-            mask = np.any(mask, axis=1)
-        tokens += count if mask is None else int(np.sum(mask))
-    examples = max((shape[0] for shape in ids.values()), default=0)
-    squares = sum(places[name] * shape[-1] for name, shape in ids.items())
-    return {
-        "examples": examples,
-        "tokens": tokens,
-        "places": sum(places.values()),
-        "squares": squares,
-    }
+    found = dict.fromkeys(("examples", "tokens", "places", "squares"), 0)
+    for name in batch:
+        if name.endswith("input_ids"):
+            shape = np.shape(batch[name])
+            places = math.prod(shape)
+            mask = batch.get(f"{name.removesuffix('input_ids')}attention_mask")
+            if mask is not None and np.ndim(mask) == 3:  # a token is what some token looks at
+                mask = np.any(mask, axis=1)
+            found["examples"] = max(found["examples"], shape[0])
+            found["tokens"] += places if mask is None else int(np.sum(mask))
+            found["places"] += places
+            found["squares"] += places * shape[-1]
+    return found
 
 
 class Speed:

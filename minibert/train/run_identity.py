@@ -15,13 +15,14 @@ from minibert.errors import InputError, shown
 from minibert.train.checkpoint_state import checksums, key_data, opt_state_leaves
 from minibert.train.fingerprint import digest
 
+Values = Mapping[str, Any]  # by name
 FORMAT = 2
 STATE = ("params: ", "opt_state: ")  # differences of which no state can be restored across
 # of configs, what leaves a training step alone
 INERT = ("extra", "generation", "output_hidden_states", "output_attentions")
 
 
-def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+def identity(trainer: Any, about: Values) -> dict[str, Any]:
     """What two runs must have in common for one to resume the other, as JSON holds it.
 
     Args:
@@ -36,9 +37,9 @@ def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
         **trainer.made_by,
         "config": {name: getattr(config, name) for name in fields},
         "optimizer": _optimizer(trainer.optimizer, state.params),
-        "params": {path: _spec(leaf) for path, leaf in state.params.items()},
-        "opt_state": {path: _spec(leaf) for path, leaf in opt_state_leaves(state).items()},
-        "frozen": {path: f"{_spec(leaf)} #{sums[path]}" for path, leaf in trainer.frozen.items()},
+        "params": _specs(state.params),
+        "opt_state": _specs(opt_state_leaves(state)),
+        "frozen": {path: f"{spec} #{sums[path]}" for path, spec in _specs(trainer.frozen).items()},
         "about": about,
     }
     return as_json("about", found)
@@ -66,7 +67,7 @@ def _plain(value: Any) -> Any:
     raise InputError(f"expected what JSON holds, found {shown(value)}")
 
 
-def run_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+def run_differences(found: Values, expected: Values) -> list[str]:
     """Every difference between what a checkpoint says of its run and this run, a line each.
 
     Checkpoints of the first format say nothing of configs, optimisers and the dtypes computed in,
@@ -81,9 +82,7 @@ def run_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> li
     return sorted(faults, key=lambda fault: fault.startswith((*STATE, "frozen: ")))  # arrays last
 
 
-def differences(
-    found: Mapping[str, Any], expected: Mapping[str, Any], where: str = ""
-) -> list[str]:
+def differences(found: Values, expected: Values, where: str = "") -> list[str]:
     """Every difference between values by name, a line each, `where` before it; sorted.
 
     An optimiser's programs are compared where the same versions of jax and optax traced both.
@@ -107,11 +106,11 @@ def is_of_state(fault: str) -> bool:
     return fault.startswith(STATE)
 
 
-def _spec(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
+def _specs(arrays: Values) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in arrays.items()}
 
 
-def _optimizer(optimizer: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+def _optimizer(optimizer: Any, params: Values) -> dict[str, Any]:
     """What an optimiser does: the arguments of ours, and a digest of what any one computes.
 
     The digest is of the programs of `init` and `update`, in which all hyperparameters and schedules

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -220,7 +220,7 @@ class Trainer:
             raise InputError("adapter: there is none; train with lora=LoRA(…)")
         return Adapter(self._lora, self._taken(copied(self.state.params)))
 
-    def step(self, batch: Mapping[str, Any]) -> Arrays:
+    def step(self, batch: Batch) -> Arrays:
         """One step of training.
 
         Args:
@@ -237,7 +237,7 @@ class Trainer:
         self.state, metrics = self._step(self.state, self._frozen, given)
         return metrics
 
-    def evaluate(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The loss over all of some batches, each target counting alike, dropout off.
 
         Returns:

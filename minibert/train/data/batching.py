@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from minibert.core import checks
-from minibert.core.checks import unmasked
 from minibert.core.fields import COUNT, Rule, assign, check, field, or_null, whole
 from minibert.errors import InputError, SourceError, shown
 from minibert.train.data.guard import CheckedExamples, CheckedFunction
@@ -60,7 +59,7 @@ def stacked(examples: Sequence[Example]) -> dict[str, np.ndarray]:
 
 def _columns(examples: Sequence[Example]) -> dict[str, list[np.ndarray]]:
     return {
-        name: [np.asarray(unmasked(f"examples: {name}", row[name])) for row in examples]
+        name: [np.asarray(checks.unmasked(f"examples: {name}", row[name])) for row in examples]
         for name in examples[0]
     }
 
@@ -169,7 +168,13 @@ def batched(
     about: Mapping[str, Any],
 ) -> Any:
     """Returns batches of examples; see `batches`."""
-    grain = _grain()
+    try:
+        import grain
+        import grain.experimental
+    except ImportError:
+        raise SourceError(
+            "reading training data needs grain: pip install 'minibert-jax[train]'"
+        ) from None
     hosts = options.share[1]
     count = _epoch_size(len(examples), options)
     if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
@@ -247,14 +252,3 @@ def _exit_with_parent(index: int, count: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="exit-with-parent", daemon=True).start()
-
-
-def _grain() -> Any:
-    try:
-        import grain
-        import grain.experimental
-    except ImportError:
-        raise SourceError(
-            "reading training data needs grain: pip install 'minibert-jax[train]'"
-        ) from None
-    return grain

@@ -1,6 +1,7 @@
 """Tokenization of training texts, with a copy of a fast tokenizer, and windows of token ids."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -51,20 +52,6 @@ class Encoder:
             "max_length": self.max_length,
             "truncation": self.truncation,
         }
-
-    @property
-    def pad(self) -> int:
-        """The padding token's id.
-
-        Raises:
-            InputError: the tokenizer has no padding token.
-        """
-        if self.tokenizer.pad_token_id is None:
-            raise InputError(
-                "tokenizer: has no padding token; set one, such as "
-                "tokenizer.pad_token = tokenizer.eos_token (and the model's pad_token_id)"
-            )
-        return self.tokenizer.pad_token_id
 
     def __call__(
         self, inputs: Sequence[Any], places: Sequence[str], *, words: bool = False
@@ -171,10 +158,20 @@ def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
 def collate_for(
     encoder: Encoder, pad_to: Any, *, labels: bool = False, prefixes: Sequence[str] = ("",)
 ) -> Collate:
-    """Returns a `Collate` that pads masks with 0 and labels of tokens with −100."""
+    """Returns a `Collate` that pads masks with 0 and labels of tokens with −100.
+
+    Raises:
+        InputError: the tokenizer has no padding token, or `pad_to` is wrong.
+    """
+    pad = encoder.tokenizer.pad_token_id
+    if pad is None:
+        raise InputError(
+            "tokenizer: has no padding token; set one, such as "
+            "tokenizer.pad_token = tokenizer.eos_token (and the model's pad_token_id)"
+        )
     pads = {"token_type_ids": 0, **({"labels": IGNORED} if labels else {})}
     for prefix in prefixes:
-        pads |= {f"{prefix}input_ids": encoder.pad, f"{prefix}attention_mask": 0}
+        pads |= {f"{prefix}input_ids": pad, f"{prefix}attention_mask": 0}
     return Collate(lengths=padded_lengths(pad_to, encoder.max_length), pads=pads)
 
 
@@ -317,10 +314,8 @@ def word_starts(encoding: Any) -> np.ndarray:
     Words are those of the tokenizer's pre-tokenizer: BERT's are a token and those with ## after it,
     GPT-2's include the space before.
     """
-    words = encoding.word_ids
-    return np.array(
-        [i == 0 or words[i] is None or words[i] != words[i - 1] for i in range(len(words))], bool
-    )
+    words = itertools.pairwise([-1, *encoding.word_ids])
+    return np.array([word is None or word != before for before, word in words], bool)
 
 
 def sentence_of(encoding: Any) -> Sentence:

@@ -94,20 +94,20 @@ def label_id(value: Any, label2id: Mapping[str, int], place: str) -> int:
         InputError: it is not in `label2id`.
     """
     _check_label(value, place)
-    if isinstance(value, str) and _is_digits(value) and value not in label2id:
-        value = int(value) if len(value) <= len(str(MAX_LABELS)) else value
-    if not isinstance(value, str):
-        if label2id.get(str(value), value) != value:
-            raise InputError(
-                f"{place}: {value} is the id of one label and the name of another in "
-                f"{shown(dict(label2id))}; expected a name"
-            )
-        if 0 <= value < len(label2id):
-            return int(value)
+    if isinstance(value, str):
+        if value in label2id:
+            return label2id[value]
+        if not _is_digits(value) or len(value) > len(str(MAX_LABELS)):
+            raise InputError(f"{place}: {shown(value)} is not in label2id: {shown(list(label2id))}")
+    number = int(value)
+    if label2id.get(str(number), number) != number:
+        raise InputError(
+            f"{place}: {value} is the id of one label and the name of another in "
+            f"{shown(dict(label2id))}; expected a name"
+        )
+    if number >= len(label2id):
         raise InputError(f"{place}: {value} is out of range; expected 0 to {len(label2id) - 1}")
-    if value not in label2id:
-        raise InputError(f"{place}: {shown(value)} is not in label2id: {shown(list(label2id))}")
-    return label2id[value]
+    return number
 
 
 def record_labels(
@@ -131,14 +131,16 @@ def record_labels(
         return [np.int32(label_id(value, known, place)) for value, place in values]
     lists = [(checked_list(value, place), place) for value, place in values]
     known = None if label2id is None else checked_label2id(label2id)
-    if is_multi_hot(lists, None if known is None else len(known)):
+    if is_multi_hot(lists, known):
         return [np.array(row, np.float32) for row, _ in lists]
     if known is None:
         known = names_to_ids([(one, place) for row, place in lists for one in row])
     return [_multi_hot(row, known, place) for row, place in lists]
 
 
-def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -> bool:
+def is_multi_hot(
+    rows: Sequence[tuple[Sequence[Any], str]], known: Mapping[str, int] | None
+) -> bool:
     """Returns whether lists of labels are multi-hot vectors, and not names or ids.
 
     Floating-point numbers and booleans are multi-hot. Integers may be ids, which a list holds once
@@ -146,13 +148,13 @@ def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -
 
     Args:
         rows: the lists, each with its name for messages.
-        count: the number of labels; None if it is not known.
+        known: the ids of the labels; None if they are not known.
 
     Raises:
         InputError: integers may be either, or numbers that must be multi-hot are not 0 and 1.
     """
     kinds = {np.asarray(one).dtype.kind for row, _ in rows for one in row}
-    size = count or max((len(row) for row, _ in rows), default=0)
+    size = len(known) if known else max((len(row) for row, _ in rows), default=0)
     wrong = [
         (row, place)
         for row, place in rows
@@ -166,9 +168,7 @@ def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -
         return True
     if not kinds or not kinds <= {"i", "u"} or wrong:
         return False
-    if any(
-        len(set(row)) < len(row) or (count is not None and max(row) >= count) for row, _ in rows
-    ):
+    if any(len(set(row)) < len(row) or (known and max(row) >= size) for row, _ in rows):
         return True
     row, place = rows[0]
     raise InputError(
@@ -200,10 +200,8 @@ def places_of(records: Records, column: str) -> list[str]:
 
 def _labels_and_places(records: Records, column: str) -> list[Placed]:
     """Returns each record's value in a column, and how messages name it."""
-    places = places_of(records, column)
-    return [
-        (unmasked(place, row[column]), place) for row, place in zip(records, places, strict=True)
-    ]
+    placed = zip(records, places_of(records, column), strict=True)
+    return [(unmasked(place, row[column]), place) for row, place in placed]
 
 
 def _is_list(value: Any) -> bool:

@@ -26,6 +26,7 @@ from minibert.nn.layers import Conv1D, TiedLinear
 from minibert.nn.tree import Structure, parameters, submodules
 from minibert.train.lora.config import LoRA
 
+Arrays = Mapping[str, Any]  # by path
 ALL_LINEAR = "all-linear"
 
 
@@ -40,7 +41,7 @@ class Adapter:
     """
 
     config: LoRA
-    params: Mapping[str, Any]
+    params: Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,16 +185,12 @@ def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
     return adapter
 
 
-def combiner(
-    model: Any, lora: LoRA
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Array]]:
+def combiner(model: Any, lora: LoRA) -> Callable[[Arrays, Arrays], dict[str, Array]]:
     """The function from trained and frozen arrays to all of the model's."""
     return functools.partial(_combined, sites(model, lora))
 
 
-def _combined(
-    places: tuple[Site, ...], params: Mapping[str, Any], frozen: Mapping[str, Any]
-) -> dict[str, Array]:
+def _combined(places: tuple[Site, ...], params: Arrays, frozen: Arrays) -> dict[str, Array]:
     arrays = {**frozen, **params}
     for site in places:
         before, after = (arrays.pop(path) for path in site.factors)

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.checkpoint.files import ADAPTER_CONFIG as CONFIG
-from minibert.checkpoint.files import ADAPTER_TENSORS as TENSORS
-from minibert.checkpoint.files import adapter_paths, unchanged
+from minibert.checkpoint.files import ADAPTER_CONFIG, ADAPTER_TENSORS, adapter_paths, unchanged
 from minibert.checkpoint.leaves import leaf_array
 from minibert.checkpoint.saving import write_arrays, write_json
 from minibert.checkpoint.tensors import SafetensorsSource, TensorSource
@@ -79,7 +77,7 @@ def save_adapter(
     fields = config_fields(model, adapter.config)
 
     def check(written: str) -> None:
-        with SafetensorsSource([os.path.join(written, TENSORS)]) as source:
+        with SafetensorsSource([os.path.join(written, ADAPTER_TENSORS)]) as source:
             same = source.tensors.keys() == arrays.keys() and all(
                 source.read(name).tobytes() == array.tobytes() for name, array in arrays.items()
             )
@@ -91,8 +89,8 @@ def save_adapter(
         atomic_folder(target, owned=adapter_paths, overwrite=overwrite, check=check) as new,
         writing(target),
     ):
-        write_json(fields, os.path.join(new, CONFIG))
-        write_arrays(arrays, os.path.join(new, TENSORS))
+        write_json(fields, os.path.join(new, ADAPTER_CONFIG))
+        write_arrays(arrays, os.path.join(new, ADAPTER_TENSORS))
 
 
 def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
@@ -113,11 +111,11 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
         CheckpointMismatchError: a tensor is missing, too many, of the wrong shape or not finite.
     """
     folder = os.fspath(folder)
-    config, path = os.path.join(folder, CONFIG), os.path.join(folder, TENSORS)
+    config, path = os.path.join(folder, ADAPTER_CONFIG), os.path.join(folder, ADAPTER_TENSORS)
     with unchanged(folder):
         fields = read_object_if_there(config)
         if fields is None or not os.path.lexists(path):
-            raise SourceError(f"{folder}: expected {CONFIG} and {TENSORS}")
+            raise SourceError(f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_TENSORS}")
         try:
             lora = read_config(fields)
             expected = tensors(model, lora)
@@ -176,11 +174,11 @@ def read_config(fields: Mapping[str, Any]) -> LoRA:
 def _compare(source: TensorSource, expected: dict[str, Tensor], path: str) -> None:
     faults = [f"{name!r}: missing" for name in expected.keys() - source.tensors.keys()]
     for name, info in source.tensors.items():
-        if name not in expected:
+        tensor = expected.get(name)
+        if tensor is None:
             faults.append(f"{shown(name)}: the model has no place for it")
-        elif info.shape != expected[name].shape:
-            shape = expected[name].shape
-            faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
+        elif info.shape != tensor.shape:
+            faults.append(f"{name!r}: expected shape {tensor.shape}, found {shown(info.shape)}")
         elif not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
             faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
     if faults:
