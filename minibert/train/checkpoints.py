@@ -255,11 +255,10 @@ class Store:
             "identity": self.run,
             "standing": dataclasses.asdict(standing),
             "checksums": finite_checksums(state, step),
-            "positions": of_all_processes(iterator.get_state()),
             "data": of_all_processes(self.data),
         }
-        record["seal"] = seal(record)
-        positions = {"positions": record.pop("positions")}
+        positions = {"positions": of_all_processes(iterator.get_state())}
+        record["seal"] = seal(record | positions)
         with writing(self.options.folder):
             self.manager.save(
                 step,

@@ -20,8 +20,7 @@ from minibert.core.checks import whole
 from minibert.core.fields import COUNT, check, field
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
-from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes
-from minibert.train.progress import training_bar
+from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes, training_bar
 from minibert.train.trainer import Trainer
 
 

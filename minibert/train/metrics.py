@@ -8,13 +8,14 @@ import math
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
 from minibert.core.atomic_file import lock_file, new_file
+from minibert.core.progress import progress_bar
 from minibert.errors import InputError, TargetError, writing
 
 # Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.
@@ -51,6 +52,16 @@ OVER_WORDS = (
 
 Metrics = dict[str, Any]  # of a step, by name
 BEGINNING = b'{"step": '  # of a line of metrics
+
+# How the bar shows metrics.
+SHOWN = {
+    "loss": "loss {:.4g}",
+    "eval_loss": "eval {:.4g}",
+    "learning_rate": "lr {:.2e}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "examples_per_second": "{:,.1f} examples/s",
+    "mfu": "MFU {:.1%}",
+}
 
 
 class MetricsLog:
@@ -273,3 +284,27 @@ def _peak(trainer: Any) -> float | None:
     devices = next(iter(trainer.state.params.values())).sharding.device_set
     known = all(device.device_kind in PEAKS for device in devices)
     return sum(PEAKS[device.device_kind] for device in devices) if known else None
+
+
+@contextlib.contextmanager
+def training_bar(
+    step: int, steps: int, show: bool | None
+) -> Generator[Callable[[int, Metrics], None]]:
+    """Shows a bar on stderr, and yields a callback that moves it.
+
+    Args:
+        step: how many steps are done.
+        steps: how many there are in all.
+        show: whether there is a bar; None for one if stderr is a terminal.
+    """
+    known: Metrics = {}
+    with progress_bar(None, steps, show, initial=step, unit="step", postfix="compiling") as advance:
+
+        def move(reached: int, metrics: Metrics) -> None:
+            nonlocal step
+            known.update(metrics)
+            said = [text.format(known[name]) for name, text in SHOWN.items() if name in known]
+            advance(reached - step, " · ".join(said))
+            step = reached
+
+        yield move

@@ -350,10 +350,10 @@ def _step(
         gradients, sums = gradient(state.params, batch, key)
     else:
         keys = jax.random.split(key, parts)
-        split = jax.tree.map(lambda x: _split(x, parts), batch)
-        first = (jax.tree.map(lambda x: x[0], split), keys[0])
-        shapes = jax.eval_shape(gradient, state.params, *first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        # (batch, …) as (parts, batch / parts, …); each device's rows stay on it
+        split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        shapes = jax.eval_shape(gradient, state.params, batch, key)  # any rows have these
+        zeros = jax.tree.map(jnp.zeros_like, shapes)
         (gradients, sums), _ = jax.lax.scan(add, zeros, (split, keys))
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
@@ -364,11 +364,6 @@ def _step(
     if len(sums) > 1:
         metrics |= {term: sums[term] / jnp.maximum(counts[term], 1) for term in sums}
     return TrainState(state.step + 1, params, opt_state), metrics
-
-
-def _split(array: Array, parts: int) -> Array:
-    """`(batch, …)` as `(parts, batch / parts, …)`; each device's rows stay on it."""
-    return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
 
 
 def _evaluate(

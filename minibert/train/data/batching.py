@@ -18,7 +18,6 @@ import numpy as np
 from minibert.core import checks
 from minibert.core.fields import COUNT, Rule, assign, check, field, or_null, whole
 from minibert.errors import InputError, SourceError, shown
-from minibert.train.data.guard import CheckedExamples, CheckedFunction
 from minibert.train.data.identity import with_identity
 
 Example = dict[str, Any]
@@ -102,6 +101,41 @@ class Batching:
             raise InputError(
                 f"batch_size: {self.batch_size} rows cannot be shared by {hosts} hosts equally"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedFunction:
+    """A function that must return a mapping of arrays.
+
+    Grain takes a `StopIteration` for the end of the data, and skips None. Here the first is a
+    `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
+    """
+
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function with `args`."""
+        try:
+            found = self.function(*args)
+        except StopIteration as reason:
+            raise RuntimeError(f"{self.name}: raised StopIteration") from reason
+        if not isinstance(found, Mapping):
+            raise InputError(f"{self.name}: expected arrays by name, found {shown(found)}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedExamples:
+    """Examples, each checked when it is read."""
+
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        return CheckedFunction(self.source.__getitem__, f"example {index}")(index)
 
 
 def batches(

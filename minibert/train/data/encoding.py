@@ -75,7 +75,7 @@ class Encoder:
         for place, encoding in zip(places, found, strict=True):
             if all(encoding.special_tokens_mask):
                 raise InputError(f"{place}: has no token")
-            check_length(place, len(encoding.ids), self.max_length)
+            self.check_length(place, len(encoding.ids))
         return found
 
     def encoded(
@@ -93,6 +93,14 @@ class Encoder:
                 f"max_length: expected over {special}, the number of special tokens; found "
                 f"{self.max_length}"
             )
+
+    def check_length(self, place: str, length: int) -> None:
+        """Raises an InputError if a text is too long."""
+        if length > self.max_length:
+            raise InputError(
+                f"{place}: {length} tokens; max_length is {self.max_length}, at which "
+                "truncation=True truncates"
+            ).advising("truncation=True")
 
     def arrays(self, encoding: Any, prefix: str = "") -> dict[str, np.ndarray]:
         """Returns an encoding as the model's inputs, `(seq,)` each."""
@@ -126,14 +134,6 @@ def encoded(
             found += backend.encode_batch(some, is_pretokenized=words, add_special_tokens=special)
             tick(len(some))
     return found
-
-
-def check_length(place: str, length: int, limit: int) -> None:
-    """Raises an InputError if a text is too long."""
-    if length > limit:
-        raise InputError(
-            f"{place}: {length} tokens; max_length is {limit}, at which truncation=True truncates"
-        ).advising("truncation=True")
 
 
 def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
@@ -190,7 +190,7 @@ class Frame:
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
-    types: tuple[int, int] = (0, 0)
+    types: tuple[int, int]
 
     @property
     def length(self) -> int:

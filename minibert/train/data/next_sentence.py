@@ -18,7 +18,6 @@ from minibert.train.data.encoding import (
     Encoder,
     Frame,
     Sentence,
-    check_length,
     frame_of,
     framed,
     joined,
@@ -118,8 +117,8 @@ class SentencePairs:
         other = int(generator.integers(len(self.documents) - 1))
         document = self.documents[other + (other >= own)]
         start = int(generator.integers(len(document)))
-        lengths = np.cumsum([len(ids) for ids, _ in document[start:]])
-        count = max(int((lengths <= capacity).sum()), 1)
+        ends = np.cumsum([len(ids) for ids, _ in document[start:]])
+        count = max(int((ends <= capacity).sum()), 1)
         ids, starts = joined(document[start : start + count])
         return ids[:capacity], starts[:capacity]
 
@@ -152,7 +151,7 @@ def pairs_of(
         for start, stop in _runs(lengths, capacity):
             if not encoder.truncation:
                 place = f"{places[number]}: sentences {start} to {stop - 1}"
-                check_length(place, sum(lengths[start:stop]) + frame.length, encoder.max_length)
+                encoder.check_length(place, sum(lengths[start:stop]) + frame.length)
             runs.append((number, start, stop))
     return SentencePairs(read, runs, frame, capacity)
 

@@ -14,7 +14,7 @@ from minibert.core.checks import whole
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
 from minibert.text.tokenizer import question_first
-from minibert.train.data.encoding import Encoder, encoded
+from minibert.train.data.encoding import Encoder
 from minibert.train.data.labels import texts_of
 
 Answer = tuple[int, int] | None  # the start and end of its characters in the context
@@ -42,7 +42,7 @@ def span_examples(
     asked, found = texts_of(records, question), texts_of(records, context)
     given = [answer_of(records, i, context, answers) for i in range(len(records))]
     special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
-    tokenized = encoded(encoder.backend, asked, special=False, show_progress=False)
+    tokenized = encoder.backend.encode_batch(asked, add_special_tokens=False)
     for index, encoding in enumerate(tokenized):
         capacity = encoder.max_length - special - len(encoding.ids)
         if capacity <= doc_stride:

@@ -186,12 +186,11 @@ def question_answering(
     batching = Batching(batch_size=batch_size, **options)
     encoder = Encoder(tokenizer, max_length, False, show_progress)
     collate = collate_for(encoder, pad_to)
-    named = list(answers) if isinstance(answers, list | tuple) else [answers]
+    named = answers if isinstance(answers, list | tuple) else [answers]
     if not (isinstance(answers, str) or len(named) == 2):
         raise InputError(f"answers: expected a column or two, found {shown(answers)}")
     records = Records(source, [question, context, *named])
-    columns = (question, context, answers if isinstance(answers, str) else tuple(named))
-    examples = span_examples(records, encoder, columns, doc_stride)
+    examples = span_examples(records, encoder, (question, context, answers), doc_stride)
     return batched(examples, batching, collate, about=encoder.about)
 
 

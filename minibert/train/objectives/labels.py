@@ -49,8 +49,10 @@ def of_rows(limit: str | int) -> Check:
 
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
         shaped(name, array, [shape_of_words(batch)[:1]])
-        size = limit if isinstance(limit, int) else getattr(config, limit)
-        _classes(name, array, size, "classes" if isinstance(limit, int) else limit)
+        if isinstance(limit, int):
+            _classes(name, array, limit, "classes")
+        else:
+            _classes(name, array, getattr(config, limit), limit)
 
     return check
 
