@@ -452,10 +452,8 @@ def one_run(folder: Any) -> Generator[None]:
     """
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
-    if jax.process_count() > 1:  # processes of one run share the folder
-        yield
-        return
-    path = os.path.join(folder, RUN_LOCK)
     busy = f"{folder}: another run is at work on it (it has locked {RUN_LOCK}); choose another"
-    with locked_path(path, busy):
+    shared = jax.process_count() > 1  # by the processes of one run
+    path = os.path.join(folder, RUN_LOCK)
+    with contextlib.nullcontext() if shared else locked_path(path, busy):
         yield

@@ -86,7 +86,8 @@ class MetricsLog:
     def __init__(
         self, path: str | os.PathLike[str] | None, step: int, restored: bool, resume: bool
     ):
-        self.path, self._file = path, None
+        self.path: Any = path
+        self._file: BinaryIO | None = None
         self.history: list[Metrics] = []
         if path is None or jax.process_index():
             return
@@ -133,7 +134,6 @@ class MetricsLog:
 
     def _rewrite(self) -> None:
         """Replaces the file by one with the present lines, which is locked before it is there."""
-        assert self.path is not None
         with new_file(self.path) as new:
             lock_file(new.fileno())
             new.writelines(json.dumps(line).encode() + b"\n" for line in self.history)

@@ -31,11 +31,14 @@ def identity(trainer: Any, about: Values) -> dict[str, Any]:
     """
     state, config = trainer.state, trainer.config
     sums = checksums(trainer.frozen)
-    fields = [field.name for field in dataclasses.fields(config) if field.name not in INERT]
     found = {
         "format": FORMAT,
         **trainer.made_by,
-        "config": {name: getattr(config, name) for name in fields},
+        "config": {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(config)
+            if field.name not in INERT
+        },
         "optimizer": _optimizer(trainer.optimizer, state.params),
         "params": _specs(state.params),
         "opt_state": _specs(opt_state_leaves(state)),

@@ -16,7 +16,6 @@ PROBLEMS = (
     "regression",
 )
 Placed = tuple[Any, str]  # a value, and how messages name it
-MULTI_LABEL = PROBLEMS[1]
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_LABELS = 1 << 20  # a larger number is not a label, but an amount or another id
 
@@ -41,7 +40,7 @@ def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) ->
     records = Records(source, [label])
     rows = _labels_and_places(records, label)
     lists = [(value if _is_list(value) else [value], place) for value, place in rows]
-    if problem_type == MULTI_LABEL and is_multi_hot(lists, None):
+    if problem_type == "multi_label_classification" and is_multi_hot(lists, None):
         return _numbered(len(lists[0][0]))
     return names_to_ids([(one, place) for values, place in lists for one in values])
 

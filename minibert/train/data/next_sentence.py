@@ -44,11 +44,10 @@ def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], li
     documents, places = [], []
     for document in elements("documents", source, expected="a path or documents"):
         place = f"document {len(documents)}"
-        sentences: Iterable[Any] = (
-            _lines(document)
-            if isinstance(document, str)
-            else elements(place, document, expected="a text or sentences")
-        )
+        if isinstance(document, str):
+            sentences = iter(_lines(document))
+        else:
+            sentences = elements(place, document, expected="a text or sentences")
         documents.append(
             [checked_text(s, f"{place}: sentence {i}") for i, s in enumerate(sentences)]
         )

@@ -21,12 +21,7 @@ from minibert.core.fields import (
 )
 from minibert.errors import InputError, UnsupportedConfigError, shown
 
-# Fields of which only some values are implemented.
-IMPLEMENTED = (
-    ("bias", ("none",), "'none'"),
-    # the others need data, or change the frozen kernels
-    ("init_lora_weights", (True, False, "gaussian"), "true, false and 'gaussian'"),
-)
+DRAWN = (True, False, "gaussian")  # the others need data, or change the frozen kernels
 
 # PEFT's task types, each with the heads that its models train whole whatever they adapt.
 TASK_HEADS: dict[str, tuple[str, ...]] = {
@@ -151,11 +146,15 @@ class LoRA:
         if heads:
             names = dict.fromkeys([*(self.modules_to_save or ()), *heads])
             assign(self, {"modules_to_save": tuple(names)})
-        for name, implemented, named in IMPLEMENTED:
-            if (value := getattr(self, name)) not in implemented:
-                raise UnsupportedConfigError(
-                    f"{name}: {shown(value)} is not implemented (only {named})"
-                )
+        if self.bias != "none":
+            raise UnsupportedConfigError(
+                f"bias: {shown(self.bias)} is not implemented (only 'none')"
+            )
+        if self.init_lora_weights not in DRAWN:
+            found = shown(self.init_lora_weights)
+            raise UnsupportedConfigError(
+                f"init_lora_weights: {found} is not implemented (only true, false and 'gaussian')"
+            )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise InputError("layers_to_transform: expected names in target_modules with it")
         if self.layers_pattern is not None and self.layers_to_transform is None:

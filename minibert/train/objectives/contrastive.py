@@ -67,9 +67,12 @@ def contrastive(
         anchors, *others = (embedded(model, batch, rngs, prefix) for prefix in given)
         return scale * anchors @ jnp.concatenate(others).T
 
+    def own(batch: Batch) -> Array:
+        return jnp.arange(len(batch["anchor_input_ids"]))
+
     return choosing(
         "contrastive",
-        {"contrastive": Choice(lambda scores: scores, _own)},
+        {"contrastive": Choice(lambda scores: scores, own)},
         needs=(("anchor_input_ids",), ("positive_input_ids",)),
         labels={},
         inputs=tuple(prefix + name for prefix in PREFIXES for name in INPUTS),
@@ -77,10 +80,6 @@ def contrastive(
         separable=False,
         settings={"scale": scale, "pooling": modes, "modules": [_described(m) for m in modules]},
     )
-
-
-def _own(batch: Batch) -> Array:
-    return jnp.arange(batch["anchor_input_ids"].shape[0])
 
 
 def _described(module: Module) -> list[Any]:
