@@ -215,6 +215,18 @@ class _Saved:
             raise WeightsFileError(f"{reason}; {what}") from reason
 
 
+class PreservationPolicy:
+    """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
+
+    def __init__(self, last: int):
+        self.last, self.best = last, None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each of the checkpoints, in their order, whether it is kept."""
+        first = len(checkpoints) - self.last
+        return [n >= first or one.step == self.best for n, one in enumerate(checkpoints)]
+
+
 @dataclasses.dataclass
 class Store:
     """A run's open checkpoints; made by `opened`.
@@ -229,7 +241,7 @@ class Store:
     """
 
     manager: Any
-    policy: "PreservationPolicy"
+    policy: PreservationPolicy
     options: Checkpoints
     run: dict[str, Any]
     data: dict[str, Any] | None
@@ -337,18 +349,6 @@ class Store:
         """
         with writing(self.options.folder):
             self.manager.wait_until_finished()
-
-
-class PreservationPolicy:
-    """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
-
-    def __init__(self, last: int):
-        self.last, self.best = last, None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns for each of the checkpoints, in their order, whether it is kept."""
-        first = len(checkpoints) - self.last
-        return [n >= first or one.step == self.best for n, one in enumerate(checkpoints)]
 
 
 @contextlib.contextmanager

@@ -161,14 +161,13 @@ def fit(
         raise InputError(f"data: expected batches, found {shown(type(data))}")
     iterator, standing, start = iter(data), Standing(), int(trainer.state.step)
     with contextlib.ExitStack() as stack:
-        store = None
+        store, restored = None, False
         if checkpoints is not None:
             store = stack.enter_context(opened(checkpoints, trainer, data, iterator))
-            if store.latest is not None:
+            if restored := store.latest is not None:
                 trainer.state, standing, resumed = store.restore(trainer.state, iterator)
                 start = 0 if resumed else int(trainer.state.step)
         step = int(trainer.state.step)
-        restored = store is not None and store.latest is not None
         resume = checkpoints is not None and bool(checkpoints.resume)
         written = stack.enter_context(contextlib.closing(MetricsLog(log, step, restored, resume)))
         if on_train_begin is not None:

@@ -227,10 +227,11 @@ class Speed:
     def __init__(self, trainer: Any):
         self._since: float | None = None
         self._seconds, self._done = 0.0, dict.fromkeys(("tokens", "examples", "flops"), 0.0)
-        over_words = trainer.objective.name in OVER_WORDS
-        self._flops = operations(trainer.state.params, trainer.config, over_words)
-        # with frozen parameters some gradients are not computed
-        self._peak = None if trainer.frozen else _peak(trainer)
+        self._flops, self._peak = (0.0, 0.0), None
+        if not trainer.frozen:  # else some gradients are not computed
+            over_words = trainer.objective.name in OVER_WORDS
+            self._flops = operations(trainer.state.params, trainer.config, over_words)
+            self._peak = _peak(trainer)
         sharding = trainer.sharding
         self._shares = 1 if sharding is None else sharding.share[1]  # other processes' are alike
 

@@ -113,8 +113,8 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
     )
 
 
-def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
-    """The parameters of `modules_to_save`: by path, each with its tensor's name.
+def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
+    """The parameters of `modules_to_save`, by path.
 
     A name that fits nothing is passed over if another fits: PEFT lists all that a head may be
     called.
@@ -124,15 +124,13 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
     """
     prefix = model.tensor_prefix
     whole = tuple(f"{path}." for path, _ in submodules(model) if lora.saves(path))
-    leaves = {
-        leaf.path.removeprefix(prefix): (name, leaf) for name, leaf in file_leaves(model).items()
-    }
-    found = {path: entry for path, entry in leaves.items() if path.startswith(whole)}
+    leaves = {leaf.path.removeprefix(prefix): leaf for leaf in file_leaves(model).values()}
+    found = {path: leaf for path, leaf in leaves.items() if path.startswith(whole)}
     if lora.modules_to_save and not found:
         names = shown(lora.modules_to_save)
         raise InputError(f"modules_to_save: {names}: no module with parameters is named so")
-    present = {leaf.name for _, leaf in leaves.values()}
-    parted = {leaf.name: path for path, (_, leaf) in found.items()}
+    present = {leaf.name for leaf in leaves.values()}
+    parted = {leaf.name: path for path, leaf in found.items()}
     for copy, original in model.tied.items():
         if original in parted and copy not in present:
             raise InputError(f"modules_to_save: {parted[original]}: {copy} is tied to it")
@@ -230,7 +228,7 @@ def check_adapter(model: Any, adapter: Adapter) -> None:
         InputError: an array is missing, too many or of the wrong shape.
     """
     leaves = saved_leaves(model, adapter.config)
-    expected = {path: leaf.variable.shape for path, (_, leaf) in leaves.items()}
+    expected = {path: leaf.variable.shape for path, leaf in leaves.items()}
     for site in sites(model, adapter.config):
         expected |= site.factors
     found = {path: tuple(array.shape) for path, array in adapter.params.items()}

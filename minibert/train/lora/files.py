@@ -134,7 +134,8 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
 def tensors(model: Any, lora: LoRA) -> dict[str, Tensor]:
     """The tensors of an adapter's file, by name."""
     found = {}
-    for path, (name, leaf) in saved_leaves(model, lora).items():
+    for path, leaf in saved_leaves(model, lora).items():
+        name = leaf.name.removeprefix(model.tensor_prefix)
         found[f"{PREFIX}{name}"] = Tensor(path, leaf.shape_in("torch"), leaf.transposed == "torch")
     for site in sites(model, lora):
         for path, shape in site.factors.items():
