@@ -171,8 +171,8 @@ class Trainer:
         copy = with_execution(model, remat=remat, sharding=self.sharding)
         self._plain, self._combine = Structure(plain), combine
         training, evaluating = (
-            functools.partial(_built, Structure(module), combine, self.sharding)
-            for module in (copy.train(), copy.eval())
+            functools.partial(_built, structure, combine, self.sharding)
+            for structure in (Structure(copy.train()), Structure(copy.eval()))  # set in place
         )
         self._step = jax.jit(
             functools.partial(
