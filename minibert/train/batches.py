@@ -34,13 +34,13 @@ def checked_batch(
     """
     if not isinstance(batch, Mapping):
         raise InputError(f"batch: expected arrays by name, found {shown(batch)}")
-    found = {name: as_array(name, batch[name]) for name in objective.entries if name in batch}
-    used = {name: np.asarray(array) for name, array in found.items()}
+    given = [name for name in objective.entries if name in batch]
+    used = {name: np.asarray(as_array(name, batch[name])) for name in given}
     if lacking := objective.missing(used.keys()):
         raise InputError(
             f"batch: {objective.name} needs {lacking}; found {shown(sorted(map(str, batch)))}"
         )
-    rows = {name: array.shape[0] if array.ndim else 0 for name, array in used.items()}
+    rows = {name: len(array) if array.ndim else 0 for name, array in used.items()}
     count = min(rows.values())
     if count == 0 or count != max(rows.values()):
         raise InputError(f"batch: expected arrays of equally many rows, found {rows}")

@@ -43,10 +43,14 @@ def _summary(leaf: Array) -> tuple[Array, Array]:
     return jnp.isfinite(leaf).all(), jnp.sum(mixed, dtype=jnp.uint32)
 
 
+def _summaries(arrays: Mapping[str, Array]) -> dict[str, tuple[bool, int]]:
+    found = jax.device_get({path: _summary(array) for path, array in arrays.items()})
+    return {path: (bool(finite), int(value)) for path, (finite, value) in found.items()}
+
+
 def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
     """Checksums of arrays, by path, which depend neither on devices nor on shardings."""
-    found = jax.device_get({path: _summary(array)[1] for path, array in arrays.items()})
-    return {path: int(value) for path, value in found.items()}
+    return {path: value for path, (_, value) in _summaries(arrays).items()}
 
 
 def opt_state_leaves(state: TrainState) -> dict[str, Any]:
@@ -91,9 +95,9 @@ def _is_key(array: Any) -> bool:
 def flat(state: TrainState) -> dict[str, Array]:
     """All arrays of a state by one path each."""
     plain = as_dict(state)
-    found = {"step": plain["step"]}
-    for part in ("params", "opt_state"):
-        found |= {f"{part}: {path}": leaf for path, leaf in plain[part].items()}
+    found = {"step": plain.pop("step")}
+    for part, arrays in plain.items():
+        found |= {f"{part}: {path}": leaf for path, leaf in arrays.items()}
     return found
 
 
@@ -103,13 +107,13 @@ def finite_checksums(state: TrainState, step: int) -> dict[str, int]:
     Raises:
         NotFiniteError: one is NaN or infinite.
     """
-    found = jax.device_get({path: _summary(leaf) for path, leaf in flat(state).items()})
+    found = _summaries(flat(state))
     for path, (finite, _) in found.items():
         if not finite:
             raise NotFiniteError(
                 f"step {step}: NaN or infinity in {path}; no checkpoint of it was written"
             )
-    return {path: int(value) for path, (_, value) in found.items()}
+    return {path: value for path, (_, value) in found.items()}
 
 
 def seal(record: Mapping[str, Any]) -> str:

@@ -131,24 +131,125 @@ class Standing:
     evaluated: int | None = None
 
 
-class Store:
-    """A run's open checkpoints; made by `opened`."""
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """A checkpoint in a folder, by the step that it is of."""
 
-    def __init__(
-        self,
-        manager: Any,
-        policy: "PreservationPolicy",
-        options: Checkpoints,
-        run: dict[str, Any],
-        data: Any,
-    ):
-        self._manager, self._policy, self._options = manager, policy, options
-        self._identity, self._data = run, identity_of(data)
-        self.latest: int | None = manager.latest_step()
+    manager: Any
+    folder: Any
+    step: int
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return f"{self.folder}/{self.step}"
+
+    def record(self) -> dict[str, Any]:
+        """Everything in it but its arrays.
+
+        Raises:
+            WeightsFileError: it is damaged.
+        """
+        from orbax.checkpoint import args
+
+        with readable(self.where):
+            read = args.Composite(run=args.JsonRestore(), data=args.JsonRestore())
+            found = self.manager.restore(self.step, args=read)
+            record = {**found.run, "positions": found.data["positions"]}
+            if "seal" in record and seal(record) != record["seal"]:
+                raise damaged(self.where, "data/ or run/ is not as it was saved")
+            for part in ("identity", "standing"):
+                record[part].keys()
+        return record
+
+    def state(self, like: TrainState, record: Mapping[str, Any], fresh: bool = False) -> TrainState:
+        """Its state, compared with its checksums.
+
+        Args:
+            like: one of the same paths, shapes, dtypes and shardings.
+            record: the checkpoint's.
+            fresh: whether hyperparameters that stand in the optimiser's state are those of `like`.
+
+        Raises:
+            WeightsFileError: it is damaged.
+        """
+        from orbax.checkpoint import args, utils
+
+        plain = as_dict(like)
+        shapes = jax.tree.map(utils.to_shape_dtype_struct, plain)  # and their shardings
+        with readable(self.where):
+            wanted = args.Composite(state=args.StandardRestore(shapes))
+            read = self.manager.restore(self.step, args=wanted).state
+        found = from_dict(read, like)
+        if "checksums" not in record:
+            logger.warning("%s: has no checksums, so damage to its numbers is not seen", self.where)
+        else:
+            sums, saved = checksums(flat(found)), record["checksums"]
+            if wrong := sorted(path for path in sums if sums[path] != saved.get(path)):
+                more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+                why = f"{wrong[0]}{more}: the numbers are not those that were saved"
+                raise damaged(self.where, why)
+        if fresh:
+            ours = plain["opt_state"].items()
+            hyperparams = {path: leaf for path, leaf in ours if ".hyperparams[" in path}
+            found = from_dict({**read, "opt_state": {**read["opt_state"], **hyperparams}}, like)
+        return found
+
+    @contextlib.contextmanager
+    def offering_earlier(self, like: TrainState) -> Generator[None]:
+        """Adds to the error of a damaged one which earlier one is whole; none is removed."""
+        try:
+            yield
+        except WeightsFileError as reason:
+            what = f"no earlier one in {self.folder} is whole"
+            for step in sorted(
+                (s for s in self.manager.all_steps() if s < self.step), reverse=True
+            ):
+                earlier = dataclasses.replace(self, step=step)
+                with contextlib.suppress(WeightsFileError):
+                    earlier.state(like, earlier.record())
+                    what = (
+                        f"the one of step {step} is whole: move {self.where} away to resume there"
+                    )
+                    break
+            raise WeightsFileError(f"{reason}; {what}") from reason
+
+
+class PreservationPolicy:
+    """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
+
+    def __init__(self, last: int):
+        self.last, self.best = last, None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each of the checkpoints, in their order, whether it is kept."""
+        first = len(checkpoints) - self.last
+        return [n >= first or one.step == self.best for n, one in enumerate(checkpoints)]
+
+
+@dataclasses.dataclass
+class Store:
+    """A run's open checkpoints; made by `opened`.
+
+    Attributes:
+        manager: Orbax's.
+        policy: the manager's, which is told the best step.
+        options: where they are, and when there is one.
+        run: the run's identity.
+        data: its data's identity; None if they have none.
+        latest: the step of the last one.
+    """
+
+    manager: Any
+    policy: PreservationPolicy
+    options: Checkpoints
+    run: dict[str, Any]
+    data: dict[str, Any] | None
+    latest: int | None
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is planned for this step."""
-        return step % self._options.every == 0
+        return step % self.options.every == 0
 
     def save(self, state: TrainState, step: int, iterator: Any, standing: Standing) -> None:
         """Begins to write a checkpoint, unless there is one of this step.
@@ -161,18 +262,17 @@ class Store:
             return
         from orbax.checkpoint import args
 
-        self._policy.best = standing.best_step
+        self.policy.best = standing.best_step
         record = {
-            "identity": self._identity,
+            "identity": self.run,
             "standing": dataclasses.asdict(standing),
             "checksums": finite_checksums(state, step),
-            "positions": of_all_processes(iterator.get_state()),
-            "data": of_all_processes(self._data),
+            "data": of_all_processes(self.data),
         }
-        record["seal"] = seal(record)
-        positions = {"positions": record.pop("positions")}
-        with writing(self._options.folder):
-            self._manager.save(
+        positions = {"positions": of_all_processes(iterator.get_state())}
+        record["seal"] = seal(record | positions)
+        with writing(self.options.folder):
+            self.manager.save(
                 step,
                 args=args.Composite(
                     state=args.StandardSave(as_dict(state)),
@@ -195,19 +295,19 @@ class Store:
             WeightsFileError: it is damaged.
         """
         assert self.latest is not None
-        where = f"{self._options.folder}/{self.latest}"
-        with _offering(self._manager, self._options.folder, self.latest, state):
-            record = _record(self._manager, self.latest, where)
-            faults = run_differences(record["identity"], self._identity)
+        saved = _Saved(self.manager, self.options.folder, self.latest)
+        with saved.offering_earlier(state):
+            record = saved.record()
+            faults = run_differences(record["identity"], self.run)
             of_data = self._data_differences(record)
-            same = not self._refused(where, faults + of_data)
-            state = _restored(self._manager, self.latest, state, where, record, fresh=not same)
+            same = not self._refused(saved.where, faults + of_data)
+            state = saved.state(state, record, fresh=not same)
             standing = Standing(**record["standing"]) if same else Standing()
             if not of_data:
-                with readable(where):
+                with readable(saved.where):
                     position = record["positions"][jax.process_index()]
                     iterator.set_state(position_of_json(position))
-        self._policy.best = standing.best_step
+        self.policy.best = standing.best_step
         return state, standing, not of_data
 
     def _data_differences(self, record: Mapping[str, Any]) -> list[str]:
@@ -217,22 +317,22 @@ class Store:
         # a format that had no identities, an iterator of the caller's, or the data's own
         saved = record.get("data")
         before = None if saved is None else position_of_json(saved[jax.process_index()])
-        if before is None or self._data is None:
+        if before is None or self.data is None:
             missing = "the checkpoint" if before is None else "the data given"
             logger.warning(
                 "%s: rows, order and batch size are not compared: %s has no identity of the data",
-                self._options.folder,
+                self.options.folder,
                 missing,
             )
             return []
-        return differences({"data": before}, {"data": self._data})
+        return differences({"data": before}, {"data": self.data})
 
     def _refused(self, where: str, faults: list[str]) -> bool:
         """Whether there are differences, all of which are allowed."""
         if not faults:
             return False
         impossible = any(map(is_of_state, faults))
-        if self._options.resume != ELSEWHERE or impossible:
+        if self.options.resume != ELSEWHERE or impossible:
             hint = "" if impossible else f" (resume={ELSEWHERE!r} continues from it all the same)"
             raise CheckpointMismatchError(
                 f"{where}: the checkpoint of another run{hint}", faults
@@ -247,20 +347,8 @@ class Store:
         Raises:
             TargetError: it cannot be written.
         """
-        with writing(self._options.folder):
-            self._manager.wait_until_finished()
-
-
-class PreservationPolicy:
-    """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
-
-    def __init__(self, last: int):
-        self.last, self.best = last, None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns for each of the checkpoints, in their order, whether it is kept."""
-        first = len(checkpoints) - self.last
-        return [n >= first or one.step == self.best for n, one in enumerate(checkpoints)]
+        with writing(self.options.folder):
+            self.manager.wait_until_finished()
 
 
 @contextlib.contextmanager
@@ -285,7 +373,8 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
     policy = PreservationPolicy(options.keep)
     with one_run(options.folder), _manager(options.folder, policy) as manager:
         run = identity(trainer, options.about)
-        store = Store(manager, policy, options, run, data)
+        latest = manager.latest_step()
+        store = Store(manager, policy, options, run, identity_of(data), latest)
         if store.latest is not None and not options.resume:
             raise TargetError(
                 f"{options.folder}: holds checkpoints, the last of step {store.latest}; choose "
@@ -320,98 +409,16 @@ def restore(
         if not steps or (step is not None and step not in steps):
             wanted = "any" if step is None else f"one of step {step}"
             raise SourceError(f"{folder}: expected checkpoints, {wanted}; found {steps}")
-        chosen = steps[-1] if step is None else step
-        where = f"{folder}/{chosen}"
-        with _offering(manager, folder, chosen, trainer.state):
-            record = _record(manager, chosen, where)
+        saved = _Saved(manager, folder, steps[-1] if step is None else step)
+        with saved.offering_earlier(trainer.state):
+            record = saved.record()
             before = record["identity"]
             ours = identity(trainer, before["about"] if about is None else about)
             if faults := run_differences(before, ours):
-                raise CheckpointMismatchError(f"{where}: the checkpoint of another run", faults)
-            trainer.state = _restored(manager, chosen, trainer.state, where, record)
-    return chosen
-
-
-def _record(manager: Any, step: int, where: str) -> dict[str, Any]:
-    """Everything in a checkpoint but its arrays.
-
-    Raises:
-        WeightsFileError: it is damaged.
-    """
-    from orbax.checkpoint import args
-
-    with readable(where):
-        read = args.Composite(run=args.JsonRestore(), data=args.JsonRestore())
-        found = manager.restore(step, args=read)
-        record = {**found.run, "positions": found.data["positions"]}
-        if "seal" in record and seal(record) != record["seal"]:
-            raise damaged(where, "data/ or run/ is not as it was saved")
-        for part in ("identity", "standing"):
-            record[part].keys()
-    return record
-
-
-def _restored(
-    manager: Any,
-    step: int,
-    state: TrainState,
-    where: str,
-    record: Mapping[str, Any],
-    fresh: bool = False,
-) -> TrainState:
-    """A checkpoint's state, compared with its checksums.
-
-    Args:
-        manager: of the checkpoints.
-        step: which.
-        state: one of the same paths, shapes, dtypes and shardings.
-        where: what messages call the checkpoint.
-        record: as of `_record`.
-        fresh: whether hyperparameters that stand in the optimiser's state are those of `state`.
-
-    Raises:
-        WeightsFileError: it is damaged.
-    """
-    from orbax.checkpoint import args, utils
-
-    plain = as_dict(state)
-    shapes = jax.tree.map(utils.to_shape_dtype_struct, plain)  # and their shardings
-    with readable(where):
-        read = manager.restore(step, args=args.Composite(state=args.StandardRestore(shapes))).state
-    found = from_dict(read, state)
-    if "checksums" not in record:
-        logger.warning("%s: has no checksums, so damage to its numbers is not seen", where)
-    elif wrong := _changed(checksums(flat(found)), record["checksums"]):
-        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
-        raise damaged(where, f"{wrong[0]}{more}: the numbers are not those that were saved")
-    if fresh:
-        ours = plain["opt_state"].items()
-        hyperparams = {path: leaf for path, leaf in ours if ".hyperparams[" in path}
-        found = from_dict({**read, "opt_state": {**read["opt_state"], **hyperparams}}, state)
-    return found
-
-
-def _changed(found: Mapping[str, int], saved: Mapping[str, int]) -> list[str]:
-    return sorted(path for path in found if found[path] != saved.get(path))
-
-
-@contextlib.contextmanager
-def _offering(manager: Any, folder: Any, step: int, state: TrainState) -> Generator[None]:
-    """Adds to the error of a damaged checkpoint which earlier one is whole; none is removed."""
-    try:
-        yield
-    except WeightsFileError as reason:
-        for earlier in sorted((one for one in manager.all_steps() if one < step), reverse=True):
-            where = f"{folder}/{earlier}"
-            with contextlib.suppress(WeightsFileError):
-                _restored(manager, earlier, state, where, _record(manager, earlier, where))
-                what = (
-                    f"the one of step {earlier} is whole: move {folder}/{step} away to resume there"
-                )
-                break
-        else:
-            what = f"no earlier one in {folder} is whole"
-        raise WeightsFileError(f"{reason}; {what}") from reason
+                where = f"{saved.where}: the checkpoint of another run"
+                raise CheckpointMismatchError(where, faults)
+            trainer.state = saved.state(trainer.state, record)
+    return saved.step
 
 
 @contextlib.contextmanager
@@ -425,10 +432,8 @@ def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
         options = CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
     with writing(folder):
         manager = CheckpointManager(os.path.abspath(folder), options=options)
-    try:
+    with contextlib.closing(manager):
         yield manager
-    finally:
-        manager.close()
 
 
 def checkpoint_paths(folder: str) -> list[str]:
@@ -447,10 +452,8 @@ def one_run(folder: Any) -> Generator[None]:
     """
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
-    if jax.process_count() > 1:  # processes of one run share the folder
-        yield
-        return
-    path = os.path.join(folder, RUN_LOCK)
     busy = f"{folder}: another run is at work on it (it has locked {RUN_LOCK}); choose another"
-    with locked_path(path, busy):
+    shared = jax.process_count() > 1  # by the processes of one run
+    path = os.path.join(folder, RUN_LOCK)
+    with contextlib.nullcontext() if shared else locked_path(path, busy):
         yield

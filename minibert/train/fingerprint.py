@@ -61,10 +61,9 @@ def _feed(found: Any, value: Any) -> None:
 def _feed_array(found: Any, array: Any) -> None:
     if array.dtype.hasobject:
         _feed(found, array.tolist())
-    elif array.ndim == 0 or array.size <= AT_ONCE:
-        found.update(array.tobytes())
     else:
-        rows = max(AT_ONCE * len(array) // array.size, 1)
+        array = np.atleast_1d(array)
+        rows = max(AT_ONCE * len(array) // max(array.size, 1), 1)
         for start in range(0, len(array), rows):
             found.update(array[start : start + rows].tobytes())
 
@@ -75,12 +74,9 @@ def _feed_object(found: Any, value: Any) -> None:
         for field in dataclasses.fields(value):
             _feed(found, field.name)
             _feed(found, getattr(value, field.name))
-    elif isinstance(value, list | tuple):
-        found.update(f"{len(value)} ".encode())
-        for one in value:
-            _feed(found, one)
     elif hasattr(value, "__len__") and hasattr(value, "__getitem__"):
         count = len(value)
         found.update(f"{count} ".encode())
-        for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)).tolist():
+        read = count if isinstance(value, list | tuple) else min(count, SAMPLE)
+        for index in np.linspace(0, count - 1, read).astype(int).tolist():
             _feed(found, value[index])

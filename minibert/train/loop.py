@@ -6,11 +6,11 @@ before are read. Evaluations and checkpoints do wait.
 
 import contextlib
 import dataclasses
-import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import jax
@@ -20,8 +20,7 @@ from minibert.core.checks import whole
 from minibert.core.fields import COUNT, check, field
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
-from minibert.train.metrics import MetricsLog, Speed, sizes
-from minibert.train.progress import training_bar
+from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes, training_bar
 from minibert.train.trainer import Trainer
 
 
@@ -75,7 +74,7 @@ class Evaluation:
             )
 
 
-Callback = Callable[[int, dict[str, Any]], Any]
+Callback = Callable[[int, Metrics], Any]
 END: Any = object()  # of the data; None is no batch, and an error
 
 
@@ -95,7 +94,7 @@ class Result:
     trainer: Any
     step: int
     stopped: str
-    history: list[dict[str, Any]]
+    history: list[Metrics]
     best_step: int | None
 
     @property
@@ -162,14 +161,13 @@ def fit(
         raise InputError(f"data: expected batches, found {shown(type(data))}")
     iterator, standing, start = iter(data), Standing(), int(trainer.state.step)
     with contextlib.ExitStack() as stack:
-        store = None
+        store, restored = None, False
         if checkpoints is not None:
             store = stack.enter_context(opened(checkpoints, trainer, data, iterator))
-            if store.latest is not None:
+            if restored := store.latest is not None:
                 trainer.state, standing, resumed = store.restore(trainer.state, iterator)
                 start = 0 if resumed else int(trainer.state.step)
         step = int(trainer.state.step)
-        restored = store is not None and store.latest is not None
         resume = checkpoints is not None and bool(checkpoints.resume)
         written = stack.enter_context(contextlib.closing(MetricsLog(log, step, restored, resume)))
         if on_train_begin is not None:
@@ -188,6 +186,7 @@ def fit(
             log_every=log_every,
             start=start,
             callbacks=[*callbacks, bar],
+            speed=Speed(trainer),
         )
         stopped = run.until_stopped(interrupted)
     return Result(
@@ -205,7 +204,7 @@ class _Pending:
 
     step: int
     batch: Mapping[str, Any]
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -221,11 +220,9 @@ class _Run:
     log_every: int
     start: int  # the step before the data's first batch
     callbacks: list[Callback]
+    speed: Speed
     pending: _Pending | None = None
-    unwritten: dict[str, Any] | None = None  # the last step's line, if it is not to be logged
-
-    def __post_init__(self) -> None:
-        self.speed = Speed(self.trainer)
+    unwritten: Metrics | None = None  # the last step's line, if it is not to be logged
 
     def until_stopped(self, interrupted: threading.Event) -> str:
         """Steps, until there is a reason not to; the reason."""
@@ -256,9 +253,8 @@ class _Run:
             self._evaluate()
         elif self.unwritten is not None:
             self._write(self.unwritten)
-        if self.store is not None and self.step:
-            self._save()
-            self.store.wait()
+        if self.step:
+            self._save(wait=True)
         return reason
 
     def _reason(self, interrupted: threading.Event) -> str | None:
@@ -282,11 +278,19 @@ class _Run:
             return
         pending, self.pending = self.pending, None
         metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-        _check_finite(metrics, pending, self.start)
+        wrong = [f"{name} is {value}" for name, value in metrics.items() if not isfinite(value)]
+        if wrong:
+            examples = np.asarray(pending.batch.get("example", ())).reshape(-1)
+            named = f", of the examples {shown(examples.tolist())}" if examples.size else ""
+            raise NotFiniteError(
+                f"step {pending.step}: {', '.join(wrong)}; it is the data's batch "
+                f"{pending.step - self.start}{named}. A smaller learning rate, a longer warmup or "
+                "clipped gradients may help"
+            )
         self.speed.step(sizes(pending.batch))
         self.unwritten = {"step": pending.step, **metrics}
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Metrics) -> None:
         self.unwritten = None
         line = {**line, **self.speed.rates()}
         self.log.add(line)
@@ -294,8 +298,9 @@ class _Run:
             callback(int(line["step"]), dict(line))
 
     def _evaluation_due(self) -> bool:
-        every = None if self.evaluation is None else self.evaluation.every
-        return every is not None and (self.step % every == 0 or self.step == self.steps)
+        if self.evaluation is None:
+            return False
+        return self.step % self.evaluation.every == 0 or self.step == self.steps
 
     def _evaluate(self) -> bool:
         """Evaluates; whether it was the best until now."""
@@ -306,10 +311,9 @@ class _Run:
         except Exception as reason:
             if self.unwritten is not None:
                 self._write(self.unwritten)
-            if self.store is not None:  # the steps until here are good, unless the weights are not
-                with contextlib.suppress(NotFiniteError):
-                    self._save()
-                    self.store.wait()
+            # the steps until here are good, unless the weights are not
+            with contextlib.suppress(NotFiniteError):
+                self._save(wait=True)
             if isinstance(reason, NotFiniteError):
                 raise NotFiniteError(f"evaluation at step {self.step}: {reason}") from None
             raise
@@ -324,26 +328,17 @@ class _Run:
         self.speed.pause()
         return standing.since == 0
 
-    def _save(self) -> None:
-        assert self.store is not None
+    def _save(self, *, wait: bool = False) -> None:
+        if self.store is None:
+            return
         self._settle()
         self.log.sync()
         self.store.save(self.trainer.state, self.step, self.iterator, self.standing)
         self.speed.pause()
+        if wait:
+            self.store.wait()
 
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:
     if not isinstance(value, kind):
         raise InputError(f"{name}: expected {shown(kind)}, found {shown(type(value))}")
-
-
-def _check_finite(metrics: Mapping[str, float], pending: _Pending, start: int) -> None:
-    wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    if not wrong:
-        return
-    examples = np.asarray(pending.batch.get("example", ())).reshape(-1)
-    named = f", of the examples {shown(examples.tolist())}" if examples.size else ""
-    raise NotFiniteError(
-        f"step {pending.step}: {', '.join(wrong)}; it is the data's batch {pending.step - start}"
-        f"{named}. A smaller learning rate, a longer warmup or clipped gradients may help"
-    )

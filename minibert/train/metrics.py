@@ -8,13 +8,14 @@ import math
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
 from minibert.core.atomic_file import lock_file, new_file
+from minibert.core.progress import progress_bar
 from minibert.errors import InputError, TargetError, writing
 
 # Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.
@@ -49,7 +50,18 @@ OVER_WORDS = (
 )  # the table scores every word
 
 
+Metrics = dict[str, Any]  # of a step, by name
 BEGINNING = b'{"step": '  # of a line of metrics
+
+# How the bar shows metrics.
+SHOWN = {
+    "loss": "loss {:.4g}",
+    "eval_loss": "eval {:.4g}",
+    "learning_rate": "lr {:.2e}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "examples_per_second": "{:,.1f} examples/s",
+    "mfu": "MFU {:.1%}",
+}
 
 
 class MetricsLog:
@@ -74,8 +86,9 @@ class MetricsLog:
     def __init__(
         self, path: str | os.PathLike[str] | None, step: int, restored: bool, resume: bool
     ):
-        self.path, self._file = path, None
-        self.history: list[dict[str, Any]] = []
+        self.path: Any = path
+        self._file: BinaryIO | None = None
+        self.history: list[Metrics] = []
         if path is None or jax.process_index():
             return
         with writing(path):
@@ -96,13 +109,14 @@ class MetricsLog:
             self._rewrite()
         elif resume:
             self.history = []
-            _move_away(path)
+            names = (f"{os.fspath(path)}.{number}" for number in itertools.count(1))
+            os.rename(path, next(name for name in names if not os.path.lexists(name)))
             self.close()
             self._file = _locked(path)
         else:
             raise TargetError(f"{path}: exists; choose another, or remove it")
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, line: Metrics) -> None:
         """Adds a step's metrics; to its line, if that is the last."""
         amended = bool(self.history) and self.history[-1]["step"] == line["step"]
         if amended:
@@ -120,7 +134,6 @@ class MetricsLog:
 
     def _rewrite(self) -> None:
         """Replaces the file by one with the present lines, which is locked before it is there."""
-        assert self.path is not None
         with new_file(self.path) as new:
             lock_file(new.fileno())
             new.writelines(json.dumps(line).encode() + b"\n" for line in self.history)
@@ -140,27 +153,20 @@ class MetricsLog:
             self._file.close()
 
 
-def _lines(path: Any) -> list[dict[str, Any]]:
+def _lines(path: Any) -> list[Metrics]:
     with open(path, "rb") as file:
         *texts, tail = file.read().split(b"\n")
     lines = []
     if not tail.startswith(BEGINNING[: len(tail)]):  # else it was being written
         texts.append(tail)
     for number, text in enumerate(texts, start=1):
-        try:
+        line = None
+        with contextlib.suppress(ValueError):
             line = json.loads(text)
-            known = isinstance(line, dict) and isinstance(line.get("step"), int)
-        except ValueError:
-            known = False
-        if not known:
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
             raise InputError(f"{path}: line {number}: expected metrics with a step")
         lines.append(line)
     return lines
-
-
-def _move_away(path: Any) -> None:
-    names = (f"{os.fspath(path)}.{number}" for number in itertools.count(1))
-    os.rename(path, next(name for name in names if not os.path.lexists(name)))
 
 
 def _locked(path: Any) -> BinaryIO:
@@ -181,16 +187,18 @@ def _locked(path: Any) -> BinaryIO:
             raise
         file = os.fdopen(number, "ab")
         state = os.fstat(number)
-        if stat.S_ISREG(state.st_mode) and lock_file(number) is not False:
+        why = ""
+        if not stat.S_ISREG(state.st_mode):
+            why = "expected a file, found something else"
+        elif lock_file(number) is False:
+            why = "another run is writing this log; choose another file"
+        else:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(path), state):
-                    return file
-            file.close()  # it was replaced meanwhile
-            continue
+                    return file  # else it was replaced meanwhile
         file.close()
-        if not stat.S_ISREG(state.st_mode):
-            raise TargetError(f"{path}: expected a file, found something else")
-        raise TargetError(f"{path}: another run is writing this log; choose another file")
+        if why:
+            raise TargetError(f"{path}: {why}")
 
 
 def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
@@ -198,22 +206,19 @@ def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
 
     `squares` is the sum over rows of places², which attention takes.
     """
-    ids = {name: np.shape(ids) for name, ids in batch.items() if name.endswith("input_ids")}
-    places = {name: math.prod(shape) for name, shape in ids.items()}
-    tokens = 0
-    for name, count in places.items():
-        mask = batch.get(f"{name.removesuffix('input_ids')}attention_mask")
-        if mask is not None and np.ndim(mask) == 3:  # a token is what some token looks at
-            mask = np.any(mask, axis=1)
-        tokens += count if mask is None else int(np.sum(mask))
-    examples = max((shape[0] for shape in ids.values()), default=0)
-    squares = sum(places[name] * shape[-1] for name, shape in ids.items())
-    return {
-        "examples": examples,
-        "tokens": tokens,
-        "places": sum(places.values()),
-        "squares": squares,
-    }
+    found = dict.fromkeys(("examples", "tokens", "places", "squares"), 0)
+    for name in batch:
+        if name.endswith("input_ids"):
+            shape = np.shape(batch[name])
+            places = math.prod(shape)
+            mask = batch.get(f"{name.removesuffix('input_ids')}attention_mask")
+            if mask is not None and np.ndim(mask) == 3:  # a token is what some token looks at
+                mask = np.any(mask, axis=1)
+            found["examples"] = max(found["examples"], shape[0])
+            found["tokens"] += places if mask is None else int(np.sum(mask))
+            found["places"] += places
+            found["squares"] += places * shape[-1]
+    return found
 
 
 class Speed:
@@ -221,12 +226,12 @@ class Speed:
 
     def __init__(self, trainer: Any):
         self._since: float | None = None
-        self._seconds, self._done = 0.0, dict.fromkeys(("examples", "tokens", "flops"), 0.0)
-        self._flops: tuple[float, float] | None = None
+        self._seconds, self._done = 0.0, dict.fromkeys(("tokens", "examples", "flops"), 0.0)
+        self._flops, self._peak = (0.0, 0.0), None
         if not trainer.frozen:  # else some gradients are not computed
             over_words = trainer.objective.name in OVER_WORDS
             self._flops = operations(trainer.state.params, trainer.config, over_words)
-        self._peak = _peak(trainer)
+            self._peak = _peak(trainer)
         sharding = trainer.sharding
         self._shares = 1 if sharding is None else sharding.share[1]  # other processes' are alike
 
@@ -240,27 +245,20 @@ class Speed:
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
-            self._done["examples"] += self._shares * size["examples"]
-            self._done["tokens"] += self._shares * size["tokens"]
-            if self._flops is not None:
-                linear, square = self._flops
-                flops = linear * size["places"] + square * size["squares"]
-                self._done["flops"] += self._shares * flops
+            linear, square = self._flops
+            done = {**size, "flops": linear * size["places"] + square * size["squares"]}
+            for name in self._done:
+                self._done[name] += self._shares * done[name]
         self._since = now
 
     def rates(self) -> dict[str, float]:
         """A second's worth of what was done since the last call; empty if that is nothing."""
         if not self._seconds:
             return {}
-        rates = {name: done / self._seconds for name, done in self._done.items()}
+        rates = {f"{name}_per_second": done / self._seconds for name, done in self._done.items()}
         self._seconds, self._done = 0.0, dict.fromkeys(self._done, 0.0)
-        found = {
-            "tokens_per_second": rates["tokens"],
-            "examples_per_second": rates["examples"],
-        }
-        if self._peak is not None and self._flops is not None:
-            found["mfu"] = rates["flops"] / self._peak
-        return found
+        flops = rates.pop("flops_per_second")
+        return rates if self._peak is None else {**rates, "mfu": flops / self._peak}
 
 
 def operations(params: Mapping[str, Any], config: Any, over_words: bool) -> tuple[float, float]:
@@ -285,5 +283,29 @@ def operations(params: Mapping[str, Any], config: Any, over_words: bool) -> tupl
 def _peak(trainer: Any) -> float | None:
     """FLOP/s of the devices that the parameters are on; None if they are not in the table."""
     devices = next(iter(trainer.state.params.values())).sharding.device_set
-    found = {PEAKS.get(device.device_kind) for device in devices}
-    return None if None in found else sum(PEAKS[device.device_kind] for device in devices)
+    known = all(device.device_kind in PEAKS for device in devices)
+    return sum(PEAKS[device.device_kind] for device in devices) if known else None
+
+
+@contextlib.contextmanager
+def training_bar(
+    step: int, steps: int, show: bool | None
+) -> Generator[Callable[[int, Metrics], None]]:
+    """Shows a bar on stderr, and yields a callback that moves it.
+
+    Args:
+        step: how many steps are done.
+        steps: how many there are in all.
+        show: whether there is a bar; None for one if stderr is a terminal.
+    """
+    known: Metrics = {}
+    with progress_bar(None, steps, show, initial=step, unit="step", postfix="compiling") as advance:
+
+        def move(reached: int, metrics: Metrics) -> None:
+            nonlocal step
+            known.update(metrics)
+            said = [text.format(known[name]) for name, text in SHOWN.items() if name in known]
+            advance(reached - step, " · ".join(said))
+            step = reached
+
+        yield move

@@ -104,7 +104,8 @@ def adamw(
     """
     if not callable(learning_rate):
         learning_rate = number("learning_rate", learning_rate)
-    for name, value in (("weight_decay", weight_decay), ("b1", b1), ("b2", b2), ("eps", eps)):
+    numbers = {"weight_decay": weight_decay, "b1": b1, "b2": b2, "eps": eps}
+    for name, value in numbers.items():
         if number(name, value) >= 1 and name in ("b1", "b2"):
             raise InputError(f"{name}: expected a number under 1, found {shown(value)}")
     if max_grad_norm is not None:
@@ -119,10 +120,7 @@ def adamw(
     found = ConfiguredOptimizer(*optimizer)
     found.arguments = {
         "learning_rate": getattr(learning_rate, "arguments", None) or description(learning_rate),
-        "weight_decay": weight_decay,
-        "b1": b1,
-        "b2": b2,
-        "eps": eps,
+        **numbers,
         "max_grad_norm": max_grad_norm,
     }
     return found

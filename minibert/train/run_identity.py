@@ -15,13 +15,14 @@ from minibert.errors import InputError, shown
 from minibert.train.checkpoint_state import checksums, key_data, opt_state_leaves
 from minibert.train.fingerprint import digest
 
+Values = Mapping[str, Any]  # by name
 FORMAT = 2
-STATE = ("params", "opt_state")  # of which a state can be restored from no other
+STATE = ("params: ", "opt_state: ")  # differences of which no state can be restored across
 # of configs, what leaves a training step alone
 INERT = ("extra", "generation", "output_hidden_states", "output_attentions")
 
 
-def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+def identity(trainer: Any, about: Values) -> dict[str, Any]:
     """What two runs must have in common for one to resume the other, as JSON holds it.
 
     Args:
@@ -30,15 +31,18 @@ def identity(trainer: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     """
     state, config = trainer.state, trainer.config
     sums = checksums(trainer.frozen)
-    fields = [field.name for field in dataclasses.fields(config) if field.name not in INERT]
     found = {
         "format": FORMAT,
         **trainer.made_by,
-        "config": {name: getattr(config, name) for name in fields},
+        "config": {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(config)
+            if field.name not in INERT
+        },
         "optimizer": _optimizer(trainer.optimizer, state.params),
-        "params": {path: _spec(leaf) for path, leaf in state.params.items()},
-        "opt_state": {path: _spec(leaf) for path, leaf in opt_state_leaves(state).items()},
-        "frozen": {path: f"{_spec(leaf)} #{sums[path]}" for path, leaf in trainer.frozen.items()},
+        "params": _specs(state.params),
+        "opt_state": _specs(opt_state_leaves(state)),
+        "frozen": {path: f"{spec} #{sums[path]}" for path, spec in _specs(trainer.frozen).items()},
         "about": about,
     }
     return as_json("about", found)
@@ -66,7 +70,7 @@ def _plain(value: Any) -> Any:
     raise InputError(f"expected what JSON holds, found {shown(value)}")
 
 
-def run_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+def run_differences(found: Values, expected: Values) -> list[str]:
     """Every difference between what a checkpoint says of its run and this run, a line each.
 
     Checkpoints of the first format say nothing of configs, optimisers and the dtypes computed in,
@@ -77,22 +81,15 @@ def run_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> li
         expected = {name: expected[name] for name in expected if name in (*found, "lora")}
         for side in (found, expected):
             side["frozen"] = {path: one.partition(" #")[0] for path, one in side["frozen"].items()}
-    return sorted(differences(found, expected), key=_is_of_array)  # settings first
+    faults = differences(found, expected)
+    return sorted(faults, key=lambda fault: fault.startswith((*STATE, "frozen: ")))  # arrays last
 
 
-def _is_of_array(fault: str) -> bool:
-    return is_of_state(fault) or fault.startswith("frozen: ")
-
-
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Every difference between values by name, a line each; sorted.
+def differences(found: Values, expected: Values, where: str = "") -> list[str]:
+    """Every difference between values by name, a line each, `where` before it; sorted.
 
     An optimiser's programs are compared where the same versions of jax and optax traced both.
     """
-    return sorted(_different("", found, expected))
-
-
-def _different(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
     names = expected.keys() | found.keys()
     if where == "optimizer: program: ":
@@ -100,23 +97,23 @@ def _different(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]
     for name in names:
         ours, theirs = expected.get(name), found.get(name)
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            faults += _different(f"{where}{name}: ", theirs, ours)
+            faults += differences(theirs, ours, f"{where}{name}: ")
         elif ours != theirs:
             said = [shown(side[name]) if name in side else "nothing" for side in (found, expected)]
             faults.append(f"{where}{name}: {said[0]} in the checkpoint, {said[1]} here")
-    return faults
+    return sorted(faults)
 
 
 def is_of_state(fault: str) -> bool:
     """Whether a difference is one of the arrays' paths, shapes or dtypes."""
-    return fault.startswith(tuple(f"{name}: " for name in STATE))
+    return fault.startswith(STATE)
 
 
-def _spec(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
+def _specs(arrays: Values) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in arrays.items()}
 
 
-def _optimizer(optimizer: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+def _optimizer(optimizer: Any, params: Values) -> dict[str, Any]:
     """What an optimiser does: the arguments of ours, and a digest of what any one computes.
 
     The digest is of the programs of `init` and `update`, in which all hyperparameters and schedules

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -39,6 +39,10 @@ from minibert.train.lora.config import LoRA
 from minibert.train.objectives.base import Batch, Objective, Terms
 from minibert.train.optimizers import learning_rate
 
+Arrays = dict[str, Array]  # by path
+Combine = Callable[[Arrays, Arrays], Arrays]
+Build = Callable[[Arrays, Arrays], Any]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +61,11 @@ class TrainState:
 
 
 def first_state(
-    params: dict[str, Array],
-    frozen: dict[str, Array],
+    params: Arrays,
+    frozen: Arrays,
     optimizer: optax.GradientTransformation,
     sharding: Sharding | None,
-) -> tuple[TrainState, dict[str, Array], Any]:
+) -> tuple[TrainState, Arrays, Any]:
     """The state before the first step, what is frozen, and where a step's results are to live.
 
     Of what is trained these are copies, for each step gives its own state's memory away.
@@ -69,9 +73,14 @@ def first_state(
     start = jnp.zeros((), jnp.int32)
     if sharding is None:
         params = copied(params)
-        return TrainState(start, params, _first_opt_state(optimizer, params)), frozen, None
-    params = {path: put(sharding, path, array) for path, array in params.items()}
-    frozen = {path: put(sharding, path, array) for path, array in frozen.items()}
+        leaves, structure = jax.tree.flatten(optimizer.init(params))
+        for index, leaf in enumerate(leaves):  # may be the optimiser's own keys, or parameters
+            leaves[index] = jnp.array(leaf, copy=True)  # only one of them is in memory twice
+        return TrainState(start, params, jax.tree.unflatten(structure, leaves)), frozen, None
+    params, frozen = (
+        {path: put(sharding, path, array) for path, array in arrays.items()}
+        for arrays in (params, frozen)
+    )
     first = TrainState(start, params, jax.eval_shape(optimizer.init, params))
     where = shardings_of(sharding, first, params)
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
@@ -79,23 +88,12 @@ def first_state(
     return state, frozen, (where, sharding.everywhere)
 
 
-def _first_opt_state(optimizer: optax.GradientTransformation, params: dict[str, Array]) -> Any:
-    """An optimiser's first state, in memory of its own: some return their own keys or parameters.
-
-    The leaves are copied one by one, so that only one of them is in memory twice.
-    """
-    leaves, structure = jax.tree.flatten(optimizer.init(params))
-    for index, leaf in enumerate(leaves):
-        leaves[index] = jnp.array(leaf, copy=True)
-    return jax.tree.unflatten(structure, leaves)
-
-
-def copied(arrays: dict[str, Array]) -> dict[str, Array]:
+def copied(arrays: Arrays) -> Arrays:
     """Copies of some arrays, where they are."""
     return {path: jnp.array(array, copy=True) for path, array in arrays.items()}
 
 
-def check_wide(params: dict[str, Array]) -> None:
+def check_wide(params: Arrays) -> None:
     """Checks that what is trained is wide enough for small steps.
 
     Raises:
@@ -107,10 +105,6 @@ def check_wide(params: dict[str, Array]) -> None:
                 f"{path}: expected float32 or wider, found {array.dtype}, in which small steps "
                 "vanish; load the model with param_dtype=jnp.float32 (dtype= may stay narrow)"
             )
-
-
-Combine = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
-Build = Callable[[dict[str, Array], dict[str, Array]], Any]
 
 
 class Trainer:
@@ -173,13 +167,16 @@ class Trainer:
         self._dtypes = {path: array.dtype for path, array in arrays.items()}
         self._shapes = {path: array.shape for path, array in (arrays | params).items()}
         self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
-        self._plain, training, evaluating = _structures(model, remat, self.sharding)
-        self._combine = combine
-        self._training = functools.partial(_built, training, combine, self.sharding)
-        self._evaluating = functools.partial(_built, evaluating, combine, self.sharding)
+        plain = with_execution(model).eval()
+        copy = with_execution(model, remat=remat, sharding=self.sharding)
+        self._plain, self._combine = Structure(plain), combine
+        training, evaluating = (
+            functools.partial(_built, structure, combine, self.sharding)
+            for structure in (Structure(copy.train()), Structure(copy.eval()))  # set in place
+        )
         self._step = jax.jit(
             functools.partial(
-                _step, self._training, objective, optimizer, accumulate, jax.random.key(seed)
+                _step, training, objective, optimizer, accumulate, jax.random.key(seed)
             ),
             donate_argnums=0,
             out_shardings=where,
@@ -195,12 +192,12 @@ class Trainer:
         if self._lora is not None:
             self.made_by["lora"] = repr(self._lora)
         self._evaluate = jax.jit(
-            functools.partial(_evaluate, self._evaluating, objective),
+            functools.partial(_evaluate, evaluating, objective),
             out_shardings=None if where is None else where[1],
         )
 
     @property
-    def frozen(self) -> dict[str, Array]:
+    def frozen(self) -> Arrays:
         """What is not trained, by path."""
         return self._frozen
 
@@ -223,7 +220,7 @@ class Trainer:
             raise InputError("adapter: there is none; train with lora=LoRA(…)")
         return Adapter(self._lora, self._taken(copied(self.state.params)))
 
-    def step(self, batch: Mapping[str, Any]) -> dict[str, Array]:
+    def step(self, batch: Batch) -> Arrays:
         """One step of training.
 
         Args:
@@ -240,7 +237,7 @@ class Trainer:
         self.state, metrics = self._step(self.state, self._frozen, given)
         return metrics
 
-    def evaluate(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The loss over all of some batches, each target counting alike, dropout off.
 
         Returns:
@@ -250,28 +247,27 @@ class Trainer:
             InputError: as for `step`; or there are no batches, or no targets in them.
             NotFiniteError: the loss of a batch is NaN or infinite; accuracies would be of no use.
         """
-        sums: dict[str, Any] = {}
+        sums: Any = ()
         for number, batch in enumerate(batches):
             given = self._given(batch, 1, evaluated=True)
             found = self._evaluate(self.state.params, self._frozen, given)
             found = jax.tree.map(np.float64, jax.device_get(found))
-            for term, loss in found["losses"].items():
+            for term, loss in found[0].items():
                 if not np.isfinite(loss):
                     why = cause(self.model)
                     raise NotFiniteError(f"batch {number}: the loss {term!r} is {loss}: {why}")
             sums = jax.tree.map(np.add, sums, found) if sums else found
         if not sums:
             raise InputError("batches: expected at least one, found none")
-        counts = sums["counts"]
+        losses, counts, hits = sums
         if not any(counts.values()):
             raise InputError("batches: no target in any of them")
-        metrics = {"loss": self.objective.total(sums["losses"], counts)}
-        metrics |= {term: sums["losses"][term] / max(counts[term], 1) for term in counts}
-        for term, hits in sums["hits"].items():
-            metrics[f"{term}_accuracy"] = hits / max(counts[term], 1)
+        metrics = {"loss": self.objective.total(losses, counts)}
+        metrics |= {term: losses[term] / max(counts[term], 1) for term in counts}
+        metrics |= {f"{term}_accuracy": hits[term] / max(counts[term], 1) for term in hits}
         return {name: float(value) for name, value in metrics.items()}
 
-    def _taken(self, arrays: dict[str, Array]) -> dict[str, Array]:
+    def _taken(self, arrays: Arrays) -> Arrays:
         return arrays if self.sharding is None else taken(self.sharding, arrays, self._shapes)
 
     def _given(self, batch: Any, parts: int, evaluated: bool = False) -> dict[str, Any]:
@@ -293,11 +289,11 @@ class Trainer:
 
 def _trained(
     model: Any,
-    arrays: dict[str, Array],
+    arrays: Arrays,
     trainable: Iterable[str] | None,
     lora: Any,
     seed: int,
-) -> tuple[dict[str, Array], LoRA | None, Combine]:
+) -> tuple[Arrays, LoRA | None, Combine]:
     """What is trained, by path; LoRA's settings; and what makes all arrays of it and the rest."""
     if lora is None:
         patterns = ("*",) if trainable is None else trainable
@@ -309,7 +305,7 @@ def _trained(
     return dict(adapter.params), adapter.config, combiner(model, adapter.config)
 
 
-def _together(params: dict[str, Array], frozen: dict[str, Array]) -> dict[str, Array]:
+def _together(params: Arrays, frozen: Arrays) -> Arrays:
     return {**frozen, **params}
 
 
@@ -317,8 +313,8 @@ def _built(
     structure: Structure,
     combine: Combine,
     sharding: Sharding | None,
-    params: dict[str, Array],
-    frozen: dict[str, Array],
+    params: Arrays,
+    frozen: Arrays,
 ) -> Any:
     model = structure.build(combine(params, frozen))
     if sharding is None:
@@ -333,14 +329,14 @@ def _step(
     parts: int,
     key: Array,
     state: TrainState,
-    frozen: dict[str, Array],
+    frozen: Arrays,
     batch: Batch,
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, Arrays]:
     """One step: the gradients of the parts are summed, then applied."""
     counts = objective.counts(batch)
     key = jax.random.fold_in(key, state.step)
 
-    def loss_of(params: dict[str, Array], part: Batch, key: Array) -> tuple[Array, Terms]:
+    def loss_of(params: Arrays, part: Batch, key: Array) -> tuple[Array, Terms]:
         model = build(params, frozen)
         sums = objective.sums(objective.apply(model, part, nnx.Rngs(dropout=key)), part)
         return objective.total(sums, counts), sums
@@ -354,10 +350,10 @@ def _step(
         gradients, sums = gradient(state.params, batch, key)
     else:
         keys = jax.random.split(key, parts)
-        split = jax.tree.map(lambda x: _split(x, parts), batch)
-        first = (jax.tree.map(lambda x: x[0], split), keys[0])
-        shapes = jax.eval_shape(gradient, state.params, *first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        # (batch, …) as (parts, batch / parts, …); each device's rows stay on it
+        split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        shapes = jax.eval_shape(gradient, state.params, batch, key)  # any rows have these
+        zeros = jax.tree.map(jnp.zeros_like, shapes)
         (gradients, sums), _ = jax.lax.scan(add, zeros, (split, keys))
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
@@ -370,29 +366,17 @@ def _step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def _split(array: Array, parts: int) -> Array:
-    """`(batch, …)` as `(parts, batch / parts, …)`; each device's rows stay on it."""
-    return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
-
-
 def _evaluate(
     build: Build,
     objective: Objective,
-    params: dict[str, Array],
-    frozen: dict[str, Array],
+    params: Arrays,
+    frozen: Arrays,
     batch: Batch,
-) -> dict[str, Terms]:
+) -> tuple[Terms, Terms, Terms]:
+    """The summed losses, how many targets there are, and how many the model is right about."""
     outputs = objective.apply(build(params, frozen), batch, None)
-    return {
-        "losses": objective.sums(outputs, batch),
-        "counts": objective.counts(batch),
-        "hits": objective.correct(outputs, batch),
-    }
-
-
-def _structures(
-    model: Any, remat: bool, sharding: Sharding | None
-) -> tuple[Structure, Structure, Structure]:
-    """The model's structure, that in training, and that in evaluation."""
-    plain, copy = with_execution(model), with_execution(model, remat=remat, sharding=sharding)
-    return Structure(plain.eval()), Structure(copy.train()), Structure(copy.eval())
+    return (
+        objective.sums(outputs, batch),
+        objective.counts(batch),
+        objective.correct(outputs, batch),
+    )

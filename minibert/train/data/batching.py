@@ -10,18 +10,22 @@ import dataclasses
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from minibert.core.checks import flag, unmasked, whole
+from minibert.core import checks
+from minibert.core.fields import COUNT, Rule, assign, check, field, or_null, whole
 from minibert.errors import InputError, SourceError, shown
-from minibert.train.data.guard import CheckedExamples, CheckedFunction
 from minibert.train.data.identity import with_identity
 
 Example = dict[str, Any]
+Transform = Callable[[Example, np.random.Generator], Example]
+Collation = Callable[[Sequence[Example]], dict[str, np.ndarray]]
 AHEAD = 4  # batches that are made before they are asked for
+OR_ENDLESS = dataclasses.replace(or_null(COUNT), expected=COUNT.expected)
+FLAG = Rule("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,22 +42,23 @@ class Collate:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         """Returns the batch, each entry `(batch, …)`."""
-        padded = [name for name in examples[0] if name in self.pads]
-        longest = max((len(row[name]) for row in examples for name in padded), default=0)
+        columns = _columns(examples)
+        padded = [name for name in columns if name in self.pads]
+        longest = max((len(row) for name in padded for row in columns[name]), default=0)
         length = next(size for size in self.lengths if size >= longest)
-        batch = {}
-        for name in examples[0]:
-            rows = [np.asarray(unmasked(f"examples: {name}", row[name])) for row in examples]
-            if name in self.pads:
-                rows = [_padded(row, length, self.pads[name]) for row in rows]
-            batch[name] = np.stack(rows)
-        return batch
+        for name in padded:
+            columns[name] = [_padded(row, length, self.pads[name]) for row in columns[name]]
+        return {name: np.stack(rows) for name, rows in columns.items()}
 
 
 def stacked(examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """Returns a batch of examples whose entries are of one shape."""
+    return {name: np.stack(rows) for name, rows in _columns(examples).items()}
+
+
+def _columns(examples: Sequence[Example]) -> dict[str, list[np.ndarray]]:
     return {
-        name: np.stack([unmasked(f"examples: {name}", row[name]) for row in examples])
+        name: [np.asarray(checks.unmasked(f"examples: {name}", row[name])) for row in examples]
         for name in examples[0]
     }
 
@@ -62,6 +67,75 @@ def _padded(row: np.ndarray, length: int, pad: int) -> np.ndarray:
     padded = np.full(length, pad, row.dtype)
     padded[: len(row)] = row
     return padded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How batches are made: arguments of `batches`, checked before anything that takes long.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+
+    batch_size: Any = field(COUNT)
+    shuffle: Any = field(FLAG, False)
+    drop_last: Any = field(FLAG, False)
+    epochs: Any = field(OR_ENDLESS, 1)
+    seed: Any = field(whole(0), 0)
+    workers: Any = field(whole(0), 0)
+    share: Any = None
+
+    def __post_init__(self) -> None:
+        share = self.share
+        if share is None:
+            import jax  # its backend starts here
+
+            share = (jax.process_index(), jax.process_count())
+        if not isinstance(share, tuple | list) or len(share) != 2:
+            raise InputError(f"share: expected (index, count), found {shown(share)}")
+        hosts = checks.whole("share: count", share[1], 1)
+        index = checks.whole("share: index", share[0], 0, hosts - 1)
+        assign(self, {"share": (index, hosts)})
+        check(self, InputError)
+        if self.batch_size % hosts:
+            raise InputError(
+                f"batch_size: {self.batch_size} rows cannot be shared by {hosts} hosts equally"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedFunction:
+    """A function that must return a mapping of arrays.
+
+    Grain takes a `StopIteration` for the end of the data, and skips None. Here the first is a
+    `RuntimeError`, as in a generator (PEP 479), and the second an `InputError`.
+    """
+
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function with `args`."""
+        try:
+            found = self.function(*args)
+        except StopIteration as reason:
+            raise RuntimeError(f"{self.name}: raised StopIteration") from reason
+        if not isinstance(found, Mapping):
+            raise InputError(f"{self.name}: expected arrays by name, found {shown(found)}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedExamples:
+    """Examples, each checked when it is read."""
+
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        return CheckedFunction(self.source.__getitem__, f"example {index}")(index)
 
 
 def batches(
@@ -74,8 +148,8 @@ def batches(
     seed: Any = 0,
     workers: Any = 0,
     share: Any = None,
-    transforms: Sequence[Callable[[Example, np.random.Generator], Example]] = (),
-    collate: Callable[[Sequence[Example]], dict[str, np.ndarray]] = stacked,
+    transforms: Sequence[Transform] = (),
+    collate: Collation = stacked,
     about: Mapping[str, Any] | None = None,
 ) -> Any:
     """Returns batches of examples, as Grain's `IterDataset`.
@@ -107,8 +181,7 @@ def batches(
         InputError: an argument is wrong, or hosts would get parts of different sizes.
         SourceError: Grain is not installed.
     """
-    grain = _grain()
-    options = batching(
+    options = Batching(
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,
@@ -117,116 +190,76 @@ def batches(
         workers=workers,
         share=share,
     )
-    return with_identity(
-        _dataset(grain, examples, options, transforms, collate),
-        examples,
-        options=options,
-        functions={"transforms": list(transforms), "collate": collate},
-        about=about or {},
-    )
+    return batched(examples, options, collate, transforms=transforms, about=about or {})
 
 
-def _dataset(
-    grain: Any,
+def batched(
     examples: Any,
-    options: Mapping[str, Any],
-    transforms: Sequence[Callable[[Example, np.random.Generator], Example]],
-    collate: Callable[[Sequence[Example]], dict[str, np.ndarray]],
+    options: Batching,
+    collate: Collation,
+    *,
+    transforms: Sequence[Transform] = (),
+    about: Mapping[str, Any],
 ) -> Any:
-    """Grain's `IterDataset` of this host's batches; `options` are those of `batching`."""
-    hosts = options["share"][1]
-    count = _epoch_size(len(examples), options["batch_size"], options["drop_last"], hosts)
+    """Returns batches of examples; see `batches`."""
+    try:
+        import grain
+        import grain.experimental
+    except ImportError:
+        raise SourceError(
+            "reading training data needs grain: pip install 'minibert-jax[train]'"
+        ) from None
+    hosts = options.share[1]
+    count = _epoch_size(len(examples), options)
     if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
         raise InputError(
             f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
             "lengths; expected one length"
         )
-    dataset = grain.MapDataset.source(CheckedExamples(examples)).seed(options["seed"])
+    dataset = grain.MapDataset.source(CheckedExamples(examples)).seed(options.seed)
     for transform in transforms:
         dataset = dataset.random_map(CheckedFunction(transform, type(transform).__name__))
-    if options["shuffle"]:
+    if options.shuffle:
         dataset = dataset.shuffle()
     batch_fn = CheckedFunction(collate, "collate")
-    dataset = _parts_of_batches(
-        grain, dataset, count, options["batch_size"], options["share"], batch_fn
-    )
-    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-    batched = dataset.repeat(options["epochs"]).to_iter_dataset(threads)
-    return _in_processes(grain, batched, options["workers"]) if options["workers"] else batched
+    parts = list(_parts_of_batches(dataset, count, options, batch_fn))
+    dataset = grain.MapDataset.concatenate(parts).repeat(options.epochs)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
+    if options.workers:
+        dataset = _in_processes(grain, dataset, options.workers)
+    return with_identity(dataset, examples, options, transforms, collate, about)
 
 
 def _parts_of_batches(
-    grain: Any,
-    dataset: Any,
-    count: int,
-    batch_size: int,
-    share: tuple[int, int],
-    batch_fn: Callable[[Sequence[Example]], dict[str, np.ndarray]],
-) -> Any:
-    """Returns a host's contiguous part of every batch of an epoch's first `count` examples."""
-    index, hosts = share
-    full = count - count % batch_size
-    parts = []
+    dataset: Any, count: int, options: Batching, batch_fn: CheckedFunction
+) -> Iterator[Any]:
+    """Yields a host's contiguous part of every batch of an epoch's first `count` examples."""
+    index, hosts = options.share
+    full = count - count % options.batch_size
     if full:
-        parts.append(dataset[:full].batch(batch_size // hosts, batch_fn=batch_fn)[index::hosts])
+        yield dataset[:full].batch(options.batch_size // hosts, batch_fn=batch_fn)[index::hosts]
     if rows := (count - full) // hosts:  # of the last batch, which is smaller than the others
         first = full + index * rows
-        parts.append(dataset[first : first + rows].batch(rows, batch_fn=batch_fn))
-    return grain.MapDataset.concatenate(parts)
+        yield dataset[first : first + rows].batch(rows, batch_fn=batch_fn)
 
 
-def _epoch_size(count: int, batch_size: Any, drop_last: bool, hosts: int) -> int:
+def _epoch_size(count: int, options: Batching) -> int:
     """Returns the number of examples of an epoch."""
+    size, hosts = options.batch_size, options.share[1]
     if not count:
         raise InputError("examples: there are none")
-    if drop_last and count < batch_size:
-        raise InputError(
-            f"batch_size: {batch_size} is more than the {count} examples, and drop_last drops "
-            "smaller batches"
-        )
-    if drop_last:
-        return count - count % batch_size
+    if options.drop_last:
+        if count < size:
+            raise InputError(
+                f"batch_size: {size} is more than the {count} examples, and drop_last drops "
+                "smaller batches"
+            )
+        return count - count % size
     if count % hosts:
         raise InputError(
             f"drop_last: {count} examples cannot be shared by {hosts} hosts equally; expected True"
         )
     return count
-
-
-def batching(
-    *,
-    batch_size: Any,
-    shuffle: Any = False,
-    drop_last: Any = False,
-    epochs: Any = 1,
-    seed: Any = 0,
-    workers: Any = 0,
-    share: Any = None,
-) -> dict[str, Any]:
-    """Returns the arguments of `batches`, checked before anything that takes long.
-
-    Raises:
-        InputError: one of them is wrong.
-    """
-    if share is None:
-        import jax  # its backend starts here
-
-        share = (jax.process_index(), jax.process_count())
-    if not isinstance(share, tuple | list) or len(share) != 2:
-        raise InputError(f"share: expected (index, count), found {shown(share)}")
-    hosts = whole("share: count", share[1], 1)
-    index = whole("share: index", share[0], 0, hosts - 1)
-    if whole("batch_size", batch_size, 1) % hosts:
-        raise InputError(f"batch_size: {batch_size} rows cannot be shared by {hosts} hosts equally")
-    return {
-        "batch_size": batch_size,
-        "shuffle": flag("shuffle", shuffle),
-        "drop_last": flag("drop_last", drop_last),
-        "epochs": None if epochs is None else whole("epochs", epochs, 1),
-        "seed": whole("seed", seed, 0),
-        "workers": whole("workers", workers, 0),
-        "share": (index, hosts),
-    }
 
 
 def _in_processes(grain: Any, batched: Any, workers: int) -> Any:
@@ -253,14 +286,3 @@ def _exit_with_parent(index: int, count: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="exit-with-parent", daemon=True).start()
-
-
-def _grain() -> Any:
-    try:
-        import grain
-        import grain.experimental
-    except ImportError:
-        raise SourceError(
-            "reading training data needs grain: pip install 'minibert-jax[train]'"
-        ) from None
-    return grain

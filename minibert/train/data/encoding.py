@@ -1,8 +1,9 @@
 """Tokenization of training texts, with a copy of a fast tokenizer, and windows of token ids."""
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from minibert.data.files import read_text
 from minibert.data.records import read_texts
 from minibert.errors import InputError
 from minibert.text.tokenizer import backend_of
-from minibert.train.data.batching import Collate
+from minibert.train.data.batching import Collate, Example
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.labels import IGNORED
 
@@ -28,15 +29,20 @@ class Encoder:
         max_length: the max number of tokens of an example, including special tokens.
         truncation: whether to truncate longer examples (of a pair, the longer text first);
             otherwise they are errors.
+        show_progress: whether to show a progress bar; None for one if there are many texts and
+            stderr is a terminal.
 
     Raises:
         InputError: it is not a fast tokenizer, or an argument is wrong.
     """
 
-    def __init__(self, tokenizer: Any, max_length: Any, truncation: Any = False):
+    def __init__(
+        self, tokenizer: Any, max_length: Any, truncation: Any, show_progress: bool | None
+    ):
         self.tokenizer, self.backend = tokenizer, backend_of(tokenizer)
         self.max_length = whole("max_length", max_length, 1)
-        self._truncation = flag("truncation", truncation)
+        self.truncation = flag("truncation", truncation)
+        self.show_progress = show_progress
 
     @property
     def about(self) -> dict[str, Any]:
@@ -44,35 +50,11 @@ class Encoder:
         return {
             "tokenizer": digest(self.backend.to_str()),
             "max_length": self.max_length,
-            "truncation": self._truncation,
+            "truncation": self.truncation,
         }
 
-    @property
-    def has_types(self) -> bool:
-        """Whether the tokenizer returns `token_type_ids`."""
-        return "token_type_ids" in self.tokenizer.model_input_names
-
-    @property
-    def pad(self) -> int:
-        """The padding token's id.
-
-        Raises:
-            InputError: the tokenizer has no padding token.
-        """
-        if self.tokenizer.pad_token_id is None:
-            raise InputError(
-                "tokenizer: has no padding token; set one, such as "
-                "tokenizer.pad_token = tokenizer.eos_token (and the model's pad_token_id)"
-            )
-        return self.tokenizer.pad_token_id
-
     def __call__(
-        self,
-        inputs: Sequence[Any],
-        places: Sequence[str],
-        *,
-        words: bool = False,
-        show_progress: bool | None = None,
+        self, inputs: Sequence[Any], places: Sequence[str], *, words: bool = False
     ) -> list[Any]:
         """Returns the encodings of texts, of pairs, or of lists of words.
 
@@ -80,38 +62,60 @@ class Encoder:
             inputs: texts, tuples of two texts, or lists of words.
             places: their names for messages.
             words: whether they are lists of words.
-            show_progress: whether to show a progress bar; None for one if there are many inputs and
-                stderr is a terminal.
 
         Raises:
             InputError: one is too long and `truncation` is False, or has no token.
         """
         pair = any(isinstance(item, tuple) for item in inputs[:1])
-        special = self.tokenizer.num_special_tokens_to_add(pair=pair)
-        if self.max_length <= special:
-            raise InputError(
-                f"max_length: expected over {special}, the number of special tokens; "
-                f"found {self.max_length}"
-            )
-        if self._truncation:
+        self.check_room(self.tokenizer.num_special_tokens_to_add(pair=pair))
+        if self.truncation:
             side = self.tokenizer.truncation_side
             self.backend.enable_truncation(self.max_length, direction=side)
-        found = encoded(self.backend, inputs, words=words, show_progress=show_progress)
+        found = self.encoded(inputs, words=words)
         for place, encoding in zip(places, found, strict=True):
             if all(encoding.special_tokens_mask):
                 raise InputError(f"{place}: has no token")
-            check_length(place, len(encoding.ids), self.max_length)
+            self.check_length(place, len(encoding.ids))
         return found
+
+    def encoded(
+        self, inputs: Sequence[Any], *, words: bool = False, special: bool = True
+    ) -> list[Any]:
+        """Returns the encodings of texts, pairs or lists of words; they may be too long."""
+        return encoded(
+            self.backend, inputs, words=words, special=special, show_progress=self.show_progress
+        )
+
+    def check_room(self, special: int) -> None:
+        """Raises an InputError if there is only room for special tokens."""
+        if self.max_length <= special:
+            raise InputError(
+                f"max_length: expected over {special}, the number of special tokens; found "
+                f"{self.max_length}"
+            )
+
+    def check_length(self, place: str, length: int) -> None:
+        """Raises an InputError if a text is too long."""
+        if length > self.max_length:
+            raise InputError(
+                f"{place}: {length} tokens; max_length is {self.max_length}, at which "
+                "truncation=True truncates"
+            ).advising("truncation=True")
 
     def arrays(self, encoding: Any, prefix: str = "") -> dict[str, np.ndarray]:
         """Returns an encoding as the model's inputs, `(seq,)` each."""
-        rows = {
-            f"{prefix}input_ids": np.array(encoding.ids, np.int32),
-            f"{prefix}attention_mask": np.ones(len(encoding.ids), np.int32),
-        }
-        if self.has_types and not prefix:
+        rows = unpadded(encoding.ids, prefix)
+        if "token_type_ids" in self.tokenizer.model_input_names and not prefix:
             rows["token_type_ids"] = np.array(encoding.type_ids, np.int32)
         return rows
+
+
+def unpadded(ids: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Returns `input_ids` and an `attention_mask` of ones, `(seq,)` each."""
+    return {
+        f"{prefix}input_ids": np.array(ids, np.int32),
+        f"{prefix}attention_mask": np.ones(len(ids), np.int32),
+    }
 
 
 def encoded(
@@ -132,14 +136,6 @@ def encoded(
     return found
 
 
-def check_length(place: str, length: int, limit: int) -> None:
-    """Raises an InputError if a text is too long."""
-    if length > limit:
-        raise InputError(
-            f"{place}: {length} tokens; max_length is {limit}, at which truncation=True truncates"
-        ).advising("truncation=True")
-
-
 def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
     """Returns the lengths to which batches are padded, ascending.
 
@@ -150,8 +146,9 @@ def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
     Raises:
         InputError: a length is not an integer from 1 to `max_length`.
     """
-    given = max_length if pad_to is None else pad_to
-    given = list(given) if isinstance(given, list | tuple | range) else [given]
+    if pad_to is None:
+        return (max_length,)
+    given = pad_to if isinstance(pad_to, list | tuple | range) else [pad_to]
     lengths = {whole("pad_to", length, 1) for length in given} | {max_length}
     if max(lengths) > max_length:
         raise InputError(f"pad_to: {max(lengths)} is over max_length, {max_length}")
@@ -161,10 +158,20 @@ def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
 def collate_for(
     encoder: Encoder, pad_to: Any, *, labels: bool = False, prefixes: Sequence[str] = ("",)
 ) -> Collate:
-    """Returns a `Collate` that pads masks with 0 and labels of tokens with −100."""
+    """Returns a `Collate` that pads masks with 0 and labels of tokens with −100.
+
+    Raises:
+        InputError: the tokenizer has no padding token, or `pad_to` is wrong.
+    """
+    pad = encoder.tokenizer.pad_token_id
+    if pad is None:
+        raise InputError(
+            "tokenizer: has no padding token; set one, such as "
+            "tokenizer.pad_token = tokenizer.eos_token (and the model's pad_token_id)"
+        )
     pads = {"token_type_ids": 0, **({"labels": IGNORED} if labels else {})}
     for prefix in prefixes:
-        pads |= {f"{prefix}input_ids": encoder.pad, f"{prefix}attention_mask": 0}
+        pads |= {f"{prefix}input_ids": pad, f"{prefix}attention_mask": 0}
     return Collate(lengths=padded_lengths(pad_to, encoder.max_length), pads=pads)
 
 
@@ -183,7 +190,7 @@ class Frame:
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
-    types: tuple[int, int] = (0, 0)
+    types: tuple[int, int]
 
     @property
     def length(self) -> int:
@@ -198,14 +205,12 @@ def frame_of(backend: Any, pair: bool) -> Frame:
     content = np.flatnonzero(~special)
     if not content.size:
         raise InputError("tokenizer: expected at least one token of the text 'a', found none")
-    before, after = ids[: content[0]].tolist(), ids[content[-1] + 1 :].tolist()
-    inside = slice(content[0], content[-1] + 1)
-    between = ids[inside][special[inside]].tolist()
-    types = (encoding.type_ids[content[0]], encoding.type_ids[content[-1]])
-    return Frame(tuple(before), tuple(between), tuple(after), types)
+    first, last = content[[0, -1]]
+    between = ids[first:last][special[first:last]]
+    parts = (tuple(part.tolist()) for part in (ids[:first], between, ids[last + 1 :]))
+    return Frame(*parts, (encoding.type_ids[first], encoding.type_ids[last]))
 
 
-Example = dict[str, Any]
 Sentence = tuple[np.ndarray, np.ndarray]  # ids, and whether a word begins at each
 
 
@@ -255,11 +260,15 @@ class Windows:
     max_length: int
     stride: int
 
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self.ids) - self.max_length, self.stride)
+
     def __len__(self) -> int:
-        return len(range(0, len(self.ids) - self.max_length, self.stride))
+        return len(self._starts)
 
     def __getitem__(self, index: int) -> Example:
-        start = range(0, len(self.ids) - self.max_length, self.stride)[index]
+        start = self._starts[index]
         window = np.array(self.ids[start : start + self.max_length + 1], np.int32)
         return {
             "input_ids": window[:-1],
@@ -288,22 +297,15 @@ class Blocks:
         }
 
 
-def blocks_of(tokenizer: Any, texts: Sequence[str], max_length: int, show: bool | None) -> Blocks:
+def blocks_of(encoder: Encoder, texts: Sequence[str]) -> Blocks:
     """Returns all tokens of texts as blocks, with a separator token between texts."""
-    backend = backend_of(tokenizer)
-    frame = frame_of(backend, pair=False)
-    if max_length <= frame.length:
-        raise InputError(
-            f"max_length: expected over {frame.length}, the number of special tokens; found "
-            f"{max_length}"
-        )
-    between = np.array([frame.after[-1] if frame.after else _end(tokenizer)], np.int32)
-    ids: list[np.ndarray] = []
-    starts: list[np.ndarray] = []
-    for encoding in encoded(backend, texts, special=False, show_progress=show):
-        ids += [np.array(encoding.ids, np.int32), between]
-        starts += [word_starts(encoding), np.ones(1, bool)]
-    return Blocks(np.concatenate(ids[:-1]), np.concatenate(starts[:-1]), frame, max_length)
+    frame = frame_of(encoder.backend, pair=False)
+    encoder.check_room(frame.length)
+    between = _special(frame.after[-1:] or [_end(encoder.tokenizer)])
+    parts: list[Sentence] = []
+    for encoding in encoder.encoded(texts, special=False):
+        parts += [sentence_of(encoding), between]
+    return Blocks(*joined(parts[:-1]), frame, encoder.max_length)
 
 
 def word_starts(encoding: Any) -> np.ndarray:
@@ -312,23 +314,28 @@ def word_starts(encoding: Any) -> np.ndarray:
     Words are those of the tokenizer's pre-tokenizer: BERT's are a token and those with ## after it,
     GPT-2's include the space before.
     """
-    words = encoding.word_ids
-    return np.array(
-        [i == 0 or words[i] is None or words[i] != words[i - 1] for i in range(len(words))], bool
-    )
+    words = itertools.pairwise([-1, *encoding.word_ids])
+    return np.array([word is None or word != before for before, word in words], bool)
+
+
+def sentence_of(encoding: Any) -> Sentence:
+    """Returns the ids of an encoding, and whether a word begins at each."""
+    return np.array(encoding.ids, np.int32), word_starts(encoding)
+
+
+def _special(ids: Sequence[int]) -> Sentence:
+    """Special tokens, each a word of its own."""
+    return np.array(ids, np.int32), np.ones(len(ids), bool)
+
+
+def joined(sentences: Iterable[Sentence]) -> Sentence:
+    """Returns sentences as one."""
+    ids, starts = zip(*sentences, strict=True)
+    return np.concatenate(ids), np.concatenate(starts)
 
 
 def framed(frame: Frame, first: Sentence, second: Sentence | None = None) -> Example:
     """Returns one or two texts with special tokens: ids, `attention_mask` and `word_starts`."""
-    before, between, after = (
-        np.array(part, np.int32) for part in (frame.before, frame.between, frame.after)
-    )
-    pieces = [before, first[0], *([] if second is None else [between, second[0]]), after]
-    own = [np.ones(len(before), bool), first[1]]
-    own += [] if second is None else [np.ones(len(between), bool), second[1]]
-    ids = np.concatenate(pieces)
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones(len(ids), np.int32),
-        "word_starts": np.concatenate([*own, np.ones(len(after), bool)]),
-    }
+    rest = [] if second is None else [_special(frame.between), second]
+    ids, starts = joined([_special(frame.before), first, *rest, _special(frame.after)])
+    return {**unpadded(ids), "word_starts": starts}

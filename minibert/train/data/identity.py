@@ -1,19 +1,21 @@
 """The identity of training data, so that a run does not resume with other data unnoticed."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minibert.errors import InputError, shown
 from minibert.train.fingerprint import description, digest
 
+COMPARED = ("batch_size", "shuffle", "drop_last", "workers")
+
 
 def with_identity(
     dataset: Any,
     examples: Any,
-    *,
-    options: Mapping[str, Any],
-    functions: Mapping[str, Any],
+    options: Any,
+    transforms: Sequence[Any],
+    collate: Any,
     about: Mapping[str, Any],
 ) -> Any:
     """Adds a method `identity` to a dataset of Grain; see `identity_of`.
@@ -21,11 +23,11 @@ def with_identity(
     Args:
         dataset: the dataset.
         examples: its source; read when the identity is first needed.
-        options: those of `batches`.
-        functions: the functions applied to examples, by name.
+        options: those of `batches`, a `Batching`.
+        transforms: the functions applied to examples.
+        collate: the function applied to the examples of a batch.
         about: further values by name, as JSON can represent them.
     """
-    drawn = bool(options["shuffle"] or functions["transforms"])
 
     @functools.cache  # the examples are read once
     def identity() -> dict[str, Any]:
@@ -33,20 +35,15 @@ def with_identity(
             **about,
             "examples": len(examples),
             "contents": digest(examples),
-            **{name: options[name] for name in ("batch_size", "shuffle", "drop_last", "workers")},
-            **({"seed": options["seed"]} if drawn else {}),
-            "processes": options["share"][1],
-            **{name: _description(function) for name, function in functions.items()},
+            **{name: getattr(options, name) for name in COMPARED},
+            **({"seed": options.seed} if options.shuffle or transforms else {}),
+            "processes": options.share[1],
+            "transforms": [description(one) for one in transforms],
+            "collate": description(collate),
         }
 
     dataset.identity = identity
     return dataset
-
-
-def _description(function: Any) -> Any:
-    if isinstance(function, list):
-        return [description(one) for one in function]
-    return description(function)
 
 
 def identity_of(data: Any) -> dict[str, Any] | None:
@@ -59,14 +56,13 @@ def identity_of(data: Any) -> dict[str, Any] | None:
     Raises:
         InputError: `identity` does not return a mapping.
     """
-    method: Callable[[], Any] | None = getattr(data, "identity", None)
+    method: Any = getattr(data, "identity", None)
     if method is not None:
         found = method() if callable(method) else method
         if not isinstance(found, Mapping):
             raise InputError(f"data: identity: expected values by name, found {shown(found)}")
         return dict(found)
-    parents: Sequence[Any] = getattr(data, "parents", ())
-    for parent in parents:
+    for parent in getattr(data, "parents", ()):
         if (found := identity_of(parent)) is not None:
             return {**found, "then": [*found.get("then", ()), type(data).__name__]}
     return None

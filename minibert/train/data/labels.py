@@ -15,7 +15,7 @@ PROBLEMS = (
     "multi_label_classification",
     "regression",
 )
-MULTI_LABEL = PROBLEMS[1]
+Placed = tuple[Any, str]  # a value, and how messages name it
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_LABELS = 1 << 20  # a larger number is not a label, but an amount or another id
 
@@ -40,12 +40,12 @@ def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) ->
     records = Records(source, [label])
     rows = _labels_and_places(records, label)
     lists = [(value if _is_list(value) else [value], place) for value, place in rows]
-    if problem_type == MULTI_LABEL and is_multi_hot(lists, None):
+    if problem_type == "multi_label_classification" and is_multi_hot(lists, None):
         return _numbered(len(lists[0][0]))
     return names_to_ids([(one, place) for values, place in lists for one in values])
 
 
-def names_to_ids(labels: Iterable[tuple[Any, str]]) -> dict[str, int]:
+def names_to_ids(labels: Iterable[Placed]) -> dict[str, int]:
     """Returns the ids of labels, each of which is passed with its name for messages."""
     labels = list(labels)
     for value, place in labels:
@@ -61,6 +61,11 @@ def names_to_ids(labels: Iterable[tuple[Any, str]]) -> dict[str, int]:
         if not isinstance(value, str):
             raise InputError(f"{place}: expected a name as elsewhere, found {shown(value)}")
     return {name: number for number, name in enumerate(sorted(values))}
+
+
+def known_labels(label2id: Any, labels: Iterable[Placed]) -> dict[str, int]:
+    """Returns a config's `label2id`, checked; of labels by default."""
+    return names_to_ids(labels) if label2id is None else checked_label2id(label2id)
 
 
 def checked_label2id(label2id: Any) -> dict[str, int]:
@@ -88,20 +93,20 @@ def label_id(value: Any, label2id: Mapping[str, int], place: str) -> int:
         InputError: it is not in `label2id`.
     """
     _check_label(value, place)
-    if isinstance(value, str) and _is_digits(value) and value not in label2id:
-        value = int(value) if len(value) <= len(str(MAX_LABELS)) else value
-    if not isinstance(value, str):
-        if label2id.get(str(value), value) != value:
-            raise InputError(
-                f"{place}: {value} is the id of one label and the name of another in "
-                f"{shown(dict(label2id))}; expected a name"
-            )
-        if 0 <= value < len(label2id):
-            return int(value)
+    if isinstance(value, str):
+        if value in label2id:
+            return label2id[value]
+        if not _is_digits(value) or len(value) > len(str(MAX_LABELS)):
+            raise InputError(f"{place}: {shown(value)} is not in label2id: {shown(list(label2id))}")
+    number = int(value)
+    if label2id.get(str(number), number) != number:
+        raise InputError(
+            f"{place}: {value} is the id of one label and the name of another in "
+            f"{shown(dict(label2id))}; expected a name"
+        )
+    if number >= len(label2id):
         raise InputError(f"{place}: {value} is out of range; expected 0 to {len(label2id) - 1}")
-    if value not in label2id:
-        raise InputError(f"{place}: {shown(value)} is not in label2id: {shown(list(label2id))}")
-    return label2id[value]
+    return number
 
 
 def record_labels(
@@ -119,20 +124,22 @@ def record_labels(
     if problem == "regression":
         if label2id is not None:
             raise InputError("label2id: a regression has none")
-        return _same_length([(_numbers(*pair), pair[1]) for pair in values])
+        return _numbers(values)
     if problem == "single_label_classification":
-        known = names_to_ids(values) if label2id is None else checked_label2id(label2id)
+        known = known_labels(label2id, values)
         return [np.int32(label_id(value, known, place)) for value, place in values]
     lists = [(checked_list(value, place), place) for value, place in values]
     known = None if label2id is None else checked_label2id(label2id)
-    if is_multi_hot(lists, None if known is None else len(known)):
+    if is_multi_hot(lists, known):
         return [np.array(row, np.float32) for row, _ in lists]
     if known is None:
         known = names_to_ids([(one, place) for row, place in lists for one in row])
     return [_multi_hot(row, known, place) for row, place in lists]
 
 
-def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -> bool:
+def is_multi_hot(
+    rows: Sequence[tuple[Sequence[Any], str]], known: Mapping[str, int] | None
+) -> bool:
     """Returns whether lists of labels are multi-hot vectors, and not names or ids.
 
     Floating-point numbers and booleans are multi-hot. Integers may be ids, which a list holds once
@@ -140,14 +147,18 @@ def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -
 
     Args:
         rows: the lists, each with its name for messages.
-        count: the number of labels; None if it is not known.
+        known: the ids of the labels; None if they are not known.
 
     Raises:
         InputError: integers may be either, or numbers that must be multi-hot are not 0 and 1.
     """
     kinds = {np.asarray(one).dtype.kind for row, _ in rows for one in row}
-    size = count or max((len(row) for row, _ in rows), default=0)
-    wrong = [pair for pair in rows if len(pair[0]) != size or not _zeros_and_ones(pair[0])]
+    size = len(known) if known else max((len(row) for row, _ in rows), default=0)
+    wrong = [
+        (row, place)
+        for row, place in rows
+        if len(row) != size or any(one not in (0, 1) for one in row)
+    ]
     if kinds & {"f", "b"} and kinds <= {"f", "b", "i", "u"}:
         for row, place in wrong:
             raise InputError(
@@ -156,9 +167,7 @@ def is_multi_hot(rows: Sequence[tuple[Sequence[Any], str]], count: int | None) -
         return True
     if not kinds or not kinds <= {"i", "u"} or wrong:
         return False
-    if any(
-        len(set(row)) < len(row) or (count is not None and max(row) >= count) for row, _ in rows
-    ):
+    if any(len(set(row)) < len(row) or (known and max(row) >= size) for row, _ in rows):
         return True
     row, place = rows[0]
     raise InputError(
@@ -178,12 +187,20 @@ def checked_list(value: Any, place: str) -> list[Any]:
     return list(unmasked(place, value))
 
 
-def _labels_and_places(records: Records, column: str) -> list[tuple[Any, str]]:
+def texts_of(records: Records, column: str) -> list[str]:
+    """Returns each record's text in a column."""
+    return [records.text(index, column) for index in range(len(records))]
+
+
+def places_of(records: Records, column: str) -> list[str]:
+    """Returns how messages name each record's value in a column."""
+    return [records.where(index, column) for index in range(len(records))]
+
+
+def _labels_and_places(records: Records, column: str) -> list[Placed]:
     """Returns each record's value in a column, and how messages name it."""
-    places = [records.where(index, column) for index in range(len(records))]
-    return [
-        (unmasked(place, row[column]), place) for row, place in zip(records, places, strict=True)
-    ]
+    placed = zip(records, places_of(records, column), strict=True)
+    return [(unmasked(place, row[column]), place) for row, place in placed]
 
 
 def _is_list(value: Any) -> bool:
@@ -208,10 +225,6 @@ def _numbered(count: int) -> dict[str, int]:
     return {str(number): number for number in range(count)}
 
 
-def _zeros_and_ones(row: Sequence[Any]) -> bool:
-    return all(one in (0, 1) for one in row)
-
-
 def _as_number(value: Any) -> int:
     """Returns the integer of a label's digits, or `MAX_LABELS` if there are too many digits."""
     return int(value) if len(str(value)) <= len(str(MAX_LABELS)) else MAX_LABELS
@@ -229,12 +242,24 @@ def _multi_hot(labels: Sequence[Any], known: Mapping[str, int], place: str) -> n
     return row
 
 
-def _numbers(value: Any, place: str) -> Any:
-    several = _is_list(value)
-    numbers = [_number(one, place) for one in (value if several else [value])]
-    if not numbers:
-        raise InputError(f"{place}: expected numbers, found none")
-    return np.array(numbers, np.float32) if several else np.float32(numbers[0])
+def _numbers(values: Sequence[Placed]) -> list[Any]:
+    """Returns numbers, or lists of them, in float32; all of one shape."""
+    rows: list[Any] = []
+    for value, place in values:
+        if _is_list(value):
+            rows.append(np.array([_number(one, place) for one in value], np.float32))
+        else:
+            rows.append(np.float32(_number(value, place)))
+        if not rows[-1].size:
+            raise InputError(f"{place}: expected numbers, found none")
+    expected = rows[0].shape
+    for row, (_, place) in zip(rows, values, strict=True):
+        if row.shape != expected:
+            raise InputError(
+                f"{place}: expected numbers of shape {expected} as in the first record, found "
+                f"{row.shape}"
+            )
+    return rows
 
 
 def _number(value: Any, place: str) -> float:
@@ -247,14 +272,3 @@ def _number(value: Any, place: str) -> float:
         why = ", which float32 cannot hold" if math.isfinite(number) else ""
         raise InputError(f"{place}: expected a finite number, found {shown(value)}{why}")
     return number
-
-
-def _same_length(rows: Sequence[tuple[Any, str]]) -> list[Any]:
-    expected = np.shape(rows[0][0])
-    for row, place in rows:
-        if np.shape(row) != expected:
-            raise InputError(
-                f"{place}: expected numbers of shape {expected} as in the first record, found "
-                f"{np.shape(row)}"
-            )
-    return [row for row, _ in rows]

@@ -1,6 +1,7 @@
 """Pairs of sentences for next-sentence prediction (Devlin et al., arXiv:1810.04805, 3.1)."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,16 +13,15 @@ from minibert.core.checks import elements
 from minibert.data.files import open_texts
 from minibert.data.records import checked_text, read_texts
 from minibert.errors import InputError
-from minibert.text.tokenizer import backend_of
+from minibert.train.data.batching import Example
 from minibert.train.data.encoding import (
-    Example,
+    Encoder,
     Frame,
     Sentence,
-    check_length,
-    encoded,
     frame_of,
     framed,
-    word_starts,
+    joined,
+    sentence_of,
 )
 
 
@@ -34,16 +34,16 @@ def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], li
             such texts or of lists of sentences.
         column: the column of a file that has columns; `text` by default.
     """
-    if isinstance(source, str | os.PathLike) and pathlib.Path(source).suffix.lower() == ".txt":
-        with open_texts(os.fspath(source), column) as opened:
-            return _by_blank_lines(os.fspath(source), opened)
     if isinstance(source, str | os.PathLike):
-        texts, places = read_texts(source, column)
+        path = os.fspath(source)
+        if pathlib.Path(path).suffix.lower() == ".txt":
+            with open_texts(path, column) as opened:
+                return _by_blank_lines(path, opened)
+        texts, places = read_texts(path, column)
         return [_lines(text) for text in texts], places
-    given = elements("documents", source, expected="a path or documents")
-    documents: list[list[str]] = []
-    for number, document in enumerate(given):
-        place = f"document {number}"
+    documents, places = [], []
+    for document in elements("documents", source, expected="a path or documents"):
+        place = f"document {len(documents)}"
         if isinstance(document, str):
             sentences = iter(_lines(document))
         else:
@@ -51,7 +51,8 @@ def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], li
         documents.append(
             [checked_text(s, f"{place}: sentence {i}") for i, s in enumerate(sentences)]
         )
-    return documents, [f"document {number}" for number in range(len(documents))]
+        places.append(place)
+    return documents, places
 
 
 def _lines(text: str) -> list[str]:
@@ -59,8 +60,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _by_blank_lines(path: str, lines: Iterable[str]) -> tuple[list[list[str]], list[str]]:
-    documents: list[list[str]] = []
-    places: list[str] = []
+    documents, places = [], []
     inside = False
     for number, line in enumerate(lines, start=1):
         if line.strip() and not inside:
@@ -95,17 +95,16 @@ class SentencePairs:
         document, start, stop = self.runs[int(example["example"])]
         sentences = self.documents[document][start:stop]
         split = int(generator.integers(1, len(sentences)))
-        first, second = _joined(sentences[:split]), _joined(sentences[split:])
+        first, second = joined(sentences[:split]), joined(sentences[split:])
         is_random = bool(generator.random() < 0.5)
         if is_random:
             second = self._random_sentences(document, max(self.room - len(first[0]), 1), generator)
         first, second = _fitting(first, second, self.room)
-        types = np.full(sum(map(len, (first[0], second[0]))) + self.frame.length, 1, np.int32)
-        types *= self.frame.types[1]
+        found = framed(self.frame, first, second)
         head = len(self.frame.before) + len(first[0]) + len(self.frame.between)
-        types[:head] = self.frame.types[0]
-        return framed(self.frame, first, second) | {
-            "token_type_ids": types,
+        in_first = np.arange(len(found["input_ids"])) < head
+        return found | {
+            "token_type_ids": np.where(in_first, *self.frame.types).astype(np.int32),
             "next_sentence_label": np.int32(is_random),
             "example": example["example"],
         }
@@ -117,51 +116,41 @@ class SentencePairs:
         other = int(generator.integers(len(self.documents) - 1))
         document = self.documents[other + (other >= own)]
         start = int(generator.integers(len(document)))
-        lengths = np.cumsum([len(ids) for ids, _ in document[start:]])
-        count = max(int((lengths <= capacity).sum()), 1)
-        ids, starts = _joined(document[start : start + count])
+        ends = np.cumsum([len(ids) for ids, _ in document[start:]])
+        count = max(int((ends <= capacity).sum()), 1)
+        ids, starts = joined(document[start : start + count])
         return ids[:capacity], starts[:capacity]
 
 
 def pairs_of(
-    tokenizer: Any,
-    documents: Sequence[Sequence[str]],
-    places: Sequence[str],
-    max_length: int,
-    truncation: bool,
-    show: bool | None,
+    encoder: Encoder, documents: Sequence[Sequence[str]], places: Sequence[str]
 ) -> SentencePairs:
     """Tokenizes documents, checks their lengths and returns them as runs of sentences."""
-    backend = backend_of(tokenizer)
-    frame = frame_of(backend, pair=True)
-    capacity = max_length - frame.length
+    frame = frame_of(encoder.backend, pair=True)
+    capacity = encoder.max_length - frame.length
     if capacity < 2:
         raise InputError(
             f"max_length: expected at least {frame.length + 2}, the special tokens and one of each "
-            f"sentence; found {max_length}"
+            f"sentence; found {encoder.max_length}"
         )
     if len(documents) < 2:
         raise InputError(f"documents: expected at least two, found {len(documents)}")
     for place, document in zip(places, documents, strict=True):
         if len(document) < 2:
             raise InputError(f"{place}: expected at least two sentences, found {len(document)}")
-    flat = iter(
-        encoded(backend, [s for d in documents for s in d], special=False, show_progress=show)
-    )
-    read: list[list[Sentence]] = []
-    for document, place in zip(documents, places, strict=True):
-        found = [next(flat) for _ in document]
-        for number, encoding in enumerate(found):
-            if not encoding.ids:
+    flat = map(sentence_of, encoder.encoded(list(itertools.chain(*documents)), special=False))
+    read = [list(itertools.islice(flat, len(document))) for document in documents]
+    for document, place in zip(read, places, strict=True):
+        for number, (ids, _) in enumerate(document):
+            if not ids.size:
                 raise InputError(f"{place}: sentence {number} has no token")
-        read.append([(np.array(e.ids, np.int32), word_starts(e)) for e in found])
     runs = []
     for number, document in enumerate(read):
         lengths = [len(ids) for ids, _ in document]
         for start, stop in _runs(lengths, capacity):
-            if not truncation:
+            if not encoder.truncation:
                 place = f"{places[number]}: sentences {start} to {stop - 1}"
-                check_length(place, sum(lengths[start:stop]) + frame.length, max_length)
+                encoder.check_length(place, sum(lengths[start:stop]) + frame.length)
             runs.append((number, start, stop))
     return SentencePairs(read, runs, frame, capacity)
 
@@ -180,12 +169,6 @@ def _runs(lengths: Sequence[int], capacity: int) -> Iterator[tuple[int, int]]:
             start, stop = (start - 1, stop) if stop == len(lengths) else (start, stop + 1)
         yield start, stop
         start = stop
-
-
-def _joined(sentences: Sequence[Sentence]) -> Sentence:
-    return np.concatenate([ids for ids, _ in sentences]), np.concatenate(
-        [starts for _, starts in sentences]
-    )
 
 
 def _fitting(first: Sentence, second: Sentence, capacity: int) -> tuple[Sentence, Sentence]:

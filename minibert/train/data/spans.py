@@ -5,7 +5,7 @@ pads on the left; both positions are the first token's ([CLS]) if a window does 
 answer, or there is no answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from minibert.core.checks import whole
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
 from minibert.text.tokenizer import question_first
-from minibert.train.data.encoding import Encoder, encoded
+from minibert.train.data.encoding import Encoder
+from minibert.train.data.labels import texts_of
 
 Answer = tuple[int, int] | None  # the start and end of its characters in the context
 
@@ -24,7 +25,6 @@ def span_examples(
     encoder: Encoder,
     columns: tuple[str, str, Any],
     doc_stride: int,
-    show_progress: bool | None,
 ) -> list[dict[str, Any]]:
     """Returns the windows of all records, each with its targets.
 
@@ -33,18 +33,25 @@ def span_examples(
         encoder: tokenizes them.
         columns: their columns.
         doc_stride: the number of tokens by which windows overlap.
-        show_progress: whether to show a progress bar.
 
     Raises:
         InputError: an answer is not at its position in the context, or a question is too long.
     """
     question, context, answers = columns
     whole("doc_stride", doc_stride, 0)
-    asked = [records.text(i, question) for i in range(len(records))]
-    found = [records.text(i, context) for i in range(len(records))]
+    asked, found = texts_of(records, question), texts_of(records, context)
     given = [answer_of(records, i, context, answers) for i in range(len(records))]
-    _check_capacity(records, encoder, question, asked, doc_stride)
-    index_of_context = 1 if question_first(encoder.tokenizer) else 0
+    special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
+    tokenized = encoder.backend.encode_batch(asked, add_special_tokens=False)
+    for index, encoding in enumerate(tokenized):
+        capacity = encoder.max_length - special - len(encoding.ids)
+        if capacity <= doc_stride:
+            raise InputError(
+                f"{records.where(index, question)}: {len(encoding.ids)} tokens leave "
+                f"{max(capacity, 0)} of {encoder.max_length} for the context; expected over "
+                f"doc_stride, {doc_stride}"
+            )
+    index_of_context = int(question_first(encoder.tokenizer))
     encoder.backend.enable_truncation(
         encoder.max_length,
         stride=doc_stride,
@@ -52,9 +59,8 @@ def span_examples(
         direction="right",
     )
     texts = (asked, found) if index_of_context else (found, asked)
-    pairs = list(zip(*texts, strict=True))
     examples = []
-    for index, first in enumerate(encoded(encoder.backend, pairs, show_progress=show_progress)):
+    for index, first in enumerate(encoder.encoded(list(zip(*texts, strict=True)))):
         for window in (first, *first.overflowing):
             start, end = tokens_of(window, given[index], index_of_context)
             examples.append(
@@ -98,9 +104,7 @@ def answer_of(records: Records, index: int, context: str, answers: Any) -> Answe
         text, start = row[answers[0]], row[answers[1]]
         if text is None or text == "":
             return None
-    if (
-        isinstance(start, str) and start.isdecimal() and len(start) < 20
-    ):  # csv files hold texts only
+    if isinstance(start, str) and start.isdecimal() and len(start) < 20:  # csv holds texts only
         start = int(start)
     if not isinstance(text, str) or not text or type(start) is not int or start < 0:
         raise InputError(
@@ -133,18 +137,3 @@ def tokens_of(window: Any, answer: Answer, context_index: int = 1) -> tuple[int,
     first = max(i for i in inside if offsets[i][0] <= start)
     last = min(i for i in inside if offsets[i][1] >= end)
     return (first, last) if first <= last else (0, 0)
-
-
-def _check_capacity(
-    records: Records, encoder: Encoder, column: str, questions: Sequence[str], stride: int
-) -> None:
-    special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
-    found = encoded(encoder.backend, questions, special=False, show_progress=False)
-    for index, question in enumerate(found):
-        capacity = encoder.max_length - special - len(question.ids)
-        if capacity <= stride:
-            raise InputError(
-                f"{records.where(index, column)}: {len(question.ids)} tokens leave "
-                f"{max(capacity, 0)} of {encoder.max_length} for the context; expected over "
-                f"doc_stride, {stride}"
-            )

@@ -1,19 +1,21 @@
 """Training data of tasks: classification, token classification, question answering, contrastive."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 
 from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
-from minibert.train.data.batching import batches, batching
-from minibert.train.data.encoding import Encoder, collate_for, encoded, word_starts
+from minibert.train.data.batching import Batching, batched
+from minibert.train.data.encoding import Encoder, collate_for, word_starts
 from minibert.train.data.labels import (
-    checked_label2id,
     checked_list,
+    known_labels,
     label_id,
-    names_to_ids,
+    places_of,
     record_labels,
+    texts_of,
 )
 from minibert.train.data.spans import span_examples
 from minibert.train.objectives.labels import IGNORED
@@ -58,22 +60,21 @@ def classification(
         SourceError: there is no such file.
         InputError: an argument is wrong, a text is empty or too long, or a label is unknown.
     """
-    given = batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation)
+    batching = Batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
     collate = collate_for(encoder, pad_to)
     columns = [text] if text_pair is None else [text, text_pair]
     records = Records(source, [*columns, label])
     labels = record_labels(records, label, problem_type, label2id)
-    count = range(len(records))
-    inputs: list[Any] = [records.text(i, text) for i in count]
+    inputs: list[Any] = texts_of(records, text)
     if text_pair is not None:
-        inputs = [(inputs[i], records.text(i, text_pair)) for i in count]
-    places = [records.where(i, ", ".join(columns)) for i in count]
-    found = encoder(inputs, places, show_progress=show_progress)
+        inputs = list(zip(inputs, texts_of(records, text_pair), strict=True))
+    found = encoder(inputs, places_of(records, ", ".join(columns)))
     examples = [
-        encoder.arrays(found[i]) | {"labels": labels[i], "example": np.int64(i)} for i in count
+        encoder.arrays(encoding) | {"labels": labels[i], "example": np.int64(i)}
+        for i, encoding in enumerate(found)
     ]
-    return batches(examples, **given, collate=collate, about=encoder.about)
+    return batched(examples, batching, collate, about=encoder.about)
 
 
 def token_classification(
@@ -111,21 +112,18 @@ def token_classification(
         InputError: an argument is wrong, a record has not as many labels as words, a word has no
             token, a text is too long, or a label is unknown.
     """
-    given = batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation)
-    text, split = (
-        encoded(encoder.backend, ["a a"]),
-        encoded(encoder.backend, [["a", "a"]], words=True),
-    )
-    if text[0].ids[1:] != split[0].ids[1:]:
+    batching = Batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
+    text = encoder.backend.encode("a a")
+    split = encoder.backend.encode(["a", "a"], is_pretokenized=True)
+    if text.ids[1:] != split.ids[1:]:
         raise InputError("tokenizer: would join the words; load it with add_prefix_space=True")
     collate = collate_for(encoder, pad_to, labels=True)
     records = Records(source, [words, label])
     inputs, ids = _words_and_labels(records, words, label, label2id)
-    places = [records.where(i, words) for i in range(len(records))]
+    places = places_of(records, words)
     examples = []
-    found = encoder(inputs, places, words=True, show_progress=show_progress)
-    for index, encoding in enumerate(found):
+    for index, encoding in enumerate(encoder(inputs, places, words=True)):
         firsts = word_starts(encoding)
         labels = [
             ids[index][word] if word is not None and begins else IGNORED
@@ -144,7 +142,7 @@ def token_classification(
             encoder.arrays(encoding)
             | {"labels": np.array(labels, np.int32), "example": np.int64(index)}
         )
-    return batches(examples, **given, collate=collate, about=encoder.about)
+    return batched(examples, batching, collate, about=encoder.about)
 
 
 def question_answering(
@@ -185,16 +183,15 @@ def question_answering(
         InputError: an argument is wrong, an answer is not at its position in the context, or a
             question is too long.
     """
-    given = batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length)
+    batching = Batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, False, show_progress)
     collate = collate_for(encoder, pad_to)
-    named = list(answers) if isinstance(answers, list | tuple) else [answers]
+    named = answers if isinstance(answers, list | tuple) else [answers]
     if not (isinstance(answers, str) or len(named) == 2):
         raise InputError(f"answers: expected a column or two, found {shown(answers)}")
     records = Records(source, [question, context, *named])
-    columns = (question, context, answers if isinstance(answers, str) else tuple(named))
-    examples = span_examples(records, encoder, columns, doc_stride, show_progress)
-    return batches(examples, **given, collate=collate, about=encoder.about)
+    examples = span_examples(records, encoder, (question, context, answers), doc_stride)
+    return batched(examples, batching, collate, about=encoder.about)
 
 
 def contrastive(
@@ -229,20 +226,19 @@ def contrastive(
         SourceError: there is no such file.
         InputError: an argument is wrong, or a text is empty or too long.
     """
-    given = batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation)
+    batching = Batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
     columns = {"anchor_": anchor, "positive_": positive}
-    columns |= {} if negative is None else {"negative_": negative}
+    if negative is not None:
+        columns["negative_"] = negative
     collate = collate_for(encoder, pad_to, prefixes=tuple(columns))
     records = Records(source, columns.values())
-    count = range(len(records))
-    examples: list[dict[str, Any]] = [{"example": np.int64(i)} for i in count]
+    examples: list[dict[str, Any]] = [{"example": np.int64(i)} for i in range(len(records))]
     for prefix, column in columns.items():
-        texts = [records.text(i, column) for i in count]
-        places = [records.where(i, column) for i in count]
-        for index, found in enumerate(encoder(texts, places, show_progress=show_progress)):
-            examples[index] |= encoder.arrays(found, prefix)
-    return batches(examples, **given, collate=collate, about=encoder.about)
+        found = encoder(texts_of(records, column), places_of(records, column))
+        for example, encoding in zip(examples, found, strict=True):
+            example.update(encoder.arrays(encoding, prefix))
+    return batched(examples, batching, collate, about=encoder.about)
 
 
 def _words_and_labels(
@@ -252,13 +248,14 @@ def _words_and_labels(
     inputs, labels = [], []
     for index, row in enumerate(records):
         place, where = records.where(index, words), records.where(index, label)
-        inputs.append([checked_text(word, place) for word in checked_list(row[words], place)])
-        labels.append([(value, where) for value in checked_list(row[label], where)])
-        if not inputs[-1] or len(inputs[-1]) != len(labels[-1]):
+        texts = [checked_text(word, place) for word in checked_list(row[words], place)]
+        given = [(value, where) for value in checked_list(row[label], where)]
+        if not texts or len(texts) != len(given):
             raise InputError(
-                f"{place}: expected a label for each word; found {len(inputs[-1])} words and "
-                f"{len(labels[-1])} labels"
+                f"{place}: expected a label for each word; found {len(texts)} words and "
+                f"{len(given)} labels"
             )
-    flat = [pair for row in labels for pair in row]
-    known = names_to_ids(flat) if label2id is None else checked_label2id(label2id)
+        inputs.append(texts)
+        labels.append(given)
+    known = known_labels(label2id, itertools.chain(*labels))
     return inputs, [[label_id(value, known, place) for value, place in row] for row in labels]

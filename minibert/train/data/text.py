@@ -1,7 +1,6 @@
 """Running text: windows for causal models, masked texts, masked pairs of sentences."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,15 @@ import numpy as np
 from minibert.core.checks import as_array, checked_indices, flag, number, whole
 from minibert.data.records import read_texts
 from minibert.errors import InputError, shown
-from minibert.train.data.batching import batches, batching
-from minibert.train.data.encoding import Encoder, Windows, blocks_of, collate_for, word_starts
+from minibert.train.data.batching import Batching, batched, stacked
+from minibert.train.data.encoding import (
+    Encoder,
+    Windows,
+    blocks_of,
+    collate_for,
+    unpadded,
+    word_starts,
+)
 from minibert.train.data.next_sentence import pairs_of, read_documents
 from minibert.train.objectives.labels import IGNORED
 
@@ -47,6 +53,11 @@ class Masking:
         """Which tokens may be masked."""
         return ~np.isin(ids, self.special)
 
+    def check(self, ids: Any, where: str) -> None:
+        """Raises an InputError if no token may be masked."""
+        if not self.free(ids).any():
+            raise InputError(f"{where} no token that can be masked")
+
     def targets(
         self, ids: np.ndarray, word_starts: Any, generator: np.random.Generator
     ) -> np.ndarray:
@@ -82,13 +93,13 @@ def masking_of(tokenizer: Any, probability: Any, whole_words: Any) -> Masking:
     """
     if tokenizer.mask_token_id is None:
         raise InputError("tokenizer: has no mask token, so it is not for masked words")
-    if number("probability", probability, above=0) > 1:
+    if (probability := number("probability", probability, above=0)) > 1:
         raise InputError(f"probability: expected a number up to 1, found {shown(probability)}")
     return Masking(
         mask=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special=tuple(sorted(tokenizer.all_special_ids)),
-        probability=float(probability),
+        probability=probability,
         whole_words=flag("whole_words", whole_words),
     )
 
@@ -113,7 +124,7 @@ def windows(
     Raises:
         InputError: an argument is wrong, or there are not more ids than a window has.
     """
-    given = batching(batch_size=batch_size, **options)
+    batching = Batching(batch_size=batch_size, **options)
     max_length = whole("max_length", max_length, 1)
     stride = max_length if stride is None else whole("stride", stride, 1)
     array = as_array("ids", ids)
@@ -128,7 +139,7 @@ def windows(
         )
     for start in range(0, len(array), AT_ONCE):  # a memory map is not read whole
         checked_indices("ids", array[start : start + AT_ONCE], 1 << 31, "int32's")
-    return batches(Windows(array, max_length, stride), **given)
+    return batched(Windows(array, max_length, stride), batching, stacked, about={})
 
 
 def masked_lm(
@@ -167,27 +178,27 @@ def masked_lm(
         SourceError: there is no such file.
         InputError: an argument is wrong, or a text is empty or too long.
     """
-    given = batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation)
+    batching = Batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
     masking = masking_of(tokenizer, probability, whole_words)
     collate = collate_for(encoder, pad_to, labels=True)
     texts, places = read_texts(source, column)
     examples: Any
     if flag("pack", pack):
-        examples = blocks_of(tokenizer, texts, encoder.max_length, show_progress)
+        examples = blocks_of(encoder, texts)
         places = [f"block {index}" for index in range(len(examples))]
     else:
         examples = [
             {
-                "input_ids": np.array(encoding.ids, np.int32),
-                "attention_mask": np.ones(len(encoding.ids), np.int32),
+                **unpadded(encoding.ids),
                 "word_starts": word_starts(encoding),
                 "example": np.int64(index),
             }
-            for index, encoding in enumerate(encoder(texts, places, show_progress=show_progress))
+            for index, encoding in enumerate(encoder(texts, places))
         ]
-    _check_maskable(masking, examples, places)
-    return batches(examples, **given, transforms=[masking], collate=collate, about=encoder.about)
+    for index, place in enumerate(places):
+        masking.check(examples[index]["input_ids"], f"{place}: has")
+    return batched(examples, batching, collate, transforms=[masking], about=encoder.about)
 
 
 def pretraining(
@@ -225,22 +236,13 @@ def pretraining(
         InputError: an argument is wrong; a document has fewer than two sentences, or two that are
             too long together; or there are fewer than two documents.
     """
-    given = batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation)
+    batching = Batching(batch_size=batch_size, **options)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
     masking = masking_of(tokenizer, probability, whole_words)
     collate = collate_for(encoder, pad_to, labels=True)
     documents, places = read_documents(source, column)
-    pairs = pairs_of(tokenizer, documents, places, encoder.max_length, truncation, show_progress)
+    pairs = pairs_of(encoder, documents, places)
     for document, place in zip(pairs.documents, places, strict=True):
         for index, (ids, _) in enumerate(document):
-            if not masking.free(ids).any():
-                raise InputError(f"{place}: sentence {index} has no token that can be masked")
-    return batches(
-        pairs, **given, transforms=[pairs, masking], collate=collate, about=encoder.about
-    )
-
-
-def _check_maskable(masking: Masking, examples: Any, places: Sequence[str]) -> None:
-    for index, place in enumerate(places):
-        if not masking.free(examples[index]["input_ids"]).any():
-            raise InputError(f"{place}: has no token that can be masked")
+            masking.check(ids, f"{place}: sentence {index} has")
+    return batched(pairs, batching, collate, transforms=[pairs, masking], about=encoder.about)

@@ -26,6 +26,7 @@ from minibert.nn.layers import Conv1D, TiedLinear
 from minibert.nn.tree import Structure, parameters, submodules
 from minibert.train.lora.config import LoRA
 
+Arrays = Mapping[str, Any]  # by path
 ALL_LINEAR = "all-linear"
 
 
@@ -40,7 +41,7 @@ class Adapter:
     """
 
     config: LoRA
-    params: Mapping[str, Any]
+    params: Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +104,17 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
         return model.lora_targets
     if lora.target_modules != ALL_LINEAR:
         return lora.target_modules
-    linear = (
+    return tuple(
         path
         for path, module in submodules(model)
-        if isinstance(module, nnx.Linear) and not isinstance(module, TiedLinear)
+        if isinstance(module, nnx.Linear)
+        and not isinstance(module, TiedLinear)
+        and not lora.saves_within(path)  # PEFT fails where a task's head is also named as a target
     )
-    # PEFT fails where a task's head is also named as a target
-    return tuple(path for path in linear if not lora.saves_within(path))
 
 
-def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
-    """The parameters of `modules_to_save`: by path, each with its tensor's name.
+def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
+    """The parameters of `modules_to_save`, by path.
 
     A name that fits nothing is passed over if another fits: PEFT lists all that a head may be
     called.
@@ -122,16 +123,14 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, tuple[str, Leaf]]:
         InputError: no name fits; or a tied parameter would part from its copy.
     """
     prefix = model.tensor_prefix
-    whole = [f"{path}." for path, _ in submodules(model) if lora.saves(path)]
-    leaves = {
-        leaf.path.removeprefix(prefix): (name, leaf) for name, leaf in file_leaves(model).items()
-    }
-    found = {path: entry for path, entry in leaves.items() if path.startswith(tuple(whole))}
+    whole = tuple(f"{path}." for path, _ in submodules(model) if lora.saves(path))
+    leaves = {leaf.path.removeprefix(prefix): leaf for leaf in file_leaves(model).values()}
+    found = {path: leaf for path, leaf in leaves.items() if path.startswith(whole)}
     if lora.modules_to_save and not found:
         names = shown(lora.modules_to_save)
         raise InputError(f"modules_to_save: {names}: no module with parameters is named so")
-    present = {leaf.name for _, leaf in leaves.values()}
-    parted = {leaf.name: path for path, (_, leaf) in found.items()}
+    present = {leaf.name for leaf in leaves.values()}
+    parted = {leaf.name: path for path, leaf in found.items()}
     for copy, original in model.tied.items():
         if original in parted and copy not in present:
             raise InputError(f"modules_to_save: {parted[original]}: {copy} is tied to it")
@@ -184,16 +183,12 @@ def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
     return adapter
 
 
-def combiner(
-    model: Any, lora: LoRA
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Array]]:
+def combiner(model: Any, lora: LoRA) -> Callable[[Arrays, Arrays], dict[str, Array]]:
     """The function from trained and frozen arrays to all of the model's."""
     return functools.partial(_combined, sites(model, lora))
 
 
-def _combined(
-    places: tuple[Site, ...], params: Mapping[str, Any], frozen: Mapping[str, Any]
-) -> dict[str, Array]:
+def _combined(places: tuple[Site, ...], params: Arrays, frozen: Arrays) -> dict[str, Array]:
     arrays = {**frozen, **params}
     for site in places:
         before, after = (arrays.pop(path) for path in site.factors)
@@ -233,7 +228,7 @@ def check_adapter(model: Any, adapter: Adapter) -> None:
         InputError: an array is missing, too many or of the wrong shape.
     """
     leaves = saved_leaves(model, adapter.config)
-    expected = {path: leaf.variable.shape for path, (_, leaf) in leaves.items()}
+    expected = {path: leaf.variable.shape for path, leaf in leaves.items()}
     for site in sites(model, adapter.config):
         expected |= site.factors
     found = {path: tuple(array.shape) for path, array in adapter.params.items()}

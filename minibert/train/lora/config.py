@@ -180,13 +180,10 @@ class LoRA:
 
     def selects(self, path: str, targets: str | tuple[str, ...]) -> bool:
         """Whether a module gets an adapter, if those are the targets."""
-        if self.exclude_modules and _named(path, self.exclude_modules):
+        excluded = self.exclude_modules is not None and _named(path, self.exclude_modules)
+        if excluded or self.saves_within(path) or not _named(path, targets):
             return False
-        if self.saves_within(path):
-            return False
-        if isinstance(targets, str) or path in targets:
-            return _named(path, targets)
-        return _named(path, targets) and self._in_layers(path)
+        return isinstance(targets, str) or path in targets or self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
         if self.layers_to_transform is None:

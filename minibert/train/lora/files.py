@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.checkpoint.files import ADAPTER_CONFIG as CONFIG
-from minibert.checkpoint.files import ADAPTER_TENSORS as TENSORS
-from minibert.checkpoint.files import adapter_paths, unchanged
+from minibert.checkpoint.files import ADAPTER_CONFIG, ADAPTER_TENSORS, adapter_paths, unchanged
 from minibert.checkpoint.leaves import leaf_array
 from minibert.checkpoint.saving import write_arrays, write_json
 from minibert.checkpoint.tensors import SafetensorsSource, TensorSource
@@ -79,7 +77,7 @@ def save_adapter(
     fields = config_fields(model, adapter.config)
 
     def check(written: str) -> None:
-        with SafetensorsSource([os.path.join(written, TENSORS)]) as source:
+        with SafetensorsSource([os.path.join(written, ADAPTER_TENSORS)]) as source:
             same = source.tensors.keys() == arrays.keys() and all(
                 source.read(name).tobytes() == array.tobytes() for name, array in arrays.items()
             )
@@ -91,8 +89,8 @@ def save_adapter(
         atomic_folder(target, owned=adapter_paths, overwrite=overwrite, check=check) as new,
         writing(target),
     ):
-        write_json(fields, os.path.join(new, CONFIG))
-        write_arrays(arrays, os.path.join(new, TENSORS))
+        write_json(fields, os.path.join(new, ADAPTER_CONFIG))
+        write_arrays(arrays, os.path.join(new, ADAPTER_TENSORS))
 
 
 def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
@@ -113,25 +111,21 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
         CheckpointMismatchError: a tensor is missing, too many, of the wrong shape or not finite.
     """
     folder = os.fspath(folder)
+    config, path = os.path.join(folder, ADAPTER_CONFIG), os.path.join(folder, ADAPTER_TENSORS)
     with unchanged(folder):
-        return _read(model, folder)
-
-
-def _read(model: Any, folder: str) -> Adapter:
-    config, path = os.path.join(folder, CONFIG), os.path.join(folder, TENSORS)
-    fields = read_object_if_there(config)
-    if fields is None or not os.path.lexists(path):
-        raise SourceError(f"{folder}: expected {CONFIG} and {TENSORS}")
-    try:
-        lora = read_config(fields)
-        expected = tensors(model, lora)
-    except UnsupportedConfigError as reason:
-        raise UnsupportedConfigError(f"{config}: {reason}") from None
-    except MinibertError as reason:
-        raise ConfigError(f"{config}: {reason}") from None
-    with SafetensorsSource([path]) as source:
-        _compare(source, expected, path)
-        read = {tensor.path: _array(source, name, tensor) for name, tensor in expected.items()}
+        fields = read_object_if_there(config)
+        if fields is None or not os.path.lexists(path):
+            raise SourceError(f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_TENSORS}")
+        try:
+            lora = read_config(fields)
+            expected = tensors(model, lora)
+        except MinibertError as reason:
+            unsupported = isinstance(reason, UnsupportedConfigError)
+            error = UnsupportedConfigError if unsupported else ConfigError
+            raise error(f"{config}: {reason}") from None
+        with SafetensorsSource([path]) as source:
+            _compare(source, expected, path)
+            read = {tensor.path: _array(source, name, tensor) for name, tensor in expected.items()}
     if faults := sorted(array for array in read.values() if isinstance(array, str)):
         raise CheckpointMismatchError(path, faults)
     return Adapter(lora, {path: jax.device_put(array) for path, array in read.items()})
@@ -140,7 +134,8 @@ def _read(model: Any, folder: str) -> Adapter:
 def tensors(model: Any, lora: LoRA) -> dict[str, Tensor]:
     """The tensors of an adapter's file, by name."""
     found = {}
-    for path, (name, leaf) in saved_leaves(model, lora).items():
+    for path, leaf in saved_leaves(model, lora).items():
+        name = leaf.name.removeprefix(model.tensor_prefix)
         found[f"{PREFIX}{name}"] = Tensor(path, leaf.shape_in("torch"), leaf.transposed == "torch")
     for site in sites(model, lora):
         for path, shape in site.factors.items():
@@ -153,10 +148,9 @@ def config_fields(model: Any, lora: LoRA) -> dict[str, Any]:
     fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
     fields["target_modules"] = target_names(model, lora)
     fields["fan_in_fan_out"] = any(site.fan_in_fan_out for site in sites(model, lora))
-    plain = {
-        name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()
-    }
-    return plain | {"peft_type": "LORA", "inference_mode": True}
+    for name in ("rank_pattern", "alpha_pattern"):
+        fields[name] = dict(fields[name])
+    return fields | {"peft_type": "LORA", "inference_mode": True}
 
 
 def read_config(fields: Mapping[str, Any]) -> LoRA:
@@ -181,11 +175,11 @@ def read_config(fields: Mapping[str, Any]) -> LoRA:
 def _compare(source: TensorSource, expected: dict[str, Tensor], path: str) -> None:
     faults = [f"{name!r}: missing" for name in expected.keys() - source.tensors.keys()]
     for name, info in source.tensors.items():
-        if name not in expected:
+        tensor = expected.get(name)
+        if tensor is None:
             faults.append(f"{shown(name)}: the model has no place for it")
-        elif info.shape != expected[name].shape:
-            shape = expected[name].shape
-            faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
+        elif info.shape != tensor.shape:
+            faults.append(f"{name!r}: expected shape {tensor.shape}, found {shown(info.shape)}")
         elif not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
             faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
     if faults:

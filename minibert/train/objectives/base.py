@@ -20,12 +20,11 @@ from jax import Array
 
 from minibert.errors import InputError
 from minibert.nn.numerics import widen
-from minibert.train.objectives.labels import IGNORED, Check, of_rows, of_tokens, of_windows
+from minibert.train.objectives.labels import IGNORED, Batch, Check, of_rows, of_tokens, of_windows
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 WORDS = ("input_ids", "inputs_embeds")
 
-Batch = Mapping[str, Any]
 Terms = dict[str, Any]  # of arrays; on the host, of numbers
 
 
@@ -105,9 +104,11 @@ class Objective:
 
     def total(self, sums: Terms, counts: Terms) -> Any:
         """The loss: the weighted sum of the terms' means; 0 for a term without a target."""
-        means = {term: sums[term] / (counts[term] + (counts[term] == 0)) for term in sums}
-        parts = [self.weights.get(term, 1.0) * mean for term, mean in means.items()]
-        return sum(parts[1:], start=parts[0])
+        first, *others = (
+            self.weights.get(term, 1.0) * (total / (counts[term] + (counts[term] == 0)))
+            for term, total in sums.items()
+        )
+        return sum(others, start=first)
 
     def __call__(self, outputs: Any, batch: Batch) -> Array:
         """The loss of a batch: a number."""
@@ -128,9 +129,9 @@ def output(outputs: Any, name: str) -> Array:
     Raises:
         InputError: the model has none of that name.
     """
-    if getattr(outputs, name, None) is None:
+    if (found := getattr(outputs, name, None)) is None:
         raise InputError(f"model: its {type(outputs).__name__} has no {name}; give one that has")
-    return getattr(outputs, name)
+    return found
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -192,6 +193,14 @@ def next_tokens(batch: Batch) -> Array:
     return jnp.concatenate([labels[..., 1:], last], axis=-1)
 
 
+def labelled(name: str, check: Check) -> Objective:
+    """An objective whose one term chooses `labels` by `logits`."""
+    labels = {"labels": check}
+    return choosing(
+        name, {name: Choice("logits", "labels")}, needs=(WORDS, ("labels",)), labels=labels
+    )
+
+
 causal_lm = choosing(
     "causal_lm",
     {"causal_lm": Choice("logits", next_tokens)},
@@ -199,12 +208,7 @@ causal_lm = choosing(
     labels={"labels": of_tokens("vocab_size", first=1), "shift_labels": of_tokens("vocab_size")},
 )
 
-masked_lm = choosing(
-    "masked_lm",
-    {"masked_lm": Choice("logits", "labels")},
-    needs=(WORDS, ("labels",)),
-    labels={"labels": of_tokens("vocab_size")},
-)
+masked_lm = labelled("masked_lm", of_tokens("vocab_size"))
 
 # BERT's own: masked words, and whether the second sentence follows the first (0: it does).
 pretraining = choosing(
@@ -233,25 +237,23 @@ def continuation(filler: int) -> Objective:
             one that no text has.
     """
 
-    def halves(batch: Batch) -> dict[str, Array]:
+    def given(ids: Any) -> Array:
+        return jnp.arange(ids.shape[1]) < ids.shape[1] // 2
+
+    def targets(batch: Batch, half: bool) -> Array:
         ids = jnp.asarray(batch["input_ids"])
-        second = jnp.arange(ids.shape[1]) >= ids.shape[1] // 2
         text = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids))) > 0
-        return {
-            "given": jnp.where(text & ~second, ids, IGNORED),
-            "continued": jnp.where(text & second, ids, IGNORED),
-        }
+        return jnp.where(text & (given(ids) == half), ids, IGNORED)
 
     def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
         ids = batch["input_ids"]
-        first = jnp.arange(ids.shape[1]) < ids.shape[1] // 2
-        return call_model(model, {**batch, "input_ids": jnp.where(first, ids, filler)}, rngs)
+        return call_model(model, {**batch, "input_ids": jnp.where(given(ids), ids, filler)}, rngs)
 
     return choosing(
         "continuation",
         {
-            "given": Choice("logits", lambda batch: halves(batch)["given"]),
-            "continued": Choice("logits", lambda batch: halves(batch)["continued"]),
+            "given": Choice("logits", lambda batch: targets(batch, True)),
+            "continued": Choice("logits", lambda batch: targets(batch, False)),
         },
         needs=(("input_ids",),),
         labels={"input_ids": of_windows(filler)},

@@ -52,17 +52,27 @@ def contrastive(
     if not scale > 0:
         raise InputError(f"scale: expected a number above 0, found {shown(scale)}")
 
+    def embedded(model: Any, batch: Batch, rngs: nnx.Rngs | None, prefix: str) -> Array:
+        given = {n: jnp.asarray(batch[prefix + n]) for n in INPUTS if prefix + n in batch}
+        given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
+        outputs = call_model(model, given, rngs)
+        mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])) > 0
+        vectors = pool(widen(output(outputs, "last_hidden_state")), mask, modes)
+        for module in modules:
+            vectors = module(vectors)
+        return unit(vectors)
+
     def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Array:
-        found = [
-            unit(embedded(model, batch, prefix, modes, modules, rngs))
-            for prefix in PREFIXES
-            if f"{prefix}input_ids" in batch
-        ]
-        return scale * found[0] @ jnp.concatenate(found[1:]).T
+        given = [prefix for prefix in PREFIXES if f"{prefix}input_ids" in batch]
+        anchors, *others = (embedded(model, batch, rngs, prefix) for prefix in given)
+        return scale * anchors @ jnp.concatenate(others).T
+
+    def own(batch: Batch) -> Array:
+        return jnp.arange(len(batch["anchor_input_ids"]))
 
     return choosing(
         "contrastive",
-        {"contrastive": Choice(lambda scores: scores, _own)},
+        {"contrastive": Choice(lambda scores: scores, own)},
         needs=(("anchor_input_ids",), ("positive_input_ids",)),
         labels={},
         inputs=tuple(prefix + name for prefix in PREFIXES for name in INPUTS),
@@ -72,29 +82,6 @@ def contrastive(
     )
 
 
-def _own(batch: Batch) -> Array:
-    return jnp.arange(batch["anchor_input_ids"].shape[0])
-
-
 def _described(module: Module) -> list[Any]:
     arrays = {path: np.asarray(array) for path, array in parameters(module).items()}
     return [type(module).__name__, getattr(module, "printed", ""), digest(arrays)]
-
-
-def embedded(
-    model: Any,
-    batch: Batch,
-    prefix: str,
-    pooling: Sequence[str],
-    modules: Sequence[Module] = (),
-    rngs: nnx.Rngs | None = None,
-) -> Array:
-    """The vectors of a batch's texts, `(texts, features)`, in float32 or wider."""
-    given = {n: jnp.asarray(batch[prefix + n]) for n in INPUTS if prefix + n in batch}
-    given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
-    outputs = call_model(model, given, rngs)
-    mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])) > 0
-    vectors = pool(widen(output(outputs, "last_hidden_state")), mask, pooling)
-    for module in modules:
-        vectors = module(vectors)
-    return vectors

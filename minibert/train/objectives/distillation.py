@@ -113,18 +113,17 @@ def with_teacher(teacher: Any, batches: Iterable[Batch]) -> Any:
 class Taught:
     """What `with_teacher` gives."""
 
-    def __init__(self, teacher: Any, batches: Iterable[Batch]):
+    def __init__(self, teacher: Any, batches: Any):
         self._teacher, self._batches = teacher, batches
+        if hasattr(batches, "identity"):
+            self.identity = self._identity
 
     def __iter__(self) -> "TaughtIterator":
         return TaughtIterator(self._teacher, iter(self._batches))
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "identity":  # is there if that of the batches is
-            batches: Any = self._batches
-            of_batches = batches.identity
-            return lambda: {**of_batches(), "teacher": digest(checksums(self._teacher.parameters))}
-        raise AttributeError(name)
+    def _identity(self) -> dict[str, Any]:
+        teacher = digest(checksums(self._teacher.parameters))
+        return {**self._batches.identity(), "teacher": teacher}
 
 
 class TaughtIterator:

@@ -10,7 +10,6 @@ from jax import Array
 
 from minibert.nn.numerics import widen
 from minibert.train.objectives.base import (
-    MODEL_INPUTS,
     WORDS,
     Batch,
     Choice,
@@ -18,6 +17,7 @@ from minibert.train.objectives.base import (
     Terms,
     call_model,
     choosing,
+    labelled,
     next_tokens,
     output,
 )
@@ -33,27 +33,12 @@ from minibert.train.objectives.labels import (
 )
 
 # Whether the second sentence follows the first: 0 says that it does.
-next_sentence = choosing(
-    "next_sentence",
-    {"next_sentence": Choice("logits", "labels")},
-    needs=(WORDS, ("labels",)),
-    labels={"labels": of_rows(2)},
-)
+next_sentence = labelled("next_sentence", of_rows(2))
 
-token_classification = choosing(
-    "token_classification",
-    {"token_classification": Choice("logits", "labels")},
-    needs=(WORDS, ("labels",)),
-    labels={"labels": of_tokens("num_labels")},
-)
+token_classification = labelled("token_classification", of_tokens("num_labels"))
 
 # Words are `(batch, choices, seq)`; `labels`, `(batch,)`, say which choice is right.
-multiple_choice = choosing(
-    "multiple_choice",
-    {"multiple_choice": Choice("logits", "labels")},
-    needs=(WORDS, ("labels",)),
-    labels={"labels": of_choices},
-)
+multiple_choice = labelled("multiple_choice", of_choices)
 
 
 def _call_double_heads(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
@@ -122,13 +107,12 @@ def classification(config: Any) -> Objective:
         return problem_type(config, batch["labels"].dtype)
 
     def check(_: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-        match problem_type(config, array.dtype):
-            case "regression":
-                numbers(config, name, array, batch)
-            case "single_label_classification":
-                of_rows("num_labels")(config, name, array, batch)
-            case _:
-                numbers(config, name, array, batch, most=1.0)
+        found = problem_type(config, array.dtype)
+        if found == "single_label_classification":
+            of_rows("num_labels")(config, name, array, batch)
+        else:
+            most = None if found == "regression" else 1.0
+            numbers(config, name, array, batch, most=most)
 
     def targets(batch: Batch) -> Terms:
         if kind(batch) == "single_label_classification":
@@ -160,5 +144,4 @@ def classification(config: Any) -> Objective:
         targets=targets,
         losses=losses,
         hits=hits,
-        inputs=MODEL_INPUTS,
     )

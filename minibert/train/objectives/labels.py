@@ -13,14 +13,15 @@ from minibert.errors import InputError
 
 IGNORED = -100  # the label of what is no target, as in PyTorch
 
-Check = Callable[[Any, str, np.ndarray, Mapping[str, Any]], None]
+Batch = Mapping[str, Any]
+Check = Callable[[Any, str, np.ndarray, Batch], None]
 
 
 class NoTargetError(InputError):
     """A batch has nothing to learn from; the last thing that a check looks at."""
 
 
-def shape_of_words(batch: Mapping[str, Any]) -> tuple[int, ...]:
+def shape_of_words(batch: Batch) -> tuple[int, ...]:
     """`(batch, seq)`, or `(batch, choices, seq)`."""
     if "input_ids" in batch:
         return np.shape(batch["input_ids"])
@@ -36,10 +37,9 @@ def of_tokens(field: str, *, first: int = 0) -> Check:
             first.
     """
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Mapping[str, Any]) -> None:
+    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
         shaped(name, array, [shape_of_words(batch)])
-        _classes(name, array, getattr(config, field), field)
-        _some(name, array[..., first:])
+        _classes(name, array, getattr(config, field), field, first)
 
     return check
 
@@ -47,11 +47,12 @@ def of_tokens(field: str, *, first: int = 0) -> Check:
 def of_rows(limit: str | int) -> Check:
     """A class for every row, below a field of the config or a number, or −100."""
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Mapping[str, Any]) -> None:
+    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
         shaped(name, array, [shape_of_words(batch)[:1]])
-        size = limit if isinstance(limit, int) else getattr(config, limit)
-        _classes(name, array, size, "classes" if isinstance(limit, int) else limit)
-        _some(name, array)
+        if isinstance(limit, int):
+            _classes(name, array, limit, "classes")
+        else:
+            _classes(name, array, getattr(config, limit), limit)
 
     return check
 
@@ -59,7 +60,7 @@ def of_rows(limit: str | int) -> Check:
 def of_windows(filler: int) -> Check:
     """Words that are targets themselves unless they are padding, and what may replace them."""
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Mapping[str, Any]) -> None:
+    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
         checked_indices("filler", np.asarray(filler), config.vocab_size, "vocab_size")
         checked_indices(name, array, config.vocab_size, "vocab_size")
         if "attention_mask" in batch:
@@ -71,21 +72,20 @@ def of_windows(filler: int) -> Check:
     return check
 
 
-def of_choices(config: Any, name: str, array: np.ndarray, batch: Mapping[str, Any]) -> None:
+def of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
     """Which of the choices of every row is right, or −100."""
     rows, choices = _choices(name, batch)
     shaped(name, array, [(rows,)])
     _classes(name, array, choices, "choices")
-    _some(name, array)
 
 
-def tokens_of_choices(config: Any, name: str, array: np.ndarray, batch: Mapping[str, Any]) -> None:
+def tokens_of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
     """For every choice, the position of a token."""
     shaped(name, array, [_choices(name, batch)])
     checked_indices(name, array, shape_of_words(batch)[-1], "seq")
 
 
-def positions(config: Any, name: str, array: np.ndarray, batch: Mapping[str, Any]) -> None:
+def positions(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
     """A position for every row: a negative one is the first, one past the end is no target."""
     rows, seq = shape_of_words(batch)
     shaped(name, array, [(rows,)])
@@ -99,7 +99,7 @@ def numbers(
     config: Any,
     name: str,
     array: np.ndarray,
-    batch: Mapping[str, Any],
+    batch: Batch,
     *,
     most: float | int | None = None,
 ) -> None:
@@ -120,7 +120,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
         raise InputError(f"{name}: expected finite numbers")
 
 
-def _choices(name: str, batch: Mapping[str, Any]) -> tuple[int, int]:
+def _choices(name: str, batch: Batch) -> tuple[int, int]:
     match shape_of_words(batch):
         case (rows, choices, _):
             return rows, choices
@@ -128,10 +128,8 @@ def _choices(name: str, batch: Mapping[str, Any]) -> tuple[int, int]:
             raise InputError(f"{name}: expected words (batch, choices, seq), found {found}")
 
 
-def _classes(name: str, array: np.ndarray, size: int, limit: str) -> None:
+def _classes(name: str, array: np.ndarray, size: int, limit: str, first: int = 0) -> None:
+    """Checks classes below `size`, or −100; from `first` on there must be one."""
     checked_indices(name, np.where(array == IGNORED, 0, array), size, limit)
-
-
-def _some(name: str, array: np.ndarray) -> None:
-    if (array == IGNORED).all():
+    if (array[..., first:] == IGNORED).all():
         raise NoTargetError(f"{name}: no target: every label is {IGNORED}")
