@@ -210,7 +210,7 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
 
 def last_block(model: Any) -> str:
     """The path of a model's last block."""
-    return f"{model.blocks_path}.{model.config.num_hidden_layers - 1}"
+    return model.block_paths[-1]
 
 
 def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
@@ -227,7 +227,7 @@ def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
         InputError: the output has none.
     """
     kwargs.pop("output_hidden_states", None)
-    blocks = [f"{model.blocks_path}.{number}" for number in range(model.config.num_hidden_layers)]
+    blocks = model.block_paths
     inner = captured(model, blocks, *args, output_hidden_states=True, **kwargs)
     if "logits" not in inner.outputs:
         raise InputError(f"model: expected one with logits, found {type(model).__name__}")

@@ -125,6 +125,11 @@ class PretrainedModel(Module):
         return self.blocks if self.is_trunk else f"{self.trunk}.{self.blocks}"
 
     @property
+    def block_paths(self) -> list[str]:
+        """Where in this model the blocks are that run, in order."""
+        return [f"{self.blocks_path}.{number}" for number in range(self.config.num_hidden_layers)]
+
+    @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether the backward pass computes a block's inner results again, to save memory."""
         return self.base_model.execution.remat
