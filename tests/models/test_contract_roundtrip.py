@@ -160,3 +160,14 @@ def test_double_precision_is_never_halved(facts, tmp_path):
     with pytest.raises(CheckpointMismatchError, match="enable_x64"):
         oracle.ours(facts.base, tmp_path)
     assert oracle.ours(facts.base, tmp_path, param_dtype=jnp.float32) is not None
+
+
+def test_single_numbers(tmp_path):
+    """The constants of an activation have no axes, in the file either."""
+    name, config = "BertModel", {"hidden_act": "xielu"}
+    theirs = oracle.saved(name, tmp_path / "in", **config)
+    oracle.ours(name, tmp_path / "in").save_pretrained(tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    shapes = {key: tensor.shape for key, tensor in load_file(tmp_path / "out" / WEIGHTS).items()}
+    assert shapes == {key: tensor.shape for key, tensor in theirs.state_dict().items()}
+    oracle.ours(name, tmp_path / "out")
