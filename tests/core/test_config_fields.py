@@ -138,6 +138,7 @@ def test_every_field_that_transformers_reads_is_known(name, more, monkeypatch):
     assert read & fields
 
 
+@pytest.mark.slow
 def test_a_decoder_is_honoured(folder):
     assert not load(folder).config.is_decoder
     edit_json(folder / CONFIG, lambda config: config.update(is_decoder=True))

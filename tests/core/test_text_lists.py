@@ -153,6 +153,7 @@ def test_an_iterator_is_read_once_and_not_ahead():
     assert list(found) == []
 
 
+@pytest.mark.slow
 def test_a_column_goes_through():
     texts = ["the [MASK]", "of [MASK]"]
     column = pytest.importorskip("pyarrow").array(texts)

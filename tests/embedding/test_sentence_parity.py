@@ -78,6 +78,7 @@ def test_padding_on_the_left(family, tmp_path):
     close(ours.encode(TEXTS), theirs.encode(TEXTS, batch_size=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "bias"), [("Tanh", True), ("Identity", False), ("GELU", True)]
 )
@@ -95,6 +96,7 @@ def test_dense_there_and_back(activation, bias, tmp_path):
     close(reference(tmp_path / "ours").encode(TEXTS), vectors)
 
 
+@pytest.mark.slow
 def test_modules_in_any_order_theirs_can_have(tmp_path):
     sentences.encoder().save_pretrained(tmp_path / "plain")
     plain = reference(tmp_path / "plain")

@@ -79,6 +79,7 @@ def test_cross_attention_without_an_encoder_is_left_out(name, tmp_path):
     assert oracle.ours(name, tmp_path)(**arguments(name), **ALL).cross_attentions is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 11, 50])
 @pytest.mark.parametrize("name", CROSSED)
 def test_encoders_of_any_length(name, length, tmp_path):

@@ -16,6 +16,7 @@ from minibert.nn.attention import (
     merge_heads,
     split_heads,
 )
+from slowly import slow_but
 
 DRAW = np.random.default_rng(0)
 
@@ -189,7 +190,7 @@ SEEN |= {f"{mask}, a bias of heads": (mask, "of heads") for mask in ("both", "no
 
 
 @pytest.mark.parametrize("seen", SEEN)
-@pytest.mark.parametrize("fitting", [1, 3, 11, 24])
+@pytest.mark.parametrize("fitting", slow_but([1, 3, 11, 24], 3))
 def test_in_groups(seen, fitting, monkeypatch):
     """Some heads, some rows, or all at a time; alone, derived, and for many at once."""
     with jax.enable_x64(True):
