@@ -14,6 +14,7 @@ from minibert.models.stack import run_blocks
 from minibert.nn.tree import submodules
 from slowly import slow_but
 
+pytestmark = pytest.mark.unoptimised
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 
 
@@ -77,6 +78,7 @@ def test_each_block_has_its_own_mask(name):
         run_blocks(blocks, hidden, masks=masks[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [facts.words for facts in FACTS.values()])
 def test_it_learns_and_is_saved(name, tmp_path):
     model = fresh(name).eval()
