@@ -76,11 +76,10 @@ def checked_label2id(label2id: Any) -> dict[str, int]:
     """
     if not isinstance(label2id, Mapping) or not label2id:
         raise InputError(f"label2id: expected ids by name, found {shown(label2id)}")
-    if any(type(number) is not int for number in label2id.values()) or sorted(
-        label2id.values()
-    ) != list(range(len(label2id))):
+    ids = label2id.values()
+    if any(type(number) is not int for number in ids) or sorted(ids) != list(range(len(ids))):
         raise InputError(
-            f"label2id: expected the ids 0 to {len(label2id) - 1}, each once; found "
+            f"label2id: expected the ids 0 to {len(ids) - 1}, each once; found "
             f"{shown(dict(label2id))}"
         )
     return dict(label2id)
