@@ -44,10 +44,6 @@ def call_model(model: Any, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> 
     return model(**model_arguments(model.config, batch), **more, rngs=rngs)
 
 
-def _no_hits(outputs: Any, batch: Batch) -> Terms:
-    return {}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is minimised.
@@ -73,7 +69,7 @@ class Objective:
     labels: Mapping[str, Check]
     targets: Callable[[Batch], Terms]
     losses: Callable[[Any, Batch], Terms]
-    hits: Callable[[Any, Batch], Terms] = _no_hits
+    hits: Callable[[Any, Batch], Terms] = lambda outputs, batch: {}
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     inputs: tuple[str, ...] = MODEL_INPUTS
     apply: Callable[[Any, Batch, nnx.Rngs | None], Any] = call_model
@@ -195,10 +191,8 @@ def next_tokens(batch: Batch) -> Array:
 
 def labelled(name: str, check: Check) -> Objective:
     """An objective whose one term chooses `labels` by `logits`."""
-    labels = {"labels": check}
-    return choosing(
-        name, {name: Choice("logits", "labels")}, needs=(WORDS, ("labels",)), labels=labels
-    )
+    term = {name: Choice("logits", "labels")}
+    return choosing(name, term, needs=(WORDS, ("labels",)), labels={"labels": check})
 
 
 causal_lm = choosing(
