@@ -35,8 +35,9 @@ def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) ->
         InputError: something is not a label.
     """
     if problem_type not in (None, *PROBLEMS[:2]):
-        expected = ", ".join(PROBLEMS[:2])
-        raise InputError(f"problem_type: expected {expected}; found {shown(problem_type)}")
+        raise InputError(
+            f"problem_type: expected {', '.join(PROBLEMS[:2])}; found {shown(problem_type)}"
+        )
     records = Records(source, [label])
     rows = _labels_and_places(records, label)
     lists = [(value if _is_list(value) else [value], place) for value, place in rows]

@@ -151,8 +151,8 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
         if name not in FIELDS:
             raise ConfigError(f"{where}no such key: {shown(name)}{suggest(name, FIELDS)}")
     found = checked(Settings, found, where=where) | checked(Settings, given)
-    required = (name for name, f in FIELDS.items() if f.default is dataclasses.MISSING)
-    if missing := [name for name in required if name not in found]:
+    absent = [one for name, one in FIELDS.items() if name not in found]
+    if missing := [one.name for one in absent if one.default is dataclasses.MISSING]:
         raise ConfigError(f"{where}missing: {', '.join(missing)}")
     settings = Settings(**found)
     _check_choices(settings)

@@ -44,6 +44,10 @@ def call_model(model: Any, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> 
     return model(**model_arguments(model.config, batch), **more, rngs=rngs)
 
 
+def _no_hits(outputs: Any, batch: Batch) -> Terms:
+    return {}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is minimised.
@@ -69,7 +73,7 @@ class Objective:
     labels: Mapping[str, Check]
     targets: Callable[[Batch], Terms]
     losses: Callable[[Any, Batch], Terms]
-    hits: Callable[[Any, Batch], Terms] = lambda outputs, batch: {}
+    hits: Callable[[Any, Batch], Terms] = _no_hits
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     inputs: tuple[str, ...] = MODEL_INPUTS
     apply: Callable[[Any, Batch, nnx.Rngs | None], Any] = call_model
