@@ -47,23 +47,19 @@ def checked_batch(
     if count % parts:
         raise InputError(f"batch: {count} rows cannot be taken in {parts} equal parts")
     for name, array in used.items():
-        if name in objective.labels:
+        if check := objective.labels.get(name):
             try:
-                objective.labels[name](config, name, array, used)
+                check(config, name, array, used)
             except NoTargetError:
                 if targets:
                     raise
-        else:
-            _check_input(config, name, array)
+            continue
+        kind = next(kind for kind in MODEL_INPUTS if name.endswith(kind))
+        if kind in LIMITS:
+            field = next(field for field in LIMITS[kind] if hasattr(config, field))
+            checked_indices(name, array, getattr(config, field), field)
+        elif kind == "attention_mask":
+            checked_zeros_and_ones(name, array)
+        elif kind == "inputs_embeds":
+            check_finite(name, array)
     return used
-
-
-def _check_input(config: Any, name: str, array: np.ndarray) -> None:
-    kind = next(kind for kind in MODEL_INPUTS if name.endswith(kind))
-    if kind in LIMITS:
-        field = next(field for field in LIMITS[kind] if hasattr(config, field))
-        checked_indices(name, array, getattr(config, field), field)
-    elif kind == "attention_mask":
-        checked_zeros_and_ones(name, array)
-    elif kind == "inputs_embeds":
-        check_finite(name, array)

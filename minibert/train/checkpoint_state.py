@@ -43,14 +43,24 @@ def _summary(leaf: Array) -> tuple[Array, Array]:
     return jnp.isfinite(leaf).all(), jnp.sum(mixed, dtype=jnp.uint32)
 
 
-def _summaries(arrays: Mapping[str, Array]) -> dict[str, tuple[bool, int]]:
+def checksums(arrays: Mapping[str, Array], *, step: int | None = None) -> dict[str, int]:
+    """Checksums of arrays, by path, which depend neither on devices nor on shardings.
+
+    Args:
+        arrays: the arrays; each number is looked at once.
+        step: the step of the checkpoint they are for, in which all numbers must be finite; None
+            for none.
+
+    Raises:
+        NotFiniteError: a number of a checkpoint is NaN or infinite.
+    """
     found = jax.device_get({path: _summary(array) for path, array in arrays.items()})
-    return {path: (bool(finite), int(value)) for path, (finite, value) in found.items()}
-
-
-def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
-    """Checksums of arrays, by path, which depend neither on devices nor on shardings."""
-    return {path: value for path, (_, value) in _summaries(arrays).items()}
+    for path, (finite, _) in found.items():
+        if step is not None and not finite:
+            raise NotFiniteError(
+                f"step {step}: NaN or infinity in {path}; no checkpoint of it was written"
+            )
+    return {path: int(value) for path, (_, value) in found.items()}
 
 
 def opt_state_leaves(state: TrainState) -> dict[str, Any]:
@@ -99,21 +109,6 @@ def flat(state: TrainState) -> dict[str, Array]:
     for part, arrays in plain.items():
         found |= {f"{part}: {path}": leaf for path, leaf in arrays.items()}
     return found
-
-
-def finite_checksums(state: TrainState, step: int) -> dict[str, int]:
-    """Looks at every number of a state, once; the checksums of its arrays.
-
-    Raises:
-        NotFiniteError: one is NaN or infinite.
-    """
-    found = _summaries(flat(state))
-    for path, (finite, _) in found.items():
-        if not finite:
-            raise NotFiniteError(
-                f"step {step}: NaN or infinity in {path}; no checkpoint of it was written"
-            )
-    return {path: value for path, (_, value) in found.items()}
 
 
 def seal(record: Mapping[str, Any]) -> str:

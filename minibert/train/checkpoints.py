@@ -32,7 +32,6 @@ from minibert.train.checkpoint_state import (
     as_dict,
     checksums,
     damaged,
-    finite_checksums,
     flat,
     from_dict,
     of_all_processes,
@@ -247,10 +246,6 @@ class Store:
     data: dict[str, Any] | None
     latest: int | None
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is planned for this step."""
-        return step % self.options.every == 0
-
     def save(self, state: TrainState, step: int, iterator: Any, standing: Standing) -> None:
         """Begins to write a checkpoint, unless there is one of this step.
 
@@ -266,7 +261,7 @@ class Store:
         record = {
             "identity": self.run,
             "standing": dataclasses.asdict(standing),
-            "checksums": finite_checksums(state, step),
+            "checksums": checksums(flat(state), step=step),
             "data": of_all_processes(self.data),
         }
         positions = {"positions": of_all_processes(iterator.get_state())}
@@ -372,15 +367,13 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
         )
     policy = PreservationPolicy(options.keep)
     with one_run(options.folder), _manager(options.folder, policy) as manager:
-        run = identity(trainer, options.about)
-        latest = manager.latest_step()
-        store = Store(manager, policy, options, run, identity_of(data), latest)
-        if store.latest is not None and not options.resume:
+        run, latest = identity(trainer, options.about), manager.latest_step()
+        if latest is not None and not options.resume:
             raise TargetError(
-                f"{options.folder}: holds checkpoints, the last of step {store.latest}; choose "
-                "another folder, or resume"
+                f"{options.folder}: holds checkpoints, the last of step {latest}; choose another "
+                "folder, or resume"
             )
-        yield store
+        yield Store(manager, policy, options, run, identity_of(data), latest)
 
 
 def restore(

@@ -31,19 +31,30 @@ def description(value: Any) -> Any:
     """
     if isinstance(value, SIMPLE):
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__} | {
-            name: one if isinstance(one, SIMPLE) else digest(one) for name, one in fields.items()
-        }
+    if _has_fields(value):
+        found = {"type": type(value).__name__}
+        for field in dataclasses.fields(value):
+            one = getattr(value, field.name)
+            found[field.name] = one if isinstance(one, SIMPLE) else digest(one)
+        return found
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _has_fields(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _feed(found: Any, value: Any) -> None:
     match value:
         case np.ndarray() | np.generic():
             found.update(f"array {value.dtype.str} {value.shape} ".encode())
-            _feed_array(found, value)
+            if value.dtype.hasobject:
+                _feed(found, value.tolist())
+                return
+            array = np.atleast_1d(value)
+            rows = max(AT_ONCE * len(array) // max(array.size, 1), 1)
+            for start in range(0, len(array), rows):
+                found.update(array[start : start + rows].tobytes())
         case str() | bytes():
             octets = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
             found.update(f"{type(value).__name__} {len(octets)} ".encode() + octets)
@@ -58,19 +69,9 @@ def _feed(found: Any, value: Any) -> None:
             _feed_object(found, value)
 
 
-def _feed_array(found: Any, array: Any) -> None:
-    if array.dtype.hasobject:
-        _feed(found, array.tolist())
-    else:
-        array = np.atleast_1d(array)
-        rows = max(AT_ONCE * len(array) // max(array.size, 1), 1)
-        for start in range(0, len(array), rows):
-            found.update(array[start : start + rows].tobytes())
-
-
 def _feed_object(found: Any, value: Any) -> None:
     found.update(f"{type(value).__qualname__} ".encode())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if _has_fields(value):
         for field in dataclasses.fields(value):
             _feed(found, field.name)
             _feed(found, getattr(value, field.name))

@@ -198,15 +198,6 @@ def fit(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pending:
-    """A step that may not be computed yet."""
-
-    step: int
-    batch: Mapping[str, Any]
-    metrics: Metrics
-
-
 @dataclasses.dataclass(kw_only=True)
 class _Run:
     trainer: Any
@@ -221,7 +212,8 @@ class _Run:
     start: int  # the step before the data's first batch
     callbacks: list[Callback]
     speed: Speed
-    pending: _Pending | None = None
+    # the step that may not be computed yet: its number, batch and metrics
+    pending: tuple[int, Mapping[str, Any], Metrics] | None = None
     unwritten: Metrics | None = None  # the last step's line, if it is not to be logged
 
     def until_stopped(self, interrupted: threading.Event) -> str:
@@ -240,9 +232,9 @@ class _Run:
             metrics = self.trainer.step(batch)
             self.step += 1
             self._settle()
-            self.pending = _Pending(self.step, batch, metrics)
+            self.pending = self.step, batch, metrics
             best = self._evaluation_due() and self._evaluate()
-            if self.store is not None and (best or self.store.due(self.step)):
+            if self.store is not None and (best or self.step % self.store.options.every == 0):
                 self._save()
         if reason == "data" and self.step == first and not restored:
             raise InputError(
@@ -276,19 +268,19 @@ class _Run:
     def _read(self) -> None:
         if self.pending is None:
             return
-        pending, self.pending = self.pending, None
-        metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+        (step, batch, metrics), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         wrong = [f"{name} is {value}" for name, value in metrics.items() if not isfinite(value)]
         if wrong:
-            examples = np.asarray(pending.batch.get("example", ())).reshape(-1)
+            examples = np.asarray(batch.get("example", ())).reshape(-1)
             named = f", of the examples {shown(examples.tolist())}" if examples.size else ""
             raise NotFiniteError(
-                f"step {pending.step}: {', '.join(wrong)}; it is the data's batch "
-                f"{pending.step - self.start}{named}. A smaller learning rate, a longer warmup or "
+                f"step {step}: {', '.join(wrong)}; it is the data's batch "
+                f"{step - self.start}{named}. A smaller learning rate, a longer warmup or "
                 "clipped gradients may help"
             )
-        self.speed.step(sizes(pending.batch))
-        self.unwritten = {"step": pending.step, **metrics}
+        self.speed.step(sizes(batch))
+        self.unwritten = {"step": step, **metrics}
 
     def _write(self, line: Metrics) -> None:
         self.unwritten = None

@@ -283,8 +283,8 @@ def operations(params: Mapping[str, Any], config: Any, over_words: bool) -> tupl
 def _peak(trainer: Any) -> float | None:
     """FLOP/s of the devices that the parameters are on; None if they are not in the table."""
     devices = next(iter(trainer.state.params.values())).sharding.device_set
-    known = all(device.device_kind in PEAKS for device in devices)
-    return sum(PEAKS[device.device_kind] for device in devices) if known else None
+    peaks: list[Any] = [PEAKS.get(device.device_kind) for device in devices]
+    return None if None in peaks else sum(peaks)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """What identifies a training run: two runs that differ in it compute other numbers."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -34,11 +33,7 @@ def identity(trainer: Any, about: Values) -> dict[str, Any]:
     found = {
         "format": FORMAT,
         **trainer.made_by,
-        "config": {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(config)
-            if field.name not in INERT
-        },
+        "config": {name: value for name, value in vars(config).items() if name not in INERT},
         "optimizer": _optimizer(trainer.optimizer, state.params),
         "params": _specs(state.params),
         "opt_state": _specs(opt_state_leaves(state)),

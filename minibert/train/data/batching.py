@@ -7,6 +7,7 @@ dropout masks) and the position in the data are independent of the number of hos
 """
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import threading
@@ -18,11 +19,12 @@ import numpy as np
 from minibert.core import checks
 from minibert.core.fields import COUNT, Rule, assign, check, field, or_null, whole
 from minibert.errors import InputError, SourceError, shown
-from minibert.train.data.identity import with_identity
+from minibert.train.fingerprint import description, digest
 
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
 Collation = Callable[[Sequence[Example]], dict[str, np.ndarray]]
+COMPARED = ("batch_size", "shuffle", "drop_last", "workers")  # between runs
 AHEAD = 4  # batches that are made before they are asked for
 OR_ENDLESS = dataclasses.replace(or_null(COUNT), expected=COUNT.expected)
 FLAG = Rule("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
@@ -201,7 +203,7 @@ def batched(
     transforms: Sequence[Transform] = (),
     about: Mapping[str, Any],
 ) -> Any:
-    """Returns batches of examples; see `batches`."""
+    """Returns batches of examples, with the method that `identity_of` asks; see `batches`."""
     try:
         import grain
         import grain.experimental
@@ -209,13 +211,7 @@ def batched(
         raise SourceError(
             "reading training data needs grain: pip install 'minibert-jax[train]'"
         ) from None
-    hosts = options.share[1]
-    count = _epoch_size(len(examples), options)
-    if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
-        raise InputError(
-            f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
-            "lengths; expected one length"
-        )
+    count = _epoch_size(len(examples), options, collate)
     dataset = grain.MapDataset.source(CheckedExamples(examples)).seed(options.seed)
     for transform in transforms:
         dataset = dataset.random_map(CheckedFunction(transform, type(transform).__name__))
@@ -225,9 +221,23 @@ def batched(
     parts = list(_parts_of_batches(dataset, count, options, batch_fn))
     dataset = grain.MapDataset.concatenate(parts).repeat(options.epochs)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
-    if options.workers:
-        dataset = _in_processes(grain, dataset, options.workers)
-    return with_identity(dataset, examples, options, transforms, collate, about)
+    dataset = _in_processes(grain, dataset, options.workers)
+
+    @functools.cache  # the examples are read once, when it is first needed
+    def identity() -> dict[str, Any]:
+        return {
+            **about,
+            "examples": len(examples),
+            "contents": digest(examples),
+            **{name: getattr(options, name) for name in COMPARED},
+            **({"seed": options.seed} if options.shuffle or transforms else {}),
+            "processes": options.share[1],
+            "transforms": [description(one) for one in transforms],
+            "collate": description(collate),
+        }
+
+    dataset.identity = identity
+    return dataset
 
 
 def _parts_of_batches(
@@ -243,8 +253,8 @@ def _parts_of_batches(
         yield dataset[first : first + rows].batch(rows, batch_fn=batch_fn)
 
 
-def _epoch_size(count: int, options: Batching) -> int:
-    """Returns the number of examples of an epoch."""
+def _epoch_size(count: int, options: Batching, collate: Collation) -> int:
+    """Returns the number of examples of an epoch, of which all hosts get equal parts."""
     size, hosts = options.batch_size, options.share[1]
     if not count:
         raise InputError("examples: there are none")
@@ -254,15 +264,23 @@ def _epoch_size(count: int, options: Batching) -> int:
                 f"batch_size: {size} is more than the {count} examples, and drop_last drops "
                 "smaller batches"
             )
-        return count - count % size
-    if count % hosts:
+        count -= count % size
+    elif count % hosts:
         raise InputError(
             f"drop_last: {count} examples cannot be shared by {hosts} hosts equally; expected True"
+        )
+    if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
+        raise InputError(
+            f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
+            "lengths; expected one length"
         )
     return count
 
 
 def _in_processes(grain: Any, batched: Any, workers: int) -> Any:
+    """Has batches made by processes, if there are to be any."""
+    if not workers:
+        return batched
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,9 +1,10 @@
 """Tokenization of training texts, with a copy of a fast tokenizer, and windows of token ids."""
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from minibert.data.files import read_text
 from minibert.data.records import read_texts
 from minibert.errors import InputError
 from minibert.text.tokenizer import backend_of
-from minibert.train.data.batching import Collate, Example
+from minibert.train.data.batching import Batching, Collate, Example, batched
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.labels import IGNORED
 
@@ -22,7 +23,7 @@ AT_ONCE = 1000  # texts that are tokenized between two updates of the progress b
 
 
 class Encoder:
-    """Tokenizes texts or pairs of texts; the tokenizer passed is not changed.
+    """Tokenizes texts or pairs of texts for batches; the tokenizer passed is not changed.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -31,27 +32,28 @@ class Encoder:
             otherwise they are errors.
         show_progress: whether to show a progress bar; None for one if there are many texts and
             stderr is a terminal.
+        batch_size: rows of a batch.
+        options: the other arguments of `batches`.
 
     Raises:
         InputError: it is not a fast tokenizer, or an argument is wrong.
     """
 
     def __init__(
-        self, tokenizer: Any, max_length: Any, truncation: Any, show_progress: bool | None
+        self,
+        tokenizer: Any,
+        max_length: Any,
+        truncation: Any,
+        show_progress: bool | None,
+        batch_size: Any,
+        options: Mapping[str, Any],
     ):
+        self.batching = Batching(batch_size=batch_size, **options)
         self.tokenizer, self.backend = tokenizer, backend_of(tokenizer)
         self.max_length = whole("max_length", max_length, 1)
         self.truncation = flag("truncation", truncation)
-        self.show_progress = show_progress
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What identifies the encoder, for `about` of `batches`."""
-        return {
-            "tokenizer": digest(self.backend.to_str()),
-            "max_length": self.max_length,
-            "truncation": self.truncation,
-        }
+        # unlike a call, without a check of what is found
+        self.encoded = functools.partial(encoded, self.backend, show_progress=show_progress)
 
     def __call__(
         self, inputs: Sequence[Any], places: Sequence[str], *, words: bool = False
@@ -78,14 +80,6 @@ class Encoder:
             self.check_length(place, len(encoding.ids))
         return found
 
-    def encoded(
-        self, inputs: Sequence[Any], *, words: bool = False, special: bool = True
-    ) -> list[Any]:
-        """Returns the encodings of texts, pairs or lists of words; they may be too long."""
-        return encoded(
-            self.backend, inputs, words=words, special=special, show_progress=self.show_progress
-        )
-
     def check_room(self, special: int) -> None:
         """Raises an InputError if there is only room for special tokens."""
         if self.max_length <= special:
@@ -108,6 +102,15 @@ class Encoder:
         if "token_type_ids" in self.tokenizer.model_input_names and not prefix:
             rows["token_type_ids"] = np.array(encoding.type_ids, np.int32)
         return rows
+
+    def batches(self, examples: Any, collate: Collate, transforms: Sequence[Any] = ()) -> Any:
+        """Returns batches of examples; see `batches`."""
+        about = {
+            "tokenizer": digest(self.backend.to_str()),
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+        }
+        return batched(examples, self.batching, collate, transforms=transforms, about=about)
 
 
 def unpadded(ids: Any, prefix: str = "") -> dict[str, np.ndarray]:
@@ -136,32 +139,21 @@ def encoded(
     return found
 
 
-def padded_lengths(pad_to: Any, max_length: int) -> tuple[int, ...]:
-    """Returns the lengths to which batches are padded, ascending.
-
-    Args:
-        pad_to: one or more lengths; None for `max_length`, to which longer batches are padded.
-        max_length: the max length.
-
-    Raises:
-        InputError: a length is not an integer from 1 to `max_length`.
-    """
-    if pad_to is None:
-        return (max_length,)
-    given = pad_to if isinstance(pad_to, list | tuple | range) else [pad_to]
-    lengths = {whole("pad_to", length, 1) for length in given} | {max_length}
-    if max(lengths) > max_length:
-        raise InputError(f"pad_to: {max(lengths)} is over max_length, {max_length}")
-    return tuple(sorted(lengths))
-
-
 def collate_for(
     encoder: Encoder, pad_to: Any, *, labels: bool = False, prefixes: Sequence[str] = ("",)
 ) -> Collate:
     """Returns a `Collate` that pads masks with 0 and labels of tokens with −100.
 
+    Args:
+        encoder: what the examples are made with.
+        pad_to: one or more lengths; longer batches, or all if it is None, are padded to the
+            encoder's `max_length`.
+        labels: whether there are labels of tokens.
+        prefixes: what precedes the names of each text's entries.
+
     Raises:
-        InputError: the tokenizer has no padding token, or `pad_to` is wrong.
+        InputError: the tokenizer has no padding token, or a length is not an integer from 1 to
+            `max_length`.
     """
     pad = encoder.tokenizer.pad_token_id
     if pad is None:
@@ -172,7 +164,12 @@ def collate_for(
     pads = {"token_type_ids": 0, **({"labels": IGNORED} if labels else {})}
     for prefix in prefixes:
         pads |= {f"{prefix}input_ids": pad, f"{prefix}attention_mask": 0}
-    return Collate(lengths=padded_lengths(pad_to, encoder.max_length), pads=pads)
+    longest, given = encoder.max_length, [] if pad_to is None else pad_to
+    given = given if isinstance(given, list | tuple | range) else [given]
+    lengths = {whole("pad_to", length, 1) for length in given} | {longest}
+    if max(lengths) > longest:
+        raise InputError(f"pad_to: {max(lengths)} is over max_length, {longest}")
+    return Collate(lengths=tuple(sorted(lengths)), pads=pads)
 
 
 @dataclasses.dataclass(frozen=True)

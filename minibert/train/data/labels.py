@@ -35,8 +35,9 @@ def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) ->
         InputError: something is not a label.
     """
     if problem_type not in (None, *PROBLEMS[:2]):
-        expected = ", ".join(PROBLEMS[:2])
-        raise InputError(f"problem_type: expected {expected}; found {shown(problem_type)}")
+        raise InputError(
+            f"problem_type: expected {', '.join(PROBLEMS[:2])}; found {shown(problem_type)}"
+        )
     records = Records(source, [label])
     rows = _labels_and_places(records, label)
     lists = [(value if _is_list(value) else [value], place) for value, place in rows]
@@ -76,11 +77,10 @@ def checked_label2id(label2id: Any) -> dict[str, int]:
     """
     if not isinstance(label2id, Mapping) or not label2id:
         raise InputError(f"label2id: expected ids by name, found {shown(label2id)}")
-    if any(type(number) is not int for number in label2id.values()) or sorted(
-        label2id.values()
-    ) != list(range(len(label2id))):
+    ids = label2id.values()
+    if any(type(number) is not int for number in ids) or sorted(ids) != list(range(len(ids))):
         raise InputError(
-            f"label2id: expected the ids 0 to {len(label2id) - 1}, each once; found "
+            f"label2id: expected the ids 0 to {len(ids) - 1}, each once; found "
             f"{shown(dict(label2id))}"
         )
     return dict(label2id)

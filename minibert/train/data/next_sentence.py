@@ -61,13 +61,13 @@ def _lines(text: str) -> list[str]:
 
 def _by_blank_lines(path: str, lines: Iterable[str]) -> tuple[list[list[str]], list[str]]:
     documents, places = [], []
-    inside = False
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and not inside:
-            documents.append([])
+    number = 1
+    for is_text, group in itertools.groupby(lines, lambda line: bool(line.strip())):
+        block = list(group)
+        if is_text:
+            documents.append(block)
             places.append(f"{path}: line {number}")
-        if inside := bool(line.strip()):
-            documents[-1].append(line)
+        number += len(block)
     return documents, places
 
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
-from minibert.train.data.batching import Batching, batched
 from minibert.train.data.encoding import Encoder, collate_for, word_starts
 from minibert.train.data.labels import (
     checked_list,
@@ -60,8 +59,7 @@ def classification(
         SourceError: there is no such file.
         InputError: an argument is wrong, a text is empty or too long, or a label is unknown.
     """
-    batching = Batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
     collate = collate_for(encoder, pad_to)
     columns = [text] if text_pair is None else [text, text_pair]
     records = Records(source, [*columns, label])
@@ -74,7 +72,7 @@ def classification(
         encoder.arrays(encoding) | {"labels": labels[i], "example": np.int64(i)}
         for i, encoding in enumerate(found)
     ]
-    return batched(examples, batching, collate, about=encoder.about)
+    return encoder.batches(examples, collate)
 
 
 def token_classification(
@@ -112,8 +110,7 @@ def token_classification(
         InputError: an argument is wrong, a record has not as many labels as words, a word has no
             token, a text is too long, or a label is unknown.
     """
-    batching = Batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
     text = encoder.backend.encode("a a")
     split = encoder.backend.encode(["a", "a"], is_pretokenized=True)
     if text.ids[1:] != split.ids[1:]:
@@ -124,12 +121,11 @@ def token_classification(
     places = places_of(records, words)
     examples = []
     for index, encoding in enumerate(encoder(inputs, places, words=True)):
-        firsts = word_starts(encoding)
         labels = [
             ids[index][word] if word is not None and begins else IGNORED
-            for word, begins in zip(encoding.word_ids, firsts, strict=True)
+            for word, begins in zip(encoding.word_ids, word_starts(encoding), strict=True)
         ]
-        read = {word for word in encoding.word_ids if word is not None}
+        read = set(encoding.word_ids) - {None}
         first, last = 0, len(inputs[index]) - 1
         if truncation and tokenizer.truncation_side == "left":
             first = min(read)
@@ -142,7 +138,7 @@ def token_classification(
             encoder.arrays(encoding)
             | {"labels": np.array(labels, np.int32), "example": np.int64(index)}
         )
-    return batched(examples, batching, collate, about=encoder.about)
+    return encoder.batches(examples, collate)
 
 
 def question_answering(
@@ -183,15 +179,14 @@ def question_answering(
         InputError: an argument is wrong, an answer is not at its position in the context, or a
             question is too long.
     """
-    batching = Batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, False, show_progress)
+    encoder = Encoder(tokenizer, max_length, False, show_progress, batch_size, options)
     collate = collate_for(encoder, pad_to)
     named = answers if isinstance(answers, list | tuple) else [answers]
     if not (isinstance(answers, str) or len(named) == 2):
         raise InputError(f"answers: expected a column or two, found {shown(answers)}")
     records = Records(source, [question, context, *named])
     examples = span_examples(records, encoder, (question, context, answers), doc_stride)
-    return batched(examples, batching, collate, about=encoder.about)
+    return encoder.batches(examples, collate)
 
 
 def contrastive(
@@ -226,8 +221,7 @@ def contrastive(
         SourceError: there is no such file.
         InputError: an argument is wrong, or a text is empty or too long.
     """
-    batching = Batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
     columns = {"anchor_": anchor, "positive_": positive}
     if negative is not None:
         columns["negative_"] = negative
@@ -238,7 +232,7 @@ def contrastive(
         found = encoder(texts_of(records, column), places_of(records, column))
         for example, encoding in zip(examples, found, strict=True):
             example.update(encoder.arrays(encoding, prefix))
-    return batched(examples, batching, collate, about=encoder.about)
+    return encoder.batches(examples, collate)
 
 
 def _words_and_labels(

@@ -178,8 +178,7 @@ def masked_lm(
         SourceError: there is no such file.
         InputError: an argument is wrong, or a text is empty or too long.
     """
-    batching = Batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
     masking = masking_of(tokenizer, probability, whole_words)
     collate = collate_for(encoder, pad_to, labels=True)
     texts, places = read_texts(source, column)
@@ -198,7 +197,7 @@ def masked_lm(
         ]
     for index, place in enumerate(places):
         masking.check(examples[index]["input_ids"], f"{place}: has")
-    return batched(examples, batching, collate, transforms=[masking], about=encoder.about)
+    return encoder.batches(examples, collate, [masking])
 
 
 def pretraining(
@@ -236,8 +235,7 @@ def pretraining(
         InputError: an argument is wrong; a document has fewer than two sentences, or two that are
             too long together; or there are fewer than two documents.
     """
-    batching = Batching(batch_size=batch_size, **options)
-    encoder = Encoder(tokenizer, max_length, truncation, show_progress)
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
     masking = masking_of(tokenizer, probability, whole_words)
     collate = collate_for(encoder, pad_to, labels=True)
     documents, places = read_documents(source, column)
@@ -245,4 +243,4 @@ def pretraining(
     for document, place in zip(pairs.documents, places, strict=True):
         for index, (ids, _) in enumerate(document):
             masking.check(ids, f"{place}: sentence {index} has")
-    return batched(pairs, batching, collate, transforms=[pairs, masking], about=encoder.about)
+    return encoder.batches(pairs, collate, [pairs, masking])

@@ -139,26 +139,24 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: the file cannot be read; a key is unknown, missing or impossible.
     """
-    found = {} if path is None else _read(path)
-    where = f"{path}: " if path else ""
+    found, where = {}, ""
+    if path is not None:
+        where = f"{path}: "
+        try:
+            with reading(path, ConfigError), open(path, "rb") as file:
+                found = tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+            raise ConfigError(f"{where}not TOML ({reason})") from None
     for name in found:
         if name not in FIELDS:
             raise ConfigError(f"{where}no such key: {shown(name)}{suggest(name, FIELDS)}")
     found = checked(Settings, found, where=where) | checked(Settings, given)
-    required = (name for name, f in FIELDS.items() if f.default is dataclasses.MISSING)
-    if missing := [name for name in required if name not in found]:
+    absent = [one for name, one in FIELDS.items() if name not in found]
+    if missing := [one.name for one in absent if one.default is dataclasses.MISSING]:
         raise ConfigError(f"{where}missing: {', '.join(missing)}")
     settings = Settings(**found)
     _check_choices(settings)
     return settings
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with reading(path, ConfigError), open(path, "rb") as file:
-            return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
-        raise ConfigError(f"{path}: not TOML ({reason})") from None
 
 
 def _check_choices(settings: Settings) -> None:

@@ -43,13 +43,13 @@ def fresh_config(
         if name not in ("tiny", "small", "base", "medium", "large", "xl") or preset is None:
             raise ConfigError(f"config: expected a config.json or a preset, found {shown(name)}")
         config = preset(vocab_size=len(tokenizer))
+    changes = dict(labels)
     if "pad_token_id" in ends:
-        labels = {**labels, "pad_token_id": ends.pop("pad_token_id")}
-    if not ends:
-        return config.replace(**labels)
-    # what only `generate` asks for stands in two files
-    extra, generation = {**config.extra, **ends}, {**(config.generation or {}), **ends}
-    return config.replace(**labels, extra=extra, generation=generation)
+        changes["pad_token_id"] = ends.pop("pad_token_id")
+    if ends:  # what only `generate` asks for stands in two files
+        changes["extra"] = {**config.extra, **ends}
+        changes["generation"] = {**(config.generation or {}), **ends}
+    return config.replace(**changes)
 
 
 def _config_of_file(path: str, classes: tuple[Any, ...], words: int, ends: dict[str, int]) -> Any:
@@ -266,7 +266,7 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
         rows = read_documents(settings.data, settings.text)[0]
     elif task.columns:
         columns = [getattr(settings, name) or default for name, default in task.columns.items()]
-        rows = list(Records(settings.data, list(filter(None, columns))))
+        rows = Records(settings.data, filter(None, columns))
     else:
         rows = read_texts(settings.data, settings.text)[0]
     held = round(fraction * len(rows))

@@ -142,8 +142,7 @@ class LoRA:
 
     def __post_init__(self):
         check(self, InputError)
-        heads = TASK_HEADS.get(self.task_type, ())
-        if heads:
+        if heads := TASK_HEADS.get(self.task_type):
             names = dict.fromkeys([*(self.modules_to_save or ()), *heads])
             assign(self, {"modules_to_save": tuple(names)})
         if self.bias != "none":
@@ -180,8 +179,8 @@ class LoRA:
 
     def selects(self, path: str, targets: str | tuple[str, ...]) -> bool:
         """Whether a module gets an adapter, if those are the targets."""
-        excluded = self.exclude_modules is not None and _named(path, self.exclude_modules)
-        if excluded or self.saves_within(path) or not _named(path, targets):
+        excluded = _named(path, self.exclude_modules or ()) or self.saves_within(path)
+        if excluded or not _named(path, targets):
             return False
         return isinstance(targets, str) or path in targets or self._in_layers(path)
 

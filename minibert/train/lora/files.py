@@ -145,12 +145,15 @@ def tensors(model: Any, lora: LoRA) -> dict[str, Tensor]:
 
 def config_fields(model: Any, lora: LoRA) -> dict[str, Any]:
     """The contents of `adapter_config.json`, with what the model decides written out."""
-    fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
-    fields["target_modules"] = target_names(model, lora)
-    fields["fan_in_fan_out"] = any(site.fan_in_fan_out for site in sites(model, lora))
-    for name in ("rank_pattern", "alpha_pattern"):
-        fields[name] = dict(fields[name])
-    return fields | {"peft_type": "LORA", "inference_mode": True}
+    return {
+        **vars(lora),
+        "target_modules": target_names(model, lora),
+        "fan_in_fan_out": any(site.fan_in_fan_out for site in sites(model, lora)),
+        "rank_pattern": dict(lora.rank_pattern),
+        "alpha_pattern": dict(lora.alpha_pattern),
+        "peft_type": "LORA",
+        "inference_mode": True,
+    }
 
 
 def read_config(fields: Mapping[str, Any]) -> LoRA:

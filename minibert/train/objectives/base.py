@@ -195,10 +195,8 @@ def next_tokens(batch: Batch) -> Array:
 
 def labelled(name: str, check: Check) -> Objective:
     """An objective whose one term chooses `labels` by `logits`."""
-    labels = {"labels": check}
-    return choosing(
-        name, {name: Choice("logits", "labels")}, needs=(WORDS, ("labels",)), labels=labels
-    )
+    term = {name: Choice("logits", "labels")}
+    return choosing(name, term, needs=(WORDS, ("labels",)), labels={"labels": check})
 
 
 causal_lm = choosing(

@@ -126,21 +126,22 @@ class Taught:
         return {**self._batches.identity(), "teacher": teacher}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class TaughtIterator:
     """Has `get_state` and `set_state` if the batches' own iterator has."""
 
-    def __init__(self, teacher: Any, batches: Iterator[Batch]):
-        self._teacher, self._batches = teacher, batches
+    teacher: Any
+    batches: Iterator[Batch]
 
     def __iter__(self) -> "TaughtIterator":
         return self
 
     def __next__(self) -> dict[str, Any]:
-        batch = next(self._batches)
-        given = model_arguments(self._teacher.config, batch)
-        return {**batch, "teacher_logits": np.asarray(output(self._teacher(**given), "logits"))}
+        batch = next(self.batches)
+        given = model_arguments(self.teacher.config, batch)
+        return {**batch, "teacher_logits": np.asarray(output(self.teacher(**given), "logits"))}
 
     def __getattr__(self, name: str) -> Any:
         if name in ("get_state", "set_state"):
-            return getattr(self._batches, name)
+            return getattr(self.batches, name)
         raise AttributeError(name)

@@ -111,8 +111,7 @@ def classification(config: Any) -> Objective:
         if found == "single_label_classification":
             of_rows("num_labels")(config, name, array, batch)
         else:
-            most = None if found == "regression" else 1.0
-            numbers(config, name, array, batch, most=most)
+            numbers(config, name, array, batch, most=None if found == "regression" else 1.0)
 
     def targets(batch: Batch) -> Terms:
         if kind(batch) == "single_label_classification":

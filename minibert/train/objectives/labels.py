@@ -38,8 +38,8 @@ def of_tokens(field: str, *, first: int = 0) -> Check:
     """
 
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-        shaped(name, array, [shape_of_words(batch)])
-        _classes(name, array, getattr(config, field), field, first)
+        shape = shape_of_words(batch)
+        _classes(name, array, shape, getattr(config, field), field, first)
 
     return check
 
@@ -48,11 +48,9 @@ def of_rows(limit: str | int) -> Check:
     """A class for every row, below a field of the config or a number, or −100."""
 
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-        shaped(name, array, [shape_of_words(batch)[:1]])
-        if isinstance(limit, int):
-            _classes(name, array, limit, "classes")
-        else:
-            _classes(name, array, getattr(config, limit), limit)
+        numbered = isinstance(limit, int)
+        size, said = (limit, "classes") if numbered else (getattr(config, limit), limit)
+        _classes(name, array, shape_of_words(batch)[:1], size, said)
 
     return check
 
@@ -75,8 +73,7 @@ def of_windows(filler: int) -> Check:
 def of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
     """Which of the choices of every row is right, or −100."""
     rows, choices = _choices(name, batch)
-    shaped(name, array, [(rows,)])
-    _classes(name, array, choices, "choices")
+    _classes(name, array, (rows,), choices, "choices")
 
 
 def tokens_of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
@@ -128,8 +125,11 @@ def _choices(name: str, batch: Batch) -> tuple[int, int]:
             raise InputError(f"{name}: expected words (batch, choices, seq), found {found}")
 
 
-def _classes(name: str, array: np.ndarray, size: int, limit: str, first: int = 0) -> None:
+def _classes(
+    name: str, array: np.ndarray, shape: tuple[int, ...], size: int, limit: str, first: int = 0
+) -> None:
     """Checks classes below `size`, or −100; from `first` on there must be one."""
+    shaped(name, array, [shape])
     checked_indices(name, np.where(array == IGNORED, 0, array), size, limit)
     if (array[..., first:] == IGNORED).all():
         raise NoTargetError(f"{name}: no target: every label is {IGNORED}")
