@@ -127,7 +127,8 @@ class PretrainedModel(Module):
     @property
     def block_paths(self) -> list[str]:
         """Where in this model the blocks are that run, in order."""
-        return [f"{self.blocks_path}.{number}" for number in range(self.config.num_hidden_layers)]
+        count = self.base_model.config.num_hidden_layers
+        return [f"{self.blocks_path}.{number}" for number in range(count)]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
