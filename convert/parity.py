@@ -6,6 +6,7 @@ own. Rounding grows with the numbers, so both tolerances are relative to an outp
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -86,9 +87,8 @@ def ragged_inputs(config: Any, folder: str) -> Arrays:
 def _tokenized(config: Any, folder: str) -> list[list[int]]:
     import tokenizers
 
-    path = os.path.join(folder, "tokenizer.json")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(path)
+        tokenizer = tokenizers.Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         rows = [tokenizer.encode(text).ids for text in _passages()]
@@ -100,26 +100,26 @@ def _tokenized(config: Any, folder: str) -> list[list[int]]:
 
 def _passages() -> Iterator[str]:
     with open(TEXT, encoding="utf-8") as file:
-        words = file.read().split()
-    row = start = 0
-    while start < len(words):
-        end = start + WORDS_A_ROW[row % len(WORDS_A_ROW)]
-        yield " ".join(words[start:end])
-        row, start = row + 1, end
+        words = iter(file.read().split())
+    for count in itertools.cycle(WORDS_A_ROW):
+        if not (passage := " ".join(itertools.islice(words, count))):
+            return
+        yield passage
 
 
 def _drawn(config: Any) -> list[list[int]]:
     draw = np.random.default_rng(0)
-    lengths = [min(2 * words, config.max_tokens) for words in WORDS_A_ROW * 3]
-    return [draw.integers(0, config.vocab_size, length).tolist() for length in lengths]
+    return [
+        draw.integers(0, config.vocab_size, min(2 * words, config.max_tokens)).tolist()
+        for words in WORDS_A_ROW * 3
+    ]
 
 
 def shaped(inputs: Arrays, model: Any) -> Arrays:
     """The inputs as a model takes them: some have an axis of choices, and then no encoder."""
     if not model.has_choices:
         return inputs
-    taken = {name: array for name, array in inputs.items() if name != "encoder_hidden_states"}
-    return {name: array[None] for name, array in taken.items()}
+    return {name: a[None] for name, a in inputs.items() if name != "encoder_hidden_states"}
 
 
 def compare(
@@ -138,10 +138,10 @@ def compare(
         progress: told what happens next.
         one_by_one: whether the models take no more than one row at a time.
     """
-    rows = len(inputs["input_ids"])
     calls = [inputs]
     if one_by_one:
-        calls = [{name: a[row : row + 1] for name, a in inputs.items()} for row in range(rows)]
+        rows = range(len(inputs["input_ids"]))
+        calls = [{name: a[row : row + 1] for name, a in inputs.items()} for row in rows]
     progress("PyTorch, float32")
     theirs = load_theirs().float()
     torch32 = _run_torch(theirs, calls)
@@ -166,9 +166,11 @@ def _run_torch(model: Any, calls: list[Arrays]) -> Arrays:
     import torch
 
     def call(inputs: Arrays) -> Any:
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        wide = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-        return model(**wide, **OUTPUTS, return_dict=True)
+        tensors = {
+            name: torch.as_tensor(array, dtype=model.dtype if array.dtype.kind == "f" else None)
+            for name, array in inputs.items()
+        }
+        return model(**tensors, **OUTPUTS, return_dict=True)
 
     with torch.no_grad():
         return _joined(map(call, calls))
@@ -181,7 +183,7 @@ def _run_jax(model: Any, calls: list[Arrays]) -> Arrays:
 
 def _joined(outputs: Iterable[Any]) -> Arrays:
     """The outputs of all calls by name, on the host, one after the other."""
-    found = [{name: np.asarray(value) for name, value in _named(one)} for one in outputs]
+    found = [dict(_named(one)) for one in outputs]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
@@ -195,9 +197,8 @@ def _named(outputs: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _unpadded(name: str, array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    if name in ("start_logits", "end_logits"):
-        return array[mask]
-    if array.ndim < 3 or name == "mc_logits":
+    by_token = array.ndim > 2 or name in ("start_logits", "end_logits")
+    if not by_token or name == "mc_logits":
         return array
     return array.reshape(*mask.shape, -1)[mask]  # an axis of choices is joined to the rows
 

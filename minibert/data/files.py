@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import functools
 import json
 import os
 import stat
@@ -123,8 +122,9 @@ def picked(row: Mapping[Any, Any], columns: Iterable[str], where: str) -> dict[s
     """
     for column in columns:
         if column not in row:
-            found = shown(sorted(map(str, row)))
-            raise InputError(f"{where}: no column {column!r}; it has {found}")
+            raise InputError(
+                f"{where}: no column {column!r}; it has {shown(sorted(map(str, row)))}"
+            )
     return {column: row[column] for column in columns}
 
 
@@ -192,9 +192,6 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
     return rows(), table.metadata.num_rows
 
 
-BLOCK = 1 << 20  # bytes that are read at once of a whole file
-
-
 @dataclasses.dataclass(eq=False)
 class TextFile:
     """An open file of texts; iterate over it once.
@@ -255,13 +252,16 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
         file = open(path, "rb")  # noqa: SIM115  # closed below
     with file:
         if kind == "txt":
-            lines = decoded(path, file)
-            texts = ((line.removesuffix("\n").removesuffix("\r"), done) for line, done in lines)
-            texts = while_unchanged(path, file, texts)
+            lines = (
+                (line.removesuffix("\n").removesuffix("\r"), done)
+                for line, done in decoded(path, file)
+            )
+            texts = while_unchanged(path, file, lines)
             total = os.fstat(file.fileno()).st_size
         else:
-            rows, total = read_rows(path, file, [column or "text"])
-            texts = _texts(path, column or "text", rows)
+            column = column or "text"
+            rows, total = read_rows(path, file, [column])
+            texts = _texts(path, column, rows)
         yield TextFile(path, kind, texts, total)
 
 
@@ -274,8 +274,8 @@ def read_text(path: str) -> str:
     """
     try:
         with reading(path), open(path, "rb") as file:
-            blocks = iter(functools.partial(file.read, BLOCK), b"")
-            return b"".join(while_unchanged(path, file, blocks)).decode("utf-8-sig")
+            whole = while_unchanged(path, file, iter(file.read, b""))
+            return b"".join(whole).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise InputError(f"{path}: byte {reason.start}: not UTF-8 ({reason.reason})") from None
 

@@ -31,8 +31,12 @@ class Records(Sequence[dict[str, Any]]):
                 raise InputError(f"column: expected a name, found {shown(column)}")
         columns = list(dict.fromkeys(columns))
         self._path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        read = self._given(source, columns) if self._path is None else _read(self._path, columns)
-        self._rows = list(read)
+        if self._path is None:
+            self._rows = list(self._given(source, columns))
+        else:
+            kind_of(self._path, TABLES)
+            with reading(self._path), open(self._path, "rb") as file:
+                self._rows = [row for row, _ in read_rows(self._path, file, columns)[0]]
         if not self._rows:
             raise InputError(f"{self._path or 'records'}: there are none")
 
@@ -62,13 +66,6 @@ class Records(Sequence[dict[str, Any]]):
             if not isinstance(row, Mapping):
                 raise InputError(f"{where}: expected values by column, found {shown(row)}")
             yield picked(row, columns, where)
-
-
-def _read(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    kind_of(path, TABLES)
-    with reading(path), open(path, "rb") as file:
-        for row, _ in read_rows(path, file, columns)[0]:
-            yield row
 
 
 def checked_text(value: Any, where: str) -> str:

@@ -94,10 +94,8 @@ def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.nda
         scale: what both are multiplied with before: the larger, the more the likest one gets.
     """
     scale = number("scale", scale)
-    left, right = (
-        np.asarray(as_array(name, vectors), np.float64) * scale
-        for name, vectors in (("one", one), ("other", other))
-    )
+    left = np.asarray(as_array("one", one), np.float64) * scale
+    right = np.asarray(as_array("other", other), np.float64) * scale
     return softmax(left @ right.T, axis=-1)
 
 
@@ -132,7 +130,7 @@ def layer_to_layer(pooled: np.ndarray) -> np.ndarray:
 
 def describe(values: Any) -> dict[str, float]:
     """Count, mean, deviation (n − 1), least, quartiles and most of some numbers."""
-    flat = np.asarray(as_array("values", values), np.float64).reshape(-1)
+    flat = np.asarray(as_array("values", values), np.float64).ravel()
     if not flat.size:
         raise InputError("values: there are none")
     names = ("min", "25%", "50%", "75%", "max")
@@ -140,7 +138,7 @@ def describe(values: Any) -> dict[str, float]:
     return {
         "count": float(flat.size),
         "mean": float(flat.mean()),
-        "std": float(flat.std(ddof=1)) if flat.size > 1 else float("nan"),
+        "std": float(flat.std(ddof=1)) if flat.size > 1 else np.nan,
         **dict(zip(names, quartiles, strict=True)),
     }
 
@@ -182,9 +180,8 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
         InputError: there are no weights or tokens; or shapes do not belong together.
     """
     mask = np.asarray(as_array("attention_mask", attention_mask)).astype(bool)
-    layers = []
-    if attentions is not None:  # else a model that was not asked for them
-        layers = [_wide(layer).astype(np.float64) for layer in attentions]
+    given = () if attentions is None else attentions  # of a model that was not asked for them
+    layers = [_wide(layer).astype(np.float64) for layer in given]
     if not layers or not mask.any():
         raise InputError(f"attentions: {len(layers)} layers of {mask.sum()} tokens")
     batch, _, seq, _ = shaped(
@@ -283,7 +280,7 @@ def nearest_words(
     alike = similarity(vector, table)[0]
     best = np.argsort(-alike)[: whole("count", count, 1)]
     names = tokenizer.convert_ids_to_tokens(best.tolist())
-    return [(name, float(alike[index])) for name, index in zip(names, best, strict=True)]
+    return list(zip(names, alike[best].tolist(), strict=True))
 
 
 def _wide(array: Any) -> np.ndarray:

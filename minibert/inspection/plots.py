@@ -77,7 +77,8 @@ def matrix(
     low, high = limits or (float(values.min()), float(values.max()))
     signed = limits is None and low < 0 < high
     if signed:
-        low, high = -max(-low, high), max(-low, high)
+        high = max(-low, high)
+        low = -high
     image = axes.imshow(
         values,
         cmap=SIGNED if signed else AMOUNTS,
@@ -92,8 +93,7 @@ def matrix(
     if columns:
         axes.set_xticks(range(len(columns)), columns, rotation=90)
     if numbers:
-        for row, column in np.ndindex(*values.shape):
-            value = values[row, column]
+        for (row, column), value in np.ndenumerate(values):
             light = 0.2 < (value - low) / (high - low) < 0.8 if signed else value > (low + high) / 2
             color = "black" if light else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
@@ -115,8 +115,9 @@ def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabe
     values = np.asarray(unmasked("values", values), float)
     if values.ndim != 2 or not values.size or len(names) != len(values):
         raise InputError(f"values: expected {len(names)} groups, found shape {values.shape}")
-    width = max(0.62 * len(names) + 1.6, 5.0)
-    made, axes = _chart(width, 4.2, title=title, xlabel=xlabel, ylabel=ylabel)
+    made, axes = _chart(
+        max(0.62 * len(names) + 1.6, 5.0), 4.2, title=title, xlabel=xlabel, ylabel=ylabel
+    )
     places = np.arange(len(names))
     parts = axes.violinplot(list(values), positions=places, widths=0.8, showextrema=False)
     for body in parts["bodies"]:
@@ -195,16 +196,9 @@ def lines(
         raise InputError("series: there are none")
     scale = "log" if log else "linear"
     made, axes = _chart(8, 4, title=title, xlabel=xlabel, ylabel=ylabel, yscale=scale)
-    for number, (name, values) in enumerate(series.items()):
-        color, mark = COLOURS[number % len(COLOURS)], "os^Dv*PX"[number % 8]
-        axes.plot(
-            np.arange(len(values)) + start,
-            values,
-            color=color,
-            marker=mark,
-            markersize=5,
-            label=name,
-        )
+    axes.set_prop_cycle(color=COLOURS, marker=list("os^Dv*PX"))
+    for name, values in series.items():
+        axes.plot(np.arange(len(values)) + start, values, markersize=5, label=name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     made.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return made
@@ -268,20 +262,23 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Any:
         InputError: there are no metrics.
         ImportError: matplotlib is not installed.
     """
-    trained = [line for line in history if "loss" in line]
-    if not trained:
+    steps, losses = _logged(history, "loss")
+    if not steps:
         raise InputError("history: expected metrics with a loss, found none")
     made, axes = _chart(7, 4.2, title="Loss", xlabel="step", ylabel="loss (nats a target)")
-    steps = [line["step"] for line in trained]
-    losses = [line["loss"] for line in trained]
     axes.plot(steps, losses, color="0.75", linewidth=0.8, label="training, as logged")
     axes.plot(steps, _averaged(losses), color=BLUE, linewidth=1.8, label="training, running mean")
-    if evaluated := [line for line in history if "eval_loss" in line]:
-        places = [line["step"] for line in evaluated]
-        values = [line["eval_loss"] for line in evaluated]
+    places, values = _logged(history, "eval_loss")
+    if places:
         axes.plot(places, values, "o-", color=ORANGE, markersize=4, label="evaluation")
     axes.legend(frameon=False)
     return made
+
+
+def _logged(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[Any], list[Any]]:
+    """The steps at which a metric was logged, and its values."""
+    lines = [line for line in history if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def _chart(width: float | int, height: float | int, **labels: Any) -> tuple[Any, Any]:
@@ -294,10 +291,10 @@ def _chart(width: float | int, height: float | int, **labels: Any) -> tuple[Any,
     return made, axes
 
 
-def _averaged(values: Any) -> list[float]:
+def _averaged(values: Any) -> np.ndarray:
     """The mean of each and of what is near it, over about a twentieth of the run."""
     reach = len(values) // 40
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     near = np.minimum(reach, np.minimum(places, places[::-1]))  # as far to one side as to the other
-    return list((sums[places + near + 1] - sums[places - near]) / (2 * near + 1))
+    return (sums[places + near + 1] - sums[places - near]) / (2 * near + 1)

@@ -30,6 +30,8 @@ PROGRAMS = 256  # functions kept for models to come, each with a program a shape
 FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
+Static = tuple[tuple[str, type, Any], ...]  # options by name, with their types
+
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def program(
@@ -66,9 +68,9 @@ class Compiled:
         self.model, self.config = model, model.config
         self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
         self.parameters = parameters(model)
-        kinds = _parameters(model)
-        self._names = [name for name, kind in kinds.items() if kind is POSITIONAL]
-        self._programs: dict[tuple[tuple[str, type, Any], ...], Callable[..., Any]] = {}
+        self._kinds = _parameters(model)
+        self._names = [name for name, kind in self._kinds.items() if kind is POSITIONAL]
+        self._programs: dict[Static, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the model's own arguments and returns its own output.
@@ -110,8 +112,7 @@ class Compiled:
         for shape in shapes:
             if not isinstance(shape, Sequence) or len(shape) < 2:
                 raise InputError(f"shapes: expected (batch, seq), found {shown(shape)}")
-            sizes = tuple(whole("shapes", size, 1) for size in shape)
-            ones = np.ones(sizes, np.int32)
+            ones = np.ones([whole("shapes", size, 1) for size in shape], np.int32)
             given = {"input_ids": np.zeros_like(ones), "attention_mask": ones} | options
             jax.block_until_ready(self(**given))
         return self
@@ -144,9 +145,9 @@ class Compiled:
         _check_some("inputs", inputs, [name for name in self._names if name in EXPORTED])
         if platforms is not None:
             _check_some("platforms", platforms, PLATFORMS)
-        options, kinds = _plain(options), _parameters(self.model)
+        options = _plain(options)
         for name, value in options.items():
-            if name not in kinds:
+            if name not in self._kinds:
                 raise InputError(f"{name}: is no argument of {type(self.model).__name__}")
             if name in EXPORTED:
                 raise InputError(f"{name}: is an array; name it in inputs")
@@ -208,12 +209,11 @@ def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
         for size in shape
     ):
         raise InputError(f'shape: expected such as ("batch", 128), found {shown(shape)}')
-    letters = ", ".join(map(str, shape))
     bound = [f"{shape[-1]} <= {longest}"] if isinstance(shape[-1], str) else []
-    return tuple(jax.export.symbolic_shape(letters, constraints=bound))
+    return tuple(jax.export.symbolic_shape(", ".join(map(str, shape)), constraints=bound))
 
 
-def _forward(model: Any, arrays: dict[str, Any], static: tuple[tuple[str, type, Any], ...]) -> Any:
+def _forward(model: Any, arrays: dict[str, Any], static: Static) -> Any:
     return model(**arrays, **{name: value for name, _, value in static})
 
 
@@ -235,8 +235,9 @@ def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
         elif name in limits:
             limit = limits[name]
             array = checked_indices(name, value, getattr(model.config, limit), limit)
-            host = isinstance(array, np.ndarray)
-            checked[name] = array.astype(np.int32) if host else array  # one program for all
+            if isinstance(array, np.ndarray):
+                array = array.astype(np.int32)  # one program for all
+            checked[name] = array
         elif name in ("attention_mask", "encoder_attention_mask"):
             checked[name] = checked_zeros_and_ones(name, value).astype(bool)  # one program for all
         else:

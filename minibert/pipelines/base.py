@@ -62,10 +62,10 @@ class _Job:
         except (InputError, NotFiniteError) as reason:
             if not self.named:
                 raise
+            error, item = InputError, ""
             if isinstance(reason, NotFiniteError):
-                where = f"input {self.number} ({quoted(self.item)})"
-                raise NotFiniteError(f"{where}: {reason}") from None
-            named = InputError(f"input {self.number}: {reason}")
+                error, item = NotFiniteError, f" ({quoted(self.item)})"
+            named = error(f"input {self.number}{item}: {reason}")
             raise named.advising(*reason.arguments) from None
 
 
@@ -124,7 +124,8 @@ class Pipeline(abc.ABC):
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
         self.token_budget = None if token_budget is None else check_budget(token_budget)
         self.show_progress = show_progress
-        self._defaults = routed(type(self), options)
+        self._defaults = options
+        self._shares({})  # refuses an unknown one now
 
     @abc.abstractmethod
     def preprocess(self, inputs: Any) -> Any:
@@ -177,8 +178,9 @@ class Pipeline(abc.ABC):
         Raises:
             InputError: it is no text, or the tokenizer refuses it.
         """
-        for part in (text,) if text_pair is None else (text, text_pair):
-            check_text(part)
+        check_text(text)
+        if text_pair is not None:
+            check_text(text_pair)
         if truncation not in (False, None, "do_not_truncate"):
             options["max_length"] = self.cut_at(options.get("max_length"), text_pair is not None)
         elif options.get("max_length") is not None and not options.get("padding"):
@@ -241,8 +243,7 @@ class Pipeline(abc.ABC):
         return int(min(self.positions, longest))
 
     def _shares(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        given = routed(type(self), options)
-        return {stage: {**share, **given[stage]} for stage, share in self._defaults.items()}
+        return routed(type(self), {**self._defaults, **options})
 
     def _answers(
         self,
@@ -278,8 +279,7 @@ class Pipeline(abc.ABC):
             chosen = [rows[index] for index in batch.indices]
             own = [owners[index] for index in batch.indices]
             arrays = collated(chosen, batch, self._pad, self._left)
-            numbers = [job.number for job, _ in own]
-            computed = self._through(arrays, numbers, shares["forward"])
+            computed = self._through(arrays, [job.number for job, _ in own], shares["forward"])
             parts = separated(computed, chosen, batch, self.by_token, self._left)
             for (job, place), part in zip(own, parts, strict=True):
                 job.outputs[place] = part
@@ -339,5 +339,8 @@ class WindowPipeline(Pipeline):
             "token_type_ids": encoding.type_ids,
             "attention_mask": encoding.attention_mask,
         }
-        known = self.tokenizer.model_input_names
-        return {name: np.asarray(row)[None] for name, row in rows.items() if name in known}
+        return {
+            name: np.asarray(row)[None]
+            for name, row in rows.items()
+            if name in self.tokenizer.model_input_names
+        }

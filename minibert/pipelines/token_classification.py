@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.special import softmax
@@ -16,6 +17,7 @@ from minibert.pipelines.batches import Arrays
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
+Item = TypeVar("Item")
 Entity = dict[str, Any]
 Joined = Callable[[list[str]], str]
 
@@ -53,52 +55,33 @@ def entities(
         names: the labels' names.
         joined: makes a text of tokens' texts.
     """
-    if strategy in ("none", "simple"):
-        alone = [_entity(token.scores, names, token.word, [token]) for token in tokens]
-        return alone if strategy == "none" else grouped(alone, joined)
-    words: list[list[Token]] = []
-    for token in tokens:
-        if token.continues and words:
-            words[-1].append(token)
-        else:
-            words.append([token])
+    by_token = strategy in ("none", "simple")
     found = []
-    for word in words:
+    for word in _runs(tokens, lambda _, token: token.continues and not by_token):
+        first = word[0]
         match strategy:
-            case "first":
-                scores = word[0].scores
             case "max":
                 scores = max(word, key=lambda token: token.scores.max()).scores
-            case _:
+            case "average":
                 scores = np.mean([token.scores for token in word], axis=0)
-        found.append(_entity(scores, names, joined([token.word for token in word]), word))
-    return grouped(found, joined)
-
-
-def _entity(
-    scores: np.ndarray, names: Mapping[int, str], word: str, tokens: Sequence[Token]
-) -> Entity:
-    """A word with the likeliest label."""
-    label = int(scores.argmax())
-    return {
-        "entity": names[label],
-        "score": float(scores[label]),
-        "index": tokens[0].index,
-        "word": word,
-        "start": tokens[0].start,
-        "end": tokens[-1].end,
-    }
+            case _:
+                scores = first.scores
+        label = int(scores.argmax())
+        found.append(
+            {
+                "entity": names[label],
+                "score": float(scores[label]),
+                "index": first.index,
+                "word": first.word if by_token else joined([token.word for token in word]),
+                "start": first.start,
+                "end": word[-1].end,
+            }
+        )
+    return found if strategy == "none" else grouped(found, joined)
 
 
 def grouped(parts: Sequence[Entity], joined: Joined) -> list[Entity]:
     """Neighbours of one tag as one entity; a part marked `B-` begins another."""
-    groups: list[list[Entity]] = []
-    for part in parts:
-        begins, tag = _tag(part["entity"])
-        if groups and not begins and tag == _tag(groups[-1][-1]["entity"])[1]:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
     return [
         {
             "entity_group": group[0]["entity"].split("-", 1)[-1],
@@ -107,13 +90,25 @@ def grouped(parts: Sequence[Entity], joined: Joined) -> list[Entity]:
             "start": group[0]["start"],
             "end": group[-1]["end"],
         }
-        for group in groups
+        for group in _runs(parts, _goes_on)
     ]
 
 
-def _tag(label: str) -> tuple[bool, str]:
-    """Whether a label begins an entity, and which: `B-PER` and `I-PER` are both `PER`."""
-    return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
+def _goes_on(before: Entity, part: Entity) -> bool:
+    """Whether a part is of its neighbour's entity: `B-PER` and `I-PER` are both `PER`."""
+    tags = {re.sub("^[BI]-", "", one["entity"]) for one in (before, part)}
+    return len(tags) == 1 and not part["entity"].startswith("B-")
+
+
+def _runs(items: Iterable[Item], go_on: Callable[[Item, Item], bool]) -> list[list[Item]]:
+    """The items in lists of neighbours that go on with one another."""
+    found: list[list[Item]] = []
+    for item in items:
+        if found and go_on(found[-1][-1], item):
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found
 
 
 def disjoint(found: Sequence[Entity]) -> list[Entity]:
@@ -123,12 +118,10 @@ def disjoint(found: Sequence[Entity]) -> list[Entity]:
         if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
             kept.append(entity)
         else:
-            kept[-1] = max(kept[-1], entity, key=_weight)
+            kept[-1] = max(
+                kept[-1], entity, key=lambda one: (one["end"] - one["start"], one["score"])
+            )
     return kept
-
-
-def _weight(entity: Entity) -> tuple[int, float]:
-    return entity["end"] - entity["start"], entity["score"]
 
 
 class TokenClassificationPipeline(WindowPipeline):
@@ -151,7 +144,7 @@ class TokenClassificationPipeline(WindowPipeline):
         """Finds the entities of a text, of a list of texts, or of those of an iterable."""
         words = self._shares(options)["preprocess"].get("is_split_into_words", False)
         if words and isinstance(inputs, list) and not any(isinstance(i, list) for i in inputs):
-            return super().__call__([inputs], **options)
+            inputs = [inputs]
         return super().__call__(inputs, **options)
 
     def preprocess(
@@ -171,8 +164,8 @@ class TokenClassificationPipeline(WindowPipeline):
         """
         longest, cut = self.cut_at(max_length), truncation or stride is not None
         if stride is not None:
-            room = longest - self.tokenizer.num_special_tokens_to_add()
-            stride = whole("stride", stride, 0, room - 1)
+            special = self.tokenizer.num_special_tokens_to_add()
+            stride = whole("stride", stride, 0, longest - special - 1)
         if max_length is not None and not cut:
             raise InputError("max_length: cuts nothing by itself; say truncation=True too")
         sentence, starts = _placed(inputs, is_split_into_words, delimiter)
@@ -181,7 +174,8 @@ class TokenClassificationPipeline(WindowPipeline):
             truncation=cut,
             max_length=longest if cut else None,
             is_split_into_words=is_split_into_words,
-            **({} if stride is None else {"stride": stride, "return_overflowing_tokens": True}),
+            stride=stride or 0,
+            return_overflowing_tokens=stride is not None,
         )
         return [self._window(window, sentence, starts) for window in encoded.encodings]
 
@@ -196,12 +190,15 @@ class TokenClassificationPipeline(WindowPipeline):
         """The entities of a text, from its windows' `logits` `(1, seq, labels)`."""
         strategy = str(aggregation_strategy).lower()
         if strategy not in STRATEGIES:
-            expected, found = ", ".join(STRATEGIES), shown(aggregation_strategy)
-            raise InputError(f"aggregation_strategy: expected one of {expected}, found {found}")
+            raise InputError(
+                f"aggregation_strategy: expected one of {', '.join(STRATEGIES)}, "
+                f"found {shown(aggregation_strategy)}"
+            )
         if stride is not None and strategy == "none":
             raise InputError("stride: windows overlap; expected an aggregation_strategy too")
-        given = ("O",) if ignore_labels is None else ignore_labels
-        ignored = text_list("ignore_labels", given, ordered=False)
+        ignored = text_list(
+            "ignore_labels", ["O"] if ignore_labels is None else ignore_labels, ordered=False
+        )
         joined = self.tokenizer.convert_tokens_to_string
         names = self.model.config.id2label
         found = [

@@ -18,7 +18,8 @@ import fnmatch
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,10 +44,10 @@ def check_rule(pattern: Any, rule: Any) -> None:
         InputError: it is none.
     """
     parts = list(rule) if isinstance(rule, tuple | list) else [0]
-    numbers = [part for part in parts if type(part) is int]
-    split = [part for part in parts if part is not None and type(part) is not int]
-    known = all(part in (HEADS, FEATURES) for part in split) and all(n > 0 for n in numbers)
-    if not known or len(numbers) > 1 or len(split) > 1 or type(parts[-1]) is int:
+    numbers = sum(type(part) is int and part > 0 for part in parts)
+    split = sum(part in (HEADS, FEATURES) for part in parts)
+    known = numbers + split + parts.count(None) == len(parts)
+    if not known or max(numbers, split) > 1 or type(parts[-1]) is int:
         raise InputError(
             f"rules: {shown(pattern)}: expected {HEADS!r}, {FEATURES!r} or None for each "
             "dimension, one of which may be split, and before one of them a number of parts; "
@@ -70,23 +71,19 @@ def spread(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> tuple[A
 
     Of equal products, the one on fewer dimensions; then the one that splits the longest.
     """
-    sizes = dict(axes)
-
-    def given(places: tuple[int | None, ...]) -> tuple[Axes, ...]:
-        return tuple(
+    sizes, numbers = dict(axes), range(len(shape))
+    by_merit = {}
+    for places in itertools.product([None, *numbers], repeat=len(axes)):
+        given = tuple(
             tuple(axis for axis, place in zip(sizes, places, strict=True) if place == number)
-            for number in range(len(shape))
+            for number in numbers
         )
-
-    def merit(given: tuple[Axes, ...]) -> tuple[int, int, int]:
         parts = [math.prod(sizes[axis] for axis in some) for some in given]
-        touched = [n for n, count in zip(shape, parts, strict=True) if count > 1]
-        if len(touched) > 2 or any(n % count for n, count in zip(shape, parts, strict=True)):
-            return 0, 0, 0
-        return math.prod(parts), -len(touched), max(touched, default=0)
-
-    places = itertools.product([None, *range(len(shape))], repeat=len(axes))
-    return max(map(given, places), key=merit)
+        touched = [n for n, some in zip(shape, given, strict=True) if some]
+        if len(touched) <= 2 and not any(map(operator.mod, shape, parts)):
+            merit = math.prod(parts), -len(touched), max(touched, default=0)
+            by_merit.setdefault(merit, given)
+    return by_merit[max(by_merit)]
 
 
 class Partial(NamedTuple):
@@ -277,7 +274,7 @@ class Sharding:
 
     def used_spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How a parameter is split where it is used: by its rule, over the tensor axes."""
-        return _spec(self._used(path, shape))
+        return PartitionSpec(*self._used(path, shape))
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How a parameter is stored: by its rule, and in as many parts besides as its shape allows.
@@ -291,9 +288,8 @@ class Sharding:
             for axis in (*self.fsdp, *self.tensor)
             if axis not in itertools.chain(*used) and self.mesh.shape[axis] > 1
         )
-        rest = tuple(n // self.size(axes) for n, axes in zip(shape, used, strict=True))
-        extra = spread(rest, sizes)
-        return _spec(tuple((*a, *b) for a, b in zip(used, extra, strict=True)))
+        rest = tuple(map(operator.floordiv, shape, map(self.size, used)))
+        return PartitionSpec(*map(operator.add, used, spread(rest, sizes)))
 
     def of(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """Where a parameter is stored."""
@@ -308,30 +304,29 @@ class Sharding:
             return ((),) * len(shape)
         even = {FEATURES: True, HEADS: (self.heads or 0) % size == 0}
         return tuple(
-            self.tensor if even.get(part) and n % size == 0 else ()
+            tuple(self.tensor) if even.get(part) and n % size == 0 else ()
             for part, n in zip(rule, shape, strict=True)
         )
 
     def partial(self, arrays: Mapping[str, Any]) -> list[Partial]:
         """The parameters that are not stored in `parts` parts, and what that costs a device."""
-        found = []
-        for path, array in arrays.items():
-            shape, parts, size = self._stored(path, array)
-            if parts < self.parts:
-                found.append(Partial(path, shape, parts, size // parts - size // self.parts))
-        return found
+        return [
+            Partial(path, shape, parts, size // parts - size // self.parts)
+            for path, shape, parts, size in self._stored(arrays)
+            if parts < self.parts
+        ]
 
     def device_bytes(self, arrays: Mapping[str, Any]) -> int:
         """What one device stores of some parameters, in bytes."""
-        stored = (self._stored(path, array) for path, array in arrays.items())
-        return sum(size // parts for _, parts, size in stored)
+        return sum(size // parts for _, _, parts, size in self._stored(arrays))
 
-    def _stored(self, path: str, array: Any) -> tuple[tuple[int, ...], int, int]:
-        """A parameter's shape in training, in how many parts it is stored, and all its bytes."""
-        shape = self.shape(path, array.shape)
-        count = math.prod(shape)
-        parts = count // math.prod(self.of(path, shape).shard_shape(shape))
-        return shape, parts, count * np.dtype(array.dtype).itemsize
+    def _stored(self, arrays: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+        """Each parameter's path, shape in training, number of parts it is stored in, and bytes."""
+        for path, array in arrays.items():
+            shape = self.shape(path, array.shape)
+            count = math.prod(shape)
+            parts = count // math.prod(self.of(path, shape).shard_shape(shape))
+            yield path, shape, parts, count * np.dtype(array.dtype).itemsize
 
 
 def checked_sharding(sharding: Any) -> Sharding | None:
@@ -343,7 +338,3 @@ def checked_sharding(sharding: Any) -> Sharding | None:
     if sharding is not None and not isinstance(sharding, Sharding):
         raise InputError(f"sharding: expected a minibert.Sharding, found {shown(type(sharding))}")
     return sharding
-
-
-def _spec(axes: tuple[Axes, ...]) -> PartitionSpec:
-    return PartitionSpec(*(a[0] if len(a) == 1 else a or None for a in axes))
