@@ -28,6 +28,7 @@ def source(tmp_path) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_torch
 def test_verifies_and_reports(source, tmp_path):
     result = run(source, tmp_path / "out")

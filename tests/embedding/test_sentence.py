@@ -41,6 +41,7 @@ def test_any_iterable(make, encoder):
     assert (encoder.encode(make(FEW)) == encoder.encode(FEW)).all()
 
 
+@pytest.mark.slow
 def test_order_and_batches(encoder):
     """Whatever the batches, whatever the order, a text's vector is its own."""
     texts = sentences.texts(70, 60)
@@ -198,6 +199,7 @@ def test_layers(layers):
         ours.save_pretrained("unused")
 
 
+@pytest.mark.slow
 def test_dense_behind_dense():
     layers = [sentences.dense(24, 10, activation="relu"), sentences.dense(10, 5, bias=False)]
     ours = SentenceEncoder(sentences.model(), sentences.tokenizer(), dense=layers)

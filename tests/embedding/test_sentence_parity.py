@@ -68,6 +68,7 @@ def test_poolings_there_and_back(family, modes, tmp_path):
     close(SentenceEncoder.from_pretrained(tmp_path / "theirs").encode(TEXTS), vectors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_on_the_left(family, tmp_path):
     """Beside sentence-transformers' vectors of each text alone: there padding moves positions."""
@@ -316,6 +317,7 @@ def test_a_plain_folder(tmp_path):
     close(ours.encode(TEXTS), reference(tmp_path / "plain").encode(TEXTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", [True, False], ids=["a pooler", "none"])
 def test_a_head_is_left(pooling, tmp_path):
     """The trunk of a masked language model is what both take."""

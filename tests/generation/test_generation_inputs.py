@@ -221,6 +221,7 @@ def test_encoders_of_every_kind(crossed):
     assert minibert.generate(crossed, IDS, **options).shape == (2, 9)  # none is needed
 
 
+@pytest.mark.slow
 def test_keys_of_every_kind(model):
     options = {"do_sample": True, "max_new_tokens": 6}
     expected = minibert.generate(model, IDS, key=jax.random.key(4), **options)

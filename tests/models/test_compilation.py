@@ -199,6 +199,7 @@ def test_groups_are_not_too_small(monkeypatch):
     compilation.program.cache_clear()
 
 
+@pytest.mark.slow
 def test_warmed_up():
     fast = compiled(single("BertModel", hidden_size=12, intermediate_size=28))
     assert fast.warm_up((3, 7), [2, 4], output_attentions=True) is fast

@@ -27,7 +27,7 @@ def fresh(name, **changes):
     return cls(cls.config_class.tiny(**CLASSES[name] | changes), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_but(CLASSES, *SOME))
 def test_dropout_needs_keys_and_obeys_them(name):
     model = fresh(name, initializer_range=0.1)  # so that scores are not tiny
     ids = IDS[None] if name in OF_CLASS[name].choices else IDS

@@ -28,7 +28,7 @@ def test_every_class_is_tested():
     assert CLASSES.keys() == MODELS.keys()
 
 
-@pytest.mark.parametrize("padding", ["right", "left", None])
+@pytest.mark.parametrize("padding", slow_but(["right", "left", None], "right"))
 @pytest.mark.parametrize("name", CLASSES)
 def test_classes(name, padding, tmp_path):
     theirs = oracle.saved(name, tmp_path, **CLASSES[name])

@@ -116,6 +116,7 @@ def test_labels(name, labels, tmp_path):
     assert worst(name, tmp_path, theirs, arguments(name)) <= FLOAT64
 
 
+@pytest.mark.slow
 def test_the_last_dropout_of_the_summary():
     """It acts on the scores of choices, even if nothing else is dropped."""
     rates = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}

@@ -108,6 +108,7 @@ def test_a_mask_overrules_positions(tmp_path):
     assert worst(BARE, tmp_path, theirs, given, ALL | {"use_cache": False}) <= FLOAT64
 
 
+@pytest.mark.slow
 def test_texts_in_one_row_are_texts_in_rows_of_their_own(tmp_path):
     oracle.saved(LM, tmp_path)
     with oracle.float64():
@@ -165,6 +166,7 @@ def test_logits_to_keep(kept, tmp_path):
     assert worst(LM, tmp_path, theirs, given, ALL | {"logits_to_keep": kept}) <= FLOAT64
 
 
+@pytest.mark.slow
 def test_gradients_under_left_padding(tmp_path):
     theirs = oracle.saved(LM, tmp_path)
     given = arguments(LM, padding="left")

@@ -83,7 +83,9 @@ def error(mask, one, other):
     return np.abs(np.asarray(one) - np.asarray(other))[mask == 1].max()
 
 
-@pytest.mark.parametrize("sizes", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize(
+    "sizes", slow_but(CHUNKS.values(), CHUNKS["chunks"], CHUNKS["prefill and steps"]), ids=CHUNKS
+)
 @pytest.mark.parametrize("padding", slow_but(MASKS, "left"))
 @pytest.mark.parametrize("name", [GPT2, BERT])
 def test_pieces_are_the_whole(name, padding, sizes):
@@ -111,7 +113,9 @@ def test_defaults_go_on_from_the_cache(name):
     assert not cache.mask[:, SEQ:].any()
 
 
-@pytest.mark.parametrize("each", [False, True], ids=["encoder once", "encoder each time"])
+@pytest.mark.parametrize(
+    "each", slow_but([False, True], False), ids=["encoder once", "encoder each time"]
+)
 @pytest.mark.parametrize("encoder_mask", [None, ENCODER_MASK], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("name", slow_but(SETTINGS, GPT2, BERT))
 def test_cross_attention(name, encoder_mask, each):
@@ -129,6 +133,7 @@ def test_cross_attention(name, encoder_mask, each):
     assert error(mask, whole, without) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_encoder_that_comes_late_is_seen_from_then_on():
     model = drawn(GPT2, add_cross_attention=True)
     cache = model(IDS[:, :4], past_key_values=model.init_cache(3, SEQ)).past_key_values
@@ -171,6 +176,7 @@ def test_use_cache_makes_one(name):
     assert np.abs(found - expected).max() <= FLOAT64
 
 
+@pytest.mark.slow
 def test_choices_are_rows_of_a_cache():
     model, ids = drawn("GPT2DoubleHeadsModel"), IDS.reshape(1, 3, SEQ)
     whole = model(ids)
@@ -251,6 +257,7 @@ def test_positions_end_where_the_table_ends():
     assert np.isfinite(given[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crossed", [False, True])
 def test_rows(crossed):
     """Rows chosen from a cache go on as they would have."""

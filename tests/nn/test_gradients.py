@@ -195,6 +195,7 @@ def test_rematerialised_models(name, width, tmp_path):
     assert losses.distance(found, expected) <= GRADIENT
 
 
+@pytest.mark.slow
 def test_the_norm_that_a_trainer_returns(tmp_path):
     """Of contrastive training with max pooling, all the model's gradients together."""
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -55,6 +55,7 @@ def test_answers_are_those_of_transformers(family, name):
         check(answer(given, **case["options"]), case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_context_comes_first_if_padding_is_on_the_left(family):
     name, options = "answers_left", {"max_seq_len": 40, "doc_stride": 10, "top_k": 2}
@@ -65,6 +66,7 @@ def test_the_context_comes_first_if_padding_is_on_the_left(family):
         check(ours, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lists_and_generators(family):
     answer = pipeline("question-answering", RECORDED / family)

@@ -415,6 +415,7 @@ print("whole", said(lambda: open_source(str(folder / "converted"))))
 """
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(tmp_path):
     """In a process of its own: Orbax leaves coroutines behind that complain when collected."""
     done = subprocess.run(
