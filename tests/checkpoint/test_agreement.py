@@ -16,6 +16,8 @@ from minibert import train
 from minibert.errors import CheckpointMismatchError, InputError
 from minibert.nn.layers import Linear
 
+pytestmark = pytest.mark.unoptimised
+
 QUERY = "encoder.layer.1.attention.self.query"
 
 

@@ -23,6 +23,8 @@ from malformed import (
 from minibert.checkpoint.sources import open_source
 from minibert.errors import CheckpointMismatchError, SourceError, WeightsFileError
 
+pytestmark = pytest.mark.unoptimised
+
 FIRST = "embeddings.LayerNorm.bias"  # the first tensor of the file, 24 numbers
 SECOND = "embeddings.LayerNorm.weight"
 

@@ -23,6 +23,8 @@ from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import MinibertError, SourceError, TargetError, UnsupportedConfigError
 from minibert.train.job.settings import Settings
 
+pytestmark = pytest.mark.unoptimised
+
 # Two saves that no shape tells apart.
 
 

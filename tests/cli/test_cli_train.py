@@ -24,6 +24,8 @@ from minibert.errors import ConfigError
 from minibert.train.checkpoints import one_run
 from minibert.train.job.settings import read_settings
 
+pytestmark = pytest.mark.unoptimised
+
 ANIMALS, THINGS = "cat dog mouse bird horse".split(), "house tree river table door".split()
 
 

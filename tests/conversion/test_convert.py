@@ -19,6 +19,8 @@ from converting import HAS_TORCH, needs_torch, run
 from folders import contents
 from minibert.nn import activations
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.fixture
 def source(tmp_path) -> pathlib.Path:

@@ -18,6 +18,8 @@ from minibert.nn import activations
 from slowly import slow_but
 from tiny import drawn
 
+pytestmark = pytest.mark.unoptimised
+
 CROSSED = {"add_cross_attention": True}
 BY_LAYER = {"scale_attn_by_inverse_layer_idx": True}
 CASES = [(name, {}) for name in MODELS if name.startswith("GPT2")]

@@ -20,6 +20,8 @@ from minibert.errors import (
     UnsupportedConfigError,
 )
 
+pytestmark = pytest.mark.unoptimised
+
 CONFIG = "config.json"
 LONG = "n\n" * 10**5
 UNSUPPORTED = {

@@ -18,6 +18,8 @@ from minibert.errors import InputError, NotFiniteError, TextNotFiniteError
 from minibert.inspection.analysis import embed_by_layer, nearest_words
 from minibert.nn.numerics import is_finite, scores_defined
 
+pytestmark = pytest.mark.unoptimised
+
 TEXTS = ["the of and", "to in a", "b", "it is that they said", "c"]
 LAYER = "transformer.encoder.layer.0.output.dense.kernel"
 HALF = "float16 overflows above 65504"

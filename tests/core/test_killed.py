@@ -14,6 +14,8 @@ from flax import nnx
 import minibert
 from folders import contents
 
+pytestmark = pytest.mark.unoptimised
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -25,6 +25,8 @@ from minibert.errors import TargetError
 from minibert.train.checkpoints import RUN_LOCK, one_run
 from minibert.train.job.run import check_output, clear
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.fixture(scope="module")
 def model(pristine):

@@ -16,6 +16,8 @@ from minibert.pipelines import pipeline
 from minibert.train import data
 from minibert.train.data.next_sentence import read_documents
 
+pytestmark = pytest.mark.unoptimised
+
 TEXTS = ["the [MASK]", "of and"]
 TOKENIZER = sentences.tokenizer()
 

@@ -11,6 +11,8 @@ from minibert.embedding.job import embed_file
 from minibert.embedding.job_parts import Parts
 from minibert.errors import InputError, NotFiniteError, SourceError, TargetError
 
+pytestmark = pytest.mark.unoptimised
+
 TEXTS = [f"text {number}" for number in range(23)]
 MADE_BY = {"model": "a digest", "precision": "float32"}
 

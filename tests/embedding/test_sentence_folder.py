@@ -15,6 +15,8 @@ from conftest import EMBEDDING
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import ConfigError, InputError, SourceError, TargetError
 
+pytestmark = pytest.mark.unoptimised
+
 FEW, SHA = sentences.FEW, "a" * 40
 
 

@@ -7,7 +7,7 @@ import pytest
 import minibert
 from generating import VOCAB, compilations, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.unoptimised, pytest.mark.slow]
 DRAWN = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 30, "min_p": 0.01}
 RULES = {
     **{"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "suppress_tokens": [4]},

@@ -13,6 +13,8 @@ from folders import cached
 from malformed import as_folder, as_link, as_pipe, cases, load, refused
 from minibert.errors import ConfigError
 
+pytestmark = pytest.mark.unoptimised
+
 FILE, LM = "generation_config.json", "GPT2LMHeadModel"
 CONTENTS = {
     "bos_token_id": 50256,

@@ -10,6 +10,8 @@ from minibert.errors import InputError
 from minibert.generation import api as generation
 from minibert.generation import decoding
 
+pytestmark = pytest.mark.unoptimised
+
 WAYS = {
     "greedy": {"no_repeat_ngram_size": 2},
     "drawn": {"do_sample": True, "temperature": 1.5, "num_return_sequences": 2},

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import minibert  # noqa: E402
 import oracle  # noqa: E402
 
+pytestmark = pytest.mark.unoptimised
+
 
 def test_auto_classes_load_it(tmp_path):
     oracle.saved("BertForMaskedLM", tmp_path / "in")

@@ -28,6 +28,8 @@ from malformed import (
 from minibert.checkpoint.saving import file_leaves
 from minibert.errors import CheckpointMismatchError, ConfigError, MissingHeadError
 
+pytestmark = pytest.mark.unoptimised
+
 
 def faults(t):
     """What may be wrong with any family's tensors, and what is then said."""

@@ -15,6 +15,8 @@ from minibert.checkpoint.loading import assemble
 from minibert.checkpoint.tensors import ArraySource
 from minibert.errors import CheckpointMismatchError, ConfigError, InputError, TargetError
 
+pytestmark = pytest.mark.unoptimised
+
 DRAW = np.random.default_rng(0)
 
 

@@ -17,6 +17,8 @@ from folders import contents  # noqa: E402
 from minibert.errors import CheckpointMismatchError, MissingHeadError  # noqa: E402
 from oracle import arguments  # noqa: E402
 
+pytestmark = pytest.mark.unoptimised
+
 LM, BARE, WEIGHTS = "GPT2LMHeadModel", "GPT2Model", "model.safetensors"
 NEW = {"new_head": True, "rngs": nnx.Rngs(0)}
 HEADS = {

@@ -10,6 +10,8 @@ import pytest
 from malformed import cases, load, refused
 from minibert.errors import InputError
 
+pytestmark = pytest.mark.unoptimised
+
 IDS = np.arange(12).reshape(2, 6)
 ONES = np.ones((2, 6), np.int64)
 WORDS = np.ones((2, 6, 24), np.float32)

@@ -15,6 +15,8 @@ from malformed import (
 )
 from minibert.errors import CheckpointMismatchError, ConfigError, InputError
 
+pytestmark = pytest.mark.unoptimised
+
 WORDS = "embeddings.word_embeddings.weight"
 
 

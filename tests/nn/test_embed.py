@@ -6,6 +6,8 @@ import pytest
 
 from minibert.nn.layers import Embed
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.mark.parametrize("size", [1, 128, 300, 2**15 + 8])
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from flax import nnx
 import minibert
 from minibert.errors import InputError
 
+pytestmark = pytest.mark.unoptimised
+
 TINY = minibert.BertConfig.tiny()
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 

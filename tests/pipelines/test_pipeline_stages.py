@@ -24,6 +24,8 @@ from minibert.pipelines import (
     pipeline,
 )
 
+pytestmark = pytest.mark.unoptimised
+
 BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
 MR_BERT = "Hello, Mr. Bert! How is it [MASK]?"
 

@@ -8,6 +8,8 @@ import minibert
 from minibert.errors import ConfigError
 from minibert.train.job.tasks import fresh_config
 
+pytestmark = pytest.mark.unoptimised
+
 CLASSES = (minibert.GPT2LMHeadModel, minibert.BertLMHeadModel)
 
 

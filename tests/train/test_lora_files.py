@@ -22,6 +22,8 @@ from minibert.errors import (
 )
 from minibert.nn.tree import parameters
 
+pytestmark = pytest.mark.unoptimised
+
 QUERY = "encoder.layer.0.attention.self.query"
 
 

@@ -20,6 +20,8 @@ import grain
 import training
 from minibert.train import data
 
+pytestmark = pytest.mark.unoptimised
+
 # The ids that the course prints of its book, and the end token, which stands for the rest of it.
 BOOK = """
     40 367 2885 1464 1807 3619 402 271 10899 2138 257 7026 15632 438 2016 257

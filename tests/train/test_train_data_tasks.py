@@ -13,6 +13,8 @@ from minibert.train.data.spans import tokens_of
 
 pytest.importorskip("grain", reason="training data are read by grain")
 
+pytestmark = pytest.mark.unoptimised
+
 CLS, SEP = 101, 102
 REVIEWS = [
     {"text": "a great film", "label": "good"},

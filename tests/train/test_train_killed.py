@@ -17,6 +17,8 @@ pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
 
 from training import STEPS
 
+pytestmark = pytest.mark.unoptimised
+
 SCRIPT = SUPPORT / "training.py"
 
 

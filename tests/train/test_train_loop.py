@@ -34,6 +34,8 @@ from minibert.train import (
 from minibert.train.run_identity import identity, run_differences
 from training import Rows, batches, digest, trainer
 
+pytestmark = pytest.mark.unoptimised
+
 
 def held():
     return list(batches(epochs=1))[:2]

@@ -23,6 +23,8 @@ from minibert.train import (
 )
 from training import batches, digest, trainer
 
+pytestmark = pytest.mark.unoptimised
+
 
 def held():
     return list(batches(epochs=1))[:2]
