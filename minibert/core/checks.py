@@ -3,7 +3,7 @@
 Every one raises an `InputError` that names the argument, what was expected and what was found.
 """
 
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Set
+from collections.abc import Collection, ItemsView, Iterable, Iterator, KeysView, Mapping, Set
 from typing import Any
 
 import jax
@@ -210,6 +210,13 @@ def elements(
         return iter(values)
     except TypeError as reason:  # an array without an axis has __iter__ too
         raise InputError(f"{name}: expected {expected} ({reason})") from None
+
+
+def check_choice(name: str, value: Any, choices: Collection[str | None]) -> None:
+    """Raises an `InputError` unless the argument `name` is one of the choices."""
+    if not isinstance(value, str | None) or value not in tuple(choices):
+        known = ", ".join(map(str, choices))
+        raise InputError(f"{name}: expected one of {known}; found {shown(value)}")
 
 
 def check_text(text: Any, where: str = "") -> None:

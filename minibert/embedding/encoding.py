@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minibert.core.checks import checked_indices, flag, whole
+from minibert.core.checks import check_choice, checked_indices, flag, whole
 from minibert.core.fields import assign
 from minibert.core.progress import progress_bar
 from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
-from minibert.embedding.similarity import check_choice
 from minibert.errors import InputError, TextNotFiniteError, shown
 from minibert.models.compilation import program
 from minibert.nn.numerics import cause, quoted, rows_not_finite, unit, widen
@@ -79,7 +78,10 @@ class Run:
     truncated: int = 0
 
     def __iter__(self) -> Iterator[Computed]:
-        with progress_bar("texts", len(self.texts), self.show_progress) as tick:
+        return self._shown() if self.show_progress else self._computed()
+
+    def _shown(self) -> Iterator[Computed]:
+        with progress_bar("texts", len(self.texts), True) as tick:
             for done in self._computed():
                 yield done
                 tick(len(done.ids))

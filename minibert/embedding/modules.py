@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Integer
 
-from minibert.embedding.similarity import check_choice
+from minibert.core.checks import check_choice
 from minibert.errors import InputError, shown
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module

@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.core.checks import as_array
-from minibert.embedding.similarity import check_choice, vectors
+from minibert.core.checks import as_array, check_choice
+from minibert.embedding.similarity import vectors
 from minibert.errors import InputError
 from minibert.nn.numerics import is_finite
 

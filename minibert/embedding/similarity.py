@@ -9,14 +9,14 @@ The functions themselves take finite vectors of one dtype. `similarity`, `simila
 underflows.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from minibert.core.checks import as_array, whole
-from minibert.errors import InputError, shown
+from minibert.core.checks import as_array, check_choice, whole
+from minibert.errors import InputError
 from minibert.nn.numerics import extreme, in_range, out_of_range, rows_not_finite, unit
 
 ROWS = 4096  # vectors whose differences from another are in memory at the same time
@@ -305,10 +305,3 @@ def _scaled(vectors: Vectors, exponents: Any) -> Vectors:
 def _function(name: str) -> Similarity:
     check_choice("similarity", name, SIMILARITIES)
     return SIMILARITIES[name]
-
-
-def check_choice(name: str, value: Any, choices: Collection[str | None]) -> None:
-    """Raises an `InputError` unless the argument `name` is one of the choices."""
-    if not isinstance(value, str | None) or value not in tuple(choices):
-        known = ", ".join(map(str, choices))
-        raise InputError(f"{name}: expected one of {known}; found {shown(value)}")
