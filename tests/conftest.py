@@ -55,15 +55,15 @@ def programs(request):
     they start, in half of the time, and no other file gets them. Numbers are compared with
     PyTorch's in optimised programs, for an error may be in these alone.
     """
-    unoptimised = ALREADY or request.node.get_closest_marker("unoptimised") is not None
-    full = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MOST_MEMORY
-    if full or unoptimised != jax.config.read(UNOPTIMISED.lower()):
-        jax.clear_caches()
-    jax.config.update(UNOPTIMISED.lower(), unoptimised)
+    unoptimised = request.node.get_closest_marker("unoptimised") is not None
     with pytest.MonkeyPatch.context() as patch:
         if unoptimised:
             patch.setenv(UNOPTIMISED, "1")
+            jax.config.update(UNOPTIMISED.lower(), True)
         yield
+    jax.config.update(UNOPTIMISED.lower(), ALREADY)
+    if unoptimised or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
