@@ -78,8 +78,8 @@ class Phrases(NamedTuple):
 class Processors:
     """The processors that act, in the order in which they do; None for one that does not.
 
-    Numbers are arrays without axes, masks `(vocab,)`
-    booleans; `end` is the mask of the tokens that end a text.
+    Numbers are arrays without axes, masks `(vocab,)` booleans; `end` is the mask of the tokens that
+    end a text.
 
     Attributes:
         sequence_bias: `Phrases`.

@@ -21,15 +21,7 @@ from minibert.checkpoint.sources import open_source
 from minibert.checkpoint.tensors import TensorSource
 from minibert.core.checks import Size
 from minibert.core.strict_json import read_json, read_object_if_there
-from minibert.models.inputs import kept_positions
-from minibert.models.outputs import (
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
-    QuestionAnsweringModelOutput,
-    TokenClassifierOutput,
-)
-from minibert.nn.cache import KVCache
-from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
+from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
@@ -264,125 +256,6 @@ class PretrainedModel(Module):
             InputError: the config is of another class.
         """
         save_model(self, os.fspath(folder), max_shard_size, overwrite, config)
-
-
-class ModelWithHead(PretrainedModel):
-    """A bare model, under the name that its family gives it, and a head.
-
-    Args:
-        config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
-
-    Attributes:
-        base_class: the bare model's class.
-        base_options: what else its constructor is given.
-    """
-
-    base_class: ClassVar[Callable[..., PretrainedModel]]
-    base_options: ClassVar[Mapping[str, Any]] = {}
-
-    def __init__(
-        self,
-        config: Any,
-        *,
-        rngs: Rngs,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-    ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.config = config
-        setattr(self, self.trunk, self.base_class(config, **self.base_options, **options))
-        self._add_head(config, **options)
-
-    def _add_head(self, config: Any, **options: Any) -> None:
-        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
-
-    def _words(self, hidden: Any) -> Array:
-        """Scores of every word, `(…, hidden)` to `(…, vocab)`, of the heads that give them."""
-        raise NotImplementedError
-
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
-        """An empty cache, as the bare model makes it."""
-        return self.base_model.init_cache(batch_size, max_length)
-
-
-class WithMaskedWords(ModelWithHead):
-    """A model that is asked for masked words."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
-        """Takes the bare model's arguments; returns a score for every word at every position."""
-        outputs = self.base_model(*args, **kwargs)
-        return MaskedLMOutput(logits=self._words(outputs.last_hidden_state), **kept(outputs))
-
-
-class WithNextWords(ModelWithHead):
-    """A decoder that is asked for next words."""
-
-    generates = True
-
-    def __call__(
-        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
-    ) -> CausalLMOutputWithCrossAttentions:
-        """Takes the bare model's arguments; returns scores at the last `logits_to_keep` positions.
-
-        0, the default, is all positions.
-        """
-        outputs = self.base_model(*args, **kwargs)
-        return CausalLMOutputWithCrossAttentions(
-            logits=self._words(kept_positions(outputs.last_hidden_state, logits_to_keep)),
-            **kept(outputs, "past_key_values", "cross_attentions"),
-        )
-
-
-class WithTags(ModelWithHead):
-    """A model with a classifier at every position."""
-
-    dropout: Dropout
-    classifier: Linear
-
-    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> TokenClassifierOutput:
-        """Takes the bare model's arguments; returns a score for every label at every position."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
-        return TokenClassifierOutput(logits=logits, **kept(outputs))
-
-
-class WithSpans(ModelWithHead):
-    """A model with a start and an end score at every position."""
-
-    def _add_head(self, config: Any, **options: Any) -> None:
-        self.qa_outputs = scores(config, 2, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
-        """Takes the bare model's arguments; returns start and end scores at every position."""
-        outputs = self.base_model(*args, **kwargs)
-        logits = self.qa_outputs(outputs.last_hidden_state)
-        return QuestionAnsweringModelOutput(
-            start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
-        )
-
-
-def scores(config: Any, outputs: int, **options: Any) -> Linear:
-    """A layer from states to `outputs` numbers each, drawn as the config says."""
-    return Linear(config.hidden_size, outputs, stddev=config.initializer_range, **options)
-
-
-def word_scores(config: Any, **options: Any) -> TiedLinear:
-    """A layer from states to a score for every word; tied to their embeddings if the config is."""
-    return TiedLinear(
-        config.hidden_size,
-        config.vocab_size,
-        tied=config.tie_word_embeddings and options["rngs"] is not None,
-        stddev=config.initializer_range,
-        **options,
-    )
-
-
-def kept(outputs: Any, *names: str) -> dict[str, Any]:
-    """What a head's output takes over from the bare model's: by default states and attentions."""
-    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}
 
 
 ModelClass = type[PretrainedModel]

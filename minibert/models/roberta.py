@@ -19,7 +19,7 @@ from jaxtyping import Float, Integer
 from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
 from minibert.errors import ConfigError
-from minibert.models.base import Family, Rngs, WithMaskedWords, WithNextWords, kept, scores
+from minibert.models.base import Family, Rngs
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -27,10 +27,11 @@ from minibert.models.bert.heads import (
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertWithHead,
-    Words,
-    WordScores,
+    LMHead,
+    VocabLogits,
 )
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
+from minibert.models.heads import ForCausalLM, ForMaskedLM, kept, projection
 from minibert.models.outputs import SequenceClassifierOutput
 from minibert.nn.activations import activation
 from minibert.nn.layers import Dropout, LayerNorm, Module
@@ -171,12 +172,12 @@ class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
     base_class = RobertaModel
 
 
-class RobertaLMHead(WordScores):
+class RobertaLMHead(LMHead):
     """Scores every token of the vocabulary at every position."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
         hidden = config.hidden_size
-        self.dense = scores(config, hidden, **options)
+        self.dense = projection(config, hidden, **options)
         self.act = activation("gelu", **options)  # whatever the config's is
         self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
@@ -186,7 +187,7 @@ class RobertaLMHead(WordScores):
         return self.layer_norm(self.act(self.dense(hidden)))
 
 
-class _RobertaWithWords(RobertaWithHead):
+class _RobertaWithLMHead(RobertaWithHead):
     base_options = NO_POOLER
     tied = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
@@ -196,15 +197,15 @@ class _RobertaWithWords(RobertaWithHead):
     def _add_head(self, config: Any, **options: Any) -> None:
         self.lm_head = RobertaLMHead(config, **options)
 
-    def _words(self, hidden: Hidden) -> Words:
+    def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class RobertaForMaskedLM(WithMaskedWords, _RobertaWithWords):
+class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead):
     """RoBERTa with its masked-token head."""
 
 
-class RobertaForCausalLM(WithNextWords, _RobertaWithWords):
+class RobertaForCausalLM(ForCausalLM, _RobertaWithLMHead):
     """RoBERTa as a decoder, with a score for every next token; `config.is_decoder` makes it one."""
 
 
@@ -213,9 +214,9 @@ class RobertaClassificationHead(Module):
 
     def __init__(self, config: RobertaConfig, **options: Any):
         rate = config.classifier_dropout
-        self.dense = scores(config, config.hidden_size, **options)
+        self.dense = projection(config, config.hidden_size, **options)
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.out_proj = scores(config, config.num_labels, **options)
+        self.out_proj = projection(config, config.num_labels, **options)
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for every label."""

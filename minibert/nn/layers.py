@@ -26,12 +26,14 @@ SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
 
 def normal(stddev: float) -> Callable[..., Any]:
     """An initializer: normal with mean 0, or only the shape when there is no key."""
-    return functools.partial(_initialize, lambda *given: stddev * jax.random.normal(*given))
+    return functools.partial(
+        _initialize, lambda key, shape, dtype: stddev * jax.random.normal(key, shape, dtype)
+    )
 
 
 def constant(value: float) -> Callable[..., Any]:
     """An initializer: one value everywhere, or only the shape when there is no key."""
-    return functools.partial(_initialize, lambda _, *given: jnp.full(given[0], value, given[1]))
+    return functools.partial(_initialize, lambda key, shape, dtype: jnp.full(shape, value, dtype))
 
 
 def _initialize(

@@ -12,19 +12,19 @@ from jax import Array
 from jaxtyping import Float
 
 from minibert.errors import ConfigError
-from minibert.models.base import (
-    ModelWithHead,
-    Rngs,
-    WithMaskedWords,
-    WithNextWords,
-    WithSpans,
-    WithTags,
-    kept,
-    scores,
-    word_scores,
-)
+from minibert.models.base import Rngs
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
+from minibert.models.heads import (
+    ForCausalLM,
+    ForMaskedLM,
+    ForQuestionAnswering,
+    ForTokenClassification,
+    ModelWithHead,
+    kept,
+    lm_projection,
+    projection,
+)
 from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
     BertForPreTrainingOutput,
@@ -35,8 +35,8 @@ from minibert.models.outputs import (
 from minibert.nn.activations import activation
 from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Module, constant
 
-Table = Float[Array, "vocab hidden"]
-Words = Float[Array, "batch seq vocab"]
+EmbeddingMatrix = Float[Array, "vocab hidden"]
+VocabLogits = Float[Array, "batch seq vocab"]
 
 NO_POOLER = {"add_pooling_layer": False}
 
@@ -51,7 +51,9 @@ class _BertWithClassifier(BertWithHead):
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         rate = config.classifier_dropout
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.classifier = scores(config, 1 if self.has_choices else config.num_labels, **options)
+        self.classifier = projection(
+            config, 1 if self.has_choices else config.num_labels, **options
+        )
 
 
 class BertForSequenceClassification(_BertWithClassifier):
@@ -105,13 +107,13 @@ class BertForMultipleChoice(_BertWithClassifier):
         return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
 
 
-class BertForTokenClassification(WithTags, _BertWithClassifier):
+class BertForTokenClassification(ForTokenClassification, _BertWithClassifier):
     """BERT with a classifier at every position."""
 
     base_options = NO_POOLER
 
 
-class BertForQuestionAnswering(WithSpans, BertWithHead):
+class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead):
     """BERT with a start and an end score at every position."""
 
     base_options = NO_POOLER
@@ -136,7 +138,7 @@ class BertPredictionHeadTransform(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden = config.hidden_size
-        self.dense = scores(config, hidden, **options)
+        self.dense = projection(config, hidden, **options)
         self.transform_act_fn = activation(config.hidden_act, **options)
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
@@ -145,22 +147,22 @@ class BertPredictionHeadTransform(Module):
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
 
 
-class WordScores(Module):
+class LMHead(Module):
     """Scores every word of the vocabulary at every position, after a `transform`."""
 
     transform: Callable[..., Array]
 
     def _add_decoder(self, config: BertConfig, **options: Any) -> None:
-        self.decoder = word_scores(config, **options)
+        self.decoder = lm_projection(config, **options)
         key = (options["rngs"] or SHAPES_ONLY).params()
         self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
 
-    def __call__(self, hidden: Hidden, table: Table) -> Words:
+    def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
         """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
         return self.decoder(self.transform(hidden), table, self.bias[...])
 
 
-class BertLMPredictionHead(WordScores):
+class BertLMPredictionHead(LMHead):
     """Scores every word of the vocabulary at every position."""
 
     def __init__(self, config: BertConfig, **options: Any):
@@ -174,7 +176,7 @@ class BertOnlyMLMHead(Module):
     def __init__(self, config: BertConfig, **options: Any):
         self.predictions = BertLMPredictionHead(config, **options)
 
-    def __call__(self, hidden: Hidden, table: Table) -> Words:
+    def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
         """Scores every word at every position; `table` is the word embeddings."""
         return self.predictions(hidden, table)
 
@@ -183,7 +185,7 @@ class BertOnlyNSPHead(Module):
     """The head that tells whether the second sentence follows the first."""
 
     def __init__(self, config: BertConfig, **options: Any):
-        self.seq_relationship = scores(config, 2, **options)
+        self.seq_relationship = projection(config, 2, **options)
 
     def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
         """Scores whether the second sentence follows (0) or not (1)."""
@@ -195,14 +197,14 @@ class BertPreTrainingHeads(Module):
 
     def __init__(self, config: BertConfig, **options: Any):
         self.predictions = BertLMPredictionHead(config, **options)
-        self.seq_relationship = scores(config, 2, **options)
+        self.seq_relationship = projection(config, 2, **options)
 
     def __call__(
         self,
         hidden: Hidden,
         pooled: Float[Array, "batch hidden"],
-        table: Table,
-    ) -> tuple[Words, Float[Array, "batch 2"]]:
+        table: EmbeddingMatrix,
+    ) -> tuple[VocabLogits, Float[Array, "batch 2"]]:
         """The scores of both heads."""
         return self.predictions(hidden, table), self.seq_relationship(pooled)
 
@@ -225,18 +227,18 @@ class BertForPreTraining(BertWithHead):
         )
 
 
-class _BertWithWords(BertWithHead):
+class _BertWithLMHead(BertWithHead):
     base_options = NO_POOLER
     tied = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyMLMHead(config, **options)
 
-    def _words(self, hidden: Hidden) -> Words:
+    def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.cls(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class BertForMaskedLM(WithMaskedWords, _BertWithWords):
+class BertForMaskedLM(ForMaskedLM, _BertWithLMHead):
     """BERT with its masked-word head."""
 
 
@@ -253,5 +255,5 @@ class BertForNextSentencePrediction(BertWithHead):
         return NextSentencePredictorOutput(logits=logits, **kept(outputs))
 
 
-class BertLMHeadModel(WithNextWords, _BertWithWords):
+class BertLMHeadModel(ForCausalLM, _BertWithLMHead):
     """BERT as a decoder, with a score for every next word; `config.is_decoder` makes it one."""

@@ -13,18 +13,18 @@ from jaxtyping import Float, Integer
 
 from minibert.core.checks import known
 from minibert.errors import InputError
-from minibert.models.base import (
-    ModelWithHead,
-    Rngs,
-    WithNextWords,
-    WithSpans,
-    WithTags,
-    kept,
-    scores,
-    word_scores,
-)
+from minibert.models.base import Rngs
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.gpt2.modeling import GPT2Model, GPT2PreTrainedModel
+from minibert.models.heads import (
+    ForCausalLM,
+    ForQuestionAnswering,
+    ForTokenClassification,
+    ModelWithHead,
+    kept,
+    lm_projection,
+    projection,
+)
 from minibert.models.inputs import choice_indices, joined_choices
 from minibert.models.outputs import (
     GPT2DoubleHeadsModelOutput,
@@ -40,17 +40,17 @@ class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
     base_class = GPT2Model
 
 
-class _GPT2WithWords(_GPT2WithHead):
+class _GPT2WithLMHead(_GPT2WithHead):
     tied = {"lm_head.weight": "transformer.wte.weight"}
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        self.lm_head = word_scores(config, use_bias=False, **options)
+        self.lm_head = lm_projection(config, use_bias=False, **options)
 
-    def _words(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
+    def _lm_logits(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         return self.lm_head(hidden, self.base_model.wte.embedding[...])
 
 
-class GPT2LMHeadModel(WithNextWords, _GPT2WithWords):
+class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead):
     """GPT-2 with a score for every next word."""
 
 
@@ -61,7 +61,7 @@ class GPT2SequenceSummary(Module):
         self.kind = config.summary_type
         outputs = 1 if config.summary_proj_to_labels else config.n_embd
         projected = config.summary_use_proj
-        self.summary = nnx.data(scores(config, outputs, **options) if projected else None)
+        self.summary = nnx.data(projection(config, outputs, **options) if projected else None)
         name = config.summary_activation
         self.activation = nnx.data(None if name is None else activation(name, **options))
         self.first_dropout = Dropout(config.summary_first_dropout)
@@ -93,7 +93,7 @@ class GPT2SequenceSummary(Module):
         return self.last_dropout(picked, rngs)
 
 
-class GPT2DoubleHeadsModel(_GPT2WithWords):
+class GPT2DoubleHeadsModel(_GPT2WithLMHead):
     """GPT-2 with a score for every next word, and one for each of several continuations."""
 
     has_choices = True
@@ -147,7 +147,7 @@ class GPT2DoubleHeadsModel(_GPT2WithWords):
         index = choice_indices(mc_token_ids, lead, hidden.shape[-2])
         choices = self.multiple_choice_head(hidden, index, rngs)
         return GPT2DoubleHeadsModelOutput(
-            logits=self._words(hidden),
+            logits=self._lm_logits(hidden),
             mc_logits=choices[..., 0] if choices.shape[-1] == 1 else choices,
             **kept(outputs, "past_key_values"),
         )
@@ -159,7 +159,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
     needs_padding_id = True
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        self.score = scores(config, config.num_labels, use_bias=False, **options)
+        self.score = projection(config, config.num_labels, use_bias=False, **options)
 
     def __call__(
         self, input_ids: Any = None, *args: Any, **kwargs: Any
@@ -188,14 +188,14 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         )
 
 
-class GPT2ForTokenClassification(WithTags, _GPT2WithHead):
+class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead):
     """GPT-2 with a classifier at every position."""
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
         self.dropout = Dropout(next(rate for rate in rates if rate is not None))
-        self.classifier = scores(config, config.num_labels, **options)
+        self.classifier = projection(config, config.num_labels, **options)
 
 
-class GPT2ForQuestionAnswering(WithSpans, _GPT2WithHead):
+class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead):
     """GPT-2 with a start and an end score at every position."""
