@@ -99,7 +99,9 @@ def write_config(model: Any, folder: str, config: Any = None) -> None:
     data["architectures"] = [type(model).__name__]
     dtypes = list(stored_dtypes(model))
     if len(dtypes) == 1:
-        data |= dict.fromkeys({"torch_dtype"} & data.keys() | {"dtype"}, dtypes[0])
+        data["dtype"] = dtypes[0]
+        if "torch_dtype" in data:
+            data["torch_dtype"] = dtypes[0]
     write_json(data, os.path.join(folder, "config.json"))
     if config.generation is not None:
         write_json(unfreeze(config.generation), os.path.join(folder, GENERATION))

@@ -156,9 +156,12 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
             there = join(target, name)
             if not lexists(there):
                 break
-            if (name == path) == (isdir(there) and not islink(there)):
-                kind = "file" if name == path else "folder"
-                raise TargetError(f"{there}: expected a {kind}; move it away, or choose another")
+            expected = "file" if name == path else "folder"
+            found_there = "folder" if isdir(there) and not islink(there) else "file"
+            if found_there != expected:
+                raise TargetError(
+                    f"{there}: expected a {expected}; move it away, or choose another"
+                )
         else:
             found += [path] if path not in whole else []
     if found and not overwrite:

@@ -6,7 +6,7 @@ rounded up, and runs it once: the loop is inside. The reference is `generate` of
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -90,17 +90,15 @@ def generate(
             follow a text.
         NotFiniteError: logits are NaN or infinite, and `remove_invalid_values` is off.
     """
-    config, given, plan, treedef, arguments = _checked_call(
-        model,
-        input_ids,
-        attention_mask,
-        (encoder_hidden_states, encoder_attention_mask),
-        key,
-        generation_config,
-        options,
-    )
-    run, outcome = (beams.search, _best) if config.num_beams > 1 else (decoding.run, _written)
-    output = outcome(program(run, treedef, plan)(*arguments), given, config)
+    config = _config_of_call(model, generation_config, options)
+    encoder = encoder_hidden_states, encoder_attention_mask
+    call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
+    if config.num_beams > 1:
+        found = program(beams.search, call.treedef, call.plan)(*call.arguments)
+        output = _best(found, call.prompts, config)
+    else:
+        done = program(decoding.run, call.treedef, call.plan)(*call.arguments)
+        output = _written(done, call.prompts, config)
     return output if config.return_dict_in_generate else output.sequences
 
 
@@ -125,21 +123,16 @@ def stream(
         InputError: as `generate` does; or there are beams, or records are asked for.
         NotFiniteError: as `generate` does, at the step at which it happens.
     """
-    config, _, plan, treedef, arguments = _checked_call(
-        model,
-        input_ids,
-        attention_mask,
-        (encoder_hidden_states, encoder_attention_mask),
-        key,
-        generation_config,
-        options,
-    )
+    config = _config_of_call(model, generation_config, options)
     for name in ("num_beams", "output_scores", "output_logits"):
         if getattr(config, name) != DEFAULTS[name]:
             expected = f"expected {DEFAULTS[name]!r}, or use generate"
             raise InputError(f"{name}: a stream has none; {expected}")
-    begin, advance = program(_begin, treedef, plan), program(_advance, treedef, plan, donate=(1,))
-    return _tokens(begin, advance, arguments, config)
+    encoder = encoder_hidden_states, encoder_attention_mask
+    call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
+    begin = program(_begin, call.treedef, call.plan)
+    advance = program(_advance, call.treedef, call.plan, donate=(1,))
+    return _tokens(begin, advance, call.arguments, config)
 
 
 def _tokens(begin: Any, advance: Any, given: Any, config: GenerationConfig) -> Iterator[np.ndarray]:
@@ -188,21 +181,37 @@ def _streamed(state: decoding.State, rules: Rules, plan: Plan) -> tuple[Any, ...
     return state, token, state.faults, decoding.unfinished(state, rules)
 
 
+class _Call(NamedTuple):
+    """A call of generation, checked.
+
+    Attributes:
+        prompts: as they were given.
+        plan: what the program is, beside the model's structure, `treedef`.
+        arguments: what the program is run with: the model's leaves, prompts and rules.
+    """
+
+    prompts: Prompt
+    plan: Plan
+    treedef: Any
+    arguments: tuple[list[Any], Prompt, Rules]
+
+
+def _config_of_call(model: Any, config: Any, options: dict[str, Any]) -> GenerationConfig:
+    if not getattr(model, "generates", False):
+        raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
+    if not model.config.is_decoder:
+        raise InputError("model: only a decoder generates, and config.is_decoder is off")
+    return GenerationConfig.of_call(model.config, config, options)
+
+
 def _checked_call(
     model: Any,
     input_ids: Any,
     attention_mask: Any,
     encoder: tuple[Any, Any],
     key: Any,
-    generation_config: Any,
-    options: dict[str, Any],
-) -> tuple[GenerationConfig, Prompt, Plan, Any, tuple[list[Any], Prompt, Rules]]:
-    """Returns what a call asks for: config, prompts, a program's plan and what it is run with."""
-    if not getattr(model, "generates", False):
-        raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
-    if not model.config.is_decoder:
-        raise InputError("model: only a decoder generates, and config.is_decoder is off")
-    config = GenerationConfig.of_call(model.config, generation_config, options)
+    config: GenerationConfig,
+) -> _Call:
     leaves, treedef = jax.tree.flatten(model)
     arrays = jax.tree.leaves((leaves, input_ids, attention_mask, encoder, key))
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
@@ -210,9 +219,9 @@ def _checked_call(
             "generate, stream: they compile programs of their own and answer in NumPy's arrays; "
             "expected a call outside jax.jit, found traced arguments"
         )
-    given = _given(model, input_ids, attention_mask, config, encoder)
-    plan, rules, prompt = _prepare(model, given, config, key)
-    return config, given, plan, treedef, (leaves, prompt, rules)
+    prompts = _given(model, input_ids, attention_mask, config, encoder)
+    plan, rules, prompt = _prepare(model, prompts, config, key)
+    return _Call(prompts, plan, treedef, (leaves, prompt, rules))
 
 
 def _given(
@@ -386,13 +395,14 @@ def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> Gener
                 f"options ban all other tokens ({_bans(config)}); ban fewer, or ask for fewer "
                 "texts or tokens"
             )
-    tokens, scores, came_from, log_probs = map(best, found.kept)
-    steps, start = int((came_from >= 0).sum(axis=1).max()), tokens.shape[1] - came_from.shape[1]
+    kept: Any = beams.Texts(*map(best, found.kept))
+    steps = int((kept.came_from >= 0).sum(axis=1).max())
+    start = kept.tokens.shape[1] - kept.came_from.shape[1]
     return GenerateOutput(
-        sequences=_continued(given, tokens[:, start : start + steps]),
-        log_probs=log_probs[:, :steps],
-        sequences_scores=scores,
-        beam_indices=came_from[:, :steps],
+        sequences=_continued(given, kept.tokens[:, start : start + steps]),
+        log_probs=kept.log_probs[:, :steps],
+        sequences_scores=kept.scores,
+        beam_indices=kept.came_from[:, :steps],
         **_by_step(found.records, int(found.step)),
     )
 

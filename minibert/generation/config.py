@@ -288,7 +288,9 @@ class GenerationConfig:
     @property
     def padding_id(self) -> int | None:
         """What follows a text that has ended, if there is anything that ends one."""
-        return next(iter(ids((self.pad_token_id, self.eos_token_id))), None)
+        if self.pad_token_id is not None:
+            return self.pad_token_id
+        return next(iter(self.end_ids), None)
 
     def limit(
         self, prompt: int, positions: int | None = None, name: str = "max_position_embeddings"
@@ -375,10 +377,8 @@ class GenerationConfig:
 
     def _numbers(self, *names: str) -> dict[str, Any]:
         """Returns fields as float32, None for those that have their defaults."""
-        return {
-            name: None if (value := getattr(self, name)) == DEFAULTS[name] else np.float32(value)
-            for name in names
-        }
+        values = {name: getattr(self, name) for name in names}
+        return {n: None if v == DEFAULTS[n] else np.float32(v) for n, v in values.items()}
 
     def _check_ids(self, vocab_size: int) -> None:
         names = (

@@ -68,7 +68,7 @@ INERT = frozenset(
 # What a model's config.json says about the model's own calls, or about speed alone.
 MODELS_OWN = frozenset({"output_attentions", "output_hidden_states", "use_cache"})
 
-# Options of one way of decoding, and the values that, as their defaults, ask for nothing.
+# Options of one way of decoding, each with a value that, besides its default, asks for nothing.
 SAMPLING_ONLY: Mapping[str, int | None] = {
     "temperature": 1,
     "top_h": None,

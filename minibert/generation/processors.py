@@ -225,7 +225,7 @@ def suppress(mask: Leaf, scores: Scores, history: History) -> Scores:
 def suppress_first(numbers: Leaf, scores: Scores, history: History) -> Scores:
     """Bans tokens as the first that is generated; or as the second, after a forced one."""
     mask, forced = numbers
-    first = forced & (history.prompt().sum(axis=1) <= 1)  # 0 or 1
+    first = jnp.where(forced & (history.prompt().sum(axis=1) <= 1), 1, 0)
     return _ban(scores, mask & (history.step == first)[:, None])
 
 

@@ -29,6 +29,7 @@ OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.exp
 PROGRAMS = 256  # functions kept for models to come, each with a program a shape
 FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 Static = tuple[tuple[str, type, Any], ...]  # options by name, with their types
 
@@ -248,9 +249,14 @@ def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(model: Any) -> dict[str, Any]:
-    """The kinds of a model's arguments by name: its trunk's first, if it passes them on."""
+    """The kinds of a model's arguments by name; its trunk's too, if it passes arguments on."""
     own = {name: one.kind for name, one in inspect.signature(model).parameters.items()}
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    named = {name: kind for name, kind in own.items() if kind not in variable}
+    kinds = set(own.values())
+    named = {name: kind for name, kind in own.items() if kind not in VARIABLE}
     base = getattr(model, "base_model", None)
-    return named if base is None or len(named) == len(own) else _parameters(base) | named
+    if base is None or kinds.isdisjoint(VARIABLE):
+        return named
+    inherited = _parameters(base)
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return inherited | named  # positional arguments are the trunk's, in its order
+    return named | dict.fromkeys(inherited.keys() - named, inspect.Parameter.KEYWORD_ONLY)

@@ -108,12 +108,12 @@ def load_model(
     What else is raised is as in `PretrainedModel.from_pretrained`.
     """
 
-    def choose(data: dict[str, Any], source: TensorSource, where: str) -> ModelClass:
+    def choose(data: dict[str, Any], tensors: TensorSource, where: str) -> ModelClass:
         kind = data.get("model_type")
-        found = class_by_tensors(data, source.tensors)
-        wanted = getattr(found, "config_class", None)
+        found = class_by_tensors(data, tensors.tensors) if kind is None else None
+        wanted = kind if found is None else found.config_class.model_type
         for cls in classes:
-            if cls.config_class.model_type == kind or cls.config_class is wanted:
+            if cls.config_class.model_type == wanted:
                 return cls
         known = " or ".join(repr(cls.config_class.model_type) for cls in classes)
         raise ConfigError(f"{where}: model_type: {task} is for {known}, found {shown(kind)}")

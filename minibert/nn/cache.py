@@ -164,15 +164,14 @@ class KVCache:
         cross_mask: Bool[Array, "batch 1 1 encoder_seq"] | None,
     ) -> "KVCache":
         """The cache after `seq` tokens went through every layer."""
-        keys, values, _, cross_keys, cross_values = zip(*layers, strict=True)
-        encoded = cross_keys[0] is not None
+        encoded = layers[0].cross_key is not None
         return dataclasses.replace(
             self,
-            keys=keys,
-            values=values,
+            keys=tuple(layer.key for layer in layers),
+            values=tuple(layer.value for layer in layers),
             index=self.index + seq,
-            cross_keys=cross_keys if encoded else None,
-            cross_values=cross_values if encoded else None,
+            cross_keys=tuple(layer.cross_key for layer in layers) if encoded else None,
+            cross_values=tuple(layer.cross_value for layer in layers) if encoded else None,
             cross_mask=cross_mask,
         )
 

@@ -78,6 +78,9 @@ def _feed_object(found: Any, value: Any) -> None:
     elif hasattr(value, "__len__") and hasattr(value, "__getitem__"):
         count = len(value)
         found.update(f"{count} ".encode())
-        read = count if isinstance(value, list | tuple) else min(count, SAMPLE)
-        for index in np.linspace(0, count - 1, read).astype(int).tolist():
-            _feed(found, value[index])
+        items = value
+        if not isinstance(value, list | tuple):  # some items, evenly spaced
+            indices = np.linspace(0, count - 1, min(count, SAMPLE)).astype(int).tolist()
+            items = (value[index] for index in indices)
+        for item in items:
+            _feed(found, item)

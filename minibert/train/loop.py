@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -164,7 +164,8 @@ def fit(
         store, restored = None, False
         if checkpoints is not None:
             store = stack.enter_context(opened(checkpoints, trainer, data, iterator))
-            if restored := store.latest is not None:
+            restored = store.latest is not None
+            if restored:
                 trainer.state, standing, resumed = store.restore(trainer.state, iterator)
                 start = 0 if resumed else int(trainer.state.step)
         step = int(trainer.state.step)
@@ -198,6 +199,14 @@ def fit(
     )
 
 
+class _Pending(NamedTuple):
+    """A step that may not be computed yet."""
+
+    step: int
+    batch: Mapping[str, Any]
+    metrics: Metrics
+
+
 @dataclasses.dataclass(kw_only=True)
 class _Run:
     trainer: Any
@@ -212,8 +221,7 @@ class _Run:
     start: int  # the step before the data's first batch
     callbacks: list[Callback]
     speed: Speed
-    # the step that may not be computed yet: its number, batch and metrics
-    pending: tuple[int, Mapping[str, Any], Metrics] | None = None
+    pending: _Pending | None = None
     unwritten: Metrics | None = None  # the last step's line, if it is not to be logged
 
     def until_stopped(self, interrupted: threading.Event) -> str:
@@ -232,7 +240,7 @@ class _Run:
             metrics = self.trainer.step(batch)
             self.step += 1
             self._settle()
-            self.pending = self.step, batch, metrics
+            self.pending = _Pending(self.step, batch, metrics)
             best = self._evaluation_due() and self._evaluate()
             if self.store is not None and (best or self.step % self.store.options.every == 0):
                 self._save()

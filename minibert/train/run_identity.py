@@ -16,7 +16,7 @@ from minibert.train.fingerprint import digest
 
 Values = Mapping[str, Any]  # by name
 FORMAT = 2
-STATE = ("params: ", "opt_state: ")  # differences of which no state can be restored across
+STATE = ("params: ", "opt_state: ")  # how differences begin across which no state is restored
 # of configs, what leaves a training step alone
 INERT = ("extra", "generation", "output_hidden_states", "output_attentions")
 

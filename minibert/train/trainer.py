@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,10 +77,8 @@ def first_state(
         for index, leaf in enumerate(leaves):  # may be the optimiser's own keys, or parameters
             leaves[index] = jnp.array(leaf, copy=True)  # only one of them is in memory twice
         return TrainState(start, params, jax.tree.unflatten(structure, leaves)), frozen, None
-    params, frozen = (
-        {path: put(sharding, path, array) for path, array in arrays.items()}
-        for arrays in (params, frozen)
-    )
+    params = {path: put(sharding, path, array) for path, array in params.items()}
+    frozen = {path: put(sharding, path, array) for path, array in frozen.items()}
     first = TrainState(start, params, jax.eval_shape(optimizer.init, params))
     where = shardings_of(sharding, first, params)
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
@@ -105,6 +103,14 @@ def check_wide(params: Arrays) -> None:
                 f"{path}: expected float32 or wider, found {array.dtype}, in which small steps "
                 "vanish; load the model with param_dtype=jnp.float32 (dtype= may stay narrow)"
             )
+
+
+class _Sums(NamedTuple):
+    """Of a batch or several, by term: summed losses, numbers of targets and of correct answers."""
+
+    losses: Terms
+    counts: Terms
+    hits: Terms
 
 
 class Trainer:
@@ -167,13 +173,10 @@ class Trainer:
         self._dtypes = {path: array.dtype for path, array in arrays.items()}
         self._shapes = {path: array.shape for path, array in (arrays | params).items()}
         self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
-        plain = with_execution(model).eval()
-        copy = with_execution(model, remat=remat, sharding=self.sharding)
-        self._plain, self._combine = Structure(plain), combine
-        training, evaluating = (
-            functools.partial(_built, structure, combine, self.sharding)
-            for structure in (Structure(copy.train()), Structure(copy.eval()))  # set in place
-        )
+        self._plain, self._combine = Structure(with_execution(model).eval()), combine
+        copy = with_execution(model, remat=remat, sharding=self.sharding)  # train, eval change it
+        training = functools.partial(_built, Structure(copy.train()), combine, self.sharding)
+        evaluating = functools.partial(_built, Structure(copy.eval()), combine, self.sharding)
         self._step = jax.jit(
             functools.partial(
                 _step, training, objective, optimizer, accumulate, jax.random.key(seed)
@@ -247,17 +250,17 @@ class Trainer:
             InputError: as for `step`; or there are no batches, or no targets in them.
             NotFiniteError: the loss of a batch is NaN or infinite; accuracies would be of no use.
         """
-        sums: Any = ()
+        sums: _Sums | None = None
         for number, batch in enumerate(batches):
             given = self._given(batch, 1, evaluated=True)
             found = self._evaluate(self.state.params, self._frozen, given)
             found = jax.tree.map(np.float64, jax.device_get(found))
-            for term, loss in found[0].items():
+            for term, loss in found.losses.items():
                 if not np.isfinite(loss):
                     why = cause(self.model)
                     raise NotFiniteError(f"batch {number}: the loss {term!r} is {loss}: {why}")
-            sums = jax.tree.map(np.add, sums, found) if sums else found
-        if not sums:
+            sums = found if sums is None else jax.tree.map(np.add, sums, found)
+        if sums is None:
             raise InputError("batches: expected at least one, found none")
         losses, counts, hits = sums
         if not any(counts.values()):
@@ -372,10 +375,9 @@ def _evaluate(
     params: Arrays,
     frozen: Arrays,
     batch: Batch,
-) -> tuple[Terms, Terms, Terms]:
-    """The summed losses, how many targets there are, and how many the model is right about."""
+) -> _Sums:
     outputs = objective.apply(build(params, frozen), batch, None)
-    return (
+    return _Sums(
         objective.sums(outputs, batch),
         objective.counts(batch),
         objective.correct(outputs, batch),

@@ -34,5 +34,6 @@ def test_a_call_goes_through_few_files():
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     found = {name: len(files) for name, files in json.loads(done.stdout.split("\n")[-2]).items()}
     most = {"SentenceEncoder.encode": 7, "generate": 6, "BertModel.from_pretrained": 19}
-    assert {name: found[name] for name in most if found[name] > most[name]} == {}
+    for name, limit in most.items():
+        assert found[name] <= limit, name
     assert found["minibert embed"] <= 43

@@ -10,8 +10,6 @@ import minibert  # noqa: E402
 import oracle  # noqa: E402
 from generating import PAD  # noqa: E402
 
-pytestmark = pytest.mark.unoptimised
-
 TOLERANCE = 2e-5  # both sides round their float64 logits to float32 before anything else
 ENDS = [11, 23, 60]
 RECORDS = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}

@@ -10,8 +10,6 @@ import pytest
 import minibert
 from generating import PAD, VOCAB, prompts, tiny
 
-pytestmark = pytest.mark.unoptimised
-
 ENDS = (3, 31, 47, 50, 77, 80)
 OPTIONS = {"max_new_tokens": 13, "eos_token_id": ENDS, "pad_token_id": PAD}
 WAYS = {

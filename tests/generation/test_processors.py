@@ -11,7 +11,6 @@ import pytest
 from minibert.generation.config import GenerationConfig
 from minibert.generation.processors import History
 
-pytestmark = pytest.mark.unoptimised
 VOCAB, SLOTS, START = 23, 12, 7  # full after five tokens
 ENDS = (5, 11)
 LENGTHS = (START, 1, 4, 2, START - 1)  # of the prompts; one token has rules of its own

@@ -8,7 +8,6 @@ import pytest
 from minibert.generation.config import GenerationConfig
 from minibert.generation.sampling import Sampling, draw, draw_distinct, kth_largest, row_keys
 
-pytestmark = pytest.mark.unoptimised
 VOCAB = 150
 apply = jax.jit(lambda sampling, scores: sampling(scores))
 

@@ -16,8 +16,6 @@ from conftest import FLOAT64
 from minibert.errors import InputError
 from minibert.inspection.capture import captured, rooms
 
-pytestmark = pytest.mark.unoptimised
-
 LAYERS = {"bert": "num_hidden_layers", "gpt2": "n_layer"}
 # torch's activation of the pooler is a room of its own, whose output is the pooler's
 ONLY_THERE = {"bert.pooler.activation"}

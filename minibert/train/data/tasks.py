@@ -179,7 +179,14 @@ def question_answering(
         InputError: an argument is wrong, an answer is not at its position in the context, or a
             question is too long.
     """
-    encoder = Encoder(tokenizer, max_length, False, show_progress, batch_size, options)
+    encoder = Encoder(
+        tokenizer,
+        max_length,
+        truncation=False,
+        show_progress=show_progress,
+        batch_size=batch_size,
+        options=options,
+    )
     collate = collate_for(encoder, pad_to)
     named = answers if isinstance(answers, list | tuple) else [answers]
     if not (isinstance(answers, str) or len(named) == 2):

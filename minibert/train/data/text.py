@@ -53,10 +53,10 @@ class Masking:
         """Which tokens may be masked."""
         return ~np.isin(ids, self.special)
 
-    def check(self, ids: Any, where: str) -> None:
+    def check(self, ids: Any, place: str, what: str = "") -> None:
         """Raises an InputError if no token may be masked."""
         if not self.free(ids).any():
-            raise InputError(f"{where} no token that can be masked")
+            raise InputError(f"{place}: {what}has no token that can be masked")
 
     def targets(
         self, ids: np.ndarray, word_starts: Any, generator: np.random.Generator
@@ -93,13 +93,13 @@ def masking_of(tokenizer: Any, probability: Any, whole_words: Any) -> Masking:
     """
     if tokenizer.mask_token_id is None:
         raise InputError("tokenizer: has no mask token, so it is not for masked words")
-    if (probability := number("probability", probability, above=0)) > 1:
+    if number("probability", probability, above=0) > 1:
         raise InputError(f"probability: expected a number up to 1, found {shown(probability)}")
     return Masking(
         mask=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special=tuple(sorted(tokenizer.all_special_ids)),
-        probability=probability,
+        probability=float(probability),
         whole_words=flag("whole_words", whole_words),
     )
 
@@ -196,7 +196,7 @@ def masked_lm(
             for index, encoding in enumerate(encoder(texts, places))
         ]
     for index, place in enumerate(places):
-        masking.check(examples[index]["input_ids"], f"{place}: has")
+        masking.check(examples[index]["input_ids"], place)
     return encoder.batches(examples, collate, [masking])
 
 
@@ -242,5 +242,5 @@ def pretraining(
     pairs = pairs_of(encoder, documents, places)
     for document, place in zip(pairs.documents, places, strict=True):
         for index, (ids, _) in enumerate(document):
-            masking.check(ids, f"{place}: sentence {index} has")
+            masking.check(ids, place, f"sentence {index} ")
     return encoder.batches(pairs, collate, [pairs, masking])

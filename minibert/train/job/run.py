@@ -102,10 +102,7 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
         label2id=label_map(settings, model.config),
         share=None if sharding is None else sharding.share,
     )
-    # one pass over the data counts the batches of an epoch: packing and windows decide it
-    steps = settings.steps or int(settings.epochs or 0) * sum(
-        1 for _ in dataset(source, drop_last=True)
-    )
+    steps = _steps(settings, dataset, source)
     trainer = _trainer(settings, model, objective, sharding, steps)
     evaluation = None
     if held is not None:
@@ -195,6 +192,13 @@ def clear(folder: str) -> None:
                 remove_files(path, FOLDERS[name])
             else:
                 shutil.rmtree(path) if isdir(path) else os.remove(path)
+
+
+def _steps(settings: Settings, dataset: Any, source: Any) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    # one pass over the data counts the batches of an epoch: packing and windows decide it
+    return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
 
 
 def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, steps: int) -> Trainer:

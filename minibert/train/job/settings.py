@@ -107,7 +107,7 @@ class Settings:
 
     @property
     def given(self) -> set[str]:
-        """The keys that ask for something."""
+        """The keys whose value is not None, False or 0."""
         return {name for name, value in vars(self).items() if value not in (None, False)}
 
 

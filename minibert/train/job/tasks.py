@@ -176,7 +176,8 @@ def task_of(settings: Settings) -> Task:
     if settings.task not in TASKS:
         raise ConfigError(f"task: expected {', '.join(TASKS)}; found {shown(settings.task)}")
     task = TASKS[settings.task]
-    if foreign := settings.given & OF_DATA - set(task.options):
+    foreign = settings.given & (OF_DATA - set(task.options))
+    if foreign:
         raise ConfigError(f"{min(foreign)}: not a key of {settings.task}; its are {task.options}")
     return task
 

@@ -119,10 +119,10 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
         try:
             lora = read_config(fields)
             expected = tensors(model, lora)
+        except UnsupportedConfigError as reason:
+            raise UnsupportedConfigError(f"{config}: {reason}") from None
         except MinibertError as reason:
-            unsupported = isinstance(reason, UnsupportedConfigError)
-            error = UnsupportedConfigError if unsupported else ConfigError
-            raise error(f"{config}: {reason}") from None
+            raise ConfigError(f"{config}: {reason}") from None
         with SafetensorsSource([path]) as source:
             _compare(source, expected, path)
             read = {tensor.path: _array(source, name, tensor) for name, tensor in expected.items()}

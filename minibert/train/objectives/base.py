@@ -238,10 +238,11 @@ def continuation(filler: int) -> Objective:
     def given(ids: Any) -> Array:
         return jnp.arange(ids.shape[1]) < ids.shape[1] // 2
 
-    def targets(batch: Batch, half: bool) -> Array:
+    def targets(batch: Batch, of_given: bool) -> Array:
         ids = jnp.asarray(batch["input_ids"])
         text = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids))) > 0
-        return jnp.where(text & (given(ids) == half), ids, IGNORED)
+        half = given(ids) if of_given else ~given(ids)
+        return jnp.where(text & half, ids, IGNORED)
 
     def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
         ids = batch["input_ids"]

@@ -53,6 +53,7 @@ def contrastive(
         raise InputError(f"scale: expected a number above 0, found {shown(scale)}")
 
     def embedded(model: Any, batch: Batch, rngs: nnx.Rngs | None, prefix: str) -> Array:
+        """Embeddings of a batch's texts, `(texts, features)`, of length 1."""
         given = {n: jnp.asarray(batch[prefix + n]) for n in INPUTS if prefix + n in batch}
         given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
         outputs = call_model(model, given, rngs)
@@ -63,8 +64,8 @@ def contrastive(
         return unit(vectors)
 
     def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Array:
-        given = [prefix for prefix in PREFIXES if f"{prefix}input_ids" in batch]
-        anchors, *others = (embedded(model, batch, rngs, prefix) for prefix in given)
+        present = [prefix for prefix in PREFIXES if f"{prefix}input_ids" in batch]
+        anchors, *others = (embedded(model, batch, rngs, prefix) for prefix in present)
         return scale * anchors @ jnp.concatenate(others).T
 
     def own(batch: Batch) -> Array:

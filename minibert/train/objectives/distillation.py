@@ -1,7 +1,7 @@
 """Learning from a larger model's scores: Hinton et al., arXiv:1503.02531."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -115,15 +115,15 @@ class Taught:
 
     def __init__(self, teacher: Any, batches: Any):
         self._teacher, self._batches = teacher, batches
-        if hasattr(batches, "identity"):
-            self.identity = self._identity
+
+    @property
+    def identity(self) -> Callable[[], dict[str, Any]]:
+        """The batches' method, with the teacher's checksum; missing if they have none."""
+        of_batches = self._batches.identity
+        return lambda: {**of_batches(), "teacher": digest(checksums(self._teacher.parameters))}
 
     def __iter__(self) -> "TaughtIterator":
         return TaughtIterator(self._teacher, iter(self._batches))
-
-    def _identity(self) -> dict[str, Any]:
-        teacher = digest(checksums(self._teacher.parameters))
-        return {**self._batches.identity(), "teacher": teacher}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

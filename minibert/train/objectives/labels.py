@@ -48,9 +48,9 @@ def of_rows(limit: str | int) -> Check:
     """A class for every row, below a field of the config or a number, or −100."""
 
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-        numbered = isinstance(limit, int)
-        size, said = (limit, "classes") if numbered else (getattr(config, limit), limit)
-        _classes(name, array, shape_of_words(batch)[:1], size, said)
+        size = limit if isinstance(limit, int) else getattr(config, limit)
+        field = "classes" if isinstance(limit, int) else limit
+        _classes(name, array, shape_of_words(batch)[:1], size, field)
 
     return check
 
