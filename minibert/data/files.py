@@ -183,7 +183,7 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
         row = 0
         try:
             for batch in table.iter_batches(ROWS, columns=list(columns)):
-                for found in batch.to_pylist():
+                for found in batch.select(list(columns)).to_pylist():
                     row += 1
                     yield found, row
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as reason:

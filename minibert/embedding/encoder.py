@@ -234,21 +234,27 @@ class SentenceEncoder:
             )
         dim = self.settings.truncate_dim if truncate_dim is None else truncate_dim
         features = self.model.out_features
-        wanted = Wanted(output_value, precision, normalize_embeddings, dim, features)
+        wanted = Wanted(
+            output_value=output_value,
+            precision=precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=dim,
+            features=features,
+        )
         put_before = self.settings.prompt(prompt, prompt_name)
         texts = [f"{put_before}{text}" for text in sentence_list(sentences)]
         reader = self._reader  # another thread may set max_seq_length meanwhile
         width = check_width(packing, reader.longest, wanted.tokens)
         run = Run(
-            self.model,
-            self._programs,
-            wanted.tokens,
-            reader,
-            texts,
-            reader.prompt_length(put_before),
-            check_budget(token_budget),
-            width,
-            bool(show_progress or show_progress_bar),
+            model=self.model,
+            programs=self._programs,
+            with_tokens=wanted.tokens,
+            reader=reader,
+            texts=texts,
+            prompt_length=reader.prompt_length(put_before),
+            budget=check_budget(token_budget),
+            packing=width,
+            show_progress=bool(show_progress or show_progress_bar),
         )
         found = wanted.of(run)
         self.truncated = run.truncated

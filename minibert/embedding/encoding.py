@@ -142,10 +142,13 @@ class Run:
 
     def _fetched(self, batch: Batch, ids: list[np.ndarray], results: Any) -> Computed:
         places: Any = slice(len(ids)) if batch.places is None else tuple(batch.places.T)
-        vectors, *rows = [widen(np.asarray(array)[places]) for array in results]
-        tokens = [row[: len(own)] for some in rows for row, own in zip(some, ids, strict=True)]
-        if wrong := {*rows_not_finite(vectors), *rows_not_finite(tokens)}:
-            numbers = sorted(batch.indices[[*wrong]].tolist())
+        arrays = [widen(np.asarray(array)[places]) for array in results]
+        vectors, tokens = arrays[0], []
+        if self.with_tokens:  # without those of padding
+            tokens = [row[: len(own)] for row, own in zip(arrays[1], ids, strict=True)]
+        wrong = set(rows_not_finite(vectors)) | set(rows_not_finite(tokens))
+        if wrong:
+            numbers = sorted(int(batch.indices[row]) for row in wrong)
             text = quoted(self.texts[numbers[0]])
             raise TextNotFiniteError(
                 numbers, f"the vector of {text} is NaN or infinite: {cause(self.model)}"
@@ -188,7 +191,7 @@ def _packed(
 OUTPUTS = ("sentence_embedding", "token_embeddings", None)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What `SentenceEncoder.encode` was asked for; see there.
 
@@ -228,20 +231,22 @@ class Wanted:
             return self._vectors(run)
         found: list[Any] = [None] * len(run.texts)
         for done in run:
-            for number, ids, vector, tokens in zip(*done, strict=True):
-                found[number] = tokens.copy()
-                if self.output_value is None:
-                    also: dict[str, Any] = {"attention_mask": np.ones_like(ids)}
-                    if run.prompt_length:
-                        also["prompt_length"] = run.prompt_length
-                    if run.reader.has_segments:
-                        also["token_type_ids"] = np.zeros_like(ids)
-                    found[number] = {
-                        "input_ids": ids,
-                        **also,
-                        "token_embeddings": found[number],
-                        "sentence_embedding": vector[: self.truncate_dim],
-                    }
+            rows = zip(done.numbers, done.ids, done.vectors, done.tokens, strict=True)
+            for number, ids, vector, tokens in rows:
+                if self.output_value == "token_embeddings":
+                    found[number] = tokens.copy()
+                    continue
+                also: dict[str, Any] = {"attention_mask": np.ones_like(ids)}
+                if run.prompt_length:
+                    also["prompt_length"] = run.prompt_length
+                if run.reader.has_segments:
+                    also["token_type_ids"] = np.zeros_like(ids)
+                found[number] = {
+                    "input_ids": ids,
+                    **also,
+                    "token_embeddings": tokens.copy(),
+                    "sentence_embedding": vector[: self.truncate_dim],
+                }
         if self.precision == "float32" or not found:
             return found
         ends = np.cumsum([len(tokens) for tokens in found])[:-1]

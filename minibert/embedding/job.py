@@ -107,7 +107,7 @@ def embed_file(
         finished = finished_job(output)
         if restart or (overwrite and finished):
             parts.discard()
-        elif finished:  # its killed job had only its parts to remove
+        elif finished:  # a job that was killed when only its parts were left to be removed
             same = finished.job == parts.job
             if not same or finished.texts != digest_of([digest_of(some) for some in chunks]):
                 raise _exists(output)

@@ -49,11 +49,13 @@ def quantize_embeddings(
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"embeddings: expected floating-point numbers, found {array.dtype}")
     floats = vectors("embeddings", array)
-    if precision == "float32":
-        return _float32("embeddings", floats)
-    if "binary" in precision:
-        bits = np.packbits(floats > 0, axis=-1)
-        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    match precision:
+        case "float32":
+            return _float32("embeddings", floats)
+        case "ubinary":
+            return np.packbits(floats > 0, axis=-1)
+        case "binary":
+            return (np.packbits(floats > 0, axis=-1).astype(np.int16) - 128).astype(np.int8)
     if floats.shape[0] == 0:
         return floats.astype(precision)
     least, greatest = _ranges(floats, precision, ranges, calibration_embeddings)

@@ -17,7 +17,7 @@ import numpy as np
 
 from minibert.core.checks import as_array, check_choice, whole
 from minibert.errors import InputError
-from minibert.nn.numerics import extreme, in_range, out_of_range, rows_not_finite, unit
+from minibert.nn.numerics import extreme, highest, in_range, out_of_range, rows_not_finite, unit
 
 ROWS = 4096  # vectors whose differences from another are in memory at the same time
 MAX_EXPONENT = 1000  # of float64; below it, sums over up to 2**22 numbers do not overflow
@@ -182,14 +182,6 @@ def semantic_search(
                 found[number].add(row, offset)
     of_queries = np.broadcast_to(exponents.scores, len(queries)).tolist()
     return [best.hits(exponent) for best, exponent in zip(found, of_queries, strict=True)]
-
-
-def highest(scores: Scores, count: int) -> np.ndarray:
-    """Returns the indices of the `count` highest scores, the highest first; of equals the first."""
-    candidates = np.arange(len(scores))
-    if count < len(scores):
-        candidates = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
 
 
 class _TopK:

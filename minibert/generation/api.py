@@ -5,7 +5,7 @@ rounded up, and runs it once: the loop is inside. The reference is `generate` of
 `generation/utils.py`; a row's tokens never depend on its padding or on its neighbours.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,11 +94,9 @@ def generate(
     encoder = encoder_hidden_states, encoder_attention_mask
     call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
     if config.num_beams > 1:
-        found = program(beams.search, call.treedef, call.plan)(*call.arguments)
-        output = _best(found, call.prompts, config)
+        output = _best(call.program(beams.search)(*call.arguments), call.prompts, config)
     else:
-        done = program(decoding.run, call.treedef, call.plan)(*call.arguments)
-        output = _written(done, call.prompts, config)
+        output = _written(call.program(decoding.run)(*call.arguments), call.prompts, config)
     return output if config.return_dict_in_generate else output.sequences
 
 
@@ -130,8 +128,7 @@ def stream(
             raise InputError(f"{name}: a stream has none; {expected}")
     encoder = encoder_hidden_states, encoder_attention_mask
     call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
-    begin = program(_begin, call.treedef, call.plan)
-    advance = program(_advance, call.treedef, call.plan, donate=(1,))
+    begin, advance = call.program(_begin), call.program(_advance, donate=(1,))
     return _tokens(begin, advance, call.arguments, config)
 
 
@@ -194,6 +191,10 @@ class _Call(NamedTuple):
     plan: Plan
     treedef: Any
     arguments: tuple[list[Any], Prompt, Rules]
+
+    def program(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """Returns a function of the model, compiled for the call's plan."""
+        return program(function, self.treedef, self.plan, **options)
 
 
 def _config_of_call(model: Any, config: Any, options: dict[str, Any]) -> GenerationConfig:
@@ -395,7 +396,7 @@ def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> Gener
                 f"options ban all other tokens ({_bans(config)}); ban fewer, or ask for fewer "
                 "texts or tokens"
             )
-    kept: Any = beams.Texts(*map(best, found.kept))
+    kept: Any = jax.tree.map(best, found.kept)
     steps = int((kept.came_from >= 0).sum(axis=1).max())
     start = kept.tokens.shape[1] - kept.came_from.shape[1]
     return GenerateOutput(

@@ -24,8 +24,8 @@ def pictures(report: dict[str, Any], bert: Any, bound: float) -> tuple[Any, Any,
     with jax.default_device("cpu"):
         outputs = minibert.compiled(bert)(np.array([ids]), output_attentions=True)
     alike = report["similarity"]
-    numbers = [str(number) for number in range(1, len(alike["sentences"]) + 1)]
-    sentences = map(" ".join, zip(alike["sentences"], numbers, strict=True))
+    sentences = [f"{text} {number}" for number, text in enumerate(alike["sentences"], start=1)]
+    numbers = [str(number) for number in range(1, len(sentences) + 1)]
     return (
         parity,
         plots.words(report["words"], title="The likeliest words behind each [MASK]"),
@@ -36,7 +36,7 @@ def pictures(report: dict[str, Any], bert: Any, bound: float) -> tuple[Any, Any,
         ),
         plots.matrix(
             alike["cosines"],
-            list(sentences),
+            sentences,
             numbers,
             title="How alike sentences are",
             label="cosine",

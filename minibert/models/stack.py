@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
@@ -37,6 +38,12 @@ class Execution:
     remat: bool = False
     sharding: Sharding | None = None
     row_groups: bool = False
+
+
+def state_dtype(embeddings: Any, layer: Any) -> Any:
+    """Returns the dtype of hidden states: the one that is set, else the wider of two modules'."""
+    stored = embeddings.embedding[...].dtype, layer.kernel[...].dtype
+    return embeddings.dtype or jnp.promote_types(*stored)
 
 
 def with_execution(model: Any, **changes: Any) -> Any:

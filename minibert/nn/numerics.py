@@ -141,3 +141,11 @@ def quoted(value: Any) -> str:
     """Returns the beginning of an input, for messages."""
     text = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
+
+
+def highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns the indices of the `count` highest scores, the highest first; of equals the first."""
+    candidates = np.arange(len(scores))
+    if count < len(scores):
+        candidates = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]

@@ -44,6 +44,7 @@ class _Job:
         named: whether an error names it: it is one of several.
         windows: whether it has a list of rows, not one.
         outputs: the rows' outputs, None for one that is not computed yet.
+        missing: how many rows are not computed yet.
         answer: the answer.
     """
 
@@ -52,6 +53,7 @@ class _Job:
     named: bool
     windows: bool = False
     outputs: list[Any] = dataclasses.field(default_factory=list)
+    missing: int = 0
     answer: Any = None
 
     @contextlib.contextmanager
@@ -272,7 +274,7 @@ class Pipeline(abc.ABC):
                 windows = list(made) if job.windows else [made]
                 for window in windows:
                     self._check_length(length(window))
-            job.outputs = [None] * len(windows)
+            job.outputs, job.missing = [None] * len(windows), len(windows)
             owners += [(job, place) for place in range(len(windows))]
             rows += windows
         for batch in self._plan(rows, shares):
@@ -283,7 +285,8 @@ class Pipeline(abc.ABC):
             parts = separated(computed, chosen, batch, self.by_token, self._left)
             for (job, place), part in zip(own, parts, strict=True):
                 job.outputs[place] = part
-                if all(job.outputs):
+                job.missing -= 1
+                if not job.missing:
                     outputs, job.outputs = job.outputs, []  # which are large
                     with job.naming():
                         given = outputs if job.windows else outputs[0]

@@ -7,9 +7,9 @@ import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import text_list, whole
-from minibert.embedding.similarity import highest
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
+from minibert.nn.numerics import highest
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer

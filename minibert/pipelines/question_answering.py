@@ -159,9 +159,8 @@ class QuestionAnsweringPipeline(WindowPipeline):
         nothing = 1.0
         for window in outputs:
             allowed = np.asarray(window["answerable"])[0]
-            start, end = (
-                probabilities(self.logits(window, name)[0], allowed) for name in self.by_token
-            )
+            start = probabilities(self.logits(window, "start_logits")[0], allowed)
+            end = probabilities(self.logits(window, "end_logits")[0], allowed)
             nothing = min(nothing, float(start[0] * end[0]))
             for first, last, score in likeliest(start, end, wanted, max_answer_len):
                 begin, stop = characters(
@@ -200,7 +199,8 @@ def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
         return args[0]
     if len(args) > 2:
         raise InputError(f"{len(args)} arguments; expected a question and a context")
-    question, context = args or (question, context)
+    if args:
+        question, context = args
     if question is None or context is None:
         raise InputError("question, context: expected both")
     if isinstance(question, str):

@@ -1,6 +1,5 @@
 """Text that grows: pieces without broken characters, and where it is to stop."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -37,8 +36,7 @@ class Pieces:
         """Takes the next token, and hands on what is settled."""
         self._tokens.append(token)
         self._recent = [*self._recent[1:], self._decode(self._tokens)]
-        agreed = os.path.commonprefix(self._recent)  # noqa: RUF071  # they are no paths
-        self._send(agreed.rstrip(BROKEN))
+        self._send(_common_start(self._recent).rstrip(BROKEN))
 
     def finish(self, text: str) -> None:
         """Hands on the rest of the whole text."""
@@ -48,6 +46,15 @@ class Pieces:
         if len(text) > self._sent:
             piece, self._sent = text[self._sent :], len(text)
             self._callback(piece)
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Returns what all of the texts begin with."""
+    shortest = min(texts, key=len)
+    for index, character in enumerate(shortest):
+        if any(text[index] != character for text in texts):
+            return shortest[:index]
+    return shortest
 
 
 def stopped(text: str, stops: Sequence[str]) -> int | None:

@@ -18,7 +18,6 @@ import fnmatch
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -56,7 +55,10 @@ def check_rule(pattern: Any, rule: Any) -> None:
 
 
 def folded(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape, the parts that a rule names a dimension of it; None if the rule is not for it."""
+    """The shape, with a dimension that a rule cuts in parts as two: the parts, and their size.
+
+    None if the rule is not for that shape.
+    """
     for at, parts in enumerate(rule):
         if isinstance(parts, int):
             if at >= len(shape) or shape[at] % parts:
@@ -80,7 +82,8 @@ def spread(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> tuple[A
         )
         parts = [math.prod(sizes[axis] for axis in some) for some in given]
         touched = [n for n, some in zip(shape, given, strict=True) if some]
-        if len(touched) <= 2 and not any(map(operator.mod, shape, parts)):
+        divides = all(n % count == 0 for n, count in zip(shape, parts, strict=True))
+        if len(touched) <= 2 and divides:
             merit = math.prod(parts), -len(touched), max(touched, default=0)
             by_merit.setdefault(merit, given)
     return by_merit[max(by_merit)]
@@ -199,13 +202,15 @@ class Sharding:
                     )
         found = dataclasses.replace(
             self,
+            # the first that matches counts: one's own come first, and replace the model's
             rules={**self.rules, **model.dimensions, **self.rules},
             heads=model.config.num_attention_heads,
         )
         kept = {path: found.shape(path, array.shape) for path, array in arrays.items()}
         for path, ours in kept.items():
-            theirs = kept.get(path.removesuffix("kernel") + "bias", ours[1:])
-            if path.endswith(".kernel") and ours[1:] != theirs:
+            layer, _, name = path.rpartition(".")
+            theirs = kept.get(f"{layer}.bias")
+            if name == "kernel" and theirs is not None and ours[1:] != theirs:
                 raise InputError(
                     f"rules: {path} would be kept as {ours}, its bias as {theirs}; give both a rule"
                 )
@@ -288,8 +293,9 @@ class Sharding:
             for axis in (*self.fsdp, *self.tensor)
             if axis not in itertools.chain(*used) and self.mesh.shape[axis] > 1
         )
-        rest = tuple(map(operator.floordiv, shape, map(self.size, used)))
-        return PartitionSpec(*map(operator.add, used, spread(rest, sizes)))
+        rest = tuple(n // self.size(axes) for n, axes in zip(shape, used, strict=True))
+        extra = spread(rest, sizes)
+        return PartitionSpec(*((*some, *more) for some, more in zip(used, extra, strict=True)))
 
     def of(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """Where a parameter is stored."""

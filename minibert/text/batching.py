@@ -58,7 +58,10 @@ def bucket(length: int, longest: int) -> int:
 
 
 def power_of_two(least: int) -> int:
-    """Returns a size that grows seldom: each makes a shape, and so a program, of its own."""
+    """Returns the smallest power of two that is at least `least`.
+
+    A size that is rounded so grows seldom; each makes a shape, and so a program, of its own.
+    """
     return 1 << max(least - 1, 0).bit_length()
 
 

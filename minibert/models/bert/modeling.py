@@ -21,7 +21,7 @@ from minibert.models.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
 )
-from minibert.models.stack import Execution, asked, past_and_mask, run_blocks
+from minibert.models.stack import Execution, asked, past_and_mask, run_blocks, state_dtype
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
@@ -317,10 +317,8 @@ class BertModel(BertPreTrainedModel):
         """
         if not self.config.is_decoder:
             raise InputError("init_cache: only a decoder has a cache, and config.is_decoder is off")
-        words = self.embeddings.word_embeddings
-        parts = (words.embedding[...].dtype, self.encoder.layer[0].output.dense.kernel[...].dtype)
-        dtype = words.dtype or jnp.promote_types(*parts)
-        return KVCache.empty(self.config, batch_size, max_length, dtype)
+        parts = self.embeddings.word_embeddings, self.encoder.layer[0].output.dense
+        return KVCache.empty(self.config, batch_size, max_length, state_dtype(*parts))
 
     def __call__(
         self,

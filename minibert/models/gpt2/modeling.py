@@ -18,7 +18,7 @@ from minibert.models.base import PretrainedModel
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
-from minibert.models.stack import Execution, asked, past_and_mask, run_blocks
+from minibert.models.stack import Execution, asked, past_and_mask, run_blocks, state_dtype
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
@@ -250,8 +250,7 @@ class GPT2Model(GPT2PreTrainedModel):
         Raises:
             InputError: those are not sizes.
         """
-        parts = (self.wte.embedding[...].dtype, self.h[0].attn.c_attn.kernel[...].dtype)
-        dtype = self.wte.dtype or jnp.promote_types(*parts)
+        dtype = state_dtype(self.wte, self.h[0].attn.c_attn)
         return KVCache.empty(self.config, batch_size, max_length, dtype)
 
     def __call__(
