@@ -17,15 +17,17 @@ import dataclasses
 import math
 import mmap
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from minibert.checkpoint.tensors import TensorSource
+from minibert.checkpoint.tensors import TensorInfo, TensorSource
+from minibert.errors import CheckpointMismatchError, shown
 from minibert.nn.layers import Conv1D
 from minibert.nn.tree import variables
 from minibert.sharding.mesh import Sharding
@@ -64,6 +66,11 @@ class Leaf:
         """The shape of the tensor in a file of that layout."""
         shape = self.variable.shape
         return shape[::-1] if self.transposed == layout else shape
+
+    @property
+    def expected(self) -> "Expected":
+        """The tensor of PyTorch's layout."""
+        return Expected(self.path, self.shape_in("torch"), self.transposed == "torch")
 
     def fill(self, array: Any, sharding: Sharding | None) -> None:
         """Puts an array there, on its devices."""
@@ -120,6 +127,72 @@ def leaf_array(
                 return f"too large for param_dtype {dtype}"
         rows[start : start + len(block)] = _spread(block) if transpose else block
     return result
+
+
+class Expected(NamedTuple):
+    """A tensor that a file must have: the leaf's path, its shape there, whether it is transposed.
+
+    The shape is the file's; `transposed` says whether the leaf is the tensor transposed.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+def tensor_faults(name: str, info: TensorInfo, shape: tuple[int, ...]) -> list[str]:
+    """Says in what a stored tensor is not one of floating-point numbers of a shape."""
+    faults = []
+    if info.shape != shape:
+        faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
+    if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
+        faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
+    return faults
+
+
+def needs_x64(dtype: DTypeLike) -> str:
+    """Says of a dtype that JAX would silently narrow what to do; "" of any other."""
+    narrowed = dtype != jax.dtypes.canonicalize_dtype(dtype)
+    return f"{dtype} needs jax.enable_x64(True)" if narrowed else ""
+
+
+def read_exactly(
+    source: TensorSource,
+    where: str,
+    expected: Mapping[str, Expected],
+    dtype_of: Callable[[np.dtype], DTypeLike],
+) -> dict[str, jax.Array]:
+    """Reads the tensors of a source that has the expected ones and no others; returns leaves.
+
+    Args:
+        source: the tensors, in PyTorch's layout.
+        where: the file or folder, for messages.
+        expected: the tensors by name.
+        dtype_of: from the stored dtype of a tensor to that of its leaf.
+
+    Returns:
+        The leaves by path.
+
+    Raises:
+        CheckpointMismatchError: a tensor is missing, unexpected, of another shape, not of
+            floating-point numbers, not finite, or of a dtype that JAX does not have.
+    """
+    found = source.tensors
+    faults = [f"{name!r}: missing" for name in expected.keys() - found.keys()]
+    faults += [f"{shown(name)}: unexpected" for name in found.keys() - expected.keys()]
+    for name in expected.keys() & found.keys():
+        faults += tensor_faults(name, found[name], expected[name].shape)
+    arrays = {}
+    for name, (path, _, transposed) in {} if faults else expected.items():
+        dtype = np.dtype(dtype_of(found[name].dtype))
+        array = needs_x64(dtype) or leaf_array(source, name, dtype, transpose=transposed)
+        if isinstance(array, str):
+            faults.append(f"{name!r}: {array}")
+        else:
+            arrays[path] = jax.device_put(array)
+    if faults:
+        raise CheckpointMismatchError(where, sorted(faults))
+    return arrays
 
 
 def stored_dtypes(model: Any) -> dict[str, int]:

@@ -11,13 +11,18 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from minibert.checkpoint.leaves import Leaf, leaf_array, leaves, stored_dtypes
+from minibert.checkpoint.leaves import (
+    Leaf,
+    leaf_array,
+    leaves,
+    needs_x64,
+    stored_dtypes,
+    tensor_faults,
+)
 from minibert.checkpoint.tensors import TensorInfo, TensorSource, raw_bytes
 from minibert.errors import CheckpointMismatchError, MissingHeadError, shown
 from minibert.sharding.mesh import Sharding
@@ -217,11 +222,8 @@ class Matching:
                 )
         self.matched = [name for name in expected if name in found]
         for name in self.matched:
-            info, shape = self._stored(name), expected[name].shape_in(self.source.layout)
-            if info.shape != shape:
-                faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
-            if not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
-                faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
+            shape = expected[name].shape_in(self.source.layout)
+            faults += tensor_faults(name, self._stored(name), shape)
 
     def _stored(self, name: str) -> TensorInfo:
         return self.source.tensors[self.found[name]]
@@ -296,10 +298,9 @@ class Matching:
             for name, array in zip(self.matched, arrays, strict=True):
                 if isinstance(array, str):
                     faults.append(f"{self.found[name]!r}: {array}")
-                elif array.dtype != jax.dtypes.canonicalize_dtype(array.dtype):
+                elif needed := needs_x64(array.dtype):
                     faults.append(
-                        f"{self.found[name]!r}: {array.dtype} needs jax.enable_x64(True); or pass "
-                        "param_dtype=jnp.float32"
+                        f"{self.found[name]!r}: {needed}; or pass param_dtype=jnp.float32"
                     )
                 else:
                     self.expected[name].fill(array, sharding)

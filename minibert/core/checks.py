@@ -87,16 +87,6 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def number(name: str, value: Any, *, above: int | None = None) -> float:
-    """A finite number: of at least 0, or above something."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    enough = is_number and (value >= 0 if above is None else value > above)
-    if not enough or not np.isfinite(value):
-        wanted = "of at least 0" if above is None else f"above {above}"
-        raise InputError(f"{name}: expected a finite number {wanted}, found {shown(value)}")
-    return float(value)
-
-
 def known(shape: tuple[Size, ...]) -> bool:
     """Whether all sizes are numbers."""
     return all(isinstance(size, int) for size in shape)

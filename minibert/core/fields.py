@@ -12,7 +12,7 @@ A field is declared with a rule and a default, and `check` is called from `__pos
 """
 
 import dataclasses
-import sys
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -42,19 +42,30 @@ class Rule:
         return self.convert(value)
 
 
-def is_number(value: Any) -> bool:
-    """Returns whether a value is a finite number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
-def number(least: int | float, most: int | float) -> Rule:
-    """Returns the rule of a number in a closed interval."""
+def number(expected: str, allows: Callable[[Any], bool] = lambda value: True) -> Rule:
+    """Returns the rule of a finite number, of Python or NumPy."""
     return Rule(
-        f"a number from {least} to {most}",
-        lambda value: is_number(value) and least <= value <= most,
+        expected,
+        lambda value: (
+            isinstance(value, int | float | np.integer | np.floating)
+            and not isinstance(value, bool)
+            and _is_finite(value)
+            and allows(value)
+        ),
         float,
     )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def interval(least: int | float, most: int | float) -> Rule:
+    """Returns the rule of a number in a closed interval."""
+    return number(f"a number from {least} to {most}", lambda value: least <= value <= most)
 
 
 def whole(least: int | None = None, most: int | None = None) -> Rule:
@@ -96,10 +107,10 @@ def or_null(rule: Rule) -> Rule:
 
 SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str))
-NUMBER = Rule("a number", is_number, float)
-POSITIVE = Rule("a positive number", lambda value: is_number(value) and value > 0, float)
-NON_NEGATIVE = Rule("a number of at least 0", lambda value: is_number(value) and value >= 0, float)
-PROBABILITY = number(0, 1)
+NUMBER = number("a number")
+POSITIVE = number("a positive number", lambda value: value > 0)
+NON_NEGATIVE = number("a number of at least 0", lambda value: value >= 0)
+PROBABILITY = interval(0, 1)
 SIZE = size(1)
 COUNT = whole(1)
 

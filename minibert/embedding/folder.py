@@ -11,8 +11,6 @@ import re
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -25,7 +23,7 @@ from minibert.checkpoint.files import (
     encoder_paths,
     unchanged,
 )
-from minibert.checkpoint.leaves import leaf_array
+from minibert.checkpoint.leaves import read_exactly
 from minibert.checkpoint.saving import (
     check_saved,
     file_leaves,
@@ -261,27 +259,11 @@ def _dense(
 def _fill(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: bool) -> None:
     """Fills a tree of shapes with the weights in its folder; strictly, as models are."""
     own = file_leaves(dense)
+    expected = {name: leaf.expected for name, leaf in own.items()}
     with open_source(home, allow_pickle=allow_pickle) as source:
-        found = source.tensors
-        faults = [f"{name}: missing" for name in sorted(own.keys() - found.keys())]
-        faults += [f"{name}: unexpected" for name in sorted(found.keys() - own.keys())]
-        for name in sorted(own.keys() & found.keys()):
-            shape, info = own[name].shape_in("torch"), found[name]
-            if info.shape != shape:
-                faults.append(f"{name}: expected shape {shape}, found {info.shape}")
-            elif not jnp.issubdtype(info.dtype, jnp.floating):
-                faults.append(f"{name}: expected floats, found {info.dtype}")
-        arrays = {}
-        for name, leaf in {} if faults else own.items():
-            dtype = np.dtype(param_dtype or found[name].dtype)
-            array = leaf_array(source, name, dtype, transpose=bool(leaf.transposed))
-            if isinstance(array, str):
-                faults.append(f"{name}: {array}")
-            arrays[name] = array
-    if faults:
-        raise CheckpointMismatchError(home, faults)
-    for name, leaf in own.items():
-        leaf.variable.set_value(jax.device_put(arrays[name]))
+        arrays = read_exactly(source, home, expected, lambda stored: param_dtype or stored)
+    for leaf in own.values():
+        leaf.variable.set_value(arrays[leaf.path])
 
 
 SHARD = 5 * 10**9  # the bytes of a file, as in `PretrainedModel.save_pretrained`

@@ -15,11 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Integer
 
 from minibert.core.checks import check_choice
-from minibert.errors import InputError, shown
+from minibert.errors import InputError
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
 from minibert.nn.numerics import unit, widen
-from minibert.nn.pooling import LAYERS, POOLINGS, pool
+from minibert.nn.pooling import LAYERS, pool, pooling_modes
 from minibert.text.batching import own_text, slots_of
 
 
@@ -33,10 +33,7 @@ class Pooling(Module):
     """
 
     def __init__(self, modes: str | Sequence[str], in_features: int, include_prompt: bool = True):
-        modes = (modes,) if isinstance(modes, str) else tuple(modes)
-        if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
-            known = ", ".join(POOLINGS)
-            raise InputError(f"pooling: expected one or more of {known}; found {shown(modes)}")
+        modes = pooling_modes(modes)
         self.modes, self.include_prompt = modes, include_prompt
         self.in_features, self.out_features = in_features, len(modes) * in_features
         self.printed = ", ".join([*modes, *([] if include_prompt else ["include_prompt=False"])])

@@ -13,7 +13,7 @@ from typing import Any
 
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
 from minibert.core.checks import check_text
-from minibert.core.fields import COUNT, SWITCH, Rule, assign, check, field, one_of, refuse
+from minibert.core.fields import COUNT, SWITCH, Rule, assign, check, field, one_of, refuse, whole
 from minibert.core.strict_json import read_object_if_there
 from minibert.embedding.similarity import SIMILARITIES
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
@@ -138,15 +138,14 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
         InputError: a setting given is wrong.
     """
     fields, where = _read_body(body)
-    length, positions = fields.get("max_seq_length"), config.max_tokens
+    length = fields.get("max_seq_length")
     if "max_seq_length" in given:
         length = 1  # until the given one takes its place
     elif length is None:
         length = longest(config, tokenizer)
-    elif type(length) is not int or not 1 <= length <= positions:
-        raise ConfigError(
-            f"{where}: max_seq_length: expected a whole number from 1 to {positions}, the model's "
-            f"positions; found {shown(length)}"
+    else:
+        whole(1, config.max_tokens).check(
+            f"{where}: max_seq_length, of the model's positions", length
         )
     with _read_from(where):
         lower = fields.get("do_lower_case", False)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minibert.core.fields import Rule, number, size
+from minibert.core.fields import Rule, interval, number, size
 
 # Fields that are not implemented, each with the values that change nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -102,9 +102,9 @@ def _pair_of(first: Test, second: Test) -> Test:
 
 
 COUNT = size(0)
-FACTOR = number(SMALLEST, LARGEST)
-NUMBER = number(-LARGEST, LARGEST)
-POSITIVE_SHARE = Rule("a number above 0, to 1", number(SMALLEST, 1).allows, float)
+FACTOR = interval(SMALLEST, LARGEST)
+NUMBER = interval(-LARGEST, LARGEST)
+POSITIVE_SHARE = number("a number above 0, to 1", lambda value: SMALLEST <= value <= 1)
 EARLY_STOPPING = Rule('true, false or "never"', lambda v: isinstance(v, bool) or v == "never")
 TOKEN = Rule("a token's id", COUNT.allows)
 TOKENS = Rule("a list of tokens' ids", _tuple_of(TOKEN.allows))

@@ -15,9 +15,10 @@ import numpy as np
 from jax import Array
 from scipy.special import softmax
 
-from minibert.core.checks import as_array, number, shaped, whole
+from minibert.core.checks import as_array, check_choice, shaped, whole
+from minibert.core.fields import NON_NEGATIVE
 from minibert.embedding.similarity import cosine, pairwise_cosine, similarity
-from minibert.errors import InputError, TextNotFiniteError, shown
+from minibert.errors import InputError, TextNotFiniteError
 from minibert.inspection.capture import captured
 from minibert.models.compilation import compiled
 from minibert.nn.numerics import cause, rows_not_finite
@@ -35,8 +36,7 @@ def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") 
     Raises:
         InputError: there is no such pooling, or a mask is of another shape.
     """
-    if pooling not in POOLINGS:
-        raise InputError(f"pooling: expected {', '.join(POOLINGS)}; found {shown(pooling)}")
+    check_choice("pooling", pooling, POOLINGS)
     mask = jnp.asarray(as_array("attention_mask", attention_mask)).astype(bool)
     for state in hidden_states:
         if state.shape[:2] != mask.shape:
@@ -93,7 +93,7 @@ def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.nda
         one, other: vectors, a row each.
         scale: what both are multiplied with before: the larger, the more the likest one gets.
     """
-    scale = number("scale", scale)
+    scale = NON_NEGATIVE.check("scale", scale, InputError)
     left = np.asarray(as_array("one", one), np.float64) * scale
     right = np.asarray(as_array("other", other), np.float64) * scale
     return softmax(left @ right.T, axis=-1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Integer
 
-from minibert.errors import InputError
+from minibert.errors import InputError, shown
 from minibert.nn.numerics import widen
 
 Tokens = Float[Array, "batch seq hidden"]
@@ -96,6 +96,20 @@ def pool(
         for mode in modes
     ]
     return jnp.concatenate(vectors, axis=-1)
+
+
+def pooling_modes(pooling: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns one or more names of `POOLINGS` as a tuple.
+
+    Raises:
+        InputError: there is none, or it is not a name of `POOLINGS`.
+    """
+    modes = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+    if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
+        raise InputError(
+            f"pooling: expected one or more of {', '.join(POOLINGS)}; found {shown(pooling)}"
+        )
+    return modes
 
 
 def positions(mask: Mask) -> Integer[Array, "batch seq"]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.special import softmax
 
-from minibert.core.checks import check_text, text_list, whole
+from minibert.core.checks import check_choice, check_text, text_list, whole
 from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import WindowPipeline
@@ -189,11 +189,7 @@ class TokenClassificationPipeline(WindowPipeline):
     ) -> list[Entity]:
         """The entities of a text, from its windows' `logits` `(1, seq, labels)`."""
         strategy = str(aggregation_strategy).lower()
-        if strategy not in STRATEGIES:
-            raise InputError(
-                f"aggregation_strategy: expected one of {', '.join(STRATEGIES)}, "
-                f"found {shown(aggregation_strategy)}"
-            )
+        check_choice("aggregation_strategy", strategy, STRATEGIES)
         if stride is not None and strategy == "none":
             raise InputError("stride: windows overlap; expected an aggregation_strategy too")
         ignored = text_list(

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from minibert.core.checks import number, whole
-from minibert.errors import InputError, shown
+from minibert.core.checks import check_choice, whole
+from minibert.core.fields import NON_NEGATIVE, POSITIVE, number
+from minibert.errors import InputError
 from minibert.train.fingerprint import description
 
 KINDS = ("linear", "cosine", "constant")
+BELOW_1 = number("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +61,9 @@ def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") ->
     Raises:
         InputError: an argument is wrong.
     """
-    peak, steps = number("peak", peak), whole("steps", steps, 1)
+    peak, steps = NON_NEGATIVE.check("peak", peak, InputError), whole("steps", steps, 1)
     warmup = whole("warmup", warmup, 0, steps)
-    if kind not in KINDS:
-        raise InputError(f"kind: expected {', '.join(KINDS)}; found {shown(kind)}")
+    check_choice("kind", kind, KINDS)
     rest = steps - warmup
     match kind:
         case "linear" if rest:
@@ -103,13 +104,13 @@ def adamw(
         InputError: an argument is negative, not finite or no number.
     """
     if not callable(learning_rate):
-        learning_rate = number("learning_rate", learning_rate)
+        learning_rate = NON_NEGATIVE.check("learning_rate", learning_rate, InputError)
     numbers = {"weight_decay": weight_decay, "b1": b1, "b2": b2, "eps": eps}
     for name, value in numbers.items():
-        if number(name, value) >= 1 and name in ("b1", "b2"):
-            raise InputError(f"{name}: expected a number under 1, found {shown(value)}")
+        rule = BELOW_1 if name in ("b1", "b2") else NON_NEGATIVE
+        rule.check(name, value, InputError)
     if max_grad_norm is not None:
-        max_grad_norm = number("max_grad_norm", max_grad_norm, above=0)
+        max_grad_norm = POSITIVE.check("max_grad_norm", max_grad_norm, InputError)
     rate = optax.inject_hyperparams(optax.scale_by_learning_rate)
     optimizer = optax.chain(
         optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm),

@@ -322,7 +322,7 @@ def test_wrong_files(text, said, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--task", "translation"], "task: expected causal-lm, continuation"),
+        (["--task", "translation"], "task: expected one of causal-lm, continuation"),
         (["--probability", "0.3"], "probability: not a key of classification"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (["--schedule", "steep"], "schedule: expected one of linear, cosine, constant"),

@@ -19,7 +19,7 @@ from minibert.core.fields import (
     check,
     checked,
     field,
-    number,
+    interval,
     one_of,
     or_null,
     refuse,
@@ -52,11 +52,15 @@ class Example:
         (COUNT, [1, 2**40], [0]),
         (SIZE, [1, 2**31 - 1], [0, 2**31, 10**400]),
         (size(0), [0], [-1, 2**31]),
-        (NUMBER, [1, -0.5], [True, "1", math.nan, math.inf, 10**400, [1]]),
+        (
+            NUMBER,
+            [1, -0.5, np.float32(2), np.int8(3)],
+            [True, np.True_, np.float16(math.inf), "1", math.nan, math.inf, 10**400, [1]],
+        ),
         (POSITIVE, [5e-324, 1], [0, -1, math.inf]),
         (NON_NEGATIVE, [0], [-1e-9, math.nan]),
         (PROBABILITY, [0, 1, 0.5], [-0.1, 1.5, math.nan]),
-        (number(-1, 1e9), [-1, 1e9], [1e10]),
+        (interval(-1, 1e9), [-1, 1e9], [1e10]),
         (SWITCH, [True, False], [0, 1, "true", None]),
         (TEXT, ["", "a"], [1, b"a", None]),
         (KINDS, ["linear"], ["steep", ["linear"], None]),
@@ -75,11 +79,12 @@ def test_rules(rule, allowed, refused):
 def test_what_is_kept_is_plain():
     assert type(COUNT.check("name", np.int64(3))) is int
     assert type(NUMBER.check("name", 3)) is float
+    assert type(NUMBER.check("name", np.float32(3))) is float
     assert or_null(NUMBER).check("name", None) is None
 
 
 def test_expectations():
-    rules = (whole(), whole(0), whole(2, 4), SIZE, number(0, 2), or_null(KINDS))
+    rules = (whole(), whole(0), whole(2, 4), SIZE, interval(0, 2), or_null(KINDS))
     assert [rule.expected for rule in rules] == [
         "a whole number",
         "a whole number of at least 0",

@@ -240,15 +240,22 @@ def _tensors(folder: pathlib.Path, **changes: np.ndarray | None) -> None:
 @pytest.mark.parametrize(
     ("changes", "faults"),
     [
-        ({"linear_weight": None}, ["linear.weight: missing"]),
-        ({"linear_bias": None}, ["linear.bias: missing"]),
-        ({"other": np.zeros(3, np.float32)}, ["other: unexpected"]),
+        ({"linear_weight": None}, ["'linear.weight': missing"]),
+        ({"linear_bias": None}, ["'linear.bias': missing"]),
+        ({"other": np.zeros(3, np.float32)}, ["'other': unexpected"]),
         (
             {"linear_weight": np.zeros((24, 7), np.float32), "linear_bias": np.zeros(8)},
-            ["linear.bias: expected shape (7,)", "linear.weight: expected shape (7, 24)"],
+            ["'linear.bias': expected shape (7,)", "'linear.weight': expected shape (7, 24)"],
         ),
-        ({"linear_bias": np.zeros(7, np.int32)}, ["linear.bias: expected floats, found int32"]),
-        ({"linear_bias": np.full(7, np.nan)}, ["linear.bias: expected finite numbers"]),
+        (
+            {"linear_bias": np.zeros(7, np.int32)},
+            ["'linear.bias': expected floating-point numbers, found int32"],
+        ),
+        (
+            {"linear_bias": np.full(7, np.nan, np.float32)},
+            ["'linear.bias': expected finite numbers"],
+        ),
+        ({"linear_bias": np.zeros(7)}, ["'linear.bias': float64 needs jax.enable_x64(True)"]),
     ],
 )
 def test_weights_that_are_not_the_configs(changes, faults, folder):

@@ -129,7 +129,7 @@ def labelled(*labels):
         (labelled("a"), {"label2id": {"a": 1}}, "label2id: expected the ids 0 to 0"),
         (labelled("a"), {"label2id": {"a": "0"}}, "label2id: expected the ids 0 to 0"),
         (labelled("a"), {"label2id": ["a"]}, "label2id: expected ids by name, found .'a'."),
-        (labelled("a"), {"problem_type": "ranking"}, "problem_type: expected single_label_"),
+        (labelled("a"), {"problem_type": "ranking"}, "problem_type: expected one of single_label_"),
         (labelled("a"), MULTI, "record 0: label: expected a list, found 'a'"),
         (labelled(["a", "a"]), MULTI, "record 0: label: a label is given twice"),
         (labelled([1, 0], [0, 1]), MULTI, r"record 0: label: \[1, 0\] and all others may be ids"),

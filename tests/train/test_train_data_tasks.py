@@ -219,7 +219,9 @@ def test_label_ids_of_zeros_and_ones():
     kind = {"problem_type": "multi_label_classification"}
     assert data.label_ids(rows, **kind) == {"0": 0, "1": 1, "2": 2}
     assert data.label_ids(rows) == {"0": 0, "1": 1}
-    with pytest.raises(InputError, match="problem_type: expected single_label_classification"):
+    with pytest.raises(
+        InputError, match="problem_type: expected one of None, single_label_classification"
+    ):
         data.label_ids(rows, problem_type="regression")
 
 

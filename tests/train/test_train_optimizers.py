@@ -159,7 +159,7 @@ def test_the_rate_stands_in_the_state():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "step"}, "kind: expected linear, cosine, constant; found 'step'"),
+        ({"kind": "step"}, "kind: expected one of linear, cosine, constant; found 'step'"),
         ({"warmup": 11}, "warmup: expected a whole number from 0 to 10, found 11"),
         ({"warmup": -1}, "warmup: expected a whole number from 0"),
     ],
@@ -171,5 +171,7 @@ def test_schedules_are_checked(arguments, message):
 
 @pytest.mark.parametrize("name", ["b1", "b2"])
 def test_means_that_never_move_are_refused(name):
-    with pytest.raises(InputError, match=f"{name}: expected a number under 1, found 1.0"):
+    with pytest.raises(
+        InputError, match=f"{name}: expected a number of at least 0 and below 1, found 1.0"
+    ):
         train.adamw(1e-3, **{name: 1.0})

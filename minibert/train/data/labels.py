@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from minibert.core.checks import unmasked
+from minibert.core.checks import check_choice, unmasked
+from minibert.core.fields import whole
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
 
@@ -34,10 +35,7 @@ def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) ->
     Raises:
         InputError: something is not a label.
     """
-    if problem_type not in (None, *PROBLEMS[:2]):
-        raise InputError(
-            f"problem_type: expected {', '.join(PROBLEMS[:2])}; found {shown(problem_type)}"
-        )
+    check_choice("problem_type", problem_type, (None, *PROBLEMS[:2]))
     records = Records(source, [label])
     rows = _labels_and_places(records, label)
     lists = [(value if _is_list(value) else [value], place) for value, place in rows]
@@ -118,8 +116,7 @@ def record_labels(
         InputError: a label is empty, unknown, not finite or repeated; or lists of labels are
             ambiguous, see `is_multi_hot`.
     """
-    if problem not in PROBLEMS:
-        raise InputError(f"problem_type: expected {', '.join(PROBLEMS)}; found {shown(problem)}")
+    check_choice("problem_type", problem, PROBLEMS)
     values = _labels_and_places(records, column)
     if problem == "regression":
         if label2id is not None:
@@ -210,7 +207,7 @@ def _is_list(value: Any) -> bool:
 def _check_label(value: Any, place: str) -> None:
     if isinstance(value, str) and value.strip():
         return
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+    if not whole(0).allows(value):
         raise InputError(f"{place}: expected a label's name or number, found {shown(value)}")
     if value >= MAX_LABELS:
         raise InputError(f"{place}: expected a label's number, under {MAX_LABELS}; found {value}")

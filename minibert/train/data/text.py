@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from minibert.core.checks import as_array, checked_indices, flag, number, whole
+from minibert.core.checks import as_array, checked_indices, flag, whole
+from minibert.core.fields import number
 from minibert.data.records import read_texts
-from minibert.errors import InputError, shown
+from minibert.errors import InputError
 from minibert.train.data.batching import Batching, batched, stacked
 from minibert.train.data.encoding import (
     Encoder,
@@ -21,6 +22,8 @@ from minibert.train.data.next_sentence import pairs_of, read_documents
 from minibert.train.objectives.labels import IGNORED
 
 MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or another token
+
+PROBABILITY = number("a number above 0, to 1", lambda value: 0 < value <= 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,13 +96,11 @@ def masking_of(tokenizer: Any, probability: Any, whole_words: Any) -> Masking:
     """
     if tokenizer.mask_token_id is None:
         raise InputError("tokenizer: has no mask token, so it is not for masked words")
-    if number("probability", probability, above=0) > 1:
-        raise InputError(f"probability: expected a number up to 1, found {shown(probability)}")
     return Masking(
         mask=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special=tuple(sorted(tokenizer.all_special_ids)),
-        probability=float(probability),
+        probability=PROBABILITY.check("probability", probability, InputError),
         whole_words=flag("whole_words", whole_words),
     )
 

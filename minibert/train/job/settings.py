@@ -15,8 +15,8 @@ from minibert.core.fields import (
     Rule,
     checked,
     field,
-    is_number,
     key,
+    number,
     one_of,
     whole,
 )
@@ -28,7 +28,7 @@ WHOLES = Rule(
     "a list of whole numbers", lambda v: isinstance(v, list) and all(map(WHOLE.allows, v))
 )
 TEXTS = Rule("a list of texts", lambda v: isinstance(v, list) and all(map(TEXT.allows, v)))
-FRACTION = Rule("between 0 and 1", lambda v: is_number(v) and 0 < v < 1, float)
+FRACTION = number("a number between 0 and 1", lambda value: 0 < value < 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from minibert.checkpoint.tokenizer import load_tokenizer
+from minibert.core.fields import one_of
 from minibert.core.strict_json import read_json
 from minibert.data.records import Records, read_texts
 from minibert.errors import ConfigError, InputError, shown
@@ -173,8 +174,7 @@ def task_of(settings: Settings) -> Task:
     Raises:
         ConfigError: there is no such task, or a key is of another.
     """
-    if settings.task not in TASKS:
-        raise ConfigError(f"task: expected {', '.join(TASKS)}; found {shown(settings.task)}")
+    one_of(TASKS).check("task", settings.task)
     task = TASKS[settings.task]
     foreign = settings.given & (OF_DATA - set(task.options))
     if foreign:

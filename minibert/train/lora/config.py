@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax.core import FrozenDict
 
 from minibert.core.fields import (
@@ -66,7 +67,9 @@ def _by_module(rule: Rule) -> Rule:
     )
 
 
-ALPHA = Rule(POSITIVE.expected, POSITIVE.allows)  # a whole number stays one
+ALPHA = dataclasses.replace(  # a whole number stays one
+    POSITIVE, convert=lambda value: np.asarray(value).item()
+)
 NAMES = Rule("names or null", _are_names, _tuple)
 MODULES = Rule(
     "names, a regular expression or null",

@@ -1,22 +1,21 @@
 """Adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors` in a folder."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from minibert.checkpoint.files import ADAPTER_CONFIG, ADAPTER_TENSORS, adapter_paths, unchanged
-from minibert.checkpoint.leaves import leaf_array
+from minibert.checkpoint.leaves import Expected, read_exactly
 from minibert.checkpoint.saving import write_arrays, write_json
-from minibert.checkpoint.tensors import SafetensorsSource, TensorSource
+from minibert.checkpoint.tensors import SafetensorsSource
 from minibert.core.atomic import atomic_folder
 from minibert.core.strict_json import read_object_if_there
 from minibert.errors import (
-    CheckpointMismatchError,
     ConfigError,
     MinibertError,
     SourceError,
@@ -36,15 +35,6 @@ INERT = frozenset(
     auto_mapping inference_mode megatron_core peft_version qalora_group_size revision runtime_config
     """.split()
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor of an adapter's file: which parameter, its shape there, whether it is transposed."""
-
-    path: str
-    shape: tuple[int, ...]
-    transposed: bool
 
 
 def save_adapter(
@@ -124,22 +114,19 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
         except MinibertError as reason:
             raise ConfigError(f"{config}: {reason}") from None
         with SafetensorsSource([path]) as source:
-            _compare(source, expected, path)
-            read = {tensor.path: _array(source, name, tensor) for name, tensor in expected.items()}
-    if faults := sorted(array for array in read.values() if isinstance(array, str)):
-        raise CheckpointMismatchError(path, faults)
-    return Adapter(lora, {path: jax.device_put(array) for path, array in read.items()})
+            wide = functools.partial(jnp.promote_types, np.float32)
+            return Adapter(lora, read_exactly(source, path, expected, wide))
 
 
-def tensors(model: Any, lora: LoRA) -> dict[str, Tensor]:
+def tensors(model: Any, lora: LoRA) -> dict[str, Expected]:
     """The tensors of an adapter's file, by name."""
     found = {}
     for path, leaf in saved_leaves(model, lora).items():
         name = leaf.name.removeprefix(model.tensor_prefix)
-        found[f"{PREFIX}{name}"] = Tensor(path, leaf.shape_in("torch"), leaf.transposed == "torch")
+        found[f"{PREFIX}{name}"] = leaf.expected._replace(path=path)
     for site in sites(model, lora):
         for path, shape in site.factors.items():
-            found[f"{PREFIX}{path}.weight"] = Tensor(path, shape[::-1], True)
+            found[f"{PREFIX}{path}.weight"] = Expected(path, shape[::-1], True)
     return found
 
 
@@ -173,26 +160,3 @@ def read_config(fields: Mapping[str, Any]) -> LoRA:
                 f"{name}: {shown(value)} is not implemented (only null, false or nothing)"
             )
     return LoRA(**{name: value for name, value in fields.items() if name in ours})
-
-
-def _compare(source: TensorSource, expected: dict[str, Tensor], path: str) -> None:
-    faults = [f"{name!r}: missing" for name in expected.keys() - source.tensors.keys()]
-    for name, info in source.tensors.items():
-        tensor = expected.get(name)
-        if tensor is None:
-            faults.append(f"{shown(name)}: the model has no place for it")
-        elif info.shape != tensor.shape:
-            faults.append(f"{name!r}: expected shape {tensor.shape}, found {shown(info.shape)}")
-        elif not jnp.issubdtype(info.dtype, jnp.floating) or info.dtype.itemsize < 2:
-            faults.append(f"{name!r}: expected floating-point numbers, found {info.dtype}")
-    if faults:
-        raise CheckpointMismatchError(path, sorted(faults))
-
-
-def _array(source: TensorSource, name: str, tensor: Tensor) -> np.ndarray | str:
-    """The parameter; or a sentence that says why it must not be used."""
-    dtype = jnp.promote_types(source.tensors[name].dtype, np.float32)
-    if dtype != jax.dtypes.canonicalize_dtype(dtype):
-        return f"{name!r}: {dtype} needs jax.enable_x64(True)"
-    array = leaf_array(source, name, dtype, transpose=tensor.transposed)
-    return f"{name!r}: {array}" if isinstance(array, str) else array

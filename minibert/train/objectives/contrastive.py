@@ -8,10 +8,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from minibert.errors import InputError, shown
+from minibert.core.fields import POSITIVE
+from minibert.errors import InputError
 from minibert.nn.layers import Module
 from minibert.nn.numerics import unit, widen
-from minibert.nn.pooling import POOLINGS, pool
+from minibert.nn.pooling import pool, pooling_modes
 from minibert.nn.tree import parameters
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.base import (
@@ -46,11 +47,8 @@ def contrastive(
     Raises:
         InputError: an argument is wrong.
     """
-    modes = (pooling,) if isinstance(pooling, str) else tuple(pooling)
-    if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
-        raise InputError(f"pooling: expected {', '.join(POOLINGS)}; found {shown(pooling)}")
-    if not scale > 0:
-        raise InputError(f"scale: expected a number above 0, found {shown(scale)}")
+    modes = pooling_modes(pooling)
+    POSITIVE.check("scale", scale, InputError)
 
     def embedded(model: Any, batch: Batch, rngs: nnx.Rngs | None, prefix: str) -> Array:
         """Embeddings of a batch's texts, `(texts, features)`, of length 1."""

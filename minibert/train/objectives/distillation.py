@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from minibert.core.checks import number
+from minibert.core.fields import POSITIVE, PROBABILITY
 from minibert.errors import InputError, shown
 from minibert.models.compilation import compiled
 from minibert.nn.numerics import widen
@@ -35,9 +35,8 @@ def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) ->
     """
     if not isinstance(objective, Objective):
         raise InputError(f"objective: expected one of minibert.train, found {shown(objective)}")
-    number("temperature", temperature, above=0)
-    if number("alpha", alpha) > 1:
-        raise InputError(f"alpha: expected a number from 0 to 1, found {shown(alpha)}")
+    POSITIVE.check("temperature", temperature, InputError)
+    PROBABILITY.check("alpha", alpha, InputError)
 
     def targets(batch: Batch) -> Terms:
         hard = objective.targets(batch)
