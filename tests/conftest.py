@@ -50,10 +50,10 @@ def pytest_collection_modifyitems(items):
 def programs(request):
     """Keeps compiled programs for the files that follow, until they take gigabytes.
 
-    Files marked `unoptimised` ask for no more of a program than that it runs: whether a run is
-    resumed, a file written, an argument refused. XLA compiles theirs, and those of the processes
-    they start, in half of the time, and no other file gets them. Numbers are compared with
-    PyTorch's in optimised programs, for an error may be in these alone.
+    Programs of files marked `unoptimised`, and of the processes they start, are compiled without
+    LLVM's optimisations, in half of the time; XLA's own stay. These files ask whether a run is
+    resumed, a file written, an argument refused, a mistake seen, or compare minibert with itself.
+    What is compared with PyTorch in the default run is optimised, for an error may be there alone.
     """
     unoptimised = request.node.get_closest_marker("unoptimised") is not None
     with pytest.MonkeyPatch.context() as patch:

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 import minibert  # noqa: E402
 import oracle  # noqa: E402
 from generating import PAD  # noqa: E402
+from slowly import slow_but  # noqa: E402
 
 TOLERANCE = 2e-5  # both sides round their float64 logits to float32 before anything else
 ENDS = [11, 23, 60]
@@ -32,7 +33,9 @@ def both(tmp_path_factory):
         yield oracle.ours("GPT2LMHeadModel", folder, param_dtype=jnp.float64), theirs.double()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", slow_but(WAYS, "greedy with penalties", "beams, never, with penalties")
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_records_are_transformers(both, way, seed):
     model, theirs = both
@@ -59,7 +62,9 @@ def test_the_records_are_transformers(both, way, seed):
         assert found.sequences_scores is None
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", slow_but(WAYS, "greedy with penalties", "beams, never, with penalties")
+)
 def test_log_probs_are_the_models_own(both, way):
     """Of the logits, whatever the rules; transformers computes them from what it is given."""
     model, theirs = both

@@ -9,6 +9,9 @@ import pytest
 
 import minibert
 from generating import PAD, VOCAB, prompts, tiny
+from slowly import slow_but
+
+pytestmark = pytest.mark.unoptimised
 
 ENDS = (3, 31, 47, 50, 77, 80)
 OPTIONS = {"max_new_tokens": 13, "eos_token_id": ENDS, "pad_token_id": PAD}
@@ -24,7 +27,7 @@ LENGTHS = [9, 1, 4]
 @pytest.fixture(scope="module")
 def model():
     with jax.enable_x64(True):
-        yield tiny()
+        yield tiny(n_layer=2)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def texts(model, ids, mask, **options):
     return [row[row != PAD].tolist() for row in found]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(WAYS, "greedy", "sampled beams"))
 def test_a_row_is_the_same_alone_and_in_company(model, random, way):
     ids, mask = prompts(random, LENGTHS)
     together = texts(model, ids, mask, **WAYS[way])
@@ -132,7 +135,7 @@ def test_lengths(model, options, generated):
     np.testing.assert_array_equal(found[:, :5], ids)
 
 
-@pytest.mark.parametrize(("length", "generated"), [(33, 7), (39, 1), (25, 15)])
+@pytest.mark.parametrize(("length", "generated"), slow_but([(33, 7), (39, 1), (25, 15)], (33, 7)))
 def test_all_positions_can_be_used(model, random, length, generated):
     """Neither the prompt's nor the text's rounded length has to fit."""
     ids = random.integers(0, VOCAB, (1, length))
@@ -158,7 +161,7 @@ def test_several_sequences_stand_by_their_prompt(model, random):
     "filters", [{"temperature": 0.7, "top_k": 12}, {"min_p": 0.02, "top_k": 0}]
 )
 def test_tokens_are_drawn_as_often_as_they_are_likely(model, random, filters):
-    rows = 5000
+    rows = 2000
     options = {"do_sample": True, "num_return_sequences": rows, "max_new_tokens": 1, **filters}
     ids = random.integers(0, VOCAB, (1, 6))
     found = minibert.generate(model, ids, key=jax.random.key(3), **options)[:, -1]

@@ -19,6 +19,8 @@ from minibert.models import compilation
 from minibert.nn.attention import causal_mask
 from minibert.nn.cache import KVCache, LayerCache
 
+pytestmark = pytest.mark.unoptimised
+
 ENDS = tuple(range(3, 96, 7))
 PENALTY = 1.6
 BEAMS, POWER = 3, 0.4

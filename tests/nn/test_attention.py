@@ -189,7 +189,10 @@ SEEN |= {f"nothing, a bias {name}": ("nothing", name) for name in BIASES}
 SEEN |= {f"{mask}, a bias of heads": (mask, "of heads") for mask in ("both", "no key")}
 
 
-@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize(
+    "seen",
+    slow_but(SEEN, "nothing", "both", "no key", "nothing, a bias of rows", "both, a bias of heads"),
+)
 @pytest.mark.parametrize("fitting", slow_but([1, 3, 11, 24], 3))
 def test_in_groups(seen, fitting, monkeypatch):
     """Some heads, some rows, or all at a time; alone, derived, and for many at once."""

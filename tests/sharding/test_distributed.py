@@ -38,42 +38,45 @@ def processes(job, count, devices=8):
     return [json.loads(output.splitlines()[-1]) for output, _ in ended]  # gloo speaks first
 
 
+def alone_and_together(jobs, count, devices=8):
+    """What each job gives in one process with one device, and in each of several processes."""
+    plain = [job | {"sizes": None} for job in jobs]
+    alone = python(SCRIPT, json.dumps(plain), devices=1)
+    return [
+        pair for found in processes(jobs, count, devices) for pair in zip(alone, found, strict=True)
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_give_the_losses_of_one_device(family, count):
-    job = {"family": family, "dropout": 0.1}
-    jobs = [job | {"sizes": sizes} for sizes in (MIX, {"fsdp": 8})[: 3 - count // 2]]
-    (alone,) = python(SCRIPT, json.dumps([job | {"sizes": None}]))
-    for found in processes(jobs, count):
-        for together in found:
-            check_equal(alone, together)
+@pytest.mark.parametrize(("count", "meshes"), [(2, (MIX, {"fsdp": 8})), (4, ({"fsdp": 8}, MIX))])
+def test_processes_give_the_losses_of_one_device(count, meshes):
+    families = zip(("gpt2", "bert"), meshes, strict=True)
+    jobs = [{"family": f, "layers": 1, "dropout": 0.1, "sizes": sizes} for f, sizes in families]
+    for alone, together in alone_and_together(jobs, count):
+        check_equal(alone, together)
 
 
-def check_windows(job, sizes, count, devices):
-    """Losses on what `data` makes, in several processes and in one; what each of several prints."""
-    (alone,) = python(SCRIPT, json.dumps([job | {"windows": True, "sizes": None}]), devices=1)
-    found = processes([job | {"windows": True, "sizes": sizes}], count, devices)
-    for (together,) in found:
+def check_windows(jobs, count, devices):
+    """Losses on what `data` makes, in several processes and in one; what the several print."""
+    jobs = [{"family": "gpt2", "layers": 1, "dropout": 0.1, "windows": True} | job for job in jobs]
+    pairs = alone_and_together(jobs, count, devices)
+    for alone, together in pairs:
         assert np.abs(np.subtract(together["windows"], alone["windows"])).max() <= FLOAT64
-    return [together for (together,) in found]
+    return [together for _, together in pairs]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "sizes"),
+    ("count", "meshes"),
     [
-        (2, {"data": 2}),
-        (4, {"data": 4}),
-        (4, {"data": 2, "fsdp": 2}),
-        (4, {"fsdp": 2, "tensor": 2}),
+        (2, [{"data": 2}]),
+        (4, [{"data": 4}, {"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}]),
     ],
 )
-def test_processes_draw_what_one_device_draws(count, sizes):
+def test_processes_draw_what_one_device_draws(count, meshes):
     """Dropout in each part of a batch, of the rows that `data` makes for each process."""
     pytest.importorskip("grain", reason="the data are Grain's")
-    job = {"family": "gpt2", "dropout": 0.1, "accumulate": 2}
-    check_windows(job, sizes, count, count)
+    check_windows([{"accumulate": 2, "sizes": sizes} for sizes in meshes], count, count)
 
 
 NARROW = """
@@ -102,8 +105,7 @@ def test_shares_are_compared_in_32_bits_too():
 def test_processes_that_share_tensors_give_the_same_rows():
     """Four processes of two devices each: a tensor axis of four lies over two of them."""
     pytest.importorskip("grain", reason="the data are Grain's")
-    job = {"family": "gpt2", "dropout": 0.1}
-    found = check_windows(job, {"data": 2, "tensor": 4}, 4, 8)
+    found = check_windows([{"sizes": {"data": 2, "tensor": 4}}], 4, 8)
     for number, together in enumerate(found):
         assert together["shares"] == 2
         if number in (0, 3):  # whose neighbours gave the other half

@@ -22,12 +22,12 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 ROWS, SEQ = 16, 8
 
 
-def model(family, even=True, dropout=0.0):
+def model(family, even=True, dropout=0.0, layers=2):
     """With sizes that 2, 4 and 8 divide, or not; float64."""
     hidden, heads, vocab = (32, 4, 64) if even else (30, 3, 61)
     if family == "gpt2":
         config = minibert.GPT2Config.tiny(
-            vocab_size=vocab, n_embd=hidden, n_head=heads, n_layer=2, n_positions=SEQ
+            vocab_size=vocab, n_embd=hidden, n_head=heads, n_layer=layers, n_positions=SEQ
         ).replace(attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
         return minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     roberta = family == "roberta"
@@ -38,7 +38,7 @@ def model(family, even=True, dropout=0.0):
             hidden_size=hidden,
             num_attention_heads=heads,
             intermediate_size=4 * hidden,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             max_position_embeddings=SEQ + 2 * roberta,
         )
         .replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
@@ -59,10 +59,10 @@ def batches(steps, part=0, parts=1):
         yield {name: array[rows] for name, array in batch.items()}
 
 
-def trainer(family, sizes, even=True, rules=None, dropout=0.0, **options):
+def trainer(family, sizes, even=True, rules=None, dropout=0.0, layers=2, **options):
     sharding = None if sizes is None else Sharding.of_devices(**sizes, rules=rules)
     optimizer = adamw(1e-2)
-    start = model(family, even, dropout)
+    start = model(family, even, dropout, layers)
     return Trainer(start, OBJECTIVES[family], optimizer, sharding=sharding, **options)
 
 
@@ -120,9 +120,9 @@ def program(trained):
     return {"flops": analysis["flops"], "made": made, "largest": largest}
 
 
-def report(family, sizes, even=True, windows=False, **options):
+def report(family, sizes, even=True, windows=False, layers=2, **options):
     """What the tests look at."""
-    trained = trainer(family, sizes, even, **options)
+    trained = trainer(family, sizes, even, layers=layers, **options)
     if windows:
         return windowed(trained)
     found = {"losses": losses(trained), "state_bytes": device_bytes(trained.state)}
@@ -131,7 +131,7 @@ def report(family, sizes, even=True, windows=False, **options):
     if jax.process_count() == 1:  # rows that no number of devices divides
         found["few"] = trained.evaluate(few)["loss"]
     if sizes is not None:
-        arrays = parameters(model(family, even))
+        arrays = parameters(model(family, even, layers=layers))
         sharding = trained.sharding
         found["bytes"] = device_bytes(trained.state.params)
         found["said"] = sharding.device_bytes(arrays)
