@@ -34,6 +34,20 @@ from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import stored
 
 
+class Expected(NamedTuple):
+    """A tensor that a file must have.
+
+    Attributes:
+        path: the path of the leaf that it fills.
+        shape: its shape in the file.
+        transposed: whether the leaf is the tensor transposed.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    transposed: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """One array of the tree, and the tensor it is on disk.
@@ -68,8 +82,8 @@ class Leaf:
         return shape[::-1] if self.transposed == layout else shape
 
     @property
-    def expected(self) -> "Expected":
-        """The tensor of PyTorch's layout."""
+    def expected(self) -> Expected:
+        """What a file of PyTorch's layout must have for it."""
         return Expected(self.path, self.shape_in("torch"), self.transposed == "torch")
 
     def fill(self, array: Any, sharding: Sharding | None) -> None:
@@ -129,17 +143,6 @@ def leaf_array(
     return result
 
 
-class Expected(NamedTuple):
-    """A tensor that a file must have: the leaf's path, its shape there, whether it is transposed.
-
-    The shape is the file's; `transposed` says whether the leaf is the tensor transposed.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    transposed: bool
-
-
 def tensor_faults(name: str, info: TensorInfo, shape: tuple[int, ...]) -> list[str]:
     """Says in what a stored tensor is not one of floating-point numbers of a shape."""
     faults = []
@@ -150,10 +153,10 @@ def tensor_faults(name: str, info: TensorInfo, shape: tuple[int, ...]) -> list[s
     return faults
 
 
-def needs_x64(dtype: DTypeLike) -> str:
-    """Says of a dtype that JAX would silently narrow what to do; "" of any other."""
+def needs_x64(dtype: np.dtype, remedy: str) -> str:
+    """Says of a dtype that JAX would narrow what it needs, or else `remedy`; "" of any other."""
     narrowed = dtype != jax.dtypes.canonicalize_dtype(dtype)
-    return f"{dtype} needs jax.enable_x64(True)" if narrowed else ""
+    return f"{dtype} needs jax.enable_x64(True){remedy}" if narrowed else ""
 
 
 def read_exactly(
@@ -161,17 +164,19 @@ def read_exactly(
     where: str,
     expected: Mapping[str, Expected],
     dtype_of: Callable[[np.dtype], DTypeLike],
+    remedy: str = "",
 ) -> dict[str, jax.Array]:
-    """Reads the tensors of a source that has the expected ones and no others; returns leaves.
+    """Reads the tensors of a source that has the expected ones and no others.
 
     Args:
         source: the tensors, in PyTorch's layout.
         where: the file or folder, for messages.
         expected: the tensors by name.
         dtype_of: from the stored dtype of a tensor to that of its leaf.
+        remedy: what the caller may do about a dtype that JAX would narrow, for messages.
 
     Returns:
-        The leaves by path.
+        The arrays by their leaves' paths.
 
     Raises:
         CheckpointMismatchError: a tensor is missing, unexpected, of another shape, not of
@@ -185,7 +190,7 @@ def read_exactly(
     arrays = {}
     for name, (path, _, transposed) in {} if faults else expected.items():
         dtype = np.dtype(dtype_of(found[name].dtype))
-        array = needs_x64(dtype) or leaf_array(source, name, dtype, transpose=transposed)
+        array = needs_x64(dtype, remedy) or leaf_array(source, name, dtype, transpose=transposed)
         if isinstance(array, str):
             faults.append(f"{name!r}: {array}")
         else:

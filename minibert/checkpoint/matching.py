@@ -298,10 +298,8 @@ class Matching:
             for name, array in zip(self.matched, arrays, strict=True):
                 if isinstance(array, str):
                     faults.append(f"{self.found[name]!r}: {array}")
-                elif needed := needs_x64(array.dtype):
-                    faults.append(
-                        f"{self.found[name]!r}: {needed}; or pass param_dtype=jnp.float32"
-                    )
+                elif needed := needs_x64(array.dtype, "; or pass param_dtype=jnp.float32"):
+                    faults.append(f"{self.found[name]!r}: {needed}")
                 else:
                     self.expected[name].fill(array, sharding)
                 del array  # before the next is read

@@ -42,25 +42,24 @@ class Rule:
         return self.convert(value)
 
 
-def number(expected: str, allows: Callable[[Any], bool] = lambda value: True) -> Rule:
-    """Returns the rule of a finite number, of Python or NumPy."""
+def number(expected: str, allows: Callable[[float], bool]) -> Rule:
+    """Returns the rule of a number, of Python or NumPy, which must not allow NaN."""
     return Rule(
         expected,
         lambda value: (
             isinstance(value, int | float | np.integer | np.floating)
             and not isinstance(value, bool)
-            and _is_finite(value)
-            and allows(value)
+            and allows(_as_float(value))
         ),
         float,
     )
 
 
-def _is_finite(value: Any) -> bool:
+def _as_float(value: Any) -> float:
     try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
+        return float(value)
+    except (OverflowError, TypeError):  # too large a whole number, or a span of time
+        return math.nan
 
 
 def interval(least: int | float, most: int | float) -> Rule:
@@ -107,9 +106,9 @@ def or_null(rule: Rule) -> Rule:
 
 SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str))
-NUMBER = number("a number")
-POSITIVE = number("a positive number", lambda value: value > 0)
-NON_NEGATIVE = number("a number of at least 0", lambda value: value >= 0)
+NUMBER = number("a number", math.isfinite)
+POSITIVE = number("a positive number", lambda value: 0 < value < math.inf)
+NON_NEGATIVE = number("a number of at least 0", lambda value: 0 <= value < math.inf)
 PROBABILITY = interval(0, 1)
 SIZE = size(1)
 COUNT = whole(1)

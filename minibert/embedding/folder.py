@@ -36,7 +36,7 @@ from minibert.core.atomic import atomic_folder
 from minibert.core.fields import COUNT, SWITCH, refuse
 from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel
-from minibert.embedding.settings import SentenceSettings
+from minibert.embedding.settings import SentenceSettings, read_from
 from minibert.errors import (
     CheckpointMismatchError,
     ConfigError,
@@ -48,7 +48,7 @@ from minibert.errors import (
 )
 from minibert.nn.activations import ACTIVATIONS
 from minibert.nn.layers import Module
-from minibert.nn.pooling import POOLINGS
+from minibert.nn.pooling import pooling_modes
 
 # A folder inside the folder: plain names, none of them hidden or "..".
 INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")
@@ -213,14 +213,8 @@ def _pooling(data: dict[str, Any], where: str) -> Pooling:
         for name, mode in SWITCHES.items()
         if SWITCH.check(f"{where}: {name}", data.get(name, False))
     )
-    modes = data.get("pooling_mode", on)
-    modes = (modes,) if isinstance(modes, str) else modes
-    known = isinstance(modes, list | tuple) and all(mode in tuple(POOLINGS) for mode in modes)
-    if not modes or not known:
-        found = shown(data["pooling_mode"]) if "pooling_mode" in data else "none switched on"
-        raise ConfigError(
-            f"{where}: pooling_mode: expected one or more of {', '.join(POOLINGS)}; found {found}"
-        )
+    with read_from(where):
+        modes = pooling_modes("pooling_mode", data.get("pooling_mode", on or "none switched on"))
     if SWITCHES.keys() & data.keys() and {*on} != {*modes}:
         raise ConfigError(
             f"{where}: pooling_mode: {', '.join(modes)}, but the switches pooling_mode_… say "
@@ -261,7 +255,13 @@ def _fill(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: 
     own = file_leaves(dense)
     expected = {name: leaf.expected for name, leaf in own.items()}
     with open_source(home, allow_pickle=allow_pickle) as source:
-        arrays = read_exactly(source, home, expected, lambda stored: param_dtype or stored)
+        arrays = read_exactly(
+            source,
+            home,
+            expected,
+            lambda stored: param_dtype or stored,
+            "; or pass param_dtype=jnp.float32",
+        )
     for leaf in own.values():
         leaf.variable.set_value(arrays[leaf.path])
 

@@ -33,7 +33,7 @@ class Pooling(Module):
     """
 
     def __init__(self, modes: str | Sequence[str], in_features: int, include_prompt: bool = True):
-        modes = pooling_modes(modes)
+        modes = pooling_modes("pooling", modes)
         self.modes, self.include_prompt = modes, include_prompt
         self.in_features, self.out_features = in_features, len(modes) * in_features
         self.printed = ", ".join([*modes, *([] if include_prompt else ["include_prompt=False"])])

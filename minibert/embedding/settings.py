@@ -144,16 +144,14 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
     elif length is None:
         length = longest(config, tokenizer)
     else:
-        whole(1, config.max_tokens).check(
-            f"{where}: max_seq_length, of the model's positions", length
-        )
-    with _read_from(where):
+        whole(1, config.max_tokens).check(f"{where}: max_seq_length", length)
+    with read_from(where):
         lower = fields.get("do_lower_case", False)
         settings = SentenceSettings(max_seq_length=length, do_lower_case=lower)
     prompts = given.get("prompts", {})
     merged_prompts(prompts)  # if they are wrong, that is not the file's fault
     where = os.path.join(top, TOP_CONFIG)
-    with _read_from(where):
+    with read_from(where):
         fields = _read_top(where)
         fields["prompts"] = merged_prompts(fields.get("prompts", {}), prompts)
         settings = dataclasses.replace(settings, **fields)
@@ -161,7 +159,7 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
 
 
 @contextlib.contextmanager
-def _read_from(path: str) -> Generator[None]:
+def read_from(path: str) -> Generator[None]:
     """Says of a wrong field in which file it is."""
     try:
         yield

@@ -6,6 +6,7 @@ table 7. The axes are those of `attention.py`. A text without a token pools to z
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,18 +99,19 @@ def pool(
     return jnp.concatenate(vectors, axis=-1)
 
 
-def pooling_modes(pooling: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns one or more names of `POOLINGS` as a tuple.
+def pooling_modes(name: str, pooling: Any) -> tuple[str, ...]:
+    """Returns the argument `name`, one or more names of `POOLINGS`, as a tuple.
 
     Raises:
         InputError: there is none, or it is not a name of `POOLINGS`.
     """
-    modes = (pooling,) if isinstance(pooling, str) else tuple(pooling)
-    if not modes or not all(mode in tuple(POOLINGS) for mode in modes):
+    modes = (pooling,) if isinstance(pooling, str) else pooling
+    listed = isinstance(modes, list | tuple) and all(mode in tuple(POOLINGS) for mode in modes)
+    if not listed or not modes:
         raise InputError(
-            f"pooling: expected one or more of {', '.join(POOLINGS)}; found {shown(pooling)}"
+            f"{name}: expected one or more of {', '.join(POOLINGS)}; found {shown(pooling)}"
         )
-    return modes
+    return tuple(modes)
 
 
 def positions(mask: Mask) -> Integer[Array, "batch seq"]:

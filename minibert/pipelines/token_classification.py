@@ -189,7 +189,8 @@ class TokenClassificationPipeline(WindowPipeline):
     ) -> list[Entity]:
         """The entities of a text, from its windows' `logits` `(1, seq, labels)`."""
         strategy = str(aggregation_strategy).lower()
-        check_choice("aggregation_strategy", strategy, STRATEGIES)
+        if strategy not in STRATEGIES:
+            check_choice("aggregation_strategy", aggregation_strategy, STRATEGIES)
         if stride is not None and strategy == "none":
             raise InputError("stride: windows overlap; expected an aggregation_strategy too")
         ignored = text_list(

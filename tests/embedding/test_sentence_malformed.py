@@ -255,7 +255,10 @@ def _tensors(folder: pathlib.Path, **changes: np.ndarray | None) -> None:
             {"linear_bias": np.full(7, np.nan, np.float32)},
             ["'linear.bias': expected finite numbers"],
         ),
-        ({"linear_bias": np.zeros(7)}, ["'linear.bias': float64 needs jax.enable_x64(True)"]),
+        (
+            {"linear_bias": np.zeros(7)},
+            ["'linear.bias': float64 needs jax.enable_x64(True); or pass param_dtype"],
+        ),
     ],
 )
 def test_weights_that_are_not_the_configs(changes, faults, folder):

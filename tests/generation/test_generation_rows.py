@@ -161,7 +161,7 @@ def test_several_sequences_stand_by_their_prompt(model, random):
     "filters", [{"temperature": 0.7, "top_k": 12}, {"min_p": 0.02, "top_k": 0}]
 )
 def test_tokens_are_drawn_as_often_as_they_are_likely(model, random, filters):
-    rows = 2000
+    rows = 5000
     options = {"do_sample": True, "num_return_sequences": rows, "max_new_tokens": 1, **filters}
     ids = random.integers(0, VOCAB, (1, 6))
     found = minibert.generate(model, ids, key=jax.random.key(3), **options)[:, -1]

@@ -11,6 +11,11 @@ import minibert
 from minibert.checkpoint.leaves import leaves
 from minibert.nn.layers import LayerNorm
 
+STILL = {
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+
 
 def drawn(name: str, seed: int = 0, **config: Any) -> Any:
     """A model of that class, norms drawn around one and the rest around zero, in float64."""
@@ -22,3 +27,11 @@ def drawn(name: str, seed: int = 0, **config: Any) -> Any:
         norm = isinstance(leaf.owner, LayerNorm) and leaf.attribute == "scale"
         leaf.variable.set_value(jnp.asarray(1 + 0.3 * noise if norm else 0.2 * noise))
     return model.eval()
+
+
+def texts(rows=4, seq=9, seed=0, vocab=97):
+    """Texts with labels at unequally many places: more in the later rows."""
+    draw = np.random.default_rng(seed)
+    ids = draw.integers(0, vocab, (rows, seq))
+    kept = np.arange(seq) < 2 + np.arange(rows)[:, None] % (seq - 2)
+    return {"input_ids": ids, "labels": np.where(kept, ids, -100)}

@@ -27,18 +27,6 @@ from minibert.train import (
 )
 
 STEPS = 40
-STILL = {
-    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-}
-
-
-def texts(rows=4, seq=9, seed=0, vocab=97):
-    """Texts with labels at unequally many places: more in the later rows."""
-    draw = np.random.default_rng(seed)
-    ids = draw.integers(0, vocab, (rows, seq))
-    kept = np.arange(seq) < 2 + np.arange(rows)[:, None] % (seq - 2)
-    return {"input_ids": ids, "labels": np.where(kept, ids, -100)}
 
 
 def trainer(steps=STEPS, seed=0, trainable=None, objective=causal_lm, **options):

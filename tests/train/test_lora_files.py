@@ -83,6 +83,12 @@ def test_impossible_settings(field, value):
         train.LoRA(**{field: value})
 
 
+@pytest.mark.parametrize(("given", "kept"), [(np.float32(8), 8.0), (np.int64(3), 3), (16, 16)])
+def test_numbers_of_numpy_are_kept_as_pythons(given, kept):
+    found = train.LoRA(lora_alpha=given).lora_alpha
+    assert (found, type(found)) == (kept, type(kept))
+
+
 def test_settings_that_contradict_each_other():
     with pytest.raises(InputError, match=r"^layers_to_transform: "):
         train.LoRA(target_modules=".*query", layers_to_transform=1)

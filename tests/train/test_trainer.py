@@ -18,8 +18,7 @@ from minibert.models.outputs import MaskedLMOutput
 from minibert.nn.tree import Structure, parameters
 from minibert.train import Objective, Trainer
 from slowly import slow_but
-from tiny import drawn
-from training import STILL, texts
+from tiny import STILL, drawn, texts
 
 pytestmark = pytest.mark.unoptimised
 ONE_LAYER = {"num_hidden_layers": 1}

@@ -16,7 +16,7 @@ import oracle
 from minibert import train
 from minibert.train import Trainer
 from slowly import slow_but
-from training import STILL, texts
+from tiny import STILL, texts
 
 STEPS, WARMUP, PEAK, DECAY = 20, 5, 3e-3, 0.1
 OBJECTIVES = {"BertForMaskedLM": train.masked_lm, "GPT2LMHeadModel": train.causal_lm}

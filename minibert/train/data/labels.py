@@ -18,6 +18,7 @@ PROBLEMS = (
 )
 Placed = tuple[Any, str]  # a value, and how messages name it
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+INDEX = whole(0)
 MAX_LABELS = 1 << 20  # a larger number is not a label, but an amount or another id
 
 
@@ -207,7 +208,7 @@ def _is_list(value: Any) -> bool:
 def _check_label(value: Any, place: str) -> None:
     if isinstance(value, str) and value.strip():
         return
-    if not whole(0).allows(value):
+    if not INDEX.allows(value):
         raise InputError(f"{place}: expected a label's name or number, found {shown(value)}")
     if value >= MAX_LABELS:
         raise InputError(f"{place}: expected a label's number, under {MAX_LABELS}; found {value}")

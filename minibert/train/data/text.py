@@ -23,7 +23,7 @@ from minibert.train.objectives.labels import IGNORED
 
 MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or another token
 
-PROBABILITY = number("a number above 0, to 1", lambda value: 0 < value <= 1)
+LIKELIHOOD = number("a number above 0, to 1", lambda value: 0 < value <= 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def masking_of(tokenizer: Any, probability: Any, whole_words: Any) -> Masking:
         mask=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special=tuple(sorted(tokenizer.all_special_ids)),
-        probability=PROBABILITY.check("probability", probability, InputError),
+        probability=LIKELIHOOD.check("probability", probability, InputError),
         whole_words=flag("whole_words", whole_words),
     )
 

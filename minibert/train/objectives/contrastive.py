@@ -47,7 +47,7 @@ def contrastive(
     Raises:
         InputError: an argument is wrong.
     """
-    modes = pooling_modes(pooling)
+    modes = pooling_modes("pooling", pooling)
     POSITIVE.check("scale", scale, InputError)
 
     def embedded(model: Any, batch: Batch, rngs: nnx.Rngs | None, prefix: str) -> Array:
