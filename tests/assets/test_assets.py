@@ -71,6 +71,7 @@ def test_sentence_transformers_loads_the_bert():
     np.testing.assert_allclose(ours, theirs, atol=EMBEDDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS.values(), ids=FOLDERS)
 def test_the_card_says_what_is_measured(folder, figures):
     """To the last digit or so: other machines round in other ways."""

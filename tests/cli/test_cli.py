@@ -9,6 +9,7 @@ import pytest
 
 import minibert
 from commands import model_folder, run
+from slowly import slow_but
 
 pytestmark = [pytest.mark.unoptimised, pytest.mark.usefixtures("minilm")]
 TEXTS = ["A cat sat on the mat.", "", "Stocks fell sharply on Monday.", "Two kittens are playing."]
@@ -107,7 +108,7 @@ def test_generate(folders):
     assert "temperature" in refused.stderr
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8", "ubinary"])
+@pytest.mark.parametrize("precision", slow_but(["float32", "int8", "ubinary"], "int8"))
 def test_embed(precision, minilm, texts, tmp_path):
     output = tmp_path / "out.npy"
     done = run("embed", texts, "-o", output, "-m", minilm, "--precision", precision)

@@ -22,6 +22,7 @@ WAYS = {
     "sampled beams": {"num_beams": 3, "do_sample": True, "top_k": 20, "early_stopping": "never"},
 }
 LENGTHS = [9, 1, 4]
+FILTERS = [{"temperature": 0.7, "top_k": 12}, {"min_p": 0.02, "top_k": 0}]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_a_row_is_the_same_alone_and_in_company(model, random, way):
     assert changed[0] != together[0]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(WAYS, "greedy", "sampled beams"))
 def test_padding_does_not_matter(model, random, way):
     ids, mask = prompts(random, LENGTHS)
     expected = texts(model, ids, mask, **WAYS[way])
@@ -157,9 +158,7 @@ def test_several_sequences_stand_by_their_prompt(model, random):
     assert found.shape != other.shape or (found != other).any()
 
 
-@pytest.mark.parametrize(
-    "filters", [{"temperature": 0.7, "top_k": 12}, {"min_p": 0.02, "top_k": 0}]
-)
+@pytest.mark.parametrize("filters", slow_but(FILTERS, FILTERS[0]))
 def test_tokens_are_drawn_as_often_as_they_are_likely(model, random, filters):
     rows = 5000
     options = {"do_sample": True, "num_return_sequences": rows, "max_new_tokens": 1, **filters}

@@ -7,6 +7,7 @@ import pytest
 
 from minibert.generation.config import GenerationConfig
 from minibert.generation.sampling import Sampling, draw, draw_distinct, kth_largest, row_keys
+from slowly import slow_but
 
 VOCAB = 150
 apply = jax.jit(lambda sampling, scores: sampling(scores))
@@ -79,7 +80,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("options", SETTINGS, ids=name)
+@pytest.mark.parametrize("options", slow_but(SETTINGS, *SETTINGS[::3]), ids=name)
 def test_the_tokens_that_transformers_keeps(options):
     for seed in range(15):
         scores = distributions(seed, vocab=VOCAB if seed % 2 else 40)

@@ -151,6 +151,7 @@ def test_heads_knocked_out(name):
     assert np.abs(fallen).min() > 0
 
 
+@pytest.mark.slow
 def test_texts_embedded_by_layer():
     model = minibert.BertModel(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0)).eval()
     inputs = {

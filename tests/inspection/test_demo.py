@@ -51,6 +51,7 @@ def report(demo):
     return json.loads((demo[1] / cli_demo.REPORT).read_text())
 
 
+@pytest.mark.slow
 def test_it_runs_offline_in_a_minute(demo):
     done, _, seconds = demo
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,6 +62,7 @@ def test_it_runs_offline_in_a_minute(demo):
     assert "differs" not in done.stdout
 
 
+@pytest.mark.slow
 def test_it_proves_parity(report):
     assert cli_demo.BOUND == FLOAT32
     for found in report["parity"].values():
@@ -69,6 +71,7 @@ def test_it_proves_parity(report):
         assert max(found["ours"]) <= FLOAT32
 
 
+@pytest.mark.slow
 def test_it_finds_words_and_writes(report):
     for one in report["words"]:
         scores = list(one["words"].values())
@@ -82,6 +85,7 @@ def test_it_finds_words_and_writes(report):
     assert len(report["text"]["continuation"].split()) > 10
 
 
+@pytest.mark.slow
 def test_pictures_show_something(demo):
     image = pytest.importorskip("matplotlib.image")
     for name in cli_demo.PICTURES:
@@ -91,6 +95,7 @@ def test_pictures_show_something(demo):
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50, name
 
 
+@pytest.mark.slow
 def test_pictures_have_titles_and_axes(report):
     pytest.importorskip("matplotlib")
     from minibert.inspection import demo_pictures
@@ -105,6 +110,7 @@ def test_pictures_have_titles_and_axes(report):
         assert all(one.has_data() for one in axes)
 
 
+@pytest.mark.slow
 def test_without_matplotlib_it_says_so(report, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     cli_demo._save(report, None, str(tmp_path))
@@ -139,6 +145,7 @@ def test_a_file_is_no_folder(tmp_path):
     assert path.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_earlier_demo_is_replaced(demo, tmp_path):
     assert cli_demo._is_ours(str(demo[1]))
     assert not cli_demo._is_ours(str(tmp_path))

@@ -46,6 +46,7 @@ def test_its_own_outputs(name):
     assert repr(fast) == f"compiled({name})"
 
 
+@pytest.mark.slow
 def test_positional_arguments_are_the_models_own():
     bert, gpt2 = single("BertModel"), single("GPT2Model")
     named = compiled(bert)(IDS, attention_mask=MASK).last_hidden_state

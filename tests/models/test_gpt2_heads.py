@@ -10,6 +10,7 @@ from flax import nnx
 import minibert
 from conftest import FLOAT64
 from minibert.errors import InputError
+from slowly import slow_but
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
@@ -21,7 +22,7 @@ DOUBLE, CLASSIFIER = "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification"
 CHOSEN = np.array([[10, 6, 3]])
 
 
-@pytest.mark.parametrize("choices", [True, False], ids=["choices", "no choices"])
+@pytest.mark.parametrize("choices", slow_but([True, False], True), ids=["choices", "no choices"])
 @pytest.mark.parametrize(
     ("kind", "projected", "to_labels"),
     list(itertools.product(SUMMARY_TYPES, [True, False], [True, False])),

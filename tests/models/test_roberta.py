@@ -198,6 +198,7 @@ def test_an_adapter(tmp_path):
     assert sorted(written["target_modules"]) == ["query", "value"]
 
 
+@pytest.mark.slow
 def test_the_position_of_padding_has_no_gradient():
     """As in PyTorch."""
     config = minibert.RobertaConfig.tiny(hidden_dropout_prob=0.0)

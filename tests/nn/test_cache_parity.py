@@ -48,7 +48,7 @@ def test_steps(name, padding, sizes, tmp_path):
     compare(name, padding, sizes, tmp_path, SETTINGS[name], {})
 
 
-@pytest.mark.parametrize("sizes", [[7, 1, 3], [11]], ids=str)
+@pytest.mark.parametrize("sizes", slow_but([[7, 1, 3], [11]], [7, 1, 3]), ids=str)
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertLMHeadModel"])
 def test_steps_that_attend_both_ways(name, sizes, tmp_path):
     """A token attends to all of its call and of the cache; the cache stays as it was."""
@@ -68,7 +68,9 @@ def test_generation_that_attends_both_ways(name, options, tmp_path):
         np.testing.assert_array_equal(minibert.generate(model, ids, **options), expected)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["encoder unpadded", "encoder padded"])
+@pytest.mark.parametrize(
+    "padded", slow_but([False, True], True), ids=["encoder unpadded", "encoder padded"]
+)
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertLMHeadModel"])
 def test_steps_with_an_encoder(name, padded, tmp_path):
     encoder = {"encoder_hidden_states": ENCODED}

@@ -7,6 +7,7 @@ from flax import nnx
 
 import minibert
 from minibert.errors import InputError
+from slowly import slow_but
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 
@@ -64,7 +65,9 @@ def test_initialisation_is_hugging_faces():
     assert (np.asarray(block.ln_cross_attn.scale[...]) == 1).all()
 
 
-@pytest.mark.parametrize("rate", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])
+@pytest.mark.parametrize(
+    "rate", slow_but(["resid_pdrop", "embd_pdrop", "attn_pdrop"], "embd_pdrop")
+)
 def test_every_rate_acts(rate):
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     still = fresh(**off)(IDS).logits
@@ -74,6 +77,7 @@ def test_every_rate_acts(rate):
         fresh(**off | {rate: 0.5})(IDS)
 
 
+@pytest.mark.slow
 def test_the_tied_head_is_one_parameter():
     """Its gradient is the sum of both uses; mapping over the tree keeps one table."""
     model = fresh().eval()

@@ -94,6 +94,7 @@ def test_a_subclass_overrides_all_three_stages(masked, tokenizer, fill, capsys):
     assert "preprocess: {'input_ids'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_overridden_stages_serve_lists_too(masked, tokenizer, fill):
     class Loud(FillMaskPipeline):
         def preprocess(self, inputs, *, shout=False, **options):

@@ -106,6 +106,7 @@ def test_without_a_word_there_are_256_new_tokens(folder):
         whole(PROMPT)
 
 
+@pytest.mark.slow
 def test_text_stops_at_a_stop_string(ours, theirs):
     whole = ours(PROMPT, return_full_text=False, max_new_tokens=40)[0]["generated_text"]
     stop = whole[20:24]

@@ -68,6 +68,7 @@ def test_only_the_new_head_is_trained():
         ToyAgent(ToyConfig(vocab_size=31), body=body, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_continued_is_the_likeliest_word_again_and_again():
     config = ToyConfig(vocab_size=13, hidden_size=8, positions=6)
     model = ToyCausalLM(config, rngs=nnx.Rngs(0))

@@ -17,6 +17,7 @@ from minibert.errors import InputError
 from minibert.nn.tree import parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import check_table
+from slowly import slow_but
 
 SCRIPT = SUPPORT / "sharded.py"
 FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
@@ -54,7 +55,7 @@ MIX = {"data": 2, "fsdp": 2, "tensor": 2}
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"fsdp": [2, 2], "tensor": 2}]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta"])
+@pytest.mark.parametrize("family", slow_but(["gpt2", "bert", "roberta"], "gpt2"))
 def test_a_mix_gives_the_losses_of_one_device(family):
     jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, MIX)]
     alone, mixed = python(SCRIPT, json.dumps(jobs))

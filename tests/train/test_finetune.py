@@ -71,6 +71,7 @@ def test_one_draw(tmp_path):
     assert found["share"] <= finetune.MAX_SHARE
 
 
+@pytest.mark.slow
 def test_padding_does_not_dilute_a_text():
     """The scores of a row are the mean over its words, however far it is padded."""
     config = minibert.BertConfig.tiny()

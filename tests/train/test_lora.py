@@ -196,7 +196,10 @@ def a_batch(name, seed=0):
     ("name", "settings"),
     [
         ("BertForSequenceClassification", {"r": 4, "lora_alpha": 16, **adapters.SAVED}),
-        ("GPT2LMHeadModel", {"r": 3, "use_rslora": True, "fan_in_fan_out": True}),
+        pytest.param(
+            *("GPT2LMHeadModel", {"r": 3, "use_rslora": True, "fan_in_fan_out": True}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 class TestTraining:

@@ -248,7 +248,7 @@ CASES = {
         "GPT2LMHeadModel", distil(train.causal_lm), taught(own_words, VOCAB, (SEQ,)), loss=distilled
     ),
 }
-QUICK = ("causal", "masked", "one label", "tokens GPT-2", "spans", "pairs", "taught label")
+QUICK = ("causal", "masked", "one label", "pairs")
 
 
 @pytest.mark.parametrize("name", slow_but(CASES, *QUICK))

@@ -72,6 +72,7 @@ def parts(pair, tokenizer):
     return [tokenizer.decode(part, skip_special_tokens=True) for part in texts]
 
 
+@pytest.mark.slow
 def test_pairs_are_what_their_labels_say(pairs, tokenizer):
     texts = [" ".join(document) for document in DOCUMENTS]
     for pair in pairs:

@@ -57,6 +57,7 @@ def whole(tmp_path_factory):
     return folder, result, told
 
 
+@pytest.mark.slow
 def test_metrics(whole):
     folder, result, told = whole
     assert (result.stopped, result.step) == ("steps", 12)
@@ -138,6 +139,7 @@ def test_not_finite(saving, tmp_path):
         assert max(int(name) for name in os.listdir(tmp_path / "c")) == 4
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_not_finite(tmp_path):
     """The steps before it are good: they are logged, and in a checkpoint."""
     config = minibert.GPT2Config.tiny(vocab_size=61, n_layer=1)
@@ -182,6 +184,7 @@ def alternating():
     return {"input_ids": ids, "labels": ids}
 
 
+@pytest.mark.slow
 def test_the_data_end():
     result = fit(trainer(), batches(epochs=1), steps=30)
     assert (result.stopped, result.step) == ("data", 9)

@@ -33,6 +33,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc")
 @pytest.mark.parametrize(("kept", "least", "most"), [("kept", 0, 999), ("given back", 60_000, 1e6)])
 def test_pages_are_the_systems_once(kept, least, most):

@@ -50,6 +50,7 @@ class Failing:
         return iter(held())
 
 
+@pytest.mark.slow
 def test_a_failing_evaluation_loses_no_step(undisturbed, tmp_path):
     def run(evaluated):
         return fit(
@@ -87,6 +88,7 @@ def test_checkpoints_need_a_folder():
         Checkpoints(folder=None)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint(tmp_path):
     """In processes of their own: Orbax leaves coroutines behind that complain when collected."""
     script = SUPPORT / "training.py"
@@ -106,6 +108,7 @@ def test_a_damaged_checkpoint(tmp_path):
     assert f"WeightsFileError: {last}: a damaged checkpoint" in done.stderr
 
 
+@pytest.mark.slow
 def test_learning_from_a_teacher_goes_on(tmp_path):
     """The teacher's scores are computed again, for the batches that are left."""
     teacher = trainer(12).model
