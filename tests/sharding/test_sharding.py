@@ -67,7 +67,8 @@ def test_a_mix_gives_the_losses_of_one_device(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_every_mesh_gives_the_losses_of_one_device(family, capsys):
-    jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, *MESHES)]
+    job = {"family": family, "layers": 1, "dropout": 0.1}
+    jobs = [job | {"sizes": sizes} for sizes in (None, *MESHES)]
     alone, *found = python(SCRIPT, json.dumps(jobs))
     for sizes, together in zip(MESHES, found, strict=True):
         check_equal(alone, together)
@@ -82,7 +83,7 @@ def test_every_mesh_gives_the_losses_of_one_device(family, capsys):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_sizes_that_nothing_divides(family):
     """And accumulation and rematerialisation, which the rest is done without."""
-    job = {"family": family, "even": False, "dropout": 0.1, "accumulate": 2}
+    job = {"family": family, "layers": 1, "even": False, "dropout": 0.1, "accumulate": 2}
     shared = job | {"sizes": {"fsdp": [2, 2], "tensor": 2}, "remat": True}
     alone, together = python(SCRIPT, json.dumps([job | {"sizes": None}, shared]))
     check_equal(alone, together)
