@@ -53,7 +53,8 @@ def programs(request):
     Programs of files marked `unoptimised`, and of the processes they start, are compiled without
     LLVM's optimisations, in half of the time; XLA's own stay. These files ask whether a run is
     resumed, a file written, an argument refused, a mistake seen, or compare minibert with itself.
-    What is compared with PyTorch in the default run is optimised, for an error may be there alone.
+    Outputs of models and generated tokens are compared with PyTorch's in optimised programs in the
+    default run, for an error may be there alone.
     """
     unoptimised = request.node.get_closest_marker("unoptimised") is not None
     with pytest.MonkeyPatch.context() as patch:
