@@ -35,7 +35,13 @@ from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
 from minibert.core.fields import COUNT, SWITCH, refuse
 from minibert.core.strict_json import read_json, read_object_if_there
-from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel
+from minibert.embedding.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    SentenceModel,
+    pooling_modes,
+)
 from minibert.embedding.settings import SentenceSettings, read_from
 from minibert.errors import (
     CheckpointMismatchError,
@@ -48,7 +54,6 @@ from minibert.errors import (
 )
 from minibert.nn.activations import ACTIVATIONS
 from minibert.nn.layers import Module
-from minibert.nn.pooling import pooling_modes
 
 # A folder inside the folder: plain names, none of them hidden or "..".
 INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")

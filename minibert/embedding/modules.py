@@ -15,12 +15,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Integer
 
 from minibert.core.checks import check_choice
-from minibert.errors import InputError
+from minibert.errors import InputError, shown
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
 from minibert.nn.numerics import unit, widen
-from minibert.nn.pooling import LAYERS, pool, pooling_modes
+from minibert.nn.pooling import LAYERS, POOLINGS, pool
 from minibert.text.batching import own_text, slots_of
+
+
+def pooling_modes(name: str, pooling: Any) -> tuple[str, ...]:
+    """Returns the argument `name`, one or more names of `POOLINGS`, as a tuple.
+
+    Raises:
+        InputError: there is none, or it is not a name of `POOLINGS`.
+    """
+    modes = (pooling,) if isinstance(pooling, str) else pooling
+    listed = isinstance(modes, list | tuple) and all(mode in tuple(POOLINGS) for mode in modes)
+    if not listed or not modes:
+        raise InputError(
+            f"{name}: expected one or more of {', '.join(POOLINGS)}; found {shown(pooling)}"
+        )
+    return tuple(modes)
 
 
 class Pooling(Module):

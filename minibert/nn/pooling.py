@@ -6,14 +6,13 @@ table 7. The axes are those of `attention.py`. A text without a token pools to z
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Integer
 
-from minibert.errors import InputError, shown
+from minibert.errors import InputError
 from minibert.nn.numerics import widen
 
 Tokens = Float[Array, "batch seq hidden"]
@@ -97,21 +96,6 @@ def pool(
         for mode in modes
     ]
     return jnp.concatenate(vectors, axis=-1)
-
-
-def pooling_modes(name: str, pooling: Any) -> tuple[str, ...]:
-    """Returns the argument `name`, one or more names of `POOLINGS`, as a tuple.
-
-    Raises:
-        InputError: there is none, or it is not a name of `POOLINGS`.
-    """
-    modes = (pooling,) if isinstance(pooling, str) else pooling
-    listed = isinstance(modes, list | tuple) and all(mode in tuple(POOLINGS) for mode in modes)
-    if not listed or not modes:
-        raise InputError(
-            f"{name}: expected one or more of {', '.join(POOLINGS)}; found {shown(pooling)}"
-        )
-    return tuple(modes)
 
 
 def positions(mask: Mask) -> Integer[Array, "batch seq"]:

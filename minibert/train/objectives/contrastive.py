@@ -9,10 +9,11 @@ from flax import nnx
 from jax import Array
 
 from minibert.core.fields import POSITIVE
+from minibert.embedding.modules import pooling_modes
 from minibert.errors import InputError
 from minibert.nn.layers import Module
 from minibert.nn.numerics import unit, widen
-from minibert.nn.pooling import pool, pooling_modes
+from minibert.nn.pooling import pool
 from minibert.nn.tree import parameters
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.base import (
