@@ -4,8 +4,6 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,10 +11,9 @@ from flax import nnx
 
 import minibert
 from folders import contents
+from forked import Forked
 
 pytestmark = pytest.mark.unoptimised
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +33,31 @@ def old(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def start(source, home, *flags) -> subprocess.Popen:
-    """Starts a conversion, and returns when it has begun to write."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "convert", source, home / "out", "--no-verify", *flags],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not list(home.rglob(".minibert-new-*")):
-        time.sleep(0.002)
-    return process
+@pytest.fixture(scope="module")
+def start(source, tmp_path_factory):
+    """Starts a conversion of `source`, and returns when it has begun to write."""
+    programs = tmp_path_factory.mktemp("programs")
+
+    def run(home, *flags):
+        command = [str(source), str(home / "out"), "--no-verify", *flags]
+        process = Forked(converted, command, programs=programs)
+        while process.poll() is None and not list(home.rglob(".minibert-new-*")):
+            time.sleep(0.002)
+        return process
+
+    return run
+
+
+def converted(command):
+    """The command `python -m convert`."""
+    from convert.__main__ import app
+
+    app(command)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]], ids=["new", "overwriting"])
-def test_killed_at_random_moments(flags, source, old, tmp_path):
+def test_killed_at_random_moments(start, flags, source, old, tmp_path):
     """kill -9, ten times each: absent or complete; the next run puts back and cleans up."""
     expected, before = contents(source), contents(old)
     draw, seen, littered = random.Random(0), set(), 0
@@ -61,10 +67,10 @@ def test_killed_at_random_moments(flags, source, old, tmp_path):
         if flags:
             minibert.load(old).save_pretrained(home / "out")
             (home / "out" / "thesis.tex").write_text("mine")
-        process = start(source, home, *flags)
+        process = start(home, *flags)
         time.sleep(draw.uniform(0, 0.8))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
         littered += bool(list(home.rglob(".minibert-*")))
         assert not flags or (home / "out" / "thesis.tex").read_text() == "mine"
         if (home / "out" / "config.json").exists():
@@ -74,7 +80,9 @@ def test_killed_at_random_moments(flags, source, old, tmp_path):
         else:
             seen.add("absent")
             assert not flags or list(home.glob("out/.minibert-*"))
-        assert start(source, home, "--overwrite").wait() == 0
+        again = start(home, "--overwrite")
+        again.communicate()
+        assert again.poll() == 0
         assert os.listdir(home) == ["out"]
         assert contents(home / "out") == expected
         own = {"config.json", "model.safetensors"} | ({"thesis.tex"} if flags else set())
@@ -84,17 +92,17 @@ def test_killed_at_random_moments(flags, source, old, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupted(source, tmp_path):
+def test_interrupted(start, source, tmp_path):
     """Ctrl-C at random moments of the writing: always obeyed, and nothing is left."""
     draw = random.Random(1)
     for turn in range(4):
         home = tmp_path / str(turn)
         home.mkdir()
-        process = start(source, home)
+        process = start(home)
         time.sleep(draw.uniform(0, 0.3))
         process.send_signal(signal.SIGINT)
-        status = process.wait()
-        if status == 0:  # it was past the last moment to stop
+        process.communicate()
+        if process.poll() == 0:  # it was past the last moment to stop
             assert contents(home / "out") == contents(source)
         else:
             assert os.listdir(home) == []

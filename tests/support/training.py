@@ -1,7 +1,7 @@
 """A tiny training run: a model, a trainer, and batches by Grain; for tests in and out of process.
 
-`python tests/support/training.py FOLDER WORKERS [adapter]` trains in FOLDER, going on with what is
-there, and prints a digest.
+`python tests/support/training.py FOLDER` trains in FOLDER, going on with what is there, and prints
+a digest.
 """
 
 import json
@@ -92,8 +92,12 @@ def run(folder, workers=0, wait=0.0, **options):
     return trained
 
 
-if __name__ == "__main__":
-    folder, workers, *adapter = sys.argv[1:]
+def main(folder, workers=0, adapter=False):
+    """The whole run, a moment's rest after each step; prints a digest."""
     options = {"lora": LoRA(r=2), "accumulate": 2} if adapter else {}
-    done = run(folder, workers=int(workers), wait=0.03, **options)
+    done = run(folder, workers=workers, wait=0.03, **options)
     sys.stdout.write(json.dumps({"digest": digest(done)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

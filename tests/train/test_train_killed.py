@@ -3,43 +3,36 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 
-from checkout import PYTHONPATH, SUPPORT
-
 pytest.importorskip("grain", reason="the data are Grain's")
 pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
 
+import training
+from forked import Forked
 from training import STEPS
 
 pytestmark = pytest.mark.unoptimised
 
-SCRIPT = SUPPORT / "training.py"
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts a run in a folder; all of the module keep their compiled programs together."""
+    programs = tmp_path_factory.mktemp("programs")
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """A folder in which JAX keeps compiled programs: they are compiled once, not at every start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
+    def run(folder, workers=0, adapter=False):
+        return Forked(training.main, folder, workers, adapter, programs=programs)
 
-
-def start(folder, workers=0, *options):
-    command = [sys.executable, str(SCRIPT), str(folder), str(workers), *options]
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return run
 
 
 def finished(process):
-    printed, _ = process.communicate(timeout=600)
-    assert process.returncode == 0
+    printed = process.communicate()
+    assert process.poll() == 0
     return json.loads(printed)["digest"]
 
 
@@ -70,7 +63,7 @@ def undisturbed_values(lines):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     return folder, finished(start(folder))
 
@@ -85,7 +78,7 @@ def check_same(folder, digest, undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_five_times(undisturbed, tmp_path):
+def test_killed_five_times(start, undisturbed, tmp_path):
     """At random steps, and twice while a checkpoint is being written."""
     draw, done, killed = np.random.default_rng(0), 0, []
     for number in range(5):
@@ -99,13 +92,13 @@ def test_killed_five_times(undisturbed, tmp_path):
                 break
             time.sleep(0.0005)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was done before it was killed"
+        assert process.poll() == -signal.SIGKILL, "it was done before it was killed"
         killed.append(done)
     assert 0 < max(killed) < STEPS
     check_same(tmp_path, finished(start(tmp_path)), undisturbed)
 
 
-def kill_at_steps(folder, goals, draw, *options):
+def kill_at_steps(start, folder, goals, draw, *options):
     """Runs, each killed at a random moment after its goal is reached, as the log has it."""
     killed = []
     for goal in goals:
@@ -119,27 +112,27 @@ def kill_at_steps(folder, goals, draw, *options):
             time.sleep(0.0005)
         # until everyone that holds the pipe is gone: workers that outlive their run would wait
         process.communicate(timeout=60)
-        killed.append((done, process.returncode))
+        killed.append((done, process.poll()))
     return killed
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_with_workers_accumulation_and_an_adapter(tmp_path):
+def test_killed_twenty_times_with_workers_accumulation_and_an_adapter(start, tmp_path):
     seed = 0
     draw = np.random.default_rng(seed)
     goals = np.sort(draw.choice(np.arange(1, STEPS - 3), 20, replace=False)).tolist()
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     folder.mkdir()
-    expected = finished(start(whole, 0, "adapter"))
-    killed = kill_at_steps(folder, goals, draw, 2, "adapter")
+    expected = finished(start(whole, adapter=True))
+    killed = kill_at_steps(start, folder, goals, draw, 1, True)
     sys.stdout.write(f"seed {seed}, goals {goals}, killed (step, exit status) {killed}\n")
     assert all(status == -signal.SIGKILL for _, status in killed)
-    check_same(folder, finished(start(folder, 2, "adapter")), (whole, expected))
+    check_same(folder, finished(start(folder, 1, adapter=True)), (whole, expected))
 
 
 @pytest.mark.slow
-def test_ended_by_sigterm(undisturbed, tmp_path):
+def test_ended_by_sigterm(start, undisturbed, tmp_path):
     """With its data made by two other processes; it stops behind a step, and saves that one."""
     process = start(tmp_path, workers=2)
     while len(logged(tmp_path)) < 8:

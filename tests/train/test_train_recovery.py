@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint(tmp_path):
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}
 
     def run():
-        command = [sys.executable, str(script), str(tmp_path), "0"]
+        command = [sys.executable, str(script), str(tmp_path)]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     assert run().returncode == 0
