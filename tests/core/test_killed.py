@@ -36,11 +36,11 @@ def old(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def start(source, tmp_path_factory):
     """Starts a conversion of `source`, and returns when it has begun to write."""
-    programs = tmp_path_factory.mktemp("programs")
+    programs = str(tmp_path_factory.mktemp("programs"))  # a killed one may leave half of one
 
     def run(home, *flags):
         command = [str(source), str(home / "out"), "--no-verify", *flags]
-        process = Forked(converted, command, programs=programs)
+        process = Forked(converted, command, JAX_COMPILATION_CACHE_DIR=programs)
         while process.poll() is None and not list(home.rglob(".minibert-new-*")):
             time.sleep(0.002)
         return process

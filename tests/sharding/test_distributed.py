@@ -1,59 +1,52 @@
 """Training in several real processes, each with its own devices and its own rows."""
 
-import json
 import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from test_sharding import MIX, SCRIPT, check_equal, environment, python
+from test_sharding import MIX, check_equal, environment, finished, start, trained
 
 from conftest import FLOAT64
 
 
-def processes(job, count, devices=8):
-    """What each of some processes prints; how many devices they have is of all together."""
+def own_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, str(SCRIPT), json.dumps(job), address, str(count)]
-    started = [
-        subprocess.Popen(
-            [*command, str(number)],
-            env=environment(devices // count),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def processes(jobs, count, devices=8):
+    """What each of some processes finds; how many devices they have is of all together."""
+    address, own = own_address(), devices // count
+    started = [start(jobs, address, str(count), str(n), devices=own) for n in range(count)]
     try:
-        ended = [process.communicate(timeout=900) for process in started]
+        return [finished(process) for process in started]
     finally:
         for process in started:
-            process.kill()
-    for process, (_, errors) in zip(started, ended, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [json.loads(output.splitlines()[-1]) for output, _ in ended]  # gloo speaks first
+            process.process.kill()
 
 
 def alone_and_together(jobs, count, devices=8):
     """What each job gives in one process with one device, and in each of several processes."""
     plain = [job | {"sizes": None} for job in jobs]
     distinct = [job for number, job in enumerate(plain) if job not in plain[:number]]
-    found = python(SCRIPT, json.dumps(distinct), devices=1)
+    found = trained(distinct, devices=1)
     alone = [found[distinct.index(job)] for job in plain]
     several = processes(jobs, count, devices)
     return [pair for found in several for pair in zip(alone, found, strict=True)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "meshes"), [(2, [MIX, {"fsdp": 8}]), (4, [MIX])])
-def test_processes_give_the_losses_of_one_device(count, meshes):
+@pytest.mark.parametrize(
+    ("count", "families", "meshes"),
+    [(2, ("gpt2", "bert"), [MIX, {"fsdp": 8}]), (4, ("gpt2",), [MIX])],
+)
+def test_processes_give_the_losses_of_one_device(count, families, meshes):
     jobs = [
         {"family": family, "layers": 1, "dropout": 0.1, "sizes": sizes}
-        for family in ("gpt2", "bert")
+        for family in families
         for sizes in meshes
     ]
     for alone, together in alone_and_together(jobs, count):
@@ -97,9 +90,7 @@ for number in range(20):  # of whose checksums half have 32 bits
 
 
 def test_shares_are_compared_in_32_bits_too():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = own_address()
     commands = [[sys.executable, "-c", NARROW, address, str(number)] for number in range(2)]
     started = [subprocess.Popen(command, env=environment(1)) for command in commands]
     assert [process.wait(timeout=300) for process in started] == [0, 0]

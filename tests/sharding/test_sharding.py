@@ -11,15 +11,16 @@ import pytest
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 import minibert
-from checkout import PYTHONPATH, SUPPORT
+import sharded
+from checkout import PYTHONPATH
 from conftest import FLOAT64
+from forked import Forked
 from minibert.errors import InputError
 from minibert.nn.tree import parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import check_table
 from slowly import slow_but
 
-SCRIPT = SUPPORT / "sharded.py"
 FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
 
 
@@ -41,6 +42,24 @@ def python(*arguments, devices=8):
     return json.loads(done.stdout)
 
 
+def start(jobs, *process, devices=8):
+    """A process with that many devices that trains, one job after the other."""
+    flags = environment(devices)["XLA_FLAGS"]
+    return Forked(sharded.main, json.dumps(jobs), *process, XLA_FLAGS=flags)
+
+
+def finished(process):
+    """What it found, job by job."""
+    printed = process.communicate(timeout=900)
+    assert process.poll() == 0, printed[-3000:]
+    return json.loads(printed.splitlines()[-1])  # gloo speaks first
+
+
+def trained(jobs, devices=8):
+    """What jobs find in one process."""
+    return finished(start(jobs, devices=devices))
+
+
 def check_equal(alone, together):
     distance = np.abs(np.subtract(together["losses"], alone["losses"])).max()
     assert distance <= FLOAT64
@@ -58,7 +77,7 @@ MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"fsdp": [2, 2], "
 @pytest.mark.parametrize("family", slow_but(["gpt2", "bert", "roberta"], "gpt2"))
 def test_a_mix_gives_the_losses_of_one_device(family):
     jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, MIX)]
-    alone, mixed = python(SCRIPT, json.dumps(jobs))
+    alone, mixed = trained(jobs)
     check_equal(alone, mixed)
     assert mixed["bytes"] <= 1.01 * mixed["whole"] / 4
     assert mixed["state_bytes"] <= 1.01 * alone["state_bytes"] / 4
@@ -69,7 +88,7 @@ def test_a_mix_gives_the_losses_of_one_device(family):
 def test_every_mesh_gives_the_losses_of_one_device(family, capsys):
     job = {"family": family, "layers": 1, "dropout": 0.1}
     jobs = [job | {"sizes": sizes} for sizes in (None, *MESHES)]
-    alone, *found = python(SCRIPT, json.dumps(jobs))
+    alone, *found = trained(jobs)
     for sizes, together in zip(MESHES, found, strict=True):
         check_equal(alone, together)
         shares = np.prod([np.prod(sizes.get(axis, 1)) for axis in ("fsdp", "tensor")])
@@ -85,7 +104,7 @@ def test_sizes_that_nothing_divides(family):
     """And accumulation and rematerialisation, which the rest is done without."""
     job = {"family": family, "layers": 1, "even": False, "dropout": 0.1, "accumulate": 2}
     shared = job | {"sizes": {"fsdp": [2, 2], "tensor": 2}, "remat": True}
-    alone, together = python(SCRIPT, json.dumps([job | {"sizes": None}, shared]))
+    alone, together = trained([job | {"sizes": None}, shared])
     check_equal(alone, together)
     named = {entry[0]: entry for entry in together["partial"]}
     table = next(
@@ -133,7 +152,7 @@ sys.stdout.write(json.dumps([right, contiguous, replicated, unreduced]))
 
 def test_planted_mistakes_are_seen():
     right, contiguous, replicated, unreduced = python("-c", PLANTED)
-    alone = python(SCRIPT, json.dumps([{"family": "gpt2", "sizes": None}]))[0]["losses"][:2]
+    alone = trained([{"family": "gpt2", "sizes": None}])[0]["losses"][:2]
     assert np.abs(np.subtract(right["losses"], alone)).max() <= FLOAT64
     assert np.abs(np.subtract(unreduced["losses"], alone)).max() > 1000 * FLOAT64
     # the partitioner keeps numbers right whatever the rules: what is wrong there is what it costs

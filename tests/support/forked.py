@@ -11,7 +11,7 @@ import pytest
 from checkout import PYTHONPATH
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["convert.__main__", "training"])
+SERVER.set_forkserver_preload(["convert.__main__", "sharded", "training"])
 
 
 class Forked:
@@ -20,12 +20,12 @@ class Forked:
     Args:
         function: of a module that can be imported.
         arguments: what it is called with.
-        programs: where JAX keeps the programs that it compiles; a killed one may leave half of one.
+        environment: variables that it has beside those of this process.
     """
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any, programs: os.PathLike[str]):
+    def __init__(self, function: Callable[..., Any], *arguments: Any, **environment: str):
         self.printed, writing = SERVER.Pipe(duplex=False)
-        given = (writing, str(programs), function, arguments)
+        given = (writing, {**os.environ, **environment}, function, arguments)
         self.process = SERVER.Process(target=_run, args=given)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", PYTHONPATH)  # of the process that all are forked from
@@ -54,13 +54,18 @@ class Forked:
         return printed.decode()
 
 
-def _run(writing: Any, programs: str, function: Callable[..., Any], arguments: Any) -> None:
+def _run(
+    writing: Any, environment: dict[str, str], function: Callable[..., Any], arguments: Any
+) -> None:
     import jax
 
     os.dup2(writing.fileno(), 1)
     writing.close()
     sys.stdout = os.fdopen(1, "w", closefd=False)
-    jax.config.update("jax_compilation_cache_dir", programs)
+    os.environ.update(environment)  # which JAX has read, but for the flags of XLA
+    jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
+    unoptimised = environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+    jax.config.update("jax_disable_most_optimizations", unoptimised)
     try:
         function(*arguments)
     finally:

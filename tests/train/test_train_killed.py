@@ -22,10 +22,10 @@ pytestmark = pytest.mark.unoptimised
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Starts a run in a folder; all of the module keep their compiled programs together."""
-    programs = tmp_path_factory.mktemp("programs")
+    programs = str(tmp_path_factory.mktemp("programs"))  # a killed one may leave half of one
 
     def run(folder, workers=0, adapter=False):
-        return Forked(training.main, folder, workers, adapter, programs=programs)
+        return Forked(training.main, folder, workers, adapter, JAX_COMPILATION_CACHE_DIR=programs)
 
     return run
 
