@@ -27,7 +27,7 @@ FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_le
 def environment(devices):
     """For a process of its own, with that many devices."""
     return os.environ | {
-        "XLA_FLAGS": FLAGS.format(devices),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS.format(devices)}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": PYTHONPATH,
         "TF_CPP_MIN_LOG_LEVEL": "2",
