@@ -125,10 +125,10 @@ def test_killed_twenty_times_with_workers_accumulation_and_an_adapter(start, tmp
     whole.mkdir()
     folder.mkdir()
     expected = finished(start(whole, adapter=True))
-    killed = kill_at_steps(start, folder, goals, draw, 1, True)
+    killed = kill_at_steps(start, folder, goals, draw, 2, True)
     sys.stdout.write(f"seed {seed}, goals {goals}, killed (step, exit status) {killed}\n")
     assert all(status == -signal.SIGKILL for _, status in killed)
-    check_same(folder, finished(start(folder, 1, adapter=True)), (whole, expected))
+    check_same(folder, finished(start(folder, 2, adapter=True)), (whole, expected))
 
 
 @pytest.mark.slow
