@@ -149,6 +149,8 @@ def main(job, *process):
     with jax.enable_x64(True):
         found = [report(**options) for options in json.loads(job)]
     sys.stdout.write(f"\n{json.dumps(found)}\n")
+    if process:
+        jax.distributed.shutdown()  # waits for the others; a forked process runs no exit handlers
 
 
 if __name__ == "__main__":
