@@ -51,7 +51,7 @@ def programs(request):
     """Keeps compiled programs for the files that follow, until they take gigabytes.
 
     Programs of files marked `unoptimised`, and of the processes they start, are compiled without
-    LLVM's optimisations, in half of the time; XLA's own stay. These files ask whether a run is
+    LLVM's optimisations, in less time; XLA's own stay. These files ask whether a run is
     resumed, a file written, an argument refused, a mistake seen, or compare minibert with itself.
     Outputs of models and generated tokens are compared with PyTorch's in optimised programs in the
     default run, for an error may be there alone.

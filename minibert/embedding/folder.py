@@ -35,13 +35,7 @@ from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
 from minibert.core.fields import COUNT, SWITCH, refuse
 from minibert.core.strict_json import read_json, read_object_if_there
-from minibert.embedding.modules import (
-    Dense,
-    Normalize,
-    Pooling,
-    SentenceModel,
-    pooling_modes,
-)
+from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, pooling_modes
 from minibert.embedding.settings import SentenceSettings, read_from
 from minibert.errors import (
     CheckpointMismatchError,

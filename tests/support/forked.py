@@ -41,6 +41,10 @@ class Forked:
         """Sends it a signal."""
         os.kill(self.process.pid, number)
 
+    def kill(self) -> None:
+        """Ends it at once, if it still runs."""
+        self.process.kill()
+
     def communicate(self, timeout: float = 600) -> str:
         """Returns what it prints, when all who could print more have ended: its children too."""
         printed = b""

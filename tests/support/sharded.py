@@ -1,4 +1,4 @@
-"""Training over devices that XLA's CPU makes up: run as a script, in one process or in several."""
+"""Training over devices that XLA's CPU makes up: in one process or in several."""
 
 import json
 import math
@@ -143,6 +143,7 @@ def report(family, sizes, even=True, windows=False, layers=2, **options):
 
 
 def main(job, *process):
+    """Prints what each of some jobs finds, in this process of several."""
     if process:
         address, count, number = process
         jax.distributed.initialize(address, int(count), int(number))
@@ -151,7 +152,3 @@ def main(job, *process):
     sys.stdout.write(f"\n{json.dumps(found)}\n")
     if process:
         jax.distributed.shutdown()  # waits for the others; a forked process runs no exit handlers
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
