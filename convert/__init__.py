@@ -1,1 +1,1 @@
-"""Converting checkpoints: `python -m convert SOURCE OUT`. Run from a checkout; not in the wheel."""
+"""Converting checkpoints from a checkout: `python -m convert SOURCE OUT` is `minibert convert`."""

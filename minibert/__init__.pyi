@@ -8,6 +8,7 @@ from minibert.generation.config import GenerationConfig as GenerationConfig
 
 # models and their checkpoints
 from minibert.models.registry import load as load
+from minibert.conversion.api import verify as verify
 from minibert.checkpoint.matching import LoadingInfo as LoadingInfo
 from minibert.models.compilation import compiled as compiled
 from minibert.nn.cache import KVCache as KVCache

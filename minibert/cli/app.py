@@ -12,6 +12,7 @@ import jax
 import typer
 
 import minibert
+from minibert.cli.convert import convert, verify
 from minibert.cli.demo import demo
 from minibert.cli.embed import embed, similar
 from minibert.cli.shared import (
@@ -54,7 +55,7 @@ def command(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = None,
 ) -> None:
-    """BERT, RoBERTa and GPT-2: look inside, embed files, fill, classify, answer, generate."""
+    """BERT, RoBERTa and GPT-2: convert, inspect, embed files, fill masks, answer, generate, train."""
 
 
 @app.command()
@@ -78,7 +79,7 @@ def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> Non
         output.print(f"{loaded}\n\n{parameters:,} parameters\n{info}")
 
 
-for other in (demo, embed, similar, train):
+for other in (demo, embed, similar, train, convert, verify):
     app.command()(other)
 
 

@@ -14,11 +14,11 @@ import minibert.embedding.loading
 import minibert.train.job.run
 import minibert.train.lora.files
 import sentences
-from convert import conversion
-from convert.folders import MOST_BYTES
 from converting import run
 from malformed import cases, contents, refused
 from minibert import train
+from minibert.conversion import api as conversion
+from minibert.conversion.folders import MOST_BYTES
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import MinibertError, SourceError, TargetError, UnsupportedConfigError
 from minibert.train.job.settings import Settings

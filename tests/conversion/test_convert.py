@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import minibert
 from conftest import FIXTURES
-from convert.__main__ import DIFFERS, REFUSED
 from converting import HAS_TORCH, needs_torch, run
 from folders import contents
+from minibert.cli.convert import DIFFERS, REFUSED
 from minibert.nn import activations
 
 pytestmark = pytest.mark.unoptimised

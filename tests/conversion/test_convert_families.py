@@ -9,10 +9,10 @@ from safetensors.numpy import load_file, save_file
 
 import minibert
 from conftest import FIXTURES
-from convert.__main__ import DIFFERS
-from convert.parity import ragged_inputs
 from converting import needs_torch, run
 from folders import contents
+from minibert.cli.convert import DIFFERS
+from minibert.conversion.parity import ragged_inputs
 from minibert.models.registry import MODELS
 from minibert.nn import activations
 from slowly import slow_but

@@ -28,7 +28,7 @@ LIBRARY = sorted((ROOT / "minibert").rglob("*.py"))
 # From the ground up: a folder imports only from those before it.
 FOLDERS = tuple(
     """errors core assets nn data sharding text checkpoint models scratch generation embedding
-    inspection pipelines train cli __init__ __main__""".split()
+    inspection pipelines train conversion cli __init__ __main__""".split()
 )
 
 

@@ -13,7 +13,7 @@ import transformers  # noqa: E402
 
 import minibert  # noqa: E402
 import oracle  # noqa: E402
-from convert.parity import compare, ragged_inputs  # noqa: E402
+from minibert.conversion.parity import compare, ragged_inputs  # noqa: E402
 
 RMS_EVERY, RMS_LAST = 1.5, 1.3  # times PyTorch's error
 LOGITS = 5 * FLOAT32  # a sum over the hidden state, and larger

@@ -358,7 +358,7 @@ import jax, numpy as np
 import test_train_resuming as here
 from minibert.errors import WeightsFileError
 from minibert.checkpoint.sources import open_source
-from convert.orbax_folder import write_orbax
+from minibert.conversion.orbax_folder import write_orbax
 from minibert.train import restore
 
 def flips(path, places, only=None):

@@ -14,7 +14,7 @@ from minibert.checkpoint.files import (
     TOP_CONFIG,
     check_link,
 )
-from minibert.checkpoint.hub import model_folder
+from minibert.checkpoint.hub import AnyPath, model_folder
 from minibert.checkpoint.sources import FLAX
 from minibert.errors import SourceError, TargetError, reading, writing
 
@@ -26,13 +26,13 @@ BLOCK = 1 << 20
 MODULE_FILES = frozenset({"config.json", "model.safetensors"})
 
 
-def locate(source: str, *, revision: str | None, allow_pickle: bool) -> str:
+def locate(source: AnyPath, *, revision: str | None, allow_pickle: bool) -> str:
     """Finds the folder of a source, fetching from the Hub what a conversion needs.
 
     Raises:
         SourceError: there is no such model.
     """
-    if os.path.isdir(source):
+    if not isinstance(source, str) or os.path.isdir(source):
         return model_folder(source)
     from huggingface_hub import errors, hf_hub_download, snapshot_download
 

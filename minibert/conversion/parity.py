@@ -1,4 +1,4 @@
-"""The proof: every output of a converted model beside PyTorch's, in float32 and in float64.
+"""Every output of a model compared with PyTorch's, in float32 and in float64.
 
 Float64 separates a faithful copy (1e-14) from the faintest mistake (a wrong epsilon, 1e-6) by nine
 orders of magnitude; float32 then shows that the error left is rounding, no larger than PyTorch's
@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minibert import assets
 from minibert.checkpoint.tensors import Arrays
 
 Progress = Callable[[str], None]
 
 FLOAT32 = 2e-5
 FLOAT64 = 1e-9
-TEXT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "LICENSE")
+TEXT = os.path.join(assets.HOME, "LICENSE")
 OUTPUTS = {"output_hidden_states": True, "output_attentions": False}
 WORDS_A_ROW = (90, 60, 25, 75, 8, 80, 45, 100)
 ENCODER_SEQ = 3

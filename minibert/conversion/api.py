@@ -1,23 +1,31 @@
-"""The conversion itself: read strictly, write whole, verify what was written."""
+"""Conversion and verification of checkpoints, compared with PyTorch."""
 
 import dataclasses
 import math
 import os
+import tempfile
 from typing import Any, Literal
 
 from jax.typing import DTypeLike
 
-from convert.flax_msgpack import open_flax
-from convert.folders import check_links, copy_companions, locate, refuse_nested
-from convert.orbax_folder import write_orbax
-from convert.parity import Progress
-from convert.verify import Verification, torch_installed, verify, write_report
 from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
+from minibert.checkpoint.hub import AnyPath
 from minibert.checkpoint.loading import shapes_only
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
 from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
 from minibert.checkpoint.tensors import TensorSource
+from minibert.conversion.flax_msgpack import open_flax
+from minibert.conversion.folders import check_links, copy_companions, locate, refuse_nested
+from minibert.conversion.orbax_folder import write_orbax
+from minibert.conversion.parity import Progress
+from minibert.conversion.verification import (
+    ParityError,
+    Verification,
+    torch_installed,
+    verified,
+    write_report,
+)
 from minibert.core.atomic import atomic_folder
 from minibert.errors import MinibertError, SourceError, writing
 from minibert.models.base import ModelClass, PretrainedModel, load_pretrained
@@ -26,11 +34,11 @@ from minibert.models.registry import class_by_tensors, model_class
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What a conversion or a verification did.
+    """The result of a conversion.
 
     Attributes:
         info: what became of every tensor.
-        copied: the other files that came along.
+        copied: the paths of the other files that were copied.
         verification: the comparison with PyTorch; None if there was none.
     """
 
@@ -49,7 +57,7 @@ def convert(
     revision: str | None = None,
     allow_pickle: bool = False,
     overwrite: bool = False,
-    verified: bool = True,
+    verifies: bool = True,
     progress: Progress = lambda step: None,
 ) -> Conversion:
     """Converts a checkpoint into a folder that is there complete and verified, or not at all.
@@ -64,12 +72,12 @@ def convert(
         allow_pickle: whether a `pytorch_model.bin` may be opened.
         overwrite: whether to replace files of a model, tokenizer or encoder in the target; all
             others stay.
-        verified: whether to compare with PyTorch, if it is installed.
+        verifies: whether to compare with PyTorch, if it is installed.
         progress: called with the name of each step.
 
     Raises:
         MinibertError: a source, config, tensor or target is not right; nothing was written.
-        ParityError: the result does not compute what PyTorch computes; nothing was written.
+        ParityError: the result's outputs differ from PyTorch's; nothing was written.
     """
     limit = parse_size(max_shard_size)
     folder = locate(source, revision=revision, allow_pickle=allow_pickle)
@@ -91,50 +99,89 @@ def convert(
             else:
                 write_config(model, new)
                 write_orbax(model, new)
-        if verified and torch_installed():
+        if verifies and torch_installed():
             instead = "the parameters were cast" if dtype else _unreadable_by_torch(folder)
-            found = verify(
+            found = verified(
                 model,
                 lambda wide: type(model).from_pretrained(new, param_dtype=wide),
                 folder,
                 instead=instead,
                 progress=progress,
-                failed=f"{source}: differs from PyTorch; nothing was written",
             )
+            if not found.passed:
+                raise ParityError(f"{source}: differs from PyTorch; nothing was written", found)
             with writing(target):
                 write_report(found, new)
         progress("flushing")
     return Conversion(info, copied, found)
 
 
-def verify_only(
-    source: str,
+def verify(
+    model_or_source: PretrainedModel | AnyPath,
     *,
     revision: str | None = None,
     allow_pickle: bool = False,
     progress: Progress = lambda step: None,
-) -> Conversion:
-    """Compares a checkpoint, as minibert reads it, with PyTorch; writes nothing.
+) -> Verification:
+    """Compares a model, or a checkpoint as minibert reads it, with PyTorch; writes nothing.
+
+    A checkpoint is read by both libraries. A model in memory is written to a temporary folder,
+    from which both read it.
+
+    Args:
+        model_or_source: a model, a folder, or a repository of the Hub.
+        revision: a branch, tag or commit of the repository.
+        allow_pickle: whether a `pytorch_model.bin` may be opened.
+        progress: called with the name of each step.
+
+    Returns:
+        The certificate: the errors of every output, whether they are within the tolerances
+        (`passed`), and what was compared.
 
     Raises:
-        MinibertError: it cannot be read, or torch is not installed.
-        ParityError: it does not compute what PyTorch computes.
+        MinibertError: the checkpoint cannot be read, or torch is not installed.
     """
-    if not torch_installed():
-        raise SourceError("torch is not installed: nothing can be verified")
+    if not isinstance(model_or_source, PretrainedModel):
+        source = model_or_source
+        return verify_checkpoint(source, revision, allow_pickle, progress)[1]
+    _check_torch()
+    model = model_or_source
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return verified(
+            model,
+            lambda wide: type(model).from_pretrained(folder, param_dtype=wide),
+            folder,
+            instead="the model is in memory",
+            progress=progress,
+        )
+
+
+def verify_checkpoint(
+    source: AnyPath, revision: str | None, allow_pickle: bool, progress: Progress
+) -> tuple[LoadingInfo, Verification]:
+    """`verify` of a checkpoint; returns what became of its tensors too."""
+    _check_torch()
     folder = locate(source, revision=revision, allow_pickle=allow_pickle)
     with unchanged(folder):
         progress("reading")
         model, info = read(folder, allow_pickle=allow_pickle)
-        found = verify(
+        verification = verified(
             model,
             lambda wide: read(folder, param_dtype=wide, allow_pickle=allow_pickle)[0],
             folder,
             instead=_unreadable_by_torch(folder),
             progress=progress,
-            failed=f"{source}: differs from PyTorch",
         )
-    return Conversion(info, [], found)
+    return info, verification
+
+
+def _check_torch() -> None:
+    if not torch_installed():
+        raise SourceError(
+            "torch is not installed: nothing can be verified; "
+            "pip install torch (a CPU build is enough)"
+        )
 
 
 def read(
@@ -162,7 +209,7 @@ def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> ModelCl
     return cls
 
 
-def _left(cls: ModelClass, data: Any, tensors: TensorSource) -> float:
+def _left(cls: ModelClass, data: Any, tensors: TensorSource) -> int | float:
     """How many tensors a class would leave behind; infinitely many if it does not fit them."""
     try:
         model = shapes_only(cls, cls.config_class.from_dict(data), tensors, "")

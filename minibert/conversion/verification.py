@@ -1,4 +1,4 @@
-"""Verifying a model folder against PyTorch, and reporting it: a table and `parity.json`."""
+"""Verification of a model against PyTorch, as data, as a table and as `parity.json`."""
 
 import dataclasses
 import hashlib
@@ -14,12 +14,21 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 import minibert
-from convert.parity import FLOAT32, FLOAT64, Progress, Row, compare, ragged_inputs, shaped
 from minibert.checkpoint.files import ORBAX
 from minibert.checkpoint.tensors import Arrays
+from minibert.conversion.parity import (
+    FLOAT32,
+    FLOAT64,
+    Progress,
+    Row,
+    compare,
+    ragged_inputs,
+    shaped,
+)
 from minibert.errors import MinibertError
 
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
@@ -27,14 +36,14 @@ PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "tra
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What a verification found.
+    """A model's outputs compared with PyTorch's: the certificate.
 
     Attributes:
-        model: the class.
-        theirs: what PyTorch read.
-        why: why that is not the source itself, or "".
-        rows: a row an output.
-        inputs: what both models were given.
+        model: the name of the model's class.
+        theirs: what PyTorch read: "the source" or "minibert's own copy".
+        why: why PyTorch read a copy, or "".
+        rows: one `Row` for each output: hidden states in order, then the others by name.
+        inputs: the arrays that both models were called with, by argument.
     """
 
     model: str
@@ -53,16 +62,34 @@ class Verification:
         """What PyTorch read, and why if it is not the source."""
         return f"{self.theirs} ({self.why})" if self.why else self.theirs
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures, tolerances, inputs and versions, as `parity.json` stores them."""
+        return {
+            "model": self.model,
+            "reference": self.reference,
+            "passed": self.passed,
+            "tolerances": {"float32": FLOAT32, "float64": FLOAT64, "relative_to": "max(1, scale)"},
+            "outputs": [dataclasses.asdict(row) | {"passed": row.passed} for row in self.rows],
+            "inputs": {name: _recorded(array) for name, array in self.inputs.items()},
+            "versions": {name: _version(name) for name in PACKAGES},
+        }
+
+    def __str__(self) -> str:
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(table(self))
+        return capture.get()
+
 
 class ParityError(MinibertError):
-    """The model does not compute what PyTorch computes.
+    """A model's outputs differ from PyTorch's by more than the tolerances.
 
     Attributes:
-        found: the comparison.
+        verification: the comparison.
     """
 
-    def __init__(self, message: str, found: Verification):
-        self.found = found
+    def __init__(self, message: str, verification: Verification):
+        self.verification = verification
         super().__init__(message)
 
 
@@ -71,14 +98,13 @@ def torch_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def verify(
+def verified(
     model: Any,
     load_ours: Callable[[Any], Any],
     source: str,
     *,
     instead: str,
     progress: Progress,
-    failed: str,
 ) -> Verification:
     """Compares a model with PyTorch's reading of its source.
 
@@ -89,12 +115,8 @@ def verify(
         model: the model, for its class and config.
         load_ours: loads the model to compare, from a param_dtype.
         source: the folder it comes from.
-        instead: why PyTorch shall not read the source; "" to let it try.
-        progress: told what happens next.
-        failed: the message if they differ.
-
-    Raises:
-        ParityError: the model does not compute what PyTorch computes.
+        instead: why PyTorch must not read the source; "" to let it try.
+        progress: called with the name of each step.
     """
     name = type(model).__name__
     inputs = shaped(ragged_inputs(model.config, source), model)
@@ -110,10 +132,7 @@ def verify(
             progress,
             one_by_one=model.needs_padding_id and model.config.pad_token_id is None,
         )
-    found = Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
-    if not found.passed:
-        raise ParityError(failed, found)
-    return found
+    return Verification(name, "minibert's own copy" if why else "the source", why, rows, inputs)
 
 
 def _load_torch(name: str, folder: str) -> tuple[Any, dict[str, Any]]:
@@ -182,16 +201,7 @@ def table(found: Verification) -> Table:
 
 def write_report(found: Verification, folder: str) -> None:
     """Writes `parity.json`: the figures, the inputs, the versions, the weights' checksums."""
-    report = {
-        "model": found.model,
-        "reference": found.reference,
-        "passed": found.passed,
-        "tolerances": {"float32": FLOAT32, "float64": FLOAT64, "relative_to": "max(1, scale)"},
-        "outputs": [dataclasses.asdict(row) | {"passed": row.passed} for row in found.rows],
-        "inputs": {name: _recorded(array) for name, array in found.inputs.items()},
-        "versions": {name: _version(name) for name in PACKAGES},
-        "sha256": _checksums(folder),
-    }
+    report = found.to_dict() | {"sha256": _checksums(folder)}
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items())
     with open(os.path.join(folder, "parity.json"), "w", encoding="utf-8") as file:
         file.write(f"{{\n{lines}\n}}\n")
