@@ -106,7 +106,7 @@ def test_what_is_there_is_not_replaced_unasked(classifier, place):
         assert {"model", "checkpoints", "log.jsonl"} <= set(os.listdir(output)), wrong
     with one_run(str(output)):
         busy = run("train", path, "--overwrite")
-        assert "another run is at work on it" in busy.output
+        assert "another run is using it" in busy.output
     (output / ".minibert-new-model-1a2b3c4d").mkdir()  # as of a run killed while it wrote
     far = run("train", path, "--overwrite", "--max-length", "1000")
     assert "max_length: 1000; the model has" in far.output

@@ -309,7 +309,7 @@ def test_the_lock_of_a_run_that_was_killed(model, tmp_path):
     (tmp_path / RUN_LOCK).touch()
     with one_run(str(tmp_path)):
         check_output(str(tmp_path), False, False)
-        with pytest.raises(TargetError, match="another run is at work on it"), one_run(tmp_path):
+        with pytest.raises(TargetError, match="another run is using it"), one_run(tmp_path):
             pass
         clear(str(tmp_path))
         assert os.listdir(tmp_path) == [RUN_LOCK]

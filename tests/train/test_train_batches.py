@@ -74,9 +74,9 @@ WRONG = {
     "neither": ("causal_lm", {"labels": None}, "needs labels or shift_labels"),
     "half a pair": ("contrastive", {"positive_input_ids": None}, "needs positive_input_ids"),
     "no teacher": ("distillation", {"teacher_logits": None}, "needs teacher_logits"),
-    "rows": ("masked_lm", {"labels": IDS[:2]}, "equally many rows"),
-    "empty": ("masked_lm", {"input_ids": IDS[:0], "labels": IDS[:0]}, "equally many rows"),
-    "a number": ("masked_lm", {"labels": 3}, "equally many rows"),
+    "rows": ("masked_lm", {"labels": IDS[:2]}, "the same number of rows"),
+    "empty": ("masked_lm", {"input_ids": IDS[:0], "labels": IDS[:0]}, "the same number of rows"),
+    "a number": ("masked_lm", {"labels": 3}, "the same number of rows"),
     "ragged": ("masked_lm", {"labels": [[1], [2, 3], [4], [5]]}, "labels: expected an array"),
     "id": ("masked_lm", {"input_ids": at(IDS, 97)}, "input_ids: 97 is out of range"),
     "mask": ("masked_lm", {"attention_mask": at(IDS, 2)}, "attention_mask: expected only 0 and 1"),
@@ -153,7 +153,7 @@ def test_a_part_of_a_batch_may_lack_targets():
 def test_a_batch_is_a_mapping_of_equal_parts():
     with pytest.raises(InputError, match="batch: expected arrays by name, found"):
         checked_batch(CONFIG, train.masked_lm, [IDS], 1)
-    with pytest.raises(InputError, match="4 rows cannot be taken in 3 equal parts"):
+    with pytest.raises(InputError, match="4 rows cannot be split into 3 equal parts"):
         checked_batch(CONFIG, train.masked_lm, LABELS, 3)
 
 

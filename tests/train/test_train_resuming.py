@@ -36,7 +36,7 @@ from minibert.train import (
     schedule,
     with_teacher,
 )
-from minibert.train.checkpoints import Standing, opened, restore
+from minibert.train.checkpoints import EvaluationState, opened, restore
 from minibert.train.data.identity import identity_of
 from minibert.train.run_identity import differences, identity
 from sentences import tokenizer
@@ -70,7 +70,7 @@ def save(folder, trained, given, *steps):
             next(iterator)
             done = jnp.asarray(step, jnp.int32)
             trained.state = dataclasses.replace(trained.state, step=done)
-            store.save(trained.state, step, iterator, Standing())
+            store.save(trained.state, step, iterator, EvaluationState())
             store.wait()
     return iterator
 
@@ -288,8 +288,8 @@ def test_elsewhere(folder, tmp_path, caplog):
     other.state = dataclasses.replace(other.state, params=moved)
     iterator, options = iter(given), Checkpoints(folder=tmp_path, resume="elsewhere")
     with caplog.at_level(logging.WARNING), opened(options, other, given, iterator) as store:
-        state, standing, positioned = store.restore(other.state, iterator)
-    assert (int(state.step), standing, positioned) == (2, Standing(), False)
+        state, eval_state, positioned = store.restore(other.state, iterator)
+    assert (int(state.step), eval_state, positioned) == (2, EvaluationState(), False)
     assert next(iterator)["input_ids"].shape == (2, 9)
     for path, leaf in state.params.items():
         np.testing.assert_array_equal(leaf, before[path])
@@ -349,7 +349,7 @@ def test_checkpoints_without_checksums_are_read(tmp_path, caplog):
     path.write_text(json.dumps({"identity": identity, "standing": record["standing"]}))
     assert resume(tmp_path, trainer(trainable=("*.ln_f.*",)), batches()).step == 2
     assert "has no checksums" in caplog.text
-    assert "the checkpoint has no identity of the data" in caplog.text
+    assert "the checkpoint has no data identity" in caplog.text
 
 
 FLIPS = """
@@ -436,10 +436,10 @@ def test_every_flipped_bit_is_found(tmp_path):
     for line in found + of["fit"]:
         assert "run/4: a damaged checkpoint (" in line
         assert line.endswith(
-            f"; the one of step 2 is whole: move {tmp_path / 'run' / '4'} away to resume there"
+            f"; the checkpoint of step 2 is intact: move {tmp_path / 'run' / '4'} away to resume from it"
         )
     assert "step 2 nothing" in lines
-    assert any(line.startswith("both") and "no earlier one in" in line for line in lines)
+    assert any(line.startswith("both") and "no earlier checkpoint in" in line for line in lines)
     assert [line for line in lines if line.startswith("whole")] == [
         "whole nothing ['2', '4']",
         "whole nothing",
