@@ -121,7 +121,7 @@ def test_only_rows_that_go_on_need_a_token():
     assert found.shape == (2, 2)
     steps = minibert.stream(model, [[7, 8]], max_new_tokens=2, eos_token_id=None, **options)
     assert next(steps).tolist() == [9]
-    with pytest.raises(InputError, match="row 0: no token is left"):
+    with pytest.raises(InputError, match="row 0: the options ban every next token"):
         next(steps)
 
 
@@ -130,7 +130,7 @@ def test_fewer_texts_than_beams():
     options = {"max_new_tokens": 1, "suppress_tokens": all_but(7, 8), "eos_token_id": None}
     found = minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=2, **options)
     assert sorted(found[:, 1].tolist()) == [7, 8]
-    with pytest.raises(InputError, match="row 0: 2 texts follow it, expected 3: the options ban"):
+    with pytest.raises(InputError, match="row 0: expected 3 texts, found 2: the options ban"):
         minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=3, **options)
 
 

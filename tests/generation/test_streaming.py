@@ -83,17 +83,17 @@ def test_a_stream_may_be_left(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 2}, "num_beams: a stream has none; expected 1, or use generate"),
+        ({"num_beams": 2}, "num_beams: not supported by stream; expected 1; use generate instead"),
         (
             {"output_scores": True, "return_dict_in_generate": True},
-            "output_scores: a stream has none; expected False, or use generate",
+            "output_scores: not supported by stream; expected False; use generate instead",
         ),
         (
             {"output_logits": True, "return_dict_in_generate": True},
-            "output_logits: a stream has none; expected False, or use generate",
+            "output_logits: not supported by stream; expected False; use generate instead",
         ),
         ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1, found 0"),
-        ({"do_sample": True}, "key: tokens are drawn: expected a random key"),
+        ({"do_sample": True}, "key: sampling needs a random key"),
     ],
 )
 def test_arguments_are_checked_when_it_is_called(model, options, message):
