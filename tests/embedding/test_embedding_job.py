@@ -143,7 +143,7 @@ def test_two_at_once(tmp_path):
     output = tmp_path / "out.npy"
 
     def texts():
-        with pytest.raises(TargetError, match="another job is at work"):
+        with pytest.raises(TargetError, match="another job is writing it"):
             job(output)
         yield from TEXTS
 
@@ -163,8 +163,8 @@ def test_two_at_once(tmp_path):
         (lambda good: good.astype(complex), "encode: expected an array of numbers"),
         (lambda good: good > 1, "encode: expected an array of numbers"),
         (lambda good: [[1.0], [1.0, 2.0]], "encode: expected an array"),
-        (lambda good: good[:, :2], r"float32 of shape \(4, 3\), as for the texts before; found"),
-        (lambda good: good.astype(np.float64), "as for the texts before; found float64"),
+        (lambda good: good[:, :2], r"float32 of shape \(4, 3\), as for previous texts; found"),
+        (lambda good: good.astype(np.float64), "as for previous texts; found float64"),
         (lambda good: np.where(good == good[2], np.nan, good), "sentence 6: its vector is not fin"),
         (lambda good: np.where(good == good[1], np.inf, good), "sentence 5: .* NaN or infinity"),
     ],
@@ -193,7 +193,7 @@ def test_parts_of_another_width_say_how_to_go_on(first, tmp_path):
     def narrower(texts):
         return encode(texts)[:, :2]
 
-    said = rf"as for the texts before; found .* an earlier job are in {folder}: --restart"
+    said = rf"as for previous texts; found .* an earlier job are in {folder}: --restart"
     with pytest.raises(TargetError, match=said):
         embed_file(TEXTS, narrower, str(output), made_by=MADE_BY, rows_a_part=4)
     done = embed_file(TEXTS, narrower, str(output), made_by=MADE_BY, rows_a_part=4, restart=True)

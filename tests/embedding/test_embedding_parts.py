@@ -56,7 +56,7 @@ def test_a_job_at_work_is_left_alone(options, tmp_path):
     def texts():
         for number, text in enumerate(TEXTS):
             if number == 7:
-                with pytest.raises(TargetError, match="another job is at work"):
+                with pytest.raises(TargetError, match="another job is writing it"):
                     job(output, number=2.0, **options)
             yield text
 
@@ -121,7 +121,9 @@ def test_what_is_not_a_jobs_stays(name, begun, restart, tmp_path):
         (parts / name).mkdir()
     else:
         (parts / name).write_text("precious")
-    with pytest.raises(TargetError, match=f"{name}.*none of a job's files; move it away"):
+    with pytest.raises(
+        TargetError, match=f"contains an unrelated file, .*{name}.*; move it elsewhere"
+    ):
         job(output, restart=restart)
     assert (parts / name).exists()
     assert not output.exists()
@@ -241,7 +243,7 @@ def test_a_link_is_not_replaced(there, overwrite, tmp_path):
     (tmp_path / "out.npy").symlink_to(tmp_path / "real.npy")
     if there:
         (tmp_path / "real.npy").write_text("precious")
-    with pytest.raises(TargetError, match=r"is a link; give the file itself, .*real\.npy"):
+    with pytest.raises(TargetError, match=r"is a link; pass the file itself, .*real\.npy"):
         job(tmp_path / "out.npy", overwrite=overwrite)
     assert (tmp_path / "out.npy").is_symlink()
 

@@ -121,15 +121,24 @@ def test_prompts(encoder):
         ({"sentences": ["the", None]}, "sentence 1: expected a text, found None"),
         ({"sentences": ["the", ["of", "and"]]}, "sentence 1: expected a text"),
         ({"sentences": ["the longest", "\ud800"]}, "sentence 1: half a surrogate pair"),
-        ({"sentences": "the", "prompt_name": "none"}, "prompt_name: 'none' is none of the prompts"),
-        ({"sentences": "the", "prompt_name": "other", "prompt": "a"}, "give one of the two"),
+        (
+            {"sentences": "the", "prompt_name": "none"},
+            "prompt_name: expected one of .* found 'none'",
+        ),
+        (
+            {"sentences": "the", "prompt_name": "other", "prompt": "a"},
+            "prompt, prompt_name: expected only one",
+        ),
         ({"sentences": "the", "prompt": "\ud800"}, "prompt: half a surrogate pair"),
         ({"sentences": "the", "precision": "int4"}, "precision: expected one of float32"),
-        ({"sentences": "the", "precision": "int8"}, "precision: int8 takes each feature's range"),
+        (
+            {"sentences": "the", "precision": "int8"},
+            "precision: int8 needs at least two embeddings",
+        ),
         ({"sentences": "the", "output_value": "logits"}, "output_value: expected one of"),
         (
             {"sentences": "the", "output_value": None, "precision": "int8"},
-            "precision: a dictionary",
+            "precision: expected 'float32' with output_value=None",
         ),
         ({"sentences": "the", "truncate_dim": 0}, "truncate_dim: expected a whole number from 1"),
         (
@@ -234,7 +243,7 @@ def test_refused_parts():
     refused("pooling: expected one or more of cls, max", pooling="first")
     refused("pooling: expected one or more of cls, max", pooling=[])
     refused("layers: expected one of last", layers="first")
-    refused("Dense: takes vectors of 7 numbers, but .* 24", dense=sentences.dense(7, 3))
+    refused("Dense: expected in_features=24, found 7", dense=sentences.dense(7, 3))
     refused("max_seq_length: expected at most 40", max_seq_length=41)
     refused("max_seq_length: expected a whole number of at least 1, found 0", max_seq_length=0)
     refused("default_prompt_name: 'x' is none", default_prompt_name="x")

@@ -22,11 +22,11 @@ def encoder() -> SentenceEncoder:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 8}, "batch_size: no argument of encode: .*token_budget"),
-        ({"device": "cuda"}, "device: no argument of encode: .*JAX's default device"),
-        ({"pool": None}, "pool: no argument of encode"),
+        ({"batch_size": 8}, "batch_size: not an argument of encode: .*token_budget"),
+        ({"device": "cuda"}, "device: not an argument of encode: .*JAX's default device"),
+        ({"pool": None}, "pool: not an argument of encode"),
         ({"chunk_size": 5}, "chunk_size: .*token_budget"),
-        ({"normalise": True}, "normalise: no argument of encode"),
+        ({"normalise": True}, "normalise: not an argument of encode"),
         ({"truncate_dim": 25}, "truncate_dim: expected a whole number from 1 to 24, found 25"),
         ({"truncate_dim": True}, "truncate_dim: .*found True"),
         ({"normalize_embeddings": True, "output_value": "token_embeddings"}, "normalize_embedd"),
