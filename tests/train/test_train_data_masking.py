@@ -213,7 +213,7 @@ def test_blocks_hold_all_tokens(tokenizer, length):
         (["a", None], {}, "text 1: expected a text, found None"),
         (["a", float("nan")], {}, "text 1: expected a text, found nan"),
         (["a", "\ud800"], {}, "text 1: half a surrogate pair"),
-        ([], {}, "texts: there are none"),
+        ([], {}, "texts: expected at least 1 text, found none"),
         (5, {}, "texts: expected a path or texts, found 5"),
         (
             ["a " * 40],
@@ -234,7 +234,7 @@ def test_blocks_hold_all_tokens(tokenizer, length):
         (["a"], {"probability": 0}, "probability: expected a number above 0, to 1, found 0"),
         (["a"], {"probability": 1.5}, "probability: expected a number above 0, to 1, found 1.5"),
         (["a"], {"probability": True}, "probability: expected a number above 0"),
-        (["a"], {"column": "text"}, "column: texts have no columns; found 'text'"),
+        (["a"], {"column": "text"}, "column: expected None for texts, found 'text'"),
         ("a.csv", {"column": ["text"]}, "column: expected a name, found"),
         (["a"], {"whole_words": "yes"}, "whole_words: expected True or False, found 'yes'"),
         (["a"], {"pack": 1}, "pack: expected True or False"),
@@ -261,5 +261,5 @@ def test_a_tokenizer_without_a_mask(tokenizer):
     bare.mask_token = None
     with pytest.raises(InputError, match="no mask token"):
         data.masked_lm(["a"], bare, max_length=8, batch_size=1)
-    with pytest.raises(InputError, match="expected a fast one of transformers, found 'NoneType'"):
+    with pytest.raises(InputError, match="expected a fast tokenizer of transformers, found 'NoneType'"):
         data.masked_lm(["a"], None, max_length=8, batch_size=1)

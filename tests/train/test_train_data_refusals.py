@@ -101,7 +101,7 @@ def labelled(*labels):
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
-        ([], {}, "records: there are none"),
+        ([], {}, "records: expected at least 1 record, found none"),
         (7, {}, "records: expected a path or mappings, found 7"),
         ({"text": "a", "label": 0}, {}, "records: expected a path or mappings"),
         (["a"], {}, "record 0: expected values by column, found 'a'"),
@@ -181,7 +181,7 @@ def test_records(read, source, options, said):
         ('{"text": "a", "label": 0}\n\n', "line 2: is blank"),
         ('{"text": "a", "label": NaN}\n', "line 1: label: expected .* found nan"),
         ('{"text": "", "label": 0}\n', "line 1: text: the text is empty"),
-        ("", "there are none"),
+        ("", "expected at least 1 record, found none"),
     ],
 )
 def test_lines(read, tmp_path, content, said):
@@ -201,7 +201,7 @@ def test_lines(read, tmp_path, content, said):
         ("a.csv", b"text,label\na,0,1\n", "not a readable csv file"),
         ("a.csv", b"text,label\n\xff,0\n", "a.csv"),
         ("a.csv", b"", "no column 'text'; it has .\\]"),
-        ("a.csv", b"text,label\n", "there are none"),
+        ("a.csv", b"text,label\n", "expected at least 1 record, found none"),
         ("a.parquet", b"PAR1 nonsense", "not a parquet file"),
     ],
 )
@@ -304,7 +304,7 @@ def test_tokenizers(tokenizer):
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer)
     options = {"max_length": 12, "batch_size": 1}
     with pytest.raises(
-        InputError, match="tokenizer: expected a fast one of transformers, found 'int'"
+        InputError, match="tokenizer: expected a fast tokenizer of transformers, found 'int'"
     ):
         data.classification(labelled(0), 3, **options)
     with pytest.raises(InputError, match="tokenizer: has no padding token; set one"):

@@ -436,7 +436,8 @@ def test_every_flipped_bit_is_found(tmp_path):
     for line in found + of["fit"]:
         assert "run/4: a damaged checkpoint (" in line
         assert line.endswith(
-            f"; the checkpoint of step 2 is intact: move {tmp_path / 'run' / '4'} away to resume from it"
+            f"; the checkpoint of step 2 is intact: move {tmp_path / 'run' / '4'} away to resume "
+            "from it"
         )
     assert "step 2 nothing" in lines
     assert any(line.startswith("both") and "no earlier checkpoint in" in line for line in lines)

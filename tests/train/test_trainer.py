@@ -222,7 +222,7 @@ def test_narrow_parameters_are_refused(dtype):
 
 def test_pairs_cannot_be_taken_in_parts():
     model = drawn("BertModel", **ONE_LAYER)
-    with pytest.raises(InputError, match="accumulate: expected 1, because .* compares the rows"):
+    with pytest.raises(InputError, match=r"accumulate: expected 1, because .* compares the rows"):
         Trainer(model, train.contrastive(), train.adamw(1e-3), accumulate=2)
     with pytest.raises(
         InputError, match=r"objective: expected an objective of minibert.train, found"

@@ -82,7 +82,7 @@ class SentencePairs:
     documents: list[list[Sentence]]
     runs: list[tuple[int, int, int]]
     frame: Frame
-    room: int
+    capacity: int
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -98,8 +98,10 @@ class SentencePairs:
         first, second = joined(sentences[:split]), joined(sentences[split:])
         is_random = bool(generator.random() < 0.5)
         if is_random:
-            second = self._random_sentences(document, max(self.room - len(first[0]), 1), generator)
-        first, second = _fitting(first, second, self.room)
+            second = self._random_sentences(
+                document, max(self.capacity - len(first[0]), 1), generator
+            )
+        first, second = _fitting(first, second, self.capacity)
         found = framed(self.frame, first, second)
         head = len(self.frame.before) + len(first[0]) + len(self.frame.between)
         in_first = np.arange(len(found["input_ids"])) < head
