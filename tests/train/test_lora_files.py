@@ -118,7 +118,7 @@ def test_settings_that_are_not_implemented(field, value):
         ({"modules_to_save": ["clasifier"]}, "modules_to_save: .*clasifier"),
         ({"task_type": "QUESTION_ANS"}, "modules_to_save: .*qa_outputs.*: no module"),
         ({"target_modules": ["classifier"], "modules_to_save": ["classifier"]}, "no module"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out: True, but bert.encoder.* is Linear"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out: expected False .*bert.encoder.* is a Linear"),
     ],
 )
 def test_settings_that_do_not_fit_a_model(bert, settings, message):
@@ -131,7 +131,9 @@ def test_settings_that_do_not_fit_gpt2(gpt2):
         train.init_adapter(gpt2, train.LoRA(target_modules=["lm_head"]))
     with pytest.raises(InputError, match=r"modules_to_save: transformer.wte.*lm_head.*tied"):
         train.init_adapter(gpt2, train.LoRA(modules_to_save=["wte"]))
-    with pytest.raises(InputError, match=r"fan_in_fan_out: False, but .* is Conv1D"):
+    with pytest.raises(
+        InputError, match=r"fan_in_fan_out: expected True or None, because .* is a Conv1D"
+    ):
         train.init_adapter(gpt2, train.LoRA(fan_in_fan_out=False))
 
 

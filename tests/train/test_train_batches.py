@@ -104,7 +104,7 @@ WRONG = {
     "all padding": (
         "filler",
         {"attention_mask": np.zeros((ROWS, SEQ), int)},
-        "attention_mask: no target: everything is padding",
+        "attention_mask: no target: every position is padding",
     ),
     "no pair": ("pretraining", {"next_sentence_label": CLASSES + 2}, "next_sentence_label: 2 is"),
     "class": ("one label", {"labels": at(CLASSES, 4)}, "labels: 4 is out of range.*num_labels 4"),
@@ -169,7 +169,7 @@ def test_a_batch_is_a_mapping_of_equal_parts():
         (lambda: train.distillation(train.masked_lm, alpha=1.5), "alpha: expected a number from"),
         (
             lambda: train.distillation(train.pretraining).targets(RIGHT["pretraining"][1]),
-            "expected one with a single term; pretraining has masked_lm, next_sentence",
+            "expected a single term pretraining; found masked_lm, next_sentence",
         ),
     ],
 )
@@ -180,13 +180,13 @@ def test_an_objectives_own_arguments_are_checked(make, message):
 
 def test_a_model_without_the_scores_is_refused():
     trunk = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=jnp.ones((ROWS, SEQ, 24)))
-    with pytest.raises(InputError, match="has no logits"):
+    with pytest.raises(InputError, match="expected one that returns logits"):
         train.masked_lm(trunk, LABELS)
     few = MaskedLMOutput(logits=jnp.ones((ROWS, 97)))
-    with pytest.raises(InputError, match=r"the model's scores are \(4, 97\)"):
+    with pytest.raises(InputError, match=r"expected shape \(4,\), for logits of shape \(4, 97\)"):
         train.masked_lm(few, LABELS)
     other = MaskedLMOutput(logits=jnp.ones((ROWS, SEQ, 50)))
-    with pytest.raises(InputError, match=r"expected the model's shape \(4, 6, 50\)"):
+    with pytest.raises(InputError, match=r"expected the shape of the model's logits, \(4, 6, 50\)"):
         TAUGHT(other, RIGHT["distillation"][1])
 
 

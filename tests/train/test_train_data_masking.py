@@ -259,7 +259,9 @@ def test_truncation_cuts_when_asked(tokenizer):
 def test_a_tokenizer_without_a_mask(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.mask_token = None
-    with pytest.raises(InputError, match="no mask token"):
+    with pytest.raises(InputError, match="tokenizer: expected a tokenizer with a mask token"):
         data.masked_lm(["a"], bare, max_length=8, batch_size=1)
-    with pytest.raises(InputError, match="expected a fast tokenizer of transformers, found 'NoneType'"):
+    with pytest.raises(
+        InputError, match="expected a fast tokenizer of transformers, found 'NoneType'"
+    ):
         data.masked_lm(["a"], None, max_length=8, batch_size=1)

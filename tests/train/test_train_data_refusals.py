@@ -312,7 +312,7 @@ def test_tokenizers(tokenizer):
     with pytest.raises(InputError, match="expected an EOS or separator token, found neither"):
         data.token_ids(["a"], bare)
     bare.pad_token = "a"
-    with pytest.raises(InputError, match="would join the words"):
+    with pytest.raises(InputError, match="expected one that separates words"):
         data.token_classification(words(["a"], ["O"]), bare, **options)
 
 

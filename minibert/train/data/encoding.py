@@ -81,7 +81,7 @@ class Encoder:
         return found
 
     def check_capacity(self, special: int) -> None:
-        """Raises an InputError if there is only room for special tokens."""
+        """Raises an InputError if `max_length` leaves no token besides the special tokens."""
         if self.max_length <= special:
             raise InputError(
                 f"max_length: expected over {special}, the number of special tokens; found "

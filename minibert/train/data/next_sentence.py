@@ -82,7 +82,7 @@ class SentencePairs:
     documents: list[list[Sentence]]
     runs: list[tuple[int, int, int]]
     frame: Frame
-    capacity: int
+    room: int  # the capacity in tokens; field names are part of the identity in checkpoints
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -98,10 +98,8 @@ class SentencePairs:
         first, second = joined(sentences[:split]), joined(sentences[split:])
         is_random = bool(generator.random() < 0.5)
         if is_random:
-            second = self._random_sentences(
-                document, max(self.capacity - len(first[0]), 1), generator
-            )
-        first, second = _fitting(first, second, self.capacity)
+            second = self._random_sentences(document, max(self.room - len(first[0]), 1), generator)
+        first, second = _fitting(first, second, self.room)
         found = framed(self.frame, first, second)
         head = len(self.frame.before) + len(first[0]) + len(self.frame.between)
         in_first = np.arange(len(found["input_ids"])) < head

@@ -83,7 +83,7 @@ def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
     targets = target_names(model, lora)
     chosen = {path: m for path, m in submodules(model) if lora.selects(path, targets)}
     if not chosen:
-        raise InputError(f"target_modules: no module to adapt matches {shown(targets)}")
+        raise InputError(f"target_modules: {shown(targets)}: no module to adapt has such a name")
     for path, module in chosen.items():
         if not isinstance(module, nnx.Linear) or module.kernel is None:
             tied = " without a kernel of its own" if isinstance(module, nnx.Linear) else ""
@@ -132,7 +132,7 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
     found = {path: leaf for path, leaf in leaves.items() if path.startswith(whole)}
     if lora.modules_to_save and not found:
         names = shown(lora.modules_to_save)
-        raise InputError(f"modules_to_save: no module with parameters matches {names}")
+        raise InputError(f"modules_to_save: {names}: no module with parameters has such a name")
     present = {leaf.name for leaf in leaves.values()}
     parted = {leaf.name: path for path, leaf in found.items()}
     for copy, original in model.tied.items():
