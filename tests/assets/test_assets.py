@@ -36,7 +36,7 @@ def test_they_are_small():
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_they_load_strictly(name):
-    """Nothing left, made up, ignored or odd; and the tokenizer's words are the model's."""
+    """No tensor is left over, initialised or ignored; the vocabulary size is the tokenizer's."""
     model, info = minibert.load(FOLDERS[name], output_loading_info=True)
     assert type(model).__name__ == name
     for fate in ("left", "new", "ignored", "suspicious", "config_ignored"):

@@ -130,7 +130,7 @@ def test_a_peer_that_fails_says_why(tmp_path):
         peers.Peer("minibert", str(tmp_path), "float32")
 
 
-def test_what_is_not_installed_is_said(monkeypatch, capsys):
+def test_what_is_not_installed_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(environments, "FOLDER", "/nowhere")
     names = peers.installed("float32", "cpu")
     assert names[:3] == ["minibert", "PyTorch", "torch.compile"]

@@ -23,7 +23,7 @@ def test_no_weights(make, said, folder):
 
 
 @pytest.mark.parametrize("content", ["nothing", "junk", "file"])
-def test_orbax_folder_that_is_none(content, folder):
+def test_not_an_orbax_folder(content, folder):
     (folder / WEIGHTS).unlink()
     (folder / "orbax").mkdir()
     if content == "junk":

@@ -1,4 +1,4 @@
-"""The `minibert` command and what is not as it should be: one line, and nothing in silence."""
+"""Errors of the `minibert` command: one line each, and none is ignored."""
 
 import io
 import json
@@ -176,8 +176,8 @@ def test_targets_and_top_k(words):
         (["fill-mask", "fill", "a " * 80 + "[MASK]"], "83 tokens.*--truncate cuts"),
         (["fill-mask", "bare", "a [MASK]"], "bare: the head 'cls.predictions' is not in the file"),
         (["inspect", "fill", "--device", "abacus"], "--device: no 'abacus' here"),
-        (["embed", "-", "-o", "x.npy", "-m", "x"], "-: standard input does not say"),
-        (["similar", "x", "y", "--among", "-"], "-: standard input does not say"),
+        (["embed", "-", "-o", "x.npy", "-m", "x"], "-: expected a file with an extension"),
+        (["similar", "x", "y", "--among", "-"], "-: expected a file with an extension"),
     ],
 )
 def test_refusals_in_the_words_of_the_shell(command, said, words):

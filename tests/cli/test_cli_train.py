@@ -86,7 +86,7 @@ def test_fine_tuning(classifier):
         assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_there_is_not_replaced_unasked(classifier, place):
+def test_a_run_is_replaced_only_with_overwrite(classifier, place):
     path, output, _ = classifier
     refused = run("train", path)
     assert refused.exit_code == 1

@@ -357,7 +357,7 @@ def test_failure_leaves_everything_as_it_was(stage, error, tmp_path):
 
 
 def test_a_damaged_copy_is_not_moved_in(tmp_path):
-    """What is read back is compared before the folder takes its place."""
+    """The files written are compared before the folder is renamed."""
 
     def check(folder):
         assert os.path.dirname(folder) == str(tmp_path)

@@ -55,7 +55,7 @@ def ran(request, tmp_path_factory):
 
 
 def allowed(number):
-    """How far a number may be from one like this: a thousandth, or one in its last place.
+    """Returns how far a number may be from this one: a thousandth, or one unit in its last digit.
 
     A whole number may not be off at all. What is a hair's breadth from the middle between two last
     digits may be rounded either way.
@@ -166,7 +166,7 @@ def test_time(ran):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_VARIABLE)
 def test_another_checkpoint(name, tmp_path):
-    """One variable is set: nothing else knows of sizes or words."""
+    """Setting one variable suffices: nothing else depends on sizes or vocabularies."""
     other = tmp_path / "other"
     config = minibert.BertConfig.tiny(
         vocab_size=2048, num_hidden_layers=5, max_position_embeddings=80

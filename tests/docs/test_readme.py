@@ -65,7 +65,7 @@ def make_heads(folder: pathlib.Path) -> None:
 
 
 def same(found: str, shown: str) -> bool:
-    """Whether two lines are of the same words, and of numbers that are all but the same."""
+    """Returns whether two lines have the same words, and numbers that are almost the same."""
     pairs = list(itertools.zip_longest(found.split(), shown.split()))
     return all(
         abs(float(one) - float(other)) <= 2e-4

@@ -75,7 +75,7 @@ def killing(texts, after):
         yield text
 
 
-def test_goes_on_where_it_was(tmp_path):
+def test_a_job_resumes_where_it_was(tmp_path):
     output = tmp_path / "out.npy"
     with pytest.raises(KeyboardInterrupt):
         job(output, killing(TEXTS, 10))
@@ -115,7 +115,7 @@ def test_another_job_is_not_mixed_in(change, said, tmp_path):
     assert rows == computed == len(change.get("texts", TEXTS))
 
 
-def test_an_output_is_not_replaced_unasked(tmp_path):
+def test_an_output_is_replaced_only_with_overwrite(tmp_path):
     output = tmp_path / "out.npy"
     output.write_bytes(b"precious")
     with pytest.raises(TargetError, match="exists"):
@@ -125,7 +125,7 @@ def test_an_output_is_not_replaced_unasked(tmp_path):
     assert len(np.load(output)) == 23
 
 
-def test_killed_behind_the_last_rename(tmp_path, monkeypatch):
+def test_killed_after_the_last_rename(tmp_path, monkeypatch):
     output = tmp_path / "out.npy"
 
     def killed(self):

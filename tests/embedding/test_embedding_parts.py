@@ -109,14 +109,14 @@ def test_an_empty_folder_says_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("name", ["notes.txt", "0000001.npz", "folder", "whole"])
-def test_what_is_not_a_jobs_stays(name, begun, restart, tmp_path):
+def test_what_is_not_a_jobs_stays(name, started, restart, tmp_path):
     output, parts = tmp_path / "out.npy", tmp_path / "out.npy.parts"
-    if begun:
+    if started:
         killed(output)
     parts.mkdir(exist_ok=True)
-    if name == "folder" or (begun and name != "notes.txt"):
+    if name == "folder" or (started and name != "notes.txt"):
         (parts / name).unlink(missing_ok=True)
         (parts / name).mkdir()
     else:

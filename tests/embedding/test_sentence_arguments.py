@@ -88,7 +88,7 @@ def test_a_module_of_somebody_else(kind, encoder, tmp_path):
 @pytest.mark.parametrize("top_k", [1, 4, 60])
 @pytest.mark.parametrize("name", ["cosine", "dot", "manhattan"])
 def test_the_best_of_equals_is_the_first(name, top_k, chunk):
-    """Chunk by chunk what a stable sort of all scores gives."""
+    """Chunked search returns the same as a stable sort of all scores."""
     draw = np.random.default_rng(0)
     corpus = draw.integers(0, 2, (50, 3)).astype(np.float32)
     queries = draw.integers(0, 2, (5, 3)).astype(np.float32)

@@ -308,7 +308,7 @@ def test_lower_case(tmp_path):
 
 
 def test_a_plain_folder(tmp_path):
-    """One without modules.json, where sentence-transformers takes the mean without being told."""
+    """A folder without modules.json, for which sentence-transformers uses mean pooling."""
     sentences.model().save_pretrained(tmp_path / "plain")
     sentences.tokenizer().save_pretrained(tmp_path / "plain")
     with pytest.raises(InputError, match="pooling='mean' is the default of sentence-transformers"):

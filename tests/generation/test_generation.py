@@ -126,7 +126,7 @@ def drawn(structure: dict[str, Any], random: Draw) -> dict[str, Any]:
 
 
 def expected_texts(model: Any, ids: np.ndarray, options: dict, encoder: Any) -> list[np.ndarray]:
-    """The generated tokens of each row, padding behind them removed."""
+    """Returns the generated tokens of each row, without the padding after them."""
     given = {k: torch.as_tensor(v) for k, v in encoder.items()}
     given |= {"input_ids": torch.as_tensor(ids), "attention_mask": torch.ones(ids.shape)}
     if encoder:  # BERT's cross-attention needs it, and generate does not make it for a decoder

@@ -94,7 +94,7 @@ def test_log_probs_are_the_models_own(both, way):
 
 
 @pytest.mark.slow
-def test_behind_a_beam_stands_the_pad_token_even_if_it_is_0(both):
+def test_beams_are_padded_with_the_pad_token_even_if_it_is_0(both):
     """transformers writes the first end token there instead, where the pad token is 0."""
     model, theirs = both
     ids = np.random.default_rng(0).integers(1, 90, (3, 6))

@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def reader(model):
-    """Scores of the next word of one text, its room fixed so that it is compiled once."""
+    """Returns the logits of a text's next token, at a fixed capacity to compile once."""
     run = jax.jit(lambda ids, last: model(ids).logits[0, last].astype(jnp.float32))
 
     def read(text: list[int]) -> np.ndarray:
@@ -94,7 +94,7 @@ WAYS = {
 
 
 def batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts padded with likely words, so that to take padding for text makes a difference."""
+    """Prompts padded with probable tokens, so that reading padding as text has an effect."""
     ids, mask = prompts(np.random.default_rng(seed), LENGTHS)
     return np.where(mask, ids, ids[0]), mask
 

@@ -70,11 +70,11 @@ def test_the_state_is_used_up(model, monkeypatch):
 def test_a_stream_may_be_left(model):
     (ids, mask), options = arguments("greedy")
     whole = minibert.generate(model, ids, mask, **options)
-    begun = minibert.stream(model, ids, mask, **options)
-    first, other = next(begun), minibert.stream(model, ids, mask, **options)
+    started = minibert.stream(model, ids, mask, **options)
+    first, other = next(started), minibert.stream(model, ids, mask, **options)
     np.testing.assert_array_equal(next(other), first)  # two at once do not disturb each other
-    begun.close()
-    del begun
+    started.close()
+    del started
     rest = np.stack(list(other), axis=1)
     np.testing.assert_array_equal(np.concatenate([first[:, None], rest], axis=1), whole[:, 7:])
     np.testing.assert_array_equal(minibert.generate(model, ids, mask, **options), whole)

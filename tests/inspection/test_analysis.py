@@ -63,7 +63,7 @@ def test_similarity_matrices():
 
 
 def test_described_as_by_pandas():
-    """Whose `describe()` gives these for 1, 2, 4, 8."""
+    """Values whose `describe()` returns these for 1, 2, 4, 8."""
     found = analysis.describe([8, 1, 4, 2])
     assert list(found) == ["count", "mean", "std", "min", "25%", "50%", "75%", "max"]
     expected = [4, 3.75, 3.095695936834452, 1, 1.75, 3, 5, 8]
@@ -181,8 +181,8 @@ def test_nearest_words():
     np.testing.assert_allclose([value for _, value in found], [0.8, 0.6], atol=CLOSE)
 
 
-def test_a_replaced_state_is_what_the_lens_looks_at():
-    """A lens that forgot the norm or the head would give other numbers."""
+def test_a_replaced_state_is_what_the_lens_reads():
+    """A lens without the norm or the head would return other numbers."""
     model = made("gpt2")
     last = analysis.last_block(model)
     assert last == "transformer.h.1"

@@ -1,4 +1,4 @@
-"""Rooms read and replaced by their paths: as PyTorch's forward hooks do."""
+"""Outputs of submodules read and replaced by path, as with PyTorch's forward hooks."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from minibert.errors import InputError
 from minibert.inspection.capture import captured, rooms
 
 LAYERS = {"bert": "num_hidden_layers", "gpt2": "n_layer"}
-# torch's activation of the pooler is a room of its own, whose output is the pooler's
+# torch's activation of the pooler is a submodule of its own, whose output is the pooler's
 ONLY_THERE = {"bert.pooler.activation"}
 
 
 def plain(output):
-    """A room's array; of several things the first."""
+    """Returns a submodule's output; the first, if there are several."""
     for name in ("last_hidden_state", "logits"):
         if hasattr(output, name):
             return getattr(output, name)
@@ -30,7 +30,7 @@ def plain(output):
 
 
 def hooked(model, arguments, replace=None):
-    """What torch's modules give, by path; the first thing, of several."""
+    """Returns the outputs of torch's modules by path; the first, if there are several."""
     found, handles = {}, []
 
     def hook(path):
@@ -68,7 +68,7 @@ def distance(found, expected, mask):
     ("name", "count"),
     [("BertForMaskedLM", 49), ("BertForPreTraining", 52), ("GPT2LMHeadModel", 30)],
 )
-def test_every_room_gives_what_torchs_does(name, count, tmp_path):
+def test_every_submodule_returns_what_torchs_does(name, count, tmp_path):
     with oracle.float64():
         theirs, ours = pair(name, tmp_path)
         arguments = losses.words(name)
@@ -144,7 +144,7 @@ def test_the_model_stays_as_it_is(gpt2):
     np.testing.assert_array_equal(gpt2(IDS).logits, before[2])
 
 
-def test_several_rooms_are_replaced_at_once(gpt2):
+def test_several_submodules_are_replaced_at_once(gpt2):
     path = "transformer.h.{}.attn.c_proj"
     both = {path.format(number): jnp.zeros_like for number in range(2)}
     one_by_one = captured(gpt2, (), IDS, replace=both).outputs.logits

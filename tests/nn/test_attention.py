@@ -99,7 +99,7 @@ def test_weights_follow_the_mask():
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
 
 
-def test_a_row_that_may_look_nowhere_looks_everywhere_alike():
+def test_a_row_that_may_attend_to_nothing_attends_to_all_equally():
     query, key, value = qkv()
     context, weights = attend(query, key, value, mask=jnp.zeros((2, 1, 1, 4), bool))
     np.testing.assert_allclose(weights, 0.25, rtol=1e-6)
@@ -214,7 +214,7 @@ def test_in_groups(seen, fitting, monkeypatch):
 
 
 def test_derivatives_are_plain(monkeypatch):
-    """A loop's own derivative would keep what it leaves behind at every turn."""
+    """The derivative of a loop would store the intermediate values of every iteration."""
     with jax.enable_x64(True):
         arrays = large(monkeypatch)
         mask = jnp.asarray(MASKS["both"])

@@ -39,7 +39,7 @@ def test_prints_as_a_compact_tree():
     assert "(multiple_choice_head): GPT2SequenceSummary(" in text
 
 
-def test_any_room_opens():
+def test_any_submodule_can_be_called():
     model = fresh().eval()
     words = model.transformer.wte(IDS)
     np.testing.assert_array_equal(words, model.transformer.wte.embedding[...][IDS])

@@ -220,7 +220,7 @@ def test_the_norm_that_a_trainer_returns(tmp_path):
 
 @pytest.mark.slow
 def test_texts_that_share_a_row():
-    """As if each were alone, also where a row has places for texts that it does not hold."""
+    """The same as each text alone, also where a row has slots for texts that it does not hold."""
     with oracle.float64():
         model = SentenceModel(
             drawn("BertModel", num_hidden_layers=1), [Pooling("max", 24), Normalize()]

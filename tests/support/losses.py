@@ -19,7 +19,7 @@ QUICKLY = "xla_backend_optimization_level"  # what runs once need not run fast
 
 
 def some_ignored(labels: np.ndarray, mask: np.ndarray, seed: int = 5) -> np.ndarray:
-    """Labels of which two thirds, and all padding, are none; one of each text is left."""
+    """Labels of which two thirds, and all padding, are ignored; at least one per text remains."""
     kept = (np.random.default_rng(seed).random(labels.shape) < 0.34) & (mask == 1)
     kept[..., 1] = True
     return np.where(kept, labels, IGNORED)

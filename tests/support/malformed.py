@@ -1,4 +1,4 @@
-"""Building malformed model folders, and demanding that they are refused in the right words."""
+"""Builds malformed model folders, and asserts that they are refused with the right message."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ Folder = pathlib.Path
 
 
 class Pristine:
-    """Valid folders of tiny models, each made once; `copy` gives one that may be spoiled."""
+    """Valid folders of tiny models, each made once; `copy` returns one that may be damaged."""
 
     def __init__(self, home: Folder):
         self.home = home

@@ -116,7 +116,7 @@ def positions_of(change):
 
 
 def not_causal(attend, query, key, value, options):
-    """Every token looks at all that any token may look at."""
+    """Every token attends to all tokens that any token may attend to."""
     mask = options["mask"]
     if mask is not None and mask.shape[2] > 1:
         options = options | {"mask": mask.any(axis=2, keepdims=True)}
@@ -124,7 +124,7 @@ def not_causal(attend, query, key, value, options):
 
 
 def strictly_causal(attend, query, key, value, options):
-    """A token does not look at itself, unless it is the first."""
+    """A token does not attend to itself, unless it is the first."""
     mask = options["mask"]
     if mask is not None and mask.shape[2] > 1:
         size = mask.shape[2]

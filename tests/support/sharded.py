@@ -67,12 +67,12 @@ def trainer(family, sizes, even=True, rules=None, dropout=0.0, layers=2, **optio
 
 
 def share(trained):
-    """Which part of a batch's rows this process gives, of how many."""
+    """Returns the index of this process's part of a batch's rows, and the number of parts."""
     return (0, 1) if trained.sharding is None else trained.sharding.share
 
 
 def windowed(trained):
-    """The losses of two steps on windows; and what is said where processes give other rows."""
+    """Returns the losses of two steps on windows, and the error if processes pass other rows."""
     from minibert.train import data
 
     ids = np.random.default_rng(1).integers(0, 61, 40 * SEQ + 1)
@@ -93,7 +93,7 @@ def windowed(trained):
 
 
 def losses(trained, steps=10):
-    """Of ten steps, this process giving its share of the rows."""
+    """Returns the losses of ten steps, to which this process passes its share of the rows."""
     return [float(trained.step(batch)["loss"]) for batch in batches(steps, *share(trained))]
 
 
@@ -121,7 +121,7 @@ def program(trained):
 
 
 def report(family, sizes, even=True, windows=False, layers=2, **options):
-    """What the tests look at."""
+    """Returns the results that the tests check."""
     trained = trainer(family, sizes, even, layers=layers, **options)
     if windows:
         return windowed(trained)

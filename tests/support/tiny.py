@@ -30,7 +30,7 @@ def drawn(name: str, seed: int = 0, **config: Any) -> Any:
 
 
 def texts(rows=4, seq=9, seed=0, vocab=97):
-    """Texts with labels at unequally many places: more in the later rows."""
+    """Texts with different numbers of labels: more in the later rows."""
     draw = np.random.default_rng(seed)
     ids = draw.integers(0, vocab, (rows, seq))
     kept = np.arange(seq) < 2 + np.arange(rows)[:, None] % (seq - 2)

@@ -27,14 +27,14 @@ DRAW = np.random.default_rng(0)
 
 @pytest.mark.parametrize("width", [8, 40, 64])
 @pytest.mark.parametrize("budget", [1, 64, 300])
-def test_every_text_has_a_place(width, budget):
+def test_every_text_has_a_position(width, budget):
     lengths = DRAW.integers(1, width + 1, 100).tolist()
     batches = plan_packed(lengths, width, budget)
     assert sorted(np.concatenate([batch.indices for batch in batches])) == list(range(100))
     for batch in batches:
-        room = np.zeros(batch.rows, int)
-        np.add.at(room, batch.places[:, 0], np.take(lengths, batch.indices))
-        assert 0 < room[: batch.used].min() <= room.max() <= width
+        totals = np.zeros(batch.rows, int)
+        np.add.at(totals, batch.places[:, 0], np.take(lengths, batch.indices))
+        assert 0 < totals[: batch.used].min() <= totals.max() <= width
         assert len({tuple(place) for place in batch.places.tolist()}) == len(batch.indices)
         assert batch.places[:, 1].max() < slots_of(width)
         assert batch.rows * width <= max(budget, width)

@@ -1,4 +1,4 @@
-"""Configs of models that are begun afresh: the tokenizer's ids are in them, or it is an error."""
+"""Configs of new models: they have the tokenizer's ids, or an error is raised."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""LoRA beside PEFT: the same adapters give the same numbers and gradients, in both directions."""
+"""LoRA and PEFT: the same adapters have the same outputs and gradients, in both directions."""
 
 import dataclasses
 

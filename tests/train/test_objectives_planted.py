@@ -103,7 +103,7 @@ def loss_error(objective, kind):
 
 
 class AllTokens(train.Objective):
-    """Means over all tokens in place of targets."""
+    """Means over all tokens instead of targets."""
 
     def counts(self, batch):
         return {term: jnp.asarray(t.size) for term, t in self.targets(batch).items()}

@@ -1,4 +1,4 @@
-"""Masked words: what is drawn, how often, and what is left as it was."""
+"""Masking: which tokens are drawn, how often, and which are left unchanged."""
 
 import copy
 import itertools
@@ -57,13 +57,13 @@ def plan(**changes):
 
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("probability", [0.15, 0.4])
-def test_shares(words, probability):
+def test_fractions(words, probability):
     made = plan(whole_words=words, probability=probability)
     assert likelihood(made, words, probability) > IMPROBABLE
 
 
 @pytest.mark.parametrize(("name", "value"), [("MASKED", 0.82), ("RANDOM", 0.115)])
-def test_other_shares_would_be_seen(name, value, monkeypatch):
+def test_other_fractions_would_be_detected(name, value, monkeypatch):
     monkeypatch.setattr(masking, name, value)
     assert likelihood(plan()) < IMPROBABLE
 
@@ -249,7 +249,7 @@ def test_texts_refused(tokenizer, source, options, said):
         data.masked_lm(source, tokenizer, **{"max_length": 16, "batch_size": 1} | options)
 
 
-def test_truncation_cuts_when_asked(tokenizer):
+def test_truncation(tokenizer):
     (batch,) = data.masked_lm(
         ["a " * 40], tokenizer, max_length=16, batch_size=1, pack=False, truncation=True
     )

@@ -1,4 +1,4 @@
-"""A run that is killed, whenever it is, goes on to the very parameters of an undisturbed one."""
+"""A run that is killed at any time is resumed to exactly the parameters of an undisturbed run."""
 
 import json
 import os
@@ -133,7 +133,7 @@ def test_killed_twenty_times_with_workers_accumulation_and_an_adapter(start, tmp
 
 @pytest.mark.slow
 def test_ended_by_sigterm(start, undisturbed, tmp_path):
-    """With its data made by two other processes; it stops behind a step, and saves that one."""
+    """With data from two other processes; it stops after a step, and saves that step."""
     process = start(tmp_path, workers=2)
     while len(logged(tmp_path)) < 8:
         assert process.poll() is None

@@ -16,7 +16,7 @@ from minibert.train.metrics import PEAKS, MetricsLog, Speed, sizes
 pytestmark = pytest.mark.unoptimised
 
 
-def test_a_log_goes_on(tmp_path):
+def test_a_log_is_continued(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')

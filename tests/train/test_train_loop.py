@@ -237,7 +237,7 @@ class Torn(Rows):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_errors_in_reading_examples_are_raised(shuffle):
-    """Grain would end at a StopIteration, and leave out what is None."""
+    """Grain would end at a StopIteration, and skip None."""
     for wrong, error, said in (
         (lambda: next(iter(())), RuntimeError, "example 5: raised StopIteration"),
         (lambda: None, InputError, "example 5: expected arrays by name, found None"),

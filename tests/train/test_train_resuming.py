@@ -1,4 +1,4 @@
-"""What a run resumes: the same data and settings, undamaged numbers; or what it is asked to."""
+"""A run resumes only with the same data and settings, from undamaged numbers, unless requested."""
 
 import dataclasses
 import json
@@ -225,7 +225,7 @@ def test_random_keys_of_an_optimizer_are_saved(impl, tmp_path):
 
 
 def test_arrays_of_the_optimizer_itself_outlive_the_state():
-    """A step gives the memory of its state away."""
+    """A step donates the memory of its state."""
     key, rate = jax.random.key(3), jnp.array(1e-3)
     noise = optax.add_noise(0.1, 0.5, key)
     made = trainer(optax.chain(noise, optax.inject_hyperparams(optax.sgd)(rate)))
@@ -322,7 +322,7 @@ class Foreign:
         self.state = state
 
 
-def test_iterators_of_ones_own_are_said_not_to_be_compared(tmp_path, caplog):
+def test_custom_iterators_are_reported_as_not_compared(tmp_path, caplog):
     save(tmp_path, trainer(), Foreign(), 2)
     resume(tmp_path, trainer(), Foreign())
     assert "rows, order and batch size are not compared" in caplog.text
@@ -417,7 +417,7 @@ print("whole", said(lambda: open_source(str(folder / "converted"))))
 
 @pytest.mark.slow
 def test_every_flipped_bit_is_found(tmp_path):
-    """In a process of its own: Orbax leaves coroutines behind that complain when collected."""
+    """In a process of its own: Orbax leaves coroutines that warn when they are collected."""
     done = subprocess.run(
         [sys.executable, "-c", FLIPS, str(tmp_path)],
         capture_output=True,

@@ -55,7 +55,7 @@ def batches(windows, steps=STEPS, seed=0):
 
 
 def known_words(model, letters, text):
-    """The share of the words of a drawn continuation that the text has."""
+    """Returns the fraction of a drawn continuation's tokens that the text contains."""
     place = {letter: number for number, letter in enumerate(letters)}
     prompt = np.array([[place[letter] for letter in PROMPT]])
     key = jax.random.key(0)
@@ -122,7 +122,7 @@ def test_half_a_window_is_continued(family, letters, windows):
 
 
 def test_a_new_last_layer_on_a_frozen_body():
-    """Four actions in place of words: the body is the trained one's, bit for bit."""
+    """Four actions instead of tokens: the body is bit for bit the trained one."""
     config = minibert.BertConfig.tiny(num_labels=4)
     body = minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0))
     before = {path: np.asarray(array) for path, array in parameters(body).items()}

@@ -56,7 +56,7 @@ def steps(trainer, *batches):
 
 
 def test_parts_are_the_whole():
-    """Unequally many targets in each, and two terms; some parts have no target of the second."""
+    """Parts with different numbers of targets, and two terms; some have no target of the second."""
     model = drawn("BertForPreTraining", **STILL["bert"], **ONE_LAYER)
     make = functools.partial(Trainer, model, train.pretraining, train.adamw(1e-3))
     whole, wanted = steps(make(), pretraining_batch(), pretraining_batch())
@@ -68,7 +68,7 @@ def test_parts_are_the_whole():
 
 
 def test_a_mean_of_means_is_another_number():
-    """What parts would give if each took its own mean: seen by the test above."""
+    """The result if each part had its own mean, which the test above detects."""
     model = drawn("BertForPreTraining", **ONE_LAYER)
     batch = pretraining_batch()
     outputs = jax.jit(lambda model, ids: model(ids))(model, batch["input_ids"])
