@@ -70,7 +70,7 @@ def test_an_unknown_option():
 
 
 def test_no_examples():
-    with pytest.raises(InputError, match="there are none"):
+    with pytest.raises(InputError, match="examples: expected at least one, found none"):
         data.batches([], batch_size=1)
 
 
@@ -131,7 +131,7 @@ def labelled(*labels):
         (labelled("a"), {"label2id": ["a"]}, "label2id: expected ids by name, found .'a'."),
         (labelled("a"), {"problem_type": "ranking"}, "problem_type: expected one of single_label_"),
         (labelled("a"), MULTI, "record 0: label: expected a list, found 'a'"),
-        (labelled(["a", "a"]), MULTI, "record 0: label: a label is given twice"),
+        (labelled(["a", "a"]), MULTI, "record 0: label: a label occurs twice"),
         (labelled([1, 0], [0, 1]), MULTI, r"record 0: label: \[1, 0\] and all others may be ids"),
         (labelled([1], [0]), MULTI, r"\[1\] and all others may be ids .* expected floats"),
         (labelled([1, 0]), MULTI | {"label2id": AB}, r"\[1, 0\] and all others may be ids"),
@@ -147,7 +147,7 @@ def labelled(*labels):
         (labelled(np.array(1)), MULTI, r"expected a list, found array\(1\)"),
         (labelled([["a"], ["b", "c"]]), MULTI, "expected a label's name or number"),
         (labelled("01", "1", 2), {}, "expected a name as elsewhere, found 2"),
-        (labelled([]), MULTI, "label: there are none"),
+        (labelled([]), MULTI, "label: expected at least one label, found none"),
         (labelled([1.0, 0.0], MASKED), MULTI, "record 1: label: .* without masked elements"),
         (labelled([1.0, 0.0], MASKED), REAL, "record 1: label: .* without masked elements"),
         (labelled(0, MASKED[1]), {}, "record 1: label: .* without masked elements"),
@@ -163,7 +163,7 @@ def labelled(*labels):
         (labelled([[1.0], [2.0, 3.0]]), REAL, r"expected a finite number, found \[1.0\]"),
         (labelled([]), REAL, "record 0: label: expected numbers, found none"),
         (labelled(1.0, [1.0]), REAL, "record 1: label: expected numbers of shape .. as in the"),
-        (labelled(1.0), REAL | {"label2id": {"a": 0}}, "label2id: a regression has none"),
+        (labelled(1.0), REAL | {"label2id": {"a": 0}}, "label2id: expected None for a regression"),
     ],
 )
 def test_records(read, source, options, said):

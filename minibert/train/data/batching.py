@@ -258,7 +258,7 @@ def _epoch_size(count: int, options: Batching, collate: Collation) -> int:
     """Returns the number of examples of an epoch, of which all hosts get equal parts."""
     size, hosts = options.batch_size, options.share[1]
     if not count:
-        raise InputError("examples: there are none")
+        raise InputError("examples: expected at least one, found none")
     if options.drop_last:
         if count < size:
             raise InputError(

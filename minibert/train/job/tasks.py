@@ -280,9 +280,8 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
     task, fraction = TASKS[settings.task], settings.evaluation_fraction
     if fraction is None:
         return settings.data, settings.evaluation
-    if (
-        task.dataset is _windows
-    ):  # hold out the end of the text, which has no training text after it
+    # hold out the end of the text, which has no training text after it
+    if task.dataset is _windows:
         ids = datasets.token_ids(settings.data, tokenizer, column=settings.text)
         cut = len(ids) - round(fraction * len(ids))
         return ids[:cut], ids[cut:]
