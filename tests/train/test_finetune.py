@@ -1,4 +1,4 @@
-"""The benchmark of fine-tuning runs and judges."""
+"""The fine-tuning benchmark runs and reports accuracies."""
 
 import importlib.util
 import json

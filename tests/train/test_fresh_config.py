@@ -14,7 +14,7 @@ CLASSES = (minibert.GPT2LMHeadModel, minibert.BertLMHeadModel)
 
 
 class Tokenizer:
-    """What a config asks of one."""
+    """The attributes of a tokenizer that a config needs."""
 
     pad_token_id, bos_token_id, eos_token_id = 5, None, 7
 

@@ -1,4 +1,4 @@
-"""LoRA's settings, adapters and their files: what is refused, each by its name."""
+"""LoRA's settings, adapters and their files: errors name what is refused."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def gpt2():
 
 
 def filled(model, **settings):
-    """An adapter without zeros."""
+    """Returns an adapter without zeros."""
     params = train.init_adapter(model, train.LoRA(init_lora_weights=False, **settings)).params
     return train.Adapter(train.LoRA(**settings), params)
 
 
 @pytest.fixture
 def folder(bert, tmp_path):
-    """A sound adapter's."""
+    """The folder of a valid adapter."""
     adapter = filled(bert, r=4, modules_to_save=["classifier"])
     train.save_adapter(bert, adapter, tmp_path / "adapter")
     return tmp_path / "adapter"

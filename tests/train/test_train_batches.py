@@ -1,4 +1,4 @@
-"""A batch that cannot be right is refused before anything is computed, by the entry's name."""
+"""An invalid batch is refused before anything is computed; the error names the entry."""
 
 import dataclasses
 
@@ -141,7 +141,7 @@ def test_a_wrong_batch_is_refused(name):
 
 
 def test_a_part_of_a_batch_may_lack_targets():
-    """It is one process's, or one batch of an evaluation."""
+    """The batch may be one process's part, or one of several in an evaluation."""
     batch = RIGHT["masked_lm"][1] | {"labels": NONE}
     used = checked_batch(CONFIG, train.masked_lm, batch, 1, targets=False)
     assert used["labels"].shape == NONE.shape

@@ -25,7 +25,7 @@ IMPROBABLE = 1e-4  # one run in ten thousand would be refused, were the seed not
 
 
 def likelihood(plan, words=False, probability=0.15):
-    """How likely the counts are that a masking yields, under 15 % and 80/10/10."""
+    """Returns the probability of a masking's counts under 15 % and 80/10/10."""
     generator = np.random.default_rng(7)
     ids = generator.integers(1000, 30000, size=400).astype(np.int32)
     starts = np.arange(400) % 4 == 0

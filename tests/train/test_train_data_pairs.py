@@ -1,4 +1,4 @@
-"""Pairs of sentences: where they are from, how often, and what is refused."""
+"""Pairs of sentences: their sources and frequencies, and errors."""
 
 import json
 

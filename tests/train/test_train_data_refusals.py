@@ -1,4 +1,4 @@
-"""Training data that cannot be right: what is said of them."""
+"""Errors for invalid training data."""
 
 import json
 import math
@@ -18,7 +18,7 @@ IDS = np.arange(65)
 
 @pytest.fixture
 def read(tokenizer):
-    """A task's data, by its name."""
+    """Returns the batches of a task, by its name."""
 
     def reading(task, source, **options):
         given = {"max_length": 12, "batch_size": 1} | options

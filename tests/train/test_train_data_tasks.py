@@ -1,4 +1,4 @@
-"""Records with labels, answers or likes: their files, their targets, their shapes."""
+"""Datasets of labels, answers and contrastive pairs: files, targets and shapes."""
 
 import copy
 import csv

@@ -1,4 +1,4 @@
-"""What a run says of itself: lines of metrics, tokens and FLOPs a second."""
+"""Metrics of a run: log lines, tokens and FLOPs per second."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The loop: metrics, evaluations, checkpoints, stopping; what it refuses."""
+"""The training loop: metrics, evaluations, checkpoints, stopping and errors."""
 
 import json
 import os
@@ -145,7 +145,7 @@ def test_not_finite(saving, tmp_path):
 
 @pytest.mark.slow
 def test_an_evaluation_that_is_not_finite(tmp_path):
-    """The steps before it are good: they are logged, and in a checkpoint."""
+    """The steps before it are valid: they are logged, and are in a checkpoint."""
     config = minibert.GPT2Config.tiny(vocab_size=61, n_layer=1)
     model = minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0))
     places = model.transformer.wpe.embedding
@@ -183,7 +183,7 @@ def test_patience(tmp_path):
 
 
 def alternating():
-    """What the batches lead away from."""
+    """A batch whose loss increases when the model learns the others."""
     ids = np.tile(np.arange(9, dtype=np.int32), (2, 1))
     return {"input_ids": ids, "labels": ids}
 
@@ -223,7 +223,7 @@ def test_what_is_wrong_is_not_the_end_of_the_data():
 
 
 class Torn(Rows):
-    """Rows, in reading one of which something goes wrong."""
+    """Rows, one of which raises an error when it is read."""
 
     def __init__(self, wrong):
         super().__init__(9)

@@ -38,7 +38,7 @@ def undisturbed():
 
 
 class Failing:
-    """Batches to evaluate on; one reading fails."""
+    """Evaluation batches; one iteration over them fails."""
 
     def __init__(self):
         self.readings = 0
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_distillation_resumes(tmp_path):
-    """The teacher's scores are computed again, for the batches that are left."""
+    """The teacher's logits are computed again, for the remaining batches."""
     teacher = trainer(12).model
 
     def run(steps):

@@ -280,7 +280,7 @@ def test_what_is_made_of_data_has_their_identity():
 
 
 def test_elsewhere(folder, tmp_path, caplog):
-    """Parameters and steps are those of before; the data begin, the new rate counts."""
+    """Parameters and steps are restored; the data restart, and the new learning rate applies."""
     save(tmp_path, trainer(adamw(1e-3), seed=0), batches(), 2)
     other, given = trainer(adamw(5e-4), seed=1), batches(batch_size=2)
     before = {path: np.asarray(leaf) for path, leaf in other.state.params.items()}
@@ -304,7 +304,7 @@ def test_elsewhere(folder, tmp_path, caplog):
 
 
 class Foreign:
-    """Batches of one's own."""
+    """Batches with a custom iterator."""
 
     def __init__(self):
         self.state = {"place": 0}
@@ -338,7 +338,7 @@ def test_custom_iterators_are_reported_as_not_compared(tmp_path, caplog):
 
 
 def test_checkpoints_without_checksums_are_read(tmp_path, caplog):
-    """As they were before there were any."""
+    """Checkpoints of the first format have no checksums."""
     trained = trainer(trainable=("*.ln_f.*",))
     save(tmp_path, trained, batches(), 2)
     path = tmp_path / "2" / "run" / "metadata"

@@ -1,4 +1,4 @@
-"""The training step: in parts, computed again, frozen, and refused."""
+"""The training step: accumulation, rematerialisation, frozen parameters, errors."""
 
 import functools
 import itertools
@@ -40,7 +40,7 @@ def largest(one, other):
 
 
 def same(one, other):
-    """Bit for bit."""
+    """Returns whether arrays are equal bit for bit."""
     return all(np.asarray(one[p]).tobytes() == np.asarray(other[p]).tobytes() for p in other)
 
 
@@ -100,7 +100,7 @@ def test_computed_again_is_the_same(name, dropout):
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_computing_again_keeps_less_for_the_backward_pass(name):
-    """What is kept, not what XLA allocates: on a CPU it undoes the second computation."""
+    """Counts stored residuals, not XLA's allocation: on a CPU, XLA undoes rematerialisation."""
     deep, objective = {
         "BertForMaskedLM": ({"num_hidden_layers": 8}, train.masked_lm),
         "GPT2LMHeadModel": ({"n_layer": 8}, train.causal_lm),
@@ -146,7 +146,7 @@ def test_what_is_not_trained_stays_and_one_program_serves():
 
 
 def recording(keys):
-    """An objective that notes the key each call is given, and learns nothing."""
+    """An objective that records the key of each call and has a constant loss."""
 
     def apply(model, batch, rngs):
         jax.debug.callback(
@@ -233,7 +233,7 @@ def test_pairs_cannot_be_taken_in_parts():
 
 
 def test_scores_narrower_than_float32_are_widened():
-    """A model that computes in bfloat16 has its loss in float32, and of it the gradient."""
+    """A model that computes in bfloat16 has a float32 loss, and the gradient of that loss."""
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 97)) * 5, jnp.bfloat16)
     outputs = MaskedLMOutput(logits=logits)
     exact = MaskedLMOutput(logits=logits.astype(jnp.float64))
