@@ -107,7 +107,7 @@ SWITCH = "pooling_mode_mean_tokens"
         (POOLING, {SWITCH: False}, ConfigError, ["pooling_mode", "none switched on"]),
         (POOLING, {SWITCH: 1}, ConfigError, [SWITCH, "true or false", "1"]),
         (POOLING, {"include_prompt": "no"}, ConfigError, ["include_prompt", "'no'"]),
-        (POOLING, {"pooling_mode": "cls"}, ConfigError, ["pooling_mode: cls, but", "say mean"]),
+        (POOLING, {"pooling_mode": "cls"}, ConfigError, ["pooling_mode: cls, but", "select mean"]),
         (POOLING, {"pooling_mode": "first"}, ConfigError, ["pooling_mode", "'first'"]),
         (POOLING, {"pooling_mode": []}, ConfigError, ["pooling_mode"]),
         (POOLING, {"pooling_mode": [3]}, ConfigError, ["pooling_mode"]),

@@ -91,7 +91,7 @@ def test_padding_by_the_pad_token(model):
     fails("attention_mask: row 1 ends in padding; pad on the left", model, padded, pad_token_id=PAD)
     fails("attention_mask: expected None", model, [[1, 2], [3]], np.ones((2, 2), int))
     for name in ("pad_token_id", "eos_token_id"):  # which fills the shorter rows
-        message = f"{name}: expected token ids below the vocabulary size, 97, found 97"
+        message = f"{name}: expected token ids below 97 (vocab_size), found 97"
         fails(message, model, [[1, 2], [3]], **{name: 97})
 
 
@@ -121,11 +121,11 @@ OPTIONS = {
         {"num_return_sequences": 2},
         "num_return_sequences: 2, but greedy decoding returns one",
     ),
-    "end": ({"eos_token_id": 97}, "eos_token_id: expected token ids below the vocabulary"),
-    "pad": ({"pad_token_id": 97}, "pad_token_id: expected token ids below the vocabulary"),
+    "end": ({"eos_token_id": 97}, "eos_token_id: expected token ids below 97"),
+    "pad": ({"pad_token_id": 97}, "pad_token_id: expected token ids below 97"),
     "bad word": (
         {"bad_words_ids": [[1, 99]]},
-        "bad_words_ids: expected token ids below the vocabulary",
+        "bad_words_ids: expected token ids below 97",
     ),
     "config": ({"generation_config": {"max_new_tokens": 3}}, "generation_config: expected a Gener"),
 }
@@ -169,7 +169,7 @@ def test_traced_arguments(model):
 
 def test_dropout_is_on(model):
     training = gpt2().train()
-    message = "model: is in training mode; switch dropout off with model.eval()"
+    message = "model: expected evaluation mode, found training mode; call model.eval()"
     with compilations() as programs, pytest.raises(InputError) as caught:
         minibert.generate(training, IDS)
     assert str(caught.value) == message
@@ -193,7 +193,7 @@ ENCODERS = {
     ),
     "mask alone": (
         {"encoder_attention_mask": np.ones((2, 5), int)},
-        "encoder_attention_mask: given without encoder_hidden_states",
+        "encoder_attention_mask: passed without encoder_hidden_states",
     ),
     "mask": (
         {"encoder_hidden_states": STATES, "encoder_attention_mask": np.ones((2, 4), int)},
