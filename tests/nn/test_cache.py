@@ -1,4 +1,4 @@
-"""Decoding with a cache: in whatever pieces a text is read, the numbers are those of one call."""
+"""Decoding with a cache: reading a text in any parts computes the same as one call."""
 
 import dataclasses
 
@@ -266,7 +266,7 @@ def test_positions_end_where_the_table_ends():
 @pytest.mark.slow
 @pytest.mark.parametrize("crossed", [False, True])
 def test_rows(crossed):
-    """Rows chosen from a cache go on as they would have."""
+    """Rows selected from a cache continue unchanged."""
     model, mask = drawn(GPT2, add_cross_attention=crossed), MASKS["left"]
     encoder = {"encoder_hidden_states": ENCODED, "encoder_attention_mask": ENCODER_MASK}
     first = encoder if crossed else {}

@@ -79,7 +79,7 @@ def test_every_rate_acts(rate):
 
 @pytest.mark.slow
 def test_the_tied_head_is_one_parameter():
-    """Its gradient is the sum of both uses; mapping over the tree keeps one table."""
+    """Its gradient is the sum of both uses; mapping over the tree keeps one embedding matrix."""
     model = fresh().eval()
     names = [path for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     assert ("lm_head", "kernel") not in names

@@ -59,7 +59,7 @@ def load(folder: Folder, name: str = "BertModel", **options: Any) -> Any:
 def refused(
     error: type[Exception], fragments: tuple[str, ...], call: Callable[[], object]
 ) -> Exception:
-    """Calls, and demands exactly this error, saying these things, in a message fit for a log."""
+    """Calls a function, and asserts that it raises this error with these texts in one message."""
     with pytest.raises(MinibertError) as caught:
         call()
     message = str(caught.value)

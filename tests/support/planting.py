@@ -1,4 +1,4 @@
-"""Planting mistakes in a model, to see that the tests see them.
+"""Plants mistakes in a model, to verify that the tests detect them.
 
 A mistake is a function from a model and the arguments of its call to a context in which both are
 wrong.
@@ -37,7 +37,7 @@ def in_activation(name, function):
 
 
 def in_attend(change):
-    """A mistake in what `attend` is given, or in what it returns."""
+    """A mistake in the arguments or the results of `attend`."""
 
     @contextlib.contextmanager
     def planted(model, given):
