@@ -1,4 +1,4 @@
-"""Shard indices that lie, point elsewhere or are damaged; and the layouts that must load."""
+"""Shard indices that are wrong, point elsewhere or are damaged, and layouts that must load."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NAME = "embeddings.LayerNorm.bias"
 
 @pytest.fixture
 def sharded(pristine, tmp_path):
-    """A tiny model in four shards, to be spoiled."""
+    """A tiny model in four shards, to be damaged."""
     return pristine.copy(tmp_path / "model", max_shard_size="20KB")
 
 

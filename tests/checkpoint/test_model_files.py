@@ -1,4 +1,4 @@
-"""Reading a model's folder: as one save has left it, without what is not a part of it."""
+"""Reading a model's folder: the files of one save, and only those that belong to the model."""
 
 import contextlib
 import os
@@ -287,7 +287,7 @@ def test_companions_that_are_not_copied(spoil, said, source, tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.txt", "modules.json"])
 def test_no_load_reads_text_from_elsewhere(name, source):
-    """It would be in what is saved later."""
+    """It would be written by a later save."""
     linked(source, name, "../secret/key")
     refused(SourceError, (f"{name}: is a link to",), lambda: encoder(source))
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: folders that hold none, names of nothing, a cache that lacks a file."""
+"""Sources of models: folders without a model, unknown names, a cache that lacks a file."""
 
 import shutil
 

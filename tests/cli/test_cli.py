@@ -1,4 +1,4 @@
-"""The `minibert` command as a new user meets it: help, answers, refusals, exit statuses."""
+"""The `minibert` command for a new user: help, answers, errors, exit statuses."""
 
 import json
 import subprocess

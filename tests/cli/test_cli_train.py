@@ -35,7 +35,7 @@ def words(kind, count=6):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, minilm):
-    """A model's folder, a text, records of two labels."""
+    """A folder with a model, a text, and records with two labels."""
     folder = tmp_path_factory.mktemp("train")
     model_folder(folder / "base", "BertModel", max_position_embeddings=32)
     random.seed(0)
@@ -46,7 +46,7 @@ def place(tmp_path_factory, minilm):
 
 
 def recipe(place, output, **changes):
-    """A classifier's settings, as a file."""
+    """Writes the settings of a classifier to a file."""
     keys = {
         "task": "classification",
         "model": str(place / "base"),
@@ -216,7 +216,7 @@ def test_problem_types(problem, labels, found, place):
 
 @pytest.mark.slow
 def test_adapters(place):
-    """Beside them the head is trained, which is new."""
+    """The newly initialised head is trained in addition to the adapters."""
     path = recipe(place, place / "adapted", lora_rank=2, epochs=1)
     done = run("train", path)
     assert done.exit_code == 0, done.output
@@ -241,7 +241,7 @@ def vectors(folder, texts, **options):
 
 @pytest.mark.slow
 def test_a_sentence_encoder_stays_one(place, tmp_path):
-    """Modules, prompts and lengths are the folder's, and its vectors are those that are trained."""
+    """Modules, prompts and lengths are the folder's, and training uses its embeddings."""
     base = minibert.load(place / "base")
     before = minibert.SentenceEncoder(
         base,

@@ -1,4 +1,4 @@
-"""`minibert embed` on a large file: killed and resumed, the same bytes; and never more memory."""
+"""`minibert embed` on a large file: the same bytes after kills, in constant memory."""
 
 import os
 import pathlib

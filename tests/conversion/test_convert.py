@@ -1,4 +1,4 @@
-"""The converter, by its command line: formats, verification, refusals, and being killed."""
+"""The converter's command line: formats, verification, errors, and kills."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where a model is written to: what is there stays, whatever cannot be written or fails."""
+"""Targets of saving: existing files are kept if writing fails."""
 
 import json
 import os

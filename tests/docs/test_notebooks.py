@@ -1,4 +1,4 @@
-"""The notebooks, run from top to bottom: what is committed is what they print and draw."""
+"""The notebooks print and draw what is committed when they run from top to bottom."""
 
 import functools
 import io
@@ -34,7 +34,7 @@ def committed(name):
 
 
 def executed(path, to):
-    """A notebook after a run in a process of its own; and the seconds of CPU time it took."""
+    """Returns a notebook after a run in a process of its own, and the CPU seconds of the run."""
     command = [sys.executable, str(FOLDER.parent / "tests" / "support" / "notebook_runs.py")]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FOLDER.parent)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -68,7 +68,7 @@ def allowed(number):
 
 
 def alike(found, expected):
-    """Whether two texts are the same but for a thousandth of their numbers."""
+    """Returns whether two texts are equal up to a thousandth of their numbers."""
     found, expected = (" ".join(text.split()) for text in (found, expected))
     ours, theirs = NUMBER.findall(found), NUMBER.findall(expected)
     return NUMBER.sub("#", found) == NUMBER.sub("#", expected) and all(

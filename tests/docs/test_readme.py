@@ -52,7 +52,7 @@ def sessions() -> list[tuple[str, list[str]]]:
 
 
 def make_heads(folder: pathlib.Path) -> None:
-    """Models with untrained heads, as README says they are."""
+    """Creates the models with untrained heads that README uses."""
     heads = {"labels": "BertForSequenceClassification", "answers": "BertForQuestionAnswering"}
     for name, head in heads.items():
         labels = {"id2label": {0: "glad", 1: "sad"}} if name == "labels" else {}
@@ -77,7 +77,7 @@ def same(found: str, shown: str) -> bool:
 
 @pytest.mark.slow
 def test_sessions(minilm, tmp_path):
-    """What README shows below its commands is what they print."""
+    """The commands print what README shows below them."""
     convert = [sys.executable, "-m", "convert", str(minilm), str(tmp_path / "out" / "minilm")]
     subprocess.run(convert, cwd=ROOT, check=True, capture_output=True)
     (tmp_path / "LICENSE").symlink_to(ROOT / "LICENSE")

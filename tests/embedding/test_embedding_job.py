@@ -1,4 +1,4 @@
-"""A job over a file: the same bytes however often it is killed, and nothing done twice."""
+"""A job over a file writes the same bytes however often it is killed, and repeats no work."""
 
 import os
 import subprocess
@@ -183,7 +183,7 @@ def test_what_is_not_a_row_for_each_text(made, said, tmp_path):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_parts_of_another_width_say_how_to_go_on(first, tmp_path):
-    """Of an earlier run of the same job, whose vectors were of another width."""
+    """Parts are of an earlier run of the same job, whose vectors had another width."""
     output, folder = tmp_path / "out.npy", tmp_path / "out.npy.parts"
     with pytest.raises(KeyboardInterrupt):
         job(output, killing(TEXTS, 10))

@@ -1,4 +1,4 @@
-"""A job's folder of parts: nobody else's files, nobody else's vectors, and one job at a time."""
+"""A job's folder of parts: no foreign files or vectors are used, and only one job at a time."""
 
 import io
 import json
@@ -15,7 +15,7 @@ TEXTS = [f"text {number}" for number in range(10)]
 
 
 def job(output, texts=TEXTS, number=1.0, made_by=None, **options):
-    """A job of a model that says one number."""
+    """A job whose model returns one number."""
     return embed_file(
         texts,
         lambda some: np.full((len(some), 2), number, np.float32),
@@ -38,7 +38,7 @@ def killed(output, after=5, **options):
 
 
 def finished_only(output, monkeypatch, **options):
-    """Leaves a job that was killed when all was done but its parts were there."""
+    """Creates a job that was killed when it was finished but its parts were not yet removed."""
 
     def stop(self):
         raise KeyboardInterrupt
@@ -159,7 +159,7 @@ def test_a_damaged_description(text, tmp_path):
 
 
 def altered(**changes):
-    """Writes other contents under an archive's sound checksums."""
+    """Writes other contents with valid checksums of the archive."""
 
     def alter(path):
         with np.load(path) as file:

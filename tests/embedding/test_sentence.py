@@ -1,4 +1,4 @@
-"""Sentence encoders by themselves: arguments, order, batches, programs; no PyTorch needed."""
+"""Sentence encoders without PyTorch: arguments, order, batches, programs."""
 
 import itertools
 
@@ -43,7 +43,7 @@ def test_any_iterable(make, encoder):
 
 @pytest.mark.slow
 def test_order_and_batches(encoder):
-    """Whatever the batches, whatever the order, a text's vector is its own."""
+    """A text's embedding does not depend on batches or order."""
     texts = sentences.texts(70, 60)
     vectors = encoder.encode(texts)
     draw = np.random.default_rng(0).permutation(len(texts))
@@ -58,7 +58,7 @@ def test_alone_and_together(encoder):
 
 
 def test_chunks_are_one_encoding(encoder, monkeypatch):
-    """Texts are read in chunks; what is left over in one goes with the next."""
+    """Texts are read in chunks; the rest of one is batched with the next."""
     texts = sentences.texts(300, 60, seed=2)
     vectors = encoder.encode(texts, token_budget=200)
     assert encoder.truncated
@@ -73,7 +73,7 @@ def test_chunks_are_one_encoding(encoder, monkeypatch):
 
 @pytest.mark.slow
 def test_few_programs():
-    """At most one for each bucket of lengths, for 10,000 texts of all lengths."""
+    """At most one program per length bucket is compiled for 10,000 texts of all lengths."""
     model = sentences.model(max_position_embeddings=512, num_hidden_layers=1)
     tokenizer = sentences.tokenizer(model_max_length=512)
     ours = SentenceEncoder(model, tokenizer, normalize=True)
@@ -88,7 +88,7 @@ def test_few_programs():
 
 
 def test_padding_is_never_seen(encoder):
-    """Not by a neighbour, nor through the ids that fill up the rows."""
+    """Neither other rows nor padding ids affect an embedding."""
     other = SentenceEncoder(
         encoder.model.transformer, sentences.tokenizer(pad_token="[MASK]", padding_side="left")
     )
@@ -154,7 +154,7 @@ def test_wrong_arguments(arguments, message, encoder):
 
 def test_a_text_without_tokens():
     ours = sentences.encoder("GPT2Model")
-    with pytest.raises(InputError, match="sentence 2: '' has no token, so no vector"):
+    with pytest.raises(InputError, match="sentence 2: expected at least 1 token, found none in ''"):
         ours.encode(["the", "of and", ""])
 
 
@@ -209,7 +209,7 @@ def test_layers(layers):
 
 
 @pytest.mark.slow
-def test_dense_behind_dense():
+def test_dense_after_dense():
     layers = [sentences.dense(24, 10, activation="relu"), sentences.dense(10, 5, bias=False)]
     ours = SentenceEncoder(sentences.model(), sentences.tokenizer(), dense=layers)
     vectors = sentences.encoder().encode(FEW)
@@ -238,7 +238,7 @@ def refused(message, *arguments, **options):
 def test_refused_parts():
     model, tokenizer = sentences.model(), sentences.tokenizer()
     refused("model: expected a bare model", sentences.model("BertForMaskedLM"), tokenizer)
-    refused("model: is in training mode", sentences.model().train(), tokenizer)
+    refused("model: expected evaluation mode", sentences.model().train(), tokenizer)
     refused("tokenizer: expected a fast one", model, object(), max_seq_length=9)
     refused("pooling: expected one or more of cls, max", pooling="first")
     refused("pooling: expected one or more of cls, max", pooling=[])

@@ -1,4 +1,4 @@
-"""sentence-transformers' arguments of an encoder: taken as there, or refused with the reason."""
+"""Arguments of sentence-transformers' encoder: the same behaviour, or an error with the reason."""
 
 import json
 

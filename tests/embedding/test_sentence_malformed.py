@@ -1,4 +1,4 @@
-"""Sentence folders that are damaged, contradictory or not understood: one clear error each."""
+"""Sentence folders that are damaged, contradictory or unsupported: one clear error each."""
 
 import json
 import pathlib
@@ -53,7 +53,7 @@ def refused(folder: pathlib.Path, error: type[MinibertError], *parts: str) -> No
 
 
 def edit(path: pathlib.Path, **changes: object) -> None:
-    """Sets fields of a JSON file; None takes one away."""
+    """Sets fields of a JSON file; None removes one."""
     data = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
 

@@ -1,4 +1,4 @@
-"""The trained all-MiniLM-L6-v2: sentence-transformers' vectors, whatever the text or the batch."""
+"""The trained all-MiniLM-L6-v2 has sentence-transformers' embeddings for any text and batch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A sentence encoder beside sentence-transformers, on tiny models, in both directions."""
+"""Sentence encoders compared with sentence-transformers on tiny models, in both directions."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def reference(folder: object, **options: object) -> SentenceTransformer:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """An encoder of ours, and the same in sentence-transformers."""
+    """Returns an encoder of ours, and the same one in sentence-transformers."""
     folder = tmp_path_factory.mktemp("pair")
     ours = sentences.encoder()
     ours.save_pretrained(folder / "ours")
@@ -295,7 +295,7 @@ def test_the_length_at_which_texts_are_cut(length, tmp_path):
 
 
 def test_lower_case(tmp_path):
-    """Of a tokenizer that keeps case, in a folder that asks for lower case."""
+    """A tokenizer that keeps case, in a folder whose settings request lower case."""
     cased = sentences.tokenizer("gpt2")
     ours = SentenceEncoder(sentences.model("GPT2Model"), cased, do_lower_case=True)
     ours.save_pretrained(tmp_path / "ours")

@@ -1,4 +1,4 @@
-"""Similarities, searches and quantisation of vectors of any scale, beside NumPy in more digits."""
+"""Similarities, searches and quantisation of vectors of any scale, compared with NumPy."""
 
 import warnings
 
@@ -25,7 +25,7 @@ ONE, OTHER = DRAW.standard_normal((12, 24)), DRAW.standard_normal((30, 24))
 
 
 def exact(one, other, name):
-    """In long double, which has the range for it."""
+    """Returns the result computed in long double, which has a sufficient range."""
     one, other = one.astype(np.longdouble), other.astype(np.longdouble)
     if name == "cosine":
         one, other = (v / np.sqrt((v**2).sum(-1, keepdims=True)) for v in (one, other))
@@ -36,7 +36,7 @@ def exact(one, other, name):
 
 
 def close(found, expected):
-    """Equal where the dtype holds the exact result, else infinite or as good as zero."""
+    """Asserts equality where the dtype can hold the result, otherwise infinity or almost zero."""
     with np.errstate(over="ignore", under="ignore"):
         rounded = expected.astype(found.dtype)
     limits = np.finfo(found.dtype)

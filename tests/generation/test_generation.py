@@ -1,4 +1,4 @@
-"""Texts against transformers' `generate`, on the same weights: the same tokens, every one.
+"""Generated tokens equal those of transformers' `generate` with the same weights.
 
 transformers counts padding as text in several processors, and minibert does not; so ragged batches
 are compared with transformers' answer to each row alone, which shows neighbours' influence too.
@@ -101,7 +101,7 @@ compared: list[bool] = []  # for every text: whether it ended before the limit
 
 @functools.cache
 def models(name: str, crossed: bool) -> tuple[Any, Any]:
-    """Both sides of a re-randomised model, in float64."""
+    """Returns a re-randomised model of PyTorch and ours, in float64."""
     import tempfile
 
     extra = {"is_decoder": True} if name == BERT else {}

@@ -1,4 +1,4 @@
-"""What a generation config honours, refuses and leaves alone, and what a call may not ask for."""
+"""Fields of generation configs: honoured, refused or ignored; and arguments that are refused."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Bad calls of `generate` and `stream`: one clear error each, and nothing is compiled."""
+"""Invalid calls of `generate` and `stream`: one clear error each, before anything is compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def crossed():
 
 
 def fails(message, model, *arguments, error=InputError, **options):
-    """Both ways of generating raise that error, before anything is compiled."""
+    """Asserts that `generate` and `stream` raise an error before anything is compiled."""
     for generate in (minibert.generate, minibert.stream):
         with compilations() as programs, pytest.raises(error) as caught:
             generate(model, *arguments, **options)

@@ -138,7 +138,7 @@ def test_lengths(model, options, generated):
 
 @pytest.mark.parametrize(("length", "generated"), slow_but([(33, 7), (39, 1), (25, 15)], (33, 7)))
 def test_all_positions_can_be_used(model, random, length, generated):
-    """Neither the prompt's nor the text's rounded length has to fit."""
+    """The padded lengths of prompt and text may exceed the positions."""
     ids = random.integers(0, VOCAB, (1, length))
     found = minibert.generate(model, ids, eos_token_id=None, max_new_tokens=generated)
     logits = model(found).logits[0, length - 1 : -1]

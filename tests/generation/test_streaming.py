@@ -1,4 +1,4 @@
-"""Streams: the columns of `generate`, one by one, from a state that is used up as it goes."""
+"""Streams yield the columns of `generate` one by one, and consume their state."""
 
 import jax
 import numpy as np

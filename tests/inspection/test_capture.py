@@ -154,7 +154,7 @@ def test_several_submodules_are_replaced_at_once(gpt2):
 
 
 def test_layers_that_are_computed_again():
-    """What `jax.checkpoint` computes inside could not come out."""
+    """Values computed inside `jax.checkpoint` could not be returned."""
     model = minibert.GPT2LMHeadModel(minibert.GPT2Config.tiny(), rngs=nnx.Rngs(0)).eval()
     plain = captured(model, "transformer.h.0.attn", IDS)
     model.gradient_checkpointing_enable()

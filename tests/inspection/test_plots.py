@@ -1,4 +1,4 @@
-"""Pictures: what stands on them, and that they show something at 72 dots an inch."""
+"""Plots: their labels, and that they are not blank at 72 dots per inch."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What a pipeline refuses: one error each, which says whose it is."""
+"""Errors of pipelines: one each, which names the input."""
 
 import numpy as np
 import pytest

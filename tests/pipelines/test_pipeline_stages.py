@@ -1,4 +1,4 @@
-"""Pipelines beside their answers: stages, subclasses, lists and generators, folders."""
+"""Stages of pipelines, subclasses, lists and generators, folders."""
 
 import json
 import shutil
@@ -139,7 +139,7 @@ def test_answers_keep_the_order_of_texts_of_all_lengths(classify, monkeypatch):
 
 
 def test_a_generator_is_read_as_answers_are_taken(classify, monkeypatch):
-    """No further than it must for the first, then in chunks that grow."""
+    """It is read only as far as the first answer needs, then in growing chunks."""
     monkeypatch.setattr(base, "CHUNK", 20)
     read = []
 

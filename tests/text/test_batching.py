@@ -1,4 +1,4 @@
-"""Batches of few shapes: every text once, within the budget, few programs."""
+"""Batches of few shapes: every text occurs once, within the budget, with few programs."""
 
 import numpy as np
 import pytest
