@@ -214,9 +214,9 @@ def test_tensor_in_two_shards(pickled):
 
 
 DISGUISED = {
-    "pickle": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 2)), "this is a pickle"),
-    "pickle-4": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 4)), "this is a pickle"),
-    "zip": (lambda path: _zip(path), "this is a pickle"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 2)), "found a pickle"),
+    "pickle-4": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 4)), "found a pickle"),
+    "zip": (lambda path: _zip(path), "found a pickle"),
 }
 
 
