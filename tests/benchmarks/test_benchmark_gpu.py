@@ -242,7 +242,7 @@ def test_the_table_names_card_and_commit():
         "changed since": True,
         "dry_run": False,
         "machine": "this",
-        "begun": "2026-01-01",
+        "started": "2026-01-01",
         "seconds": 1.0,
         "limit": 235,
         "cached": True,

@@ -135,7 +135,7 @@ def test_what_is_not_installed_is_reported(monkeypatch, capsys):
     names = peers.installed("float32", "cpu")
     assert names[:3] == ["minibert", "PyTorch", "torch.compile"]
     assert "KerasHub" not in names
-    assert "KerasHub: left out; python -m benchmarks setup" in capsys.readouterr().err
+    assert "KerasHub: skipped; python -m benchmarks setup" in capsys.readouterr().err
     assert peers.installed("bfloat16", "cpu") == peers.installed("float32", "gpu") == names[:3]
 
 
