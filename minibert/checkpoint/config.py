@@ -88,7 +88,7 @@ def _is_label(entry: tuple[Any, Any]) -> bool:
 def _by_index(labels: Mapping[Any, Any]) -> FrozenDict[int, str]:
     found = {int(index): str(name) for index, name in labels.items()}
     if not found or len(found) != len(labels):
-        raise ConfigError(f"id2label: expected labels by distinct index, found {shown(labels)}")
+        raise ConfigError(f"id2label: expected distinct indices, found {shown(labels)}")
     return FrozenDict(found)
 
 

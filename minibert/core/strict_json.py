@@ -82,7 +82,7 @@ def read_object_if_there(path: str) -> dict[str, Any] | None:
         return None
     data = read_json(path)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
+        raise ConfigError(f"{path}: expected an object of fields, found {type(data).__name__}")
     return data
 
 
@@ -90,9 +90,9 @@ def read_json(path: str, error: type[MinibertError] = ConfigError, limit: int = 
     """Reads a JSON file of at most `limit` bytes; see `parse_json`."""
     with reading(path, error):
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise error(f"{path}: expected a regular file")
+            raise error(f"{path}: not a regular file")
         with open(path, "rb") as file:
             text = file.read(limit + 1)
     if len(text) > limit:
-        raise error(f"{path}: expected at most {limit:,} bytes, found more")
+        raise error(f"{path}: larger than {limit:,} bytes")
     return parse_json(text, path, error)
