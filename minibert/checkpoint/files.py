@@ -272,7 +272,7 @@ def check_link(folder: str, path: str, *, loading: bool = False) -> str:
     if inside or (loading and (same_name or is_content_addressed(real))):
         return str(real)
     raise SourceError(
-        f"{whole}: expected a file, found a link to {shown(str(real))}, outside of the folder; "
+        f"{whole}: is a link to {shown(str(real))}, outside of the folder, which is not followed; "
         "replace the link by the file itself"
     )
 

@@ -129,9 +129,7 @@ class Matching:
                 self.renamed[raw] = name
             name = canonical.get(name, name)
             if name in found:
-                self.faults.append(
-                    f"{shown(raw)} and {shown(found[name])} are both the tensor {shown(name)}"
-                )
+                self.faults.append(f"{shown(raw)} and {shown(found[name])} are both {shown(name)}")
             found[name] = raw
         return found
 
@@ -219,8 +217,8 @@ class Matching:
             else:
                 info = self._stored(name)
                 faults.append(
-                    f"{shown(found[name])}: {type(self.model).__name__} has no such leaf; found "
-                    f"{info.dtype} of shape {shown(info.shape)} in the file"
+                    f"{shown(found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
+                    f"file, but no leaf of {type(self.model).__name__} has that name"
                 )
         self.matched = [name for name in expected if name in found]
         for name in self.matched:
@@ -265,7 +263,7 @@ class Matching:
             MissingHeadError: only a head is missing.
         """
         heads = [
-            f"the head {head!r} is missing in the file, or has another shape"
+            f"the head {head!r} is not in the file, or has another shape"
             for head in self.missing_heads
         ]
         hint = "; pass new_head=True, rngs=nnx.Rngs(0) to initialise a new one" if heads else ""

@@ -77,9 +77,7 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
             f"{path(FLAX)}: expected {SAFETENSORS}, found weights of the old Flax classes; convert "
             f"them: python -m convert {folder} OUT"
         )
-    raise SourceError(
-        f"{folder}: expected {SAFETENSORS}, {SAFETENSORS}.index.json or {PICKLE}, found none"
-    )
+    raise SourceError(f"{folder}: no {SAFETENSORS}, no {SAFETENSORS}.index.json, no {PICKLE}")
 
 
 def read_index(path: str, kind: str) -> dict[str, Any]:
@@ -117,8 +115,8 @@ def _open_shards(folder: str, kind: str) -> TensorSource:
         real = pathlib.Path(os.path.realpath(path))
         if real.parent not in (home, hub_blobs(home)) and not is_content_addressed(real):
             raise ShardIndexError(
-                f"{index_path}: the shard {shown(shard)}: expected a file, found a link to "
-                f"{shown(str(real))}, outside of the folder"
+                f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside "
+                "of the folder"
             )
     source = SafetensorsSource(paths) if kind == SAFETENSORS else _unpickle(paths)
     try:

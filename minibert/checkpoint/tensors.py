@@ -311,7 +311,7 @@ def _info(entry: Any, path: str, tensor: str) -> TensorInfo:
     info = TensorInfo(path, DTYPES[name], tuple(shape), begin)
     if end - begin != info.nbytes:
         raise WeightsFileError(
-            f"{where}: expected {info.nbytes} bytes for {name} of shape {shown(info.shape)}, found "
+            f"{where}: {name} of shape {shown(info.shape)} takes {info.nbytes} bytes, found "
             f"{shown(end - begin)}"
         )
     return info

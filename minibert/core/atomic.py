@@ -74,7 +74,7 @@ def atomic_folder(
             _sweep(home, stem)
             _replaced(target, owned, (), overwrite)
         elif lexists(target):
-            raise TargetError(f"{target}: expected a folder, found a file")
+            raise TargetError(f"{target}: exists and is not a folder")
         folder, lock = _staging_folder(home, stem)
     try:
         yield folder
@@ -168,7 +168,7 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
     if found and not overwrite:
         names = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise TargetError(
-            f"{target}: already contains {names}; choose another folder, or pass overwrite=True "
+            f"{target}: already holds {names}; choose another folder, or pass overwrite=True "
             "(python -m convert: --overwrite) to replace these files; all other files are kept"
         ).advising("overwrite=True")
     return found

@@ -60,7 +60,7 @@ def locked_path(path: str, busy: str) -> Generator[None]:
                 state = os.fstat(lock)
                 if state.st_size or not stat.S_ISREG(state.st_mode):
                     raise TargetError(
-                        f"{path}: expected an empty lock file, found another; move it elsewhere"
+                        f"{path}: expected an empty file (a lock), found another; move it elsewhere"
                     )
                 if lock_file(lock) is False:
                     raise TargetError(busy)

@@ -31,7 +31,7 @@ def checked_indices(name: str, ids: Any, limit: int, limit_name: str) -> Any:
     for value in _extremes(ids):
         if not 0 <= int(value) < limit:
             raise InputError(
-                f"{name}: expected 0 to {limit - 1} ({limit_name} {limit}), found {value}"
+                f"{name}: {value} is out of range; expected 0 to {limit - 1} ({limit_name} {limit})"
             )
     return ids
 
@@ -71,7 +71,7 @@ def lengths(
         raise InputError(f"{name}: expected shape ({expected}), found {array.shape}")
     batch, seq = array.shape[:2]
     if not 1 <= seq <= longest:
-        raise InputError(f"{name}: expected 1 to {longest} positions ({limit_name}), found {seq}")
+        raise InputError(f"{name}: {seq} positions; expected 1 to {longest} ({limit_name})")
     return batch, seq
 
 
@@ -220,9 +220,7 @@ def check_text(text: Any, where: str = "") -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(
-            f"{where}expected Unicode text, found half a surrogate pair in {shown(text)}"
-        ) from None
+        raise InputError(f"{where}half a surrogate pair in {shown(text)}") from None
 
 
 def text_list(name: str, texts: Any, *, ordered: bool = True) -> list[str]:

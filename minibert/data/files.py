@@ -104,7 +104,7 @@ def _objects(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]
     for number, (line, done) in enumerate(decoded(path, file), start=1):
         where = f"{path}: line {number}"
         if not line.strip():
-            raise InputError(f"{where}: expected an object with {names}, found a blank line")
+            raise InputError(f"{where}: is blank; expected an object with {names}")
         try:
             row = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as reason:
@@ -123,7 +123,7 @@ def picked(row: Mapping[Any, Any], columns: Iterable[str], where: str) -> dict[s
     for column in columns:
         if column not in row:
             raise InputError(
-                f"{where}: expected a column {column!r}, found {shown(sorted(map(str, row)))}"
+                f"{where}: no column {column!r}; it has {shown(sorted(map(str, row)))}"
             )
     return {column: row[column] for column in columns}
 
@@ -158,9 +158,9 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
 def _column_index(path: str, column: str, columns: list[str]) -> int:
     """Returns the index of the only column of a name."""
     if columns.count(column) > 1:
-        raise InputError(f"{path}: expected one column {column!r}, found {columns.count(column)}")
+        raise InputError(f"{path}: {columns.count(column)} columns have the name {column!r}")
     if column not in columns:
-        raise InputError(f"{path}: expected a column {column!r}, found {shown(columns)}")
+        raise InputError(f"{path}: no column {column!r}; it has {shown(columns)}")
     return columns.index(column)
 
 

@@ -161,7 +161,7 @@ class Compiled:
                     f"{name}: expected a bool, an int or a string, found {shown(value)}"
                 )
         if options.get("use_cache"):
-            raise InputError("use_cache: expected False, as an exported program has no cache")
+            raise InputError("use_cache: an exported program has no cache; found True")
         sizes = _open_shape(shape, self.config.max_tokens)
 
         def call(arrays: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -216,8 +216,7 @@ def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
         for size in shape
     ):
         raise InputError(
-            f'shape: expected at least two positive integers or names, such as ("batch", 128), '
-            f"found {shown(shape)}"
+            f'shape: expected sizes or names, such as ("batch", 128), found {shown(shape)}'
         )
     bound = [f"{shape[-1]} <= {longest}"] if isinstance(shape[-1], str) else []
     return tuple(jax.export.symbolic_shape(", ".join(map(str, shape)), constraints=bound))

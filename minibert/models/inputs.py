@@ -228,7 +228,7 @@ def encoder_inputs(
             f"{states.shape}"
         )
     if not states.shape[1]:
-        raise InputError("encoder_hidden_states: expected at least 1 position, found 0")
+        raise InputError("encoder_hidden_states: 0 positions; expected at least 1")
     if mask is not None:
         mask = zeros_and_ones("encoder_attention_mask", mask)
         shaped("encoder_attention_mask", mask, [states.shape[:2]])

@@ -74,9 +74,7 @@ class ToyBody(Module):
         limit = self.config.positions
         x = self.embedding(indices("input_ids", input_ids, self.config.vocab_size, "vocab_size"))
         if limit and x.shape[1] > limit:
-            raise InputError(
-                f"input_ids: expected 1 to {limit} tokens (positions), found {x.shape[1]}"
-            )
+            raise InputError(f"input_ids: {x.shape[1]} tokens; expected 1 to {limit} (positions)")
         if isinstance(attention_mask, np.ndarray) and not attention_mask[:, :1].all():
             raise InputError("attention_mask: expected padding on the right only")
         if limit:

@@ -97,7 +97,7 @@ def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
     """
     for index, length in enumerate(lengths):
         if not 1 <= length <= longest:
-            raise InputError(f"text {index}: expected 1 to {longest} tokens, found {length}")
+            raise InputError(f"text {index}: {length} tokens; expected 1 to {longest}")
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     batches: list[Batch] = []
     while len(order):
@@ -135,7 +135,7 @@ def check_width(packing: Any, longest: int, with_tokens: bool) -> int:
     if with_tokens:
         raise InputError("packing: expected None, as token vectors are requested")
     if whole("packing", packing, 1) > longest:
-        raise InputError(f"packing: expected at most {longest} positions, found {packing}")
+        raise InputError(f"packing: {packing} positions; expected at most {longest}")
     return packing
 
 
