@@ -39,7 +39,7 @@ def test_not_an_orbax_folder(content, folder):
 
 FOLDERS = {
     "absent": (lambda path: path, "no such folder"),
-    "file": (lambda path: path.touch() or path, "is a file"),
+    "file": (lambda path: path.touch() or path, "found a file"),
     "empty": (lambda path: path.mkdir() or path, "no config.json"),
     "nul": (lambda path: f"{path}\0x", "no such folder"),
     "no-name": (lambda path: "", "''"),

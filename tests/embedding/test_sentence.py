@@ -239,7 +239,7 @@ def test_refused_parts():
     model, tokenizer = sentences.model(), sentences.tokenizer()
     refused("model: expected a bare model", sentences.model("BertForMaskedLM"), tokenizer)
     refused("model: expected evaluation mode", sentences.model().train(), tokenizer)
-    refused("tokenizer: expected a fast one", model, object(), max_seq_length=9)
+    refused("tokenizer: expected a fast tokenizer", model, object(), max_seq_length=9)
     refused("pooling: expected one or more of cls, max", pooling="first")
     refused("pooling: expected one or more of cls, max", pooling=[])
     refused("layers: expected one of last", layers="first")

@@ -197,7 +197,7 @@ CHOICES = {
     "chosen-float": ({"mc_token_ids": [[0.0, 1.0]]}, "mc_token_ids: expected integers"),
     "chosen-shape": ({"mc_token_ids": [0, 1]}, "mc_token_ids: expected shape (1, 2), found (2,)"),
     "chosen-scalar": ({"mc_token_ids": 5}, "mc_token_ids: expected shape (1, 2), found ()"),
-    "mask-without-choices": ({"attention_mask": ONES}, "expected 1 rows of 2 choices first"),
+    "mask-without-choices": ({"attention_mask": ONES}, "expected shape (1, 2, …)"),
     "types-of-other-rows": (
         {"token_type_ids": ONES[None].repeat(2, 0)},
         "token_type_ids: expected shape (1, 2, …), with the batch and choices of input_ids, found",

@@ -238,7 +238,7 @@ def test_overflow(sizes, name):
         part = {"input_ids": ids[:, start : start + size]}
         (logits, cache), start = call(model, part, cache), start + size
         assert np.isfinite(logits).all()
-    with pytest.raises(InputError, match=f"room for 11 tokens, {start} taken"):
+    with pytest.raises(InputError, match=f"capacity 11, of which {start} are used"):
         model(ids[:, start:], past_key_values=cache)
     if sizes[-1] > SEQ:
         return  # too long for the cache's shape, too
