@@ -202,7 +202,7 @@ CHOICES = {
         {"token_type_ids": ONES[None].repeat(2, 0)},
         "token_type_ids: expected shape (1, 2, …), with the batch and choices of input_ids, found",
     ),
-    "positions-without-choices": ({"position_ids": IDS}, "position_ids: expected 1 rows of 2"),
+    "positions-without-choices": ({"position_ids": IDS}, "position_ids: expected shape (1, 2, …)"),
     "four-axes": ({"input_ids": IDS[None, None]}, "expected shape (batch, seq), found (1, 2, 6)"),
     "one-axis": ({"input_ids": IDS[0]}, "expected shape (batch, choices, seq, …), found (6,)"),
     "both": ({"inputs_embeds": WORDS[None]}, "pass exactly one of the two"),
