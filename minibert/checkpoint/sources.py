@@ -177,7 +177,7 @@ def _load_pickle(path: str) -> Arrays:
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise WeightsFileError(
-                        f"{path}: expected an archive of torch, found a compressed one"
+                        f"{path}: expected an archive of torch, found a compressed archive"
                     )
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsFileError:

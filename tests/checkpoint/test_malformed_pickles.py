@@ -159,7 +159,7 @@ BROKEN = {
         "not a file of weights",
     ),
     "empty-zip": (lambda path: zipfile.ZipFile(path, "w").close(), "not a file of weights"),
-    "compressed-zip": (compressed, "a compressed archive"),
+    "compressed-zip": (compressed, "found a compressed archive"),
     "list": (saved(lambda: [torch.ones(2)]), "a dictionary of named tensors"),
     "one-tensor": (saved(lambda: torch.ones(2)), "a dictionary of named tensors"),
     "nested": (saved(lambda: {"model": {"x": torch.ones(2)}}), "a dictionary of named tensors"),

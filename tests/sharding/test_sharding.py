@@ -223,7 +223,9 @@ def one(**options):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match=r"fsdp × tensor: 2 × 3 = 6: .* number of devices, 1"):
+    with pytest.raises(
+        InputError, match=r"fsdp × tensor: .* number of devices, 1, found 2 × 3 = 6"
+    ):
         one(data=1, fsdp=2, tensor=3)
     with pytest.raises(InputError, match="data: expected 1, the remaining devices, found 2"):
         one(data=2)
@@ -273,7 +275,7 @@ def test_shares_are_compared():
     """Each process's share, the checksum of its rows, and their number."""
     check_table([[0, 5, 8], [0, 5, 8], [1, 7, 8], [1, 7, 8]], 2)
     check_table([[0, 2**31 - 1, 8], [1, 7, 8]], 2)
-    with pytest.raises(InputError, match="processes 2 and 3 both have share 1 of 2, but"):
+    with pytest.raises(InputError, match="processes 2 and 3, which both have share 1 of 2"):
         check_table([[0, 5, 8], [0, 5, 8], [1, 7, 8], [1, 6, 8]], 2)
     with pytest.raises(InputError, match=r"the same number of rows in all processes, found .8, 4."):
         check_table([[0, 5, 8], [1, 7, 4]], 2)
