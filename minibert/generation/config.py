@@ -399,8 +399,7 @@ class GenerationConfig:
         for name, tokens in named.items():
             if wrong := [token for token in ids(tokens) if token >= vocab_size]:
                 raise InputError(
-                    f"{name}: expected token ids below {vocab_size} (vocab_size), "
-                    f"found {wrong[0]}"
+                    f"{name}: expected token ids below {vocab_size} (vocab_size), found {wrong[0]}"
                 )
 
     def _faults(self) -> list[str]:

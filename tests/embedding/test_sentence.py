@@ -246,7 +246,9 @@ def test_refused_parts():
     refused("Dense: expected in_features=24, found 7", dense=sentences.dense(7, 3))
     refused("max_seq_length: expected at most 40", max_seq_length=41)
     refused("max_seq_length: expected a whole number of at least 1, found 0", max_seq_length=0)
-    refused("default_prompt_name: 'x' is none", default_prompt_name="x")
+    refused(
+        "default_prompt_name: expected one of query, document; found 'x'", default_prompt_name="x"
+    )
     refused("prompts: expected name → text, found {'x': 3}", prompts={"x": 3})
     refused("similarity_fn_name: expected one of cosine", similarity_fn_name="maxsim")
     refused("truncate_dim: expected a whole number of at least 1", truncate_dim=0)
