@@ -46,7 +46,7 @@ def checked_zeros_and_ones(name: str, mask: Any) -> Any:
     mask = as_array(name, mask)
     if not (jnp.issubdtype(mask.dtype, jnp.integer) or mask.dtype == bool):
         raise InputError(
-            f"{name}: expected integers or booleans, 1 to keep and 0 to mask, found {mask.dtype}"
+            f"{name}: expected integers or booleans, 1 to keep and 0 to mask; found {mask.dtype}"
         )
     for value in _extremes(mask):
         if value not in (0, 1):
@@ -208,7 +208,7 @@ def check_choice(name: str, value: Any, choices: Collection[str | None]) -> None
     """Raises an `InputError` unless the argument `name` is one of the choices."""
     if not isinstance(value, str | None) or value not in tuple(choices):
         known = ", ".join(map(str, choices))
-        raise InputError(f"{name}: expected one of {known}, found {shown(value)}")
+        raise InputError(f"{name}: expected one of {known}; found {shown(value)}")
 
 
 def check_text(text: Any, where: str = "") -> None:
