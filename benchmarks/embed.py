@@ -1,19 +1,19 @@
-"""How many texts a second become vectors, beside sentence-transformers and onnxruntime.
+"""Throughput of sentence embeddings, next to sentence-transformers and onnxruntime.
 
     python -m benchmarks.embed [--repeats 5] [--json PATH] [--check] [--size minilm] [--ragged]
 
-all-MiniLM-L6-v2 in float32, on the device that is found, on 5,000 texts of natural lengths: words
-of LICENSE, 40 tokens in the middle, a tail past what the model takes. minibert and
-sentence-transformers run as they come; their vectors are compared first. onnxruntime, where it is
-installed, is given the texts in order of length, 32 at a time and padded to the longest of them, as
-sentence-transformers does it; and minibert's own batches, so that the programs alone differ. The
-contenders take turns, so that a busy machine slows all alike, and ratios are taken turn by turn.
+all-MiniLM-L6-v2 in float32, on the default device, with 5,000 texts of natural lengths: words of
+LICENSE, with a median of 40 tokens and a tail beyond the model's maximum length. minibert and
+sentence-transformers run with default settings; their vectors are compared first. onnxruntime, if
+installed, is measured with texts sorted by length, in padded batches of 32, as
+sentence-transformers does it; and with minibert's batches, so that only the programs differ. The
+contenders take turns, so that a busy machine slows all equally; ratios are computed for each turn.
 
---ragged adds two ways that matter on accelerators: texts that share rows, and batches of 64 texts
-in the order given, padded to their longest.
+--ragged adds two methods that matter on accelerators: texts that share rows, and batches of 64
+texts in input order, padded to the longest.
 
-A first call compiles a program for each length of batch, which is not in the rates: its seconds
-stand in a column of their own.
+The first call compiles a program for each length of batch; its time is not part of the rates and
+has its own column.
 """
 
 import functools
@@ -34,16 +34,16 @@ from benchmarks.forward import ceiling, products
 from minibert.text.batching import Batch, default_budget, plan
 
 SORTED, ONNX = "onnxruntime, sorted by length", "onnxruntime, minibert's batches"
-# of the rates, minibert's to theirs
+# of rates, minibert's to theirs
 MIN_RATIOS = {"sentence-transformers": 1.5, SORTED: 1.2, ONNX: 1.2}
-TOLERANCE = 1e-5  # of a vector of length 1
+TOLERANCE = 1e-5  # of vectors of length 1
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SIZES = {"tiny": 60, "small": 400, "minilm": 5000}  # texts; a tiny model, or MiniLM
-MEDIAN, SPREAD, LONGEST = 31, 1.0, 400  # words of a text; of 31 words are 40 tokens
+SIZES = {"tiny": 60, "small": 400, "minilm": 5000}  # number of texts; a tiny model, or MiniLM
+MEDIAN, SPREAD, LONGEST = 31, 1.0, 400  # words of a text; 31 words are 40 tokens
 
 ROWS = 64  # of a padded batch on an accelerator
-TOGETHER = 32  # sentence-transformers' own number of texts a batch
+TOGETHER = 32  # sentence-transformers' default batch size
 
 PACKAGES = ("jax", "flax", "torch", "transformers", "sentence-transformers", "onnxruntime")
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -51,7 +51,7 @@ _session = functools.cache(onnx.session)
 
 
 def corpus(count: int) -> list[str]:
-    """Texts of words of LICENSE, their lengths spread as those of natural texts are."""
+    """Returns texts of words of LICENSE, with the length distribution of natural texts."""
     with open(os.path.join(ROOT, "LICENSE"), encoding="utf-8") as file:
         words = file.read().split()
     draw = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def corpus(count: int) -> list[str]:
 
 
 def model_folder(folder: str, size: str) -> str:
-    """The folder of MiniLM; or of a tiny model made in `folder`."""
+    """Returns the folder of MiniLM, or of a tiny model created in `folder`."""
     if size != "tiny":
         return minilm()
     from flax import nnx
@@ -85,33 +85,33 @@ def model_folder(folder: str, size: str) -> str:
 
 
 def minibert_encode(folder: str) -> Encode:
-    """Ours, as it comes."""
+    """Returns our `encode` with default settings."""
     import minibert
 
     return minibert.SentenceEncoder.from_pretrained(folder).encode
 
 
 def packed_encode(folder: str) -> Encode:
-    """Ours, with texts that share rows."""
+    """Returns our `encode` with texts that share rows."""
     import minibert
 
     return packed(minibert.SentenceEncoder.from_pretrained(folder))
 
 
 def packed(encoder: Any) -> Encode:
-    """An encoder's `encode` with rows of full width that texts share."""
+    """Returns an encoder's `encode` with rows of full width that texts share."""
     return lambda texts: encoder.encode(texts, packing=encoder.max_seq_length)
 
 
 def padded_encode(folder: str) -> Encode:
-    """Ours, 64 texts at a time as they come, padded to the longest."""
+    """Returns our `encode` with batches of 64 texts in order, padded to the longest."""
     import minibert
 
     return padded_as_they_come(minibert.SentenceEncoder.from_pretrained(folder))
 
 
 def padded_as_they_come(encoder: Any) -> Encode:
-    """An encoder's `encode` with batches of 64 texts in their order, padded to the longest."""
+    """Returns an encoder's `encode` with batches of 64 texts in order, padded to the longest."""
     budget = ROWS * encoder.max_seq_length
 
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -123,26 +123,26 @@ def padded_as_they_come(encoder: Any) -> Encode:
 
 
 def sentence_transformers_encode(folder: str) -> Encode:
-    """Theirs, as it comes."""
+    """Returns sentence-transformers' `encode` with default settings."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(folder).encode
 
 
 def by_length(lengths: Sequence[int], longest: int) -> list[Batch]:
-    """Batches of texts of like length, the longest first, each padded to its longest."""
+    """Returns batches of texts of similar length, longest first, padded to the longest."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     parts = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
     return [Batch(part, len(part), lengths[part[0]]) for part in parts]
 
 
 def in_our_batches(lengths: Sequence[int], longest: int) -> list[Batch]:
-    """Batches as minibert plans them by default."""
+    """Returns the batches that minibert plans by default."""
     return plan(lengths, longest, default_budget())
 
 
 def onnxruntime_encode(batches: Callable[[Sequence[int], int], list[Batch]], folder: str) -> Encode:
-    """PyTorch's export in onnxruntime, in such batches; the mean and the length."""
+    """Returns an encoder with PyTorch's export in onnxruntime, mean pooling and normalisation."""
     import minibert
     from minibert.text.batching import padded
     from minibert.text.tokenizer import TokenReader
@@ -161,7 +161,7 @@ def onnxruntime_encode(batches: Callable[[Sequence[int], int], list[Batch]], fol
             (tokens,) = session.run(None, {"input_ids": words, "attention_mask": mask})
             summed = np.einsum("bs,bsh->bh", mask.astype(np.float32), tokens)
             lengths = np.linalg.norm(summed, axis=1, keepdims=True)
-            rows = summed / np.maximum(lengths, 1e-12)  # of a mean and of a sum alike
+            rows = summed / np.maximum(lengths, 1e-12)  # normalisation cancels the count
             vectors[batch.indices] = rows[: len(batch.indices)]
         return vectors
 
@@ -179,7 +179,7 @@ OPTIONAL = dict.fromkeys((SORTED, ONNX), ("onnxruntime", "onnxscript"))
 
 
 def operations(folder: str, texts: Sequence[str]) -> int:
-    """Multiplications and additions of the products in minibert's batches, padding included."""
+    """Returns the FLOPs of matrix products in minibert's batches, padding included."""
     from transformers import AutoConfig
 
     import minibert
@@ -196,14 +196,14 @@ def operations(folder: str, texts: Sequence[str]) -> int:
 
 
 def timed(encode: Encode, texts: Sequence[str]) -> tuple[float, np.ndarray]:
-    """The seconds of an encoding, and its vectors."""
+    """Returns the seconds of an encoding, and its vectors."""
     start = time.perf_counter()
     vectors = encode(texts)
     return time.perf_counter() - start, vectors
 
 
 def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
-    """Encodes the texts with every contender in turn, `repeats` times."""
+    """Encodes the texts with all contenders in turn, `repeats` times."""
     reporting.device()
     texts, made = corpus(SIZES[size]), CONTENDERS | (RAGGED if ragged else {})
     measure, most = ceiling("float32"), 0.0
@@ -214,7 +214,7 @@ def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
         for name, (_, vectors) in first.items():
             apart = np.abs(vectors - first["minibert"][1]).max()
             if not apart <= TOLERANCE:
-                sys.exit(f"{name}: its vectors are {apart:.1e} from minibert's: nothing to compare")
+                sys.exit(f"{name}: its vectors differ from minibert's by {apart:.1e}")
         rounds = []
         for _ in range(repeats):
             rounds.append({name: timed(encode, texts)[0] for name, encode in encoders.items()})
@@ -233,14 +233,14 @@ def compare(size: str, repeats: int, ragged: bool = False) -> dict[str, Any]:
         "texts": len(texts),
         "repeats": repeats,
         "results": results,
-        "operations": work / min(results["minibert"]["seconds"]),  # a second
+        "operations": work / min(results["minibert"]["seconds"]),  # per second
         "ceiling": most,
         **reporting.taken_on(*PACKAGES),
     }
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     title = f"{report['texts']:,} texts to vectors, {report['repeats']} times each"
     printed = reporting.table(report, title, "texts/s", "minibert is", "first call")
     printed.caption = (
@@ -254,7 +254,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     ratios = {name: result["ratio"] for name, result in report["results"].items()}
     missing = [f"rate: {name} was not measured" for name in MIN_RATIOS if name not in ratios]
     return missing + [
@@ -265,13 +265,13 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     parser = reporting.parser("embed", __doc__)
-    parser.add_argument("--size", choices=SIZES, default="minilm", help="of model and texts")
+    parser.add_argument("--size", choices=SIZES, default="minilm", help="size of model and texts")
     parser.add_argument(
         "--repeats", type=reporting.positive, default=5, help="turns of each contender"
     )
-    parser.add_argument("--ragged", action="store_true", help="with shared rows, and padded ones")
+    parser.add_argument("--ragged", action="store_true", help="add shared rows, padded batches")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     report = compare(arguments.size, arguments.repeats, arguments.ragged)

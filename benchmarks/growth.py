@@ -1,11 +1,11 @@
-"""How time and memory of a forward pass grow with the text, the batch and the model.
+"""Growth of time and memory of a forward pass with length, batch and model size.
 
     python -m benchmarks.growth [--repeats 3] [--picture PATH] [--json PATH]
 
-BERTs of random weights in float32, each contender in a process of its own, in turns, as in
-`benchmarks.forward`. In each column of the picture one thing grows; the others are those of a BERT
-of six layers of 384 with eight rows of 128. Beside the times stands what the matrix products alone
-would take at the rate that the machine does them at.
+BERTs with random weights in float32, each contender in its own process, in turns, as in
+`benchmarks.forward`. Each column of the figure varies one quantity; the others are those of a BERT
+with six layers of width 384 and eight rows of 128 tokens. The figure also shows the time that the
+matrix products alone would take at the machine's measured rate.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Model = tuple[int, int]
 
 
 def config_of(model: Model) -> dict[str, int]:
-    """The config's fields of a model of some layers."""
+    """Returns the config fields of a model."""
     layers, hidden = model
     return {
         "num_hidden_layers": layers,
@@ -49,7 +49,7 @@ def config_of(model: Model) -> dict[str, int]:
 
 
 def points(tiny: bool) -> dict[str, list[tuple[Model, int, int]]]:
-    """What is measured for each thing that grows: the model, rows and their length."""
+    """Returns the points to measure for each quantity: the model, rows and their length."""
     model, rows, length = MIDDLE
     found = {
         "length": [(model, rows, each) for each in LENGTHS],
@@ -60,13 +60,13 @@ def points(tiny: bool) -> dict[str, list[tuple[Model, int, int]]]:
 
 
 def place(growing: str, point: tuple[Model, int, int]) -> float:
-    """Where a point stands on its axis."""
+    """Returns the position of a point on its axis."""
     (layers, hidden), rows, length = point
     return {"length": length, "rows": rows, "model": 12 * layers * hidden**2 / 1e6}[growing]
 
 
 def compare(repeats: int, tiny: bool) -> Report:
-    """Every contender in turn, at every point."""
+    """Measures all contenders in turn, at every point."""
     names = [name for name in installed("float32", reporting.device()) if name in CONTENDERS]
     measure = ceiling("float32")
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -74,13 +74,13 @@ def compare(repeats: int, tiny: bool) -> Report:
         curves[growing] = []
         for model, ascending in itertools.groupby(each, key=lambda point: point[0]):
             config = config_of(model)
-            with contextlib.ExitStack() as stack:  # afresh: memory that was used may be kept
+            with contextlib.ExitStack() as stack:  # new processes: freed memory may be kept
                 folder = stack.enter_context(random_folder(config))
                 runs = {name: stack.enter_context(Peer(name, folder, "float32")) for name in names}
                 for point in ascending:
                     cell = in_turn(runs, *batch(point[1:], 30522), measure, repeats, 5e-5)
                     if cell["differ"]:
-                        sys.exit(f"{point}: other states than minibert's: {cell['differ']}")
+                        sys.exit(f"{point}: states that differ from minibert's: {cell['differ']}")
                     cell["operations"] = products(SimpleNamespace(**config), point[1:])
                     curves[growing].append({"at": place(growing, point), **cell})
     best = max(cell.pop("ceiling") for cells in curves.values() for cell in cells)
@@ -89,10 +89,10 @@ def compare(repeats: int, tiny: bool) -> Report:
 
 
 def table(report: Report) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     names = report["contenders"]
     columns = [f"{name}\n{unit}" for name, unit in itertools.product(names, ("ms", "MB"))]
-    title = f"Forward passes, the least of {report['repeats']}, and peak memory beyond the imports"
+    title = f"Forward passes, minimum of {report['repeats']}, and peak memory beyond the imports"
     made = reporting.table(report, title, *columns, "products\nalone, ms")
     for growing, cells in report["curves"].items():
         made.add_section()
@@ -112,7 +112,7 @@ def table(report: Report) -> Table:
 
 
 def picture(report: Report) -> Any:
-    """The report as a matplotlib figure: times above, memory below."""
+    """Returns the report as a matplotlib figure: times above, memory below."""
     from minibert.inspection.plots import COLOURS, GREY, figure
 
     made = figure(13, 7)
@@ -134,12 +134,12 @@ def picture(report: Report) -> Any:
     panels[0, 0].set_ylabel("time of a forward pass (ms)")
     panels[1, 0].set_ylabel("peak host memory (MB)")
     panels[0, 0].legend()
-    made.suptitle("What a forward pass of BERT costs, float32")
+    made.suptitle("Cost of a forward pass of BERT, float32")
     return made
 
 
 def new_picture(text: str) -> str:
-    """The path of a picture that can be written, in a format that matplotlib knows."""
+    """Returns a path after checking that it is writable and that matplotlib supports its format."""
     from minibert.inspection.plots import figure
 
     known = figure(1, 1).canvas.get_supported_filetypes()
@@ -149,20 +149,18 @@ def new_picture(text: str) -> str:
 
 
 def faults(report: Report) -> list[str]:
-    """None: there is no bound to a curve."""
+    """Returns no faults: curves have no bounds."""
     return []
 
 
 def main() -> None:
     """Measures, prints and draws."""
     parser = reporting.parser("growth", __doc__)
-    parser.add_argument("--size", choices=["tiny", "full"], default="full", help="of the curves")
+    parser.add_argument("--size", choices=["tiny", "full"], default="full", help="size of curves")
     parser.add_argument(
         "--repeats", type=reporting.positive, default=3, help="turns of each contender"
     )
-    parser.add_argument(
-        "--picture", metavar="PATH", type=new_picture, help="where to draw the curves"
-    )
+    parser.add_argument("--picture", metavar="PATH", type=new_picture, help="a file for the figure")
     arguments = parser.parse_args()
     report = compare(arguments.repeats, arguments.size == "tiny")
     reporting.finish(report, table(report), arguments, faults)

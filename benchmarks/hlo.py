@@ -1,14 +1,14 @@
-"""A compiled program's text, read: its computations, and how often each runs.
+"""Parser of a compiled program's text: its computations, and how often each runs.
 
-The text is HLO (openxla.org/xla/operation_semantics) after partitioning and scheduling, hence one
-device's program.
+The text is HLO (openxla.org/xla/operation_semantics) after partitioning and scheduling, that is,
+the program of one device.
 """
 
 import dataclasses
 import math
 import re
 
-WIDTHS = {"pred": 8, "token": 0, "opaque": 0}  # bits, where the name of the type does not say
+WIDTHS = {"pred": 8, "token": 0, "opaque": 0}  # bits of types whose name has no number
 SUMS = ("reduce", "all-reduce", "reduce-scatter", "reduce-window", "all-reduce-start")
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 NAME = re.compile(r"%([^\s,(){}]+)")
@@ -18,7 +18,7 @@ BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: its element type, its dimensions, and whether it lives in HBM."""
+    """The shape of an array: element type, dimensions, and whether it is in HBM."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -26,7 +26,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Its bytes, without its layout's padding."""
+        """The size of the array, without the padding of its layout."""
         digits = re.search(r"\d+", self.dtype)
         bits = int(digits.group()) if digits else WIDTHS[self.dtype]
         return math.prod(self.dims) * bits // 8
@@ -34,7 +34,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: its results (a tuple has several), its operands by name, and all else as text."""
+    """A line: its results (several for a tuple), its operands by name, and the rest as text."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -48,20 +48,20 @@ Computation = dict[str, Instruction]
 
 
 class Module:
-    """A program's computations.
+    """The computations of a program.
 
     Args:
-        text: what `compiled.as_text()` gives.
+        text: the result of `compiled.as_text()`.
 
     Attributes:
-        computations: their instructions by name, in order; a caller comes after what it calls.
-        entry: the name of the first to run.
+        computations: instructions by computation; callers come after the computations they call.
+        entry: the name of the entry computation.
         times: how often each runs.
-        fused: those that are one instruction of another.
-        devices: how many devices run the program.
+        fused: computations that are one instruction of another.
+        devices: the number of devices that run the program.
 
     Raises:
-        ValueError: it says something that is not understood here.
+        ValueError: if the text cannot be parsed.
     """
 
     def __init__(self, text: str):
@@ -85,7 +85,7 @@ class Module:
 
     def _call(self, caller: str, instruction: Instruction) -> None:
         if instruction.opcode in SUMS:
-            return  # what they apply is a sum of two numbers
+            return  # they apply a scalar sum
         trips = self._trips(caller, instruction) if instruction.opcode == "while" else 1
         called = CALLED.findall(instruction.rest)
         for some in BRANCHES.findall(instruction.rest):
@@ -96,7 +96,7 @@ class Module:
                 self.fused.add(name)
 
     def _trips(self, caller: str, loop: Instruction) -> int:
-        """How often a loop runs: its counter goes from one constant to another by a third."""
+        """Returns how often a loop runs, given its counter's constant start, end and step."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(known[1])
         names = dict(re.findall(r"(condition|body)=%([^\s,]+)", loop.rest))
@@ -104,22 +104,22 @@ class Module:
         test = list(condition.values())[-1]
         left, right = (condition.get(name) for name in test.operands[:2])
         if test.opcode != "compare" or "direction=LT" not in test.rest or not (left and right):
-            raise ValueError(f"{loop.name}: a loop whose end cannot be read: {test}")
-        place = int(said(r"index=(\d+)", left.rest)[1])
+            raise ValueError(f"{loop.name}: cannot read the end of the loop: {test}")
+        place = int(matched(r"index=(\d+)", left.rest)[1])
         first = _source(self.computations[caller], loop.operands[0], place)
         following = _source(body, list(body)[-1], place)
         steps = [body[name] for name in following.operands if body[name].opcode == "constant"]
         if {first.opcode, right.opcode} != {"constant"} or following.opcode != "add" or not steps:
-            raise ValueError(f"{loop.name}: a loop whose counter cannot be read: {following}")
+            raise ValueError(f"{loop.name}: cannot read the counter of the loop: {following}")
         span, step = int(right.argument) - int(first.argument), int(steps[0].argument)
         return -(-span // step)
 
 
-def said(pattern: str, text: str) -> re.Match[str]:
-    """The pattern as it is in the text.
+def matched(pattern: str, text: str) -> re.Match[str]:
+    """Returns the match of a pattern in a text.
 
     Raises:
-        ValueError: it is not.
+        ValueError: if there is none.
     """
     if found := re.search(pattern, text):
         return found
@@ -127,7 +127,7 @@ def said(pattern: str, text: str) -> re.Match[str]:
 
 
 def _source(here: Computation, tuple_name: str, place: int) -> Instruction:
-    """What stands at a place of a tuple, copies seen through."""
+    """Returns the instruction that computes an element of a tuple, without copies."""
     found = here[here[tuple_name].operands[place]]
     while found.opcode in ("copy", "bitcast"):
         found = here[found.operands[0]]
@@ -156,10 +156,10 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that opens a text is closed, exclusive."""
+    """Returns the index after the parenthesis that closes the text's first one."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if not depth:
             return place + 1
-    raise ValueError(f"a parenthesis that is not closed: {text[:80]}")
+    raise ValueError(f"expected a closing parenthesis in {text[:80]}")

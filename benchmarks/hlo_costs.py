@@ -1,7 +1,7 @@
-"""What a compiled program costs: products, memory traffic, collectives.
+"""Costs of a compiled program: matrix products, memory traffic and collectives.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs; here loops count as
-often as they do.
+XLA's cost analysis counts the body of a loop once, however often it runs; here loops are counted as
+often as they run.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.hlo import CALLED, Computation, Instruction, Module, Shape, said
+from benchmarks.hlo import CALLED, Computation, Instruction, Module, Shape, matched
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 NO_TRAFFIC = (
@@ -27,11 +27,11 @@ class Collective:
 
     Attributes:
         kind: one of `COLLECTIVES`.
-        bytes: of all that a group puts together, sums or exchanges, each time.
-        largest: of the largest array among it.
-        groups: who takes part with whom; of a permutation, who is linked by its pairs.
+        bytes: the total size of the arrays that a group gathers, sums or exchanges each time.
+        largest: the size of the largest of these arrays.
+        groups: the devices that take part together; for a permutation, those linked by its pairs.
         times: how often the program runs it.
-        results: an all-reduce's, in bytes: what it sums in float32 it may return in bfloat16.
+        results: the size of an all-reduce's results: float32 sums may be returned in bfloat16.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """The bytes that one device has to send each time, however cleverly it is done."""
+        """The minimum number of bytes that one device must send each time."""
         if self.kind == "collective-permute":
             return self.bytes
         size = len(self.groups[0])
@@ -61,14 +61,14 @@ class Program(Module):
 
     @property
     def argument_bytes(self) -> int:
-        """The bytes of its arguments, without single numbers and without their layouts' padding."""
+        """The size of its arguments, without scalars and the padding of layouts."""
         given = self.computations[self.entry].values()
         shapes = [i.shapes[0] for i in given if i.opcode == "parameter"]
         return sum(shape.bytes for shape in shapes if shape.dims)
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
-        """The collectives; one that is started and ended in several places counts once."""
+        """The collectives; an asynchronous one, with a start and an end, counts once."""
         found: dict[str, Collective] = {}
         for name, instruction, times in self._run():
             kind = instruction.opcode.removesuffix("-start")
@@ -80,7 +80,7 @@ class Program(Module):
             if kind == "all-gather":
                 sizes = [size * len(groups[0]) for size in sizes]
             elif kind == "all-reduce" and "all-reduce-scatter" in name:
-                kind = "reduce-scatter"  # an all-reduce of which each device keeps a part
+                kind = "reduce-scatter"  # an all-reduce of which each device keeps a slice
             elif kind == "all-reduce":
                 results = sum(shape.bytes for shape in instruction.shapes)
             channel = re.search(r"channel_id=(\d+)", instruction.rest)
@@ -105,8 +105,7 @@ class Program(Module):
     def traffic(self) -> int:
         """Bytes read from and written to HBM: each operand and result of each instruction once.
 
-        Of an array that an instruction takes slices of, only the slices; of one that it updates in
-        place, twice the update.
+        Of sliced arrays only the slices count, and of arrays updated in place twice the update.
         """
         total = 0
         for name, instruction, times in self._run():
@@ -120,9 +119,9 @@ class Program(Module):
         if opcode.endswith("-done"):
             return 0
         if opcode == "fusion":
-            inside = self.computations[said(CALLED.pattern, instruction.rest)[1]]
+            inside = self.computations[matched(CALLED.pattern, instruction.rest)[1]]
             return _read_by(inside, operands) + _written_by(inside)
-        if opcode.endswith("-start"):  # its results are the operands again, and what comes of them
+        if opcode.endswith("-start"):  # its results contain its operands
             place = 0 if opcode == "copy-start" or len(shapes) == 1 else len(operands)
             made = shapes[min(place, len(shapes) - 1)]
             taken = sum(min(made.bytes, _in_hbm(operand.shapes[:1])) for operand in operands)
@@ -135,7 +134,7 @@ class Program(Module):
 
 
 def _read_by(inside: Computation, operands: list[Instruction]) -> int:
-    """What a fusion reads; a collective under way in it moves on its own."""
+    """Returns the bytes that a fusion reads, without collectives in it, which count separately."""
     parameters = {i.name: int(i.argument) for i in inside.values() if i.opcode == "parameter"}
     total = 0
     for name, number in parameters.items():
@@ -151,7 +150,7 @@ def _read_by(inside: Computation, operands: list[Instruction]) -> int:
 
 
 def _written_by(inside: Computation) -> int:
-    """What a fusion writes: not what only passes through it, and of an update only that."""
+    """Returns the bytes that a fusion writes, without passed-on results; of updates only these."""
     last = list(inside.values())[-1]
     total = 0
     for result in [inside[name] for name in last.operands] if last.opcode == "tuple" else [last]:
@@ -167,7 +166,7 @@ def _in_hbm(shapes: tuple[Shape, ...]) -> int:
 
 
 def _groups(rest: str, devices: int) -> list[list[int]]:
-    """Which devices do a collective together."""
+    """Returns the groups of devices of a collective."""
     if found := re.search(r"(replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest):
         sets = [[int(n) for n in part.split(",")] for part in re.findall(r"\{([\d,]+)\}", found[2])]
         return _linked(sets) if found[1] == "source_target_pairs" else sets
@@ -188,7 +187,7 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
 
 
 def _linked(pairs: list[list[int]]) -> list[list[int]]:
-    """The sets of devices that some pairs link."""
+    """Returns the sets of devices that are linked by pairs."""
     chain = {device: {device} for pair in pairs for device in pair}
     for one, other in pairs:
         if chain[one] is not chain[other]:
@@ -205,11 +204,11 @@ def _dot(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]
 
 
 def _convolution(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Multiply-adds; TPUs' programs have matrix products as convolutions, batches as dimensions."""
+    """Returns the multiply-adds of a convolution, which on TPUs may be a batched matrix product."""
     rest = instruction.rest
-    labels = said(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
-    said_of_window = re.search(r"window=\{([^}]*)\}", rest)  # none without such dimensions
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", said_of_window[1] if said_of_window else ""))
+    labels = matched(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
+    window_text = re.search(r"window=\{([^}]*)\}", rest)  # none without such dimensions
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", window_text[1] if window_text else ""))
     sizes = window["size"].split("x") if "size" in window else []
     count = 1
     for number, size in enumerate(map(int, sizes)):

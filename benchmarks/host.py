@@ -1,11 +1,11 @@
-"""Time a call of a compiled model takes on the host, beside `nnx.jit` and `jax.jit`.
+"""Host time of a call of a compiled model, next to `nnx.jit` and `jax.jit`.
 
     python -m benchmarks.host [--calls 300] [--json PATH] [--check]
 
-A BERT of twelve layers whose layers are next to nothing, so that what is left is the cost of the
-call: the arguments checked, the program found, 199 arrays passed. The contenders take turns of
-twenty calls, since a call finds the caches as the one before has left them; times are medians. A
-model of BERT-base's size has as many arrays, and costs as much.
+The model is a BERT with twelve tiny layers, so that the cost of the call dominates: checking
+arguments, finding the program and passing 199 arrays. The contenders take turns of twenty calls,
+because a call depends on the caches that the previous one leaves; times are medians. A model of
+BERT-base's size has as many arrays, and costs as much.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TURN = 20  # calls
 
 
 def contenders() -> dict[str, Callable[[np.ndarray], Any]]:
-    """Ways to call one model."""
+    """Returns several ways to call the same model."""
     import jax
     from flax import nnx
 
@@ -49,7 +49,7 @@ def contenders() -> dict[str, Callable[[np.ndarray], Any]]:
 
 
 def compare(calls: int) -> Report:
-    """Every contender in turn, until each has had `calls` calls, rounded up to turns."""
+    """Measures all contenders in turn, `calls` calls each, rounded up to whole turns."""
     import jax
 
     ids = np.ones((1, 2), np.int32)
@@ -69,7 +69,7 @@ def compare(calls: int) -> Report:
 
 
 def table(report: Report) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     title = f"Host time of a call of twelve layers, the median of {report['calls']}"
     made = reporting.table(report, title, "ms")
     for name, milliseconds in report["milliseconds"].items():
@@ -78,14 +78,14 @@ def table(report: Report) -> Table:
 
 
 def faults(report: Report) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     found = report["milliseconds"]["minibert.compiled"]
     over = found > MAX_MILLISECONDS
     return [f"a call: {found:.2f} ms, over {MAX_MILLISECONDS} ms"] if over else []
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     parser = reporting.parser("host", __doc__)
     parser.add_argument(
         "--calls", type=reporting.positive, default=300, help="calls of each contender"

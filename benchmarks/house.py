@@ -1,11 +1,11 @@
-"""How large the code is, and through how many of its files a call goes.
+"""Size of the code, and the number of files that a call enters.
 
     python -m benchmarks.house [--root FOLDER]
 
-Tokens are Python's own, of `minibert` and `convert`, without comments, docstrings, line breaks and
-indentation. Files are those of `minibert` in which a function is entered by a warm call (everything
-that it compiles is compiled), as `sys.setprofile` sees them in every thread; of a package,
-`__init__.py` is one. `--root` measures another checkout by the same rules.
+Tokens are those of Python in `minibert` and `convert`, without comments, docstrings, line breaks
+and indentation. Files are those of `minibert` in which a warm call (everything that it compiles is
+compiled) enters a function, as `sys.setprofile` reports in every thread; a package's `__init__.py`
+counts. `--root` measures another checkout by the same rules.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TEXTS = ["a cat sat", "on the mat there was a dog", "and a bird"]
 
 
 def tokens(path: pathlib.Path) -> int:
-    """How many tokens of code a file has."""
+    """Returns the number of tokens of code of a file."""
     text = path.read_text("utf-8")
     docstrings = {
         node.body[0].lineno
@@ -53,7 +53,7 @@ def tokens(path: pathlib.Path) -> int:
 
 
 def size(root: pathlib.Path, leave: tuple[str, ...] = ()) -> dict[str, int]:
-    """The tokens of each package, files named in `leave` left out."""
+    """Returns the number of tokens of each package, without the files in `leave`."""
     return {
         package: sum(
             tokens(path) for path in (root / package).rglob("*.py") if path.name not in leave
@@ -64,7 +64,7 @@ def size(root: pathlib.Path, leave: tuple[str, ...] = ()) -> dict[str, int]:
 
 @contextlib.contextmanager
 def entered() -> Iterator[set[str]]:
-    """The files of minibert in which a function is entered, while this lasts."""
+    """Yields a set that collects the files of minibert in which a function is entered."""
     found: set[str] = set()
     folder = os.path.dirname(sys.modules["minibert"].__file__ or "") + os.sep
 
@@ -83,7 +83,7 @@ def entered() -> Iterator[set[str]]:
 
 
 def calls(folder: str) -> dict[str, Callable[[], Any]]:
-    """The calls that are measured, by name."""
+    """Returns the calls to measure, by name."""
     import numpy as np
     from flax import nnx
     from transformers import BertTokenizerFast
@@ -121,7 +121,7 @@ def calls(folder: str) -> dict[str, Callable[[], Any]]:
 
 
 def files() -> dict[str, list[str]]:
-    """The files that each call goes through."""
+    """Returns the files that each call enters."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, call in calls(folder).items():
@@ -134,10 +134,10 @@ def files() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Prints both."""
+    """Prints sizes and files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="another checkout")
-    parser.add_argument("--leave", nargs="*", default=(), help="files whose tokens do not count")
+    parser.add_argument("--leave", nargs="*", default=(), help="files to leave out")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:

@@ -1,15 +1,15 @@
-"""Time and memory of loading BERT-base from a folder, beside transformers in PyTorch.
+"""Time and memory of loading BERT-base from a folder, next to transformers in PyTorch.
 
     python -m benchmarks.load [--repeats 9] [--json PATH] [--check]
 
-Every load is the first of a fresh process, and the contenders take turns, so that a busy machine
-slows all alike. Imports are not timed, JAX's start-up is; the file is in the page cache.
+Every load is the first of a new process, and the contenders take turns, so that a busy machine
+slows all equally. Imports are not timed, JAX's start-up is; the file is in the page cache.
 transformers maps the file and reads a weight when it is first used. minibert's load ends with
 every weight in memory, checked and in its layout; so a third contender uses each weight once.
 
-Memory is the peak of the resident set during the load, less what was resident before, as a
-multiple of the file. The kernel keeps the peak (VmHWM, reset through /proc/self/clear_refs, so on
-Linux only): exact, where a thread that samples would miss peaks and slow the load.
+Memory is the peak of the resident set during the load, minus what was resident before, as a
+multiple of the file size. The kernel records the peak (VmHWM, reset through /proc/self/clear_refs,
+so on Linux only); this is exact, whereas a sampling thread would miss peaks and slow the load.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks import reporting
 from benchmarks.memory import forget_peak, resident
 
-MAX_RATIO = 2.0  # of the median times, minibert's to transformers'
+MAX_RATIO = 2.0  # of median times, minibert's to transformers'
 MAX_MEMORY = 1.25  # times the file
 
 SIZES: dict[str, dict[str, int]] = {
@@ -53,7 +53,7 @@ WEIGHTS = "model.safetensors"
 
 
 def make_folder(folder: str, size: str) -> int:
-    """Writes a BERT of random float32 weights; returns the bytes of its weights file."""
+    """Writes a BERT with random float32 weights; returns the size of its weights file in bytes."""
     from transformers import BertConfig, BertModel
     from transformers.utils import logging
 
@@ -63,7 +63,7 @@ def make_folder(folder: str, size: str) -> int:
 
 
 def minibert_load() -> Callable[[str], Any]:
-    """Imports minibert; the load ends when every array is there."""
+    """Returns minibert's loader, which waits for every array."""
     import jax
 
     from minibert import BertModel
@@ -72,8 +72,8 @@ def minibert_load() -> Callable[[str], Any]:
 
 
 def transformers_load() -> Callable[[str], Any]:
-    """Imports transformers and PyTorch."""
-    import torch  # noqa: F401  # transformers imports it late, and the clock must not see that
+    """Returns transformers' loader."""
+    import torch  # noqa: F401  # transformers imports it lazily, which must not be timed
     from transformers import BertModel
     from transformers.utils import logging
 
@@ -82,7 +82,7 @@ def transformers_load() -> Callable[[str], Any]:
 
 
 def transformers_load_and_use() -> Callable[[str], Any]:
-    """As `transformers_load`, and then reads every weight once."""
+    """Returns transformers' loader, which also reads every weight once."""
     load = transformers_load()
 
     def load_and_use(folder: str) -> Any:
@@ -100,7 +100,7 @@ CONTENDERS: dict[str, Callable[[], Callable[[str], Any]]] = {
 
 
 def load_here(contender: str, folder: str) -> dict[str, float]:
-    """Loads in this process: seconds, and bytes of memory at the peak."""
+    """Loads in this process; returns seconds and peak bytes."""
     load = CONTENDERS[contender]()
     _read_into_page_cache(os.path.join(folder, WEIGHTS))
     forget_peak()
@@ -114,14 +114,14 @@ def load_here(contender: str, folder: str) -> dict[str, float]:
 
 
 def _read_into_page_cache(path: str) -> None:
-    # just before each load: some systems drop pages again within seconds
+    # just before each load: some systems evict pages within seconds
     with open(path, "rb", buffering=0) as file:
         while file.read(1 << 20):
             pass
 
 
-def load_afresh(contender: str, folder: str) -> dict[str, float]:
-    """Loads in a new process: seconds, and bytes of memory at the peak."""
+def load_in_new_process(contender: str, folder: str) -> dict[str, float]:
+    """Loads in a new process; returns seconds and peak bytes."""
     command = [sys.executable, "-m", "benchmarks.load", "--load", contender, folder]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -131,11 +131,11 @@ def load_afresh(contender: str, folder: str) -> dict[str, float]:
 
 
 def compare(size: str, repeats: int) -> dict[str, Any]:
-    """Makes a model and loads it with every contender in turn, `repeats` times."""
+    """Creates a model and loads it with all contenders in turn, `repeats` times."""
     with tempfile.TemporaryDirectory() as folder:
         file_bytes = make_folder(folder, size)
         rounds = [
-            {contender: load_afresh(contender, folder) for contender in CONTENDERS}
+            {contender: load_in_new_process(contender, folder) for contender in CONTENDERS}
             for _ in range(repeats)
         ]
     results = {}
@@ -160,7 +160,7 @@ def compare(size: str, repeats: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     megabytes = report["file_bytes"] / 1e6
     title = f"Loading {megabytes:.1f} MB, {report['repeats']} times each"
     printed = reporting.table(report, title, "median", "minimum", "peak memory")
@@ -180,7 +180,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     found = []
     if report["ratio"]["median"] > MAX_RATIO:
         found.append(f"time: {report['ratio']['median']:.2f} × transformers', over {MAX_RATIO} ×")
@@ -190,13 +190,13 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     parser = reporting.parser("load", __doc__)
-    parser.add_argument("--size", choices=SIZES, default="base", help="of the model")
+    parser.add_argument("--size", choices=SIZES, default="base", help="size of the model")
     parser.add_argument(
         "--repeats", type=reporting.positive, default=9, help="loads of each contender"
     )
-    parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)  # what the new processes run
+    parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)  # used by the new processes
     arguments = parser.parse_args()
     if arguments.load:
         print(json.dumps(load_here(*arguments.load)))

@@ -1,4 +1,4 @@
-"""What a process has in memory, as Linux counts it."""
+"""Resident memory of a process, as reported by Linux."""
 
 import math
 
@@ -10,7 +10,7 @@ def forget_peak() -> None:
 
 
 def resident(field: str) -> float:
-    """Bytes that are resident (VmRSS), or were at most (VmHWM); NaN elsewhere than on Linux."""
+    """Returns the resident bytes (VmRSS) or their peak (VmHWM); NaN on systems other than Linux."""
     try:
         with open("/proc/self/status") as file:
             found = [line.split()[1] for line in file if line.startswith(f"{field}:")]

@@ -1,4 +1,4 @@
-"""PyTorch's model as a program of onnxruntime's."""
+"""Export of PyTorch's model to onnxruntime."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ from benchmarks.environments import ROOT
 
 
 def session(folder: str) -> Any:
-    """An `InferenceSession` on the CPU: `input_ids` and `attention_mask` to the last states."""
+    """Returns a CPU `InferenceSession` from `input_ids` and `attention_mask` to the last states."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "model.onnx")
-        # in a process of its own: PyTorch's memory and threads are not onnxruntime's
+        # in a separate process, to exclude PyTorch's memory and threads
         subprocess.run(
             [sys.executable, "-m", "benchmarks.onnx", folder, path], cwd=ROOT, check=True
         )
@@ -36,11 +36,11 @@ def _export(folder: str, path: str) -> None:
             return self.model(input_ids, attention_mask).last_hidden_state
 
     example = torch.ones((2, 16), dtype=torch.int64)
-    mask = example.tril(8)  # of ones alone the exporter would conclude that there is no padding
+    mask = example.tril(8)  # with only ones the exporter would conclude that there is no padding
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     names = ("input_ids", "attention_mask")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own
+        warnings.simplefilter("ignore")  # the exporter's own warnings
         torch.onnx.export(
             Tokens(),
             (example, mask),

@@ -1,10 +1,10 @@
-"""BERT's forward pass, ours and others', each in a process of its own.
+"""BERT's forward pass, ours and others', each in its own process.
 
     python -m benchmarks.peers NAME FOLDER DTYPE
 
-is such a process. It loads the model of a folder, says how long that took, and then answers each
-line of stdin, a file with ids and mask, by the seconds of a forward pass, once the states are in a
-file beside it. It imports nothing that another's environment lacks.
+runs such a process. It loads the model of a folder and reports the time. For each line of stdin,
+the path of a file with ids and mask, it then writes the states to a file next to it and reports the
+time of the forward pass. It imports nothing that is missing in another environment.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from benchmarks.memory import forget_peak, resident
 
 TORCH = ("torch", "transformers.models.bert.modeling_bert")
 ONNX = ("onnxruntime", "onnxscript")
-# several models share a device; Keras reads its backend at its import
+# several models share a device; Keras reads its backend when imported
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "KERAS_BACKEND": "jax",
@@ -39,15 +39,15 @@ Forward = Callable[[np.ndarray, np.ndarray], Any]
 
 
 class Contender(NamedTuple):
-    """One way to compute last states.
+    """A way to compute the last hidden states.
 
     Attributes:
-        make: from a folder and a dtype to a forward pass that ends when its states are there, and
-            to what makes a numpy array of them.
-        imports: what is imported before anything is measured.
-        environment: see `environments`; None for ours.
-        needs: packages that are not among the tests' dependencies.
-        anywhere: whether it computes on accelerators, and in bfloat16, too.
+        make: from a folder and a dtype, returns a synchronous forward pass, and a function that
+            converts its states to NumPy.
+        imports: modules to import before measuring.
+        environment: its environment, see `environments`; None for ours.
+        needs: packages that are not dependencies of the tests.
+        anywhere: whether it also runs on accelerators, and in bfloat16.
     """
 
     make: Callable[[str, str], tuple[Forward, Callable[[Any], np.ndarray]]]
@@ -72,12 +72,12 @@ def _minibert(folder: str, dtype: str) -> tuple[Forward, Any]:
 
 
 def torch_model(folder: str, dtype: str, compiler: str | None = None) -> tuple[Any, str]:
-    """A model in PyTorch with its fused attention, and the device that it is on.
+    """Returns a PyTorch model with fused attention, and its device.
 
     Args:
-        folder: the model's.
-        dtype: of the weights and the arithmetic.
-        compiler: a backend of torch.compile; None for a model that is not compiled.
+        folder: the model's folder.
+        dtype: the dtype of weights and computation.
+        compiler: a backend of torch.compile; None for no compilation.
     """
     import torch
     from transformers import AutoModel
@@ -158,25 +158,25 @@ CONTENDERS = {
 
 
 def installed(dtype: str, device: str) -> list[str]:
-    """The contenders there are for it; a line on stderr for one that is not installed."""
+    """Returns the available contenders; prints a line on stderr for one that is missing."""
     found = []
     for name, contender in CONTENDERS.items():
         missing = [each for each in contender.needs if importlib.util.find_spec(each) is None]
         environment = contender.environment
         if missing:
-            print(f"{name}: {missing[0]} is not installed: left out", file=sys.stderr)
+            print(f"{name}: {missing[0]} is not installed: skipped", file=sys.stderr)
         elif environment is not None and environments.python(environment) is None:
-            print(f"{name}: left out; python -m benchmarks setup installs it", file=sys.stderr)
+            print(f"{name}: skipped; python -m benchmarks setup installs it", file=sys.stderr)
         elif contender.anywhere or (dtype, device) == ("float32", "cpu"):
             found.append(name)
     return found
 
 
 class Peer:
-    """A process with a contender in it; a context manager.
+    """A process that runs a contender; a context manager.
 
     Attributes:
-        load: seconds that its load took.
+        load: seconds of loading.
     """
 
     def __init__(self, name: str, folder: str, dtype: str):
@@ -199,7 +199,7 @@ class Peer:
         self.load: float = self._answer()["load"]
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray, float]:
-        """The seconds of a forward pass, its states, and bytes at the peak beyond the imports."""
+        """Returns seconds and states of a forward pass, and peak bytes beyond the imports."""
         path = os.path.join(self._scratch.name, "batch.npz")
         np.savez(path, ids=ids, mask=mask)
         assert self._process.stdin is not None
@@ -213,9 +213,9 @@ class Peer:
         if line := self._process.stdout.readline():
             return json.loads(line)
         with open(self._errors) as file:
-            said = file.read()
+            message = file.read()
         self.close()
-        sys.exit(f"{self._name} failed:\n{said}")
+        sys.exit(f"{self._name} failed:\n{message}")
 
     def close(self) -> None:
         """Ends the process."""
@@ -230,9 +230,9 @@ class Peer:
 
 
 def serve(name: str, folder: str, dtype: str) -> None:
-    """What such a process does."""
+    """Runs the process of a contender."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries' output must not mix with the answers
     contender = CONTENDERS[name]
     for module in contender.imports:
         importlib.import_module(module)

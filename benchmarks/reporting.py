@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: their options, where figures go, what they were taken on."""
+"""Code shared by the benchmark commands: options, output files, machine and versions."""
 
 import argparse
 import contextlib
@@ -15,27 +15,27 @@ from rich.table import Table
 
 Report = dict[str, Any]
 
-WIDE = 160  # characters of a line where no terminal says how many it has
+WIDE = 160  # characters of a line without a terminal
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A command's parser, with the options that all have."""
+    """Returns the parser of a command, with the common options."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--json", metavar="PATH", type=new_file, help="where to write figures too")
-    made.add_argument("--check", action="store_true", help="exit with 1 where a bound is broken")
+    made.add_argument("--json", metavar="PATH", type=new_file, help="a file for the figures")
+    made.add_argument("--check", action="store_true", help="exit with 1 if a bound is broken")
     return made
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, from a command line."""
+    """Parses an integer of at least 1 from the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
     return int(text)
 
 
 def new_file(text: str) -> str:
-    """The path of a file that can be written: known before anything is measured."""
+    """Returns a path after checking, before any measurement, that it can be written."""
     place = text if os.path.exists(text) else os.path.dirname(os.path.abspath(text))
     if not text or os.path.isdir(text) or not os.access(place, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
@@ -43,11 +43,11 @@ def new_file(text: str) -> str:
 
 
 def device() -> str:
-    """The kind of device that JAX finds, on which float32's products are now float32's.
+    """Returns JAX's default backend, and sets float32 matrix products to full precision.
 
-    Elsewhere than on a CPU they would be rounded. Processes started later inherit the setting.
+    By default accelerators round them. Processes started later inherit the setting.
     """
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others need memory too
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory to others
     import jax
 
     found = jax.default_backend()
@@ -58,7 +58,7 @@ def device() -> str:
 
 
 def taken_on(*packages: str) -> Report:
-    """The machine and the versions, of the packages that are installed."""
+    """Returns the machine and the versions of the installed packages."""
     versions = {"python": platform.python_version()}
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):
@@ -68,7 +68,7 @@ def taken_on(*packages: str) -> Report:
 
 
 def table(report: Report, title: str, *columns: str) -> Table:
-    """An empty table; below it, versions and machine."""
+    """Returns an empty table with versions and machine as its caption."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     made = Table(title=title, caption=f"{versions}; {report['machine']}")
     made.add_column(no_wrap=True)
@@ -80,7 +80,7 @@ def table(report: Report, title: str, *columns: str) -> Table:
 def finish(
     report: Report, printed: RenderableType, arguments: argparse.Namespace, faults: Callable
 ) -> None:
-    """Prints the table, writes the figures if asked to, and judges if asked to."""
+    """Prints the table and, if requested, writes the figures and checks the bounds."""
     width_is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
     Console(width=None if width_is_known else WIDE).print(printed)
     if arguments.json:

@@ -1,7 +1,7 @@
-"""The least time a program can take on a chip: that of its products, its memory or its network.
+"""Lower bounds of a program's time on a chip, from its products, memory or network.
 
 Williams, Waterman and Patterson, "Roofline: an insightful visual performance model" (2009). The
-bound is optimistic: every unit at its published peak, and all three at work at once.
+bound is optimistic: every unit runs at its published peak, and all three at the same time.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ class Chip:
     """A chip's published figures.
 
     Attributes:
-        flops: bfloat16 operations a second.
+        flops: bfloat16 operations per second.
         hbm: bytes of memory.
-        bandwidth: bytes a second, of memory.
-        link: bytes a second that one port of the interconnect sends (a chip's published figure
+        bandwidth: bytes per second of memory.
+        link: bytes per second that one port of the interconnect sends (a chip's published figure
             counts both directions of all ports).
-        ring: how many chips in a row close to a ring; shorter rows end (the scaling book,
+        ring: how many chips in a row form a ring; shorter rows are open (the scaling book,
             jax-ml.github.io/scaling-book/tpus).
-        source: where the figures are from.
+        source: the source of the figures.
     """
 
     flops: float
@@ -50,10 +50,10 @@ CHIPS = {
 
 
 def links(chip: Chip, members: np.ndarray) -> int:
-    """Through how many ports the chip in the corner of a group reaches the rest of it.
+    """Returns the number of ports by which a group's corner chip is connected to the group.
 
     Args:
-        chip: the kind.
+        chip: the kind of chip.
         members: the group's coordinates, `(chips, dimensions)`.
     """
     found = 0
@@ -64,12 +64,12 @@ def links(chip: Chip, members: np.ndarray) -> int:
 
 
 def network_seconds(chip: Chip, places: np.ndarray, collective: Collective) -> float:
-    """The least time of a collective, as often as it is done.
+    """Returns the minimum time of a collective, over all its runs.
 
     Args:
-        chip: the kind.
+        chip: the kind of chip.
         places: the devices' coordinates in the order of the mesh, `(devices, dimensions)`.
-        collective: what is to be done.
+        collective: the collective.
     """
     ports = min(links(chip, places[group]) for group in collective.groups)
     return collective.times * collective.sent / (ports * chip.link)

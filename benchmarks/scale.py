@@ -1,18 +1,18 @@
-"""A sharded training step compiled for TPUs that are only described: what fits, and what binds.
+"""Compiles sharded training steps for TPU topologies: memory, and what limits the time.
 
-    python -m benchmarks.scale [--model gpt2-xl]       the table, or a model's part of it
+    python -m benchmarks.scale [--model gpt2-xl]       the table, or its rows for a model
     python -m benchmarks.scale --model gpt2-xl --topology v5e:4x4 --mesh fsdp=16     one row
     … [--batch 512] [--at-once 4] [--unrolled] [--json PATH]
 
 The Trainer's step (AdamW, bfloat16 over float32 parameters, each block rematerialised, no dropout,
-the global batch that the model's authors used) is compiled by XLA for every chip of a topology. No
+the global batch size of the model's authors) is compiled by XLA for every chip of a topology. No
 TPU is needed: the compiler is in PyPI's `libtpu` (`pip install 'minibert-jax[tpu]'`). As no device
 is opened, several processes may use it at once.
 
-Bytes are the compiler's; products, traffic and collectives are counted in the compiled program,
-loops as often as they run. Times are rooflines, the least that the chip's published figures allow.
-The command fails where a device holds other than its share of parameters and optimiser, or where
-an all-gather or all-reduce puts more together at once than the largest tensor.
+Memory is the compiler's figure; products, traffic and collectives are counted in the compiled
+program, loops as often as they run. Times are rooflines, lower bounds from the chip's published
+figures. The command fails if a device does not hold exactly its shard of parameters and optimiser,
+or if an all-gather or all-reduce gathers more at once than the largest tensor.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from benchmarks import reporting
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # do not look for a TPU on the network
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # nor complain that there is none
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # do not warn that there is none
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # /tmp/libtpu_lockfile is for processes that open a TPU
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock is for processes that open a TPU
 }
 TABLE = {
     "gpt2-xl": (
@@ -54,7 +54,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 
 
 def bytes_shown(count: float) -> str:
-    """A number of bytes, three digits of it."""
+    """Returns a number of bytes with three digits."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1000 or unit == "GiB":
             return f"{count:.0f} {unit}" if count >= 100 else f"{count:.3g} {unit}"
@@ -70,7 +70,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def steps(model: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Memory and time, a line a mesh."""
+    """Returns a table of memory and time, a row for each mesh."""
     first = rows[0]
     title = (
         f"{model}: {first['parameters'] / 1e6:,.0f} million parameters, batches of "
@@ -94,7 +94,7 @@ def steps(model: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def collectives(model: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What goes over the network in a step, a line a mesh."""
+    """Returns a table of network traffic of a step, a row for each mesh."""
     columns = ("topology", "mesh", *KINDS, "largest gather", "largest sum")
     table = _table(f"{model}: collectives of a step: how many, and all their bytes", columns)
     for row in rows:
@@ -114,7 +114,7 @@ def collectives(model: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def partial(model: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The tensors that are stored in fewer parts than there are, and what that costs a chip."""
+    """Returns a table of the tensors that are not fully sharded, with their cost for a chip."""
     columns = ("mesh", "tensor", "shape", "in parts", "of", "more bytes a chip", "of its state")
     table = _table(f"{model}: tensors that are not split evenly over all chips", columns)
     for row in rows:
@@ -128,7 +128,7 @@ def partial(model: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the tables of some rows."""
+    """Prints the tables of rows."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     for model in dict.fromkeys(row["model"] for row in rows):
         some = [row for row in rows if row["model"] == model]
@@ -141,41 +141,41 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line's."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", help="such as gpt2-xl; every model of the table by default")
+    parser.add_argument("--model", help="such as gpt2-xl; by default all of the table")
     parser.add_argument("--topology", help="such as v5e:4x4")
     parser.add_argument("--mesh", help="such as fsdp=16, fsdp=64x4 (two axes) or data=2,tensor=8")
     parser.add_argument("--batch", type=reporting.positive, help="rows of a batch, over all chips")
-    parser.add_argument("--at-once", type=reporting.positive, help="rows a chip takes at once")
-    parser.add_argument("--unrolled", action="store_true", help="compile every block on its own")
+    parser.add_argument("--at-once", type=reporting.positive, help="rows of a chip's microbatch")
+    parser.add_argument("--unrolled", action="store_true", help="compile every block separately")
     parser.add_argument(
-        "--json", metavar="PATH", type=reporting.new_file, help="where to write the figures too"
+        "--json", metavar="PATH", type=reporting.new_file, help="a file for the figures"
     )
     return parser.parse_args()
 
 
 def plan(given: argparse.Namespace) -> list[tuple[str, str, str]]:
-    """Which rows are asked for: model, topology and mesh."""
+    """Returns the requested rows: model, topology and mesh."""
     if (given.topology is None) != (given.mesh is None):
-        sys.exit("--topology and --mesh: give both, or neither for the table")
+        sys.exit("--topology and --mesh: expected both, or neither for the table")
     if given.topology is not None:
         return [(given.model or "gpt2-xl", given.topology, given.mesh)]
     if given.model is not None and given.model not in TABLE:
-        sys.exit(f"--model {given.model}: not in the table; give --topology and --mesh too")
+        sys.exit(f"--model {given.model}: not in the table; pass --topology and --mesh too")
     models = TABLE if given.model is None else [given.model]
     return [(model, *row) for model in models for row in TABLE[model]]
 
 
 def main() -> None:
-    """Compiles, prints and judges."""
+    """Compiles, prints and checks."""
     given = arguments()
     rows_wanted = plan(given)
     if importlib.util.find_spec("libtpu") is None:
-        sys.exit("needs libtpu, which holds XLA's compiler for TPUs: pip install libtpu")
+        sys.exit("XLA's compiler for TPUs is missing: pip install libtpu")
     os.environ.update(SETTINGS)
-    from benchmarks.scale_rows import MODELS, faults, measure  # not before the settings
+    from benchmarks.scale_rows import MODELS, faults, measure  # after the environment is set
     from minibert.core.progress import progress_bar
     from minibert.errors import InputError
 
@@ -190,7 +190,7 @@ def main() -> None:
             except InputError as error:
                 sys.exit(f"{topology}, {mesh}: {error}")
             tick(1)
-            if given.json:  # after every row, for there may be hours of them
+            if given.json:  # after every row, as all may take hours
                 with open(given.json, "w") as file:
                     json.dump(rows, file, indent=2)
     show(rows)

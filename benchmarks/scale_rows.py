@@ -1,4 +1,4 @@
-"""One row of the table of `benchmarks.scale`: a step compiled, and what there is to know of it."""
+"""One row of the table of `benchmarks.scale`: a compiled step and its figures."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from benchmarks.scale_step import STACKED, StackedSharding, abstract_model, lowe
 from minibert.errors import InputError
 from minibert.train import causal_lm, masked_lm
 
-MOMENTS = 3  # a parameter, and AdamW's two moments of it
+MOMENTS = 3  # a parameter and AdamW's two moments
 NO_DROPOUT = {
     minibert.GPT2Config: dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     minibert.BertConfig: dict.fromkeys(
@@ -29,13 +29,13 @@ NO_DROPOUT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """What is trained.
+    """A model and its training batch.
 
     Attributes:
-        preset: makes the config.
-        batch: the rows of a batch.
-        seq: the tokens of a row.
-        at_once: of so many rows a chip keeps the activations.
+        preset: returns the config.
+        batch: the number of rows of a batch.
+        seq: the number of tokens of a row.
+        at_once: the number of rows of a chip's microbatch.
     """
 
     preset: Any
@@ -44,7 +44,7 @@ class Model:
     at_once: int
 
     def abstract(self) -> tuple[Any, Any]:
-        """The model as shapes, and its objective."""
+        """Returns the model as shapes, and its objective."""
         config = self.preset()
         config = dataclasses.replace(config, **NO_DROPOUT[type(config)])
         if isinstance(config, minibert.GPT2Config):
@@ -53,7 +53,7 @@ class Model:
 
 
 GPT2 = {"batch": 512, "seq": 1024}  # Radford et al. (2019)
-BERT = {"batch": 256, "seq": 512}  # Devlin et al. (2018); here every word is a target
+BERT = {"batch": 256, "seq": 512}  # Devlin et al. (2018); here every token is a target
 MODELS = {
     "gpt2": Model(preset=minibert.GPT2Config.small, at_once=8, **GPT2),
     "gpt2-medium": Model(preset=minibert.GPT2Config.medium, at_once=4, **GPT2),
@@ -67,10 +67,10 @@ MODELS = {
 
 
 def mesh_sizes(text: str) -> dict[str, Any]:
-    """`data=2,fsdp=64x4,tensor=4` as arguments of `Sharding.of_devices`.
+    """Parses `data=2,fsdp=64x4,tensor=4` to arguments of `Sharding.of_devices`.
 
     Raises:
-        InputError: it is not like that.
+        InputError: if the text has another format.
     """
     sizes: dict[str, Any] = {"data": 1}
     for part in text.split(","):
@@ -85,16 +85,16 @@ def mesh_sizes(text: str) -> dict[str, Any]:
 
 
 def described(topology: str) -> list[Any]:
-    """The devices of a topology such as v5e:4x4, none of which is here.
+    """Returns the described, not available devices of a topology such as v5e:4x4.
 
     Raises:
-        InputError: there is no such topology.
+        InputError: if there is no such topology.
     """
     if topology.split(":")[0] not in CHIPS:
         raise InputError(f"topology: expected {', '.join(CHIPS)} and a shape, found {topology!r}")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # whatever libtpu raises
+    except Exception as error:  # libtpu may raise any
         why = str(error).splitlines()[0]
         raise InputError(f"topology: expected such as v5e:4x4, found {topology!r}: {why}") from None
     return list(found.devices)
@@ -109,17 +109,17 @@ def measure(
     at_once: int | None = None,
     scan: bool = True,
 ) -> dict[str, Any]:
-    """Compiles a step.
+    """Compiles a step and returns its figures.
 
     Args:
-        name: of `MODELS`.
+        name: a name of `MODELS`.
         topology: such as v5e:4x4.
         mesh: such as fsdp=16.
-        batch, at_once: in place of the model's.
+        batch, at_once: override the model's.
         scan: whether the blocks run in a loop.
 
     Raises:
-        InputError: there is no such topology, or mesh of it, or batch for it.
+        InputError: if topology, mesh and batch do not fit.
     """
     given, devices = MODELS[name], described(topology)
     model, objective = given.abstract()
@@ -137,14 +137,14 @@ def measure(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        row |= {"fits": False, "peak": asked_for(str(error))} | limits(topology)
+        row |= {"fits": False, "peak": requested_bytes(str(error))} | limits(topology)
     else:
         row |= {"fits": True} | _read(compiled, topology, sharding) | limits(topology)
     return row | {"seconds_to_compile": time.perf_counter() - began}
 
 
 def stored(sharding: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    """What a device is to hold by the sharding's rules, and which tensors are not split evenly."""
+    """Returns the expected bytes on a device, and the tensors that are not split evenly."""
     bytes_of = {path: leaf.size * leaf.dtype.itemsize for path, leaf in params.items()}
     partial = [
         {
@@ -167,7 +167,7 @@ def stored(sharding: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(compiled: Any, topology: str, sharding: Any) -> dict[str, Any]:
-    """What a compiled step says of itself, and its rooflines."""
+    """Returns the figures of a compiled step, and its rooflines."""
     chip, memory = CHIPS[topology.split(":")[0]], compiled.memory_analysis()
     program = Program(compiled.as_text())
     places = np.array([device.coords for device in sharding.mesh.devices.flat])
@@ -197,11 +197,11 @@ def _read(compiled: Any, topology: str, sharding: Any) -> dict[str, Any]:
     }
 
 
-def asked_for(message: str) -> float:
-    """The bytes of memory that a step asks a chip for, at least, where XLA refuses to compile it.
+def requested_bytes(message: str) -> float:
+    """Returns the memory that a step needs at least, from XLA's out-of-memory message.
 
     Raises:
-        RuntimeError: that is not what the message says.
+        RuntimeError: if it is another message.
     """
     found = re.search(r"Used ([\d.]+)G of [\d.]+G hbm|HLO temporaries \(([\d.]+)G\)", message)
     if not found:
@@ -210,13 +210,13 @@ def asked_for(message: str) -> float:
 
 
 def limits(topology: str) -> dict[str, Any]:
-    """What a chip has, and who says so."""
+    """Returns a chip's figures and their source."""
     chip = CHIPS[topology.split(":")[0]]
     return {"limit": chip.hbm, "source": chip.source}
 
 
 def faults(row: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a row, a sentence each."""
+    """Returns the faults of a row, a sentence each."""
     name, found = f"{row['model']} on {row['topology']}, {row['mesh']}", []
     even = row["even_bytes"] + sum(part["extra_bytes"] for part in row["partial"])
     if abs(row["predicted_bytes"] - even) > 1e-6 * even:
@@ -226,7 +226,7 @@ def faults(row: Mapping[str, Any]) -> list[str]:
     held = row["argument_bytes"] - row["batch_bytes"]
     if held != row["predicted_bytes"]:
         found.append(f"{name}: a device holds {held} bytes, not {row['predicted_bytes']}")
-    for kind in ("all-gather", "all-reduce"):  # XLA gathers small pieces by an all-reduce
+    for kind in ("all-gather", "all-reduce"):  # XLA gathers small arrays with an all-reduce
         size, largest = (
             row["collectives"].get(kind, {"largest": 0})["largest"],
             row["largest_tensor"],

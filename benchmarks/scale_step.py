@@ -1,7 +1,7 @@
-"""A training step as shapes alone: nothing is allocated, whatever the size of the model.
+"""A training step on shapes only: nothing is allocated, whatever the size of the model.
 
-The step is the Trainer's own. A model's blocks are equal, so their parameters are stacked and one
-`lax.scan` runs them: the program then has one block to compile, however many the model has.
+The step is the Trainer's. As the blocks of a model are equal, their parameters are stacked and run
+by one `lax.scan`, so that only one block is compiled, however many the model has.
 """
 
 import functools
@@ -27,30 +27,30 @@ STACKED = ".0.stacked."  # in the path of a parameter that every block has
 
 
 class StackedSharding(Sharding):
-    """A sharding that knows stacked parameters: each is stored and used as one block's would be."""
+    """A sharding that stores and uses stacked parameters as those of one block."""
 
     def shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """A parameter's shape in training; the blocks' axis stays first."""
+        """Returns a parameter's shape in training; the blocks' axis stays first."""
         if STACKED in path:
             return (shape[0], *super().shape(path, shape[1:]))
         return super().shape(path, shape)
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """How a parameter is stored; the blocks' axis is not split."""
+        """Returns how a parameter is stored; the blocks' axis is not sharded."""
         if STACKED in path:
             return PartitionSpec(None, *super().spec(path, shape[1:]))
         return super().spec(path, shape)
 
 
 class ScannedBlocks(Module):
-    """Equal blocks as one: their parameters stacked, their work a loop, each rematerialised."""
+    """Equal blocks with stacked parameters, run in a loop, each rematerialised."""
 
     def __init__(self, blocks: Any, sharding: Sharding):
         self.layers, self.on = len(blocks), sharding
         self.stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *blocks)
 
     def __call__(self, hidden: Any, mask: Any, *given: Any) -> BlockOutput:
-        """Runs the blocks as `run_blocks` does, one after the other."""
+        """Runs the blocks one after the other, as `run_blocks` does."""
         *rest, rngs = given
         run = _runner(Execution(remat=True, sharding=self.on))
 
@@ -61,16 +61,16 @@ class ScannedBlocks(Module):
         keys = jax.random.split(rngs.dropout(), self.layers)
         hidden, _ = jax.lax.scan(one, by_rows(self.on, hidden), (self.stacked, keys))
         hidden = by_rows(self.on, hidden, last=True)
-        return BlockOutput(hidden, jnp.zeros(()), None, None)  # no weights are kept
+        return BlockOutput(hidden, jnp.zeros(()), None, None)  # attention weights are not kept
 
 
 def abstract_model(cls: Any, config: Any) -> Any:
-    """A model of shapes that computes in bfloat16 and keeps float32."""
+    """Returns a model of shapes, with float32 parameters and bfloat16 computation."""
     return jax.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
 
 
 def with_scan(sharding: Sharding, model: Any) -> Any:
-    """The model, its blocks replaced by one loop over them."""
+    """Returns the model with its blocks replaced by one loop over them."""
     trunk = model.base_model
     *above, last = model.blocks.split(".")
     owner = functools.reduce(getattr, above, trunk)
@@ -79,7 +79,7 @@ def with_scan(sharding: Sharding, model: Any) -> Any:
 
 
 def abstract_state(model: Any, sharding: Sharding, optimizer: Any) -> tuple[TrainState, Any]:
-    """The state of training as shapes, each with its sharding; and the shardings alone."""
+    """Returns the training state as shapes with their shardings; and the shardings."""
     params = {
         path: jax.ShapeDtypeStruct(sharding.shape(path, array.shape), array.dtype)
         for path, array in parameters(model).items()
@@ -102,15 +102,15 @@ def lowered_step(
     parts: int,
     scan: bool,
 ) -> tuple[Any, dict[str, Any]]:
-    """The training step, lowered for the mesh's devices, and the parameters' shapes.
+    """Returns the training step, lowered for the mesh's devices, and the parameters' shapes.
 
     Args:
-        model: of shapes.
-        objective: what to minimise.
-        sharding: of the model's class (`for_model`).
-        shape: a whole batch's, `(rows, seq)`.
-        parts: how many parts it is taken in.
-        scan: whether the blocks run in a loop, else one after the other, as the Trainer has them.
+        model: a model of shapes.
+        objective: the objective to minimise.
+        sharding: a sharding for the model's class (`for_model`).
+        shape: the shape of a whole batch, `(rows, seq)`.
+        parts: the number of microbatches.
+        scan: whether the blocks run in a loop; otherwise one after the other, as in the Trainer.
     """
     if scan:
         model = jax.eval_shape(functools.partial(with_scan, sharding), model)

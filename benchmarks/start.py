@@ -1,10 +1,10 @@
-"""Time from a process's start to its first vectors, beside sentence-transformers.
+"""Time from the start of a process to its first vectors, next to sentence-transformers.
 
     python -m benchmarks.start [--size minilm] [--repeats 5] [--json PATH] [--check]
 
-Every turn is a new process that imports, loads all-MiniLM-L6-v2, and encodes eight texts; then it
-ends. minibert runs without a cache of programs and with one that an earlier process has filled, in
-the folder that JAX's JAX_COMPILATION_CACHE_DIR names. The contenders take turns; times are medians.
+Every turn is a new process that imports, loads all-MiniLM-L6-v2 and encodes eight texts. minibert
+runs without a compilation cache and with one that an earlier process has filled
+(JAX_COMPILATION_CACHE_DIR). The contenders take turns; times are medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks import embed, reporting
 from benchmarks.reporting import Report
 
-MAX_RATIO = 1.0  # of the medians, minibert's with its cache to sentence-transformers'
+MAX_RATIO = 1.0  # of medians, minibert's with cache to sentence-transformers'
 
 TEXTS = embed.corpus(8)
 OURS = """
@@ -36,7 +36,7 @@ CACHED = "minibert, its programs cached"
 
 
 def seconds_of(code: str, folder: str, settings: dict[str, str]) -> float:
-    """Runs the code in a new process."""
+    """Returns the seconds of running code in a new process."""
     command = [sys.executable, "-c", code, folder, *TEXTS]
     kept = {name: value for name, value in os.environ.items() if not _is_of_a_cache(name)}
     environment = kept | {"HF_HUB_OFFLINE": "1"} | settings
@@ -49,12 +49,12 @@ def seconds_of(code: str, folder: str, settings: dict[str, str]) -> float:
 
 
 def _is_of_a_cache(name: str) -> bool:
-    """Whether it is a setting of JAX's cache of programs: a turn has its own, or none."""
+    """Returns whether a variable configures JAX's compilation cache, which a turn sets itself."""
     return name.startswith("JAX_") and "CACHE" in name
 
 
 def compare(size: str, repeats: int) -> Report:
-    """Every contender in turn, `repeats` times, after a first turn that is not counted."""
+    """Measures all contenders in turn, `repeats` times, after an uncounted first turn."""
     taken: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = embed.model_folder(os.path.join(scratch, "model"), size)
@@ -83,7 +83,7 @@ def compare(size: str, repeats: int) -> Report:
 
 
 def table(report: Report) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     title = f"From a process's start to its first vectors, the median of {report['repeats']}"
     made = reporting.table(report, title, "s", "to sentence-transformers")
     for name, seconds in report["seconds"].items():
@@ -93,14 +93,14 @@ def table(report: Report) -> Table:
 
 
 def faults(report: Report) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     over = report["ratio"] > MAX_RATIO
     found = f"{report['ratio']:.2f} × sentence-transformers' time, over {MAX_RATIO} ×"
     return [f"start: {found}"] if over else []
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     parser = reporting.parser("start", __doc__)
     parser.add_argument("--size", choices=("tiny", "minilm"), default="minilm")
     parser.add_argument(

@@ -1,12 +1,12 @@
-"""Every compiled entry point, compiled for TPUs that are only described.
+"""Compiles every compiled entry point for TPU topologies, without a TPU.
 
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu [--chip v5e v6e] [--json PATH]
 
-XLA's TPU compiler is in PyPI's `libtpu`; no TPU is needed, nothing is run, and no weight is made:
-models are trees of shapes, in bfloat16. The programs are those that the library runs: `compiled`'s,
-an encoder's of texts in rows of their own and in shared ones, `generate`'s loop, and a `Trainer`'s
-step. What is printed are the compiler's own figures, which no clock has confirmed; it counts what
-stands in a loop once, however often it is done: of generation the prompt and one word.
+XLA's TPU compiler is in PyPI's `libtpu`; no TPU is needed, nothing runs, and no weights are
+created: models are trees of shapes, in bfloat16. The programs are those of the library: `compiled`,
+an encoder with separate and shared rows, the loop of `generate`, and the step of a `Trainer`. The
+figures are the compiler's estimates, not measurements; they count the body of a loop once, hence
+for generation the prompt and one token.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from minibert.train import causal_lm
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
 ROWS, SEQ = 32, 512
 PROMPT, NEW = 32, 64
-TRAINED = (8, 1024)  # a batch of training
+TRAINED = (8, 1024)  # a training batch
 
 SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "tiny": (
@@ -51,12 +51,12 @@ SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
 
 
 def shapes_of(cls: Any, config: Any) -> Any:
-    """A model of shapes, in bfloat16."""
+    """Returns a model of shapes, in bfloat16."""
     return cls(config, rngs=None, param_dtype=jnp.bfloat16).eval()
 
 
 def programs(size: str, devices: list[Any]) -> dict[str, Callable[[], Any]]:
-    """Each entry point's program, lowered for the first of the devices."""
+    """Returns the program of each entry point, lowered for the first device."""
     chip = SingleDeviceSharding(devices[0])
     bert_config, gpt2_config = SIZES[size]
     bert = shapes_of(minibert.BertModel, minibert.BertConfig(**bert_config))
@@ -115,7 +115,7 @@ def _placed(array: Any, chip: Any) -> jax.ShapeDtypeStruct:
 
 
 def measure(lower: Callable[[], Any]) -> dict[str, Any]:
-    """Compiles a program, and says what the compiler says of it."""
+    """Compiles a program and returns the compiler's figures."""
     start = time.perf_counter()
     compiled = lower().compile()
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
@@ -128,7 +128,7 @@ def measure(lower: Callable[[], Any]) -> dict[str, Any]:
 
 
 def compare(chips: list[str], size: str) -> Report:
-    """Every entry point for every chip."""
+    """Compiles every entry point for every chip."""
     rows = {
         f"{chip}: {name}": measure(lower)
         for chip in chips
@@ -138,7 +138,7 @@ def compare(chips: list[str], size: str) -> Report:
 
 
 def table(report: Report) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     title = (
         "What XLA's TPU compiler says of each program (one chip, bfloat16, a loop's inside once)"
     )

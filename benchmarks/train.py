@@ -1,15 +1,15 @@
-"""Time of a training step, beside PyTorch.
+"""Time of a training step, next to PyTorch.
 
     python -m benchmarks.train [--model gpt2] [--repeats 5] [--json PATH] [--check]
 
-The same random weights, batch, AdamW and precision in both, dropout off, so that the losses of the
-first steps can be compared: they must agree before anything is timed. The contenders take turns in
-one process, each step waited for. An idle contender leaves the cores alone: PyTorch's threads spin
-for 10 ms after a call, JAX's do not. Both are given `keep_memory`, as `minibert train` is: without
-it each would pay for pages that the other's step gave back to the system.
+Both have the same random weights, batch, AdamW and precision, without dropout, so that losses of
+the first steps can be compared: they must agree before timing. The contenders take turns in one
+process, each step synchronised. An idle contender does not use the cores: PyTorch's threads spin
+for 10 ms after a call, JAX's do not. Both use `keep_memory`, as `minibert train` does: without it
+each would pay for pages that the other's step returned to the system.
 
-On a GPU also bfloat16 and torch.compile; MFU is the step's products (6 × kernels × tokens, and
-attention's; as `minibert train` counts them) over what the device could do.
+On a GPU it also measures bfloat16 and torch.compile. MFU is the step's FLOPs (6 × kernels × tokens,
+and attention's, as in `minibert train`) divided by the peak of the device.
 """
 
 import math
@@ -28,9 +28,9 @@ from minibert.nn.tree import parameters
 from minibert.train import keep_memory
 from minibert.train.metrics import PEAKS, operations
 
-MAX_RATIO = 1.0  # of the median times in float32 on a CPU, ours to PyTorch's
+MAX_RATIO = 1.0  # of median times in float32 on a CPU, ours to PyTorch's
 OURS = "minibert"
-AGREE = 2e-4  # relative, of the losses of the first steps in float32
+AGREE = 2e-4  # relative difference of the first losses in float32
 FIRST = 3
 RATE, DECAY = 1e-4, 0.01
 
@@ -42,11 +42,11 @@ TINY = {
     "bert": {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
     "gpt2": {"vocab_size": 97, "n_embd": 24, "n_layer": 2, "n_head": 3},
 }
-Step = Callable[[dict[str, np.ndarray]], Any]  # returns the loss, which may not be there yet
+Step = Callable[[dict[str, np.ndarray]], Any]  # returns the loss, possibly not yet computed
 
 
 def make_folder(folder: str, family: str, size: str) -> None:
-    """Writes a BERT-base for masked words or a GPT-2 124M, of random float32 weights."""
+    """Writes a BERT-base for masked LM or a GPT-2 124M, with random float32 weights."""
     import torch
     import transformers
 
@@ -60,7 +60,7 @@ def make_folder(folder: str, family: str, size: str) -> None:
 
 
 def make_batch(family: str, vocabulary: int, rows: int, length: int) -> dict[str, np.ndarray]:
-    """Random words; of BERT's, 15 % are targets."""
+    """Returns random tokens; for BERT 15 % are targets."""
     rng = np.random.default_rng(0)
     ids = rng.integers(5, vocabulary, (rows, length))
     labels = ids if family == "gpt2" else np.where(rng.random(ids.shape) < 0.15, ids, -100)
@@ -68,7 +68,7 @@ def make_batch(family: str, vocabulary: int, rows: int, length: int) -> dict[str
 
 
 def minibert_step(folder: str, family: str, dtype: str) -> dict[str, Step]:
-    """A `Trainer`'s step."""
+    """Returns the step of a `Trainer`."""
     import jax.numpy as jnp
 
     import minibert
@@ -83,7 +83,7 @@ def minibert_step(folder: str, family: str, dtype: str) -> dict[str, Step]:
 
 
 def torch_steps(folder: str, family: str, dtype: str) -> dict[str, Step]:
-    """The same step in PyTorch; on a GPU also compiled."""
+    """Returns the same step in PyTorch; on a GPU also compiled."""
     import torch
     import transformers
 
@@ -124,7 +124,7 @@ def torch_steps(folder: str, family: str, dtype: str) -> dict[str, Step]:
 
 
 def measure(steps: dict[str, Step], batch: dict[str, np.ndarray], repeats: int, dtype: str) -> dict:
-    """Lets them step in turn: their first losses, the first step's seconds, and later steps'."""
+    """Takes steps in turn; returns first losses, and seconds of the first and later steps."""
     losses: dict[str, list[float]] = {}
     first: dict[str, float] = {}
     for name, step in steps.items():
@@ -154,7 +154,7 @@ def measure(steps: dict[str, Step], batch: dict[str, np.ndarray], repeats: int, 
 
 
 def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dict[str, Any]:
-    """Makes a model and a batch, and trains with every contender in turn."""
+    """Creates a model and a batch, and trains with all contenders in turn."""
     reporting.device()
     import jax
 
@@ -188,7 +188,7 @@ def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dic
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report as a table."""
+    """Returns the report as a table."""
     rows, length = report["batch"]
     title = f"A training step of {report['model']}, {rows} × {length} tokens, {report['device']}"
     known = not math.isnan(report["peak"])
@@ -215,7 +215,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Which bounds the report breaks, a sentence each."""
+    """Returns the bounds that the report breaks, a sentence each."""
     found = []
     for run in report["runs"]:
         ratio = run["ratios"]["PyTorch"]
@@ -225,12 +225,12 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints, and with --check judges."""
+    """Measures and prints; checks the bounds with --check."""
     options = reporting.parser("train", __doc__)
     options.add_argument("--model", choices=["bert", "gpt2"], default="gpt2", help="base, 124M")
-    options.add_argument("--size", choices=["full", "tiny"], default="full", help="of the model")
+    options.add_argument("--size", choices=["full", "tiny"], default="full", help="model size")
     options.add_argument("--batch", type=reporting.positive, default=8, help="rows")
-    options.add_argument("--length", type=reporting.positive, default=128, help="tokens a row")
+    options.add_argument("--length", type=reporting.positive, default=128, help="tokens of a row")
     options.add_argument(
         "--repeats", type=reporting.positive, default=5, help="timed steps of each contender"
     )

@@ -1,7 +1,7 @@
-"""BERT, RoBERTa and GPT-2 in JAX, exactly: a Flax NNX tree that is the Hugging Face tree.
+"""BERT, RoBERTa and GPT-2 in JAX and Flax NNX, with the module tree and results of Hugging Face.
 
-The public names are in `__init__.pyi`. Each is imported when it is first used: importing JAX takes
-seconds, in which the command has to handle Ctrl-C already.
+The public names are in `__init__.pyi`. Each is imported on first use, so that the command handles
+Ctrl-C during the import of JAX, which takes seconds.
 """
 
 import ast
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
     module = importlib.import_module(_HOMES[name]) if _HOMES[name] != __name__ else None
     if not hasattr(module, name):
         return importlib.import_module(f"{_HOMES[name]}.{name}")
-    globals()[name] = getattr(module, name)  # asked for once
+    globals()[name] = getattr(module, name)
     return globals()[name]
 
 

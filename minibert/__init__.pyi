@@ -1,4 +1,4 @@
-"""The public names, by topic; what is imported when one of them is first used."""
+"""The public names, by topic, and the modules from which they are imported on first use."""
 
 # sentences, pipelines and generation
 from minibert.embedding.encoder import SentenceEncoder as SentenceEncoder

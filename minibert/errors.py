@@ -1,7 +1,7 @@
-"""Every error minibert raises on purpose.
+"""The errors that minibert raises.
 
-All are `MinibertError`, itself a `ValueError`, and each message names the file, tensor, field or
-argument, what was expected and what was found.
+All are subclasses of `MinibertError`, which is a `ValueError`. Messages state the file, tensor,
+field or argument, what was expected and what was found.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
-LONGEST = 160  # characters of one value in a message
+LONGEST = 160  # maximum number of characters of a value in a message
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -18,7 +18,7 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = LONGEST
 
 
 def shown(value: Any) -> str:
-    """A value as a message quotes it: its repr, on one line, with the middle of a long one cut."""
+    """Returns the repr of a value for a message: on one line, and shortened in the middle."""
     try:
         text = _REPR.repr(value).replace("\n", " ")
     except ValueError:  # Python refuses to print an integer of thousands of digits
@@ -27,17 +27,17 @@ def shown(value: Any) -> str:
 
 
 def suggest(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Returns a hint at the known names closest to an unknown one; empty if none is close."""
+    """Returns a hint at the known names that are closest to an unknown one; "" if none is close."""
     near = difflib.get_close_matches(name[:LONGEST], sorted(known), count)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 class MinibertError(ValueError):
-    """Base class of the library's own errors.
+    """Base class of the errors of minibert.
 
     Attributes:
-        arguments: the arguments that the message advises, as it writes them: `truncation=True`. The
-            command line replaces them by its own flags.
+        arguments: the arguments that the message recommends, as written there: `truncation=True`.
+            The command line replaces them by its flags.
     """
 
     arguments: tuple[str, ...] = ()
@@ -49,33 +49,33 @@ class MinibertError(ValueError):
 
 
 class ConfigError(MinibertError):
-    """A config.json or a config object holds a value that cannot be right."""
+    """A config.json or a config object contains an invalid value."""
 
 
 class UnsupportedConfigError(ConfigError):
-    """A config asks for something that would change the numbers and is not implemented."""
+    """A config requests something that would change results and is not implemented."""
 
 
 class SourceError(MinibertError):
-    """A model source (folder or hub id) does not exist or holds no weights."""
+    """A model source (folder or hub id) does not exist or contains no weights."""
 
 
 class WeightsFileError(MinibertError):
-    """A weights file is damaged, malformed or of the wrong kind."""
+    """A weights file is damaged, malformed or in the wrong format."""
 
 
 class PickleRefusedError(WeightsFileError):
-    """A weights file is a pickle, which can run code; the caller has not allowed it."""
+    """A weights file is a pickle, which can run code, and the caller did not allow pickles."""
 
 
 class ShardIndexError(WeightsFileError):
-    """A shard index names files or tensors that are not there, or are not allowed."""
+    """A shard index lists files or tensors that are missing or not allowed."""
 
 
 class CheckpointMismatchError(MinibertError):
     """The tensors of a checkpoint and the leaves of a model are not in one-to-one correspondence.
 
-    Also of a model that is to be saved: its parameters are not those that its config describes.
+    It is also raised by saving if the parameters of the model are not those of its config.
 
     Attributes:
         faults: every fault found, one sentence each.
@@ -84,26 +84,26 @@ class CheckpointMismatchError(MinibertError):
     def __init__(self, where: str, faults: list[str], hint: str = ""):
         self.faults = tuple(faults)
         lines = [f"  - {fault}" for fault in faults]
-        if len(lines) > 20:  # sorted by name, the first and the last are seldom of one kind
+        if len(lines) > 20:  # keep both ends: faults are sorted by name and differ in kind
             lines[10:-10] = [f"  … and {len(lines) - 20} more …"]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__("\n".join([f"{where}: {count}:", *lines]) + hint)
 
 
 class MissingHeadError(CheckpointMismatchError):
-    """The model has a head that the checkpoint lacks, and the caller did not ask for a new one."""
+    """The checkpoint lacks the model's head, and the caller did not request a new one."""
 
 
 class InputError(MinibertError):
-    """An argument of a model call is out of range, of the wrong shape or contradictory."""
+    """An argument is out of range, of the wrong type or shape, or contradicts another."""
 
 
 class TextError(InputError):
-    """One of many texts has no vector.
+    """One of several texts cannot be encoded.
 
     Attributes:
-        number: which one, from 0.
-        why: what is wrong with it.
+        number: the index of the text.
+        why: the reason.
     """
 
     def __init__(self, number: int, why: str):
@@ -112,14 +112,14 @@ class TextError(InputError):
 
 
 class NotFiniteError(MinibertError):
-    """A model computed NaN or infinity where a number was needed."""
+    """A model computed NaN or infinity where a finite number is required."""
 
 
 class TextNotFiniteError(NotFiniteError):
-    """The vectors of some of many texts are NaN or infinite.
+    """The vectors of some texts are NaN or infinite.
 
     Attributes:
-        numbers: indices of the texts.
+        numbers: the indices of the texts.
         why: what was found, and what to do.
     """
 
@@ -135,12 +135,12 @@ class TextNotFiniteError(NotFiniteError):
 
 
 class TargetError(MinibertError):
-    """An output folder cannot be written: it exists, is in use, or the disk refuses."""
+    """An output folder or file exists already, is in use, or cannot be written."""
 
 
 @contextlib.contextmanager
 def reading(path: object, error: type[MinibertError] = SourceError) -> Generator[None]:
-    """Raises an error of the operating system as an `error` that names the path."""
+    """Converts an error of the operating system to an `error` whose message names the path."""
     try:
         yield
     except OSError as reason:
@@ -149,7 +149,7 @@ def reading(path: object, error: type[MinibertError] = SourceError) -> Generator
 
 @contextlib.contextmanager
 def writing(path: object) -> Generator[None]:
-    """Raises an error of the operating system as a `TargetError` that names the path."""
+    """Converts an error of the operating system to a `TargetError` whose message names the path."""
     try:
         yield
     except OSError as reason:

@@ -1,4 +1,4 @@
-"""The two tolerances of the project, and what all tests share."""
+"""The two tolerances of the project, and fixtures that all tests share."""
 
 import os
 import pathlib
@@ -107,7 +107,7 @@ def tokenizer(minilm):
 
 @pytest.fixture(scope="module")
 def masked():
-    """A tiny masked-word model of that vocabulary, at most 64 tokens long."""
+    """A tiny masked language model with that vocabulary, for at most 64 tokens."""
     import minibert
 
     config = minibert.BertConfig.tiny(vocab_size=30522, max_position_embeddings=64)

@@ -1,1 +1,1 @@
-"""What a GPU answers in four minutes: `python -m benchmarks.gpu`; each step is a module here."""
+"""The four-minute GPU benchmark: `python -m benchmarks.gpu`; each step is a module here."""

@@ -1,20 +1,20 @@
-"""Everything that a GPU has to answer, in four minutes at most.
+"""All GPU measurements, in at most four minutes.
 
     python -m benchmarks.gpu [--only STEP] [--out FOLDER] [--seconds 235]
     python -m benchmarks.gpu --dry-run
 
-Parity with PyTorch, and times beside PyTorch's, of forward passes, ragged texts, generated text,
-training steps, attention and single layers; `--only` (repeatable) runs some of the steps alone. It
-needs an NVIDIA GPU and no network, installs nothing, and skips by name what is missing. From a
-checkout the package need not be installed.
+Measures parity with PyTorch, and times next to PyTorch's of forward passes, ragged texts, text
+generation, training steps, attention and single layers; `--only` (repeatable) selects steps. It
+needs an NVIDIA GPU and no network, installs nothing, and reports what it skips because packages are
+missing. In a checkout the package need not be installed.
 
-Every step is a process of its own with a time limit, the most valuable first; time that one leaves
-goes to the next. Within a step the most telling cells come first, and those for which there is no
-time are named. FOLDER/gpu.json and FOLDER/gpu.md are replaced whenever there is something new, so
-that a run that is stopped leaves what it has measured. Exits with 1 if a step failed: if it raised,
-or measured nothing within its limit.
+Every step is a separate process with a time limit, the most important first; unused time goes to
+the next. Within a step the most important cells come first, and cells without time are reported.
+FOLDER/gpu.json and FOLDER/gpu.md are updated with every result, so that an interrupted run leaves
+what it has measured. Exits with 1 if a step failed: if it raised an error, or measured nothing
+within its limit.
 
---dry-run runs every step at tiny sizes on the CPU, to see that all works: its times mean nothing.
+--dry-run runs every step with tiny sizes on the CPU, as a test; its times are meaningless.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from benchmarks.environments import ROOT
 from benchmarks.gpu import report as reports
 from benchmarks.gpu.steps import SECONDS, STEPS
 
-DRY_SECONDS = 1800  # a quiet machine takes one minute
-GRACE = 2.0  # seconds after its limit at which a process that should have ended is killed
+DRY_SECONDS = 1800  # an idle machine takes one minute
+GRACE = 2.0  # seconds after the limit until a process is killed
 TAIL = 6000  # characters of a failed step's output that are kept
 CACHE = os.path.join(ROOT, "out", "gpu-cache")
 ENVIRONMENT = {
@@ -47,7 +47,7 @@ ENVIRONMENT = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
 }
 PEERS = "torch, transformers.models.bert.modeling_bert, sentence_transformers"
-CPU = {  # of a dry run, whose programs are compiled quickly and run slowly
+CPU = {  # for a dry run: fast compilation, slow programs
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
@@ -59,16 +59,16 @@ class Runner:
     """Runs steps one after the other, and saves the report.
 
     Args:
-        given: the command line's arguments.
+        given: the command line arguments.
     """
 
     def __init__(self, given: argparse.Namespace):
-        self._given, self._begun = given, time.monotonic()
+        self._given, self._started = given, time.monotonic()
         self._names = given.only or list(STEPS)
         self._file = "-".join(["gpu", *(given.only or ())])
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE)
         self.report: dict[str, Any] = {
-            "begun": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "dry_run": given.dry_run,
             "limit": given.seconds,
             "seconds": 0.0,
@@ -83,7 +83,7 @@ class Runner:
         with tempfile.TemporaryDirectory(prefix="minibert-gpu-") as scratch, self._reading():
             for name in self._names:
                 until += self._given.seconds * STEPS[name].seconds / whole
-                limit = max(1.0, until - (time.monotonic() - self._begun))
+                limit = max(1.0, until - (time.monotonic() - self._started))
                 self._step(name, limit, scratch)
                 step = self.report["steps"][name]
                 print(f"{name}: {step['status']}, {step['seconds']:.1f} s", flush=True)
@@ -91,7 +91,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Reads the peers from the disk while the first step runs: at first that is slow."""
+        """Reads the peers from disk during the first step, because the first read is slow."""
         if self._given.dry_run:
             yield
             return
@@ -109,8 +109,8 @@ class Runner:
             reader.wait()
 
     def save(self) -> None:
-        """Replaces the report's files."""
-        self.report["seconds"] = time.monotonic() - self._begun
+        """Writes the report's files."""
+        self.report["seconds"] = time.monotonic() - self._started
         reports.save(self._given.out, self._file, self.report)
 
     def _step(self, name: str, limit: float, scratch: str) -> None:
@@ -126,15 +126,15 @@ class Runner:
         }
         self.report["steps"][name] = step
         lines, log = (os.path.join(scratch, f"{name}.{ending}") for ending in ("jsonl", "log"))
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             code = self._watched(self._command(name, lines, limit, scratch), step, lines, log)
-            _judge(step, code, time.monotonic() - begun >= limit, _tail(log))
+            _judge(step, code, time.monotonic() - started >= limit, _tail(log))
         except BaseException:
             step["status"] = "stopped"
             raise
         finally:
-            step["seconds"] = time.monotonic() - begun
+            step["seconds"] = time.monotonic() - started
             step.pop("begins", None)
             step.pop("done", None)
             self.save()
@@ -146,11 +146,11 @@ class Runner:
         return command + [word for name in self._given.without for word in ("--without", name)]
 
     def _watched(self, command: list[str], step: dict[str, Any], lines: str, log: str) -> int:
-        """Runs a step's process to its end, or to its limit; returns its exit code."""
+        """Runs a step's process until it ends or reaches its limit; returns its exit code."""
         cache = os.path.join(os.path.dirname(log), "cache") if self._given.dry_run else CACHE
         environment = {"JAX_COMPILATION_CACHE_DIR": cache} | os.environ | ENVIRONMENT
         environment |= CPU if self._given.dry_run else {}
-        read, begun = 0, time.monotonic()
+        read, started = 0, time.monotonic()
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 command,
@@ -159,18 +159,18 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                process_group=0,  # with whatever processes it starts
+                process_group=0,  # includes its child processes
             )
         try:
             while True:
                 ended = process.poll() is not None
                 now = _read(lines, read, step)
                 if now != read:
-                    read, step["seconds"] = now, time.monotonic() - begun
+                    read, step["seconds"] = now, time.monotonic() - started
                     self.save()
                 if ended:
                     return process.returncode
-                if time.monotonic() - begun > step["limit"] + GRACE:
+                if time.monotonic() - started > step["limit"] + GRACE:
                     return -signal.SIGKILL
                 time.sleep(0.1)
         finally:
@@ -180,7 +180,7 @@ class Runner:
 
 
 def _read(path: str, start: int, step: dict[str, Any]) -> int:
-    """Adds the whole lines of a step's file from `start` on; returns where they end."""
+    """Adds the complete lines of a step's file after `start`; returns where they end."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(start)
         text = file.read()
@@ -212,7 +212,7 @@ def _add(step: dict[str, Any], line: dict[str, Any]) -> None:
 
 
 def _judge(step: dict[str, Any], code: int, late: bool, tail: str) -> None:
-    """Decides how a step went, from what it wrote and how its process ended."""
+    """Sets the status of a step, from its results and the end of its process."""
     cell = step.get("begins")
     if not (code == 0 and step.get("done")) and not step["errors"]:
         if late and step["rows"]:
@@ -234,15 +234,15 @@ def _tail(log: str) -> str:
 
 
 def main() -> None:
-    """Runs the steps, prints the table, and exits with 1 if one failed."""
+    """Runs the steps and prints the report; exits with 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", action="append", choices=STEPS, help="a step; repeatable")
     parser.add_argument("--out", default=os.path.join(ROOT, "out", "benchmarks"), help="a folder")
-    parser.add_argument("--seconds", type=reporting.positive, help="in all", default=None)
+    parser.add_argument("--seconds", type=reporting.positive, help="time limit", default=None)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument(
-        "--without", action="append", default=[], metavar="PACKAGE", help="counts as missing"
+        "--without", action="append", default=[], metavar="PACKAGE", help="treat as missing"
     )
     given = parser.parse_args()
     given.seconds = given.seconds or (DRY_SECONDS if given.dry_run else SECONDS)

@@ -1,9 +1,9 @@
-"""Attention by length, at 32,768 tokens a batch: where a fused kernel is faster than the formula.
+"""Attention by length, with 32,768 tokens in a batch: where fused kernels beat the formula.
 
-Each contender takes `(batch, seq, heads × head_dim)` and returns it: minibert's `attend`; the
-two implementations of `jax.nn.dot_product_attention`; PyTorch's fused attention. The kinds: a mask
-of padding, rows half full to full (cuDNN also with lengths in place of it); causal; causal with
-gradients; and a mask of texts that share rows. FLOPs are those of all scores, masked or not.
+Each contender takes and returns `(batch, seq, heads × head_dim)`: minibert's `attend`; the two
+implementations of `jax.nn.dot_product_attention`; PyTorch's fused attention. The kinds of masks are
+padding, with rows half full to full (cuDNN also with lengths instead); causal; causal with
+gradients; and texts that share rows. FLOPs are those of all scores, masked or not.
 """
 
 import functools
@@ -37,11 +37,11 @@ CELLS = [
 ]
 TINY = [(16, PADDING), (16, GRADIENTS), (16, SHARED)]
 MEAN_TEXT = 40  # tokens of a text that shares a row
-AWAY = 0.05  # of an output of numbers of size 1
+AWAY = 0.05  # maximum difference of outputs with scale 1
 
 
 class Inputs(NamedTuple):
-    """Numpy's arrays: the projections in float32, the lengths of rows, where a query may look."""
+    """NumPy arrays: float32 projections, lengths of rows, and the attention mask."""
 
     arrays: list[np.ndarray]
     lengths: np.ndarray
@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
 
 
 def measure(job: Job) -> None:
-    """Lengths and kinds of masks."""
+    """Measures lengths and kinds of masks."""
     job.need_card()
     peers = job.has(THEIRS, "torch")
 
@@ -79,7 +79,7 @@ def measure(job: Job) -> None:
 def _inputs(tokens: int, seq: int, kind: str) -> Inputs:
     rows = max(1, tokens // seq)
     draw = np.random.default_rng(seq)
-    arrays = list(noise(4, rows, seq, HEADS * HEAD_DIM))  # the last one: of the output
+    arrays = list(noise(4, rows, seq, HEADS * HEAD_DIM))  # the last is the output's gradient
     lengths, mask = np.full(rows, seq, np.int32), None
     if kind == PADDING:
         _, ones = plain.batch((rows, seq), 2)
@@ -124,7 +124,7 @@ def _jax_runs(inputs: Inputs, gradients: bool) -> dict[str, Run]:
     runs = {
         OURS: run(ours, mask),
         "XLA": run(functools.partial(library, implementation="xla"), mask),
-        # cuDNN adds the mask to the scores, with a row for every query
+        # cuDNN adds the mask to the scores, and needs a row for every query
         "cuDNN": run(cudnn, mask if mask is None else mask & jnp.ones((seq, 1), bool)),
     }
     if inputs.mask is not None and inputs.mask.shape[2] == 1:
@@ -164,7 +164,7 @@ def _torch_run(inputs: Inputs, gradients: bool) -> Run:
 
 
 def _compared(results: dict[str, Any], inputs: Inputs) -> tuple[dict[str, float], dict[str, str]]:
-    """How far the last row of each is from ours where nothing is padded, and who is too far."""
+    """Returns differences from ours in the last row, without padding, and who exceeds the limit."""
     real = slice(int(inputs.lengths[-1]))
 
     def fetched(result: Any) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""The card itself: what it does in matrix products alone, and how fast it copies."""
+"""The limits of the card: rate of matrix products, and memory bandwidth."""
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.timing import BF16, bandwidth, ceiling
 
 
 def measure(job: Job) -> None:
-    """Measures the ceilings that other steps' figures are compared with."""
+    """Measures the limits with which the figures of other steps are compared."""
     device = job.need_card()
     from minibert.train.metrics import PEAKS
 

@@ -15,7 +15,7 @@ from benchmarks.gpu.steps import STEPS
 
 
 def main() -> None:
-    """Runs the step; exits with 1 if it raises, and at its limit, with a traceback of where."""
+    """Runs the step; exits with 1 if it raises, and at its limit, with a traceback."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.child", description=__doc__)
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--lines", required=True)

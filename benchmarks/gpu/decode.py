@@ -1,7 +1,7 @@
-"""GPT-2's text, the most probable token each time: a whole call, prompts read, beside transformers.
+"""Greedy decoding with GPT-2, whole calls including prompts, next to transformers.
 
-As `benchmarks.generate`: 64 tokens after 32, the time divided by 64. Every token reads all weights
-once; the share of the bandwidth is that of their bytes alone.
+As in `benchmarks.generate`: 64 tokens after 32, the time divided by 64. Every token reads all
+weights once; the fraction of the bandwidth counts only their bytes.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ CELLS = {
     "batch 1": (1, THEIRS),
     "batch 64": (64, THEIRS),
     "batch 8": (8, THEIRS),
-    "batch 1, static cache": (1, STATIC),  # transformers compiles its step for that
+    "batch 1, static cache": (1, STATIC),  # for which transformers compiles its step
 }
 TINY = {"batch 2": (2, THEIRS)}
 ROUNDS = 2
 
 
 def measure(job: Job) -> None:
-    """Batches of several sizes."""
+    """Measures batches of several sizes."""
     job.need_card()
     peers = job.has(THEIRS, "torch", "transformers")
     folder = models.gpt2_folder(job)

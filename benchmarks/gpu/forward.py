@@ -1,7 +1,7 @@
-"""BERT's forward pass beside PyTorch's, with inputs that are on the device.
+"""BERT's forward pass next to PyTorch's, with inputs on the device.
 
-Of each pass: the time of one of many that follow each other, and that of a whole call from NumPy's
-arrays that is waited for. The share of the ceiling is that of the products alone, padding included.
+For each pass it measures the time in a sequence of passes, and the time of a synchronous call with
+NumPy arrays. The fraction of the peak counts only matrix products, padding included.
 """
 
 import re
@@ -41,20 +41,20 @@ CELLS = {
 TINY = {"base 2 × 16": ("base", (2, 16))}
 COMPILED = ("base 32 × 128", "base 1 × 128", "base 32 × 512", "minilm 256 × 128")
 OURS, THEIRS, COMPILE = "minibert", "PyTorch", "torch.compile"
-WHOLE = 15  # times of a whole call, at most
+WHOLE = 15  # maximum number of whole calls
 COMPARED = 4  # rows of a batch whose states are compared
-APART = 0.05  # the most, of states: RMS difference to RMS; of six layers it is 0.010
+APART = 0.05  # maximum RMS difference of states, relative to RMS; six layers: 0.010
 
 
 class Models:
-    """Both libraries' models, each loaded when it is first asked for."""
+    """Models of both libraries, each loaded when first used."""
 
     def __init__(self, job: Job):
         self._job, self._made = job, {}
         self.torch = job.has(THEIRS, "torch", "transformers")
 
     def ours(self, size: str) -> Any:
-        """A compiled model of minibert's."""
+        """Returns a compiled model of minibert."""
         import minibert
 
         options = {"dtype": BF16, "param_dtype": BF16}
@@ -65,13 +65,13 @@ class Models:
         )
 
     def theirs(self, size: str, compiler: str | None = None) -> Any:
-        """A model of PyTorch's."""
+        """Returns a PyTorch model."""
         from benchmarks.peers import torch_model
 
         return self._once((compiler, size), lambda path: torch_model(path, BF16, compiler), size)
 
     def load(self, size: str) -> None:
-        """Loads both, so that it is no part of the first cell's time."""
+        """Loads both, so that loading is not part of the first cell's time."""
         self.ours(size)
         if self.torch:
             self.theirs(size)
@@ -83,7 +83,7 @@ class Models:
 
 
 def measure(job: Job) -> None:
-    """Every shape, beside PyTorch's fused attention."""
+    """Measures every shape, next to PyTorch with fused attention."""
     job.need_card()
     made = Models(job)
     most = ceiling(job)
@@ -110,7 +110,7 @@ def measure(job: Job) -> None:
 
 
 def beside_compiled(job: Job) -> None:
-    """A few shapes beside torch.compile, whose compilation takes long."""
+    """Measures a few shapes next to torch.compile, whose compilation takes long."""
     job.need_card()
     made = Models(job)
     if not made.torch:
@@ -136,7 +136,7 @@ def _vocab(job: Job, size: str) -> int:
 
 
 def _ours(fast: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
-    """The program alone, a whole call, and what says which kernels the program has."""
+    """Returns the program, a whole call, and a function that returns the program's kernels."""
     import jax
     import jax.numpy as jnp
 
@@ -146,7 +146,7 @@ def _ours(fast: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
     leaves, treedef = jax.tree.flatten(with_execution(fast.model, row_groups=True))
     program = compilation.program(
         compilation._forward, treedef, ()
-    )  # that which `fast` calls, without its checks
+    )  # what `fast` calls, without its checks
     given = {"input_ids": jnp.asarray(ids, jnp.int32), "attention_mask": jnp.asarray(mask, bool)}
     run = jax_run(lambda: program(leaves, given).last_hidden_state)
     call = jax_run(lambda: fast(ids, attention_mask=mask).last_hidden_state)
@@ -180,7 +180,7 @@ def _figures(timed: Timed) -> dict[str, float]:
 
 
 def _details(timed: Timed, mask: np.ndarray) -> dict[str, Any]:
-    """The rounds; errors of peers; how far others' states are from ours where nothing is padded."""
+    """Returns the rounds, errors of peers, and the differences of their states from ours."""
     real = mask[:COMPARED] == 1
     states = {name: _fetched(result[:COMPARED]) for name, result in timed.results.items()}
     apart, errors = {}, dict(timed.errors)
@@ -198,7 +198,7 @@ def _fetched(states: Any) -> np.ndarray:
 
 
 def kernels(compiled: Any) -> dict[str, int]:
-    """How often a compiled program calls each library, and how many fusions and branches it has."""
+    """Returns the number of calls of each library, fusions and branches of a compiled program."""
     text = compiled.as_text()
     counted = Counter(re.findall(r'custom_call_target="([^"]+)"', text))
     for kind in ("fusion", "conditional", "while"):

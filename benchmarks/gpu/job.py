@@ -1,4 +1,4 @@
-"""What a step is given, and how its results leave its process as soon as they are there."""
+"""The context of a step, which writes results to a file as soon as they exist."""
 
 import importlib.util
 import json
@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MARGIN = 2.0  # seconds before the limit at which nothing new is begun
-ROOM = 0.5  # of the longest cell so far: the time that must be left for another
+MARGIN = 2.0  # seconds before the limit after which no cell is started
+RESERVE = 0.5  # time that must be left for a cell, relative to the longest so far
 
 
 class SkippedError(Exception):
@@ -18,16 +18,16 @@ class SkippedError(Exception):
 
 
 class Job:
-    """One step's run.
+    """A run of a step.
 
-    Every result is written to a file at once, as a line of JSON, so that a crash or a time limit
-    costs no more than the cell in which it happens.
+    Every result is written to a file immediately, as a line of JSON, so that a crash or a time
+    limit only loses the current cell.
 
     Args:
         path: the file that the lines are appended to.
-        seconds: the time limit, from now on.
+        seconds: the time limit from now.
         dry_run: whether sizes are tiny and the device may be a CPU.
-        without: packages that count as missing.
+        without: packages to treat as missing.
         scratch: a folder that the steps of a run share.
     """
 
@@ -39,7 +39,7 @@ class Job:
         self._end, self._without = time.monotonic() + seconds - MARGIN, set(without)
 
     def left(self) -> float:
-        """Seconds until nothing new should be begun."""
+        """Returns the seconds until no cell should be started."""
         return self._end - time.monotonic()
 
     def emit(self, **line: Any) -> None:
@@ -48,7 +48,7 @@ class Job:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def skip(self, what: str, why: str) -> None:
-        """Records by name something that is not measured here."""
+        """Records that something is not measured, and why."""
         self.emit(skip=what, why=why)
 
     def note(self, **facts: Any) -> None:
@@ -59,12 +59,12 @@ class Job:
         """Records a row of the step's table.
 
         Args:
-            name: the row's.
-            figures: by column. A number that is not finite is an error, not a result.
-            details: what is kept in the JSON alone.
+            name: the name of the row.
+            figures: the figures by column. A number that is not finite is an error.
+            details: data for the JSON only.
 
         Raises:
-            ArithmeticError: a figure is not finite.
+            ArithmeticError: if a figure is not finite.
         """
         for column, figure in figures.items():
             if not isinstance(figure, str) and not math.isfinite(figure):
@@ -72,21 +72,21 @@ class Job:
         self.emit(row=name, figures=dict(figures), **details)
 
     def has(self, what: str, *packages: str) -> bool:
-        """Whether some packages are installed; if not, `what` is recorded as skipped."""
+        """Returns whether packages are installed; if not, records `what` as skipped."""
         missing = [name for name in packages if not self.installed(name)]
         if missing:
             self.skip(what, f"{missing[0]} is not installed")
         return not missing
 
     def installed(self, package: str) -> bool:
-        """Whether a package is installed, and not among those that count as missing."""
+        """Returns whether a package is installed and not treated as missing."""
         return package not in self._without and importlib.util.find_spec(package) is not None
 
     def need_card(self) -> Any:
         """Returns JAX's device.
 
         Raises:
-            SkippedError: it is no GPU, and this is not a dry run.
+            SkippedError: if it is not a GPU, and this is not a dry run.
         """
         import jax
 
@@ -96,19 +96,19 @@ class Job:
         return device
 
     def each(self, cells: Mapping[str, Any], measure: Callable[[str, Any], None]) -> None:
-        """Measures cells in order, as long as the time suffices.
+        """Measures cells in order while there is enough time.
 
-        A cell is left out where little time is left beside what the longest one so far took. One
-        that raises is recorded as an error, and the next one follows.
+        A cell is skipped if the remaining time is short compared with the longest cell so far. An
+        error in a cell is recorded, and the next cell follows.
 
         Args:
-            cells: by name, the most telling first.
-            measure: takes a cell's name and value, and records its rows.
+            cells: values by name, the most important first.
+            measure: a function of a cell's name and value that records its rows.
         """
         longest = 0.0
         self.emit(planned=list(cells))
         for name, cell in cells.items():
-            if self.left() < ROOM * longest:
+            if self.left() < RESERVE * longest:
                 continue
             self.emit(begins=name)
             start = time.monotonic()
@@ -122,12 +122,12 @@ class Job:
 
 
 def text_of(reason: BaseException) -> str:
-    """An exception's type and the beginning of its message."""
+    """Returns an exception's type and the beginning of its message."""
     return f"{type(reason).__name__}: {reason}"[:600]
 
 
 def cached_folder(job: Job, name: str, make: Callable[[str], None]) -> str:
-    """A folder that a step makes and later ones find."""
+    """Returns a folder that the first step to use it creates."""
     path = os.path.join(job.scratch, name)
     if not os.path.exists(path):
         make(path)

@@ -1,8 +1,8 @@
-"""Single layers of BERT-base's widths: where a forward pass or a step loses time.
+"""Single layers of BERT-base's widths, to locate the cost of a forward pass or a step.
 
-The linear layer adds its bias in float32 and rounds once, so its product leaves the kernel in
-float32, and so do the products of its gradient; beside it the plain formula, which rounds the
-product first, and PyTorch's layer.
+The linear layer adds its bias in float32 and rounds once, so that its product and those of its
+gradient leave the kernel in float32. It is compared with the plain formula, which rounds the
+product first, and with PyTorch's layer.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LINEAR, GRADIENTS, NORM = "linear 768 → 3072", "linear, gradients", "layer nor
 
 
 def measure(job: Job) -> None:
-    """A linear layer, its gradients, a normalisation."""
+    """Measures a linear layer, its gradients, and a normalisation."""
     job.need_card()
     peers = job.has(THEIRS, "torch")
     tokens = 32 if job.dry_run else TOKENS

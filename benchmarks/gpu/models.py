@@ -1,4 +1,4 @@
-"""Folders with models of random weights, which both libraries load; made without a device."""
+"""Folders with random models that both libraries load, created without a device."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ MINILM = {
     "intermediate_size": 1536,
 }
 TINY_GPT2 = {"vocab_size": 97, "n_embd": 24, "n_layer": 1, "n_head": 3, "n_positions": 128}
-POOL = 1 << 20  # random numbers, which all weights are taken from
+POOL = 1 << 20  # random numbers from which all weights are taken
 
 
 def bert_config(job: Job, size: str, **others: Any) -> Any:
-    """The config of a BERT of the shape of BERT-base (`base`) or all-MiniLM-L6-v2 (`minilm`)."""
+    """Returns the config of a BERT shaped as BERT-base (`base`) or MiniLM (`minilm`)."""
     import minibert
 
     sizes = TINY_BERT if job.dry_run else {"base": {}, "minilm": MINILM}[size]
@@ -32,7 +32,7 @@ def bert_config(job: Job, size: str, **others: Any) -> Any:
 
 
 def bert_folder(job: Job, size: str) -> str:
-    """The folder of such a BERT."""
+    """Returns the folder of such a BERT."""
     import minibert
 
     model = lambda: random_model(minibert.BertModel, bert_config(job, size))  # noqa: E731
@@ -40,7 +40,7 @@ def bert_folder(job: Job, size: str) -> str:
 
 
 def gpt2_folder(job: Job) -> str:
-    """The folder of a GPT-2 124M without dropout."""
+    """Returns the folder of a GPT-2 124M without dropout."""
     import minibert
 
     sizes: dict[str, Any] = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
@@ -50,13 +50,13 @@ def gpt2_folder(job: Job) -> str:
 
 
 def random_model(cls: Any, config: Any) -> Any:
-    """A model with weights drawn on the host, where it is quick and needs no compilation."""
+    """Returns a model with weights drawn on the host, which is fast and compiles nothing."""
     import jax
     from flax import nnx
 
     from minibert.nn.tree import Structure, parameters
 
-    shapes = jax.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))  # tied where the config ties
+    shapes = jax.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))  # with the config's tied weights
     draw = np.random.default_rng(0)
     pool = 0.02 * draw.standard_normal(POOL + 1, np.float32)
 

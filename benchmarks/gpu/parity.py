@@ -1,4 +1,4 @@
-"""The accelerator's tests, with the figures that they print."""
+"""The accelerator tests, with the figures that they print."""
 
 import os
 import sys
@@ -7,24 +7,24 @@ from typing import Any
 from benchmarks.environments import ROOT
 from benchmarks.gpu.job import Job, SkippedError
 
-# what pyproject.toml asks of pytest names plugins that may be missing, and makes warnings errors
+# pytest's options in pyproject.toml need plugins that may be missing, and make warnings errors
 OPTIONS = ("-o", "addopts=", "-o", "filterwarnings=default", "-m", "accelerator", "-q")
 PLUGINS = ("-p", "no:cacheprovider", "-p", "no:faulthandler")
 
 
 class Figures:
-    """A plugin of pytest that records every test as a row."""
+    """A pytest plugin that records every test as a row."""
 
     def __init__(self, job: Job):
         self._job = job
         self.seen = False
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Records which test begins."""
+        """Records which test starts."""
         self._job.emit(begins=nodeid.rpartition("::")[2])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Records how it ended."""
+        """Records the outcome of a test."""
         name = report.nodeid.rpartition("::")[2]
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
@@ -42,7 +42,7 @@ class Figures:
                 self._job.emit(error=str(report.longreprtext)[-600:], at=name)
 
     def pytest_collectreport(self, report: Any) -> None:
-        """Records what cannot be collected."""
+        """Records tests that cannot be collected."""
         if report.failed:
             self._job.emit(error=str(report.longreprtext)[-600:], at="collection")
 
@@ -56,7 +56,7 @@ def measure(job: Job) -> None:
     job.need_card()
     import pytest
 
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, whatever is installed
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed
     if job.dry_run:
         os.environ["MINIBERT_ACCELERATOR"] = "tiny"
     plugin = Figures(job)

@@ -1,4 +1,4 @@
-"""The report of the GPU benchmark: what it was taken on, its table in Markdown, how it is saved."""
+"""The report of the GPU benchmark: environment, Markdown table, and saving."""
 
 import contextlib
 import json
@@ -20,20 +20,20 @@ Report = dict[str, Any]
 
 
 def taken_on() -> Report:
-    """The machine, the versions, the card as nvidia-smi describes it, and the commit."""
-    rows = _said("nvidia-smi", f"--query-gpu={','.join(CARD)}", "--format=csv,noheader")
+    """Returns the machine, the versions, nvidia-smi's description of the card, and the commit."""
+    rows = _printed("nvidia-smi", f"--query-gpu={','.join(CARD)}", "--format=csv,noheader")
     cards = [dict(zip(CARD, row.split(", "), strict=False)) for row in (rows or "").splitlines()]
-    changed = _said("git", "status", "--porcelain", "--untracked-files=no")
+    changed = _printed("git", "status", "--porcelain", "--untracked-files=no")
     return {
         **reporting.taken_on(*PACKAGES),
         "cards": cards,
-        "commit": _said("git", "rev-parse", "HEAD"),
+        "commit": _printed("git", "rev-parse", "HEAD"),
         "changed since": None if changed is None else bool(changed),
     }
 
 
-def _said(*command: str) -> str | None:
-    """What a command prints; None where there is no such command or it fails."""
+def _printed(*command: str) -> str | None:
+    """Returns the output of a command; None if it is missing or fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True}
         return subprocess.run(command, check=True, timeout=20, **options).stdout.strip()
@@ -41,7 +41,7 @@ def _said(*command: str) -> str | None:
 
 
 def save(folder: str, name: str, report: Report) -> None:
-    """Writes the report as JSON and as a table; each file is replaced as a whole."""
+    """Writes the report as JSON and as a table; each file is replaced atomically."""
     text = json.dumps(report, indent=1, allow_nan=False)
     for ending, written in (("json", text), ("md", markdown(report))):
         path = os.path.join(folder, f"{name}.{ending}")
@@ -53,7 +53,7 @@ def save(folder: str, name: str, report: Report) -> None:
 
 
 def markdown(report: Report) -> str:
-    """The report as text."""
+    """Returns the report in Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     cards = "; ".join(", ".join(card.values()) for card in report["cards"])
     commit = report["commit"] or "unknown"
@@ -64,7 +64,7 @@ def markdown(report: Report) -> str:
         f"- machine: {report['machine']}",
         f"- versions: {versions}",
         f"- commit: {commit}{', with changes' if report['changed since'] else ''}",
-        f"- begun: {report['begun']}; {report['seconds']:.0f} s of at most {report['limit']:.0f}",
+        f"- started: {report['started']}, {report['seconds']:.0f} of {report['limit']:.0f} s",
     ]
     if report["cached"]:
         lines.append("- JAX's compilation cache had programs in it: first calls are too fast")
@@ -86,7 +86,7 @@ def _section(name: str, step: Report) -> list[str]:
     ]
     lines += [f"skipped: {what}: {_line(why)}" for what, why in step["skipped"].items()]
     if step["left_out"]:
-        lines.append(f"left out, for want of time: {'; '.join(step['left_out'])}")
+        lines.append(f"skipped for lack of time: {'; '.join(step['left_out'])}")
     text = [f"- {line}" for line in lines]
     if not step["rows"]:
         return text

@@ -1,16 +1,16 @@
-"""The steps of the GPU benchmark, the most valuable first."""
+"""The steps of the GPU benchmark, the most important first."""
 
 from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One step, which runs in a process of its own.
+    """A step, which runs in its own process.
 
     Attributes:
         title: what it measures.
-        seconds: its part of the time limit. Time that a step leaves goes to the next one.
-        module: of `benchmarks.gpu`; it has the function `function`, which takes a `Job`.
-        function: the function's name.
+        seconds: its part of the time limit. Unused time goes to the next step.
+        module: its module in `benchmarks.gpu`.
+        function: the name of a function in the module that takes a `Job`.
     """
 
     title: str
@@ -30,4 +30,4 @@ STEPS = {
     "layers": Step("Layers alone in bfloat16", 7, "layers"),
     "torch-compile": Step("Forward passes beside torch.compile", 14, "forward", "beside_compiled"),
 }
-SECONDS = 235  # of all steps on a GPU
+SECONDS = 235  # for all steps on a GPU

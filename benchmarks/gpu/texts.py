@@ -1,8 +1,8 @@
-"""Ragged texts through `SentenceEncoder`, of MiniLM's shape: from strings to vectors on the host.
+"""Ragged texts through a `SentenceEncoder` shaped as MiniLM, from strings to host vectors.
 
-Texts are those of `benchmarks.embed`, the weights random. The ways: batches of texts of like
-length, as it comes; texts that share rows; 64 texts at a time in their order, padded to the
-longest; and sentence-transformers. A row is measured in turn with the first of its dtype.
+Texts are those of `benchmarks.embed`, weights are random. The methods are batches of texts of
+similar length, the default; texts that share rows; batches of 64 texts in order, padded to the
+longest; and sentence-transformers. Each is measured in turn with the first of its dtype.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from benchmarks.gpu.job import Job, SkippedError, cached_folder
 from benchmarks.gpu.timing import BF16, Run, alternate
 
 TEXTS, FEWER, TINY = 8192, 2048, 8
-TIME = 60  # seconds for which there are not too many texts
-LONGEST = 256  # tokens of a text, as of all-MiniLM-L6-v2
+TIME = 60  # seconds that all texts need; with less time fewer texts are used
+LONGEST = 256  # maximum tokens of a text, as in all-MiniLM-L6-v2
 ROUNDS = 3
-COSINE = {BF16: 0.99, "float32": 0.9999}  # the least, of a text's two vectors
+COSINE = {BF16: 0.99, "float32": 0.9999}  # minimum cosine of a text's two vectors
 
 
 class Way(NamedTuple):
-    """A way from texts to vectors."""
+    """A method to compute vectors of texts."""
 
     kind: str
     dtype: str
-    precision: str | None = None  # of JAX's float32 products
+    precision: str | None = None  # of float32 products in JAX
 
 
 CELLS = {
@@ -64,7 +64,7 @@ class Compilations:
 
 
 def measure(job: Job) -> None:
-    """Every way, in turn with the first one of its dtype."""
+    """Measures every method, in turn with the first one of its dtype."""
     job.need_card()
     if not job.installed("transformers"):
         raise SkippedError("transformers is not installed, and the tokenizer is its")
@@ -74,7 +74,7 @@ def measure(job: Job) -> None:
         for name in (TINY_CELLS if job.dry_run else CELLS)
         if theirs or CELLS[name].kind != "sentence-transformers"
     }
-    count = TEXTS if job.left() > TIME else FEWER  # more texts come in batches of more shapes
+    count = TEXTS if job.left() > TIME else FEWER  # more texts have more batch shapes
     texts = embed.corpus(TINY if job.dry_run else count)
     folder = cached_folder(job, "encoder", functools.partial(_make_folder, job))
     compilations, encoders = Compilations(), functools.cache(functools.partial(_encoder, folder))
@@ -118,7 +118,7 @@ def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _make_folder(job: Job, path: str) -> None:
-    """An encoder with the tokenizer of all-MiniLM-L6-v2, or of the embedded model."""
+    """Writes an encoder with the tokenizer of all-MiniLM-L6-v2, or of the embedded model."""
     from transformers import AutoTokenizer
 
     import minibert

@@ -1,4 +1,4 @@
-"""Times of asynchronous devices: bursts of calls, in turn, each burst waited for at its end."""
+"""Timing of asynchronous devices: bursts of calls in turn, each synchronised at its end."""
 
 import statistics
 import time
@@ -11,10 +11,10 @@ from benchmarks.gpu.job import Job, text_of
 
 SAMPLE = 0.04  # seconds of a burst
 ROUNDS = 5
-MOST = 200  # calls of a burst
-LONG = 2.0  # seconds after which there are no more rounds than FEW
+MOST = 200  # maximum calls of a burst
+LONG = 2.0  # seconds after which no more rounds than FEW are made
 FEW = 2
-POOL = (1 << 20) + 7  # random numbers, which larger arrays repeat
+POOL = (1 << 20) + 7  # random numbers, repeated in larger arrays
 BF16 = "bfloat16"
 
 
@@ -22,8 +22,8 @@ class Run(NamedTuple):
     """A computation on a device.
 
     Attributes:
-        call: begins it and returns its result, which may not be there yet.
-        wait: takes a result, and returns when it is there and all that was begun before it.
+        call: starts it and returns its result, possibly not yet computed.
+        wait: waits for a result and everything that was started before it.
     """
 
     call: Callable[[], Any]
@@ -31,27 +31,27 @@ class Run(NamedTuple):
 
 
 def jax_run(call: Callable[[], Any]) -> Run:
-    """A computation of JAX's."""
+    """Returns a JAX computation."""
     import jax
 
     return Run(call, jax.block_until_ready)
 
 
 def torch_run(call: Callable[[], Any]) -> Run:
-    """A computation of PyTorch's, on a GPU if it finds one; no gradients unless `call` asks."""
+    """Returns a PyTorch computation, on a GPU if available; without gradients by default."""
     import torch
 
     return Run(call, lambda _: torch.cuda.synchronize() if torch.cuda.is_available() else None)
 
 
 class Timed(NamedTuple):
-    """What `alternate` measures.
+    """The result of `alternate`, by name of the computation.
 
     Attributes:
-        seconds: by name, the time of a call in each round.
-        first: by name, the seconds of the first call, which compiles.
-        results: by name, the first call's result.
-        errors: by name, why there are no times.
+        seconds: the time of a call in each round.
+        first: the seconds of the first call, which compiles.
+        results: the first call's result.
+        errors: why there are no times.
     """
 
     seconds: dict[str, list[float]]
@@ -60,11 +60,11 @@ class Timed(NamedTuple):
     errors: dict[str, str]
 
     def median(self, name: str) -> float:
-        """The median time of a call."""
+        """Returns the median time of a call."""
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> float:
-        """The median of the rounds' ratios of two times."""
+        """Returns the median over rounds of the ratio of two times."""
         pairs = zip(self.seconds[name], self.seconds[other], strict=True)
         return statistics.median(one / two for one, two in pairs)
 
@@ -80,14 +80,14 @@ def alternate(
     """Times computations in turn.
 
     Args:
-        runs: by name. What fails at its first calls is recorded in `errors` and left out.
-        dry_run: whether a single round of short bursts is enough.
-        required: the run that must not fail.
-        burst: whether calls follow each other without waiting; else each is waited for.
-        rounds: how many times each has its turn, at most.
+        runs: computations by name. One that fails at first is recorded in `errors` and left out.
+        dry_run: whether to measure a single round of short bursts.
+        required: the computation that must not fail.
+        burst: whether calls follow each other without waiting; otherwise each is synchronised.
+        rounds: maximum number of turns of each.
 
     Raises:
-        Exception: whatever the required run raises.
+        Exception: any error of the required computation.
     """
     timed = Timed({}, {}, {}, {})
     calls: dict[str, int] = {}
@@ -108,9 +108,9 @@ def alternate(
             continue
         sample = SAMPLE / 10 if dry_run else SAMPLE
         calls[name] = max(1, min(MOST, int(sample / once))) if burst else 1
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for done in range(FEW if dry_run else rounds):
-        if done >= FEW and time.perf_counter() - begun > LONG:
+        if done >= FEW and time.perf_counter() - started > LONG:
             break
         for name, count in calls.items():
             timed.seconds.setdefault(name, []).append(_burst(runs[name], count))
@@ -118,12 +118,12 @@ def alternate(
 
 
 def noise(*shape: int) -> np.ndarray:
-    """Normal float32 numbers: what a device multiplies at its speed for real ones."""
+    """Returns normal float32 numbers, which devices multiply at a realistic speed."""
     return np.resize(np.random.default_rng(0).standard_normal(POOL, np.float32), shape)
 
 
 def _burst(run: Run, count: int) -> float:
-    """The seconds of one call of some that follow each other."""
+    """Returns the seconds per call of a burst."""
     start = time.perf_counter()
     for _ in range(count):
         result = run.call()
@@ -132,7 +132,7 @@ def _burst(run: Run, count: int) -> float:
 
 
 def ceiling(job: Job, dtype: str = BF16, precision: str | None = None) -> float:
-    """What the device does in large matrix products: FLOP/s, the most of a few bursts."""
+    """Returns the rate of large matrix products in FLOP/s, the maximum of a few bursts."""
     import jax
     import jax.numpy as jnp
 
@@ -143,7 +143,7 @@ def ceiling(job: Job, dtype: str = BF16, precision: str | None = None) -> float:
 
 
 def bandwidth(job: Job) -> float:
-    """Bytes a second that the device reads and writes in a large copy, the most of a few bursts."""
+    """Returns the bytes per second read and written in a large copy, the maximum of few bursts."""
     import jax
     import jax.numpy as jnp
 

@@ -1,7 +1,7 @@
-"""A training step of GPT-2 beside PyTorch's; products counted as `minibert train` counts them.
+"""A training step of GPT-2 next to PyTorch's; FLOPs are counted as in `minibert train`.
 
-Steps follow each other, the last one's loss is waited for. MFU is the step's products over what the
-card does in large ones, measured here, and over its known peak.
+Steps follow each other without waiting except for the last loss. MFU is the step's FLOPs divided by
+the card's measured rate in large products, and by its published peak.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ CELLS = {
 }
 TINY = {"2 × 16": (2, 16, THEIRS)}
 ROUNDS = 3
-AGREE = 0.02  # relative, of the losses of the first steps
+AGREE = 0.02  # relative difference of the first losses
 
 
 def measure(job: Job) -> None:
-    """Batches of several shapes."""
+    """Measures batches of several shapes."""
     device = job.need_card()
     peers = job.has(THEIRS, "torch", "transformers")
     most = ceiling(job)
@@ -64,7 +64,7 @@ def measure(job: Job) -> None:
         figures |= {f"{each}, first step, s": timed.first[each] for each in timed.seconds}
         losses = {each: float(loss) for each, loss in timed.results.items()}
         errors = dict(timed.errors)
-        if not compared:  # later they have made steps of different number
+        if not compared:  # later they have made different numbers of steps
             compared.append(name)
             errors |= {
                 each: f"its first loss is {loss}, minibert's {losses[OURS]}"

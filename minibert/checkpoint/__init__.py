@@ -1,1 +1,1 @@
-"""Hugging Face folders: configs, tensors and weights, read and written strictly."""
+"""Strict reading and writing of Hugging Face folders: configs, tensors and weights."""

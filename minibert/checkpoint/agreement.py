@@ -1,8 +1,8 @@
 """Checks that a model's tree is the one that its class builds from a config.
 
-A load builds the tree from the config that was saved with the model. If layers were removed, a head
-was widened or a module was added without changing the config, a load fails, or, in transformers,
-initialises the rest randomly.
+Loading builds the tree from the config that was saved with the model. If layers were removed, a
+head was widened or a module was added without changing the config, loading fails, or, in
+transformers, initialises the remaining parameters randomly.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from minibert.checkpoint.matching import head_of
 from minibert.errors import CheckpointMismatchError, InputError, shown
 from minibert.nn.tree import submodules
 
-# attributes of modules that come from the config and change what is computed
+# attributes of modules that are set from the config and affect results
 COMPUTING = ("heads", "scale", "epsilon", "name")
 
 
@@ -24,12 +24,12 @@ def check_tree(model: Any, config: Any) -> None:
 
     Args:
         model: the model.
-        config: the config it is to be saved with.
+        config: the config with which the model will be saved.
 
     Raises:
-        InputError: the config is not of the model's class, or no model can be built from it.
-        CheckpointMismatchError: parameters are missing, unexpected or of another shape, or a module
-            computes something else; every difference is named.
+        InputError: the config is not of the model's config class, or no model can be built from it.
+        CheckpointMismatchError: parameters are missing, unexpected or of another shape, or an
+            attribute of a module differs; the message lists every difference.
     """
     cls = type(model)
     if not isinstance(config, cls.config_class):
@@ -40,25 +40,25 @@ def check_tree(model: Any, config: Any) -> None:
         expected = cls(config, rngs=None)
     except TypeError as reason:
         raise InputError(
-            f"model: {cls.__name__} cannot be built from its config alone, as a load would "
-            f"({reason})"
+            f"model: expected a class that can be built from its config alone, as loading does, "
+            f"found {cls.__name__} ({reason})"
         ) from None
     faults = tree_faults(model, expected, lambda leaf: _may_be_absent(leaf, model, config))
     if faults:
         raise CheckpointMismatchError(
-            f"{cls.__name__} and its config differ, so that no load could restore what would be "
-            "saved; pass save_pretrained(config=…) with a config of this tree",
+            f"{cls.__name__} does not match its config, so that the saved model could not be "
+            "loaded; pass a matching config to save_pretrained(config=…)",
             faults,
         )
 
 
 def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -> list[str]:
-    """Returns every difference between a model and a tree of shapes, as messages.
+    """Returns the differences between a model and a tree of shapes, as messages.
 
     Args:
         model: the model.
         expected: the tree of shapes.
-        optional: whether the model may lack a leaf of `expected`.
+        optional: returns whether the model may lack a leaf of `expected`.
     """
     ours = {leaf.path: leaf for leaf in leaves(model)}
     theirs = {leaf.path: leaf for leaf in leaves(expected)}
@@ -75,7 +75,7 @@ def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -
         elif array.shape != shape:
             faults.append(f"{path}: expected shape {shape}, found shape {array.shape}")
         elif isinstance(array, jax.ShapeDtypeStruct):
-            faults.append(f"{path}: expected numbers, found a shape only")
+            faults.append(f"{path}: expected an array, found a shape without values")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             faults.append(f"{path}: expected floating-point numbers, found {array.dtype}")
     attributes = _attributes(expected)
@@ -86,7 +86,7 @@ def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -
 
 
 def _may_be_absent(leaf: Leaf, model: Any, config: Any) -> bool:
-    """Returns whether a leaf is a tied copy or of an optional submodule that is absent."""
+    """Returns whether a leaf is a tied copy or belongs to an optional submodule that is absent."""
     for submodule in model.optional:
         if leaf.name.startswith(f"{submodule}."):
             return not any(other.name.startswith(f"{submodule}.") for other in leaves(model))

@@ -1,11 +1,11 @@
-"""Reading `config.json`: every field honoured, or refused by name.
+"""Reading `config.json`: every field is honoured, or refused by name.
 
-A config is a frozen dataclass with Hugging Face's field names. A field of the file falls into one
-of four groups: a field of our class (validated, honoured); one that Hugging Face's class defines
-and that would change the numbers, but is not implemented (refused unless it has the value that
-changes nothing); one that Hugging Face's class defines and that leaves a forward pass alone
-(kept); one that Hugging Face's class does not know, and so ignores (kept, and listed in the
-loading info). What is kept is written back by `save_pretrained`.
+A config is a frozen dataclass with Hugging Face's field names. A field of the file belongs to one
+of four groups: a field of our class (validated and honoured); a field of Hugging Face's class that
+would change results but is not implemented (refused unless it has the value that changes nothing);
+a field of Hugging Face's class that does not affect a forward pass (kept); a field that Hugging
+Face's class does not define and therefore ignores (kept, and listed in the loading info).
+`save_pretrained` writes the fields kept back to the file.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from minibert.core.fields import (
 from minibert.core.strict_json import read_json
 from minibert.errors import ConfigError, shown
 
-GENERATION = "generation_config.json"  # what lies beside a config.json, for decoders
+GENERATION = "generation_config.json"  # beside the config.json of a decoder
 MAX_LABELS = 1 << 20
 
 LABELS = ("num_labels", "id2label", "label2id")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# Fields of transformers' PreTrainedConfig, 4.57 and 5.23 together, that leave a forward pass alone.
+# Fields of transformers' PreTrainedConfig, of 4.57 or 5.23, that do not affect a forward pass.
 INERT_FIELDS = frozenset(
     """
     _attn_implementation_internal _commit_hash _configuration_file _experts_implementation_internal
@@ -58,14 +58,14 @@ INERT_FIELDS = frozenset(
 )
 
 Neutral = Mapping[str, tuple[Any, ...]]  # fields, each with the values that change nothing
-# Fields that transformers 5 reads from the config of any model, and that change its numbers.
+# Fields that transformers 5 reads from the config of any model, and that change its results.
 REFUSED_FIELDS: Neutral = {
-    "is_causal": (True, False),  # null: its masks read False, and some of its attentions True
+    "is_causal": (True, False),  # null is False for its masks, and True for some of its attentions
     "per_layer_config": (None, {}),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
-# Those that it reads as it makes a decoder's cache (cache_utils.py).
+# Fields that it reads when it makes the cache of a decoder (cache_utils.py).
 REFUSED_DECODER_FIELDS: Neutral = {
     "attention_chunk_size": (None,),
     "kv_sharing_modes": (None,),
@@ -107,7 +107,7 @@ AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
 def aliased(cls: type[AnyConfig]) -> type[AnyConfig]:
-    """Lets a config class be built with, and read by, its `aliases` too."""
+    """Makes a config class accept its `aliases` as arguments and as attributes."""
     build = cls.__init__
 
     @functools.wraps(build)
@@ -116,27 +116,27 @@ def aliased(cls: type[AnyConfig]) -> type[AnyConfig]:
 
     setattr(cls, "__init__", init)  # noqa: B010
     for alias, name in cls.aliases.items():
-        setattr(cls, alias, property(operator.attrgetter(name), doc=f"Another name of `{name}`."))
+        setattr(cls, alias, property(operator.attrgetter(name), doc=f"Alias of `{name}`."))
     return cls
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every model's config has, and the reading and writing of it.
+    """Base class of configs: the fields that all models share, and reading and writing.
 
     Attributes:
         num_labels: the width of a classification head; the length of `id2label`.
-        id2label: class index → name; `LABEL_0`, `LABEL_1`, … when not given.
-        label2id: class name → index; the inverse of `id2label` when not given.
+        id2label: class index → name; by default `LABEL_0`, `LABEL_1`, ….
+        label2id: class name → index; by default the inverse of `id2label`.
         problem_type: one of `PROBLEM_TYPES`, or None.
-        output_hidden_states: whether a call returns hidden states when it is not told.
-        output_attentions: whether a call returns attention weights when it is not told.
-        is_causal: False for a decoder whose tokens also attend to later ones: those of the same
-            call. None, the default, is True for a decoder.
-        extra: the other fields of the file, kept for `save_pretrained`. It takes no part in
-            equality, so that two checkpoints of one architecture have equal tree definitions.
-        generation: the contents of generation_config.json, or None; kept likewise.
-        aliases: other names of fields, by which they can be given and read too.
+        output_hidden_states: whether a call returns hidden states by default.
+        output_attentions: whether a call returns attention weights by default.
+        is_causal: False for a decoder whose tokens also attend to later ones of the same call;
+            None, the default, means True for a decoder.
+        extra: the other fields of the file, kept for `save_pretrained`. They are not compared by
+            `==`, so that two checkpoints of one architecture have equal tree definitions.
+        generation: the contents of generation_config.json, or None; not compared either.
+        aliases: alternative names of fields, accepted as arguments and attributes.
     """
 
     model_type: ClassVar[str]
@@ -159,12 +159,12 @@ class Config:
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a text the model takes."""
+        """The maximum number of tokens in a text."""
         return vars(self)[self.name_of("max_position_embeddings")]
 
     @property
     def max_tokens_name(self) -> str:
-        """Where `max_tokens` comes from, for messages."""
+        """The field that `max_tokens` comes from, for messages."""
         return self.name_of("max_position_embeddings")
 
     def __post_init__(self):
@@ -172,7 +172,8 @@ class Config:
         id2label = self.id2label or FrozenDict(_default_labels(self.num_labels or 2))
         if self.num_labels not in (None, len(id2label)):
             raise ConfigError(
-                f"num_labels: {self.num_labels}, but id2label has {len(id2label)} entries"
+                f"num_labels: expected {len(id2label)}, the number of entries of id2label, found "
+                f"{self.num_labels}"
             )
         derived = {
             "num_labels": len(id2label),
@@ -187,23 +188,23 @@ class Config:
 
     @classmethod
     def name_of(cls, field: str) -> str:
-        """The name under which this class keeps what others may call otherwise."""
+        """Returns the field that `field` is an alias of, or else `field` itself."""
         return cls.aliases.get(field, field)
 
     @classmethod
     def _canonical(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields given, by their proper names."""
+        """Returns fields with aliases replaced by the names of the fields."""
         found = {name: value for name, value in given.items() if name not in cls.aliases}
         for alias in cls.aliases.keys() & given.keys():
             name = cls.aliases[alias]
             if name in found and found[name] != given[alias]:
                 one, other = shown(found[name]), shown(given[alias])
-                raise ConfigError(f"{name}: {one}, but {alias}, its other name: {other}")
+                raise ConfigError(f"{name}: found {one}, but its alias {alias} is {other}")
             found[name] = given[alias]
         return found
 
     def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
-        """A copy with some fields changed; new labels replace the old in both directions."""
+        """Returns a copy with some fields changed; new labels replace `id2label` and `label2id`."""
         fields = dict(vars(self))
         if "id2label" in changes or "num_labels" in changes:
             for name in LABELS:
@@ -212,7 +213,7 @@ class Config:
 
     @classmethod
     def _sized(cls: type[AnyConfig], changes: Mapping[str, Any], **sizes: Any) -> AnyConfig:
-        """A config of these sizes, but for what a caller changes."""
+        """Returns a config of some sizes, of which `changes` may override any."""
         return cls(**sizes | cls._canonical(changes))
 
     @classmethod
@@ -222,8 +223,8 @@ class Config:
         """Builds a config from the contents of a config.json (and of a generation_config.json).
 
         Raises:
-            ConfigError: a field holds an impossible value.
-            UnsupportedConfigError: a field asks for what is not implemented.
+            ConfigError: a field has an invalid value.
+            UnsupportedConfigError: a field requests something that is not implemented.
         """
         if not isinstance(data, dict):
             raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
@@ -238,7 +239,7 @@ class Config:
             given = {name: data[name] for name in ours & data.keys()}
             for name in LABELS:
                 if given.get(name, 0) is None:
-                    del given[name]  # null is what is derived from the others
+                    del given[name]  # null: derived from the other fields of labels
             return cls(**checked(cls, given), extra=extra, generation=generation)
         except ConfigError as reason:
             raise type(reason)(f"{where}: {reason}") from None
@@ -255,17 +256,17 @@ class Config:
 
     @property
     def ignored_fields(self) -> tuple[str, ...]:
-        """The fields of the file that Hugging Face's class does not know, and so ignores."""
+        """The fields of the file that Hugging Face's class does not define and thus ignores."""
         refused = self._refused(vars(self)).keys()
         return tuple(sorted(self.extra.keys() - INERT_FIELDS - refused))
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a config.json, `extra` included; default labels are left out."""
+        """Returns the contents of a config.json, with `extra` and without default labels."""
         fields = dict(vars(self))
         del fields["generation"], fields["num_labels"]
         data = {**unfreeze(fields.pop("extra")), **fields, "model_type": self.model_type}
         if self.is_causal is None:
-            del data["is_causal"]  # null is not the default to transformers
+            del data["is_causal"]  # to transformers null is not the default
         data["id2label"] = {str(index): name for index, name in self.id2label.items()}
         data["label2id"] = dict(self.label2id)
         plain = _default_labels(2)

@@ -1,8 +1,8 @@
-"""The files of a model's folder: which paths are a model's, and reading them as one state.
+"""The files of a model's folder: which of them belong to the model, and consistent reading.
 
-A save replaces or removes the paths that `model_paths`, `encoder_paths` or `adapter_paths` returns,
-and nothing else (see `atomic_folder`); a load checks that none of these files changed while it read
-them.
+Saving replaces or removes the paths that `model_paths`, `encoder_paths` or `adapter_paths` returns,
+and nothing else (see `atomic_folder`); loading checks that none of these files changed during the
+load.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-# sentence-transformers' names for the settings of a transformer, the newest first.
+# sentence-transformers' names of the file with a transformer's settings, the newest first.
 BODY_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 MODULES = "modules.json"
 TOP_CONFIG = "config_sentence_transformers.json"
-SAVE_WAIT = 1.0  # seconds a load waits for a save to exchange files, which takes milliseconds
+SAVE_WAIT = 1.0  # seconds that loading waits for a save to exchange files, which takes milliseconds
 MODULE_FOLDER = r"\d+_[A-Za-z]+"
 MODULE_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # that are read or written here
 ORBAX = "orbax"
@@ -56,7 +56,7 @@ def _any(names: tuple[str, ...]) -> str:
     return "|".join(map(re.escape, names))
 
 
-# A variant (`model.fp16.safetensors`), a shard and an index as transformers names them.
+# Variants (`model.fp16.safetensors`), shards and indices, as transformers names them.
 _WEIGHTS = "|".join(
     rf"{stem}(\.[\w-]+)?(-\d{{5}}-of-\d{{5}})?\.{ending}|{stem}\.{ending}\.index(\.[\w-]+)?\.json"
     for stem, ending in (
@@ -67,18 +67,18 @@ _WEIGHTS = "|".join(
     )
 )
 _ADAPTER = rf"{re.escape(ADAPTER_CONFIG)}|adapter_model\.(safetensors|bin)"
-# parity.json describes the weights beside it, and no others.
+# parity.json describes the weights beside it and is replaced with them.
 _MODEL = rf"config\.json|generation_config\.json|parity\.json|{_ADAPTER}|{_WEIGHTS}"
 _TOKENIZER = _any(TOKENIZER_FILES)
 _BODY = rf"{_MODEL}|{_TOKENIZER}|{_any(BODY_CONFIGS)}"
 
 _MODEL_PATHS, _ADAPTER_PATHS = re.compile(_MODEL), re.compile(_ADAPTER)
 _ENCODER_PATHS = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|({MODULE_FOLDER}/)?({_BODY})")
-# What a load may read of a folder itself; shards may have any name.
+# Files that loading may read in a folder itself; shards may have any name.
 _READ = re.compile(rf"{_any((MODULES, TOP_CONFIG))}|{_BODY}|{ORBAX}/|[^/]*\.(safetensors|bin)")
 # SHA or ETag (the Hub's caches), MD5 without its first two digits (DVC), or a key of git-annex.
 _CONTENT_ADDRESS = re.compile(r"([A-Z0-9_]+(-[sm]\d+)*--)?[0-9a-f]{30,128}(\.\w+)*")
-# The text files of these, which a later save writes back; files of weights are parsed strictly.
+# Text files that a later save writes back, unlike files of weights, which are parsed strictly.
 _COPIED = re.compile(
     rf"{_any((MODULES, TOP_CONFIG, ADAPTER_CONFIG))}|(generation_)?config\.json|{_TOKENIZER}|"
     rf"{_any(BODY_CONFIGS)}"
@@ -86,27 +86,27 @@ _COPIED = re.compile(
 
 
 def model_paths(folder: str) -> list[str]:
-    """The paths that transformers or this library loads as a folder's config and weights.
+    """Returns the paths that transformers or this library loads as a folder's config and weights.
 
     Raises:
-        TargetError: `orbax/` is there and is not an Orbax checkpoint.
+        TargetError: `orbax/` exists and is not an Orbax checkpoint.
     """
     return matching_files(folder, _MODEL_PATHS) + _orbax_paths(folder)
 
 
 def adapter_paths(folder: str) -> list[str]:
-    """The paths that PEFT or this library loads as an adapter."""
+    """Returns the paths that PEFT or this library loads as an adapter."""
     return matching_files(folder, _ADAPTER_PATHS)
 
 
 def encoder_paths(folder: str) -> list[str]:
-    """The paths of a model, its tokenizer and what sentence-transformers adds to them.
+    """Returns the paths of a model, its tokenizer and the files of sentence-transformers.
 
-    The folder of a module belongs to the encoder if the folder's modules.json names it. Without a
-    readable modules.json, its name has to be that of a module that this library reads or writes.
+    The folder of a module belongs to the encoder if modules.json names it. Without a readable
+    modules.json, its name must be that of a module that this library reads or writes.
 
     Raises:
-        TargetError: `orbax/` is there and is not an Orbax checkpoint.
+        TargetError: `orbax/` exists and is not an Orbax checkpoint.
     """
     try:
         entries = read_json(os.path.join(folder, MODULES))
@@ -132,21 +132,21 @@ def _orbax_paths(folder: str) -> list[str]:
     if not any(os.path.isfile(os.path.join(path, name)) for name in ORBAX_MARKERS):
         raise TargetError(
             f"{path}: expected an Orbax checkpoint, found a folder without "
-            f"{' or '.join(ORBAX_MARKERS)}; move it away, or choose another target"
+            f"{' or '.join(ORBAX_MARKERS)}; move it elsewhere, or choose another target"
         )
     return [ORBAX]
 
 
 @contextlib.contextmanager
 def unchanged(folder: str) -> Generator[None]:
-    """Reads a folder within the block as one state: as one save has left it.
+    """Ensures that the block reads a folder in one state, that of a single save.
 
     Subfolders are not included, except for `orbax`. A snapshot in the Hub's cache never changes.
 
     Raises:
-        SourceError: a file that a load may read was written, replaced, added or removed meanwhile.
-            It takes the place of any error that the block raised of what it had read. Or a text
-            file is a link out of the folder that `check_link` refuses.
+        SourceError: a file that loading may read was written, replaced, added or removed meanwhile;
+            this replaces any error of the block, which may be a consequence. Or a text file is a
+            link out of the folder that `check_link` refuses.
     """
     home = pathlib.Path(os.path.realpath(folder))
     check_settled(folder)
@@ -166,7 +166,7 @@ def unchanged(folder: str) -> Generator[None]:
 
 @contextlib.contextmanager
 def one_state(source: Any, place: Mapping[str, Any]) -> Generator[None]:
-    """Loads a model and its tokenizer within the block from one state of their folder, if any."""
+    """Ensures that the block loads a model and its tokenizer in one state of their folder."""
     folder = ""
     if isinstance(source, str | os.PathLike):
         folder = os.path.join(os.fspath(source), place.get("subfolder") or "")
@@ -175,10 +175,10 @@ def one_state(source: Any, place: Mapping[str, Any]) -> Generator[None]:
 
 
 def check_settled(folder: str) -> None:
-    """Waits until a save that exchanges the files of a folder is done.
+    """Waits until no save is exchanging the files of a folder.
 
     Raises:
-        SourceError: it is not done in time, so it was probably interrupted.
+        SourceError: a save does not finish in time; it was probably interrupted.
     """
     end = time.monotonic() + SAVE_WAIT
     while is_unsettled(folder):
@@ -186,9 +186,10 @@ def check_settled(folder: str) -> None:
             time.sleep(0.01)
             continue
         raise SourceError(
-            f"{folder}: is being saved, or its last save was interrupted; load it again. If no "
-            "process is saving, save into it again: that first restores the files "
-            "in .minibert-old-… or completes those in .minibert-put-…"
+            f"{folder}: expected a complete folder, found one that is being saved or whose last "
+            "save was interrupted; load it again. If no process is saving, save into it again: "
+            "that first restores the files in .minibert-old-… or completes those in "
+            ".minibert-put-…"
         )
 
 
@@ -196,7 +197,7 @@ State = dict[str, tuple[int, ...] | None]
 
 
 def _state(folder: str) -> State:
-    """The identity of each file, by its path inside the folder; None for one that is not there."""
+    """Returns the identity of each file by its path inside the folder; None if it is missing."""
     check_settled(folder)
     found: State = {}
     with contextlib.suppress(OSError):
@@ -224,44 +225,44 @@ def _compare(folder: str, before: State, reason: Exception | None) -> None:
         names = sorted(n for n in before | after if before.get(n, ()) != after.get(n, ()))
         few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise SourceError(
-            f"{folder}: {few} changed while the folder was read: files of two saves may have been "
-            "mixed, so nothing of them is used; load it again"
+            f"{folder}: {few} changed while the folder was read, so that files of two saves may "
+            "have been mixed; load it again"
         ) from reason
 
 
 def refuse_adapter(folder: str) -> None:
-    """Refuses a folder in which an adapter is beside a model.
+    """Refuses a folder that contains an adapter beside a model.
 
     Raises:
-        UnsupportedConfigError: there is one. transformers with PEFT installed applies it.
+        UnsupportedConfigError: there is an adapter. transformers with PEFT installed applies it.
     """
     path = os.path.join(folder, ADAPTER_CONFIG)
     if os.path.lexists(path):
         raise UnsupportedConfigError(
-            f"{path}: an adapter beside a model's weights, which transformers applies to them, is "
-            f"not applied here. Move it ({ADAPTER_CONFIG}, {ADAPTER_TENSORS}) to a folder of its "
-            "own, load the model, and then minibert.train.load_adapter(model, folder) and "
+            f"{path}: expected no adapter beside the weights (transformers applies it, minibert "
+            f"does not). Move {ADAPTER_CONFIG} and {ADAPTER_TENSORS} to a folder of their own, "
+            "load the model, and call minibert.train.load_adapter(model, folder) and "
             "minibert.train.merge"
         )
 
 
 def check_link(folder: str, path: str, *, loading: bool = False) -> str:
-    """Follows a file that may be a link, and refuses a link that leaves its folder.
+    """Resolves a file that may be a link, and refuses a link out of its folder.
 
     The files of a snapshot in the Hub's cache are links to its `blobs`, which are accepted.
 
     Args:
         folder: the model's folder.
-        path: the file's path inside it.
-        loading: whether to accept links out of the folder that are made for models' files: to a
+        path: the path of the file inside it.
+        loading: whether to accept links out of the folder that are common for model files: to a
             file of the same name, or to a content-addressed one. A link to a file of any other
-            name could put a file that is nobody's model into the next save.
+            name could copy a file unrelated to the model into the next save.
 
     Returns:
         The path of the file itself.
 
     Raises:
-        SourceError: the link leads out of the folder.
+        SourceError: the link points out of the folder.
     """
     home = pathlib.Path(os.path.realpath(folder))
     whole = os.path.join(folder, path)
@@ -271,18 +272,18 @@ def check_link(folder: str, path: str, *, loading: bool = False) -> str:
     if inside or (loading and (same_name or is_content_addressed(real))):
         return str(real)
     raise SourceError(
-        f"{whole}: is a link to {shown(str(real))}, outside of the folder, and is not followed; "
-        "put the file itself in its place"
+        f"{whole}: is a link to {shown(str(real))}, outside of the folder, which is not followed; "
+        "replace the link by the file itself"
     )
 
 
 def is_content_addressed(real: pathlib.Path) -> bool:
-    """Whether a path is that of a regular file in a store that names files by their digests."""
+    """Returns whether a path is a regular file in a store that names files by their digests."""
     return _CONTENT_ADDRESS.fullmatch(real.name) is not None and real.is_file()
 
 
 def hub_blobs(home: pathlib.Path) -> pathlib.Path | None:
-    """Where the Hub's cache keeps the files of a snapshot, which are links; None elsewhere."""
+    """Returns the folder to which the files of a snapshot in the Hub's cache link; else None."""
     for revision in (home, *home.parents):
         if revision.parent.name == "snapshots":
             return revision.parent.parent / "blobs"

@@ -1,7 +1,7 @@
-"""From a model's name to a folder on this machine: a path, or a repository of the Hugging Face Hub.
+"""Resolution of a model's name to a local folder: a path, or a repository of the Hugging Face Hub.
 
-Downloads, the cache, tokens and the offline switches (`HF_HOME`, `HF_HUB_OFFLINE`, …) are
-huggingface_hub's own.
+Downloads, the cache, tokens and the offline switches (`HF_HOME`, `HF_HUB_OFFLINE`, …) are those of
+huggingface_hub.
 """
 
 import os
@@ -25,16 +25,16 @@ def model_folder(
     local_files_only: bool = False,
     allow_pickle: bool = False,
 ) -> str:
-    """Finds the folder that holds a model's config and weights, fetching it if need be.
+    """Returns the folder that contains a model's config and weights, after downloading if needed.
 
     Args:
         source: a folder, or a repository such as `google-bert/bert-base-uncased`.
         revision: a branch, tag or commit of the repository.
-        subfolder: where in the folder or repository the model is.
-        cache_dir: in place of the Hub's usual cache.
-        token: for private repositories; True for the one stored by `hf auth login`.
-        local_files_only: whether to use the cache alone.
-        allow_pickle: whether to fetch `pytorch_model.bin` when there is no safetensors file.
+        subfolder: the path of the model in the folder or repository.
+        cache_dir: a folder to use instead of the Hub's default cache.
+        token: access token for private repositories; True for the one stored by `hf auth login`.
+        local_files_only: whether to use only the cache.
+        allow_pickle: whether to download `pytorch_model.bin` if there is no safetensors file.
 
     Raises:
         SourceError: there is no such folder, repository, revision or file.
@@ -43,24 +43,24 @@ def model_folder(
         raise SourceError(f"{shown(source)}: expected a folder or the name of a repository")
     source = os.fspath(source)
     if os.path.isfile(source):
-        raise SourceError(f"{shown(source)}: is a file; give the folder it is in")
+        raise SourceError(f"{shown(source)}: expected a folder, found a file; pass its folder")
     if os.path.isdir(source):
         folder = os.path.join(source, subfolder) if subfolder else source
         check_settled(folder)
         if not os.path.isfile(os.path.join(folder, "config.json")):
             if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
                 raise SourceError(
-                    f"{folder}: an adapter, and no model (no config.json); load its base model, "
-                    "then minibert.train.load_adapter(model, folder)"
+                    f"{folder}: expected a model, found an adapter (no config.json); load its base "
+                    "model and call minibert.train.load_adapter(model, folder)"
                 )
-            raise SourceError(f"{folder}: no config.json in this folder")
+            raise SourceError(f"{folder}: expected a model folder, found no config.json in it")
         return folder
     looks_like_path = (
         os.path.isabs(source) or source.startswith((".", "~")) or source.count("/") > 1
     )
     if looks_like_path or os.path.exists(source):
         raise SourceError(
-            f"{shown(source)}: expected a folder or a repository of the Hub; no such folder"
+            f"{shown(source)}: expected a folder or a repository of the Hub, found no such folder"
         )
     options = {
         "revision": revision,
@@ -83,7 +83,7 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
     def fetch_if_there(name: str) -> str | None:
         try:
             return fetch(name)
-        except errors.LocalEntryNotFoundError as reason:  # an EntryNotFoundError, and no answer
+        except errors.LocalEntryNotFoundError as reason:  # an EntryNotFoundError without an answer
             unreachable.append(reason)
         except errors.EntryNotFoundError:
             pass
@@ -93,7 +93,7 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
         folder = os.path.dirname(fetch("config.json"))
         fetch_if_there(GENERATION)
         fetch_if_there(ADAPTER_CONFIG)  # which `open_source` refuses
-        unreachable.clear()  # most models have none, and the cache need not know that
+        unreachable.clear()  # most models have neither file, and the cache need not record that
         for kind in kinds:
             if fetch_if_there(kind):
                 return folder
@@ -102,7 +102,7 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
                     fetch(shard)
                 return folder
         if os.path.lexists(os.path.join(folder, PICKLE)):
-            return folder  # where `open_source` says what is wrong with it
+            return folder  # `open_source` raises the error
     except errors.LocalEntryNotFoundError as reason:
         raise SourceError(
             f"{shown(repository)}: not a folder here, not in the cache, and the Hub cannot be "
@@ -118,11 +118,11 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
             f"({first_line(unreachable[0])})"
         )
     raise SourceError(
-        f"{shown(repository)}: no {' and no '.join(kinds)} in this repository; one that has only a "
-        "pickle wants allow_pickle=True"
+        f"{shown(repository)}: expected {' or '.join(kinds)} in this repository, found no such "
+        "file; to load a pickle pass allow_pickle=True"
     )
 
 
 def first_line(reason: Exception) -> str:
-    """What an error of another library says, in short."""
+    """Returns the first line of an error of another library, at most 300 characters."""
     return str(reason).strip().partition("\n")[0][:300]

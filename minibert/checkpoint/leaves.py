@@ -1,7 +1,7 @@
-"""Tree ⇄ tensors: the four leaf rules, read in one direction and written in the other.
+"""Conversion between leaves of the tree and tensors of a file, by the four leaf rules.
 
-A leaf's tensor name is its path in the tree; only the last part may differ, by the type of the
-module that owns it:
+The name of a leaf's tensor is its path in the tree; only the last part may differ, depending on the
+type of the module that owns the leaf:
 
     owner          leaf         tensor     transform
     nnx.Linear     kernel       weight     transpose
@@ -10,7 +10,7 @@ module that owns it:
     nnx.LayerNorm  scale        weight     none
     anything else  (any)        the same   none
 
-The old Flax classes had it the other way round: there a `Linear` is not transposed, a `Conv1D` is.
+In files of the old Flax classes it is the reverse: a `Conv1D` is transposed, a `Linear` is not.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ from minibert.sharding.placement import stored
 
 
 class Expected(NamedTuple):
-    """A tensor that a file must have.
+    """A tensor that a file must contain.
 
     Attributes:
         path: the path of the leaf that it fills.
         shape: its shape in the file.
-        transposed: whether the leaf is the tensor transposed.
+        transposed: whether the leaf is the transposed tensor.
     """
 
     path: str
@@ -50,15 +50,15 @@ class Expected(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of the tree, and the tensor it is on disk.
+    """An array of the tree, and the tensor that stores it in a file.
 
     Attributes:
-        name: the tensor's name, with the trunk's prefix.
-        path: the leaf's own path, with the trunk's prefix.
-        owner: the module that holds it.
-        attribute: its name there.
-        transposed: the layout (see `TensorSource`) in which the tensor is the array transposed; ""
-            when there is none.
+        name: the name of the tensor, with the trunk's prefix.
+        path: the path of the leaf, with the trunk's prefix.
+        owner: the module that owns it.
+        attribute: its attribute name in `owner`.
+        transposed: the layout (see `TensorSource`) in which the tensor is the transposed array; ""
+            if there is none.
     """
 
     name: str
@@ -69,37 +69,37 @@ class Leaf:
 
     @property
     def variable(self) -> Any:
-        """The `nnx.Variable`."""
+        """The `nnx.Variable` that holds the array."""
         return getattr(self.owner, self.attribute)
 
     def name_in(self, layout: str) -> str:
-        """The name of the tensor in a file of that layout."""
+        """Returns the name of the tensor in a file of a layout."""
         return self.name if layout == "torch" else self.path
 
     def shape_in(self, layout: str) -> tuple[int, ...]:
-        """The shape of the tensor in a file of that layout."""
+        """Returns the shape of the tensor in a file of a layout."""
         shape = self.variable.shape
         return shape[::-1] if self.transposed == layout else shape
 
     @property
     def expected(self) -> Expected:
-        """What a file of PyTorch's layout must have for it."""
+        """The tensor that a file of PyTorch's layout must contain for this leaf."""
         return Expected(self.path, self.shape_in("torch"), self.transposed == "torch")
 
     def fill(self, array: Any, sharding: Sharding | None) -> None:
-        """Puts an array there, on its devices."""
+        """Moves an array to its devices and stores it in the leaf."""
         placed = jax.device_put(array) if sharding is None else stored(sharding, self.path, array)
         self.variable.set_value(placed)
 
     def to_file(self, layout: str = "torch") -> np.ndarray:
-        """The tensor to write: the leaf on the host, as a file of that layout keeps it."""
+        """Returns the tensor of the leaf as a file of a layout stores it, on the host."""
         array = np.asarray(self.variable[...])
-        # numpy's ascontiguousarray would give a single number an axis
+        # np.ascontiguousarray would add an axis to a scalar
         return np.asarray(array.T if self.transposed == layout else array, order="C")
 
 
 def leaves(model: Any) -> Iterator[Leaf]:
-    """Every leaf of a model, in the order of its construction."""
+    """Yields every leaf of a model, in the order of construction."""
     prefix = model.tensor_prefix
     for path, _, owner in variables(model):
         parent, dot, key = f"{prefix}{path}".rpartition(".")
@@ -117,19 +117,19 @@ def leaves(model: Any) -> Iterator[Leaf]:
 def leaf_array(
     source: TensorSource, name: str, dtype: np.dtype, *, transpose: bool
 ) -> np.ndarray | str:
-    """Reads the array a leaf will hold: each block is checked, cast and put in its place in cache.
+    """Reads the array of a leaf: each block is checked, cast and copied while it is in the cache.
 
     Args:
         source: the checkpoint.
-        name: the tensor's name there.
-        dtype: what to store the numbers in.
-        transpose: whether the leaf is the tensor transposed.
+        name: the name of the tensor in it.
+        dtype: the dtype of the array.
+        transpose: whether to transpose the tensor.
 
     Returns:
-        The array; or, where it must not be used, a sentence that says why.
+        The array; or, if it must not be used, a message that states the reason.
     """
     shape = source.tensors[name].shape
-    result = _fresh(shape[::-1] if transpose else shape, dtype)
+    result = _page_aligned_zeros(shape[::-1] if transpose else shape, dtype)
     rows = np.atleast_1d(result.T if transpose else result)
     for start, block in source.blocks(name):
         if not finite(block):
@@ -138,13 +138,13 @@ def leaf_array(
             with np.errstate(over="ignore"):
                 block = block.astype(dtype)
             if not finite(block):
-                return f"too large for param_dtype {dtype}"
-        rows[start : start + len(block)] = _spread(block) if transpose else block
+                return f"expected numbers that fit in param_dtype {dtype}, found larger ones"
+        rows[start : start + len(block)] = _padded_copy(block) if transpose else block
     return result
 
 
 def tensor_faults(name: str, info: TensorInfo, shape: tuple[int, ...]) -> list[str]:
-    """Says in what a stored tensor is not one of floating-point numbers of a shape."""
+    """Returns messages on how a stored tensor differs from floating-point numbers of a shape."""
     faults = []
     if info.shape != shape:
         faults.append(f"{name!r}: expected shape {shape}, found {shown(info.shape)}")
@@ -154,7 +154,7 @@ def tensor_faults(name: str, info: TensorInfo, shape: tuple[int, ...]) -> list[s
 
 
 def needs_x64(dtype: np.dtype, remedy: str) -> str:
-    """Says of a dtype that JAX would narrow what it needs, or else `remedy`; "" of any other."""
+    """Returns a message if JAX would narrow a dtype, which ends with `remedy`; otherwise ""."""
     narrowed = dtype != jax.dtypes.canonicalize_dtype(dtype)
     return f"{dtype} needs jax.enable_x64(True){remedy}" if narrowed else ""
 
@@ -166,17 +166,17 @@ def read_exactly(
     dtype_of: Callable[[np.dtype], DTypeLike],
     remedy: str = "",
 ) -> dict[str, jax.Array]:
-    """Reads the tensors of a source that has the expected ones and no others.
+    """Reads the tensors of a source that must contain the expected ones and no others.
 
     Args:
         source: the tensors, in PyTorch's layout.
         where: the file or folder, for messages.
         expected: the tensors by name.
-        dtype_of: from the stored dtype of a tensor to that of its leaf.
-        remedy: what the caller may do about a dtype that JAX would narrow, for messages.
+        dtype_of: maps the stored dtype of a tensor to that of its leaf.
+        remedy: an alternative to 64-bit mode for a dtype that JAX would narrow, for messages.
 
     Returns:
-        The arrays by their leaves' paths.
+        The arrays by the paths of their leaves.
 
     Raises:
         CheckpointMismatchError: a tensor is missing, unexpected, of another shape, not of
@@ -201,25 +201,25 @@ def read_exactly(
 
 
 def stored_dtypes(model: Any) -> dict[str, int]:
-    """How many leaves are stored in each dtype, the most common first."""
+    """Returns the number of leaves stored in each dtype, the most common first."""
     return dict(Counter(str(leaf.variable[...].dtype) for leaf in leaves(model)).most_common())
 
 
-def _fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array of zeros on pages of its own: so aligned that JAX adopts it without a copy.
+def _page_aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array of zeros aligned to a page, which JAX uses without a copy.
 
-    numpy's own arrays ask for large pages. In a virtual machine whose host takes back what is
-    free, those were filled at 0.4 GB/s, small pages at 2: the system is left to choose.
+    NumPy's own arrays request huge pages. In a virtual machine whose host reclaims free memory,
+    those were filled at 0.4 GB/s, small pages at 2 GB/s: here the system chooses the page size.
     """
     size = math.prod(shape) * dtype.itemsize
     return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE), dtype).reshape(shape)
 
 
-def _spread(block: np.ndarray) -> np.ndarray:
-    """A copy to be read down its columns, three to six times as fast as the block itself.
+def _padded_copy(block: np.ndarray) -> np.ndarray:
+    """Returns a copy whose columns are read three to six times as fast as those of the block.
 
-    Its rows lie an odd number of cache lines apart. A row of 768 or 3072 numbers takes a multiple
-    of 16 lines: the numbers of a column then compete for a few places of the first-level cache.
+    The stride of its rows is an odd number of cache lines. A row of 768 or 3072 numbers takes a
+    multiple of 16 lines: the numbers of a column then compete for a few sets of the L1 cache.
     """
     rows, columns = block.shape
     lines = -(-columns * block.itemsize // 64) | 1
@@ -229,7 +229,7 @@ def _spread(block: np.ndarray) -> np.ndarray:
 
 
 def finite(array: np.ndarray) -> bool:
-    """Whether no exponent is all ones."""
+    """Returns whether all numbers are finite: no exponent consists of ones only."""
     info = jnp.finfo(array.dtype)
     bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")
     sign = 1 << (info.bits - 1)

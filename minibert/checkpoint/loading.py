@@ -1,4 +1,4 @@
-"""A model put together: a tree of shapes, matched with a checkpoint's tensors and filled."""
+"""Assembly of a model: a tree of shapes, matched with the tensors of a checkpoint and filled."""
 
 from collections import Counter
 from typing import Any
@@ -32,13 +32,13 @@ def assemble(
     """Builds a tree of shapes, matches it with the tensors of `source`, and fills it.
 
     Args:
-        cls: the model's class.
-        config: its config.
+        cls: the class of the model.
+        config: the config of the model.
         source: the tensors.
         where: the folder, for messages.
-        relabelled: whether the labels are not the checkpoint's own.
+        relabelled: whether the caller overrides the labels of the checkpoint.
 
-    The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
+    Other arguments and the errors raised are those of `PretrainedModel.from_pretrained`.
     """
     sharding = checked_sharding(sharding)
     dtype, param_dtype = _floating("dtype", dtype), _floating("param_dtype", param_dtype)
@@ -52,14 +52,14 @@ def assemble(
         sharding = sharding.for_model(model)
     if matching.fresh:
         if rngs is None:
-            raise InputError("rngs: a new head needs random keys: pass rngs=nnx.Rngs(0)")
+            raise InputError("rngs: expected random keys for a new head; pass rngs=nnx.Rngs(0)")
         paths = {leaf.path for leaf in matching.fresh}
 
         def build(key: jax.Array) -> dict[str, jax.Array]:
             whole = cls(config, rngs=nnx.Rngs(params=key), param_dtype=kept)
             return {leaf.path: leaf.variable[...] for leaf in leaves(whole) if leaf.path in paths}
 
-        fresh = jax.jit(build)(rngs.params())  # compiled, so that no other leaf is ever drawn
+        fresh = jax.jit(build)(rngs.params())  # compiled, so that no other leaf is initialised
         for leaf in matching.fresh:
             leaf.fill(fresh[leaf.path], sharding)
     matching.fill(where, param_dtype, sharding)
@@ -73,11 +73,15 @@ def assemble(
 def shapes_only(
     cls: type[Any], config: Any, source: TensorSource, where: str, **options: Any
 ) -> Any:
-    """The widest tree of a class, of shapes only; refused if the source cannot hold its layers."""
+    """Returns a tree of shapes with every optional submodule of a class.
+
+    Raises:
+        ConfigError: the source contains fewer tensors than the config has layers.
+    """
     if config.num_hidden_layers > len(source.tensors):
         raise ConfigError(
-            f"{where}: num_hidden_layers: {config.num_hidden_layers} layers, but the checkpoint "
-            f"holds {len(source.tensors)} tensors"
+            f"{where}: num_hidden_layers: expected at most the number of tensors in the "
+            f"checkpoint, {len(source.tensors)}, found {config.num_hidden_layers}"
         )
     return cls(config, rngs=None, **options)
 

@@ -1,8 +1,8 @@
-"""Matching a checkpoint's tensors with a model's leaves: a strict one-to-one correspondence.
+"""Strict one-to-one matching of the tensors of a checkpoint with the leaves of a model.
 
-Every leaf is filled, every tensor is read or named as left or ignored with its reason, every shape
-is equal; all faults are found before any is raised. What differs between models is data on their
-classes (see `PretrainedModel`): trunk, heads, tied copies, optional rooms, buffers.
+Every leaf is filled, every tensor is read or reported as left or ignored, and all shapes are equal;
+all faults are collected before an error is raised. Differences between models are data on their
+classes (see `PretrainedModel`): trunk, heads, tied copies, optional submodules, buffers.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ from minibert.sharding.mesh import Sharding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadingInfo:
-    """What a load did with every tensor and every leaf.
+    """A report on how loading treated every tensor and every leaf.
 
     Attributes:
-        model: the class.
+        model: the name of the model class.
         source: the folder.
-        files: the weights files read.
-        matched: tensors that filled a leaf, as the tree names them.
-        tied: tensors found equal to the one they are tied to: copy → original.
-        left: head tensors this class has no use for, left in the file.
-        ignored: buffers not read: name → reason.
-        new: leaves of a fresh head.
-        absent: optional rooms the checkpoint does not have.
-        renamed: tensors found under another name: name in the file → name in the tree.
-        dtypes: how many leaves are stored in each dtype.
+        files: the weights files that were read.
+        matched: names in the tree of the tensors that filled a leaf.
+        tied: tied tensors: copy → original.
+        left: head tensors that this class does not use, left in the file.
+        ignored: buffers that were not read: name → reason.
+        new: leaves of a newly initialised head.
+        absent: optional submodules that the checkpoint lacks.
+        renamed: tensors with another name in the file: name in the file → name in the tree.
+        dtypes: the number of leaves stored in each dtype.
         config_ignored: fields of config.json that Hugging Face ignores, and so does minibert.
-        suspicious: what is legal and yet worth a look, one sentence each.
+        suspicious: legal but unusual facts, one sentence each.
     """
 
     model: str
@@ -82,14 +82,14 @@ LEGACY_LAYER_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "L
 
 
 class Matching:
-    """The correspondence between a tree of shapes and the tensors of a source, being worked out.
+    """The correspondence between a tree of shapes and the tensors of a source.
 
     Args:
         model: a model built with `rngs=None`, with every leaf its class can have.
         source: the tensors.
-        new_head: whether a missing head may be started afresh.
-        relabelled: whether the caller asked for other labels than the file has, so that a head of
-            another shape is left in the file and started afresh.
+        new_head: whether a missing head is newly initialised.
+        relabelled: whether the caller overrides the labels of the file, so that a head of another
+            shape counts as missing and is left in the file.
     """
 
     def __init__(self, model: Any, source: TensorSource, *, new_head: bool, relabelled: bool):
@@ -103,16 +103,16 @@ class Matching:
         self.suspicious: list[str] = []
         self.renamed: dict[str, str] = {}
         self.found = self._canonical_names()
-        self._settle_optional_rooms()
-        self._settle_tied_copies()
+        self._remove_absent_submodules()
+        self._resolve_tied_copies()
         self.expected = {leaf.name: leaf for leaf in leaves(model)}
-        self._settle_heads()
+        self._resolve_heads()
         self._compare()
 
     def _canonical_names(self) -> dict[str, str]:
         """Maps each tensor's name in the tree, trunk prefix included, to its name in the file."""
         raws = list(self.source.tensors)
-        trunk, rooms = f"{self.model.trunk}.", self.model.rooms
+        trunk, submodules = f"{self.model.trunk}.", self.model.submodules
         wrapper = next((w for w in WRAPPERS if raws and all(r.startswith(w) for r in raws)), "")
         names = {raw: raw.removeprefix(wrapper) for raw in raws}
         prefixed = any(name.startswith(trunk) for name in names.values())
@@ -120,7 +120,7 @@ class Matching:
         canonical = {leaf.name_in(layout): leaf.name for leaf in leaves(self.model)}
         found: dict[str, str] = {}
         for raw, name in names.items():
-            if not prefixed and name.split(".")[0] in rooms:
+            if not prefixed and name.split(".")[0] in submodules:
                 name = trunk + name
             for old, new in LEGACY_LAYER_NORM.items():
                 if name.endswith(f".{old}"):
@@ -133,14 +133,14 @@ class Matching:
             found[name] = raw
         return found
 
-    def _settle_optional_rooms(self) -> None:
-        for room in self.model.optional:
-            if not any(name.startswith(f"{room}.") for name in self.found):
-                *parents, last = room.removeprefix(self.model.tensor_prefix).split(".")
+    def _remove_absent_submodules(self) -> None:
+        for path in self.model.optional:
+            if not any(name.startswith(f"{path}.") for name in self.found):
+                *parents, last = path.removeprefix(self.model.tensor_prefix).split(".")
                 setattr(functools.reduce(getattr, parents, self.model), last, nnx.data(None))
-                self.absent.append(room)
+                self.absent.append(path)
 
-    def _settle_tied_copies(self) -> None:
+    def _resolve_tied_copies(self) -> None:
         model, found = self.model, self.found
         copies = {leaf.name: leaf for leaf in leaves(model) if leaf.name in model.tied}
         for copy, leaf in copies.items():
@@ -167,7 +167,7 @@ class Matching:
         first, second = (self.source.read(self.found[name]) for name in (copy, original))
         return np.array_equal(raw_bytes(first), raw_bytes(second))
 
-    def _settle_heads(self) -> None:
+    def _resolve_heads(self) -> None:
         ours: dict[str, list[Leaf]] = {}
         for leaf in self.expected.values():
             if head := self._head(leaf.name):
@@ -176,7 +176,7 @@ class Matching:
             here = [leaf for leaf in parts if leaf.name in self.found]
             reshaped = self.relabelled and any(map(self._differs_in_labels, here))
             if here and not reshaped:
-                continue  # whole; or half, and then `_compare` reports the rest as missing
+                continue  # if it is incomplete, `_compare` reports the rest as missing
             if self.new_head:
                 self.fresh += parts
             else:
@@ -185,10 +185,10 @@ class Matching:
                 del self.expected[leaf.name]
 
     def _differs_in_labels(self, leaf: Leaf) -> bool:
-        """Whether a tensor has another number of labels, its last or first axis, and no more."""
+        """Returns whether the shape of a tensor differs in the number of labels, and only in it."""
         found = self._stored(leaf.name).shape
         shape = leaf.shape_in(self.source.layout)
-        if self.source.layout != "torch":  # there a kernel has its labels last
+        if self.source.layout != "torch":  # the labels are the last axis of a kernel
             found, shape = found[::-1], shape[::-1]
         labels = (self.model.config.num_labels,)
         return shape[:1] == labels != found[:1] and found[1:] == shape[1:]
@@ -197,7 +197,7 @@ class Matching:
         found, expected, faults = self.found, self.expected, self.faults
         for name in expected.keys() - found.keys():
             head = self._head(name)
-            half = f" (half of the head {head!r})" if head else ""
+            half = f" (the head {head!r} is incomplete)" if head else ""
             shape = expected[name].shape_in("torch")
             faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
         ours = {self._head(name) for name in expected}
@@ -218,7 +218,7 @@ class Matching:
                 info = self._stored(name)
                 faults.append(
                     f"{shown(found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
-                    f"file, and no leaf of {type(self.model).__name__} of that name"
+                    f"file, but no leaf of {type(self.model).__name__} has that name"
                 )
         self.matched = [name for name in expected if name in found]
         for name in self.matched:
@@ -232,7 +232,7 @@ class Matching:
         return head_of(self.model, name)
 
     def info(self, where: str) -> LoadingInfo:
-        """The report on a load that is done, with names as the model's own tree has them."""
+        """Returns the report on a finished load, with names in the model's own tree."""
         model = self.model
         prefix = model.tensor_prefix
 
@@ -256,17 +256,17 @@ class Matching:
         )
 
     def check(self, where: str) -> None:
-        """Raises what was found wrong.
+        """Raises an error if faults were found or a head is missing.
 
         Raises:
             CheckpointMismatchError: tensors and leaves do not correspond.
             MissingHeadError: only a head is missing.
         """
         heads = [
-            f"the head {head!r} is not in the file, or is of another shape"
+            f"the head {head!r} is not in the file, or has another shape"
             for head in self.missing_heads
         ]
-        hint = "; pass new_head=True, rngs=nnx.Rngs(0) to start it afresh" if heads else ""
+        hint = "; pass new_head=True, rngs=nnx.Rngs(0) to initialise a new one" if heads else ""
         if self.faults:
             raise CheckpointMismatchError(where, sorted(self.faults) + heads, hint)
         if heads:
@@ -275,10 +275,10 @@ class Matching:
     def fill(
         self, where: str, param_dtype: DTypeLike | None, sharding: Sharding | None = None
     ) -> None:
-        """Reads every matched tensor into its leaf: a few at a time; for a sharding, one by one.
+        """Reads every matched tensor into its leaf: several at a time; with a sharding, one by one.
 
         Raises:
-            CheckpointMismatchError: a tensor holds NaN or infinity, or does not fit `param_dtype`.
+            CheckpointMismatchError: a tensor contains NaN or infinity, or overflows `param_dtype`.
         """
         layout = self.source.layout
 
@@ -288,13 +288,13 @@ class Matching:
             array = leaf_array(self.source, raw, dtype, transpose=leaf.transposed == layout)
             norm = isinstance(leaf.owner, nnx.LayerNorm) and leaf.attribute == "scale"
             if norm and isinstance(array, np.ndarray) and not array.any():
-                self.suspicious.append(f"{raw} is zero everywhere")
+                self.suspicious.append(f"all values of {raw} are zero")
             return array
 
         faults: list[str] = []
         with ThreadPoolExecutor() as pool:
             arrays = (pool.map if sharding is None else map)(read, self.matched)
-            # JAX's own settings (precision, device) belong to this thread: arrays enter it here
+            # JAX's settings (such as the default device) are thread-local: `fill` runs in this one
             for name, array in zip(self.matched, arrays, strict=True):
                 if isinstance(array, str):
                     faults.append(f"{self.found[name]!r}: {array}")
@@ -308,5 +308,5 @@ class Matching:
 
 
 def head_of(model: Any, name: str) -> str | None:
-    """The head that a tensor belongs to, by its name in the tree; None for the trunk's."""
+    """Returns the head that a tensor belongs to, by its name in the tree; None for the trunk."""
     return next((head for head in model.heads if name.startswith(f"{head}.")), None)

@@ -1,4 +1,4 @@
-"""Writing a model folder: config.json and safetensors, single or in shards, whole or not at all."""
+"""Atomic writing of a model folder: config.json and safetensors, in one file or in shards."""
 
 import functools
 import json
@@ -31,10 +31,10 @@ UNITS = {
 
 
 def parse_size(text: str | int) -> int:
-    """Reads a size such as `5GB`, `200MiB` or `4096`, in bytes.
+    """Returns a size such as `5GB`, `200MiB` or `4096` in bytes.
 
     Raises:
-        InputError: it is not a positive size.
+        InputError: `text` is not a positive size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
     size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
@@ -60,12 +60,12 @@ def save_model(
 
 
 def check_here(model: Any) -> None:
-    """Raises an `InputError` if this process cannot see all of a model."""
+    """Raises an `InputError` if this process cannot access all shards of a model's parameters."""
     for leaf in leaves(model):
         if not getattr(leaf.variable.get_value(), "is_fully_addressable", True):
             raise InputError(
-                f"model: parts of {leaf.path} are in other processes; let every process call "
-                "minibert.on_host(model), and one of them save what it returns"
+                f"model: expected all of {leaf.path} in this process, found shards in others; call "
+                "minibert.on_host(model) in every process, and save the result in one"
             )
 
 
@@ -86,12 +86,12 @@ def write_model(model: Any, folder: str, limit: int, config: Any = None) -> None
 
 
 def write_config(model: Any, folder: str, config: Any = None) -> None:
-    """Writes config.json, naming the class and the dtype, and what came beside it for decoding.
+    """Writes config.json with the class and the dtype, and generation_config.json if there was one.
 
     Args:
         model: the model.
         folder: an existing folder.
-        config: in place of the model's own; see `check_tree` for what is raised of either.
+        config: the config to write instead of `model.config`; `check_tree` checks either.
     """
     config = model.config if config is None else config
     check_tree(model, config)
@@ -108,57 +108,59 @@ def write_config(model: Any, folder: str, config: Any = None) -> None:
 
 
 def file_leaves(model: Any, layout: str = "torch") -> dict[str, Leaf]:
-    """The leaves of a model by their names in its own checkpoint, of a layout of `TensorSource`."""
+    """Returns a model's leaves by the names of their tensors in a file of a layout."""
     prefix = model.tensor_prefix
     return {leaf.name_in(layout).removeprefix(prefix): leaf for leaf in leaves(model)}
 
 
 def check_saved(model: Any, folder: str) -> None:
-    """Compares what was written with the model, byte for byte.
+    """Compares the files written with the model, byte by byte.
 
     Raises:
-        TargetError: they differ.
+        TargetError: a tensor differs.
     """
     with open_source(folder) as source:
         expected = file_leaves(model, source.layout)
         if source.tensors.keys() != expected.keys():
             kind = "tensors" if source.layout == "torch" else "arrays"
-            raise TargetError(f"{folder}: the {kind} written are not those of the model")
+            raise TargetError(f"{folder}: expected the {kind} of the model, found others")
         for name, leaf in expected.items():
             read, meant = source.read(name), leaf.to_file(source.layout)
             same = (read.dtype, read.shape) == (meant.dtype, meant.shape)
             if not same or read.tobytes() != meant.tobytes():
-                raise TargetError(f"{folder}: {name!r} was not written as it is in memory")
+                raise TargetError(f"{folder}: {name!r} in the file differs from the model's")
 
 
 def _shards(model: Any, limit: int) -> list[dict[str, Leaf]]:
     shards: list[dict[str, Leaf]] = [{}]
-    room = limit
+    left = limit
     for name, leaf in file_leaves(model).items():
         size = leaf.variable[...].nbytes
-        if size > room and shards[-1]:
+        if size > left and shards[-1]:
             shards.append({})
-            room = limit
+            left = limit
         shards[-1][name] = leaf
-        room -= size
+        left -= size
     return shards
 
 
 def write_tensors(shard: dict[str, Leaf], path: str) -> int:
-    """Writes some leaves into a safetensors file, and returns their bytes; see `write_arrays`."""
+    """Writes leaves into a safetensors file and returns their size; see `write_arrays`."""
     return write_arrays({name: leaf.to_file() for name, leaf in shard.items()}, path)
 
 
 def write_arrays(arrays: Arrays, path: str) -> int:
-    """Writes arrays into a safetensors file, and returns their bytes.
+    """Writes arrays into a safetensors file and returns their total size in bytes.
 
     Raises:
-        TargetError: it cannot be written, or a number is NaN or infinite.
+        TargetError: the file cannot be written, or a number is NaN or infinite.
     """
     if damaged := [name for name, array in arrays.items() if not finite(array)]:
-        raise TargetError(f"{path}: NaN or infinity in {damaged[:3]}, which no load would accept")
+        raise TargetError(
+            f"{path}: expected finite numbers, found NaN or infinity in {damaged[:3]}"
+        )
     try:
-        with open(path, "xb"):  # with the permissions any new file has; save_file's are 0600
+        with open(path, "xb"):  # with the default permissions; those of save_file are 0600
             pass
         mode = os.stat(path).st_mode
         save_file(arrays, path, metadata={"format": "pt"})
@@ -169,11 +171,11 @@ def write_arrays(arrays: Arrays, path: str) -> int:
 
 
 def write_json(data: Any, path: str) -> None:
-    """Writes a JSON file: indented, its keys sorted."""
+    """Writes an indented JSON file with sorted keys."""
     try:
         text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         content = f"{text}\n".encode()
     except (TypeError, ValueError, RecursionError) as reason:
-        raise ConfigError(f"{path}: a value that JSON cannot hold ({reason})") from None
+        raise ConfigError(f"{path}: expected values that JSON can represent ({reason})") from None
     with open(path, "wb") as file:
         file.write(content)

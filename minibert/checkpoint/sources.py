@@ -1,4 +1,4 @@
-"""From a model folder to its tensors: which file, which shards, and whether it may be opened."""
+"""Opening the weights of a model folder: choice of the file or shards, and refusal of pickles."""
 
 import os
 import pathlib
@@ -33,10 +33,10 @@ from minibert.errors import (
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-CHECKSUMS = "minibert_crc32"  # in an Orbax checkpoint's custom metadata
+CHECKSUMS = "minibert_crc32"  # key in the custom metadata of an Orbax checkpoint
 FLAX = "flax_model.msgpack"
 MAX_INDEX_BYTES = 64 << 20
-MIN_TORCH = (2, 10)  # the first whose weights_only unpickler has no known escape
+MIN_TORCH = (2, 10)  # the first version whose weights_only unpickler has no known vulnerability
 
 
 def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
@@ -46,11 +46,11 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
     `pytorch_model.bin` or its shards, in that order.
 
     Raises:
-        SourceError: there are none.
+        SourceError: there are no weights.
         PickleRefusedError: there is only a pickle, and `allow_pickle` is False.
-        ShardIndexError: the shard index is not to be trusted.
+        ShardIndexError: the shard index is invalid or disagrees with the shards.
         WeightsFileError: a file is damaged.
-        UnsupportedConfigError: an adapter is beside the weights.
+        UnsupportedConfigError: the folder contains an adapter beside the weights.
     """
     refuse_adapter(folder)
 
@@ -67,24 +67,24 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
         if os.path.lexists(path(name)):
             if not allow_pickle:
                 raise PickleRefusedError(
-                    f"{path(name)}: the weights are a pickle, which can run code when it is "
-                    f"opened. Prefer a {SAFETENSORS}; or, if you trust its author, pass "
-                    "allow_pickle=True (python -m convert: --allow-pickle)"
+                    f"{path(name)}: expected {SAFETENSORS}, found only a pickle, which can run "
+                    "code when it is opened; if you trust its author, pass allow_pickle=True "
+                    "(python -m convert: --allow-pickle)"
                 )
             return _open_shards(folder, PICKLE) if name != PICKLE else _unpickle([path(PICKLE)])
     if os.path.lexists(path(FLAX)):
         raise SourceError(
-            f"{path(FLAX)}: weights of the old Flax classes; convert them first: "
-            f"python -m convert {folder} OUT"
+            f"{path(FLAX)}: expected {SAFETENSORS}, found weights of the old Flax classes; convert "
+            f"them: python -m convert {folder} OUT"
         )
     raise SourceError(f"{folder}: no {SAFETENSORS}, no {SAFETENSORS}.index.json, no {PICKLE}")
 
 
 def read_index(path: str, kind: str) -> dict[str, Any]:
-    """Reads a shard index; every shard it names is a plain file name with the ending of `kind`.
+    """Reads a shard index, whose shards must be plain file names with the extension of `kind`.
 
     Raises:
-        ShardIndexError: it is damaged, or names something else.
+        ShardIndexError: the index is damaged, or a shard is not such a name.
     """
     index = read_json(path, ShardIndexError, MAX_INDEX_BYTES)
     match index:
@@ -111,11 +111,12 @@ def _open_shards(folder: str, kind: str) -> TensorSource:
     home = pathlib.Path(os.path.realpath(folder))
     for shard, path in zip(shards, paths, strict=True):
         if not os.path.exists(path):
-            raise ShardIndexError(f"{index_path}: the shard {shown(shard)} is not there")
+            raise ShardIndexError(f"{index_path}: the shard {shown(shard)} does not exist")
         real = pathlib.Path(os.path.realpath(path))
         if real.parent not in (home, hub_blobs(home)) and not is_content_addressed(real):
             raise ShardIndexError(
-                f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside"
+                f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside "
+                "of the folder"
             )
     source = SafetensorsSource(paths) if kind == SAFETENSORS else _unpickle(paths)
     try:
@@ -131,7 +132,7 @@ def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -
     for name, shard in weight_map.items():
         if name not in tensors:
             raise ShardIndexError(
-                f"{index_path}: {shown(name)} is in no shard, nor in {shown(shard)}"
+                f"{index_path}: {shown(name)}: expected in {shown(shard)}, found in no shard"
             )
         found = os.path.basename(tensors[name].file)
         if found != shard:
@@ -140,7 +141,7 @@ def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -
             )
     if unlisted := sorted(tensors.keys() - weight_map.keys()):
         raise ShardIndexError(
-            f"{index_path}: shards hold tensors it does not list: {shown(unlisted)}"
+            f"{index_path}: shards contain tensors that are not listed: {shown(unlisted)}"
         )
     metadata = index.get("metadata", {})
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -162,7 +163,9 @@ def _load_pickle(path: str) -> Arrays:
     try:
         import torch
     except ImportError:
-        raise WeightsFileError(f"{path}: reading a pickle needs torch, which is absent") from None
+        raise WeightsFileError(
+            f"{path}: reading a pickle needs torch, which is not installed"
+        ) from None
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < MIN_TORCH:
         raise WeightsFileError(
             f"{path}: reading a pickle safely needs torch 2.10 or newer, found {torch.__version__}"
@@ -174,12 +177,12 @@ def _load_pickle(path: str) -> Arrays:
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise WeightsFileError(
-                        f"{path}: a compressed archive, which torch never writes"
+                        f"{path}: expected an archive of torch, found a compressed archive"
                     )
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsFileError:
         raise
-    except Exception as reason:  # torch raises a dozen types for a bad file
+    except Exception as reason:  # torch raises many types of errors for a damaged file
         raise WeightsFileError(f"{path}: not a file of weights ({shown(str(reason))})") from None
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
@@ -199,7 +202,7 @@ def _to_numpy(tensor: Any, where: str) -> np.ndarray:
             f"{where}: expected a dense tensor, found {tensor.layout} on {tensor.device}"
         )
     stored = tensor.untyped_storage().nbytes() // tensor.element_size()
-    if tensor.numel() > stored:  # one number, shown as a matrix that no memory could hold
+    if tensor.numel() > stored:  # strides of 0 can make a huge tensor of one stored number
         raise WeightsFileError(
             f"{where}: expected {tensor.numel()} elements in the file, found {stored}"
         )
@@ -216,9 +219,9 @@ def _open_orbax(path: str) -> TensorSource:
         import orbax.checkpoint as ocp
     except ImportError:
         raise WeightsFileError(
-            f"{path}: reading it needs orbax-checkpoint: pip install 'minibert-jax[train]'"
+            f"{path}: reading it needs orbax-checkpoint; pip install 'minibert-jax[train]'"
         ) from None
-    path = os.path.abspath(path)  # Orbax takes no other
+    path = os.path.abspath(path)  # Orbax requires an absolute path
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path)
@@ -233,15 +236,15 @@ def _open_orbax(path: str) -> TensorSource:
 
 
 def array_sums(arrays: Arrays) -> dict[str, int]:
-    """CRC-32 of the bytes of arrays, by name."""
+    """Returns the CRC-32 of the bytes of each array, by name."""
     return {name: zlib.crc32(raw_bytes(array).data) for name, array in arrays.items()}
 
 
 def _check_sums(arrays: Arrays, saved: Any, path: str) -> None:
-    """Compares arrays with the checksums beside them; other writers' checkpoints have none.
+    """Compares arrays with the stored checksums, which only checkpoints of minibert have.
 
     Raises:
-        WeightsFileError: an array is not the one that was written.
+        WeightsFileError: a checksum differs.
     """
     if saved is None:
         return
@@ -252,6 +255,6 @@ def _check_sums(arrays: Arrays, saved: Any, path: str) -> None:
     if wrong := sorted(name for name in names if found.get(name) != saved.get(name)):
         more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
         raise WeightsFileError(
-            f"{path}: damaged: {shown(wrong[0])}{more} has not the checksum it was written with; "
-            "convert the model again"
+            f"{path}: damaged: the checksum of {shown(wrong[0])}{more} differs from the stored "
+            "one; convert the model again"
         )

@@ -1,7 +1,7 @@
-"""Weights files, read tensor by tensor, and tensors by blocks of rows.
+"""Reading weights files tensor by tensor, and tensors by blocks of rows.
 
-safetensors files are parsed here rather than mapped: `pread` into fresh memory keeps nothing of
-the file resident, survives the file being replaced or truncated meanwhile, and the parser refuses
+safetensors files are parsed here and not memory-mapped: `pread` into new memory keeps no part of
+the file resident, is safe if the file is replaced or truncated meanwhile, and the parser refuses
 the duplicate keys that the reference implementation accepts. Format:
 https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the data).
 """
@@ -20,7 +20,7 @@ from minibert.errors import WeightsFileError, reading, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_AXES = 64  # numpy's limit
-BLOCK_BYTES = 1 << 19  # read at once: stays in a core's second-level cache until it is used
+BLOCK_BYTES = 1 << 19  # read at a time: a block stays in a core's L2 cache until it is used
 
 Arrays = dict[str, np.ndarray]
 Blocks = Iterator[tuple[int, np.ndarray]]  # each with the index of its first row
@@ -46,7 +46,7 @@ DTYPES = {name: np.dtype(kind) for name, kind in KINDS.items()}
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor is and what it looks like."""
+    """The file, dtype, shape and offset in bytes of a tensor."""
 
     file: str
     dtype: np.dtype
@@ -55,7 +55,7 @@ class TensorInfo(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The size of the tensor in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
@@ -63,10 +63,10 @@ class TensorSource:
     """Named tensors of a checkpoint.
 
     Attributes:
-        layout: "torch" when names and kernels are as PyTorch keeps them, "tree" when they are the
-            paths and kernels of the module tree, "flax" when they are those of the old Flax
-            classes (the same names; a `Conv1D` is the other way round).
-        tensors: what there is, by name.
+        layout: "torch" if names and kernels are PyTorch's, "tree" if they are the paths and
+            kernels of the module tree, "flax" if they are those of the old Flax classes (like
+            "tree", but the kernels of `Conv1D` are transposed).
+        tensors: the tensors by name.
     """
 
     layout = "torch"
@@ -80,7 +80,7 @@ class TensorSource:
         """Reads one tensor by blocks of whole rows that fit in the processor's cache.
 
         Yields:
-            The index of a block's first row, and the block: valid until the next is asked for.
+            The index of the first row of a block, and the block, valid until the next one.
         """
         array = np.atleast_1d(self.read(name))
         rows = _rows_in_block(self.tensors[name])
@@ -88,7 +88,7 @@ class TensorSource:
             yield start, array[start : start + rows]
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files, if there are any."""
 
     def __enter__(self) -> "TensorSource":
         return self
@@ -98,9 +98,9 @@ class TensorSource:
 
 
 class ArraySource(TensorSource):
-    """Tensors that are in memory already, as they are after unpickling.
+    """Tensors that are already in memory, such as those of a pickle.
 
-    Reading one by blocks lets go of it, so that a model and its source are never both whole.
+    `blocks` releases a tensor after reading it, so that the model is never in memory twice.
     """
 
     def __init__(self, arrays: Arrays, file: str, layout: str = "torch"):
@@ -115,7 +115,7 @@ class ArraySource(TensorSource):
         return self.arrays[name]
 
     def blocks(self, name: str) -> Blocks:
-        """Gives out one tensor by blocks of whole rows, for the last time."""
+        """Yields a tensor by blocks of whole rows, then releases it."""
         yield from super().blocks(name)
         del self.arrays[name]
 
@@ -123,10 +123,10 @@ class ArraySource(TensorSource):
 def joined(
     tensors: Mapping[str, TensorInfo], more: Mapping[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
-    """The tensors of some files, and those of one more.
+    """Merges the tensors of some files with those of another.
 
     Raises:
-        WeightsFileError: one is in both.
+        WeightsFileError: a tensor is in both.
     """
     for name, info in more.items():
         if name in tensors:
@@ -136,15 +136,16 @@ def joined(
 
 
 def raw_bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array; the array's own, where they lie together."""
+    """Returns the bytes of an array: a view if the array is contiguous, else a copy."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def flat_arrays(node: Any, where: str, prefix: str = "") -> Arrays:
-    """The arrays of a tree of dictionaries, by their dotted paths.
+    """Returns the arrays of a tree of dictionaries, by their dotted paths.
 
     Raises:
-        WeightsFileError: a node is neither, or a name is not a plain one.
+        WeightsFileError: a node is neither a dictionary nor an array, or a key is not a non-empty
+            string without dots.
     """
     if not isinstance(node, dict):
         if not isinstance(node, np.ndarray):
@@ -164,7 +165,7 @@ class SafetensorsSource(TensorSource):
     """The tensors of one or several safetensors files.
 
     Raises:
-        WeightsFileError: a file cannot be read, or breaks the format.
+        WeightsFileError: a file cannot be read or is malformed.
     """
 
     def __init__(self, paths: list[str]):
@@ -179,14 +180,14 @@ class SafetensorsSource(TensorSource):
             raise
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor into memory of its own."""
+        """Reads one tensor into newly allocated memory."""
         info = self.tensors[name]
         array = np.empty(info.shape, info.dtype)
         self._read_into(array, name, 0)
         return array
 
     def blocks(self, name: str) -> Blocks:
-        """Reads one tensor by blocks of whole rows, each over the one before it."""
+        """Reads one tensor by blocks of whole rows, each of which overwrites its predecessor."""
         info = self.tensors[name]
         count, *row = info.shape or (1,)
         rows = _rows_in_block(info)
@@ -197,7 +198,7 @@ class SafetensorsSource(TensorSource):
             yield start, block
 
     def _read_into(self, array: np.ndarray, name: str, start: int) -> None:
-        """Fills an array with the bytes of a tensor from `start` on."""
+        """Fills an array with the bytes of a tensor, beginning at byte `start`."""
         info, memory, done = self.tensors[name], array.reshape(-1).view(np.uint8).data, 0
         while done < memory.nbytes:
             try:
@@ -208,7 +209,7 @@ class SafetensorsSource(TensorSource):
             if not got:
                 raise WeightsFileError(
                     f"{info.file}: {shown(name)}: expected {start + memory.nbytes} bytes, found "
-                    f"{start + done}; the file was cut short while it was read"
+                    f"{start + done}; the file was truncated while it was read"
                 )
             done += got
 
@@ -225,7 +226,7 @@ def _rows_in_block(info: TensorInfo) -> int:
 
 def _open(path: str) -> int:
     try:
-        # O_NONBLOCK: a FIFO must not hang
+        # O_NONBLOCK: opening a FIFO must not block
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as reason:
         raise WeightsFileError(f"{path}: cannot be opened ({reason.strerror})") from None
@@ -238,11 +239,11 @@ def _open(path: str) -> int:
 def read_header(file: int, path: str) -> dict[str, TensorInfo]:
     """Parses and checks the header of an open safetensors file.
 
-    Every byte of the data must belong to exactly one tensor, and every tensor's bytes must be as
-    many as its dtype and shape say.
+    Every byte of the data must belong to exactly one tensor, and the size of each tensor must match
+    its dtype and shape.
 
     Raises:
-        WeightsFileError: the file breaks the format.
+        WeightsFileError: the file is malformed.
     """
     length = os.fstat(file).st_size
     text = _header_text(file, path, length)
@@ -264,8 +265,8 @@ def read_header(file: int, path: str) -> dict[str, TensorInfo]:
     data = 8 + len(text)
     if end != length - data:
         raise WeightsFileError(
-            f"{path}: the header describes {end} bytes of data, the file holds {length - data}: "
-            "truncated, or with something after the end"
+            f"{path}: expected {end} bytes of data, as the header says, found {length - data}: "
+            "truncated, or data after the end"
         )
     return {name: info._replace(offset=data + info.offset) for name, info in found.items()}
 
@@ -276,19 +277,19 @@ def _header_text(file: int, path: str, length: int) -> bytes:
         header_length = int.from_bytes(start[:8], "little")
         if len(start) >= 8 and header_length <= min(length - 8, MAX_HEADER_BYTES):
             return os.pread(file, header_length, 8)
-    # one header in 32 begins with the byte that a pickle begins with, but none lacks the brace
+    # one header in 32 begins with the first byte of a pickle, but each has a brace at offset 8
     if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
-        raise WeightsFileError(f"{path}: this is a pickle, not a safetensors file")
+        raise WeightsFileError(f"{path}: expected a safetensors file, found a pickle")
     if length < 8:
         raise WeightsFileError(f"{path}: expected a safetensors file, found {length} bytes")
     raise WeightsFileError(
-        f"{path}: the header is said to take {header_length} bytes, of a file of {length}; "
-        "truncated, or not a safetensors file"
+        f"{path}: expected a header of {header_length} bytes, found a file of {length}; truncated, "
+        "or not a safetensors file"
     )
 
 
 def _info(entry: Any, path: str, tensor: str) -> TensorInfo:
-    """One entry of a header; the offset is from the end of the header."""
+    """Returns the info of an entry of a header, with an offset from the end of the header."""
     where = f"{path}: {shown(tensor)}"
     match entry:
         case {"dtype": str(name), "shape": list(shape), "data_offsets": [begin, end]} if len(

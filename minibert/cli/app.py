@@ -1,6 +1,6 @@
-"""The `minibert` command: what the library does, on texts and files. Arguments and printing only.
+"""The `minibert` command: the library's functions for texts and files. Arguments and printing only.
 
-Exit status: 0 done; 1 refused, with one line that says why; 2 wrong usage; 130 interrupted.
+Exit status: 0 success; 1 error, with a one-line message; 2 wrong usage; 130 interrupted.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog="Exit status: 0 done; 1 refused, and one line says why; 2 wrong usage; 130 interrupted.",
+    epilog="Exit status: 0 success; 1 error; 2 wrong usage; 130 interrupted.",
 )
 
 
@@ -55,12 +55,12 @@ def command(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = None,
 ) -> None:
-    """BERT, RoBERTa and GPT-2: convert, inspect, embed files, fill masks, answer, generate, train."""
+    """BERT, RoBERTa and GPT-2: convert, inspect, embed, fill masks, answer, generate, train."""
 
 
 @app.command()
 def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> None:
-    """Shows what a checkpoint is: its tree, its parameters, and what became of every tensor."""
+    """Shows a checkpoint's module tree, number of parameters and loading report."""
     with settings(device):
         loaded, info = minibert.load(model, output_loading_info=True)
         leaves = jax.tree.leaves(loaded)
@@ -86,17 +86,17 @@ for other in (demo, embed, similar, train, convert, verify):
 @app.command("fill-mask")
 def fill_mask(
     model: Model,
-    text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token in it.")],
+    text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token.")],
     top_k: TopK = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="Score this word only; may be repeated.")
+        list[str] | None, typer.Option(help="Score only this word; may be repeated.")
     ] = None,
     truncate: Truncate = False,
     device: Device = None,
     dtype: Compute = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says which words fit a masked place: `minibert fill-mask MODEL "Paris is in [MASK]."`."""
+    """Predicts words for masks: `minibert fill-mask MODEL "Paris is in [MASK]."`."""
     with settings(device):
         run = minibert.pipeline("fill-mask", model, dtype=dtype)
         top_k = top_k or (len(target) if target else 5)
@@ -121,7 +121,7 @@ def classify(
     dtype: Compute = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says which label a text has, or how probable every label is."""
+    """Prints the labels of a text with their probabilities."""
     with settings(device):
         run = minibert.pipeline("text-classification", model, dtype=dtype)
         given = text if pair is None else {"text": text, "text_pair": pair}
@@ -131,14 +131,14 @@ def classify(
 @app.command()
 def answer(
     model: Model,
-    question: Annotated[str, typer.Argument(help="What to find out.")],
-    context: Annotated[str | None, typer.Option(help="The text that may hold the answer.")] = None,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    context: Annotated[str | None, typer.Option(help="The text to find the answer in.")] = None,
     context_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="A file with that text.")
     ] = None,
     top_k: TopK = 1,
     impossible: Annotated[
-        bool, typer.Option("--impossible", help="There may be no answer in the text.")
+        bool, typer.Option("--impossible", help="Allow for texts without an answer.")
     ] = False,
     device: Device = None,
     dtype: Compute = None,
@@ -146,7 +146,7 @@ def answer(
 ) -> None:
     """Finds the part of a text that answers a question."""
     if (context is None) == (context_file is None):
-        raise typer.BadParameter("give --context, or --context-file")
+        raise typer.BadParameter("expected either --context or --context-file")
     with settings(device):
         if context is None:
             context = read_text(str(context_file))
@@ -158,32 +158,42 @@ def answer(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="What to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 64,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens.")] = 64,
     seed: Annotated[
         int | None,
         typer.Option(
             min=0,
-            max=2**32 - 1,  # JAX takes no more bits, in silence
-            help="Draw tokens, with this seed; else take the likeliest.",
+            max=2**32 - 1,  # JAX silently ignores higher bits
+            help="Sample with this seed; by default choose the most probable tokens.",
         ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Flatter above 1 (--seed).")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Of the k likeliest only (--seed).")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Of this mass only (--seed).")] = None,
-    beams: Annotated[int | None, typer.Option(min=2, help="Search with beams.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this; may be repeated.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature (with --seed).")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from the k most probable tokens (with --seed).")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Nucleus sampling: probability to keep (with --seed).")
+    ] = None,
+    beams: Annotated[int | None, typer.Option(min=2, help="Beam search with n beams.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Penalise repetition with a number above 1.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Stop at this text; may be repeated.")
+    ] = None,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Of a prompt too long keep the end.")
+        bool, typer.Option("--truncate", help="Truncate long prompts on the left.")
     ] = False,
     device: Device = None,
     dtype: Compute = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continues a text, printing it as it comes."""
+    """Continues a text and prints it as it is generated."""
     if beams is not None and stop:
-        raise typer.BadParameter("give --beams or --stop: there are no beams that stop at a text")
+        raise typer.BadParameter("--beams and --stop cannot be combined; expected only one of them")
     with settings(device):
         options: dict[str, Any] = {
             "temperature": temperature,
@@ -198,7 +208,7 @@ def generate(
             asked |= {"do_sample": True, "key": jax.random.key(seed)}
         run = minibert.pipeline("text-generation", model, dtype=dtype)
         streamed = not as_json and beams is None
-        waiting = [prompt]  # until there is a first piece: before that the prompt may be refused
+        waiting = [prompt]  # printed with the first piece: before that, an error may occur
 
         def show(piece: str) -> None:
             sys.stdout.write(visible("".join([*waiting, piece])))
@@ -217,10 +227,10 @@ def generate(
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a letter the terminal has not
+            stream.reconfigure(errors="backslashreplace")  # for characters the terminal lacks
     app(prog_name="minibert")
 
 

@@ -1,4 +1,4 @@
-"""`minibert demo`: what the library does, in a minute, offline, with the embedded models."""
+"""`minibert demo`: a one-minute demonstration with the embedded models, offline."""
 
 import functools
 import json
@@ -19,8 +19,8 @@ from minibert.cli.shared import styled as output
 from minibert.core.atomic import atomic_folder, matching_files
 from minibert.errors import TargetError, writing
 
-BOUND = 2e-5  # of a float32 hidden state, as in the tests
-DIFFERS = 3  # the exit status
+BOUND = 2e-5  # maximum difference of a float32 hidden state, as in the tests
+DIFFERS = 3  # exit status
 REPORT = "report.json"
 PICTURES = ("parity.png", "words.png", "attention.png", "similarity.png")
 OWNED = re.compile("|".join(map(re.escape, (REPORT, *PICTURES))))
@@ -43,16 +43,16 @@ Report = dict[str, Any]
 
 def demo(
     folder: Annotated[
-        str, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the pictures.")
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder for the figures.")
     ] = "minibert-demo",
     device: Device = None,
 ) -> None:
-    """Loads two small models, proves them equal to PyTorch, and puts them to work: offline.
+    """Loads two small models, compares them with PyTorch and applies them, offline.
 
-    Verifies every hidden state against what PyTorch computed, fills masks, embeds and compares
-    sentences, generates text, and saves pictures of all that (with matplotlib).
+    Verifies every hidden state against PyTorch's, fills masks, embeds and compares sentences,
+    generates text, and saves figures of the results (with matplotlib).
 
-    Exit status: 0 done; 1 refused; 2 wrong usage; 3 a hidden state differs from PyTorch's.
+    Exit status: 0 success; 1 error; 2 wrong usage; 3 a hidden state differs from PyTorch's.
     """
     start = time.perf_counter()
     with settings(device):
@@ -78,17 +78,17 @@ def demo(
 
 
 def _is_ours(folder: str) -> bool:
-    """Whether a folder holds what an earlier demo left, and nothing else.
+    """Returns whether a folder contains the files of an earlier demo; False if it is empty.
 
     Raises:
-        TargetError: there is something else in it.
+        TargetError: if it contains other files.
     """
     is_folder = os.path.isdir(folder)
     found = set(os.listdir(folder)) if is_folder else set()
     if not found and (is_folder or not os.path.lexists(folder)):
         return False
     if REPORT not in found or found - {REPORT, *PICTURES}:
-        raise TargetError(f"{folder}: exists, and is not of an earlier demo alone: choose another")
+        raise TargetError(f"{folder}: exists, with files not from an earlier demo; choose another")
     return True
 
 
@@ -97,8 +97,8 @@ def _title(text: str) -> None:
 
 
 def _load() -> dict[str, Any]:
-    """Both models, on the CPU, where they are compared: accelerators round in ways of their own."""
-    _title("Load: Hugging Face folders, strictly")
+    """Loads both models on the CPU, for the comparison: accelerators round differently."""
+    _title("Load Hugging Face folders, strictly")
     models = {}
     with jax.default_device("cpu"):
         for name, folder in (("bert", assets.BERT), ("gpt2", assets.GPT2)):
@@ -106,14 +106,14 @@ def _load() -> dict[str, Any]:
             count = sum(leaf.size for leaf in jax.tree.leaves(models[name]))
             output.print(
                 f"{os.path.basename(folder)}: {info.model}, {count:,} parameters; "
-                f"{len(info.matched)} tensors, every one of them matched"
+                f"{len(info.matched)} tensors, all matched"
             )
     return models
 
 
 def _verify(models: dict[str, Any]) -> Report:
     """Compares every hidden state with the recorded ones."""
-    _title("Verify: every hidden state beside PyTorch's")
+    _title("Verify every hidden state against PyTorch's")
     recorded = np.load(assets.RECORDED)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "ours", "PyTorch float32", ""):
@@ -131,7 +131,7 @@ def _verify(models: dict[str, Any]) -> Report:
         ]
         for layer, (error, other) in enumerate(zip(ours, theirs, strict=True)):
             equal = "[green]equal[/]" if error <= BOUND else "[bold red]differs[/]"
-            row = f"{name} hidden_states[{layer}]"  # a number in brackets is no markup
+            row = f"{name} hidden_states[{layer}]"  # rich does not read [0] as markup
             table.add_row(row, f"{error:.1e}", f"{other:.1e}", equal)
         report[name] = {
             "ours": ours,
@@ -139,12 +139,12 @@ def _verify(models: dict[str, Any]) -> Report:
             "equal": all(error <= BOUND for error in ours),
         }
     output.print(table)
-    output.print(f"Largest differences from PyTorch in float64; the bound is {BOUND}.", style="dim")
+    output.print(f"Maximum differences from PyTorch in float64; the bound is {BOUND}.", style="dim")
     return report
 
 
 def _fill() -> list[Report]:
-    """Finds the masked words of some sentences."""
+    """Predicts the masked words of sentences."""
     _title("Fill a mask")
     found = minibert.pipeline("fill-mask", assets.BERT)(MASKED)
     report = []
@@ -159,7 +159,7 @@ def _fill() -> list[Report]:
 
 
 def _compare() -> Report:
-    """Embeds sentences, and says which are alike."""
+    """Embeds sentences, and prints the most similar one to each."""
     _title("Embed and compare sentences")
     encoder = minibert.SentenceEncoder.from_pretrained(assets.BERT)
     vectors = encoder.encode(SENTENCES)
@@ -171,7 +171,7 @@ def _compare() -> Report:
 
 
 def _write() -> Report:
-    """Continues a text, printing it as it comes."""
+    """Continues a text and prints it as it is generated."""
     _title("Generate")
     write = minibert.pipeline("text-generation", assets.GPT2)
     output.print(f"[bold]{PROMPT}[/]", end="")
@@ -195,7 +195,7 @@ def _write() -> Report:
 
 
 def _save(report: Report, bert: Any, folder: str) -> None:
-    """Writes the report, and pictures of it, into an existing folder."""
+    """Writes the report and its figures to an existing folder."""
     with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2, ensure_ascii=False)
     try:
@@ -204,4 +204,4 @@ def _save(report: Report, bert: Any, folder: str) -> None:
         for name, figure in zip(PICTURES, pictures(report, bert, BOUND), strict=True):
             figure.savefig(os.path.join(folder, name), dpi=120, bbox_inches="tight")
     except ImportError:
-        output.print("No pictures: pip install matplotlib (or 'minibert-jax[plots]') draws them.")
+        output.print("No figures: they need matplotlib: pip install 'minibert-jax[plots]'")

@@ -1,4 +1,4 @@
-"""The commands on sentence embeddings: `minibert embed` and `minibert similar`."""
+"""The commands for sentence embeddings: `minibert embed` and `minibert similar`."""
 
 import contextlib
 import functools
@@ -40,52 +40,55 @@ from minibert.errors import (
 
 Pooling = Annotated[
     str | None,
-    typer.Option(help="cls, mean, max, …: for a model folder that is not sentence-transformers'."),
+    typer.Option(help="cls, mean, max, …, for a model that is not sentence-transformers'."),
 ]
 Column = Annotated[
-    str | None, typer.Option(help="Of jsonl, csv and parquet: where the texts are; else `text`.")
+    str | None,
+    typer.Option(help="Column of the texts in jsonl, csv and parquet; `text` by default."),
 ]
 
 
 def embed(
     source: Annotated[
         str,
-        typer.Argument(metavar="INPUT", help="Texts: .txt (a line each), .jsonl, .csv, .parquet."),
+        typer.Argument(metavar="INPUT", help="Texts: .txt (one per line), .jsonl, .csv, .parquet."),
     ],
     target: Annotated[
         str,
-        typer.Option("--output", "-o", metavar="OUTPUT", help="What to write: .npy or .parquet."),
+        typer.Option("--output", "-o", metavar="OUTPUT", help="The file to write: .npy, .parquet."),
     ],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A sentence-transformers folder, or a repository.")
+        str, typer.Option("--model", "-m", help="A sentence-transformers folder or repository.")
     ],
     column: Column = None,
     prompt_name: Annotated[str | None, typer.Option(help="One of the model's prompts.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of length 1.")] = False,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale vectors to length 1.")
+    ] = False,
     truncate_dim: Annotated[
-        int | None, typer.Option(min=1, help="The first numbers of each vector only.")
+        int | None, typer.Option(min=1, help="Number of dimensions to keep.")
     ] = None,
     precision: Annotated[
         Literal["float32", "int8", "uint8", "binary", "ubinary"],
-        typer.Option(help="What to store numbers in."),
+        typer.Option(help="The type in which to store vectors."),
     ] = "float32",
     pooling: Pooling = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Throw away what a killed job has left.")
+        bool, typer.Option("--restart", help="Discard the parts of a job that was killed.")
     ] = False,
     device: Device = None,
     dtype: Compute = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embeds a file of any size: a row for each text, in the file's order.
+    """Embeds a file of any size: one row for each text, in the order of the file.
 
-    It works in parts, which lie in OUTPUT.parts until all are there. A job that was killed goes on
-    where it was when the same command is given again, and gives the same bytes.
+    Parts of the result are stored in OUTPUT.parts until all are complete. A job that was killed is
+    resumed by the same command, and writes the same bytes as one that was not.
     """
-    asked = {
+    options = {
         "prompt_name": prompt_name,
         "normalize_embeddings": normalize,
         "truncate_dim": truncate_dim,
@@ -94,7 +97,7 @@ def embed(
         check_output(target, overwrite, source)
         encoder = _encoder(model, pooling, dtype)
         made_by = {
-            **asked,
+            **options,
             **_fingerprint(encoder),
             "column": column,
             "precision": precision,
@@ -104,7 +107,7 @@ def embed(
         with _kept(target), _in_file(texts), _progress(texts) as progress:
             done = embed_file(
                 texts,
-                functools.partial(encoder.encode, **asked),
+                functools.partial(encoder.encode, **options),
                 target,
                 made_by=made_by,
                 finish=lambda some, ranges: quantize_embeddings(some, precision, ranges),
@@ -119,16 +122,16 @@ def embed(
             longest = encoder.max_seq_length
             print_json({"output": target, **done._asdict(), "max_seq_length": longest})
             return
-        found = f" ({done.rows - done.computed:,} found done)" if done.computed < done.rows else ""
-        also = f"; {done.cut:,} cut at {encoder.max_seq_length} tokens" if done.cut else ""
+        found = f" ({done.rows - done.computed:,} resumed)" if done.computed < done.rows else ""
+        also = f"; {done.cut:,} truncated to {encoder.max_seq_length} tokens" if done.cut else ""
         output.print(visible(f"Wrote {done.rows:,} rows{found} to {target}{also}"))
 
 
 def similar(
     model: Model,
-    query: Annotated[list[str], typer.Argument(help="What to look for; several may be given.")],
+    query: Annotated[list[str], typer.Argument(help="One or more queries.")],
     among: Annotated[
-        str, typer.Option(metavar="FILE", help="The texts to look among: .txt, .jsonl, .csv, …")
+        str, typer.Option(metavar="FILE", help="The texts to search: .txt, .jsonl, .csv, …")
     ],
     column: Column = None,
     top_k: TopK = 5,
@@ -137,12 +140,12 @@ def similar(
     dtype: Compute = None,
     as_json: AsJson = False,
 ) -> None:
-    """Finds the texts of a file that mean most nearly the same as a query."""
+    """Finds the texts of a file that are most similar to a query."""
     with settings(device):
         with open_texts(among, column) as file:
             texts = list(file)
         if not texts:
-            raise SourceError(f"{among}: no texts: there is nothing to look among")
+            raise SourceError(f"{among}: expected texts to search, found none")
         encoder = _encoder(model, pooling, dtype)
         with _in_file(file):
             corpus = encoder.encode_document(texts, show_progress=problems.is_terminal)
@@ -173,14 +176,14 @@ def _encoder(model: str, pooling: str | None, dtype: Any) -> Any:
 
 
 def _fingerprint(encoder: Any) -> dict[str, str]:
-    """Of all that makes an encoder's vectors: what a job's parts must have in common."""
+    """Returns digests of everything that determines an encoder's vectors."""
     weights = hashlib.sha256(repr(encoder).encode())
     for leaf in jax.tree.leaves(encoder.model):
         weights.update(f"{leaf.dtype} {leaf.shape}".encode())
         weights.update(np.ascontiguousarray(leaf).data)
     tokenizer = encoder.tokenizer
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    said = [
+    state = [
         tokenizer.backend_tokenizer.to_str(),
         special,
         tokenizer.all_special_ids,
@@ -189,7 +192,7 @@ def _fingerprint(encoder: Any) -> dict[str, str]:
     ]
     return {
         "model": weights.hexdigest(),
-        "tokenizer": hashlib.sha256(repr(said).encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(repr(state).encode()).hexdigest(),
         "minibert": minibert.__version__,
         "jax": jax.__version__,
     }
@@ -197,7 +200,7 @@ def _fingerprint(encoder: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _in_file(texts: TextFile) -> Generator[None]:
-    """Says of a text that has no vector where in the file it is."""
+    """Adds the location in the file to errors about a text."""
     try:
         yield
     except TextError as reason:
@@ -208,8 +211,8 @@ def _in_file(texts: TextFile) -> Generator[None]:
 
 @contextlib.contextmanager
 def _kept(target: str) -> Generator[None]:
-    """Says of a job that stops in the middle where it left what it has done."""
-    kept = f"what is done is kept in {target}.parts, and the same command goes on"
+    """Adds to an error, or prints on an interrupt, how the job can be resumed."""
+    kept = f"completed parts are kept in {target}.parts; the same command resumes the job"
     try:
         yield
     except InputError as reason:
@@ -225,7 +228,7 @@ def _kept(target: str) -> Generator[None]:
 def _warn(message: str) -> None:
     from tqdm.auto import tqdm
 
-    with tqdm.external_write_mode():  # not in the line of the bar
+    with tqdm.external_write_mode():  # keeps the message apart from the progress bar
         problems.print(visible(message))
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, refusals as one line, printing."""
+"""Code shared by the commands: options, one-line error messages, and printing."""
 
 import contextlib
 import json
@@ -17,12 +17,12 @@ from rich.text import Text
 
 from minibert.errors import CheckpointMismatchError, InputError, MinibertError
 
-# What is printed is other people's text: neither markup nor emoji codes in it mean anything.
+# The printed texts are user data, in which markup and emoji codes must not be interpreted.
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
 output, problems = Console(**PLAIN), Console(stderr=True, **PLAIN)
-styled = Console(soft_wrap=True, highlight=False)  # for text that is all our own
+styled = Console(soft_wrap=True, highlight=False)  # for text without user data
 
-# The flags that stand for arguments which the library's messages advise.
+# The flags that correspond to arguments in the library's messages.
 FLAGS = {
     "do_sample=True": "--seed",
     "key=jax.random.key(0)": "--seed",
@@ -38,31 +38,31 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, or a repository of the Hub.")
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, gpu or tpu; by default the fastest there is.")
+    str | None, typer.Option(help="cpu, gpu or tpu; by default the fastest available.")
 ]
 Compute = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
-    typer.Option("--dtype", help="What to compute in."),
+    typer.Option("--dtype", help="The dtype of computation."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs to read.")]
-Truncate = Annotated[bool, typer.Option("--truncate", help="Cut a text too long.")]
-TopK = Annotated[int | None, typer.Option(min=1, help="How many answers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Truncate long texts.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Number of answers.")]
 
 
 @contextlib.contextmanager
 def settings(device: str | None) -> Generator[None]:
-    """Runs a command on a device; turns refusals into one line and an exit status."""
+    """Runs a command on a device; converts errors to one line and an exit status."""
     try:
         with contextlib.nullcontext() if device is None else jax.default_device(_device(device)):
             yield
-        sys.stdout.flush()  # not at the exit, where nobody could catch what it raises
+        sys.stdout.flush()  # here, because errors raised at exit cannot be caught
     except MinibertError as reason:
         raise refused(in_the_shell(reason)) from None
-    except BrokenPipeError:  # who reads our output has enough of it
-        _let_go_of_output()
+    except BrokenPipeError:  # the reader of the output has closed it
+        _discard_output()
         raise typer.Exit(1) from None
     except OSError as reason:
-        _let_go_of_output()
+        _discard_output()
         where = "" if reason.filename is None else f"{reason.filename}: "
         raise refused(f"{where}{reason.strerror or reason}") from None
     except KeyboardInterrupt:
@@ -71,13 +71,13 @@ def settings(device: str | None) -> Generator[None]:
 
 
 def refused(why: str) -> typer.Exit:
-    """Says why on one line; what is raised then."""
+    """Prints the reason on one line and returns the exception to raise."""
     problems.print(Text("error:", style="bold red"), visible(why).replace("\n", " "))
     return typer.Exit(1)
 
 
 def in_the_shell(reason: MinibertError) -> str:
-    """A library's message on one line, in the words of the command line."""
+    """Returns the library's message on one line, with flags in place of arguments."""
     text = str(reason)
     if isinstance(reason, CheckpointMismatchError):
         where = text.partition("\n")[0].rpartition(": ")[0]
@@ -88,8 +88,8 @@ def in_the_shell(reason: MinibertError) -> str:
     return text
 
 
-def _let_go_of_output() -> None:
-    """What is still to be written goes nowhere: at the exit it would be tried once more."""
+def _discard_output() -> None:
+    """Discards buffered output, which Python would try to write again at exit."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -99,11 +99,11 @@ def _device(name: str) -> Any:
         return jax.devices(name.lower())[0]
     except RuntimeError as reason:
         why = str(reason).partition("\n")[0]
-        raise InputError(f"--device: no {name!r} here ({why})") from None
+        raise InputError(f"--device: {name!r} is not available ({why})") from None
 
 
 def print_json(value: Any) -> None:
-    """Arrays as lists, other things that JSON has not as text."""
+    """Prints JSON, with arrays as lists and other unknown types as text."""
     text = json.dumps(value, ensure_ascii=False, indent=2, default=_plain)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -113,7 +113,7 @@ def print_json(value: Any) -> None:
 
 
 def visible(text: str) -> str:
-    """A text that does nothing to a terminal: control characters but ends of lines as escapes."""
+    """Escapes the control characters of a text, except line ends."""
     return "".join(
         repr(one)[1:-1] if unicodedata.category(one) in ("Cc", "Cs") and one != "\n" else one
         for one in text
@@ -125,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Dictionaries of equal keys as a table; every text as it is."""
+    """Prints dictionaries with equal keys as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for key, value in rows[0].items():
         table.add_column(key, justify="right" if isinstance(value, int | float) else "left")
@@ -135,7 +135,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def print_answers(found: Any, as_json: bool) -> None:
-    """A pipeline's answer, or several, as JSON or as a table."""
+    """Prints one or more answers of a pipeline, as JSON or as a table."""
     found = found if isinstance(found, list) else [found]
     print_json(found) if as_json else print_rows(found)
 

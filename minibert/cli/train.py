@@ -1,4 +1,4 @@
-"""`minibert train`: pre-training and fine-tuning from files. Its flags are the settings' keys."""
+"""`minibert train`: pre-training and fine-tuning from files, with a flag for each setting."""
 
 import inspect
 import os
@@ -19,34 +19,34 @@ def train(
         str | None, typer.Argument(metavar="[CONFIG.toml]", help="A file with these keys.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the output folder.")
+        bool, typer.Option("--resume", help="Resume the run in the output folder.")
     ] = False,
     elsewhere: Annotated[
         bool,
         typer.Option(
-            "--elsewhere", help="Resume with other data or settings; what differs is printed."
+            "--elsewhere", help="Resume with other data or settings; prints the differences."
         ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Throw away the run in the output folder.")
+        bool, typer.Option("--overwrite", help="Discard the run in the output folder.")
     ] = False,
     device: Device = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    """Trains a model on a file: `minibert train CONFIG.toml`, with flags that count more.
+    """Trains a model on a file: `minibert train CONFIG.toml`. Flags override the file.
 
-    The output folder holds model/ (as Hugging Face's, with its tokenizer), log.jsonl, loss.png, and
-    checkpoints/, from which a run that was stopped goes on with --resume to the very numbers of one
-    that was not. The task contrastive writes a sentence-transformers folder: the modules, prompts
-    and settings of the one it started from (whose pooling is trained; Dense layers stay as they
-    are), or, from a plain model, the pooling that was trained.
+    The output folder contains model/ (in Hugging Face's format, with the tokenizer), log.jsonl,
+    loss.png and checkpoints/. A run that was stopped is resumed with --resume, and computes exactly
+    the numbers of an uninterrupted one. The task contrastive writes a sentence-transformers folder:
+    with the modules, prompts and settings of the initial folder (its pooling is used in training;
+    Dense layers are not changed), or, for a plain model, with the pooling used in training.
     """
     from minibert.train import keep_memory
-    from minibert.train.job.run import run  # not earlier: it brings in what only training needs
+    from minibert.train.job.run import run  # imports dependencies that only training needs
 
     if device is None or device.lower() == "cpu":
-        keep_memory()  # before JAX's threads begin
+        keep_memory()  # before JAX starts threads
     with settings(device):
         chosen = read_settings(path, {k: v for k, v in given.items() if v not in (None, [])})
         result = run(chosen, resume="elsewhere" if elsewhere else resume, overwrite=overwrite)
@@ -64,19 +64,19 @@ def train(
                 }
             )
         else:
-            _tell(result, last, chosen.output, picture)
+            _print_result(result, last, chosen.output, picture)
     if interrupted:
         raise typer.Exit(130)
 
 
-def _tell(result: Result, last: Mapping[str, Any], folder: str, picture: bool) -> None:
+def _print_result(result: Result, last: Mapping[str, Any], folder: str, picture: bool) -> None:
     known = [f"{name} {last[name]:.4f}" for name in ("loss", "eval_loss") if name in last]
-    said = f": {', '.join(known)}" if known else ""
+    losses = f": {', '.join(known)}" if known else ""
     if result.stopped == "interrupted":
-        problems.print(f"interrupted at step {result.step}{said}; --resume goes on")
+        problems.print(f"interrupted at step {result.step}{losses}; resume with --resume")
         return
     why = "" if result.stopped == "steps" else f" ({result.stopped})"
-    output.print(f"Trained {result.step:,} steps{why}{said}")
+    output.print(f"Trained {result.step:,} steps{why}{losses}")
     output.print(f"Wrote {os.path.join(folder, 'model')}")
     if not picture:
         output.print("No loss.png: pip install 'minibert-jax[plots]'")
@@ -95,7 +95,7 @@ def _picture(result: Result, folder: str) -> bool:
 
 
 def _with_flags(command: Any) -> None:
-    """Gives the command a flag for each key, where typer reads them: in its signature."""
+    """Adds a flag for each setting to the command's signature, where typer reads them."""
     *parameters, given = inspect.signature(command).parameters.values()
     for name, field in FIELDS.items():
         kind: Any = field.type

@@ -1,1 +1,1 @@
-"""Checks, fields, strict JSON, atomic writes and progress bars: what knows nothing of models."""
+"""Code independent of models: checks, fields, strict JSON, atomic writes and progress bars."""

@@ -1,19 +1,19 @@
-"""Writing the files of a folder so that all of them are there, or none.
+"""Atomic writing of the files of a folder: all of them are written, or none.
 
 A folder that does not exist is written under a sibling name, flushed to the disk, checked, and
 renamed into place. In a folder that exists, the new files are written into a staging folder inside
-it and then exchanged for the old ones; every other file, and the folder itself, is left alone. The
-exchange consists of renames only, and each of its steps can be read off the names in the folder:
+it and then exchanged for the old ones; all other files and the folder itself are left alone. The
+exchange consists of renames only, and each of its steps is visible in the names in the folder:
 
     .minibert-new-TOKEN   staged files. If their writer is dead, they are removed.
     .minibert-old-TOKEN   old files, moved out of the way. If their writer is dead, they are moved
                           back, unless there is also
-    .minibert-put-TOKEN   staged files of which none is missing, after all old files have been moved
-                          out. If their writer is dead, the rest of them is moved in.
+    .minibert-put-TOKEN   the complete staged files, after all old files have been moved out. If
+                          their writer is dead, the rest of them is moved in.
 
-The files in `LAST` leave first and arrive last: while an exchange is going on, or after it was
-killed, no reader finds a config.json, and none can take files of two saves for one model.
-Whoever writes into the folder next completes the exchange or undoes it.
+The files in `LAST` are moved out first and moved in last: during an exchange, or after its process
+was killed, no reader finds a config.json, and none can mistake files of two saves for one model.
+The next process that writes into the folder completes the exchange or undoes it.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from minibert.errors import TargetError, shown, writing
 
 PREFIX = ".minibert-"
 LAST = ("modules.json", "adapter_config.json", "config.json")
-# From a folder to the paths in it that a save may replace or remove.
+# Returns the paths in a folder that a save may replace or remove.
 Owned = Callable[[str], list[str]]
-LOCK_WAIT = 10.0  # seconds a save waits for another's exchange, which takes milliseconds
+LOCK_WAIT = 10.0  # seconds to wait for the exchange of another process, which takes milliseconds
 
 
 @contextlib.contextmanager
@@ -43,23 +43,23 @@ def atomic_folder(
     overwrite: bool = False,
     check: Callable[[str], None] | None = None,
 ) -> Generator[str]:
-    """Yields a new, empty folder whose files are in `target` when the block ends without an error.
+    """Yields an empty folder whose files are moved to `target` if the block ends without an error.
 
     Args:
-        target: the folder to write. Files in it that are not replaced, and are not `owned`, stay.
-        owned: returns the paths in a folder that belong to what is written, as `matching_files`
-            does. Those that are not replaced by new files are removed.
+        target: the folder to write. Files in it that are neither replaced nor `owned` are kept.
+        owned: returns the paths in a folder that the new files supersede, such as those of
+            `matching_files`. Those that are not replaced by new files are removed.
         overwrite: whether to replace or remove existing files.
-        check: called with the finished files before they are moved; it raises if they are wrong.
+        check: called with the staging folder before its files are moved; raises if they are wrong.
 
-    An error of the block passes through as it is: what the block writes is the caller's to report.
+    Errors raised in the block are propagated unchanged.
 
     Raises:
         TargetError: without `overwrite`, a file in `target` would be replaced or removed; or the
             target cannot be written.
     """
     if not target or "\0" in target:
-        raise TargetError(f"{shown(target)}: not the name of a folder")
+        raise TargetError(f"{shown(target)}: expected the name of a folder")
     target = os.path.realpath(target)
     parent, name = os.path.split(target)
     with writing(target):
@@ -90,12 +90,12 @@ def atomic_folder(
 
 
 def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
-    """The entries of a folder, and of its subfolders, whose paths match.
+    """Returns the entries of a folder and its direct subfolders whose paths match a pattern.
 
     Args:
         folder: the folder.
         pattern: matched with `fullmatch` against `file`, `subfolder/file`, and `subfolder/`, which
-            stands for a subfolder as a whole. Links are files.
+            stands for a whole subfolder. Links are treated as files.
 
     Returns:
         Paths inside the folder, sorted; those of subfolders without the slash.
@@ -115,7 +115,7 @@ def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
 
 
 def remove_files(folder: str, owned: Owned) -> None:
-    """Removes the owned paths from a folder, and the folder if nothing is left in it."""
+    """Removes the owned paths from a folder, and the folder itself if it is then empty."""
     for path in sorted(owned(folder), key=_rank, reverse=True):
         whole = join(folder, path)
         shutil.rmtree(whole) if isdir(whole) else os.remove(whole)
@@ -125,7 +125,7 @@ def remove_files(folder: str, owned: Owned) -> None:
 
 
 def is_unsettled(folder: str) -> bool:
-    """Whether files of a folder are being exchanged, or such an exchange was interrupted."""
+    """Returns whether files of a folder are being exchanged, or an exchange was interrupted."""
     with contextlib.suppress(OSError):
         return any(name.startswith((f"{PREFIX}old-", f"{PREFIX}put-")) for name in _names(folder))
     return False
@@ -140,11 +140,11 @@ def _rank(path: str) -> int:
 
 
 def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) -> list[str]:
-    """The paths in an existing folder that new files replace or make stale.
+    """Returns the paths in an existing folder that new files replace or make stale.
 
     Raises:
-        TargetError: there are some, and `overwrite` is False; or a folder is where a file should be
-            written, or the other way round.
+        TargetError: there are such paths and `overwrite` is False; or a folder exists where a file
+            is to be written, or a file where a folder is.
     """
     found = owned(target)
     whole = set(found)
@@ -160,7 +160,8 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
             found_there = "folder" if isdir(there) and not islink(there) else "file"
             if found_there != expected:
                 raise TargetError(
-                    f"{there}: expected a {expected}; move it away, or choose another"
+                    f"{there}: expected a {expected}, found a {found_there}; move it elsewhere, or "
+                    "choose another folder"
                 )
         else:
             found += [path] if path not in whole else []
@@ -168,7 +169,7 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
         names = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise TargetError(
             f"{target}: already holds {names}; choose another folder, or pass overwrite=True "
-            "(python -m convert: --overwrite) to replace the model's files; all other files stay"
+            "(python -m convert: --overwrite) to replace these files; all other files are kept"
         ).advising("overwrite=True")
     return found
 
@@ -180,22 +181,22 @@ def _staging_folder(home: str, stem: str) -> tuple[str, int]:
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
-            continue  # another process swept it first
-        if lock_file(lock) is not False and isdir(folder):  # else swept
+            continue  # another process has removed it
+        if lock_file(lock) is not False and isdir(folder):  # else another process removes it
             return folder, lock
         os.close(lock)
 
 
 @contextlib.contextmanager
 def _exclusive(folder: str) -> Generator[None]:
-    """Waits until no other writer exchanges files in a folder, and keeps others waiting."""
+    """Holds the lock for exchanging files in a folder; waits while another process holds it."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         end = time.monotonic() + LOCK_WAIT
         while lock_file(file) is False:
             if time.monotonic() > end:
                 raise TargetError(
-                    f"{folder}: another process has kept a lock on the folder for {LOCK_WAIT:g} "
+                    f"{folder}: another process has held a lock on the folder for {LOCK_WAIT:g} "
                     "seconds; save again when it has ended"
                 )
             time.sleep(0.01)
@@ -210,7 +211,7 @@ def _move_in(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
             os.rename(folder, target)
             return
         except OSError:
-            if not isdir(target):  # else it has appeared meanwhile
+            if not isdir(target):  # else another process has created it meanwhile
                 raise
     if dirname(folder) != target:
         inner = join(target, f"{PREFIX}new-{secrets.token_hex(4)}")
@@ -223,7 +224,7 @@ def _move_in(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
 
 
 def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
-    """Exchanges staged files for those they replace or make stale."""
+    """Exchanges staged files for those that they replace or make stale."""
     token = secrets.token_hex(4)
     old, put = join(target, f"{PREFIX}old-{token}"), join(target, f"{PREFIX}put-{token}")
     with _exclusive(target):
@@ -237,7 +238,7 @@ def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
         for path in replaced:
             before, after = join(target, path), join(folder, path)
             if isfile(before) and not islink(before) and isfile(after):
-                shutil.copymode(before, after)  # a private file stays private
+                shutil.copymode(before, after)  # a private file must stay private
         try:
             os.mkdir(old)
             for path in sorted(replaced, key=_rank, reverse=True):
@@ -246,7 +247,7 @@ def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
                 _remove_empty(target, dirname(path))
             flush_path(target)
             os.rename(folder, put)
-        except BaseException:  # an interrupt, too
+        except BaseException:  # including KeyboardInterrupt
             _settle(target)
             raise
         try:
@@ -259,7 +260,7 @@ def _exchange(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
 
 
 def _settle(target: str) -> None:
-    """Completes an exchange whose staged files are complete, and undoes any other."""
+    """Completes an exchange whose staged files are complete, and undoes any other exchange."""
     names = _names(target)
     for name in names:
         if name.startswith(f"{PREFIX}put-"):
@@ -268,7 +269,7 @@ def _settle(target: str) -> None:
             _move_all(put, target)
             flush_path(target)
             token = name.rpartition("-")[2]
-            if f"{PREFIX}old-{token}" in names:  # a partly deleted folder must never be moved back
+            if f"{PREFIX}old-{token}" in names:  # a partially deleted folder must not be moved back
                 discarded = join(target, f"{PREFIX}new-{token}")
                 os.rename(join(target, f"{PREFIX}old-{token}"), discarded)
                 shutil.rmtree(discarded, ignore_errors=True)
@@ -321,7 +322,7 @@ def _flush(folder: str) -> None:
 
 
 def flush_path(path: str) -> None:
-    """Flushes a file, or the entries of a folder where the file system supports it, to the disk."""
+    """Flushes a file, or the entries of a folder if the file system supports it, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -1,4 +1,4 @@
-"""Replacing single files atomically, and locks on files; symbolic links are never followed."""
+"""Atomic replacement of single files, and locks on files; symbolic links are never followed."""
 
 import contextlib
 import errno
@@ -16,11 +16,11 @@ UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errn
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
-    """Yields a new file that replaces `path` when the block ends without an error.
+    """Yields a new file that replaces `path` if the block ends without an error.
 
     It is written beside `path`, as `PATH.TOKEN.new` with eight random hexadecimal digits, and
-    flushed to the disk before it is renamed. An existing file or link of either name is never
-    written through: a link at `path` is replaced, and its target is left alone.
+    flushed to the disk before it is renamed. A link at `path` is replaced; its target is never
+    written to.
     """
     path = os.fspath(path)
     while True:
@@ -33,7 +33,7 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(temporary, path)  # while it is open, so that a lock on it is never released
+            os.replace(temporary, path)  # before it is closed, which would release a lock on it
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -42,16 +42,16 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
 
 @contextlib.contextmanager
 def locked_path(path: str, busy: str) -> Generator[None]:
-    """Holds the lock of an empty file that is made for it, and removed at the end.
+    """Holds the lock of an empty file, which is created, and removed at the end.
 
-    If the process is killed, the file stays, unlocked: it can be locked again.
+    If the process is killed, the file remains, unlocked: it can be locked again.
 
     Args:
-        path: where the file is.
+        path: the path of the file.
         busy: the message of the error that is raised if another process holds the lock.
 
     Raises:
-        TargetError: another process holds it; or the file cannot be made, or is not empty.
+        TargetError: another process holds the lock; or the file cannot be created, or is not empty.
     """
     with writing(path):
         while True:
@@ -60,7 +60,7 @@ def locked_path(path: str, busy: str) -> Generator[None]:
                 state = os.fstat(lock)
                 if state.st_size or not stat.S_ISREG(state.st_mode):
                     raise TargetError(
-                        f"{path}: expected an empty file, which is a lock; move it away"
+                        f"{path}: expected an empty file (a lock), found another; move it elsewhere"
                     )
                 if lock_file(lock) is False:
                     raise TargetError(busy)
@@ -70,7 +70,7 @@ def locked_path(path: str, busy: str) -> Generator[None]:
             except BaseException:
                 os.close(lock)
                 raise
-            os.close(lock)  # the process that held it removed the file just now
+            os.close(lock)  # the process that held the lock has just removed the file
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""Checks of single arguments: dtype, shape and, where they are concrete, values.
+"""Checks of single arguments: dtype, shape and, for concrete arrays, values.
 
-Every one raises an `InputError` that names the argument, what was expected and what was found.
+Each raises an `InputError` that states the argument, what was expected and what was found.
 """
 
 from collections.abc import Collection, ItemsView, Iterable, Iterator, KeysView, Mapping, Set
@@ -15,16 +15,16 @@ from jax import Array
 from minibert.core import fields
 from minibert.errors import InputError, shown
 
-Size = int | Any  # of an array: a number; in an export it may be a letter
+Size = int | Any  # the size of an axis: an integer, or symbolic in an export
 
 
 def indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
-    """Integers from 0 to `limit` - 1, by value where they are concrete."""
+    """Returns indices as a JAX array; checks that concrete ones are from 0 to `limit` - 1."""
     return jnp.asarray(checked_indices(name, ids, limit, limit_name))
 
 
 def checked_indices(name: str, ids: Any, limit: int, limit_name: str) -> Any:
-    """The same, left where they are: putting an array on a device compiles, for every shape."""
+    """Checks like `indices`, but does not move the array to a device, which compiles per shape."""
     ids = as_array(name, ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(f"{name}: expected integers, found {ids.dtype}")
@@ -37,12 +37,12 @@ def checked_indices(name: str, ids: Any, limit: int, limit_name: str) -> Any:
 
 
 def zeros_and_ones(name: str, mask: Any) -> Array:
-    """Integers or booleans, 0 and 1 only."""
+    """Returns a mask as a JAX array; checks that it consists of 0 and 1, or of booleans."""
     return jnp.asarray(checked_zeros_and_ones(name, mask))
 
 
 def checked_zeros_and_ones(name: str, mask: Any) -> Any:
-    """The same, left where they are."""
+    """Checks like `zeros_and_ones`, but does not move the array to a device."""
     mask = as_array(name, mask)
     if not (jnp.issubdtype(mask.dtype, jnp.integer) or mask.dtype == bool):
         raise InputError(
@@ -55,7 +55,7 @@ def checked_zeros_and_ones(name: str, mask: Any) -> Any:
 
 
 def floats(name: str, values: Any) -> Array:
-    """Floating-point numbers."""
+    """Returns values as a JAX array; checks that they are floating-point numbers."""
     values = as_array(name, values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise InputError(f"{name}: expected floating-point numbers, found {values.dtype}")
@@ -65,7 +65,7 @@ def floats(name: str, values: Any) -> Array:
 def lengths(
     name: str, array: Array, tail: tuple[int, ...], longest: int, limit_name: str
 ) -> tuple[Size, Size]:
-    """The batch and sequence sizes of an array of shape `(batch, seq, *tail)`."""
+    """Returns the batch and sequence sizes of an array of shape `(batch, seq, *tail)`."""
     if array.ndim != 2 + len(tail) or array.shape[2:] != tail:
         expected = ", ".join(["batch", "seq", *map(str, tail)])
         raise InputError(f"{name}: expected shape ({expected}), found {array.shape}")
@@ -76,24 +76,24 @@ def lengths(
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number of at least `least`, and of at most `most` if that is given."""
+    """Returns an integer after checking that it is at least `least` and at most `most`."""
     return fields.whole(least, most).check(name, value, InputError)
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, of Python or of numpy."""
+    """Returns a bool of Python or NumPy as a bool of Python."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name}: expected True or False, found {shown(value)}")
     return bool(value)
 
 
 def known(shape: tuple[Size, ...]) -> bool:
-    """Whether all sizes are numbers."""
+    """Returns whether all sizes of a shape are integers, none symbolic."""
     return all(isinstance(size, int) for size in shape)
 
 
 def shaped(name: str, array: Any, shapes: list[tuple[Size, ...]]) -> Any:
-    """The array, if it has one of the shapes."""
+    """Returns the array after checking that it has one of the shapes."""
     if array.shape not in shapes:
         expected = " or ".join(map(str, dict.fromkeys(shapes)))
         raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
@@ -108,9 +108,9 @@ def _extremes(array: Any) -> tuple[Any, ...]:
 
 
 def unmasked(name: str, value: Any) -> Any:
-    """Returns a value as it is, after a check that no NumPy mask hides an element of it.
+    """Returns a value unchanged, after checking that no NumPy mask hides an element of it.
 
-    Conversions to an array drop the mask of a masked array, also of one in a list.
+    Conversions to an array discard the mask of a masked array, also of one in a list.
 
     Raises:
         InputError: an element is masked.
@@ -118,41 +118,43 @@ def unmasked(name: str, value: Any) -> Any:
     if _masked(value):
         raise InputError(
             f"{name}: expected an array without masked elements, found a NumPy masked array; "
-            "replace what it masks with .filled(value) (in an attention_mask, 0 is padding)"
+            "replace masked elements with .filled(value) (in an attention_mask, 0 is padding)"
         )
     return value
 
 
 def _masked(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        kinds = set(map(type, value))  # of the elements: few, however many there are
+        kinds = set(map(type, value))  # few, however many elements there are
         some = any(issubclass(kind, list | tuple | np.ma.MaskedArray) for kind in kinds)
         return some and any(map(_masked, value))
     return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
 
 
 def as_array(name: str, value: Any) -> Any:
-    """Returns an array of numbers, of NumPy or of JAX: not yet at JAX's width.
+    """Returns a JAX array unchanged, and any other array of numbers as a NumPy array.
+
+    The dtype is not narrowed to those of JAX.
 
     Raises:
-        InputError: it is none, or elements are masked.
+        InputError: `value` is not an array of numbers, or elements are masked.
     """
     if isinstance(value, jax.Array):
         return value
     found = type(unmasked(name, value)).__name__
     try:
         array = np.asarray(value)
-    except Exception as reason:  # whatever the object's own conversion raises
+    except Exception as reason:  # conversions of objects can raise any type
         raise InputError(
             f"{name}: expected an array, found {found} ({shown(str(reason))})"
         ) from None
-    if array.dtype.kind not in "biufV":  # V: bfloat16 and its like
+    if array.dtype.kind not in "biufV":  # V: dtypes of ml_dtypes such as bfloat16
         raise InputError(f"{name}: expected an array of numbers, found {found} of {array.dtype}")
     return array
 
 
 def concrete(value: Array) -> int:
-    """The number, or 0 while it is being traced."""
+    """Returns the value of a scalar array, or 0 if it is traced."""
     return 0 if isinstance(value, jax.core.Tracer) else int(value)
 
 
@@ -167,16 +169,16 @@ def elements(
     """Returns an iterator over the elements of a collection, in the collection's order.
 
     Lists, tuples, generators, views of dicts, one-dimensional arrays, and columns of pandas,
-    polars, pyarrow and datasets have elements of their own. Iterating over a mapping or a table
-    yields the names of its columns (or the columns), over bytes numbers, over a string characters,
-    and over a set an arbitrary order; these are errors.
+    polars, pyarrow and datasets are accepted. Iteration over a mapping or a table would yield names
+    of columns (or columns), over bytes numbers, over a string characters, and over a set an
+    arbitrary order; these are errors.
 
     Args:
         name: the argument, for messages.
         values: the collection. An iterator is not advanced.
         expected: what the argument may be, for messages.
-        table: what to pass in place of a mapping or a table, for messages.
-        ordered: whether the order of the elements matters. Otherwise a set is accepted.
+        table: what to pass instead of a mapping or a table, for messages.
+        ordered: whether the order of the elements matters. Otherwise sets are accepted.
 
     Raises:
         InputError: `values` is not such a collection.
@@ -189,12 +191,12 @@ def elements(
         raise InputError(f"{name}: expected {expected}, found {found} ({full}); {table}")
     if ordered and isinstance(values, Set) and not isinstance(values, KeysView | ItemsView):
         raise InputError(
-            f"{name}: expected {expected} in an order, found a {kind.__name__}, which has none; "
-            "pass a list"
+            f"{name}: expected {expected} in an order, found an unordered {kind.__name__}; pass a "
+            "list"
         )
     if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Iterable):
         raise InputError(f"{name}: expected {expected}, found {shown(values)}")
-    if hasattr(kind, "to_pylist"):  # arrays of pyarrow, whose own elements are not Python's
+    if hasattr(kind, "to_pylist"):  # arrays of pyarrow, whose elements are not Python objects
         values = values.to_pylist()
     try:
         return iter(values)
@@ -210,7 +212,7 @@ def check_choice(name: str, value: Any, choices: Collection[str | None]) -> None
 
 
 def check_text(text: Any, where: str = "") -> None:
-    """Raises an `InputError` beginning with `where` unless `text` is a `str` that UTF-8 encodes."""
+    """Raises an `InputError` that begins with `where` unless `text` is a `str` valid in UTF-8."""
     where = where and f"{where}: "
     if not isinstance(text, str):
         hint = "; pass the text itself, such as row['text']" if isinstance(text, Mapping) else ""
@@ -222,7 +224,7 @@ def check_text(text: Any, where: str = "") -> None:
 
 
 def text_list(name: str, texts: Any, *, ordered: bool = True) -> list[str]:
-    """Returns a text, or several, as a list. The arguments are those of `elements`.
+    """Returns one or several texts as a list; the arguments are those of `elements`.
 
     Raises:
         InputError: `texts` is neither; see `elements` and `check_text`.

@@ -1,4 +1,4 @@
-"""Validated dataclass fields: what each of them may hold, and the check of all of them.
+"""Validated dataclass fields: rules for their values, and the check of all fields.
 
 A field is declared with a rule and a default, and `check` is called from `__post_init__`:
 
@@ -23,12 +23,12 @@ from minibert.errors import ConfigError, MinibertError, UnsupportedConfigError, 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a field may hold.
+    """A rule for the values of a field.
 
     Attributes:
         expected: the allowed values, as an error message describes them.
         allows: returns whether a value is allowed.
-        convert: returns an allowed value in the form in which it is kept.
+        convert: returns an allowed value in the form in which it is stored.
     """
 
     expected: str
@@ -58,7 +58,7 @@ def number(expected: str, allows: Callable[[float], bool]) -> Rule:
 def _as_float(value: Any) -> float:
     try:
         return float(value)
-    except (OverflowError, TypeError):  # too large a whole number, or a span of time
+    except (OverflowError, TypeError):  # a huge integer, or np.timedelta64
         return math.nan
 
 
@@ -96,7 +96,7 @@ def one_of(choices: Iterable[str]) -> Rule:
 
 
 def or_null(rule: Rule) -> Rule:
-    """Returns a rule that also allows None, and says so."""
+    """Returns a rule that also allows None."""
     return Rule(
         f"{rule.expected} or null",
         lambda value: value is None or rule.allows(value),
@@ -126,7 +126,7 @@ def field(
     Args:
         rule: what the field may hold.
         default: its default; where that is None, None is always allowed.
-        about: what the field is for, as a help text.
+        about: a description of the field, as a help text.
         default_factory: as in `dataclasses.field`.
     """
     return dataclasses.field(
@@ -137,7 +137,7 @@ def field(
 
 
 def key(about: str, rule: Rule = TEXT, default: Any = None) -> Any:
-    """Returns a field that is described first: by default a text that need not be given."""
+    """Returns a field, with the description first; by default an optional text."""
     return field(rule, default, about)
 
 
@@ -152,8 +152,8 @@ def checked(
     Args:
         cls: the dataclass.
         values: some of its fields, or all of them, by name.
-        error: what is raised if a value is not allowed.
-        where: what precedes the field's name in the message.
+        error: the type of error to raise if a value is not allowed.
+        where: a prefix of the field's name, for messages.
     """
     found = dict(values)
     for one in dataclasses.fields(cls):
@@ -165,12 +165,12 @@ def checked(
 
 
 def check(instance: Any, error: type[MinibertError] = ConfigError) -> None:
-    """Checks a frozen dataclass as it is built, and gives its fields their final form."""
+    """Checks and converts the fields of a frozen dataclass, in its `__post_init__`."""
     assign(instance, checked(type(instance), vars(instance), error))
 
 
 def assign(instance: Any, values: Mapping[str, Any]) -> None:
-    """Sets fields of a frozen dataclass while it is built."""
+    """Sets fields of a frozen dataclass in its `__post_init__`."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)
 
@@ -187,7 +187,7 @@ def refuse(
         data: the file's fields by name.
         neutral: the fields that are not implemented, each with the values that change nothing.
         known: the names of all other fields that the file may have; None for any.
-        where: what precedes the field's name in the message.
+        where: a prefix of the field's name, for messages.
 
     Raises:
         UnsupportedConfigError: a field is not known, or its value would change something.
@@ -199,4 +199,4 @@ def refuse(
                 f"(only {shown(neutral[name][0])}, which changes nothing)"
             )
         if known is not None and name not in (*neutral, *known):
-            raise UnsupportedConfigError(f"{where}{name}: a field minibert does not know")
+            raise UnsupportedConfigError(f"{where}{name}: not a field that minibert supports")

@@ -12,15 +12,15 @@ LONG = 1000  # the number of inputs for which a bar is shown by default
 def progress_bar(
     label: str | None, total: int | None, show: bool | None, *, least: int = 0, **options: Any
 ) -> Generator[Callable[..., None]]:
-    """Shows a bar of tqdm on stderr, and yields a function that advances it.
+    """Shows a progress bar of tqdm on stderr, and yields a function that advances it.
 
     Args:
         label: the text before the bar.
         total: the number of items; None if it is not known.
-        show: whether there is a bar; None for one if stderr is a terminal and there are at least
+        show: whether to show a bar; None to show it if stderr is a terminal and there are at least
             `least` items.
         least: see `show`.
-        options: others of tqdm.
+        options: further arguments of tqdm.
 
     Yields:
         A function of the number of new items and, optionally, the text after the bar.
@@ -29,7 +29,7 @@ def progress_bar(
     if not (long and sys.stderr.isatty() if show is None else show):
         yield lambda count, text="": None
         return
-    from tqdm.auto import tqdm  # not earlier: `import minibert` stays light
+    from tqdm.auto import tqdm  # imported here to keep `import minibert` fast
 
     with tqdm(desc=label, total=total, **options) as bar:
 

@@ -1,4 +1,4 @@
-"""Reading JSON that somebody else wrote: whatever two parsers could read differently is refused."""
+"""Strict reading of JSON: anything that two parsers might read differently is refused."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from typing import Any
 from minibert.errors import ConfigError, MinibertError, reading, shown
 
 MAX_BYTES = 1 << 20
-MAX_DEPTH = 64  # far below where Python's own recursion ends
+MAX_DEPTH = 64  # far below Python's recursion limit
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object each of whose keys is there once: of two, parsers take one or the other.
+    """Returns an object without duplicate keys, of which parsers keep either the first or the last.
 
     Raises:
         ValueError: a key appears twice.
@@ -30,8 +30,8 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
     """Parses strict JSON: UTF-8, no duplicate keys, no NaN or infinite numbers, no deep nesting.
 
     Args:
-        text: the bytes.
-        where: what they are, for the message.
+        text: the encoded JSON.
+        where: its origin, for messages.
         error: the type of error to raise.
     """
 
@@ -42,7 +42,7 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
         return number
 
     def whole(literal: str) -> int:
-        if literal == "-0":  # a float to other parsers, and so refused by some
+        if literal == "-0":  # a float to some parsers
             raise ValueError("-0 is not a whole number")
         return int(literal)
 
@@ -57,7 +57,7 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
         if _depth([value]) > MAX_DEPTH:
             raise RecursionError
         if b"\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair
         return value
     except UnicodeDecodeError as reason:
         raise error(f"{where}: not UTF-8 text ({reason})") from None
@@ -66,7 +66,7 @@ def parse_json(text: bytes, where: str, error: type[Exception] = ConfigError) ->
     except RecursionError:
         raise error(f"{where}: nested too deeply") from None
     except ValueError as reason:
-        # A key twice, thousands of digits, half a character, no finite number.
+        # a duplicate key, thousands of digits, half a surrogate pair, or a number not finite
         raise error(f"{where}: {reason}") from None
 
 
@@ -77,7 +77,7 @@ def _depth(container: Any) -> int:
 
 
 def read_object_if_there(path: str) -> dict[str, Any] | None:
-    """Reads a JSON file that holds an object; None if there is no such file. See `read_json`."""
+    """Reads a JSON file that contains an object; returns None if there is no such file."""
     if not os.path.lexists(path):
         return None
     data = read_json(path)

@@ -1,1 +1,1 @@
-"""Texts and records out of files."""
+"""Reading of texts, records and documents from files."""

@@ -1,4 +1,4 @@
-"""Documents with titles: of a table, of a folder, or Python's own language reference."""
+"""Documents with titles, from a table, a folder, or Python's own help topics."""
 
 import os
 import re
@@ -9,25 +9,25 @@ from minibert.data.files import read_text
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
 
-WIDTH = 70  # of a line of `pydoc_data.topics`
-RULING = re.compile(r"[*=\-+|~^\s]+|\s*[|+].*")  # of headings and tables; and the rows of tables
+WIDTH = 70  # characters in a line of `pydoc_data.topics`
+RULING = re.compile(r"[*=\-+|~^\s]+|\s*[|+].*")  # rulings of headings and tables; rows of tables
 
 
 def read_documents(
     source: Any = None, *, title: str = "title", text: str = "text"
 ) -> dict[str, str]:
-    """Documents by title.
+    """Returns documents by title.
 
     Args:
-        source: a table that ends in `.jsonl`, `.csv` or `.parquet`; or a folder of `.txt` files,
-            whose names are the titles. None for the topics of Python's own help, unwrapped.
-        title, text: the table's columns.
+        source: a table, with the extension `.jsonl`, `.csv` or `.parquet`; or a folder of `.txt`
+            files, whose names are the titles. None for the topics of Python's help, unwrapped.
+        title, text: the names of the table's columns.
 
     Returns:
-        The texts; of documents of the same title the second has ` (2)` behind it, and so on.
+        The texts by title; ` (2)`, ` (3)`, … is appended to a title that occurs repeatedly.
 
     Raises:
-        SourceError: there is no such file, or its ending is none of these.
+        SourceError: there is no such file, or its extension is not one of these.
         InputError: a title or a text is missing or empty; or there are no documents.
     """
     if source is None:
@@ -42,22 +42,22 @@ def read_documents(
         rows = Records(source, (title, text))
         pairs = ((rows.text(i, title).strip(), rows.text(i, text)) for i in range(len(rows)))
     found: dict[str, str] = {}
-    for name, words in pairs:
+    for name, content in pairs:
         number, unique = 1, name
         while unique in found:
             number += 1
             unique = f"{name} ({number})"
-        found[unique] = words
+        found[unique] = content
     if not found:
-        raise InputError(f"{os.fspath(source)}: no documents: expected files that end in .txt")
+        raise InputError(f"{os.fspath(source)}: expected files that end in .txt, found none")
     return found
 
 
 def unwrapped(text: str) -> str:
-    """A text without rulings and tables, its wrapped lines joined.
+    """Returns a text without rulings and tables, with wrapped lines joined.
 
-    With the rows of tables go all lines that begin with `|`, as some of grammars do. A line was
-    broken by the wrapping if the next word would have passed the 70th column.
+    All lines that begin with `|` count as rows of tables, even those of grammars. A line was
+    wrapped if the first word of the next one would have exceeded column 70.
     """
     lines: list[str] = []
     width = 0
@@ -78,7 +78,7 @@ def _folder(source: Any) -> Iterator[tuple[str, str]]:
         if not name.endswith(".txt") or name.startswith("."):
             continue
         path = os.path.join(source, name)
-        words = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-        if not words.strip():
+        content = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+        if not content.strip():
             raise InputError(f"{path}: the text is empty")
-        yield name.removesuffix(".txt"), words
+        yield name.removesuffix(".txt"), content

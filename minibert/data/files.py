@@ -1,4 +1,4 @@
-"""Streams rows of named columns, or texts, from txt, jsonl, csv and parquet files of any size."""
+"""Streaming of rows or texts from txt, jsonl, csv and parquet files of any size."""
 
 import contextlib
 import csv
@@ -16,17 +16,17 @@ from minibert.errors import InputError, MinibertError, SourceError, reading, sho
 TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 KINDS = {".txt": "txt", **TABLES}
 ROWS = 1024  # read at a time from a parquet file
-LONGEST_CELL = 2**31 - 1  # characters of a csv file's cell; the csv module's own limit is 2**17
+LONGEST_CELL = 2**31 - 1  # characters in a cell of a csv file; the csv module's default is 2**17
 
 Item = TypeVar("Item")
 Row = tuple[dict[str, Any], int]  # the values by column; bytes or rows read so far
 
 
 def kind_of(path: str, kinds: Mapping[str, str] = KINDS) -> str:
-    """What a file holds, by its ending.
+    """Returns the format of a file, by its extension.
 
     Raises:
-        SourceError: its ending is none of those of `kinds`.
+        SourceError: the extension is not one of `kinds`.
     """
     kind = kinds.get(os.path.splitext(path)[1].lower())
     if kind is None:
@@ -41,7 +41,7 @@ def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterat
 
     Raises:
         InputError: at once or during the iteration: a column is missing, or a row is malformed.
-        SourceError: a library is missing; or the file changes while it is read.
+        SourceError: a library is not installed; or the file changes while it is read.
     """
     kind, total = kind_of(path, TABLES), os.fstat(file.fileno()).st_size
     if kind == "parquet":
@@ -52,15 +52,15 @@ def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterat
 
 
 def while_unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterator[Item]:
-    """Yields the parts of an open file, and checks at the end that the file is still what it was.
+    """Yields the parts of an open file, and checks at the end that the file has not changed.
 
     A file that is truncated or written to while it is read would otherwise yield a part of its
-    contents, or a mixture, without an error. A file that another replaces by renaming is read as it
-    was.
+    contents, or a mixture, without an error. A file that is replaced by renaming another is read in
+    its old state.
 
     Raises:
-        SourceError: its size or its time of modification is not what it was at the call. That
-            takes precedence over what `parts` raises, which is then a consequence.
+        SourceError: the size or modification time of the file differs from that at the call. This
+            replaces any error of `parts`, which may be a consequence.
     """
     before = os.fstat(file.fileno())
 
@@ -70,7 +70,7 @@ def while_unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterato
         if stat.S_ISREG(before.st_mode) and not same:
             raise SourceError(
                 f"{path}: changed while it was read: it had {before.st_size:,} bytes and has "
-                f"{now.st_size:,}; read it again when nothing writes to it"
+                f"{now.st_size:,}; read it again when no process writes to it"
             )
 
     def checked() -> Iterator[Item]:
@@ -100,25 +100,25 @@ def decoded(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
 
 
 def _objects(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
-    asked = shown(list(columns)) if len(columns) > 1 else repr(columns[0])
+    names = shown(list(columns)) if len(columns) > 1 else repr(columns[0])
     for number, (line, done) in enumerate(decoded(path, file), start=1):
         where = f"{path}: line {number}"
         if not line.strip():
-            raise InputError(f"{where}: is blank; expected an object with {asked}")
+            raise InputError(f"{where}: is blank; expected an object with {names}")
         try:
             row = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as reason:
             raise InputError(f"{where}: not JSON ({reason})") from None
         if not isinstance(row, dict):
-            raise InputError(f"{where}: expected an object with {asked}, found {shown(row)}")
+            raise InputError(f"{where}: expected an object with {names}, found {shown(row)}")
         yield picked(row, columns, where), done
 
 
 def picked(row: Mapping[Any, Any], columns: Iterable[str], where: str) -> dict[str, Any]:
-    """Some columns of a row.
+    """Returns some columns of a row.
 
     Raises:
-        InputError: it lacks one.
+        InputError: the row lacks a column.
     """
     for column in columns:
         if column not in row:
@@ -134,11 +134,11 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
 
     def lines() -> Iterator[str]:
         nonlocal done
-        for line, done in decoded(path, file):  # noqa: B007  # read by the loop below
+        for line, done in decoded(path, file):  # noqa: B007  # used by the loop below
             yield line
 
     rows = csv.reader(lines(), strict=True)
-    number = 0  # the row being read; 0 is the header
+    number = 0  # the current row; 0 is the header
     try:
         header = next(rows, [])
         indices = {column: _column_index(path, column, header) for column in columns}
@@ -156,7 +156,7 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _column_index(path: str, column: str, columns: list[str]) -> int:
-    """The index of the only column of that name."""
+    """Returns the index of the only column of a name."""
     if columns.count(column) > 1:
         raise InputError(f"{path}: {columns.count(column)} columns have the name {column!r}")
     if column not in columns:
@@ -170,11 +170,11 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
         from pyarrow import parquet
     except ImportError:
         raise SourceError(
-            f"{path}: reading it needs pyarrow: pip install 'minibert-jax[data]'"
+            f"{path}: reading it needs pyarrow; pip install 'minibert-jax[data]'"
         ) from None
     try:
         table = parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as reason:  # it raises OSError for damaged bytes too
+    except (pyarrow.ArrowException, OSError) as reason:  # OSError is raised for damaged bytes too
         raise InputError(f"{path}: not a parquet file ({shown(str(reason))})") from None
     for column in columns:
         _column_index(path, column, table.schema_arrow.names)
@@ -194,14 +194,14 @@ def _parquet(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterato
 
 @dataclasses.dataclass(eq=False)
 class TextFile:
-    """An open file of texts; iterate over it once.
+    """An open file of texts, over which one can iterate once.
 
     Attributes:
-        path: where it is.
-        kind: what it is: "txt", "jsonl", "csv" or "parquet".
-        texts: each with what has been read of the file by then.
-        total: its size, in bytes or, of a parquet file, in rows.
-        done: how much of that has been read.
+        path: the path of the file.
+        kind: its format: "txt", "jsonl", "csv" or "parquet".
+        texts: the texts, each with the number of bytes (or rows) read so far.
+        total: the size of the file in bytes; for a parquet file, in rows.
+        done: the part of `total` that has been read.
     """
 
     path: str
@@ -217,37 +217,36 @@ class TextFile:
                 yield text
 
     def place(self, row: int) -> str:
-        """Where in the file text number `row` is, for a message; counted from 1, as editors do."""
+        """Returns the path and the line or row of a text, for messages; see `place_of`."""
         return place_of(self.path, row)
 
 
 def place_of(path: str, row: int) -> str:
-    """Where in a file row number `row` is, for a message; counted from 1, as editors do."""
+    """Returns a path with the line or row of index `row`, counted from 1, for messages."""
     return f"{path}: {'line' if kind_of(path) in ('txt', 'jsonl') else 'row'} {row + 1}"
 
 
 @contextlib.contextmanager
 def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
-    """Opens a file of texts; its ending says what it is.
+    """Opens a file of texts, whose extension determines the format.
 
     Args:
-        path: `.txt`, a text a line; `.jsonl` (or `.ndjson`), an object a line; `.csv`, with a
-            header; `.parquet`.
-        column: the field of a jsonl object, or the column of a table: `text` by default.
+        path: `.txt`, one text per line; `.jsonl` (or `.ndjson`), one object per line; `.csv`, with
+            a header; `.parquet`.
+        column: the field of jsonl objects, or the column of a table: `text` by default.
 
     Raises:
-        SourceError: there is no such file, or its ending is none of these.
-        InputError: while it is read: a line is no text, or there is no such column.
-
-    If the file changes while it is read, the iteration ends with a `SourceError`.
+        SourceError: there is no such file, its extension is not one of these, or, during the
+            iteration, the file changes.
+        InputError: during the iteration: a line is not a text, or there is no such column.
     """
     if path == "-":
-        raise SourceError("-: standard input does not say what it holds; give a file")
+        raise SourceError("-: expected a file with an extension, found standard input")
     if column is not None and not (isinstance(column, str) and column):
         raise InputError(f"column: expected a name, found {shown(column)}")
     kind = kind_of(path)
     if kind == "txt" and column is not None:
-        raise InputError(f"column: {path} has no columns, a line is a text")
+        raise InputError(f"column: expected none, as {path} has one text per line")
     with reading(path):
         file = open(path, "rb")  # noqa: SIM115  # closed below
     with file:
@@ -266,11 +265,11 @@ def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
 
 
 def read_text(path: str) -> str:
-    """Returns the whole of a text file, its line ends as they are.
+    """Returns the contents of a text file with unchanged line ends.
 
     Raises:
-        SourceError: it cannot be read, or changes while it is read.
-        InputError: it is not UTF-8.
+        SourceError: the file cannot be read, or changes while it is read.
+        InputError: the file is not UTF-8.
     """
     try:
         with reading(path), open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Records: rows of values by column, from jsonl, csv and parquet files or from mappings."""
+"""Records, rows of values by column, from jsonl, csv and parquet files or from mappings."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ class Records(Sequence[dict[str, Any]]):
         columns: the columns to read; every row must have them.
 
     Raises:
-        SourceError: there is no such file, or it ends in something else.
+        SourceError: there is no such file, or its extension is not one of these.
         InputError: a row cannot be read or lacks a column; or there are no rows.
     """
 
@@ -38,7 +38,7 @@ class Records(Sequence[dict[str, Any]]):
             with reading(self._path), open(self._path, "rb") as file:
                 self._rows = [row for row, _ in read_rows(self._path, file, columns)[0]]
         if not self._rows:
-            raise InputError(f"{self._path or 'records'}: there are none")
+            raise InputError(f"{self._path or 'records'}: expected at least 1 record, found none")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,7 +55,7 @@ class Records(Sequence[dict[str, Any]]):
         """Returns the text in a column.
 
         Raises:
-            InputError: it is not a text, is empty, or holds half a surrogate pair.
+            InputError: the value is not a text, is empty, or contains half a surrogate pair.
         """
         return checked_text(self._rows[index][column], self.where(index, column))
 
@@ -69,10 +69,10 @@ class Records(Sequence[dict[str, Any]]):
 
 
 def checked_text(value: Any, where: str) -> str:
-    """Returns a text, if it is not empty and UTF-8 can encode it.
+    """Returns a text after checking that it is not empty and that UTF-8 can encode it.
 
     Raises:
-        InputError: it is not such a text.
+        InputError: `value` is not such a text.
     """
     check_text(value, where)
     if not value.strip():
@@ -81,7 +81,7 @@ def checked_text(value: Any, where: str) -> str:
 
 
 def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
-    """Returns texts, and the name of each for messages.
+    """Returns texts, and the name of each text for messages.
 
     Args:
         source: a path that ends in `.txt` (one text per line; blank lines are skipped), `.jsonl`,
@@ -89,8 +89,8 @@ def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
         column: the column of a file that has columns; `text` by default.
 
     Raises:
-        SourceError: there is no such file, or it ends in something else.
-        InputError: something is not a text, or is empty; or there are no texts.
+        SourceError: there is no such file, or its extension is not one of these.
+        InputError: an element is not a text, or is empty; or there are no texts.
     """
     texts, places = [], []
     if isinstance(source, str | os.PathLike):
@@ -102,11 +102,11 @@ def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
     else:
         given = elements("texts", source, expected="a path or texts")
         if column is not None:
-            raise InputError(f"column: texts have no columns; found {shown(column)}")
+            raise InputError(f"column: expected None for texts, found {shown(column)}")
         for index, text in enumerate(given):
             places.append(f"text {index}")
             texts.append(checked_text(text, places[-1]))
         source = "texts"
     if not texts:
-        raise InputError(f"{source}: there are none")
+        raise InputError(f"{source}: expected at least 1 text, found none")
     return texts, places

@@ -1,1 +1,1 @@
-"""Sentence encoders, similarities and searches, and the embedding of files."""
+"""Sentence encoders, similarity functions, semantic search, and embedding of files."""

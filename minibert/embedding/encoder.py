@@ -1,8 +1,8 @@
-"""Sentence embeddings: texts in, vectors out, as sentence-transformers computes them.
+"""Sentence embeddings: vectors of texts, as sentence-transformers computes them.
 
 Reimers & Gurevych, "Sentence-BERT", arXiv:1908.10084. Names, arguments and folders are those of
-sentence-transformers' `SentenceTransformer`. A text's vector does not depend on its neighbours:
-rows are padded behind their text, whatever side the tokenizer pads on.
+sentence-transformers' `SentenceTransformer`. A text's vector does not depend on other texts: rows
+are padded on the right, whatever side the tokenizer pads on.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from minibert.embedding.encoding import Run, Wanted, programs
+from minibert.embedding.encoding import EncodeRequest, Run, programs
 from minibert.embedding.folder import save_encoder
 from minibert.embedding.loading import load_encoder
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, token_features
@@ -30,41 +30,42 @@ from minibert.models.compilation import check_evaluation
 from minibert.text.batching import check_budget, check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
 
-# Arguments of sentence-transformers' `encode` that have no place here.
+# Arguments of sentence-transformers' `encode` that are not supported, and what replaces them.
 ELSEWHERE = {
-    "batch_size": "batches are made by length; token_budget says how large",
-    "chunk_size": "batches are made by length; token_budget says how large",
-    "device": "arrays go to JAX's default device; jax.default_device says which",
-    "pool": "there is one process",
-    "task": "encode_query and encode_document say what texts are for",
-    "inputs": "the texts are `sentences`",
+    "batch_size": "texts are batched by length; set their size with token_budget",
+    "chunk_size": "texts are batched by length; set their size with token_budget",
+    "device": "arrays go to JAX's default device; set it with jax.default_device",
+    "pool": "encoding runs in one process",
+    "task": "use encode_query or encode_document",
+    "inputs": "pass the texts as `sentences`",
 }
 
 Encoder = TypeVar("Encoder", bound="SentenceEncoder")
 
 
 class SentenceEncoder:
-    """A model, its tokenizer, and the way from tokens to a text's vector.
+    """A sentence encoder: a model, its tokenizer, and the modules that pool tokens to one vector.
 
     Args:
         model: a bare model, such as a `BertModel`, in evaluation mode.
         tokenizer: a tokenizer of transformers.
-        pooling: one or more names of `pooling.POOLINGS`; several stand side by side.
-        include_prompt: whether a prompt's tokens are pooled.
-        dense: `Dense` layers, or one, behind the pooling.
-        normalize: whether vectors have length 1.
-        layers: the hidden states that tokens' vectors are made of, a name of `pooling.LAYERS`.
-        settings: what `SentenceSettings` takes: `prompts`, `default_prompt_name`, …. Texts are cut
-            at `max_seq_length` tokens, by default what tokenizer and model take.
+        pooling: one or more names of `pooling.POOLINGS`; the results of several are concatenated.
+        include_prompt: whether to pool the tokens of prompts too.
+        dense: one or more `Dense` layers, applied after pooling.
+        normalize: whether to scale vectors to length 1.
+        layers: the hidden states from which token vectors are computed, a name of
+            `pooling.LAYERS`.
+        settings: fields of `SentenceSettings`: `prompts`, `default_prompt_name`, …. Texts are
+            truncated to `max_seq_length` tokens, by default the maximum of tokenizer and model.
 
     Attributes:
         model: the `SentenceModel`.
         tokenizer: the tokenizer.
         settings: a `SentenceSettings`.
-        truncated: how many texts the last `encode` cut at `max_seq_length`.
+        truncated: the number of texts that the last `encode` truncated to `max_seq_length`.
 
     Raises:
-        InputError: an argument is wrong, or one does not fit another.
+        InputError: if an argument is invalid, or arguments do not fit each other.
     """
 
     def __init__(
@@ -114,32 +115,33 @@ class SentenceEncoder:
         layers: str = "last",
         **settings: Any,
     ) -> Encoder:
-        """Loads a sentence-transformers folder, or a model's folder with a pooling of your choice.
+        """Loads a sentence-transformers folder, or a plain model folder with a given pooling.
 
         Args:
             source: a folder, or a repository of the Hub.
             revision: a branch, tag or commit of the repository.
-            subfolder: where in the folder or repository the encoder is.
-            cache_dir: in place of the Hub's usual cache.
-            token: for private repositories.
-            local_files_only: whether to use the Hub's cache alone.
-            dtype: what to compute in; None for the parameters' own dtype.
-            param_dtype: what to store parameters in; None for each as it is in the file.
+            subfolder: the encoder's path inside the folder or repository.
+            cache_dir: a folder to use in place of the Hub's default cache.
+            token: an access token for private repositories.
+            local_files_only: whether to use only the Hub's cache.
+            dtype: the dtype of computation; None for the parameters' dtype.
+            param_dtype: the dtype of parameters; None to keep each as stored in the file.
             allow_pickle: whether weights may be pickles.
-            pooling: for a folder without modules.json, and needed there.
-            normalize: for a folder without modules.json: whether vectors have length 1.
-            layers: the hidden states that tokens' vectors are made of, a name of `pooling.LAYERS`.
-            settings: in place of the folder's, what `SentenceSettings` takes: `max_seq_length`,
+            pooling: for a folder without modules.json, where it is required.
+            normalize: for a folder without modules.json: whether to scale vectors to length 1.
+            layers: the hidden states from which token vectors are computed, a name of
+                `pooling.LAYERS`.
+            settings: fields of `SentenceSettings` that override the folder's: `max_seq_length`,
                 `prompts` (added to the folder's), `default_prompt_name`, `similarity_fn_name`,
                 `truncate_dim`.
 
         Raises:
-            SourceError: there is no such encoder, or a file of it is missing.
-            ConfigError: a field is wrong.
-            UnsupportedConfigError: a field asks for what is not implemented.
-            InputError: an argument is wrong, or contradicts the folder.
+            SourceError: if there is no such encoder, or one of its files is missing.
+            ConfigError: if a field is invalid.
+            UnsupportedConfigError: if a field requests a feature that is not implemented.
+            InputError: if an argument is invalid, or contradicts the folder.
 
-        What else is raised is as in `BertModel.from_pretrained`.
+        All other errors are those of `BertModel.from_pretrained`.
         """
         encoder = cls.__new__(cls)
         encoder._set_up(
@@ -162,17 +164,17 @@ class SentenceEncoder:
         return encoder
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a folder that sentence-transformers reads; complete and checked, or not at all.
+        """Writes a sentence-transformers folder atomically, and verifies it.
 
         Args:
-            folder: where to. It may exist; it must not hold files of a model, tokenizer or encoder
-                unless `overwrite`. All other files stay.
+            folder: the target. It may exist, but must not contain files of a model, tokenizer or
+                encoder unless `overwrite` is True. All other files are kept.
             overwrite: whether to replace such files.
 
         Raises:
-            TargetError: the folder holds such files, or cannot be written.
-            CheckpointMismatchError: the transformer or a Dense is not as its config describes it.
-            InputError: the encoder is one that such a folder cannot hold.
+            TargetError: if the folder contains such files, or cannot be written.
+            CheckpointMismatchError: if the transformer or a Dense does not match its config.
+            InputError: if the format cannot represent the encoder.
         """
         save_encoder(
             self.model, self.tokenizer, self.settings, os.fspath(folder), overwrite=overwrite
@@ -196,88 +198,88 @@ class SentenceEncoder:
         show_progress_bar: bool | None = None,
         **others: Any,
     ) -> Any:
-        """The vectors of texts, in their order.
+        """Returns the vectors of texts, in input order.
 
-        A text longer than `max_seq_length` tokens is cut there, as sentence-transformers does;
-        `truncated` then says how many were.
+        A text longer than `max_seq_length` tokens is truncated, as in sentence-transformers; the
+        attribute `truncated` counts such texts.
 
         Args:
             sentences: a text; or a list or another iterable of texts.
-            prompt_name: which of the prompts is put before each text.
-            prompt: what is put before each text, in place of a named one.
-            token_budget: rows × positions of a batch; by default what suits the device.
-            packing: how many positions the rows have that short texts share; None for a row for
-                each text. Vectors are the same; not for tokens' vectors.
-            normalize_embeddings: whether to make vectors of length 1, after `truncate_dim`.
-            truncate_dim: how many numbers of each vector to keep; None for the settings' own.
-            precision: one of `quantization.PRECISIONS`; `int8` and `uint8` take their ranges from
-                the texts themselves.
+            prompt_name: the name of the prompt that is prepended to each text.
+            prompt: a text that is prepended to each text, in place of a named prompt.
+            token_budget: rows × positions of a batch; by default chosen for the device.
+            packing: length of rows that short texts share; None for one text in each row. It does
+                not change vectors, and cannot be combined with token vectors.
+            normalize_embeddings: whether to scale vectors to length 1, after `truncate_dim`.
+            truncate_dim: the number of dimensions to keep; None for the settings' value.
+            precision: one of `quantization.PRECISIONS`; `int8` and `uint8` use the ranges of these
+                texts' vectors.
             output_value: `sentence_embedding`; `token_embeddings`, the vectors of each text's
-                tokens; or None, a dictionary of everything for each text.
-            convert_to_numpy: whether vectors are an array of numpy's; else a list of JAX arrays.
-            convert_to_tensor: whether vectors are a JAX array, whatever `convert_to_numpy` says.
+                tokens; or None, a dictionary of all outputs for each text.
+            convert_to_numpy: whether to return a NumPy array; otherwise a list of JAX arrays.
+            convert_to_tensor: whether to return one JAX array, whatever `convert_to_numpy` is.
             show_progress, show_progress_bar: whether to show a progress bar on stderr.
-            others: none; what sentence-transformers has besides is refused, with its reason.
+            others: not accepted: other arguments of sentence-transformers raise an error that
+                explains the alternative.
 
         Returns:
-            `(texts, dim)`, or `(dim,)` for a single text; of token vectors and dictionaries a list,
-            or one alone.
+            `(texts, dim)`, or `(dim,)` for a single text. Token vectors and dictionaries are
+            returned as a list, or alone for a single text.
 
         Raises:
-            InputError: an argument or a text is wrong.
-            TextNotFiniteError: the vector of a text is NaN or infinite: a parameter is, or float16
-                overflowed.
+            InputError: if an argument or a text is invalid.
+            TextNotFiniteError: if the vector of a text is NaN or infinite, because a parameter is
+                or float16 overflowed.
         """
         for name in others:
             raise InputError(
-                f"{name}: no argument of encode: {ELSEWHERE.get(name, 'see its help')}"
+                f"{name}: not an argument of encode: {ELSEWHERE.get(name, 'see its help')}"
             )
         dim = self.settings.truncate_dim if truncate_dim is None else truncate_dim
         features = self.model.out_features
-        wanted = Wanted(
+        request = EncodeRequest(
             output_value=output_value,
             precision=precision,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=dim,
             features=features,
         )
-        put_before = self.settings.prompt(prompt, prompt_name)
-        texts = [f"{put_before}{text}" for text in sentence_list(sentences)]
+        prefix = self.settings.prompt(prompt, prompt_name)
+        texts = [f"{prefix}{text}" for text in sentence_list(sentences)]
         reader = self._reader  # another thread may set max_seq_length meanwhile
-        width = check_width(packing, reader.longest, wanted.tokens)
+        width = check_width(packing, reader.longest, request.tokens)
         run = Run(
             model=self.model,
             programs=self._programs,
-            with_tokens=wanted.tokens,
+            with_tokens=request.tokens,
             reader=reader,
             texts=texts,
-            prompt_length=reader.prompt_length(put_before),
+            prompt_length=reader.prompt_length(prefix),
             budget=check_budget(token_budget),
             packing=width,
             show_progress=bool(show_progress or show_progress_bar),
         )
-        found = wanted.of(run)
+        found = request.outputs(run)
         self.truncated = run.truncated
         if isinstance(sentences, str):
             found = found[0]
-        if wanted.tokens or (convert_to_numpy and not convert_to_tensor):
+        if request.tokens or (convert_to_numpy and not convert_to_tensor):
             return found
         array = jnp.asarray(found)
         return array if convert_to_tensor or array.ndim == 1 else list(array)
 
     def encode_query(self, sentences: Any, **options: Any) -> Any:
-        """As `encode`, with the prompt named `query` unless the options specify another.
+        """Calls `encode` with the prompt named `query`, unless the options specify another.
 
-        An empty prompt of that name counts too: then nothing is put before the texts. Only where
-        `prompts` has none of that name is it the default prompt.
+        An empty `query` prompt is used as well: then nothing is prepended. The default prompt is
+        used only if `prompts` has no `query`.
         """
         return self._encode_as(QUERY_PROMPTS, sentences, options)
 
     def encode_document(self, sentences: Any, **options: Any) -> Any:
-        """As `encode_query`, with the first prompt named `document`, `passage` or `corpus`.
+        """Calls `encode` with the first existing prompt of `document`, `passage` and `corpus`.
 
-        An encoder has a prompt named `document`, empty unless it is given; assign `prompts` to
-        remove it.
+        Every encoder has a `document` prompt, empty by default; assign `prompts` to remove it.
         """
         return self._encode_as(DOCUMENT_PROMPTS, sentences, options)
 
@@ -287,28 +289,31 @@ class SentenceEncoder:
         return self.encode(sentences, **options)
 
     def tokenize(self, sentences: Any) -> dict[str, np.ndarray]:
-        """Texts as arrays `(texts, longest)` on the host: ids, mask, and segments if there are any.
+        """Returns texts as host arrays `(texts, longest)`: ids, mask and, if any, segments.
 
-        They are cut and padded as the tokenizer says; no prompt is put before them.
+        Truncation and padding are those of the tokenizer; no prompt is prepended.
         """
         return self._reader.arrays(sentence_list(sentences))
 
     def similarity(self, one: Any, other: Any) -> np.ndarray:
-        """How alike each of the first vectors is to each of the second: `(first, second)`."""
+        """Returns the similarity of each of the first vectors to each of the second."""
         return similarity(one, other, self.similarity_fn_name)
 
     def similarity_pairwise(self, one: Any, other: Any) -> np.ndarray:
-        """How alike the first of both are, the second of both, …: `(texts,)`."""
+        """Returns the similarity of each pair of vectors, `(texts,)`."""
         return similarity_pairwise(one, other, self.similarity_fn_name)
 
     def semantic_search(self, queries: Any, corpus: Any, **options: Any) -> list[Any]:
-        """The vectors of a corpus most like each query; see `similarity.semantic_search`."""
+        """Returns the vectors of a corpus that are most similar to each query.
+
+        See `similarity.semantic_search`.
+        """
         given: dict[str, Any] = {"score_function": self.similarity_fn_name, **options}
         return semantic_search(queries, corpus, **given)
 
     @property
     def max_seq_length(self) -> int:
-        """At how many tokens a text is cut, special tokens included. It can be set."""
+        """The maximum number of tokens of a text, special tokens included. It can be set."""
         return self.settings.max_seq_length
 
     @max_seq_length.setter
@@ -318,7 +323,7 @@ class SentenceEncoder:
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """The prompts by name. They can be set, all at once."""
+        """The prompts by name. The whole mapping can be set."""
         return self.settings.prompts
 
     @prompts.setter
@@ -327,11 +332,11 @@ class SentenceEncoder:
 
     @property
     def similarity_fn_name(self) -> str:
-        """The similarity function's name."""
+        """The name of the similarity function."""
         return self.settings.similarity_fn_name
 
     def get_sentence_embedding_dimension(self) -> int:
-        """How many numbers a vector has."""
+        """Returns the number of dimensions of a vector."""
         dim = self.settings.truncate_dim
         return self.model.out_features if dim is None else min(dim, self.model.out_features)
 

@@ -1,7 +1,7 @@
-"""Texts through a sentence model: read, planned, computed by one program a shape, and fetched.
+"""Runs texts through a sentence model: tokenizes, batches, computes and fetches vectors.
 
-While an accelerator computes, the next batches are made ready: nothing waits for a result until a
-few batches are under way.
+One program is compiled for each shape. Dispatch is asynchronous: while an accelerator computes, the
+next batches are prepared, up to a few batches ahead.
 """
 
 import collections
@@ -26,18 +26,18 @@ from minibert.nn.numerics import cause, quoted, rows_not_finite, unit, widen
 from minibert.text.batching import Batch, packed_rows, padded, plan, plan_packed
 from minibert.text.tokenizer import TokenReader
 
-CHUNK = 4096  # texts that are read and planned together, so that the device need not wait for all
-AHEAD = 4  # batches under way on an accelerator before one is waited for
+CHUNK = 4096  # texts that are tokenized together; the device need not wait for all texts
+AHEAD = 4  # batches dispatched to an accelerator before the first is fetched
 
 
-class Computed(NamedTuple):
-    """The results of a batch, in each attribute one of each text.
+class EncodedBatch(NamedTuple):
+    """The results of a batch; each attribute has one entry for each text.
 
     Attributes:
-        numbers: which texts.
-        ids: their ids, without padding.
+        numbers: the indices of the texts.
+        ids: their token ids, without padding.
         vectors: `(texts, features)`.
-        tokens: `(length, hidden)`, the vectors of each text's tokens; none if not asked for.
+        tokens: `(length, hidden)`, the vectors of each text's tokens; empty if not requested.
     """
 
     numbers: np.ndarray
@@ -51,19 +51,19 @@ class Run:
     """One encoding of many texts; iterate over it for the results, a batch at a time.
 
     Attributes:
-        model: the `SentenceModel`, for messages and the number of words it knows.
-        programs: see `programs`.
-        with_tokens: whether tokens' vectors are asked for.
+        model: the `SentenceModel`, for messages and its vocabulary size.
+        programs: the compiled functions; see `programs`.
+        with_tokens: whether token vectors are requested.
         reader: the tokenizer.
-        texts: what to encode.
-        prompt_length: how many tokens at the start of each text are a prompt's.
+        texts: the texts to encode, prompts included.
+        prompt_length: the number of prompt tokens at the start of each text.
         budget: rows × positions of a batch.
-        packing: how many positions the rows have that texts share; 0 for none.
-        show_progress: whether there is a progress bar of texts on stderr.
-        truncated: how many texts have been cut so far.
+        packing: length of rows that texts share; 0 for no packing.
+        show_progress: whether to show a progress bar of texts on stderr.
+        truncated: the number of texts truncated so far.
 
     Raises:
-        TextNotFiniteError: a text's vector, or that of one of its tokens, is NaN or infinite.
+        TextNotFiniteError: if the vector of a text or of one of its tokens is NaN or infinite.
     """
 
     model: SentenceModel
@@ -77,18 +77,19 @@ class Run:
     show_progress: bool
     truncated: int = 0
 
-    def __iter__(self) -> Iterator[Computed]:
+    def __iter__(self) -> Iterator[EncodedBatch]:
         return self._shown() if self.show_progress else self._computed()
 
-    def _shown(self) -> Iterator[Computed]:
+    def _shown(self) -> Iterator[EncodedBatch]:
         with progress_bar("texts", len(self.texts), True) as tick:
             for done in self._computed():
                 yield done
                 tick(len(done.ids))
 
-    def _computed(self) -> Iterator[Computed]:
+    def _computed(self) -> Iterator[EncodedBatch]:
         waiting: collections.deque[tuple[Batch, list[np.ndarray], Any]] = collections.deque()
-        ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # there, two would share the cores
+        # on a CPU, computation and preparation would compete for the cores
+        ahead = 0 if jax.default_backend() == "cpu" else AHEAD
         for batch, ids in self._batches():
             waiting.append((batch, ids, self._dispatch(batch, ids)))
             if len(waiting) > ahead:
@@ -97,7 +98,7 @@ class Run:
             yield self._fetched(*under_way)
 
     def _batches(self) -> Iterator[tuple[Batch, list[np.ndarray]]]:
-        """The texts in batches, and their ids: the longest first, in each chunk by tokens."""
+        """Yields batches and their ids: the longest texts first, then by tokens in each chunk."""
         order = np.argsort([-len(text) for text in self.texts], kind="stable").tolist()
         read: dict[int, np.ndarray] = {}
         for start in range(0, len(order), CHUNK):
@@ -114,7 +115,7 @@ class Run:
             read = {number: read[number] for number in rest}
 
     def _plan(self, read: Mapping[int, np.ndarray]) -> list[Batch]:
-        """The batches, which hold the texts' numbers; those whose texts share rows come last."""
+        """Returns batches of the texts' numbers; those whose texts share rows come last."""
         numbers, lengths = np.array([*read]), np.array([len(ids) for ids in read.values()])
         shared = lengths <= self.packing
         alone = plan(lengths[~shared].tolist(), self.reader.longest, self.budget)
@@ -128,23 +129,23 @@ class Run:
     def _dispatch(self, batch: Batch, ids: list[np.ndarray]) -> Any:
         if batch.places is None:
             program = self.programs["tokens" if self.with_tokens else "alone"]
-            words = padded(ids, batch._replace(indices=np.arange(len(ids))), self.reader.pad)
+            rows = padded(ids, batch._replace(indices=np.arange(len(ids))), self.reader.pad)
             which = np.zeros(batch.rows, np.int32)
             which[: len(ids)] = [len(row) for row in ids]
         else:
             program = self.programs["packed"]
-            words, which = packed_rows(ids, batch, self.reader.pad)
-        checked_indices("input_ids", words, self.model.config.vocab_size, "vocab_size")
-        results = program(words, which, np.int32(self.prompt_length))
+            rows, which = packed_rows(ids, batch, self.reader.pad)
+        checked_indices("input_ids", rows, self.model.config.vocab_size, "vocab_size")
+        results = program(rows, which, np.int32(self.prompt_length))
         for array in results:
             array.copy_to_host_async()
         return results
 
-    def _fetched(self, batch: Batch, ids: list[np.ndarray], results: Any) -> Computed:
+    def _fetched(self, batch: Batch, ids: list[np.ndarray], results: Any) -> EncodedBatch:
         places: Any = slice(len(ids)) if batch.places is None else tuple(batch.places.T)
         arrays = [widen(np.asarray(array)[places]) for array in results]
         vectors, tokens = arrays[0], []
-        if self.with_tokens:  # without those of padding
+        if self.with_tokens:  # without padding
             tokens = [row[: len(own)] for row, own in zip(arrays[1], ids, strict=True)]
         wrong = set(rows_not_finite(vectors)) | set(rows_not_finite(tokens))
         if wrong:
@@ -153,17 +154,18 @@ class Run:
             raise TextNotFiniteError(
                 numbers, f"the vector of {text} is NaN or infinite: {cause(self.model)}"
             )
-        return Computed(batch.indices, ids, vectors, tokens)
+        return EncodedBatch(batch.indices, ids, vectors, tokens)
 
 
 def programs(model: SentenceModel) -> dict[str, Callable[..., Any]]:
-    """A model as compiled functions that take no more than arrays.
+    """Returns the compiled functions of a model, whose arguments are arrays only.
 
     Returns:
-        alone, tokens: take ids `(batch, seq)`, padded on the right, the rows' lengths `(batch,)`
-            and the length of a prompt, and return the texts' vectors, `tokens` the tokens' too.
-        packed: takes ids of texts that share rows, their segments and the length of a prompt, and
-            returns the texts' vectors `(batch, slots, features)`.
+        alone, tokens: functions of ids `(batch, seq)`, padded on the right, the rows' lengths
+            `(batch,)` and the length of the prompt; both return text vectors, `tokens` also token
+            vectors.
+        packed: a function of the ids of texts that share rows, their segments and the length of the
+            prompt; returns text vectors `(batch, slots, features)`.
     """
     leaves, treedef = jax.tree.flatten(model)
     compiled = {
@@ -192,11 +194,11 @@ OUTPUTS = ("sentence_embedding", "token_embeddings", None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What `SentenceEncoder.encode` was asked for; see there.
+class EncodeRequest:
+    """The output arguments of `SentenceEncoder.encode`, validated.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: if an argument is invalid, or arguments do not fit each other.
     """
 
     output_value: str | None
@@ -210,10 +212,13 @@ class Wanted:
         check_choice("precision", self.precision, PRECISIONS)
         flag("normalize_embeddings", self.normalize_embeddings)
         if self.output_value is None and self.precision != "float32":
-            raise InputError("precision: a dictionary of everything is float32 alone")
+            raise InputError(
+                "precision: expected 'float32' with output_value=None, found "
+                f"{shown(self.precision)}"
+            )
         if self.output_value != "sentence_embedding" and self.normalize_embeddings:
             raise InputError(
-                "normalize_embeddings: is of sentence embeddings; expected output_value="
+                "normalize_embeddings: applies only to sentence embeddings; expected output_value="
                 f'"sentence_embedding", found {shown(self.output_value)}'
             )
         if self.truncate_dim is not None:
@@ -222,11 +227,11 @@ class Wanted:
 
     @property
     def tokens(self) -> bool:
-        """Whether tokens' vectors are needed."""
+        """Whether token vectors are needed."""
         return self.output_value != "sentence_embedding"
 
-    def of(self, run: Run) -> Any:
-        """What was asked for, of all texts in their order."""
+    def outputs(self, run: Run) -> Any:
+        """Returns the requested outputs of all texts, in input order."""
         if not self.tokens:
             return self._vectors(run)
         found: list[Any] = [None] * len(run.texts)

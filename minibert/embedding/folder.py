@@ -1,8 +1,8 @@
-"""A sentence-transformers folder, read and written: which modules, and the config of each.
+"""Reading and writing of sentence-transformers folders.
 
-`modules.json` lists the modules; each has a folder with a config.json, a Dense weights too. Both
-schemas of a Pooling are understood. What is missing, unknown or contradictory is an error that
-names the file and the field, never a default.
+`modules.json` lists the modules; each has a folder with a config.json, and a Dense also with
+weights. Both schemas of a Pooling are supported. A missing, unknown or contradictory field raises
+an error that names the file and the field; nothing is replaced by a default.
 """
 
 import contextlib
@@ -49,10 +49,10 @@ from minibert.errors import (
 from minibert.nn.activations import ACTIVATIONS
 from minibert.nn.layers import Module
 
-# A folder inside the folder: plain names, none of them hidden or "..".
+# A relative path of plain names: no hidden folder, no "..".
 INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")
 
-# The older schema's switches, in the order in which it concatenates.
+# The older schema's switches, in the order of concatenation.
 SWITCHES: dict[str, str] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -61,10 +61,10 @@ SWITCHES: dict[str, str] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# What a module reads and writes, which cannot be changed.
+# The fields for a module's input and output, which have only one supported value.
 NAMES = dict.fromkeys(("module_input_name", "module_output_name"), ("sentence_embedding", None))
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
-# PyTorch's activations without a setting, by the last part of their names.
+# PyTorch's activations without arguments, by class name.
 TORCH_ACTIVATIONS: dict[str, str] = {
     "Identity": "linear",
     "Tanh": "tanh",
@@ -80,7 +80,7 @@ TORCH_ACTIVATIONS: dict[str, str] = {
 
 
 class Entry(NamedTuple):
-    """A line of modules.json: the class's own name, and the module's folder inside the folder."""
+    """An entry of modules.json: the class name, and the module's path inside the folder."""
 
     kind: str
     path: str
@@ -88,10 +88,10 @@ class Entry(NamedTuple):
 
 @contextlib.contextmanager
 def one_encoder_state(folder: str) -> Generator[list[Entry]]:
-    """Reads a folder and its modules' folders within the block as one state; see `unchanged`.
+    """Guarantees that a folder and its modules do not change within the block; see `unchanged`.
 
     Yields:
-        The modules; none if the folder has no modules.json.
+        The modules; an empty list if the folder has no modules.json.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(unchanged(folder))
@@ -104,11 +104,11 @@ def one_encoder_state(folder: str) -> Generator[list[Entry]]:
 
 
 def read_entries(folder: str) -> list[Entry]:
-    """The modules of a folder, in their order, the Transformer first.
+    """Returns the modules of a folder in order, the Transformer first.
 
     Raises:
-        ConfigError: modules.json is not such a list.
-        UnsupportedConfigError: it is one that minibert cannot run.
+        ConfigError: if modules.json is not a valid list of modules.
+        UnsupportedConfigError: if minibert does not implement its modules or their order.
     """
     where = os.path.join(folder, MODULES)
     data = read_json(where)
@@ -141,11 +141,11 @@ def _entry(item: Any, where: str) -> Entry:
     path = item["path"]
     if library != "sentence_transformers" or kind not in MODULE_KINDS:
         raise UnsupportedConfigError(
-            f"{where}: type: {shown(item['type'])} is not implemented; minibert has "
+            f"{where}: type: {shown(item['type'])} is not implemented; expected "
             f"sentence_transformers' {', '.join(MODULE_KINDS)}"
         )
     if not INNER.fullmatch(path):
-        raise ConfigError(f"{where}: path: expected a folder inside, found {shown(path)}")
+        raise ConfigError(f"{where}: path: expected a relative path, found {shown(path)}")
     return Entry(kind, path.rstrip("/"))
 
 
@@ -162,23 +162,23 @@ def read_module(
 
     Args:
         folder: the top folder.
-        entry: which module.
-        features: the width of the vectors it is given.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in; None for each as it is in the file.
+        entry: the module's entry in modules.json.
+        features: the width of the vectors passed to it.
+        dtype: the dtype of computation; None for the parameters' dtype.
+        param_dtype: the dtype of parameters; None to keep each as stored in the file.
         allow_pickle: whether weights may be a pickle.
 
     Raises:
-        ConfigError: its config.json is missing or wrong, or does not fit the module before it.
-        UnsupportedConfigError: it asks for what is not implemented.
-        WeightsFileError: its weights are damaged.
-        CheckpointMismatchError: its weights are not those of its config.
+        ConfigError: if its config.json is missing, invalid or does not fit the previous module.
+        UnsupportedConfigError: if its config.json requests a feature that is not implemented.
+        WeightsFileError: if its weights are damaged.
+        CheckpointMismatchError: if its weights do not match its config.
     """
     home = os.path.join(folder, entry.path)
     where = os.path.join(home, "config.json")
     data = read_object_if_there(where)
-    if data is None:  # an older Normalize has no settings, and git keeps no empty folder
-        data = {} if entry.kind == "Normalize" else read_json(where)  # says that it is missing
+    if data is None:  # an older Normalize has no config, and git keeps no empty folder
+        data = {} if entry.kind == "Normalize" else read_json(where)  # raises that it is missing
     match entry.kind:
         case "Pooling":
             module = _pooling(data, where)
@@ -191,7 +191,7 @@ def read_module(
     if taken != features:
         name = next(name for name in (*WIDTHS, "in_features") if name in data)
         raise ConfigError(
-            f"{where}: {name}: {taken}, but the vectors before it have {features} numbers"
+            f"{where}: {name}: expected {features}, the width of its input; found {taken}"
         )
     if isinstance(module, Dense):
         _fill(module, home, param_dtype, allow_pickle)
@@ -205,7 +205,7 @@ def _pooling(data: dict[str, Any], where: str) -> Pooling:
         raise ConfigError(f"{where}: {WIDTHS[0]}: missing")
     width = widths[0]
     if width != widths[-1]:
-        raise ConfigError(f"{where}: {WIDTHS[0]}: {width}, but {widths[-1]} too")
+        raise ConfigError(f"{where}: {WIDTHS[0]}: {width}, but {WIDTHS[1]} is {widths[-1]}")
     include = SWITCH.check(f"{where}: include_prompt", data.get("include_prompt", True))
     on = tuple(
         mode
@@ -216,7 +216,7 @@ def _pooling(data: dict[str, Any], where: str) -> Pooling:
         modes = pooling_modes("pooling_mode", data.get("pooling_mode", on or "none switched on"))
     if SWITCHES.keys() & data.keys() and {*on} != {*modes}:
         raise ConfigError(
-            f"{where}: pooling_mode: {', '.join(modes)}, but the switches pooling_mode_… say "
+            f"{where}: pooling_mode: {', '.join(modes)}, but the switches pooling_mode_… select "
             f"{', '.join(on) or 'none'}"
         )
     return Pooling(modes, width, include)
@@ -235,7 +235,7 @@ def _dense(
     name = function.rpartition(".")[2]
     if not function.startswith("torch.nn.") or name not in TORCH_ACTIVATIONS:
         raise UnsupportedConfigError(
-            f"{where}: activation_function: {shown(function)} is not implemented; minibert has "
+            f"{where}: activation_function: {shown(function)} is not implemented; expected "
             f"torch.nn's {', '.join(TORCH_ACTIVATIONS)}"
         )
     return Dense(
@@ -250,7 +250,7 @@ def _dense(
 
 
 def _fill(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: bool) -> None:
-    """Fills a tree of shapes with the weights in its folder; strictly, as models are."""
+    """Fills a tree of shapes with the weights in its folder, which must match exactly."""
     own = file_leaves(dense)
     expected = {name: leaf.expected for name, leaf in own.items()}
     with open_source(home, allow_pickle=allow_pickle) as source:
@@ -265,7 +265,7 @@ def _fill(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: 
         leaf.variable.set_value(arrays[leaf.path])
 
 
-SHARD = 5 * 10**9  # the bytes of a file, as in `PretrainedModel.save_pretrained`
+SHARD = 5 * 10**9  # maximum bytes of a file, as in `PretrainedModel.save_pretrained`
 TYPES = "sentence_transformers.models."
 
 
@@ -280,8 +280,8 @@ def save_encoder(
     """Writes a sentence-transformers folder; see `SentenceEncoder.save_pretrained`."""
     if model.layers != "last":
         raise InputError(
-            f"layers: {model.layers!r} cannot be saved: a sentence-transformers folder has the "
-            "last hidden state only"
+            f"layers: {model.layers!r} cannot be saved: sentence-transformers supports only the "
+            "last hidden state"
         )
     kinds = [type(module).__name__ for module in model.chain]
     names = [f"{place}_{kind}" for place, kind in enumerate(kinds, start=1)]
@@ -349,12 +349,12 @@ def _write_module(module: Any, home: str) -> None:
 
 
 def _torch_name(name: str) -> str:
-    """The class of torch.nn that is the activation of that name."""
+    """Returns the full name of torch.nn's class for an activation."""
     function = ACTIVATIONS[name]
     known = [cls for cls, ours in TORCH_ACTIVATIONS.items() if ACTIVATIONS[ours] is function]
     if not known:
         raise InputError(
-            f"activation: {name!r} cannot be saved: torch.nn has no class for it without a setting"
+            f"activation: {name!r} cannot be saved: torch.nn has no class for it without arguments"
         )
     home = "linear" if known[0] == "Identity" else "activation"
     return f"torch.nn.modules.{home}.{known[0]}"

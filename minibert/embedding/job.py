@@ -48,7 +48,7 @@ class EmbeddingResult(NamedTuple):
     Attributes:
         rows: the number of texts.
         computed: how many of them this call computed; the others were in an earlier job's parts.
-        cut: how many of all were truncated, according to `embed_file`'s `cut`.
+        cut: how many were truncated, according to `embed_file`'s `cut`.
     """
 
     rows: int
@@ -75,12 +75,12 @@ def embed_file(
 
     Args:
         texts: read once, a part at a time.
-        encode: from some texts to an array `(texts, dim)` of finite numbers, of the same `dim` and
-            dtype at every call.
+        encode: returns an array `(texts, dim)` of finite numbers for a list of texts, with the same
+            `dim` and dtype at every call.
         output: `.npy`, an array `(texts, dim)`; or `.parquet`, with columns `row` and `embedding`.
         made_by: what the output depends on besides the texts, as JSON can represent it.
-        finish: applied to each part in the end, with the min and max of every column of all,
-            `(2, dim)`; for example a quantisation.
+        finish: applied to each part at the end, with the min and max of each column over all parts,
+            `(2, dim)`; for example a quantization.
         cut: returns how many of the texts of the last `encode` were truncated.
         least_rows: the smallest number of texts; two, if `finish` needs ranges.
         rows_a_part: the number of texts of a part.
@@ -90,12 +90,13 @@ def embed_file(
         warn: called with a message about a damaged part, which is computed again.
 
     Raises:
-        TargetError: the output exists or cannot be written; or its parts are of another job, or of
-            vectors of another width or dtype.
-        SourceError: there are too few texts.
-        TextError: raised by `encode`, with the number of the text among all.
-        TextNotFiniteError: the same, or a vector is not finite.
-        InputError: `texts` are not texts, or `encode` or `finish` did not return a row for each.
+        TargetError: if the output exists or cannot be written; or its parts belong to another job,
+            or have vectors of another width or dtype.
+        SourceError: if there are too few texts.
+        TextError: if `encode` raises it; the number of the text is changed to that among all texts.
+        TextNotFiniteError: likewise, or if a vector is not finite.
+        InputError: if `texts` are not texts, or `encode` or `finish` does not return a row for
+            each.
     """
     texts = elements("texts", texts, expected="texts")
     check_output(output, overwrite)
@@ -107,7 +108,7 @@ def embed_file(
         finished = finished_job(output)
         if restart or (overwrite and finished):
             parts.discard()
-        elif finished:  # a job that was killed when only its parts were left to be removed
+        elif finished:  # the job was killed when it only had to remove its parts
             same = finished.job == parts.job
             if not same or finished.texts != digest_of([digest_of(some) for some in chunks]):
                 raise _exists(output)
@@ -133,15 +134,15 @@ def embed_file(
 
 
 def check_output(output: str, overwrite: bool, source: str | None = None) -> None:
-    """Raises the errors that are known before anything is computed.
+    """Raises errors that can be detected before any computation.
 
     Args:
         output: the file to write.
         overwrite: whether it may exist.
-        source: the file of the texts, which it must not be.
+        source: the file of the texts, which must be another file.
 
     Raises:
-        TargetError: the output exists, is a link or the source, or cannot be written at all.
+        TargetError: if the output exists, is a link or the source, or has an unsupported type.
     """
     if "\0" in output:
         raise TargetError(f"{shown(output)}: expected a path, found a NUL character in it")
@@ -151,8 +152,8 @@ def check_output(output: str, overwrite: bool, source: str | None = None) -> Non
         _pyarrow(output)
     if os.path.isdir(output):
         raise TargetError(f"{output}: is a folder")
-    if os.path.islink(output):  # two names of one file would be two jobs
-        raise TargetError(f"{output}: is a link; give the file itself, {os.path.realpath(output)}")
+    if os.path.islink(output):  # jobs and their locks are identified by the path
+        raise TargetError(f"{output}: is a link; pass the file itself, {os.path.realpath(output)}")
     if source is not None and os.path.exists(output) and os.path.samefile(source, output):
         raise TargetError(f"{output}: is the input, {source}; choose another")
     if os.path.lexists(output) and not overwrite and finished_job(output) is None:
@@ -193,7 +194,7 @@ def _compute_parts(
         except TextNotFiniteError as reason:
             numbers = [result.rows + number for number in reason.numbers]
             raise TextNotFiniteError(numbers, reason.why) from None
-        except _UnlikeError as reason:
+        except _MismatchError as reason:
             if new and result.computed == result.rows:
                 raise
             raise TargetError(
@@ -206,21 +207,21 @@ def _compute_parts(
     return result, digests
 
 
-class _UnlikeError(InputError):
-    """Vectors are of another width or dtype than those before."""
+class _MismatchError(InputError):
+    """Vectors have another width or dtype than previous ones."""
 
 
 def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndarray:
-    """Returns what `name` returned for `count` texts, if it is a row of numbers for each.
+    """Returns `found` as an array, after checking that it has a row of numbers for each text.
 
     Args:
-        name: for messages.
-        found: what was returned.
-        count: the number of rows expected.
-        like: other rows, whose width and dtype are expected.
+        name: the source of `found`, for messages.
+        found: the value to check.
+        count: the expected number of rows.
+        like: other rows, with the expected width and dtype.
 
     Raises:
-        InputError: it is something else.
+        InputError: if `found` has another shape, width or dtype.
     """
     array = np.asarray(as_array(name, found))
     if array.ndim != 2 or len(array) != count or not array.size or array.dtype.kind not in "iuf":
@@ -229,9 +230,9 @@ def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndar
             f"found {array.dtype} of shape {array.shape}"
         )
     if like is not None and (array.shape[1], array.dtype) != (like.shape[1], like.dtype):
-        raise _UnlikeError(
-            f"{name}: expected {like.dtype} of shape ({count}, {like.shape[1]}), as for the texts "
-            f"before; found {array.dtype} of shape {array.shape}"
+        raise _MismatchError(
+            f"{name}: expected {like.dtype} of shape ({count}, {like.shape[1]}), as for previous "
+            f"texts; found {array.dtype} of shape {array.shape}"
         )
     return array
 

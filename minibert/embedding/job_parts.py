@@ -1,8 +1,8 @@
-"""The parts of an embedding job: a folder beside the output, and the job's lock.
+"""The parts of an embedding job: a folder next to the output, and the job's lock.
 
-A part is written as a whole, or not at all. It holds digests of its texts, of its job and of its
-own contents, so that no damaged or altered part is used. What the output depends on is in
-`job.json`. Files in the folder that are not a job's are never touched.
+Parts are written atomically. A part contains digests of its texts, its job and its contents, so
+that no damaged or altered part is used. `job.json` records what the output depends on. Unrelated
+files in the folder are never touched.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from minibert.core.atomic_file import locked_path, new_file
 from minibert.errors import TargetError, shown, writing
 
 OWN = re.compile(r"(\d{7}\.npz|job\.json|finished)((\.[0-9a-f]{8})?\.new)?|whole")
-AGAIN = "--restart to begin again"
+AGAIN = "--restart to start over"
 
 
 class FinishedJob(NamedTuple):
     """The record of a job whose output is complete.
 
     Attributes:
-        inode, size: of the output's file.
+        inode, size: inode and size in bytes of the output.
         job, texts: the digests of the job's settings and of its texts.
         rows: the number of texts.
         cut: how many of them were truncated.
@@ -55,19 +55,19 @@ class Part(NamedTuple):
     texts: str
 
     def digest(self) -> str:
-        """Returns a digest of all of it."""
+        """Returns a digest of the contents."""
         vectors = np.ascontiguousarray(self.vectors)
-        said = f"{vectors.dtype.str} {vectors.shape} {self.cut} {self.job} {self.texts} "
-        digest = hashlib.sha256(said.encode())
+        header = f"{vectors.dtype.str} {vectors.shape} {self.cut} {self.job} {self.texts} "
+        digest = hashlib.sha256(header.encode())
         digest.update(vectors.data)
         return digest.hexdigest()
 
 
 class Parts:
-    """The folder of a job's parts, `OUTPUT.parts`; used by the holder of the lock.
+    """The folder of a job's parts, `OUTPUT.parts`. The caller must hold the job's lock.
 
-    A part that is damaged or altered counts as missing, after `warn` was called with a message that
-    names it.
+    A part that is damaged or altered is treated as missing, after `warn` was called with a message
+    that names it.
 
     Args:
         output: the job's output.
@@ -81,11 +81,11 @@ class Parts:
 
     def __init__(self, output: str, job: Mapping[str, Any], warn: Callable[[str], object]):
         self.folder, self._output, self._warn = f"{output}.parts", output, warn
-        self._wanted = json.dumps(job, sort_keys=True, indent=1)
-        self.job = hashlib.sha256(self._wanted.encode()).hexdigest()
+        self._settings = json.dumps(job, sort_keys=True, indent=1)
+        self.job = hashlib.sha256(self._settings.encode()).hexdigest()
 
     def check(self) -> None:
-        """Raises a `TargetError` if the folder holds anything but a job's files."""
+        """Raises a `TargetError` if the folder contains anything but a job's files."""
         if not os.path.lexists(self.folder):
             return
         if os.path.islink(self.folder) or not os.path.isdir(self.folder):
@@ -95,36 +95,35 @@ class Parts:
         strange = _strangers(self.folder) or sorted(names if "job.json" not in names else [])
         if strange:
             raise TargetError(
-                f"{self.folder}: holds {shown(strange[0])}, which is none of a job's files; move "
-                "it away"
+                f"{self.folder}: contains an unrelated file, {shown(strange[0])}; move it elsewhere"
             )
 
     def begin(self) -> None:
-        """Creates the folder, or checks that the parts in it are of this job.
+        """Creates the folder, or checks that the parts in it belong to this job.
 
         Raises:
-            TargetError: they are of another job.
+            TargetError: if they belong to another job.
         """
         with writing(self._output):
             _remove_own(f"{self.folder}.old")
             os.makedirs(self.folder, exist_ok=True)
-            if not has_parts(self._output):  # nothing was computed: it may become another job's
-                self._write("job.json", self._wanted)
+            if not has_parts(self._output):  # nothing was computed: another job may take over
+                self._write("job.json", self._settings)
                 return
             path = os.path.join(self.folder, "job.json")
             with open(path, "rb") as file:
                 text = file.read()
-        if text == self._wanted.encode():
+        if text == self._settings.encode():
             return
         try:
             found = dict(json.loads(text))
         except (ValueError, TypeError, RecursionError):
             raise TargetError(f"{path}: is damaged; {AGAIN}") from None
-        job = json.loads(self._wanted)
+        job = json.loads(self._settings)
         names = sorted(found.keys() | job.keys())
         other = ", ".join(name for name in names if found.get(name, ...) != job.get(name, ...))
         raise TargetError(
-            f"{self.folder}: holds parts of a job with another {other}; resume it with that, or "
+            f"{self.folder}: contains parts of a job with another {other}; resume it with that, or "
             "--restart to discard them"
         )
 
@@ -133,10 +132,10 @@ class Parts:
 
         Args:
             number: the part's number.
-            texts: the digest of the texts that it must be of.
+            texts: the expected digest of its texts.
 
         Raises:
-            TargetError: it is a part of another job, or of other texts.
+            TargetError: if it is a part of another job, or of other texts.
         """
         path = self.path(number)
         if not os.path.exists(path):
@@ -153,7 +152,7 @@ class Parts:
         return part
 
     def store(self, number: int, part: Part) -> None:
-        """Writes a part: whole, or not at all."""
+        """Writes a part atomically."""
         with writing(self._output), new_file(self.path(number)) as file:
             np.savez(file, **part._asdict(), digest=part.digest())
 
@@ -161,7 +160,7 @@ class Parts:
         """Yields the rows of each of the first `count` parts.
 
         Raises:
-            TargetError: a part is damaged.
+            TargetError: if a part is damaged.
         """
         for path in map(self.path, range(count)):
             try:
@@ -175,7 +174,7 @@ class Parts:
     def changed(self, number: int) -> TargetError:
         """Returns the error about a part of other texts."""
         return TargetError(
-            f"{self.path(number)}: was made of other texts: the input has changed; {AGAIN}"
+            f"{self.path(number)}: is a part of other texts: the input has changed; {AGAIN}"
         )
 
     def finish(self, whole: str, texts: str, rows: int, cut: int) -> None:
@@ -185,7 +184,7 @@ class Parts:
         self._write("finished", json.dumps(done._asdict()))
 
     def discard(self) -> None:
-        """Removes the folder, as a whole: a half-deleted one must not be taken for a job."""
+        """Removes the folder atomically: a partly deleted one must not be taken for a job."""
         if not os.path.isdir(self.folder):
             return
         place = self.folder
@@ -204,12 +203,12 @@ class Parts:
             file.write(text.encode())
 
     def path(self, number: int) -> str:
-        """Returns where a part is."""
+        """Returns the path of a part."""
         return os.path.join(self.folder, f"{number:07}.npz")
 
 
 def digest_of(texts: Sequence[str]) -> str:
-    """Returns a digest of texts and of where each ends."""
+    """Returns the SHA-256 digest of a sequence of texts and their boundaries."""
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
@@ -218,16 +217,16 @@ def digest_of(texts: Sequence[str]) -> str:
 
 
 class _DamagedError(Exception):
-    """A part cannot be read, or is not what was written."""
+    """A part cannot be read, or its contents have changed."""
 
 
 def _read(path: str) -> Part:
     try:
-        # numpy leaves a file open that it opened and cannot read
+        # np.load does not close a file that it opened and cannot read
         with open(path, "rb") as raw, np.load(raw) as file:
             job, texts, digest = (str(file[name]) for name in ("job", "texts", "digest"))
             part = Part(file["vectors"], int(file["cut"]), job, texts)
-    except Exception as reason:  # a damaged archive makes zipfile and numpy raise almost any
+    except Exception as reason:  # zipfile and numpy raise almost any error for a damaged archive
         raise _DamagedError(shown(str(reason))) from None
     if digest != part.digest():
         raise _DamagedError("its contents are not those that were written")
@@ -256,11 +255,11 @@ def job_lock(output: str) -> Generator[None]:
     """Holds `OUTPUT.lock`, so that no other job writes the output or removes its parts.
 
     Raises:
-        TargetError: another job holds it, or it cannot be written.
+        TargetError: if another job holds the lock, or it cannot be written.
     """
     with writing(output):
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    with locked_path(f"{output}.lock", f"{output}: another job is at work on it"):
+    with locked_path(f"{output}.lock", f"{output}: another job is writing it"):
         yield
 
 
@@ -274,7 +273,7 @@ def _strangers(folder: str) -> list[str]:
 
 
 def _remove_own(folder: str) -> None:
-    """Removes a job's files, and the folder unless it holds others."""
+    """Removes a job's files, and the folder unless it contains others."""
     if not os.path.isdir(folder):
         return
     for name in set(os.listdir(folder)) - set(_strangers(folder)):

@@ -1,4 +1,4 @@
-"""From a folder or a repository to the parts of a sentence encoder."""
+"""Loading of sentence encoders from a folder or a repository of the Hub."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -30,17 +30,17 @@ from minibert.nn.layers import Module
 def encoder_folder(
     source: str | os.PathLike[str], *, subfolder: str = "", allow_pickle: bool = False, **where: Any
 ) -> str:
-    """Finds the folder of a sentence encoder, fetching what it needs.
+    """Returns the folder of a sentence encoder, downloading its files if necessary.
 
     Args:
         source: a folder, or a repository of the Hub.
-        subfolder: where in it the encoder is.
+        subfolder: the encoder's path inside it.
         allow_pickle: whether to fetch pickles where there is no safetensors file.
-        where: what else `hub.model_folder` takes.
+        where: other arguments of `hub.model_folder`.
 
     Raises:
-        SourceError: there is no such folder, repository or file.
-        ConfigError: its modules.json is wrong.
+        SourceError: if there is no such folder, repository or file.
+        ConfigError: if its modules.json is invalid.
     """
     if not isinstance(source, str | os.PathLike):
         raise SourceError(f"{shown(source)}: expected a folder or the name of a repository")
@@ -49,11 +49,11 @@ def encoder_folder(
         folder = os.path.join(path, subfolder) if subfolder else path
         check_settled(folder)
         if not os.path.isfile(os.path.join(folder, MODULES)):
-            model_folder(path, subfolder=subfolder)  # says what is wrong with it
+            model_folder(path, subfolder=subfolder)  # raises an error if it is no model folder
         return folder
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     if os.path.exists(path) or os.path.isabs(path) or path.count("/") > 1:
-        model_folder(path)  # says what is wrong with it
+        model_folder(path)  # raises the error
     folder = _fetch(path, prefix, (MODULES, TOP_CONFIG), where)
     if not os.path.isfile(os.path.join(folder, MODULES)):
         _fetch(path, prefix, TOKENIZER_FILES, where)
@@ -69,7 +69,7 @@ def encoder_folder(
 
 
 def _fetch(repository: str, prefix: str, names: Sequence[str], where: dict[str, Any]) -> str:
-    """Fetches those of the files that are there; returns the folder `prefix` of the snapshot."""
+    """Fetches the files that exist and returns the folder `prefix` of the snapshot."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -78,7 +78,7 @@ def _fetch(repository: str, prefix: str, names: Sequence[str], where: dict[str, 
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
         why = str(reason).strip().partition("\n")[0][:300]
         raise SourceError(
-            f"{shown(repository)}: not a folder here, and not found on the Hub ({why})"
+            f"{shown(repository)}: not a local folder, and not found on the Hub ({why})"
         ) from None
 
 
@@ -96,22 +96,22 @@ def load_encoder(
 
     Args:
         source: a folder, or a repository of the Hub.
-        where: what else `hub.model_folder` takes.
+        where: other arguments of `hub.model_folder`.
         weights: `dtype`, `param_dtype` and `allow_pickle`.
 
-    The rest, and what is raised, is as in `SentenceEncoder.from_pretrained`.
+    The other arguments and the errors are those of `SentenceEncoder.from_pretrained`.
     """
     settings = checked_given(settings)
     folder = encoder_folder(source, allow_pickle=weights["allow_pickle"], **where)
     with one_encoder_state(folder) as entries:
         if not entries and pooling is None:
             raise InputError(
-                f"pooling: {folder} has no {MODULES}, so it does not say how tokens become one "
-                "vector; say it: pooling='mean' is what sentence-transformers would take"
+                f"pooling: required, as {folder} has no {MODULES} that specifies it; "
+                "pooling='mean' is the default of sentence-transformers"
             ).advising("pooling='mean'")
         if entries and (pooling is not None or normalize is not None):
             name = "normalize" if pooling is None else "pooling"
-            raise InputError(f"{name}: {folder} has its own ({MODULES}); leave it out")
+            raise InputError(f"{name}: expected None, as {folder} specifies it in {MODULES}")
         home = os.path.join(folder, entries[0].path) if entries else folder
         tokenizer, classes = load_tokenizer(home), task_classes("feature-extraction")
         model: Any = load_model("a sentence encoder", classes, home, **weights)

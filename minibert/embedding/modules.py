@@ -1,7 +1,7 @@
-"""The modules between tokens and a text's vector: Pooling, Dense, Normalize, one after the other.
+"""The modules that turn token vectors into a text's vector: Pooling, Dense and Normalize.
 
-They are those of sentence-transformers (Reimers & Gurevych, arXiv:1908.10084), and are called with
-and return vectors; `SentenceModel` is a transformer and such a chain.
+They are those of sentence-transformers (Reimers & Gurevych, arXiv:1908.10084). `SentenceModel` is a
+transformer followed by a chain of them.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def pooling_modes(name: str, pooling: Any) -> tuple[str, ...]:
     """Returns the argument `name`, one or more names of `POOLINGS`, as a tuple.
 
     Raises:
-        InputError: there is none, or it is not a name of `POOLINGS`.
+        InputError: if there is no name, or one that is not in `POOLINGS`.
     """
     modes = (pooling,) if isinstance(pooling, str) else pooling
     listed = isinstance(modes, list | tuple) and all(mode in tuple(POOLINGS) for mode in modes)
@@ -39,12 +39,12 @@ def pooling_modes(name: str, pooling: Any) -> tuple[str, ...]:
 
 
 class Pooling(Module):
-    """From the vectors of a text's tokens to one.
+    """Pools the vectors of a text's tokens to one vector.
 
     Args:
-        modes: names of `pooling.POOLINGS`; the vectors of several stand side by side.
+        modes: names of `pooling.POOLINGS`; the vectors of several are concatenated.
         in_features: the width of a token's vector.
-        include_prompt: whether a prompt's tokens count.
+        include_prompt: whether to pool a prompt's tokens too.
     """
 
     def __init__(self, modes: str | Sequence[str], in_features: int, include_prompt: bool = True):
@@ -64,18 +64,18 @@ class Pooling(Module):
 
 
 class Dense(Module):
-    """A linear layer and an activation.
+    """A linear layer with an activation.
 
     Args:
-        in_features, out_features: the widths.
-        bias: whether there is one.
+        in_features, out_features: the input and output widths.
+        bias: whether to add a bias.
         activation: a name of `ACTIVATIONS`; `linear` for none.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
+        rngs: random keys for new weights; None builds shapes only, for a loader to fill.
+        dtype: the dtype of computation; None for the parameters' dtype.
+        param_dtype: the dtype of parameters.
     """
 
-    tensor_prefix: ClassVar[str] = ""  # its tensors' names have none
+    tensor_prefix: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -113,24 +113,24 @@ class Normalize(Module):
     printed = ""
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
-        """Vectors of length 1; one of zeros stays. See `numerics.unit`."""
+        """Returns vectors of length 1; a vector of zeros stays zero. See `numerics.unit`."""
         return unit(widen(vectors)).astype(vectors.dtype)
 
 
 class SentenceModel(Module):
-    """A transformer and what makes vectors of texts of its tokens' vectors.
+    """A transformer, followed by the modules that compute a text's vector.
 
     Args:
         transformer: a bare model, such as a `BertModel`.
-        modules: a `Pooling`, then any of `Dense` and `Normalize`, in their order.
-        layers: which hidden states a token's vector is made of, a name of `pooling.LAYERS`.
+        modules: a `Pooling`, then any number of `Dense` and `Normalize`, in order.
+        layers: the hidden states from which token vectors are computed, a name of `pooling.LAYERS`.
 
     Attributes:
         config: the transformer's config.
         out_features: the width of a text's vector.
 
     Raises:
-        InputError: the modules do not fit each other.
+        InputError: if the modules do not fit each other.
     """
 
     def __init__(self, transformer: Any, modules: Sequence[Module], layers: str = "last"):
@@ -138,15 +138,17 @@ class SentenceModel(Module):
         features = token_features(transformer.config, layers)
         names = [type(module).__name__ for module in modules]
         if not modules or not isinstance(modules[0], Pooling):
-            raise InputError(f"expected a Pooling first, found {', '.join(names) or 'nothing'}")
+            raise InputError(
+                f"modules: expected a Pooling first, found {', '.join(names) or 'nothing'}"
+            )
         for name, module in zip(names, modules, strict=True):
             if module is not modules[0] and not isinstance(module, Dense | Normalize):
-                raise InputError(f"expected Dense and Normalize behind a Pooling, found {name}")
+                raise InputError(
+                    f"modules: expected only Dense and Normalize after the Pooling, found {name}"
+                )
             taken = getattr(module, "in_features", features)
             if taken != features:
-                raise InputError(
-                    f"{name}: takes vectors of {taken} numbers, but those before it have {features}"
-                )
+                raise InputError(f"{name}: expected in_features={features}, found {taken}")
             features = getattr(module, "out_features", features)
         self.out_features = features
         self.config, self.transformer, self.layers = transformer.config, transformer, layers
@@ -155,7 +157,7 @@ class SentenceModel(Module):
     def tokens(
         self, input_ids: Any, mask: Any, position_ids: Any = None
     ) -> Float[Array, "batch seq hidden"]:
-        """The vectors of tokens."""
+        """Returns the vectors of tokens."""
         last = self.layers == "last"
         run = self.transformer(
             input_ids,
@@ -168,12 +170,12 @@ class SentenceModel(Module):
     def __call__(
         self, input_ids: Any, mask: Any, prompt_length: int | Array = 0
     ) -> tuple[Array, Array]:
-        """Token vectors `(batch, seq, hidden)` and text vectors `(batch, features)`.
+        """Returns token vectors `(batch, seq, hidden)` and text vectors `(batch, features)`.
 
         Args:
             input_ids: `(batch, seq)`.
             mask: `(batch, seq)` booleans, False for padding.
-            prompt_length: how many tokens at the start of each text are a prompt's.
+            prompt_length: the number of prompt tokens at the start of each text.
         """
         tokens = self.tokens(input_ids, mask)
         return tokens, self.pooled(tokens, mask, prompt_length)
@@ -181,7 +183,7 @@ class SentenceModel(Module):
     def pooled(
         self, tokens: Array, mask: Any, prompt_length: int | Array = 0
     ) -> Float[Array, "batch features"]:
-        """The vectors of texts, of their tokens' vectors."""
+        """Returns the vectors of texts, given their tokens' vectors."""
         pooling, *others = self.chain
         vectors = pooling(tokens, mask, prompt_length)
         for module in others:
@@ -191,8 +193,8 @@ class SentenceModel(Module):
     def packed(
         self, input_ids: Any, segments: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch slots features"]:
-        """The vectors of texts that share rows; see `text.batching`."""
-        # a decoder uses a mask for each query as it is
+        """Returns the vectors of texts that share rows; see `text.batching`."""
+        # own_text must be causal for a decoder, which uses a mask of queries and keys as it is
         positions = self.transformer.positions(input_ids, segments=segments)
         tokens = self.tokens(input_ids, own_text(segments, self.config.causal), positions)
         slots = jnp.arange(1, 1 + slots_of(segments.shape[1]))
@@ -203,5 +205,5 @@ class SentenceModel(Module):
 
 
 def token_features(config: Any, layers: str) -> int:
-    """The width of a token's vector."""
+    """Returns the width of a token's vector."""
     return config.hidden_size * (4 if layers == "last_four_concatenated" else 1)

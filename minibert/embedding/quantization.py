@@ -1,6 +1,6 @@
-"""Embeddings in fewer bits: a byte or a bit a number.
+"""Quantization of embeddings to one byte or one bit for each dimension.
 
-What sentence-transformers' `quantize_embeddings` computes (`util/quantization.py`).
+Follows sentence-transformers' `quantize_embeddings` (`util/quantization.py`).
 """
 
 from typing import Any
@@ -24,24 +24,23 @@ def quantize_embeddings(
     ranges: Any = None,
     calibration_embeddings: Any = None,
 ) -> np.ndarray:
-    """Embeddings in fewer bits.
+    """Quantizes embeddings.
 
     Args:
         embeddings: `(texts, dim)`, or one `(dim,)`.
-        precision: `float32`; `int8` or `uint8`, where each feature's range becomes 256 steps;
-            `binary` or `ubinary`, where the signs of eight features become the bits of a signed or
-            unsigned byte.
-        ranges: `(2, dim)`, the least and the greatest number of each feature, for `int8` and
-            `uint8`.
-        calibration_embeddings: `(texts, dim)` to take the ranges from; by default the embeddings
-            themselves, of which there must be two at least.
+        precision: `float32`; `int8` or `uint8`, where each feature's range is divided into 256
+            levels; `binary` or `ubinary`, where the signs of eight features are the bits of a
+            signed or unsigned byte.
+        ranges: `(2, dim)`, the min and max of each feature, for `int8` and `uint8`.
+        calibration_embeddings: `(texts, dim)` from which ranges are computed; by default the
+            embeddings themselves, at least two.
 
     Returns:
-        `(texts, dim)`, or `(texts, ⌈dim / 8⌉)` of bits.
+        `(texts, dim)`, or `(texts, ⌈dim / 8⌉)` packed bits.
 
     Raises:
-        InputError: there is no such precision, or nothing to take ranges from; the embeddings are
-            not floating-point numbers, or one is NaN, infinite or beyond float32; a range is
+        InputError: if there is no such precision, or nothing to compute ranges from; if embeddings
+            are not floating-point numbers, or one is NaN, infinite or beyond float32; if a range is
             reversed.
     """
     check_choice("precision", precision, PRECISIONS)
@@ -84,8 +83,8 @@ def _ranges(floats: np.ndarray, precision: str, ranges: Any, calibration: Any) -
     known = floats if calibration is None else vectors("calibration_embeddings", calibration)
     if known.ndim == 1 or (calibration is None and len(known) < 2):
         raise InputError(
-            f"precision: {precision} takes each feature's range from many embeddings, and there is "
-            "one; give quantize_embeddings ranges or calibration_embeddings"
+            f"precision: {precision} needs at least two embeddings to compute each feature's "
+            "range, found fewer; pass ranges or calibration_embeddings to quantize_embeddings"
         )
     if known.shape[1] != dim or not len(known):
         raise InputError(f"calibration_embeddings: expected (texts, {dim}), found {known.shape}")
@@ -93,9 +92,9 @@ def _ranges(floats: np.ndarray, precision: str, ranges: Any, calibration: Any) -
 
 
 def _float32(name: str, values: np.ndarray) -> np.ndarray:
-    """The numbers in float32; an `InputError` if one is beyond it."""
+    """Converts numbers to float32; raises an `InputError` if one overflows."""
     with np.errstate(over="ignore", under="ignore"):
         narrow = values.astype(np.float32)
     if not is_finite(narrow):
-        raise InputError(f"{name}: expected numbers that float32 holds, found larger ones")
+        raise InputError(f"{name}: expected numbers within float32's range, found larger ones")
     return narrow

@@ -1,8 +1,8 @@
-"""What a sentence encoder is told besides its weights, and the two files that say it.
+"""Settings of a sentence encoder, and the two JSON files that store them.
 
-`sentence_bert_config.json` stands beside the transformer, `config_sentence_transformers.json` at
-the top of the folder; both are sentence-transformers' own. A field that would change vectors is
-honoured or refused by name.
+`sentence_bert_config.json` is stored with the transformer, `config_sentence_transformers.json` at
+the top of the folder; both formats are sentence-transformers'. A field that would change vectors
+is either implemented or refused by name.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ DEFAULT_PROMPTS = {"query": "", "document": ""}  # of every new encoder
 QUERY_PROMPTS = ("query",)
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
-# Fields of BODY_CONFIGS that are not implemented, each with the values that change nothing.
+# Fields of BODY_CONFIGS that are not implemented, each with the values that have no effect.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "transformer_task": ("feature-extraction", None),
     "modality_config": (
@@ -39,7 +39,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     **{f"{part}_args": ({}, None) for part in ("model", "tokenizer", "config")},
     **{f"{part}_kwargs": ({}, None) for part in ("model", "processor", "config")},
 }
-KNOWN = ("max_seq_length", "do_lower_case", "unpad_inputs")  # the last is about speed alone
+KNOWN = ("max_seq_length", "do_lower_case", "unpad_inputs")  # the last concerns only speed
 
 # Fields of TOP_CONFIG that are settings; all others are kept.
 TOP_FIELDS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
@@ -55,15 +55,15 @@ PROMPTS = Rule(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentenceSettings:
-    """How texts are read and vectors compared.
+    """Settings of tokenization, prompts and similarity.
 
     Attributes:
-        max_seq_length: at how many tokens a text is cut.
-        do_lower_case: whether texts are made lower-case first.
-        prompts: name → what is put before a text.
-        default_prompt_name: the prompt of an `encode` that names none; None for no prompt.
+        max_seq_length: the maximum number of tokens of a text.
+        do_lower_case: whether to convert texts to lower case first.
+        prompts: texts to prepend, by name.
+        default_prompt_name: the prompt for calls of `encode` without one; None for no prompt.
         similarity_fn_name: one of `similarity.SIMILARITIES`.
-        truncate_dim: how many numbers of each vector are kept; None for all.
+        truncate_dim: the number of dimensions to keep; None for all.
         extra: the other fields of `config_sentence_transformers.json`, kept for saving.
     """
 
@@ -81,7 +81,7 @@ class SentenceSettings:
         self._check_known("default_prompt_name", self.default_prompt_name)
 
     def check_fits(self, positions: int, features: int) -> None:
-        """Raises an `InputError` if a model of so many positions and features has not enough."""
+        """Raises an `InputError` if a model has too few positions or features."""
         for name, most, whose in (
             ("max_seq_length", positions, "the model's positions"),
             ("truncate_dim", features, "the vectors' width"),
@@ -91,14 +91,14 @@ class SentenceSettings:
                 raise InputError(f"{name}: expected at most {most}, {whose}; found {found}")
 
     def prompt(self, prompt: str | None, name: str | None) -> str:
-        """What is put before texts: the prompt given, or the one of that name, or the default one.
+        """Returns the text to prepend: `prompt`, or the prompt of that name, or the default.
 
         Raises:
-            InputError: both are given, or there is no prompt of that name.
+            InputError: if both are passed, or there is no prompt of that name.
         """
         if prompt is not None:
             if name is not None:
-                raise InputError("prompt, prompt_name: give one of the two")
+                raise InputError("prompt, prompt_name: expected only one of them, found both")
             check_text(prompt, "prompt")
             return prompt
         name = self.default_prompt_name if name is None else name
@@ -108,17 +108,17 @@ class SentenceSettings:
     def _check_known(self, argument: str, name: Any) -> None:
         if name not in (None, *self.prompts):
             known = ", ".join(self.prompts)
-            raise InputError(f"{argument}: {shown(name)} is none of the prompts {known}")
+            raise InputError(f"{argument}: expected one of {known}; found {shown(name)}")
 
     def top_config(self) -> dict[str, Any]:
-        """The contents of `config_sentence_transformers.json`."""
+        """Returns the contents of `config_sentence_transformers.json`."""
         own = {name: getattr(self, name) for name in TOP_FIELDS}
         if self.truncate_dim is None:
             del own["truncate_dim"]
         return {**self.extra, **own}
 
     def body_config(self) -> dict[str, Any]:
-        """The contents of `sentence_bert_config.json`."""
+        """Returns the contents of `sentence_bert_config.json`."""
         return {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
 
 
@@ -127,20 +127,20 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
 
     Args:
         top: the folder.
-        body: the transformer's folder, in it or the same.
+        body: the transformer's folder, inside the former or the same.
         config: the transformer's config.
-        tokenizer: its tokenizer, whose `model_max_length` counts where no file says another.
-        given: settings in place of the folder's; prompts are added.
+        tokenizer: its tokenizer, whose `model_max_length` is used where no file sets a length.
+        given: settings that override the folder's; prompts are added.
 
     Raises:
-        ConfigError: a field is wrong.
-        UnsupportedConfigError: a field asks for what is not implemented.
-        InputError: a setting given is wrong.
+        ConfigError: if a field of a file is invalid.
+        UnsupportedConfigError: if a field requests a feature that is not implemented.
+        InputError: if a setting in `given` is invalid.
     """
     fields, where = _read_body(body)
     length = fields.get("max_seq_length")
     if "max_seq_length" in given:
-        length = 1  # until the given one takes its place
+        length = 1  # a placeholder, replaced below
     elif length is None:
         length = longest(config, tokenizer)
     else:
@@ -149,7 +149,7 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
         lower = fields.get("do_lower_case", False)
         settings = SentenceSettings(max_seq_length=length, do_lower_case=lower)
     prompts = given.get("prompts", {})
-    merged_prompts(prompts)  # if they are wrong, that is not the file's fault
+    merged_prompts(prompts)  # validated outside read_from, which would blame the file
     where = os.path.join(top, TOP_CONFIG)
     with read_from(where):
         fields = _read_top(where)
@@ -160,7 +160,7 @@ def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) 
 
 @contextlib.contextmanager
 def read_from(path: str) -> Generator[None]:
-    """Says of a wrong field in which file it is."""
+    """Adds the path of the file to errors about a field."""
     try:
         yield
     except InputError as reason:
@@ -168,10 +168,10 @@ def read_from(path: str) -> Generator[None]:
 
 
 def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings given, without those that are None.
+    """Returns the settings that are not None.
 
     Raises:
-        InputError: there is no such setting.
+        InputError: if there is no such setting.
     """
     known = [field.name for field in dataclasses.fields(SentenceSettings)]
     for name in settings:
@@ -181,14 +181,14 @@ def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_settings(config: Any, tokenizer: Any, given: Mapping[str, Any]) -> SentenceSettings:
-    """The settings of an encoder that no folder describes; see `checked_given`."""
+    """Returns the settings of an encoder without a settings file; see `checked_given`."""
     fields: dict[str, Any] = {"max_seq_length": longest(config, tokenizer), **checked_given(given)}
     fields["prompts"] = merged_prompts(fields.get("prompts", {}))
     return SentenceSettings(**fields)
 
 
 def longest(config: Any, tokenizer: Any) -> int:
-    """How many tokens both the tokenizer and the model can take."""
+    """Returns the maximum number of tokens that both the tokenizer and the model accept."""
     positions = config.max_tokens
     return min(getattr(tokenizer, "model_max_length", positions), positions)
 
@@ -222,12 +222,12 @@ def _read_top(path: str) -> dict[str, Any]:
 
 
 def merged_prompts(*groups: Any) -> dict[str, str]:
-    """The default prompts, replaced and extended by those of each group in turn.
+    """Returns the default prompts, replaced and extended by those of each group in turn.
 
-    A prompt of None leaves the one before it, or is an empty one, as in sentence-transformers.
+    A prompt of None keeps the previous one, or else is empty, as in sentence-transformers.
 
     Raises:
-        InputError: a group does not map names to texts.
+        InputError: if a group does not map names to texts.
     """
     merged = dict(DEFAULT_PROMPTS)
     for group in groups:

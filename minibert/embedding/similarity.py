@@ -114,8 +114,8 @@ def similarity(one: Any, other: Any, name: str = "cosine") -> Scores:
         cannot represent is infinite or zero.
 
     Raises:
-        InputError: the vectors are not arrays of finite real numbers of one width, or there is no
-            such function.
+        InputError: if the vectors are not arrays of finite real numbers of one width, or there is
+            no such function.
     """
     function = _function(name)
     first, second = map(np.atleast_2d, _pair(one, other))
@@ -159,7 +159,7 @@ def semantic_search(
         scores are in the order of the corpus.
 
     Raises:
-        InputError: as for `similarity`; or a size is not positive.
+        InputError: as for `similarity`; or if a size is not positive.
     """
     top_k = whole("top_k", top_k, 1)
     query_chunk_size = whole("query_chunk_size", query_chunk_size, 1)
@@ -213,7 +213,7 @@ def vectors(name: str, embeddings: Any) -> Vectors:
     """Checks one or more vectors, and returns them in float32 or float64.
 
     Raises:
-        InputError: they are not an array `(dim,)` or `(texts, dim)` of finite real numbers.
+        InputError: if they are not an array `(dim,)` or `(texts, dim)` of finite real numbers.
     """
     array = np.asarray(as_array(name, embeddings))
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or np.iscomplexobj(
@@ -261,7 +261,7 @@ class _Exponents(NamedTuple):
     """Exponents of the powers of two by which vectors are divided and scores are multiplied.
 
     Attributes:
-        one: of the divisor of each of the first vectors, or of all; None to leave them as they are.
+        one: of the divisor of each of the first vectors, or of all; None for no scaling.
         other: of the divisor of all of the second vectors, or None.
         scores: of the factor of the scores of each of the first vectors, or of all scores.
     """
@@ -272,12 +272,12 @@ class _Exponents(NamedTuple):
 
 
 def _exponents(name: str, one: Vectors, other: Vectors) -> _Exponents:
-    """Returns what keeps scores in range."""
+    """Returns exponents that keep scores in range."""
     if name == "cosine" or not _any_extreme(one, other):
         return _Exponents()
     rows = np.frexp(np.abs(one).max(axis=-1, initial=0))[1]
     excess = int(np.frexp(np.abs(other).max(initial=0))[1]) - MAX_EXPONENT
-    if name == "dot":  # the second stay as large as possible: small ones among them may count too
+    if name == "dot":  # the second stay as large as possible, to keep the digits of small ones
         return _Exponents(rows, excess, rows + excess)
     excess = max(int(rows.max(initial=0)) - MAX_EXPONENT, excess, 0)
     return _Exponents(excess, excess, excess)

@@ -1,1 +1,1 @@
-"""From prompts to generated token ids."""
+"""Text generation from prompts of token ids."""

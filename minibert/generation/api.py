@@ -1,8 +1,9 @@
-"""Text generation: ids in, ids out. It knows nothing of tokenizers.
+"""Text generation from token ids to token ids, independent of any tokenizer.
 
-A call picks a compiled program, by the model's architecture and the sizes of prompt and room, both
-rounded up, and runs it once: the loop is inside. The reference is `generate` of transformers'
-`generation/utils.py`; a row's tokens never depend on its padding or on its neighbours.
+A call selects a compiled program by the model's architecture and the prompt and output lengths,
+both padded to a few bucket sizes, and runs it once: the decoding loop is part of the program. The
+reference is `generate` in transformers' `generation/utils.py`. The tokens of a row never depend on
+its padding or on the other rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +29,14 @@ SHORTEST = 16
 
 
 def rounded_up(length: int) -> int:
-    """The next of 16, 24, 32, 48, 64, 96, …: at most a third is wasted."""
+    """Returns the smallest of 16, 24, 32, 48, 64, 96, … that is at least `length`."""
     size = SHORTEST
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
 
 
-# Options that can leave a text without a next token.
+# Options that can ban every next token of a text.
 BANS = (
     "suppress_tokens",
     "begin_suppress_tokens",
@@ -62,33 +63,33 @@ def generate(
     encoder_attention_mask: Any = None,
     **options: Any,
 ) -> np.ndarray | GenerateOutput:
-    """Continues prompts.
+    """Generates continuations of prompts.
 
     Args:
         model: a `GPT2LMHeadModel`, or a `BertLMHeadModel` that is a decoder, in evaluation mode.
-        input_ids: `(batch, seq)` words, shorter prompts padded on the left; or a list of lists of
-            different lengths.
-        attention_mask: `(batch, seq)`, 1 for a word and 0 for padding. By default the words that
-            are the pad token are padding, if that is not also an end token.
-        generation_config: a `GenerationConfig`; what it leaves open is taken from the checkpoint's
-            own generation_config.json.
-        key: a random key (`jax.random.key(0)`), needed when tokens are drawn. Row `i` draws from
-            `fold_in(key, i)`, whatever the other rows.
+        input_ids: `(batch, seq)` token ids, shorter prompts padded on the left; or a list of lists
+            of different lengths.
+        attention_mask: `(batch, seq)`, 1 for a token and 0 for padding. By default pad tokens are
+            treated as padding, unless the pad token is also an end token.
+        generation_config: a `GenerationConfig`. Fields that it leaves unset are taken from the
+            checkpoint's generation_config.json.
+        key: a random key (`jax.random.key(0)`), required for sampling. Row `i` samples with
+            `fold_in(key, i)`, independently of the other rows.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
         encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
-        options: fields of `GenerationConfig`, in place of the config's: `max_new_tokens=64`,
+        options: fields of `GenerationConfig` that override the config's: `max_new_tokens=64`,
             `do_sample=True, temperature=0.7`, `num_beams=4`, …
 
     Returns:
-        `(batch × num_return_sequences, seq + generated)` ids, prompts included, each text followed
-        by the pad token up to the longest; with `return_dict_in_generate=True` a `GenerateOutput`.
+        `(batch × num_return_sequences, seq + generated)` ids, prompts included; shorter texts are
+        padded with the pad token on the right. With `return_dict_in_generate=True`, a
+        `GenerateOutput`.
 
     Raises:
-        InputError: the prompts are empty, all padding, out of range or too long, or options are
-            unknown or contradict each other, or arguments are traced (the call is inside
-            `jax.jit`); before anything is computed. Or the options ban every token that could
-            follow a text.
-        NotFiniteError: logits are NaN or infinite, and `remove_invalid_values` is off.
+        InputError: before any computation, if prompts are empty, all padding, out of range or too
+            long, options are unknown or contradict each other, or arguments are traced (the call
+            is inside `jax.jit`). During generation, if the options ban every next token of a text.
+        NotFiniteError: if logits are NaN or infinite and `remove_invalid_values` is off.
     """
     config = _config_of_call(model, generation_config, options)
     encoder = encoder_hidden_states, encoder_attention_mask
@@ -111,21 +112,21 @@ def stream(
     encoder_attention_mask: Any = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Continues prompts, and yields every token as soon as it is there.
+    """Generates continuations of prompts and yields each token as soon as it is generated.
 
-    Takes `generate`'s arguments, but no beams, and yields `(batch × num_return_sequences,)` ids at
-    each step: the columns that `generate` would return behind the prompts, one by one. Arguments
-    are checked when it is called, not at the first token.
+    Takes the arguments of `generate`, except beams, and yields `(batch × num_return_sequences,)`
+    ids at each step: one by one, the columns that `generate` would return after the prompts.
+    Arguments are checked when the function is called, not at the first token.
 
     Raises:
-        InputError: as `generate` does; or there are beams, or records are asked for.
-        NotFiniteError: as `generate` does, at the step at which it happens.
+        InputError: as `generate`; or if `num_beams`, `output_scores` or `output_logits` is set.
+        NotFiniteError: as `generate`, at the step at which the logits are not finite.
     """
     config = _config_of_call(model, generation_config, options)
     for name in ("num_beams", "output_scores", "output_logits"):
         if getattr(config, name) != DEFAULTS[name]:
-            expected = f"expected {DEFAULTS[name]!r}, or use generate"
-            raise InputError(f"{name}: a stream has none; {expected}")
+            expected = f"expected {DEFAULTS[name]!r}; use generate instead"
+            raise InputError(f"{name}: not supported by stream; {expected}")
     encoder = encoder_hidden_states, encoder_attention_mask
     call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
     begin, advance = call.program(_begin), call.program(_advance, donate=(1,))
@@ -144,7 +145,7 @@ def _tokens(begin: Any, advance: Any, given: Any, config: GenerationConfig) -> I
 
 
 def _check_rows(faults: Any, batch: int, config: GenerationConfig) -> None:
-    """Raises an error if a row has no next token; there are as many rows for each prompt."""
+    """Raises an error if a row has no next token. Every prompt has the same number of rows."""
     faults = np.asarray(faults)
     if not faults.any():
         return
@@ -153,11 +154,11 @@ def _check_rows(faults: Any, batch: int, config: GenerationConfig) -> None:
     if faults[row] == decoding.NOT_FINITE:
         raise NotFiniteError(
             f"model: its logits for row {prompt} of input_ids are not finite; a weight is NaN or "
-            "infinite, or a number became too large for the dtype in which the model computes"
+            "infinite, or a value overflowed the dtype in which the model computes"
         )
     raise InputError(
-        f"input_ids: row {prompt}: no token is left to follow its text, as the options ban all of "
-        f"them ({_bans(config)}); ban fewer, or generate fewer tokens"
+        f"input_ids: row {prompt}: the options ban every next token of its text "
+        f"({_bans(config)}); ban fewer tokens, or generate fewer"
     )
 
 
@@ -179,12 +180,12 @@ def _streamed(state: decoding.State, rules: Rules, plan: Plan) -> tuple[Any, ...
 
 
 class _Call(NamedTuple):
-    """A call of generation, checked.
+    """The validated arguments of a call of `generate` or `stream`.
 
     Attributes:
-        prompts: as they were given.
-        plan: what the program is, beside the model's structure, `treedef`.
-        arguments: what the program is run with: the model's leaves, prompts and rules.
+        prompts: the prompts as they were passed.
+        plan: the static part of the program, together with the model's structure, `treedef`.
+        arguments: the inputs of the program: the model's leaves, the padded prompts and the rules.
     """
 
     prompts: Prompt
@@ -193,15 +194,16 @@ class _Call(NamedTuple):
     arguments: tuple[list[Any], Prompt, Rules]
 
     def program(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """Returns a function of the model, compiled for the call's plan."""
+        """Returns `function` compiled for the model and the call's plan."""
         return program(function, self.treedef, self.plan, **options)
 
 
 def _config_of_call(model: Any, config: Any, options: dict[str, Any]) -> GenerationConfig:
     if not getattr(model, "generates", False):
-        raise InputError(f"model: {type(model).__name__} has no scores for next words to go by")
+        name = type(model).__name__
+        raise InputError(f"model: {name} cannot generate: it returns no next-token logits")
     if not model.config.is_decoder:
-        raise InputError("model: only a decoder generates, and config.is_decoder is off")
+        raise InputError("model: expected a decoder, found config.is_decoder=False")
     return GenerationConfig.of_call(model.config, config, options)
 
 
@@ -217,8 +219,8 @@ def _checked_call(
     arrays = jax.tree.leaves((leaves, input_ids, attention_mask, encoder, key))
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
         raise InputError(
-            "generate, stream: they compile programs of their own and answer in NumPy's arrays; "
-            "expected a call outside jax.jit, found traced arguments"
+            "generate, stream: cannot be called inside jax.jit: they compile their own programs "
+            "and return NumPy arrays; expected a call outside jax.jit, found traced arguments"
         )
     prompts = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, prompts, config, key)
@@ -228,11 +230,11 @@ def _checked_call(
 def _given(
     model: Any, input_ids: Any, mask: Any, config: GenerationConfig, encoder: tuple[Any, Any]
 ) -> Prompt:
-    """The prompts as they are given, and an encoder's states, checked.
+    """Returns the prompts as they were passed, and the encoder's states, after validation.
 
     Raises:
-        InputError: the prompts are no words, empty, all padding, or padded on the right; or the
-            states are wrong.
+        InputError: if the prompts are not token ids, empty, all padding or padded on the right, or
+            the states are invalid.
     """
     ragged = isinstance(input_ids, list | tuple) and all(
         isinstance(row, Sequence | np.ndarray) for row in input_ids
@@ -240,15 +242,15 @@ def _given(
     ragged = ragged and len(set(map(len, input_ids))) > 1
     if ragged and mask is not None:
         raise InputError(
-            "attention_mask: expected none, as input_ids has rows of different lengths, which are "
-            "padded for you"
+            "attention_mask: expected None, as input_ids has rows of different lengths, which are "
+            "padded automatically"
         )
     if ragged:
         input_ids, real = _padded_on_the_left(input_ids)
-    words = as_array("input_ids", input_ids)
-    if words.ndim != 2 or not words.size:
-        raise InputError(f"input_ids: expected shape (batch, seq), found {words.shape}")
-    ids = np.asarray(checked_indices("input_ids", words, model.config.vocab_size, "vocab_size"))
+    tokens = as_array("input_ids", input_ids)
+    if tokens.ndim != 2 or not tokens.size:
+        raise InputError(f"input_ids: expected shape (batch, seq), found {tokens.shape}")
+    ids = np.asarray(checked_indices("input_ids", tokens, model.config.vocab_size, "vocab_size"))
     if ragged:
         ids = np.where(real, ids, config.padding_id or 0)
     elif mask is None:
@@ -274,7 +276,7 @@ def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     for number, row in enumerate(arrays):
         if row.ndim != 1 or not row.size:
             raise InputError(
-                f"input_ids: row {number}: expected words, found {shown(rows[number])}"
+                f"input_ids: row {number}: expected token ids, found {shown(rows[number])}"
             )
         if not np.issubdtype(row.dtype, np.integer):
             raise InputError(f"input_ids: expected integers, found {row.dtype}")
@@ -288,10 +290,10 @@ def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
 def _prepare(
     model: Any, given: Prompt, config: GenerationConfig, key: Any
 ) -> tuple[Plan, Rules, Prompt]:
-    """What the program is, what it is run with, and what it continues.
+    """Returns the static part of the program, its inputs and the padded prompts.
 
     Raises:
-        InputError: the model has too few positions; or an option is wrong for it, or the key.
+        InputError: if the model has too few positions, or an option or the key is invalid.
     """
     vocab, beamed = model.config.vocab_size, config.num_beams > 1
     positions, name = model.config.max_tokens, model.config.max_tokens_name
@@ -299,7 +301,7 @@ def _prepare(
     longest = int(given.mask.sum(axis=1).max())
     if longest + limit > positions:
         raise InputError(
-            f"input_ids: a prompt of {longest} tokens and {limit} new ones are {longest + limit}; "
+            f"input_ids: a prompt of {longest} tokens and {limit} new ones make {longest + limit}; "
             f"expected at most {positions} ({name})"
         )
     steps = rounded_up(limit)
@@ -324,31 +326,31 @@ def _prepare(
 
 
 def _padded(given: Prompt, positions: int) -> Prompt:
-    """Prompts, and an encoder's states, in one of few lengths, so that programs are few.
+    """Returns prompts and encoder states padded to bucket lengths, so that few programs compile.
 
     Args:
-        given: the prompts; of the states' padding mask, `(batch, 1, 1, encoder_seq)` or None.
-        positions: how many the model has.
+        given: the prompts; the mask of encoder states is `(batch, 1, 1, encoder_seq)` or None.
+        positions: the model's number of positions.
     """
-    words = given.mask.any(axis=0)
-    seq = int(words.sum())
+    used = given.mask.any(axis=0)
+    seq = int(used.sum())
     before = ((0, 0), (max(min(rounded_up(seq), positions) - seq, 0), 0))
-    ids = np.pad(given.ids[:, words].astype(np.int32), before)
-    mask = np.pad(given.mask[:, words], before)
+    ids = np.pad(given.ids[:, used].astype(np.int32), before)
+    mask = np.pad(given.mask[:, used], before)
     states, seen = given.encoder_hidden_states, given.encoder_attention_mask
     if states is not None:
         states = np.asarray(states)
         batch, seq, _ = states.shape
         seen = np.ones((batch, seq), bool) if seen is None else np.asarray(seen)[:, 0, 0]
-        behind = ((0, 0), (0, rounded_up(seq) - seq))
-        states, seen = np.pad(states, (*behind, (0, 0))), np.pad(seen, behind)
+        after = ((0, 0), (0, rounded_up(seq) - seq))
+        states, seen = np.pad(states, (*after, (0, 0))), np.pad(seen, after)
     return Prompt(ids, mask, states, seen)
 
 
 def _candidates(config: GenerationConfig, vocab: int) -> int:
-    """How many continuations to look at, so that enough can go on if the best of them end."""
+    """Returns how many continuations of a prompt to rank: enough even if the best of them end."""
     ways = max(2, 1 + len(config.end_ids))
-    if not config.do_sample:  # more of them change nothing then, and few numbers make few programs
+    if not config.do_sample:  # more do not change the result, and few sizes make few programs
         ways = power_of_two(ways)
     return config.num_beams * min(ways, vocab)
 
@@ -367,7 +369,7 @@ def _key(key: Any) -> Any:
     if not typed and not raw:
         found = "nothing" if key is None else shown(type(key).__name__)
         raise InputError(
-            f"key: tokens are drawn: expected a random key, key=jax.random.key(0), found {found}"
+            f"key: sampling needs a random key: expected key=jax.random.key(0), found {found}"
         ).advising("key=jax.random.key(0)")
     return key
 
@@ -392,8 +394,8 @@ def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> Gener
     for row, ended in enumerate(np.asarray(found.ended)[:, :several]):
         if not ended.all():
             raise InputError(
-                f"input_ids: row {row}: {ended.sum()} texts follow it, expected {several}: the "
-                f"options ban all other tokens ({_bans(config)}); ban fewer, or ask for fewer "
+                f"input_ids: row {row}: expected {several} texts, found {ended.sum()}: the "
+                f"options ban all other tokens ({_bans(config)}); ban fewer, or request fewer "
                 "texts or tokens"
             )
     kept: Any = jax.tree.map(best, found.kept)
@@ -409,10 +411,10 @@ def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> Gener
 
 
 def _continued(given: Prompt, texts: np.ndarray) -> np.ndarray:
-    """The prompts as they were given, with texts behind them; several for each prompt."""
+    """Returns the prompts as they were passed, each followed by its one or several texts."""
     ids = np.repeat(given.ids, len(texts) // len(given.ids), axis=0)
     return np.concatenate([ids, texts], axis=1, dtype=np.int32)
 
 
 def _by_step(records: decoding.Records, steps: int) -> dict[str, tuple[np.ndarray, ...]]:
-    return {n: tuple(np.asarray(room).swapaxes(0, 1)[:steps]) for n, room in records.items()}
+    return {n: tuple(np.asarray(array).swapaxes(0, 1)[:steps]) for n, array in records.items()}

@@ -1,13 +1,13 @@
 """Beam search, inside one compiled program.
 
-The search is transformers' `_beam_search`: of all continuations of a prompt's beams the likeliest
-few are looked at; those that end are kept if they beat what is kept, the best of the others go on.
-Scores are log-probabilities divided by a power of the length (Wu et al., arXiv:1609.08144, without
-its constant). The axes:
+The search follows transformers' `_beam_search`. Each step ranks the most probable continuations of
+a prompt's beams, keeps those that end if they score higher than texts kept before, and continues
+with the best of the others. Scores are log-probabilities divided by a power of the length (Wu et
+al., arXiv:1609.08144, without its constant). The axes:
 
     batch        prompts
-    beams        texts being written for each, and texts kept for each
-    candidates   continuations looked at for each
+    beams        texts being generated for each prompt, and texts kept for each prompt
+    candidates   continuations ranked for each prompt
     slots        positions of a text: its prompt, padded on the left, then `steps`
 """
 
@@ -39,14 +39,14 @@ IMPOSSIBLE = -1e9
 
 
 class Texts(NamedTuple):
-    """Some texts for each prompt, the best first.
+    """Several texts for each prompt, the best first.
 
     Attributes:
         tokens: `(batch, some, slots)`.
         scores: `(batch, some)`.
-        came_from: `(batch, some, steps)`, in which row each token was added; −1 where there is
-            none.
-        log_probs: `(batch, some, steps)`, each token's under the model, before any rule.
+        came_from: `(batch, some, steps)`, the row to which each token was added; −1 where there is
+            no token.
+        log_probs: `(batch, some, steps)`, each token's under the model, before processing.
     """
 
     tokens: Array
@@ -56,18 +56,18 @@ class Texts(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Where a search stands.
+    """Loop state of beam search.
 
     Attributes:
-        step: how many tokens have been generated.
-        running: the beams, with log-probabilities.
-        kept: the best texts that have ended, with scores.
-        ended: `(batch, beams)`, False for a kept text that is only a placeholder.
-        faults: `(batch,)`, `NOT_FINITE` where the logits of a running beam were not; else 0.
-        hopeful: `(batch,)`, whether a beam may still beat a kept text.
-        stuck: whether no candidate can go on.
-        cache: what the model has seen: all but the beams' last tokens; None at the end.
-        records: what is kept of every step.
+        step: number of tokens generated so far.
+        running: the beams; their scores are log-probabilities.
+        kept: the best texts that have ended, with their final scores.
+        ended: `(batch, beams)`, False where `kept` holds only a placeholder.
+        faults: `(batch,)`, `NOT_FINITE` where the logits of a running beam were not finite; else 0.
+        hopeful: `(batch,)`, whether a beam may still score higher than a kept text.
+        stuck: whether no candidate can be continued.
+        cache: keys and values of all tokens but the beams' last; None in the result.
+        records: the recorded outputs of every step.
     """
 
     step: Array
@@ -87,14 +87,14 @@ class Search(NamedTuple):
 
 
 def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
-    """Searches until no better text is to be expected."""
+    """Runs beam search until it stops as `plan.early_stopping` specifies, or a beam has a fault."""
     logits, tokens, cache, records = prefill(model, prompt, plan)
     batch, beams = len(prompt.ids), plan.copies
     tokens = tokens.at[:, tokens.shape[1] - plan.steps :].set(rules.pad)
     impossible = jnp.full((batch, beams), IMPOSSIBLE, jnp.float32)
     running = Texts(
         tokens=tokens.reshape(batch, beams, -1),
-        # all beams are alike at first: only the first is continued
+        # all beams are equal at the start: only the first is continued
         scores=impossible.at[:, 0].set(0),
         came_from=jnp.full((batch, beams, plan.steps), -1, jnp.int32),
         log_probs=jnp.zeros((batch, beams, plan.steps), jnp.float32),
@@ -123,7 +123,7 @@ def _unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
 
 
 def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
-    """Looks at the likeliest continuations, keeps those that end, goes on with others."""
+    """Ranks continuations, keeps the best that end and continues with the best others."""
     batch, beams = state.running.scores.shape
     start = state.tokens.shape[1] - plan.steps
     history = History(state.tokens, state.cache.mask, start, state.step, rules.limit)
@@ -131,8 +131,8 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     scores = rules.sampling(rules.processors(likely, history))
     broken = faults(logits, scores, rules).reshape(batch, beams) == NOT_FINITE
     broken = broken & _possible(state.running.scores) & state.hopeful[:, None]
-    candidates, words = _candidates(state, scores, likely, rules, plan)
-    stops = rules.ends[words] | (state.step + 1 >= rules.limit)
+    candidates, added = _candidates(state, scores, likely, rules, plan)
+    stops = rules.ends[added] | (state.step + 1 >= rules.limit)
     among = jax.lax.top_k(candidates.scores + stops * IMPOSSIBLE, beams)[1]
     running, stopped = _taken((candidates, stops), among)
     running = running._replace(scores=running.scores + stopped * IMPOSSIBLE)
@@ -160,7 +160,7 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
 def _candidates(
     state: Search, scores: Logits, likely: Logits, rules: Rules, plan: Plan
 ) -> tuple[Texts, Int[Array, "batch candidates"]]:
-    """The continuations to look at, with log-probabilities, and the word each of them adds."""
+    """Returns the most probable continuations and the token that each of them adds."""
     batch, beams = state.running.scores.shape
     vocab = scores.shape[1]
     totals = scores.reshape(batch, beams, vocab) + state.running.scores[..., None]
@@ -169,18 +169,18 @@ def _candidates(
         found = draw_distinct(totals, step_keys(rules, state.step, batch), plan.candidates)
     else:
         found = jax.lax.top_k(totals, plan.candidates)[1]
-    beam, words = found // vocab, found % vocab
+    beam, added = found // vocab, found % vocab
     texts = _taken(state.running, beam)
     slot = texts.tokens.shape[2] - plan.steps + state.step
     rows = beam + jnp.arange(batch)[:, None] * beams
     return (
         Texts(
-            tokens=texts.tokens.at[..., slot].set(words.astype(texts.tokens.dtype)),
+            tokens=texts.tokens.at[..., slot].set(added.astype(texts.tokens.dtype)),
             scores=_taken(totals, found),
             came_from=texts.came_from.at[..., state.step].set(rows.astype(jnp.int32)),
-            log_probs=texts.log_probs.at[..., state.step].set(likely[rows, words]),
+            log_probs=texts.log_probs.at[..., state.step].set(likely[rows, added]),
         ),
-        words,
+        added,
     )
 
 
@@ -191,9 +191,9 @@ def _keep(
     rules: Rules,
     plan: Plan,
 ) -> tuple[Texts, Bool[Array, "batch beams"]]:
-    """The best of what was kept and of the candidates that end."""
+    """Returns the best of the kept texts and the candidates that end."""
     beams = state.ended.shape[1]
-    # the other candidates only make sure that enough are left to go on
+    # only the first `beams` candidates may end; the others ensure that enough can be continued
     ends = stops & (jnp.arange(stops.shape[1]) < beams) & _possible(candidates.scores)
     closed = ~state.hopeful
     if plan.early_stopping is True:
@@ -209,10 +209,10 @@ def _keep(
 
 
 def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]:
-    """Returns which log-probabilities are those of texts, not of placeholders or banned tokens."""
+    """Returns which scores belong to texts, not to placeholders or banned tokens."""
     return scores > IMPOSSIBLE / 2
 
 
 def _taken(tree: Any, indices: Int[Array, "batch some"]) -> Any:
-    """What each prompt has at those places, in that order, in all arrays of a tree."""
+    """Returns each prompt's entries at `indices`, in that order, for all arrays of a tree."""
     return jax.tree.map(lambda array: jax.vmap(operator.getitem)(array, indices), tree)

@@ -1,9 +1,9 @@
-"""How to generate text: Hugging Face's `generation_config.json`, and the options of a call.
+"""Generation settings: Hugging Face's `generation_config.json` and the options of a call.
 
-The reference is transformers' `generation/configuration_utils.py` (5.23), and what `generate` of
-`generation/utils.py` does with a field. Every field of its GenerationConfig, 4.57 and 5.23
-together, is honoured (the class), or refused by name unless it holds what changes nothing, or
-leaves the result alone.
+The reference is transformers' `generation/configuration_utils.py` (5.23), and the use that
+`generate` in `generation/utils.py` makes of a field. Every field of GenerationConfig in
+transformers 4.57 and 5.23 is either implemented (see the class), or refused by name unless its
+value has no effect, or does not influence the result.
 """
 
 import dataclasses
@@ -45,34 +45,34 @@ DEFAULT_NEW_TOKENS = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Which tokens are generated, and when it ends. Names and defaults are Hugging Face's.
+    """Settings of text generation, with Hugging Face's field names and defaults.
 
-    Lengths count tokens. A field that is not passed, or is None, is left open: `generate` takes it
-    from the checkpoint's own config, and where that leaves it open too, it has its default. The
-    attribute of an open field is the default.
+    Lengths are in tokens. A field that is not passed, or is None, is unset: `generate` takes it
+    from the checkpoint's own config, or else uses its default. The attribute of an unset field
+    holds the default.
 
     Attributes:
-        max_length: of prompt, padding included, and text. Without it, and without
-            `max_new_tokens`, 20 tokens are generated.
-        max_new_tokens: of the text; counts before `max_length`.
-        min_length: of a row's prompt, without padding, and text.
-        min_new_tokens: of the text; then `min_length` does not count.
-        early_stopping: when beams stop: `True`, as soon as there are enough; `False`, when better
-            ones are unlikely; `"never"`, when none can come.
+        max_length: maximum length of the prompt, padding included, and the generated text. If
+            neither this nor `max_new_tokens` is set, 20 tokens are generated.
+        max_new_tokens: maximum number of generated tokens; takes precedence over `max_length`.
+        min_length: minimum length of a row's prompt, without padding, and its generated text.
+        min_new_tokens: minimum number of generated tokens; takes precedence over `min_length`.
+        early_stopping: when beam search stops: `True`, as soon as enough beams have ended; `False`,
+            when better ones are unlikely; `"never"`, when none are possible.
         length_penalty: the power of the length by which a beam's log-probability is divided.
-        do_sample: whether tokens are drawn; else the likeliest is taken.
-        num_return_sequences: texts for each prompt.
+        do_sample: whether to sample tokens; otherwise the most probable token is chosen.
+        num_return_sequences: number of texts for each prompt.
         presence_penalty, frequency_penalty: not in transformers: see `Processors`.
-        forced_decoder_ids: pairs of a position in a row's text and the token there; version 4's.
-        eos_token_id: the token that ends a text, or several.
-        pad_token_id: what follows a text that has ended; the first end where it is None.
-        extra: the file's other fields, kept. They take no part in equality.
-        unset: the names of the fields that are left open. They take no part in equality.
+        forced_decoder_ids: pairs of a position in a row and the token there (transformers 4).
+        eos_token_id: the EOS token, or several of them.
+        pad_token_id: the token that fills a row after EOS; the first EOS token if None.
+        extra: the file's other fields, kept as they are. They take no part in equality.
+        unset: the names of the unset fields. They take no part in equality.
 
-    `Processors` and `Sampling` describe the rest.
+    `Processors` and `Sampling` describe the other fields.
 
     Raises:
-        ConfigError: a field holds an impossible value, or two contradict each other.
+        ConfigError: if a field has an invalid value, or two fields contradict each other.
     """
 
     max_length: int | None = option(SIZE)
@@ -133,17 +133,17 @@ class GenerationConfig:
     def from_dict(cls, data: Any, where: str = "generation_config") -> "GenerationConfig":
         """Builds a config from the contents of a generation_config.json.
 
-        What it says about a way of decoding that is not used is left alone.
+        Fields of a decoding method that is not used are ignored.
 
         Raises:
-            ConfigError: a field holds an impossible value.
-            UnsupportedConfigError: a field asks for what is not implemented.
+            ConfigError: if a field has an invalid value.
+            UnsupportedConfigError: if a field requests a feature that is not implemented.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
         try:
             refuse({name: _plain(value) for name, value in data.items()}, REFUSED)
-            # in a file, `use_cache` is about speed in training; there is always a cache here
+            # in a file, `use_cache` concerns training; generation always uses a cache
             named = OPTIONS - {"use_cache"}
             extra = {name: data[name] for name in data if name not in named}
             given = {name: data[name] for name in data if name in named}
@@ -153,9 +153,10 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, data: Any, where: str = "config") -> "GenerationConfig":
-        """Builds a config from a config.json, as for a model without a generation_config.json.
+        """Builds a config from a config.json, for a model without a generation_config.json.
 
-        Its special tokens count, and what older versions of transformers kept there.
+        Uses its special tokens and the generation fields that older versions of transformers
+        stored there.
 
         Raises:
             ConfigError, UnsupportedConfigError: as `from_dict`.
@@ -172,14 +173,14 @@ class GenerationConfig:
 
     @classmethod
     def of_model(cls, config: Any, without: Collection[str] = ()) -> "GenerationConfig":
-        """Returns what a checkpoint says: its generation_config.json, else its config.json.
+        """Returns a checkpoint's config, from generation_config.json or else from config.json.
 
-        Special tokens that the vocabulary has not are left out: Hugging Face writes GPT-2's end,
-        50256, for every GPT-2, and a word that is not there cannot end anything.
+        Special tokens outside the vocabulary are ignored: Hugging Face writes GPT-2's EOS, 50256,
+        for every GPT-2, even one with a smaller vocabulary.
 
         Args:
             config: the model's config.
-            without: names of fields to leave open, whatever the file says.
+            without: names of fields to leave unset, whatever the file contains.
 
         Raises:
             ConfigError, UnsupportedConfigError: as `from_dict`.
@@ -198,20 +199,21 @@ class GenerationConfig:
 
     @classmethod
     def of_call(cls, config: Any, given: Any, options: Mapping[str, Any]) -> "GenerationConfig":
-        """Returns the config of one call of `generate`, by transformers' rule.
+        """Returns the config of one call of `generate`, with transformers' precedence.
 
-        An option of the call comes first, then a field that the call's config sets, then one that
-        the checkpoint sets, then the default.
+        Options of the call take precedence over fields set by the call's config, those over
+        fields set by the checkpoint, and those over the defaults.
 
         Args:
             config: the model's config.
             given: the call's `generation_config`, or None.
-            options: the call's options. One that names a field which is not implemented, with a
-                value that changes nothing, replaces the checkpoint's.
+            options: the call's options. An unimplemented field, passed with a value that has no
+                effect, overrides the checkpoint's.
 
         Raises:
-            InputError: the config is none, or options are unknown or contradict each other.
-            ConfigError, UnsupportedConfigError: as `from_dict`, of the checkpoint's files.
+            InputError: if `given` is not a `GenerationConfig`, or options are unknown or
+                contradict each other.
+            ConfigError, UnsupportedConfigError: as `from_dict`, for the checkpoint's files.
         """
         if given is not None and not isinstance(given, GenerationConfig):
             raise InputError(
@@ -224,7 +226,7 @@ class GenerationConfig:
                 filled = filled._with(fields, given.extra)
             except ConfigError as reason:
                 raise InputError(
-                    f"generation_config: with what the checkpoint sets: {reason}"
+                    f"generation_config: combined with the checkpoint's fields: {reason}"
                 ) from None
             if (found := filled._overruled(fields)) and not given._overruled(fields):
                 raise InputError("generation_config: " + "; ".join(found))
@@ -236,7 +238,7 @@ class GenerationConfig:
     def _with(
         self, changes: Mapping[str, Any], extra: Mapping[str, Any] | None = None
     ) -> "GenerationConfig":
-        """Returns a copy with some fields set; those that are None have their defaults."""
+        """Returns a copy with some fields set; None sets a field to its default."""
         fields = _checked({**self._set_fields(), **changes})
         changed = type(self)(**fields, extra={**self.extra, **(extra or {})})
         assign(changed, {"unset": self.unset - changes.keys()})
@@ -245,15 +247,16 @@ class GenerationConfig:
     def replace(self, **options: Any) -> "GenerationConfig":
         """Returns a copy with the options of a call, which must not contradict one another.
 
-        None switches off the field's processor; it does not leave the field open.
+        Passing None disables the corresponding logits processor; it does not leave the field
+        unset.
 
         Raises:
-            InputError: an option is unknown, impossible, or contradicts another.
-            UnsupportedConfigError: an option asks for what is not implemented.
+            InputError: if an option is unknown, invalid, or contradicts another.
+            UnsupportedConfigError: if an option requests a feature that is not implemented.
         """
         for name in options:
             if name not in OPTIONS | INERT | REFUSED.keys():
-                raise InputError(f"{name}: no option of generation{suggest(name, OPTIONS)}")
+                raise InputError(f"{name}: not a generation option{suggest(name, OPTIONS)}")
         refuse({name: _plain(value) for name, value in options.items()}, REFUSED)
         given = {name: options[name] for name in OPTIONS & options.keys()}
         if given.get("top_k", 0) is None:
@@ -277,17 +280,17 @@ class GenerationConfig:
 
     @property
     def ignored_fields(self) -> tuple[str, ...]:
-        """The fields of the file that Hugging Face's class does not know."""
+        """The file's fields that are not in Hugging Face's GenerationConfig."""
         return tuple(sorted(self.extra.keys() - INERT - REFUSED.keys()))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text."""
+        """The EOS tokens."""
         return ids(self.eos_token_id)
 
     @property
     def padding_id(self) -> int | None:
-        """What follows a text that has ended, if there is anything that ends one."""
+        """The token that fills a row after EOS; None if there is neither a pad nor an EOS token."""
         if self.pad_token_id is not None:
             return self.pad_token_id
         return next(iter(self.end_ids), None)
@@ -295,15 +298,15 @@ class GenerationConfig:
     def limit(
         self, prompt: int, positions: int | None = None, name: str = "max_position_embeddings"
     ) -> int:
-        """How many tokens are generated at most.
+        """Returns the maximum number of generated tokens.
 
         Args:
-            prompt: the prompts' slots, padding included.
-            positions, name: how many the model has, and where that comes from, for messages; they
-                cut the 20 tokens of a config without lengths.
+            prompt: the length of the prompts, padding included.
+            positions, name: the model's number of positions, which limits the default of 20 tokens,
+                and the config field that holds it, for messages.
 
         Raises:
-            InputError: there is no room for a token.
+            InputError: if the prompts leave no position for a new token.
         """
         if self.max_new_tokens is not None:
             return self.max_new_tokens
@@ -312,14 +315,14 @@ class GenerationConfig:
         else:
             most = int(min(prompt + DEFAULT_NEW_TOKENS, positions or math.inf))
         if most <= prompt:
-            raise InputError(f"{name}: {most}, but the prompt has {prompt} tokens already")
+            raise InputError(f"{name}: {most}, but the prompt already has {prompt} tokens")
         return most - prompt
 
     def processors(self, vocab_size: int) -> Processors:
-        """The processors that act: those that transformers' `_get_logits_processor` adds.
+        """Returns the active processors: those that transformers' `_get_logits_processor` adds.
 
         Raises:
-            InputError: an id is not in the vocabulary.
+            InputError: if a token id is not in the vocabulary.
         """
         self._check_ids(vocab_size)
 
@@ -330,7 +333,7 @@ class GenerationConfig:
         least = self.min_length if self.min_new_tokens is None else 0
         bad, decay = self.bad_words_ids, self.exponential_decay_length_penalty
         if bad is not None:
-            ends = {(token,) for token in self.end_ids}  # a text must be able to end
+            ends = {(token,) for token in self.end_ids}  # EOS must stay possible
             bad = [(word, -math.inf) for word in bad if word not in ends]
         if decay is not None:
             after, factor = decay
@@ -369,14 +372,14 @@ class GenerationConfig:
             **self._numbers("temperature", "top_h", "min_p", "typical_p"),
             top_k=_count(self.top_k),
             top_p_rest=_share(1 - self.top_p),  # in double precision, as transformers does
-            epsilon_cutoff=_share(self.epsilon_cutoff % 1),  # 1 cuts nothing off either
+            epsilon_cutoff=_share(self.epsilon_cutoff % 1),  # 1 disables it, as 0 does
             eta_cutoff=_share(self.eta_cutoff % 1),
             min_tokens_to_keep=np.int32(least),
             renormalize=self.renormalize_logits,
         )
 
     def _numbers(self, *names: str) -> dict[str, Any]:
-        """Returns fields as float32, None for those that have their defaults."""
+        """Returns fields as float32, None for those with their default value."""
         values = {name: getattr(self, name) for name in names}
         return {n: None if v == DEFAULTS[n] else np.float32(v) for n, v in values.items()}
 
@@ -396,48 +399,47 @@ class GenerationConfig:
         for name, tokens in named.items():
             if wrong := [token for token in ids(tokens) if token >= vocab_size]:
                 raise InputError(
-                    f"{name}: expected ids of the vocabulary, which are below {vocab_size}, "
-                    f"found {wrong[0]}"
+                    f"{name}: expected token ids below {vocab_size} (vocab_size), found {wrong[0]}"
                 )
 
     def _faults(self) -> list[str]:
-        """Returns the contradictions between fields, wherever they come from."""
+        """Returns the contradictions between fields, whatever their source."""
         found, several, beams = [], self.num_return_sequences, self.num_beams
         if several > beams > 1:
-            found.append(f"num_return_sequences: {several}, but there are {beams} num_beams")
+            found.append(f"num_return_sequences: {several}, but num_beams is {beams}")
         elif several > beams and not self.do_sample:
             found.append(
-                f"num_return_sequences: {several}, but greedy decoding has one result: "
-                "it needs do_sample=True or num_beams"
+                f"num_return_sequences: {several}, but greedy decoding returns one text: "
+                "more need do_sample=True or num_beams"
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = getattr(self, name)
             if forced is not None and {*ids(forced)} <= {*ids(self.suppress_tokens)}:
-                found.append(f"{name}: {forced}, but suppress_tokens has it too")
+                found.append(f"{name}: {forced}, but suppress_tokens contains it")
         return found
 
     def _overruled(self, options: Mapping[str, Any]) -> list[str]:
-        """Returns which lengths in `options`, which are set here, have no effect."""
+        """Returns the lengths in `options` that another field of this config overrides."""
         found = []
         for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             given, counts = options.get(one), getattr(self, other)
             if given is not None and counts is not None:
-                found.append(f"{one}: {given}, but {other} is {counts} and counts before it")
+                found.append(f"{one}: {given}, but {other} is {counts} and takes precedence")
         return found
 
     def _contradictions(self, options: Mapping[str, Any]) -> list[str]:
-        """Returns what options of one call contradict: one another, or the way of decoding.
+        """Returns the contradictions of a call's options with each other or the decoding method.
 
         Args:
-            options: the options that the call gives, and that are not None; they are set here.
+            options: the call's options that are not None; this config already contains them.
         """
         found = self._overruled(options)
         if self.exponential_decay_length_penalty is not None and not self.end_ids:
-            found.append("exponential_decay_length_penalty: given, but there is no eos_token_id")
+            found.append("exponential_decay_length_penalty: set, but eos_token_id is not")
         for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
             if options.get(least, 0) > options.get(most, math.inf):
                 found.append(
-                    f"{least}: {options[least]}, which is more than {most}, {options[most]}"
+                    f"{least}: {options[least]}, which is greater than {most}, {options[most]}"
                 )
         for only, active, remedy in (
             (SAMPLING_ONLY, self.do_sample, "do_sample=True"),
@@ -461,13 +463,13 @@ OPTIONS = frozenset(DEFAULTS)
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields given in their final form, without those that are left open."""
+    """Returns the validated, normalised fields, without those that are None."""
     plain = {name: _plain(value) for name, value in given.items()}
     return checked(GenerationConfig, {n: v for n, v in plain.items() if v is not None})
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and lists as tuples, mappings as tuples of pairs, NumPy's numbers as Python's."""
+    """Converts arrays and lists to tuples, mappings to tuples of pairs, NumPy scalars to Python."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -482,7 +484,7 @@ def _listed(value: Any) -> Any:
 
 
 def ids(tokens: Any) -> tuple[int, ...]:
-    """All ids of None, an id, or tuples of them at any depth."""
+    """Returns all ids in None, an id, or tuples of ids nested to any depth."""
     return tuple(jax.tree.leaves(tokens))
 
 

@@ -1,12 +1,12 @@
-"""The decoding loop: one token after the other, inside one compiled program.
+"""The decoding loop: generates one token after another inside one compiled program.
 
-Everything here is traced. A `Plan` is what is static about a program; `Rules` are the numbers that
-may change from call to call. The axes:
+Everything here is traced. `Plan` is the static part of a program; `Rules` are the arrays that may
+change between calls. The axes:
 
     batch    prompts
-    rows     texts being written: several for each prompt, neighbours in the batch
-    slots    positions of a row: its prompt, padded on the left, then room for what is generated
-    steps    the room for what is generated
+    rows     texts being generated: one or several for each prompt, adjacent in the batch
+    slots    positions of a row: its prompt, padded on the left, then the generated tokens
+    steps    capacity for generated tokens
 """
 
 from typing import Any, NamedTuple
@@ -22,20 +22,19 @@ from minibert.models.compilation import check_evaluation
 from minibert.nn.cache import KVCache
 
 Logits = Float32[Array, "rows vocab"]
-NOT_FINITE, NO_TOKEN = 1, 2  # why a row cannot go on
+NOT_FINITE, NO_TOKEN = 1, 2  # why a row has no next token
 
 
 class Plan(NamedTuple):
-    """What is static about a program.
+    """The static part of a program.
 
     Attributes:
-        steps: the room for generated tokens.
-        copies: texts written for each prompt (the beams, if it is a beam search).
-        sampled: whether tokens are drawn.
-        records: what is returned of every step: "scores", when they are processed, and "logits".
-        candidates: of a beam search: how many continuations of a prompt's beams are looked at;
-            0 if it is not one.
-        early_stopping: of a beam search: True, False or "never".
+        steps: capacity for generated tokens.
+        copies: number of texts for each prompt (the beams, in beam search).
+        sampled: whether tokens are sampled.
+        records: what to return for every step: "scores" (processed logits) and "logits".
+        candidates: number of continuations ranked for each prompt in beam search, else 0.
+        early_stopping: in beam search: True, False or "never".
     """
 
     steps: int
@@ -47,11 +46,11 @@ class Plan(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What is continued.
+    """The prompts of a call.
 
     Attributes:
-        ids: `(batch, start)` words, padded on the left.
-        mask: `(batch, start)`, True at words and False at padding.
+        ids: `(batch, start)` token ids, padded on the left.
+        mask: `(batch, start)`, True at tokens and False at padding.
         encoder_hidden_states: `(batch, encoder_seq, hidden)`, or None.
         encoder_attention_mask: `(batch, encoder_seq)`, or None.
     """
@@ -63,16 +62,17 @@ class Prompt(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The numbers a program is run with.
+    """The traced inputs of a program besides the model and the prompts.
 
     Attributes:
-        processors, sampling: see there.
-        ends: `(vocab,)`, True for the words that end a text.
-        pad: what is written after the end.
-        limit: how many tokens to generate at most.
-        key: the random key that is drawn from; nothing, if none is.
-        powers: of a beam search: `(steps + 1,)`, lengths to the power of the length penalty; else
-            nothing.
+        processors: the active logits processors.
+        sampling: the active sampling filters.
+        ends: `(vocab,)`, True for EOS tokens.
+        pad: the token that fills a row after EOS.
+        limit: maximum number of tokens to generate.
+        key: the random key for sampling, else None.
+        powers: in beam search, `(steps + 1,)`, lengths to the power of the length penalty; else
+            None.
     """
 
     processors: Processors
@@ -84,26 +84,26 @@ class Rules(NamedTuple):
     powers: Any = None
 
 
-Records = dict[str, Array]  # what is kept of every step, `(rows, steps, vocab)` each
+Records = dict[str, Array]  # buffers for the outputs of every step, `(rows, steps, vocab)` each
 
 
 def recorded(records: Records, step: Array, scores: Array, logits: Array) -> Records:
-    """The records with one more step."""
+    """Returns the records with one more step."""
     new = {"scores": scores, "logits": logits}
-    return {name: room.at[:, step].set(new[name]) for name, room in records.items()}
+    return {name: array.at[:, step].set(new[name]) for name, array in records.items()}
 
 
 class State(NamedTuple):
-    """Where the loop stands.
+    """State of the decoding loop.
 
     Attributes:
-        step: how many tokens have been generated.
-        tokens: `(rows, slots)` prompts and texts.
-        done: `(rows,)`, True for the texts that have ended.
-        faults: `(rows,)`, 0, or why the last token is none: `NOT_FINITE` or `NO_TOKEN`.
-        log_probs: `(rows, steps)`, each token's under the model, before any rule.
-        cache: what the model has seen: all but the last token; None at the end.
-        records: what is kept of every step.
+        step: number of tokens generated so far.
+        tokens: `(rows, slots)` prompts and generated texts.
+        done: `(rows,)`, True for texts that have ended.
+        faults: `(rows,)`, 0, or why the last token is invalid: `NOT_FINITE` or `NO_TOKEN`.
+        log_probs: `(rows, steps)`, each token's under the model, before processing.
+        cache: keys and values of all tokens but the last; None in the result.
+        records: the recorded outputs of every step.
     """
 
     step: Array
@@ -116,17 +116,17 @@ class State(NamedTuple):
 
     @property
     def real(self) -> Bool[Array, "rows slots"]:
-        """True at the prompts' words and at every generated slot that the model has seen."""
+        """True at the prompts' tokens and at generated tokens that are in the cache."""
         return self.cache.mask
 
 
 def prefill(
     model: Any, prompt: Prompt, plan: Plan
 ) -> tuple[Logits, Int[Array, "rows slots"], KVCache, Records]:
-    """Reads the prompts, and makes `plan.copies` rows of each, with room for what is generated.
+    """Runs the model on the prompts and makes `plan.copies` rows of each.
 
     Returns:
-        Logits, prompts, cache, and empty records.
+        Next-token logits, prompts padded with `steps` slots, cache, and empty records.
     """
     check_evaluation(model)
     batch, start = prompt.ids.shape
@@ -145,17 +145,20 @@ def prefill(
         rows = jnp.repeat(jnp.arange(batch), plan.copies)
         logits, tokens, cache = logits[rows], tokens[rows], cache.rows(rows)
     rows, vocab = logits.shape
-    room = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
-    return logits, tokens, cache, dict.fromkeys(plan.records, room)
+    empty = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
+    return logits, tokens, cache, dict.fromkeys(plan.records, empty)
 
 
 def read(model: Any, state: Any, plan: Plan) -> tuple[Any, Logits]:
-    """Reads the last token of each row; its position is the number of words before it.
+    """Runs the model on the last token of each row, at the position after the row's other tokens.
 
     Args:
         model: the model.
-        state: a `State`, or a `Search` of beams; it is returned with the cache that follows.
-        plan: what is static.
+        state: a `State`, or the `Search` of beam search.
+        plan: the static part of the program.
+
+    Returns:
+        The state with the updated cache, and next-token logits.
     """
     last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1, None]
     outputs = model(
@@ -169,12 +172,12 @@ def read(model: Any, state: Any, plan: Plan) -> tuple[Any, Logits]:
 
 
 def step_keys(rules: Rules, step: Array, rows: int) -> Array:
-    """What each row (of a beam search, each prompt) draws with at a step, whatever the others."""
+    """Returns the key of each row (in beam search, each prompt) at a step."""
     return jax.vmap(jax.random.fold_in, (0, None))(row_keys(rules.key, rows), step)
 
 
 def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
-    """Reads the prompts and generates the first token of every row."""
+    """Runs the model on the prompts and generates the first token of every row."""
     logits, tokens, cache, records = prefill(model, prompt, plan)
     rows = len(tokens)
     state = State(
@@ -190,17 +193,17 @@ def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
 
 
 def advance(model: Any, state: State, rules: Rules, plan: Plan) -> State:
-    """Reads the last token of every row and generates the next."""
+    """Runs the model on the last token of every row and generates the next."""
     return _write(*read(model, state, plan), rules, plan)
 
 
 def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
-    """Returns whether another token is generated: some row goes on, and every row can."""
+    """Returns whether to generate another token: some row has not ended and no row has a fault."""
     return (state.step < rules.limit) & ~state.done.all() & ~state.faults.any()
 
 
 def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
-    """Generates until every row has ended or there is no more to generate."""
+    """Generates until every row has ended, the limit is reached or a row has a fault."""
     return jax.lax.while_loop(
         lambda state: unfinished(state, rules),
         lambda state: advance(model, state, rules, plan),
@@ -209,11 +212,11 @@ def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
 
 
 def faults(logits: Logits, scores: Logits, rules: Rules) -> Int8[Array, " rows"]:
-    """Returns why each row cannot go on; 0 where it can.
+    """Returns why each row has no next token; 0 where it has one.
 
     Args:
-        logits: the model's.
-        scores: what the rules make of them.
+        logits: the model's logits.
+        scores: the processed logits.
         rules: the rules, which may accept logits that are not finite.
     """
     finite = jnp.isfinite(logits).all(axis=1) | rules.processors.remove_invalid_values
@@ -222,7 +225,7 @@ def faults(logits: Logits, scores: Logits, rules: Rules) -> Int8[Array, " rows"]
 
 
 def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
-    """Chooses the next token of every row, and writes it down."""
+    """Chooses the next token of every row and returns the state with it."""
     start = state.tokens.shape[1] - plan.steps
     history = History(state.tokens, state.real, start, state.step, rules.limit)
     scores = rules.sampling(rules.processors(logits, history))

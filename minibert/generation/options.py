@@ -1,6 +1,6 @@
-"""What an option of generation may hold, and which options mean nothing here.
+"""Validation rules of generation options, and the options that are refused or have no effect.
 
-Those that are honoured are the fields of `GenerationConfig`.
+The implemented options are the fields of `GenerationConfig`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 from minibert.core.fields import Rule, interval, number, size
 
-# Fields that are not implemented, each with the values that change nothing.
+# Fields that are not implemented, each with the values that have no effect.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         (
@@ -54,7 +54,8 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     ),
 }
 
-# They say how fast, with what helper or by whom; without what is refused, not what comes out.
+# Fields that concern speed, helper models or provenance. They influence the result only together
+# with fields that are refused.
 INERT = frozenset(
     """
     _commit_hash _from_model_config _original_object_hash assistant_confidence_threshold
@@ -65,10 +66,10 @@ INERT = frozenset(
     """.split()
 )
 
-# What a model's config.json says about the model's own calls, or about speed alone.
+# Fields of a config.json that concern calls of the model itself, or only speed.
 MODELS_OWN = frozenset({"output_attentions", "output_hidden_states", "use_cache"})
 
-# Options of one way of decoding, each with a value that, besides its default, asks for nothing.
+# Options of one decoding method, each with the value that, besides its default, has no effect.
 SAMPLING_ONLY: Mapping[str, int | None] = {
     "temperature": 1,
     "top_h": None,
@@ -81,21 +82,21 @@ SAMPLING_ONLY: Mapping[str, int | None] = {
 }
 BEAMS_ONLY: Mapping[str, int | None] = {"length_penalty": 1, "early_stopping": False}
 
-SMALLEST, LARGEST = 1e-30, 1e30  # numbers are float32 where they act, and are to stay finite there
+SMALLEST, LARGEST = 1e-30, 1e30  # numbers are converted to float32 and must stay finite
 
 
 Test = Callable[[Any], bool]
 
 
 def _tuple_of(allows: Test, least: int = 0) -> Test:
-    """Whether a value is a tuple of at least `least` parts that are all allowed."""
+    """Returns a test for tuples of at least `least` elements that all pass `allows`."""
     return lambda value: (
         isinstance(value, tuple) and len(value) >= least and all(map(allows, value))
     )
 
 
 def _pair_of(first: Test, second: Test) -> Test:
-    """Whether a value is a tuple of two parts that are allowed."""
+    """Returns a test for pairs whose elements pass `first` and `second`."""
     return lambda value: (
         isinstance(value, tuple) and len(value) == 2 and first(value[0]) and second(value[1])
     )
@@ -104,30 +105,28 @@ def _pair_of(first: Test, second: Test) -> Test:
 COUNT = size(0)
 FACTOR = interval(SMALLEST, LARGEST)
 NUMBER = interval(-LARGEST, LARGEST)
-POSITIVE_SHARE = number("a number above 0, to 1", lambda value: SMALLEST <= value <= 1)
+POSITIVE_SHARE = number("a number above 0 and at most 1", lambda value: SMALLEST <= value <= 1)
 EARLY_STOPPING = Rule('true, false or "never"', lambda v: isinstance(v, bool) or v == "never")
-TOKEN = Rule("a token's id", COUNT.allows)
-TOKENS = Rule("a list of tokens' ids", _tuple_of(TOKEN.allows))
+TOKEN = Rule("a token id", COUNT.allows)
+TOKENS = Rule("a list of token ids", _tuple_of(TOKEN.allows))
 _is_word = _tuple_of(TOKEN.allows, 1)
-TOKEN_OR_TOKENS = Rule("a token's id or a list of them", lambda v: TOKEN.allows(v) or _is_word(v))
-WORDS = Rule(
-    "a list, not empty, of lists of tokens' ids, none of them empty", _tuple_of(_is_word, 1)
-)
+TOKEN_OR_TOKENS = Rule("a token id or a list of them", lambda v: TOKEN.allows(v) or _is_word(v))
+WORDS = Rule("a non-empty list of non-empty lists of token ids", _tuple_of(_is_word, 1))
 BIASES = Rule(
-    "a list, not empty, of pairs: a list of tokens' ids, not empty, and a number",
+    "a non-empty list of pairs of a non-empty list of token ids and a number",
     _tuple_of(_pair_of(_is_word, lambda v: NUMBER.allows(v) or v == -math.inf), 1),
     lambda v: tuple((word, float(bias)) for word, bias in v),
 )
 PLACED_TOKENS = Rule(
-    "a list of pairs: a position and a token's id", _tuple_of(_pair_of(COUNT.allows, TOKEN.allows))
+    "a list of pairs of a position and a token id", _tuple_of(_pair_of(COUNT.allows, TOKEN.allows))
 )
 DECAY = Rule(
-    "a pair: a number of tokens and a positive factor",
+    "a pair of a number of tokens and a positive factor",
     _pair_of(COUNT.allows, FACTOR.allows),
     lambda v: (v[0], float(v[1])),
 )
 
 
 def option(rule: Rule, default: Any = None) -> Any:
-    """Returns a field that is left open where it is None, and then has its default."""
+    """Returns a dataclass field that is unset where it is None, and then has its default."""
     return dataclasses.field(default=None, metadata={"rule": rule, "default": default})

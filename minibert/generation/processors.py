@@ -1,13 +1,14 @@
-"""Logits processors: what makes a token likelier, unlikelier or certain, given the text so far.
+"""Logits processors: they change the scores of the next token, given the text so far.
 
-They follow Hugging Face's `generation/logits_process.py`, in its order, on each row without its
-padding. Presence and frequency penalties are OpenAI's; `forced_decoder_ids` was in version 4.
+They follow Hugging Face's `generation/logits_process.py`, in its order, and ignore padding.
+Presence and frequency penalties are OpenAI's; `forced_decoder_ids` is from transformers 4.
 
-Which processors act is static (a field that is None does not); every number in them is traced, and
-no shape depends on how many tokens a list names. So other numbers compile nothing. The axes:
+Which processors are active is static (a field that is None is inactive); every number in them is
+traced, and shapes depend on the number of tokens in a list only through the next power of two, so
+that new numbers rarely compile a new program. The axes:
 
     rows     texts being continued: a batch, times its beams
-    slots    positions of a row, left-padded prompt first, then room for what is generated
+    slots    positions of a row: its prompt, padded on the left, then the generated tokens
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float32, Int
 
 from minibert.text.batching import power_of_two
 
-# A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
+# A leaf: an array, or the object that JAX puts in its place in a tree; None where inactive.
 Leaf = Any
 Scores = Float32[Array, "rows vocab"]
 Slots = Bool[Array, "rows slots"]
@@ -32,12 +33,12 @@ class History(NamedTuple):
     """The texts so far.
 
     Attributes:
-        tokens: `(rows, slots)` ids: prompts, padded on the left, and what was generated. A slot
-            that is not written yet may hold anything.
-        real: `(rows, slots)`, True where a slot holds text: neither padding nor unwritten.
-        start: how many slots the prompts take, padding included. Static.
-        step: how many tokens have been generated; the next goes to slot `start + step`.
-        limit: how many will be generated at most.
+        tokens: `(rows, slots)` ids: prompts, padded on the left, and generated tokens. Slots that
+            are not yet written may hold anything.
+        real: `(rows, slots)`, True where a slot holds a token, neither padding nor unwritten.
+        start: length of the prompts, padding included. Static.
+        step: number of tokens generated so far; the next goes to slot `start + step`.
+        limit: maximum number of tokens to generate.
     """
 
     tokens: Int[Array, "rows slots"]
@@ -47,24 +48,24 @@ class History(NamedTuple):
     limit: Int[Array, ""]
 
     def lengths(self) -> Int[Array, " rows"]:
-        """How many tokens each text has, its prompt included."""
+        """Returns the number of tokens of each text, its prompt included."""
         return self.real.sum(axis=1)
 
     def prompt(self) -> Slots:
-        """True where a slot holds text of the prompt."""
+        """Returns a mask of the prompts' tokens."""
         return self.real & (jnp.arange(self.real.shape[1]) < self.start)
 
     def generated(self) -> Slots:
-        """True where a slot holds generated text."""
+        """Returns a mask of the generated tokens."""
         return self.real & ~self.prompt()
 
 
 class Phrases(NamedTuple):
-    """Sequences of tokens, and what is added to the score of each one's last token.
+    """Sequences of tokens, each with a bias for the score of its last token.
 
     Attributes:
         tokens: `(n, longest)` ids, right-aligned.
-        lengths: `(n,)`, how many of them count.
+        lengths: `(n,)`, the number of tokens of each sequence.
         bias: `(n,)`, added where the text ends with all tokens but the last.
     """
 
@@ -76,32 +77,32 @@ class Phrases(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processors:
-    """The processors that act, in the order in which they do; None for one that does not.
+    """The logits processors, in the order of their application; an inactive one is None.
 
-    Numbers are arrays without axes, masks `(vocab,)` booleans; `end` is the mask of the tokens that
-    end a text.
+    Numbers are scalar arrays, masks `(vocab,)` booleans; `end` is the mask of EOS tokens.
 
     Attributes:
         sequence_bias: `Phrases`.
         encoder_repetition_penalty: a number above 1 favours the prompt's tokens.
-        repetition_penalty: a number above 1 disfavours tokens of prompt and text; positive scores
+        repetition_penalty: a number above 1 penalises tokens of prompt and text: positive scores
             are divided by it, negative ones multiplied (Keskar et al., arXiv:1909.05858).
-        presence_penalty: taken off the score of every token generated before.
-        frequency_penalty: taken off once for every time it was.
+        presence_penalty: subtracted from the score of every token generated before.
+        frequency_penalty: subtracted from a token's score once for each time it was generated.
         no_repeat_ngram_size: n-grams of this size occur once (Paulus et al., arXiv:1705.04304).
-        encoder_no_repeat_ngram_size: n-grams of this size of the prompt do not occur again.
+        encoder_no_repeat_ngram_size: the prompt's n-grams of this size do not occur again.
         bad_words_ids: `Phrases` with a bias of −inf.
-        min_length: a number of tokens, prompt included, before which no text ends; and `end`.
-        min_new_tokens: a number of generated tokens before which no text ends; and `end`.
+        min_length: minimum number of tokens, prompt included, before EOS; and `end`.
+        min_new_tokens: minimum number of generated tokens before EOS; and `end`.
         forced_bos_token_id: the mask of the token that follows a text of one token.
         forced_eos_token_id: the mask of the tokens of which one is generated last.
-        remove_invalid_values: whether NaN becomes 0 and infinities the largest numbers. Static.
-        exponential_decay_length_penalty: the number of generated tokens after which ending becomes
-            likelier, the logarithm of the factor by which it does for each token, and `end`.
+        remove_invalid_values: whether to replace NaN by 0 and infinities by the largest finite
+            numbers. Static.
+        exponential_decay_length_penalty: the number of generated tokens after which EOS is
+            favoured, the logarithm of the factor for each further token, and `end`.
         suppress_tokens: the mask of tokens that are never generated.
         begin_suppress_tokens: the mask of tokens that are not generated first, and whether a
-            forced token comes before the first after a prompt of one token.
-        forced_decoder_ids: positions `(n,)` of a text and the tokens `(n,)` that stand there.
+            forced token precedes the first one after a prompt of one token.
+        forced_decoder_ids: positions `(n,)` of a text and the tokens `(n,)` forced there.
     """
 
     sequence_bias: Leaf = None
@@ -145,7 +146,7 @@ def add_phrase_bias(phrases: Phrases, scores: Scores, history: History) -> Score
 
 
 def penalize(penalty: Leaf, scores: Scores, tokens: Bool[Array, "rows vocab"]) -> Scores:
-    """Makes `tokens` unlikelier by a factor above 1, and likelier by one below."""
+    """Lowers the scores of `tokens` with a penalty above 1 and raises them with one below."""
     penalized = jnp.where(scores < 0, scores * penalty, scores / penalty)
     return jnp.where(tokens, penalized, scores)
 
@@ -156,38 +157,38 @@ def penalize_prompt(penalty: Leaf, scores: Scores, history: History) -> Scores:
 
 
 def penalize_text(penalty: Leaf, scores: Scores, history: History) -> Scores:
-    """Disfavours the tokens of the text."""
+    """Penalises the tokens of the text."""
     return penalize(penalty, scores, _counts(scores, history, history.real) > 0)
 
 
 def penalize_presence(penalty: Leaf, scores: Scores, history: History) -> Scores:
-    """Takes `penalty` off every token that was generated before."""
+    """Subtracts `penalty` from the score of every token that was generated before."""
     return jnp.where(_counts(scores, history, history.generated()) > 0, scores - penalty, scores)
 
 
 def penalize_frequency(penalty: Leaf, scores: Scores, history: History) -> Scores:
-    """Takes `penalty` off a token for each time it was generated."""
+    """Subtracts `penalty` from a token's score once for each time it was generated."""
     return scores - penalty * _counts(scores, history, history.generated())
 
 
 def ban_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
-    """Bans what would complete an n-gram of the text a second time."""
+    """Bans the tokens that would complete an n-gram of the text a second time."""
     return _ban_completions(size, scores, history, history.real)
 
 
 def ban_prompt_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
-    """Bans what would complete an n-gram of the prompt."""
+    """Bans the tokens that would complete an n-gram of the prompt."""
     return _ban_completions(size, scores, history, history.prompt())
 
 
 def ban_end_before_length(numbers: Leaf, scores: Scores, history: History) -> Scores:
-    """Bans the end of texts that are too short, prompt included."""
+    """Bans EOS in texts that are too short, prompt included."""
     least, end = numbers
     return _ban(scores, end & (history.lengths() < least)[:, None])
 
 
 def ban_end_before_step(numbers: Leaf, scores: Scores, history: History) -> Scores:
-    """Bans the end before enough tokens are generated."""
+    """Bans EOS before enough tokens are generated."""
     least, end = numbers
     return _ban(scores, end & (history.step < least))
 
@@ -198,7 +199,7 @@ def force_second(mask: Leaf, scores: Scores, history: History) -> Scores:
 
 
 def force_last(mask: Leaf, scores: Scores, history: History) -> Scores:
-    """Forces the last of the tokens that may be generated."""
+    """Forces the token at the length limit."""
     return _force(scores, mask, history.step == history.limit - 1)
 
 
@@ -208,7 +209,7 @@ def remove_invalid(_: Leaf, scores: Scores, history: History) -> Scores:
 
 
 def favour_end(numbers: Leaf, scores: Scores, history: History) -> Scores:
-    """Makes the end likelier with every token past a number of them."""
+    """Raises the score of EOS with every token after a given number of them."""
     after, logarithm, end = numbers
     past = jnp.asarray(history.step - after, scores.dtype)
     largest = jnp.finfo(scores.dtype).max  # with infinities, 0 or softmax would become NaN
@@ -223,14 +224,14 @@ def suppress(mask: Leaf, scores: Scores, history: History) -> Scores:
 
 
 def suppress_first(numbers: Leaf, scores: Scores, history: History) -> Scores:
-    """Bans tokens as the first that is generated; or as the second, after a forced one."""
+    """Bans tokens as the first generated token, or as the second after a forced one."""
     mask, forced = numbers
     first = jnp.where(forced & (history.prompt().sum(axis=1) <= 1), 1, 0)
     return _ban(scores, mask & (history.step == first)[:, None])
 
 
 def force_positions(numbers: Leaf, scores: Scores, history: History) -> Scores:
-    """Forces the tokens that stand at given positions of a text."""
+    """Forces tokens at given positions of a text."""
     positions, tokens = numbers
     here = positions == history.lengths()[:, None]
     token = jnp.sum(jnp.where(here, tokens, 0), axis=1, keepdims=True)
@@ -260,16 +261,16 @@ PROCESSORS: Mapping[str, Callable[[Any, Array, History], Array]] = {
 
 
 def _counts(scores: Scores, history: History, where: Slots) -> Scores:
-    """How often each row has each token at the slots `where`; what is no token counts nothing."""
+    """Returns how often each token occurs in each row at the slots `where`, `(rows, vocab)`."""
     vocabulary = scores.shape[1]
     known = where & (history.tokens >= 0) & (history.tokens < vocabulary)
     rows = jnp.arange(scores.shape[0])[:, None]
-    columns = jnp.where(known, history.tokens, vocabulary)  # past the end
+    columns = jnp.where(known, history.tokens, vocabulary)  # out of bounds: dropped
     return jnp.zeros_like(scores).at[rows, columns].add(1, mode="drop")
 
 
 def _ban_completions(size: Leaf, scores: Scores, history: History, among: Slots) -> Scores:
-    """Bans what stands at slots of `among` behind the `size - 1` tokens that end the text."""
+    """Bans tokens at slots of `among` that follow the `size - 1` tokens that end the text."""
     end = history.start + history.step
     slots = jnp.arange(history.tokens.shape[1])
 
@@ -292,12 +293,12 @@ def _force(scores: Scores, tokens: Leaf, where: Array) -> Scores:
 
 
 def together(*parts: Any) -> tuple[Any, ...] | None:
-    """The parts as the numbers of one processor, which acts if none of them is None."""
+    """Returns the parts as one processor's numbers; None if any of them is None."""
     return None if any(part is None for part in parts) else parts
 
 
 def phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | None:
-    """Phrases with their biases."""
+    """Returns phrases with their biases, padded to sizes that are powers of two."""
     if pairs is None:
         return None
     biases = dict(pairs)
@@ -311,11 +312,11 @@ def phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | 
 
 
 def placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """The positions and the tokens of some pairs."""
+    """Returns the positions and the tokens of pairs, padded to a power of two."""
     if pairs is None:
         return None
-    places = dict(pairs)
-    positions = np.full(power_of_two(len(places)), -1, np.int32)  # no text has that length
+    forced = dict(pairs)
+    positions = np.full(power_of_two(len(forced)), -1, np.int32)  # no text has that length
     tokens = np.zeros_like(positions)
-    positions[: len(places)], tokens[: len(places)] = list(places), list(places.values())
+    positions[: len(forced)], tokens[: len(forced)] = list(forced), list(forced.values())
     return positions, tokens

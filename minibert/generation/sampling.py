@@ -1,10 +1,10 @@
-"""Filters of sampled decoding, and the drawing of tokens.
+"""Sampling filters, and the sampling of tokens.
 
 The filters follow Hugging Face's `generation/logits_process.py`, in its order, and keep the same
-tokens. Equal scores at the edge of a set that is cut by rank (`top_p`, `typical_p`, `top_h`) are
-kept lowest id first; PyTorch leaves open which.
+tokens. Ties at the boundary of a set selected by rank (`top_p`, `typical_p`, `top_h`) are resolved
+by lowest id first; PyTorch does not specify the order.
 
-Which filters act is static (a field that is None does not); every number in them is traced.
+Which filters are active is static (a field that is None is inactive); every number is traced.
 """
 
 import dataclasses
@@ -16,39 +16,40 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int, Integer
 
-# A leaf: an array, or what JAX puts in its place as it rebuilds a tree; None where inactive.
+# A leaf: an array, or the object that JAX puts in its place in a tree; None where inactive.
 Leaf = Any
 Scores = Float32[Array, "rows vocab"]
 Kept = Bool[Array, "rows vocab"]
 Values = Float32[Array, "rows some"]
 
-TOP_H_CANDIDATES = 100  # the likeliest tokens, all that top-h looks at
-RANKED_FIRST = 1024  # the tokens that are sorted before all are
+TOP_H_CANDIDATES = 100  # number of most probable tokens that top-h considers
+RANKED_FIRST = 1024  # number of tokens that are sorted first; the rest only if needed
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """The filters that act, in the order in which they do; None for one that does not.
+    """The sampling filters, in the order of their application; an inactive one is None.
 
-    All numbers are arrays without axes.
+    All numbers are scalar arrays.
 
     Attributes:
         temperature: scores are divided by it.
-        top_h: keeps the likeliest tokens up to this share of the entropy (arXiv:2509.02510).
-        top_k: keeps the k likeliest tokens, and any as likely as the last (Fan et al.,
-            arXiv:1805.04833). A whole number.
-        top_p_rest: drops the least likely tokens whose mass together is at most this: 1 − p,
-            rounded once (Holtzman et al., arXiv:1904.09751).
-        min_p: drops tokens less likely than this share of the likeliest (arXiv:2407.01082).
-        typical_p: keeps the tokens of this mass whose information is nearest to the entropy
-            (Meister et al., arXiv:2202.00666).
-        epsilon_cutoff: drops tokens less likely than this (Hewitt et al., arXiv:2210.15191).
-        eta_cutoff: drops tokens less likely than this or, where the entropy is high, than less
-            (the same paper).
-        min_tokens_to_keep: the likeliest tokens that none of these drops; 1, or with beams more.
-            A whole number, always there.
-        renormalize: whether scores are made log-probabilities at the end. Static.
+        top_h: keeps the most probable tokens up to this fraction of the entropy
+            (arXiv:2509.02510).
+        top_k: keeps the k most probable tokens, and ties with the last of them (Fan et al.,
+            arXiv:1805.04833). An integer.
+        top_p_rest: drops the least probable tokens with a total probability of at most this:
+            1 − p, rounded once (Holtzman et al., arXiv:1904.09751).
+        min_p: drops tokens less probable than this fraction of the maximum (arXiv:2407.01082).
+        typical_p: keeps tokens whose information is closest to the entropy, up to this total
+            probability (Meister et al., arXiv:2202.00666).
+        epsilon_cutoff: drops tokens less probable than this (Hewitt et al., arXiv:2210.15191).
+        eta_cutoff: drops tokens less probable than this, or than a smaller value where the entropy
+            is high (same paper).
+        min_tokens_to_keep: number of most probable tokens that no filter drops: 1, or more with
+            beams. An integer, never None.
+        renormalize: whether to convert the result to log-probabilities. Static.
     """
 
     temperature: Leaf = None
@@ -63,7 +64,7 @@ class Sampling:
     renormalize: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __call__(self, scores: Scores) -> Scores:
-        """Divides by the temperature and puts −inf where a token must not be drawn."""
+        """Divides scores by the temperature and sets those of dropped tokens to −inf."""
         if self.temperature is not None:
             # Without the barrier XLA multiplies by the inverse, which rounds twice.
             divisor = jnp.broadcast_to(self.temperature, scores.shape)
@@ -76,7 +77,7 @@ class Sampling:
 
 
 def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
-    """The likeliest tokens whose entropy terms sum to at most `share` of the entropy."""
+    """Keeps the most probable tokens whose entropy terms sum to at most `share` of the entropy."""
     best, tokens = lax.top_k(scores, min(TOP_H_CANDIDATES, scores.shape[1]))
     terms = _entropy_terms(best)
     entropy = terms.sum(axis=1, keepdims=True)
@@ -85,13 +86,13 @@ def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
 
 
 def top_k(scores: Scores, count: Leaf, least: Leaf) -> Kept:
-    """The `count` likeliest tokens, at least `least`, and any as likely as the last of them."""
+    """Keeps the `count` most probable tokens, at least `least`, and ties with the last of them."""
     k = jnp.minimum(jnp.maximum(count, least), scores.shape[1])
     return scores >= kth_largest(scores, k)
 
 
 def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
-    """All but the least likely tokens that together have at most the mass `rest`."""
+    """Drops the least probable tokens with a total probability of at most `rest`."""
     likely = jax.nn.softmax(scores)
 
     def keep(order: Array) -> Array:
@@ -105,14 +106,14 @@ def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
 
 
 def min_p(scores: Scores, share: Leaf, least: Leaf) -> Kept:
-    """The tokens at least `share` times as likely as the likeliest."""
+    """Keeps the tokens whose probability is at least `share` of the maximum."""
     likely = jax.nn.softmax(scores)
     kept = likely >= share * likely.max(axis=1, keepdims=True)
     return kept | top_k(scores, least, least)
 
 
 def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
-    """The tokens whose information is nearest to the entropy, until they have `mass`."""
+    """Keeps the tokens whose information is closest to the entropy, until they reach `mass`."""
     likely = jax.nn.softmax(scores)
     entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
     distance = jnp.abs(-jax.nn.log_softmax(scores) - entropy)
@@ -128,17 +129,17 @@ def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
 
 
 def epsilon(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
-    """The tokens at least as likely as `cutoff`."""
+    """Keeps the tokens whose probability is at least `cutoff`."""
     return (jax.nn.softmax(scores) >= cutoff) | top_k(scores, least, least)
 
 
 def eta(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
-    """The tokens at least as likely as `cutoff`, or as √cutoff · exp(−entropy) if that is less."""
+    """Keeps the tokens whose probability is at least min(cutoff, √cutoff · exp(−entropy))."""
     entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
     return epsilon(scores, jnp.minimum(cutoff, jnp.sqrt(cutoff) * jnp.exp(-entropy)), least)
 
 
-# By field of `Sampling`, in its order; each is given scores, its number, and how many to keep.
+# By field of `Sampling`, in its order; arguments: scores, the field's number, how many to keep.
 FILTERS: Mapping[str, Callable[[Scores, Any, Any], Kept]] = {
     "top_h": top_h,
     "top_k": top_k,
@@ -151,10 +152,10 @@ FILTERS: Mapping[str, Callable[[Scores, Any, Any], Kept]] = {
 
 
 def kth_largest(scores: Scores, k: Leaf) -> Float32[Array, "rows 1"]:
-    """The k-th largest score of each row, equal ones counted apart; `k` is from 1 to vocab.
+    """Returns the k-th largest score of each row, with ties counted separately; 1 ≤ k ≤ vocab.
 
-    Found bit by bit, by counting. A sort of a large vocabulary takes several times as long, and
-    `lax.top_k` needs a static k.
+    The score is found bit by bit, by counting: sorting a large vocabulary takes several times as
+    long, and `lax.top_k` requires a static k.
     """
     bits = lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(1 << 31)
@@ -170,29 +171,29 @@ def kth_largest(scores: Scores, k: Leaf) -> Float32[Array, "rows 1"]:
 
 
 def row_keys(key: Array, rows: int) -> Array:
-    """A key for each row, which depends on `key` and the row's number only."""
+    """Returns a key for each row that depends only on `key` and the row's index."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def draw(scores: Scores, keys: Array) -> Int[Array, " rows"]:
-    """Draws a token for each row, with probabilities softmax(scores).
+    """Samples a token for each row, with probabilities softmax(scores).
 
     Args:
-        scores: log-probabilities up to a constant of each row. A row of −inf gives token 0
-            (`decoding.faults` finds such rows).
+        scores: unnormalised log-probabilities. A row of −inf returns token 0 (`decoding.faults`
+            detects such rows).
         keys: one for each row, typed or raw.
     """
     return jax.vmap(jax.random.categorical)(keys, scores)
 
 
 def draw_distinct(scores: Scores, keys: Array, count: int) -> Integer[Array, "rows {count}"]:
-    """Draws `count` different tokens for each row, one after the other without replacement.
+    """Samples `count` different tokens for each row, without replacement.
 
-    Adding Gumbel noise and taking the largest does that (Kool et al., arXiv:1903.06059). Where
-    fewer tokens are possible, impossible ones follow them.
+    The tokens are the top k after adding Gumbel noise (Kool et al., arXiv:1903.06059). Where fewer
+    tokens are possible, impossible ones follow them.
 
     Returns:
-        The tokens in the order in which they were drawn.
+        The tokens in the order in which they were sampled.
     """
     noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], scores.dtype))(keys)
     return lax.top_k(scores + noise, count)[1]
@@ -201,10 +202,10 @@ def draw_distinct(scores: Scores, keys: Array, count: int) -> Integer[Array, "ro
 def _keep_ranked(
     values: Scores, keep: Callable[[Integer[Array, "rows some"]], Bool[Array, "rows some"]]
 ) -> Kept:
-    """What `keep` says of the tokens in descending order of `values`, from the first on.
+    """Returns which tokens `keep` selects, given the tokens in descending order of `values`.
 
-    As sorting a large vocabulary takes longer than all else, `keep` is first asked about a part of
-    it, and about all only where the last of that part is kept.
+    Sorting a large vocabulary dominates the cost. Therefore `keep` first receives only the top
+    `RANKED_FIRST` tokens, and all tokens only where the last of those is kept.
     """
 
     def ask(count: int) -> tuple[Array, Array]:
@@ -216,35 +217,35 @@ def _keep_ranked(
     few, more = ask(min(RANKED_FIRST, vocabulary))
     if vocabulary <= RANKED_FIRST:
         return few
-    # By rows, so that how a row's mass is rounded does not depend on its neighbours.
+    # By row, so that the rounding of a row's sums does not depend on other rows.
     return lax.cond(more.any(), lambda: jnp.where(more, ask(vocabulary)[0], few), lambda: few)
 
 
 def _at(
     tokens: Integer[Array, "rows some"], kept: Bool[Array, "rows some"], scores: Scores
 ) -> Kept:
-    """`kept` at the places of `tokens`, elsewhere False."""
+    """Returns `kept` at the positions of `tokens`, and False elsewhere."""
     nowhere = jnp.zeros(scores.shape, bool)
     return jnp.put_along_axis(nowhere, tokens, kept, axis=1, inplace=False)
 
 
 def _entropy_terms(scores: Values) -> Values:
-    """Each token's part of the entropy, −p · log p."""
+    """Returns each token's contribution to the entropy, −p · log p."""
     logarithms = jax.nn.log_softmax(scores)
     return jnp.where(jnp.isfinite(logarithms), -jnp.exp(logarithms) * logarithms, 0)
 
 
 def _running_sum(values: Values) -> Values:
-    """Cumulative sums along a row, rounded once, as PyTorch's on a CPU are.
+    """Returns cumulative sums along each row, rounded once, as PyTorch's on a CPU are.
 
-    Each is kept as two numbers, the second what the first has lost to rounding (Knuth's TwoSum).
-    Every turn adds what stands 1, 2, 4, … places before (Hillis and Steele, 1986).
+    Each sum is a pair of numbers, the second of which is the rounding error of the first (Knuth's
+    TwoSum). Each iteration adds the sums 1, 2, 4, … positions before (Hillis and Steele, 1986).
     """
-    places = jnp.arange(values.shape[1])
+    positions = jnp.arange(values.shape[1])
 
     def add(level: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         shift = 1 << level
-        before = [jnp.where(places >= shift, jnp.roll(part, shift, axis=1), 0) for part in sums]
+        before = [jnp.where(positions >= shift, jnp.roll(part, shift, axis=1), 0) for part in sums]
         total = sums[0] + before[0]
         taken = total - sums[0]
         lost = (sums[0] - (total - taken)) + (before[0] - taken)

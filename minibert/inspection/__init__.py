@@ -1,1 +1,1 @@
-"""A look inside: captured activations, analyses and plots."""
+"""Inspection of models: captured activations, analyses and plots."""

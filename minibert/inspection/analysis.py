@@ -1,7 +1,7 @@
-"""What goes on inside a model: states pooled by layer, similarities, attention, lenses, knock-outs.
+"""Analyses of a model: pooled states by layer, similarities, attention, logit lens, ablation.
 
-Arrays go in, and arrays come out. The axes are those of `attention.py`, with `layers` before them;
-of hidden states there is one more than of layers, the embeddings.
+Arguments and results are arrays. The axes are those of `attention.py`, preceded by `layers`; there
+is one more hidden state than layers, the embeddings.
 """
 
 import collections
@@ -26,7 +26,7 @@ from minibert.nn.pooling import POOLINGS
 
 
 def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") -> np.ndarray:
-    """A vector for each text and layer, `(layers + 1, batch, hidden)`.
+    """Returns a vector for each text and layer, `(layers + 1, batch, hidden)`.
 
     Args:
         hidden_states: `(batch, seq, hidden)` each, the embeddings first.
@@ -34,39 +34,39 @@ def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") 
         pooling: one of `pooling.POOLINGS`: mean, cls, max, …
 
     Raises:
-        InputError: there is no such pooling, or a mask is of another shape.
+        InputError: if there is no such pooling, or shapes do not match.
     """
     check_choice("pooling", pooling, POOLINGS)
     mask = jnp.asarray(as_array("attention_mask", attention_mask)).astype(bool)
     for state in hidden_states:
         if state.shape[:2] != mask.shape:
             raise InputError(
-                f"attention_mask: expected {state.shape[:2]} as the states, found {mask.shape}"
+                f"attention_mask: expected {state.shape[:2]}, as the states, found {mask.shape}"
             )
     pooled = [POOLINGS[pooling](jnp.asarray(_wide(state)), mask) for state in hidden_states]
     if not pooled:
-        raise InputError("hidden_states: there are none")
+        raise InputError("hidden_states: expected at least one, found none")
     return np.stack(pooled)
 
 
 def embed_by_layer(
     model: Any, inputs: Mapping[str, Any], pooling: str = "mean", *, batch_size: Any = 32
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The vectors of many texts by layer.
+    """Returns the vectors of many texts by layer.
 
     Args:
-        model: one without a head, in evaluation mode.
-        inputs: its arguments by name, `(texts, seq)` each, as a tokenizer gives them with padding;
-            `attention_mask` is one of them.
-        pooling: as of `pool_layers`.
-        batch_size: how many texts are computed at once.
+        model: a model without a head, in evaluation mode.
+        inputs: its arguments by name, `(texts, seq)` each, as a tokenizer returns them with
+            padding; `attention_mask` is required.
+        pooling: as in `pool_layers`.
+        batch_size: the number of texts computed at once.
 
     Returns:
-        `(layers + 1, texts, hidden)`; and the pooler outputs `(texts, hidden)`, if there are any.
+        Vectors `(layers + 1, texts, hidden)`; and pooler outputs `(texts, hidden)`, or None.
 
     Raises:
-        InputError: there are no texts, or no mask.
-        TextNotFiniteError: what the model computed for a text is NaN or infinite.
+        InputError: if there are no texts, or no mask.
+        TextNotFiniteError: if the vectors of a text are NaN or infinite.
     """
     arrays = {name: np.asarray(as_array(name, array)) for name, array in inputs.items()}
     if "attention_mask" not in arrays or not len(arrays["attention_mask"]):
@@ -79,7 +79,7 @@ def embed_by_layer(
         outputs = fast(**batch, output_hidden_states=True)
         layers.append(pool_layers(outputs.hidden_states, batch["attention_mask"], pooling))
         if wrong := rows_not_finite(layers[-1].swapaxes(0, 1)):
-            why = f"a vector of it is NaN or infinite: {cause(model)}"
+            why = f"one of its vectors is NaN or infinite: {cause(model)}"
             raise TextNotFiniteError([start + row for row in wrong], why)
         if (found := outputs.get("pooler_output")) is not None:
             pooled.append(_wide(found))
@@ -87,11 +87,11 @@ def embed_by_layer(
 
 
 def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.ndarray:
-    """How much each of the first is like each of the second, as shares of 1, `(first, second)`.
+    """Returns the softmax of the dot products of two sets of vectors, `(first, second)`.
 
     Args:
         one, other: vectors, a row each.
-        scale: what both are multiplied with before: the larger, the more the likest one gets.
+        scale: factor of all vectors; larger values give the most similar vector more weight.
     """
     scale = NON_NEGATIVE.check("scale", scale, InputError)
     left = np.asarray(as_array("one", one), np.float64) * scale
@@ -100,11 +100,11 @@ def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.nda
 
 
 def similarity_matrices(embeddings: Any, scale: float | int = 10) -> dict[str, np.ndarray]:
-    """The vectors of some tokens compared with each other, in three ways.
+    """Returns three matrices of the similarities between tokens.
 
     Args:
         embeddings: `(tokens, features)`.
-        scale: of the third.
+        scale: the scale of the third; see `softmax_similarity`.
     """
     vectors = _wide(embeddings)
     return {
@@ -115,24 +115,24 @@ def similarity_matrices(embeddings: Any, scale: float | int = 10) -> dict[str, n
 
 
 def static_to_layers(pooled: np.ndarray) -> np.ndarray:
-    """How like their static vectors texts still are behind each layer, `(layers, texts)`.
+    """Returns the cosine similarity of each layer's vectors to the embeddings, `(layers, texts)`.
 
     Args:
-        pooled: of `pool_layers`: the first are the embeddings.
+        pooled: the result of `pool_layers`, embeddings first.
     """
     return np.stack([pairwise_cosine(pooled[0], layer) for layer in pooled[1:]])
 
 
 def layer_to_layer(pooled: np.ndarray) -> np.ndarray:
-    """How like texts are before and behind each layer, `(layers, texts)`, cosines."""
+    """Returns the cosine similarity of vectors before and after each layer, `(layers, texts)`."""
     return np.stack([pairwise_cosine(*pair) for pair in itertools.pairwise(pooled)])
 
 
 def describe(values: Any) -> dict[str, float]:
-    """Count, mean, deviation (n − 1), least, quartiles and most of some numbers."""
+    """Returns count, mean, standard deviation (n − 1), min, quartiles and max of numbers."""
     flat = np.asarray(as_array("values", values), np.float64).ravel()
     if not flat.size:
-        raise InputError("values: there are none")
+        raise InputError("values: expected at least one, found none")
     names = ("min", "25%", "50%", "75%", "max")
     quartiles = np.quantile(flat, [0, 0.25, 0.5, 0.75, 1]).tolist()
     return {
@@ -144,15 +144,16 @@ def describe(values: Any) -> dict[str, float]:
 
 
 def token_through_layers(hidden_states: Any, row: int, position: int) -> dict[str, np.ndarray]:
-    """How one token's state changes, `(layers + 1,)` each.
+    """Returns how the state of a token changes from layer to layer, `(layers + 1,)` each.
 
     Args:
         hidden_states: `(batch, seq, hidden)` each.
-        row: which text.
-        position: which of its tokens.
+        row: the index of the text.
+        position: the position of the token.
 
     Returns:
-        `to_first` and `to_last`: cosines with its embedding and its last state; `norm`: lengths.
+        `to_first` and `to_last`: cosine similarity to its embedding and its last state; `norm`: the
+        norm of each state.
     """
     batch, seq = hidden_states[0].shape[:2]
     row, position = whole("row", row, 0, batch - 1), whole("position", position, 0, seq - 1)
@@ -165,25 +166,28 @@ def token_through_layers(hidden_states: Any, row: int, position: int) -> dict[st
 
 
 def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.ndarray]:
-    """What each head does on average over the tokens of all texts, `(layers, heads)` each.
+    """Returns attention statistics of each head over the tokens of all texts, `(layers, heads)`.
 
     Args:
-        attentions: `(batch, heads, seq, seq)` each layer, padding on either side.
+        attentions: `(batch, heads, seq, seq)` of each layer, padding on either side.
         attention_mask: `(batch, seq)`.
 
     Returns:
-        `entropy`: in nats, of where a token looks: 0 at one place, ln n at n places alike;
-        `distance`: how many tokens away; `itself`, `previous`, `next`, `first`: what share of the
-        weight lies there.
+        `entropy`: mean entropy in nats, 0 for attention to one token, ln n for equal attention to n
+        tokens; `distance`: mean distance in tokens; `itself`, `previous`, `next`, `first`: mean
+        weight of these positions.
 
     Raises:
-        InputError: there are no weights or tokens; or shapes do not belong together.
+        InputError: if there are no weights or tokens, or shapes do not match.
     """
     mask = np.asarray(as_array("attention_mask", attention_mask)).astype(bool)
-    given = () if attentions is None else attentions  # of a model that was not asked for them
+    given = () if attentions is None else attentions
     layers = [_wide(layer).astype(np.float64) for layer in given]
     if not layers or not mask.any():
-        raise InputError(f"attentions: {len(layers)} layers of {mask.sum()} tokens")
+        raise InputError(
+            f"attentions: expected weights and tokens, found {len(layers)} layers and {mask.sum()} "
+            "tokens"
+        )
     batch, _, seq, _ = shaped(
         "attentions", layers[0], [layers[0].shape[:2] + mask.shape[1:] * 2]
     ).shape
@@ -206,22 +210,22 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
 
 
 def last_block(model: Any) -> str:
-    """The path of a model's last block."""
+    """Returns the path of a model's last block."""
     return model.block_paths[-1]
 
 
 def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
-    """What a model would say if it ended behind each layer, `(layers + 1, *logits)`.
+    """Returns the logits of a model if it ended after each layer, `(layers + 1, *logits)`.
 
-    Each hidden state takes the place of the last block's output, so what follows the blocks (a
-    norm, a head) does what it does in the model (nostalgebraist, "interpreting GPT", 2020).
+    Each hidden state replaces the output of the last block, and is then processed by the modules
+    that follow the blocks, a norm or a head (nostalgebraist, "interpreting GPT", 2020).
 
     Args:
-        model: one whose output has `logits`.
+        model: a model whose outputs have `logits`.
         *args, **kwargs: its arguments.
 
     Raises:
-        InputError: the output has none.
+        InputError: if the outputs have no logits.
     """
     kwargs.pop("output_hidden_states", None)
     blocks = model.block_paths
@@ -238,18 +242,20 @@ def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
 
 
 def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray:
-    """How a score falls when each head is left out, `(layers, heads)`, all by one program.
+    """Returns how much a score drops when each head is ablated, `(layers, heads)`.
+
+    One program is compiled for all heads.
 
     Args:
-        model: the model; its `head_mask` is used.
+        model: the model, called with a `head_mask`.
         score: a function from the model's outputs to a number.
         *args, **kwargs: the model's arguments, without `head_mask`.
 
     Raises:
-        InputError: the score is not one number, or there is a `head_mask`.
+        InputError: if the score is not a scalar, or `head_mask` is passed.
     """
     if "head_mask" in kwargs:
-        raise InputError("head_mask: is what each head is left out by")
+        raise InputError("head_mask: expected none, as knocked_out uses it to ablate heads")
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
 
     @jax.jit
@@ -259,23 +265,24 @@ def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray
 
     full = float(scored(model, jnp.ones((layers, heads))))
     without_one = 1 - np.eye(layers * heads, dtype=np.float32).reshape(-1, layers, heads)
-    fallen = [full - float(scored(model, factors)) for factors in without_one]
-    return np.reshape(fallen, (layers, heads))
+    drops = [full - float(scored(model, factors)) for factors in without_one]
+    return np.reshape(drops, (layers, heads))
 
 
 def nearest_words(
     table: Any, vector: Any, tokenizer: Any, count: int = 5
 ) -> Sequence[tuple[str, float]]:
-    """The words whose embeddings are likest to a vector, with cosines.
+    """Returns the tokens whose embeddings are most similar to a vector, with cosines.
 
     Args:
-        table: `(words, features)`, such as `model.embeddings.word_embeddings.embedding[...]`.
+        table: the embedding matrix `(vocab, features)`, such as
+            `model.embeddings.word_embeddings.embedding[...]`.
         vector: `(features,)`.
-        tokenizer: for the words' names.
-        count: how many.
+        tokenizer: the tokenizer, for the names of tokens.
+        count: the number of tokens.
 
     Raises:
-        InputError: the vector or the embeddings are not finite, or not of one width.
+        InputError: if the vector or the embeddings are not finite, or their widths differ.
     """
     alike = similarity(vector, table)[0]
     best = np.argsort(-alike)[: whole("count", count, 1)]

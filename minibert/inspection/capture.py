@@ -1,7 +1,7 @@
-"""Looking into a forward pass: what any room of the tree gives, read or replaced by its path.
+"""Captures or replaces the outputs of any submodule in a forward pass, by path.
 
-The model itself stays as it is: a copy is made whose rooms tell what they give. It is a pure
-function, so it may be jitted, differentiated and mapped over.
+`captured` runs a copy of the model whose submodules record their outputs; the model itself does not
+change. It is a pure function, so that it can be jitted, differentiated and vectorised.
 """
 
 import functools
@@ -18,17 +18,17 @@ from minibert.nn.tree import paths_by_pattern, submodules
 
 
 class Captured(dict[str, Any]):
-    """What rooms gave, by path.
+    """The outputs of submodules, by path.
 
     Attributes:
-        outputs: what the model returned.
+        outputs: the outputs of the model.
     """
 
     outputs: Any = None
 
 
 def rooms(model: Any) -> dict[str, Any]:
-    """The modules of a model by their paths, from the top down; lists are left out."""
+    """Returns the submodules of a model by path, top down, without lists."""
     return {path: one for path, one in submodules(model) if not isinstance(one, nnx.List)}
 
 
@@ -39,62 +39,63 @@ def captured(
     replace: Any = None,
     **kwargs: Any,
 ) -> Captured:
-    """Calls a model, and keeps what some of its rooms give.
+    """Calls a model and returns the outputs of some of its submodules.
 
-    A room that returns several things (attention: states, weights, cache) gives the first, the
-    states; one that is called several times, what it gave last. What is replaced is kept as it is
-    after that. Layers are not computed again for gradients, whatever the model is set to.
+    Of a submodule that returns several values (attention: states, weights, cache) the first is
+    captured; of one that is called several times, its last output; of one whose output is replaced,
+    the replacement. Gradient checkpointing is switched off.
 
     Args:
         model: the model.
-        paths: of rooms, such as `encoder.layer.3.attention.self`; `*` stands for anything.
+        paths: paths of submodules, such as `encoder.layer.3.attention.self`; `*` matches anything.
         *args, **kwargs: the model's arguments.
-        replace: by path (`*` here too), what a room gives in place of its own: an array of the same
-            shape, or a function from its own to that.
+        replace: replacements of outputs, by path (`*` here too): an array of the same shape, or a
+            function from the output to such an array.
 
     Returns:
-        What the rooms gave by path, arrays but for whole models; with the model's `outputs`.
+        The outputs by path: arrays, or for base models their output objects. The model's output is
+        the attribute `outputs`.
 
     Raises:
-        InputError: there is no such room, or the call does not come through it; or what is to
-            replace an array is none of its shape.
+        InputError: if no submodule has such a path or the call does not execute it, or a
+            replacement does not have the shape of the output.
     """
-    # what `jax.checkpoint` computes inside could not be kept; arrays stay where they are
+    # values computed inside `jax.checkpoint` could not leave it
     copy = with_execution(model, remat=False, sharding=None)
     known = rooms(copy)
     patterns = [paths] if isinstance(paths, str) else paths
-    read = paths_by_pattern("paths", patterns, known, "room")
+    read = paths_by_pattern("paths", patterns, known, "submodule")
     replacing = {} if replace is None else replace
     if not isinstance(replacing, Mapping):
-        raise InputError(f"replace: expected edits by path, found {shown(replace)}")
-    replaced = paths_by_pattern("replace", replacing, known, "room")
+        raise InputError(f"replace: expected a mapping of paths, found {shown(replace)}")
+    replaced = paths_by_pattern("replace", replacing, known, "submodule")
     edits = {}
     for pattern, hits in replaced.items():
         for path in hits:
             if path in edits:
-                raise InputError(f"replace: {path} is named twice")
+                raise InputError(f"replace: {path}: matches two patterns; expected only one")
             edits[path] = replacing[pattern]
     found, wanted = Captured(), set().union(*read.values())
     for path in {*wanted, *edits}:
-        tell = functools.partial(_told, found, path, edits)
-        object.__setattr__(known[path], "_tell", tell)
+        record = functools.partial(_record, found, path, edits)
+        object.__setattr__(known[path], "_record", record)
         object.__setattr__(known[path], "__class__", _tapped(type(known[path])))
     found.outputs = copy(*args, **kwargs)
     for name, matched in (("paths", read), ("replace", replaced)):
         for pattern, hits in matched.items():
             if found.keys().isdisjoint(hits):
-                raise InputError(f"{name}: {shown(pattern)}: this call does not come through")
+                raise InputError(f"{name}: {shown(pattern)}: is not executed by this call")
     for path in found.keys() - wanted:
         del found[path]
     return found
 
 
-def _told(found: Captured, path: str, edits: Mapping[str, Any], output: Any) -> Any:
+def _record(found: Captured, path: str, edits: Mapping[str, Any], output: Any) -> Any:
     several = isinstance(output, tuple)
     value = output[0] if several else output
     if path in edits:
         value = _replaced(path, edits[path], value)
-        make = getattr(output, "_make", tuple)  # a named tuple's own
+        make = getattr(output, "_make", tuple)  # for named tuples
         output = make((value, *output[1:])) if several else value
     found[path] = value
     return output
@@ -103,7 +104,8 @@ def _told(found: Captured, path: str, edits: Mapping[str, Any], output: Any) -> 
 def _replaced(path: str, edit: Any, value: Any) -> Array:
     where = f"replace: {path}"
     if not isinstance(value, Array):
-        raise InputError(f"{where}: gives no array but {type(value).__name__}: name a room in it")
+        kind = type(value).__name__
+        raise InputError(f"{where}: returns {kind}, not an array; replace a submodule of it")
     new = as_array(where, edit(value) if callable(edit) else edit)
     return shaped(where, new, [value.shape]).astype(value.dtype)
 
@@ -111,6 +113,6 @@ def _replaced(path: str, edit: Any, value: Any) -> Array:
 @functools.cache
 def _tapped(cls: Any) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._tell(cls.__call__(self, *args, **kwargs))
+        return self._record(cls.__call__(self, *args, **kwargs))
 
     return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})

@@ -1,4 +1,4 @@
-"""The pictures of `minibert demo`."""
+"""The figures of `minibert demo`."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from minibert import assets, plots
 
 
 def pictures(report: dict[str, Any], bert: Any, bound: float) -> tuple[Any, Any, Any, Any]:
-    """Parity, words, attention and similarity, as figures of matplotlib.
+    """Returns matplotlib figures of parity, predicted words, attention and similarity.
 
     Args:
-        report: the demo's.
+        report: the demo's report.
         bert: its BERT, on the CPU.
-        bound: of the hidden states' errors.
+        bound: the maximum error of hidden states.
     """
-    parity = plots.parity(report["parity"], bound)  # first: it says if there is no matplotlib
+    parity = plots.parity(report["parity"], bound)  # first: raises early without matplotlib
     tokenizer: Any = AutoTokenizer.from_pretrained(assets.BERT)
     ids = tokenizer(report["words"][0]["text"]).input_ids
     with jax.default_device("cpu"):
@@ -28,17 +28,17 @@ def pictures(report: dict[str, Any], bert: Any, bound: float) -> tuple[Any, Any,
     numbers = [str(number) for number in range(1, len(sentences) + 1)]
     return (
         parity,
-        plots.words(report["words"], title="The likeliest words behind each [MASK]"),
+        plots.words(report["words"], title="The most probable words for each [MASK]"),
         plots.attention_maps(
             outputs.attentions[-1][0],
             tokenizer.convert_ids_to_tokens(ids),
-            title="BERT's last layer: where each head looks",
+            title="BERT's last layer: attention of each head",
         ),
         plots.matrix(
             alike["cosines"],
             sentences,
             numbers,
-            title="How alike sentences are",
+            title="Similarity of sentences",
             label="cosine",
             row_name="sentence",
             column_name="sentence",

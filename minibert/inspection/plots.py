@@ -1,7 +1,7 @@
-"""Pictures of what goes on inside models, and of runs, by matplotlib.
+"""Plots of model internals and training runs, with matplotlib.
 
-Each function returns a `Figure` of its own, which `savefig` writes and a notebook shows; no window
-and no global state. Colours are told apart by readers who do not see all of them.
+Each function returns a new `Figure`, which can be saved with `savefig` or displayed in a notebook.
+No windows and no global state are used. Colours are safe for colour-blind readers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from minibert.errors import InputError
 
 BLUE, ORANGE, GREY, RED = "#0072b2", "#e69f00", "#8c8c8c", "#d55e00"  # Okabe and Ito's
 COLOURS = (BLUE, ORANGE, "#009e73", RED, "#cc79a7", "#56b4e9", GREY, "black")
-AMOUNTS, SIGNED = "cividis", "PuOr"  # of shares and amounts; of numbers on both sides of 0
-TOKENS = 60  # more of them cannot be read on an axis
+AMOUNTS, SIGNED = "cividis", "PuOr"  # colour maps of amounts, and of positive and negative numbers
+TOKENS = 60  # maximum number of readable tick labels on an axis
 
 
 def figure(width: float | int, height: float | int) -> Any:
-    """An empty figure, in inches.
+    """Returns an empty figure of a size in inches.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,20 +44,20 @@ def matrix(
     limits: tuple[float, float] | None = None,
     numbers: bool = False,
 ) -> Any:
-    """A matrix as colours, its rows and columns named.
+    """Plots a matrix as a heat map.
 
     Args:
-        values: `(rows, columns)`; with numbers on both sides of 0 the colours are too, if there are
-            no limits.
-        rows, columns: their names; the columns are the rows by default. None for numbers.
-        title: above it.
-        label: what the colours say, with its unit.
-        row_name, column_name: of the axes.
-        limits: the numbers of the first and last colour; by default the least and the largest.
-        numbers: whether they are written too, with two digits.
+        values: `(rows, columns)`. Positive and negative values without `limits` get a diverging
+            colour map around 0.
+        rows, columns: tick labels; `columns` defaults to `rows`. None for indices.
+        title: the title.
+        label: the label of the colour bar, with its unit.
+        row_name, column_name: labels of the axes.
+        limits: the values of the first and last colour; by default min and max.
+        numbers: whether to print the values, with two digits.
 
     Raises:
-        InputError: it is no matrix, or has not as many names.
+        InputError: if `values` is not a matrix, or the number of names does not match.
     """
     values = np.asarray(unmasked("values", values))
     if values.ndim != 2 or not values.size:
@@ -102,15 +102,15 @@ def matrix(
 
 
 def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabel: str) -> Any:
-    """How the numbers of each group are spread: a violin each, with the median and the quartiles.
+    """Plots the distribution of each group as a violin with median and quartiles.
 
     Args:
         values: `(groups, numbers)`.
-        names: of the groups.
-        title, xlabel, ylabel: with units.
+        names: the names of the groups.
+        title, xlabel, ylabel: the title and axis labels, with units.
 
     Raises:
-        InputError: there are not as many names as groups.
+        InputError: if the number of names does not match.
     """
     values = np.asarray(unmasked("values", values), float)
     if values.ndim != 2 or not values.size or len(names) != len(values):
@@ -118,30 +118,30 @@ def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabe
     made, axes = _chart(
         max(0.62 * len(names) + 1.6, 5.0), 4.2, title=title, xlabel=xlabel, ylabel=ylabel
     )
-    places = np.arange(len(names))
-    parts = axes.violinplot(list(values), positions=places, widths=0.8, showextrema=False)
+    positions = np.arange(len(names))
+    parts = axes.violinplot(list(values), positions=positions, widths=0.8, showextrema=False)
     for body in parts["bodies"]:
         body.set(facecolor=BLUE, edgecolor="none", alpha=0.45)
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=1)
-    axes.vlines(places, low, high, color=BLUE, linewidth=3)
-    axes.plot(places, middle, "o", color="white", markeredgecolor=BLUE, markersize=5)
-    axes.set_xticks(places, names)
+    axes.vlines(positions, low, high, color=BLUE, linewidth=3)
+    axes.plot(positions, middle, "o", color="white", markeredgecolor=BLUE, markersize=5)
+    axes.set_xticks(positions, names)
     return made
 
 
 def attention_maps(
     weights: Any, tokens: Sequence[str], *, title: str, names: Sequence[str] | None = None
 ) -> Any:
-    """Where each head of a layer looks, a map each, all with the same colours.
+    """Plots the attention weights of each head of a layer, with a shared colour scale.
 
     Args:
-        weights: `(heads, tokens, tokens)`: rows look at columns.
-        tokens: their names.
-        title: above all.
-        names: of the heads; `head 0`, … by default.
+        weights: `(heads, tokens, tokens)`: rows attend to columns.
+        tokens: the names of the tokens.
+        title: the title.
+        names: the names of the heads; `head 0`, … by default.
 
     Raises:
-        InputError: there are not as many tokens.
+        InputError: if the number of tokens or names does not match.
     """
     weights = np.asarray(unmasked("weights", weights))
     if weights.ndim != 3 or weights.shape[1:] != (len(tokens),) * 2 or not weights.size:
@@ -159,16 +159,16 @@ def attention_maps(
     made = figure(across * (side + 0.25) + 2.0, down * (side + 0.5) + 1.4)
     made.suptitle(title)
     grid = made.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for place in grid.flat[heads:]:
-        place.set_visible(False)
-    for place, one, name in zip(grid.flat, weights, names, strict=False):
-        image = place.imshow(one, vmin=0, vmax=float(weights.max()), cmap=AMOUNTS)
-        place.set_title(name, fontsize="medium")
-        place.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize="small")
-        place.set_yticks(range(len(tokens)), tokens, fontsize="small")
-    made.supxlabel("token looked at")
-    made.supylabel("token that looks")
-    made.colorbar(image, ax=grid, label="attention weight (share of 1)", shrink=0.8)
+    for axes in grid.flat[heads:]:
+        axes.set_visible(False)
+    for axes, one, name in zip(grid.flat, weights, names, strict=False):
+        image = axes.imshow(one, vmin=0, vmax=float(weights.max()), cmap=AMOUNTS)
+        axes.set_title(name, fontsize="medium")
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize="small")
+        axes.set_yticks(range(len(tokens)), tokens, fontsize="small")
+    made.supxlabel("key token")
+    made.supylabel("query token")
+    made.colorbar(image, ax=grid, label="attention weight", shrink=0.8)
     return made
 
 
@@ -181,19 +181,19 @@ def lines(
     start: int = 0,
     log: bool = False,
 ) -> Any:
-    """Numbers by layer or step, a line for each series.
+    """Plots numbers by layer or step, a line for each series.
 
     Args:
         series: the numbers by name.
-        title, xlabel, ylabel: with units.
-        start: what the first number is called on the axis.
-        log: whether the numbers' axis is logarithmic.
+        title, xlabel, ylabel: the title and axis labels, with units.
+        start: the x value of the first number.
+        log: whether the y axis is logarithmic.
 
     Raises:
-        InputError: there are no series.
+        InputError: if there are no series.
     """
     if not series:
-        raise InputError("series: there are none")
+        raise InputError("series: expected at least one, found none")
     scale = "log" if log else "linear"
     made, axes = _chart(8, 4, title=title, xlabel=xlabel, ylabel=ylabel, yscale=scale)
     axes.set_prop_cycle(color=COLOURS, marker=list("os^Dv*PX"))
@@ -205,84 +205,84 @@ def lines(
 
 
 def parity(found: Mapping[str, Mapping[str, Any]], bound: float) -> Any:
-    """The error of each hidden state beside PyTorch's own, and the bound, a panel for each model.
+    """Plots the error of each hidden state next to PyTorch's, a panel for each model.
 
     Args:
-        found: by model `ours` and `torch`, the largest differences of each state.
-        bound: what they must not pass.
+        found: by model, `ours` and `torch`, the maximum absolute difference of each state.
+        bound: the maximum allowed difference.
     """
     made = figure(4 * len(found) + 1, 3.8)
-    made.suptitle("Hidden states: largest difference from PyTorch in float64")
+    made.suptitle("Hidden states: maximum difference from PyTorch in float64")
     panels = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for place, (name, errors) in zip(panels, found.items(), strict=True):
+    for axes, (name, errors) in zip(panels, found.items(), strict=True):
         layers = np.arange(len(errors["ours"]))
-        place.bar(layers - 0.2, errors["ours"], 0.4, color=BLUE, label="minibert, float32")
-        place.bar(layers + 0.2, errors["torch"], 0.4, color=GREY, label="PyTorch, float32")
+        axes.bar(layers - 0.2, errors["ours"], 0.4, color=BLUE, label="minibert, float32")
+        axes.bar(layers + 0.2, errors["torch"], 0.4, color=GREY, label="PyTorch, float32")
         for layer, error in enumerate(errors["ours"]):
-            if error == 0:  # which a logarithmic axis has no place for
-                place.text(layer, bound, "0", ha="center", va="top")
-        place.axhline(bound, color=RED, linestyle="--", label=f"bound, {bound:.0e}")
-        place.set(title=name, xlabel="hidden state", yscale="log", xticks=layers)
-    panels[0].set_ylabel("largest difference")
+            if error == 0:  # a logarithmic axis cannot show it
+                axes.text(layer, bound, "0", ha="center", va="top")
+        axes.axhline(bound, color=RED, linestyle="--", label=f"bound, {bound:.0e}")
+        axes.set(title=name, xlabel="hidden state", yscale="log", xticks=layers)
+    panels[0].set_ylabel("maximum difference")
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return made
 
 
 def words(found: Sequence[Mapping[str, Any]], *, title: str) -> Any:
-    """The likeliest words of each text's gap, as bars.
+    """Plots the most probable words for each text's mask as bars.
 
     Args:
-        found: `text`, and `words` with their probabilities, the likeliest first.
-        title: above all.
+        found: `text`, and `words` with their probabilities, the most probable first.
+        title: the title.
 
     Raises:
-        InputError: there are no texts.
+        InputError: if there are no texts.
     """
     if not found:
-        raise InputError("found: there are none")
+        raise InputError("found: expected at least one text, found none")
     made = figure(8, 0.9 + 0.28 * sum(len(one["words"]) + 2 for one in found))
     made.suptitle(title)
     panels = made.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-    for place, one in zip(panels, found, strict=True):
+    for axes, one in zip(panels, found, strict=True):
         names = list(one["words"])[::-1]
-        place.barh(names, [one["words"][name] for name in names], color=BLUE)
-        place.set_title(one["text"], fontsize="medium", loc="left")
-        place.set_ylabel("word")
+        axes.barh(names, [one["words"][name] for name in names], color=BLUE)
+        axes.set_title(one["text"], fontsize="medium", loc="left")
+        axes.set_ylabel("word")
     panels[-1].set(xlabel="probability", xlim=(0, 1))
     return made
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> Any:
-    """The loss by step, of training and of evaluations.
+    """Plots the training and evaluation loss by step.
 
     Args:
-        history: metrics, as `train.Result.history` has them.
+        history: metrics, as in `train.Result.history`.
 
     Raises:
-        InputError: there are no metrics.
-        ImportError: matplotlib is not installed.
+        InputError: if no metrics have a loss.
+        ImportError: if matplotlib is not installed.
     """
     steps, losses = _logged(history, "loss")
     if not steps:
         raise InputError("history: expected metrics with a loss, found none")
-    made, axes = _chart(7, 4.2, title="Loss", xlabel="step", ylabel="loss (nats a target)")
+    made, axes = _chart(7, 4.2, title="Loss", xlabel="step", ylabel="loss (nats per target)")
     axes.plot(steps, losses, color="0.75", linewidth=0.8, label="training, as logged")
     axes.plot(steps, _averaged(losses), color=BLUE, linewidth=1.8, label="training, running mean")
-    places, values = _logged(history, "eval_loss")
-    if places:
-        axes.plot(places, values, "o-", color=ORANGE, markersize=4, label="evaluation")
+    evaluated, values = _logged(history, "eval_loss")
+    if evaluated:
+        axes.plot(evaluated, values, "o-", color=ORANGE, markersize=4, label="evaluation")
     axes.legend(frameon=False)
     return made
 
 
 def _logged(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[Any], list[Any]]:
-    """The steps at which a metric was logged, and its values."""
+    """Returns the steps at which a metric was logged, and its values."""
     lines = [line for line in history if name in line]
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def _chart(width: float | int, height: float | int, **labels: Any) -> tuple[Any, Any]:
-    """A figure and its one panel, which has a grid and no frame at the top and the right."""
+    """Returns a figure and its axes, with a grid and without top and right spines."""
     made = figure(width, height)
     axes = made.subplots()
     axes.set(**labels)
@@ -292,9 +292,9 @@ def _chart(width: float | int, height: float | int, **labels: Any) -> tuple[Any,
 
 
 def _averaged(values: Any) -> np.ndarray:
-    """The mean of each and of what is near it, over about a twentieth of the run."""
+    """Returns the centred running mean over about a twentieth of the run."""
     reach = len(values) // 40
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    near = np.minimum(reach, np.minimum(places, places[::-1]))  # as far to one side as to the other
-    return (sums[places + near + 1] - sums[places - near]) / (2 * near + 1)
+    indices = np.arange(len(values))
+    near = np.minimum(reach, np.minimum(indices, indices[::-1]))  # symmetric near the ends
+    return (sums[indices + near + 1] - sums[indices - near]) / (2 * near + 1)

@@ -1,1 +1,1 @@
-"""The model families, and what they share."""
+"""The model families and the code they share."""

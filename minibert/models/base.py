@@ -1,4 +1,4 @@
-"""Models that come from a checkpoint and go back into one; what a family of them consists of."""
+"""The base class of all models, loading and saving of pretrained models, and model families."""
 
 import dataclasses
 import os
@@ -30,22 +30,23 @@ Rngs = nnx.Rngs | None
 
 
 class PretrainedModel(Module):
-    """Base of all models. What their checkpoints may hold is data on the class.
+    """Base class of all models; facts about their checkpoints are class attributes.
 
     Attributes:
-        config_class: the config's class.
+        config_class: the class of the config.
         trunk: the name of the bare model inside a model with a head, and its tensors' prefix.
         is_trunk: whether this class is the bare model, whose own files have no such prefix.
-        rooms: the trunk's rooms, by which a file without the prefix is known.
+        submodules: names of the trunk's submodules, by which a checkpoint saved without the prefix
+            is recognised.
         heads: all heads of the family, as prefixes of tensor names.
-        optional: rooms of this class that a checkpoint need not have.
+        optional: submodules of this class that a checkpoint may lack.
         tied: tensors that are copies of another unless the checkpoint says otherwise.
-        generates: whether it scores next words, so that `generate` can go by them.
-        lora_targets: the layers that LoRA adapts when it is not told which, as PEFT has them.
+        generates: whether the model returns next-token logits, which `generate` needs.
+        lora_targets: the layers that LoRA adapts by default, as in PEFT.
         buffers: tensors that are never read, each with the reason; `#` is any layer's number.
-        blocks: where in the trunk its list of blocks is.
+        blocks: the path of the list of blocks in the trunk.
         dimensions: rules of `Sharding`: which dimensions of the parameters are heads and features.
-        segments: the config's field that limits `token_type_ids`.
+        segments: the field of the config that limits `token_type_ids`.
         has_choices: whether the arguments have an axis of choices, the second.
         needs_padding_id: whether several rows need the config's `pad_token_id`.
     """
@@ -53,7 +54,7 @@ class PretrainedModel(Module):
     config_class: ClassVar[type[Config]]
     trunk: ClassVar[str]
     is_trunk: ClassVar[bool] = False
-    rooms: ClassVar[tuple[str, ...]]
+    submodules: ClassVar[tuple[str, ...]]
     heads: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
     tied: ClassVar[Mapping[str, str]] = {}
@@ -74,11 +75,11 @@ class PretrainedModel(Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        raise TypeError(f"{type(self).__name__} is the base of models, not one itself")
+        raise TypeError(f"{type(self).__name__} is an abstract base class; use a subclass")
 
     @property
     def base_model(self) -> Any:
-        """The bare model inside one with a head; a bare model itself."""
+        """The bare model inside a model with a head; the model itself if it has no head."""
         return self if self.is_trunk else getattr(self, self.trunk)
 
     def positions(
@@ -90,15 +91,16 @@ class PretrainedModel(Module):
         past: Any = 0,
         segments: Any = None,
     ) -> Integer[Array, "#batch seq"]:
-        """The default `position_ids`: 0, 1, 2, ….
+        """Returns the default `position_ids`: 0, 1, 2, ….
 
         Args:
             input_ids: `(batch, seq)`, for families whose positions depend on them; or None.
-            tokens: `(batch, seq)`, False for padding, which is not counted; by default all is.
-            seq: how many positions there are, where nothing else says it.
-            past: how many tokens a cache has before these, `(batch, 1)` or one number.
-            segments: `(batch, seq)`, which text of its row a token belongs to; each text is
-                counted from its own start.
+            tokens: `(batch, seq)`, False for padding, which is not counted; by default every
+                position is counted.
+            seq: the number of positions, used only if no other argument determines it.
+            past: the number of tokens in the cache, `(batch, 1)` or a scalar.
+            segments: `(batch, seq)`, the index of the text within its row that a token belongs to;
+                positions of each text start at 0.
         """
         if tokens is None and segments is not None:
             tokens = jnp.ones_like(segments, bool)
@@ -108,31 +110,31 @@ class PretrainedModel(Module):
 
     @property
     def tensor_prefix(self) -> str:
-        """What the tree's canonical names have before those in this class's own files."""
+        """The prefix that canonical tensor names have and those in this class's files lack."""
         return f"{self.trunk}." if self.is_trunk else ""
 
     @property
     def blocks_path(self) -> str:
-        """Where in this model its list of blocks is."""
+        """The path of the list of blocks in this model."""
         return self.blocks if self.is_trunk else f"{self.trunk}.{self.blocks}"
 
     @property
     def block_paths(self) -> list[str]:
-        """Where in this model the blocks are that run, in order."""
+        """The paths of the blocks that are executed, in order."""
         count = self.base_model.config.num_hidden_layers
         return [f"{self.blocks_path}.{number}" for number in range(count)]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether the backward pass computes a block's inner results again, to save memory."""
+        """Whether the backward pass recomputes the activations inside blocks, to save memory."""
         return self.base_model.execution.remat
 
     def gradient_checkpointing_enable(self) -> None:
-        """Lets the backward pass compute a block's inner results again."""
+        """Makes the backward pass recompute the activations inside blocks."""
         self._set_remat(True)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keeps a block's inner results for the backward pass, as by default."""
+        """Stores the activations inside blocks for the backward pass, which is the default."""
         self._set_remat(False)
 
     def _set_remat(self, remat: bool) -> None:
@@ -179,31 +181,31 @@ class PretrainedModel(Module):
         sharding: Sharding | None = None,
         output_loading_info: bool = False,
     ) -> Model | tuple[Model, LoadingInfo]:
-        """Loads a model from a folder or the Hugging Face Hub; in evaluation mode, and strictly.
+        """Loads a model strictly, in evaluation mode, from a folder or the Hugging Face Hub.
 
         Args:
             source: a folder with config.json and weights, or a repository of the Hub.
             revision: a branch, tag or commit of the repository.
-            subfolder: where in the folder or repository the model is.
-            cache_dir: in place of the Hub's usual cache.
-            token: for private repositories.
-            local_files_only: whether to use the Hub's cache alone.
-            dtype: what to compute in; None for the parameters' own dtype.
-            param_dtype: what to store parameters in; None for each as it is in the file.
-            new_head: whether a head that the checkpoint lacks is started afresh.
+            subfolder: the path of the model in the folder or repository.
+            cache_dir: a folder to use instead of the Hub's default cache.
+            token: access token for private repositories.
+            local_files_only: whether to use only the Hub's cache.
+            dtype: the dtype of computations; None for the dtype of the parameters.
+            param_dtype: the dtype of the parameters; None for that of each tensor in the file.
+            new_head: whether a head that the checkpoint lacks is newly initialised.
             rngs: random keys for a new head.
-            num_labels: how many labels, in place of the config's.
-            id2label: the labels' names, in place of the config's.
+            num_labels: the number of labels; overrides the config.
+            id2label: the names of the labels; overrides the config.
             allow_pickle: whether a `pytorch_model.bin` may be opened.
-            sharding: on which devices to put which part of each parameter; no device, and no
-                host, ever has the model whole.
+            sharding: how parameters are distributed over devices; no device and no host ever holds
+                the whole model.
             output_loading_info: whether to return a `LoadingInfo` too.
 
         Raises:
-            SourceError: there is no such model; or its files were replaced while they were read.
-            UnsupportedConfigError: an adapter is beside the weights.
-            ConfigError: config.json is wrong, or asks for what is not implemented.
-            WeightsFileError: a weights file is damaged, or a pickle and not allowed.
+            SourceError: there is no such model, or its files were replaced during loading.
+            UnsupportedConfigError: the folder contains an adapter beside the weights.
+            ConfigError: config.json is invalid, or requests something that is not implemented.
+            WeightsFileError: a weights file is damaged, or is a pickle and `allow_pickle` is off.
             CheckpointMismatchError: tensors and leaves do not correspond one to one.
             MissingHeadError: the checkpoint lacks this class's head.
         """
@@ -236,20 +238,21 @@ class PretrainedModel(Module):
     ) -> None:
         """Writes a Hugging Face folder: config.json and safetensors that transformers reads.
 
-        The files are there complete, flushed and checked, or not at all, even if the process is
-        killed. Files in the folder that are not a model's, such as a tokenizer's, stay. Tied copies
-        are left out, as transformers does.
+        The write is atomic: even if the process is killed, either all files are there, flushed and
+        verified, or none is. Other files in the folder, such as a tokenizer's, are left alone. Tied
+        copies are omitted, as in transformers.
 
         Args:
-            folder: where to. It may exist; it must not hold a model's files unless `overwrite`.
-            max_shard_size: larger models are split into shards and an index.
-            overwrite: whether to replace a model's files in the folder: its config and
+            folder: the target folder. It may exist, but must not contain model files unless
+                `overwrite` is True.
+            max_shard_size: larger models are split into shards with an index.
+            overwrite: whether to replace model files in the folder: config.json,
                 generation_config.json, weights in any format, and adapters.
-            config: in place of `model.config`, for a model whose layers, heads or embeddings were
-                changed by hand. It must describe the model as it is.
+            config: the config to write instead of `model.config`, for a model whose layers, heads
+                or embeddings were changed by hand. It must describe the model as it is.
 
         Raises:
-            TargetError: the folder holds a model, or cannot be written; or a parameter is NaN or
+            TargetError: the folder contains a model, or cannot be written; or a parameter is NaN or
                 infinite.
             CheckpointMismatchError: the config does not describe the model: parameters are missing,
                 extra, or of another shape.
@@ -263,15 +266,15 @@ ModelClass = type[PretrainedModel]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of models: what loading, pipelines, training, conversion and tests read of it.
+    """A family of models, as loading, pipelines, training, conversion and tests need it.
 
     Attributes:
-        models: its classes, the bare model first.
-        by_heads: which class holds a checkpoint that names none, by the heads among its tensors,
+        models: the classes of the family, the bare model first.
+        by_heads: the class of a checkpoint whose config names none, by the heads among its tensors
             in the order of the classes' `heads`.
-        causal: classes in place of those if the config's `is_decoder` is true.
-        tasks: which class a task takes: the tasks of `minibert.pipeline`, and pretraining and
-            continuation of `minibert train`. Feature extraction takes the bare model.
+        causal: for some of these classes, the one that replaces it if `is_decoder` is true.
+        tasks: the class of each task: the tasks of `minibert.pipeline`, and pretraining and
+            continuation of `minibert train`. Feature extraction uses the bare model.
     """
 
     models: tuple[ModelClass, ...]
@@ -281,12 +284,12 @@ class Family:
 
     @property
     def base(self) -> ModelClass:
-        """The bare model's class."""
+        """The class of the bare model."""
         return self.models[0]
 
     @property
     def config(self) -> type[Config]:
-        """The config's class."""
+        """The class of the config."""
         return self.base.config_class
 
     @property
@@ -310,15 +313,15 @@ def load_pretrained(
     sharding: Sharding | None = None,
     **where: Any,
 ) -> tuple[Model, LoadingInfo]:
-    """Finds a checkpoint, opens it once, and loads it into the class that `choose` names.
+    """Finds a checkpoint, opens it once, and loads it into the class that `choose` returns.
 
     Args:
-        choose: from the contents of config.json, the tensors and the folder to the class.
+        choose: maps the contents of config.json, the tensors and the folder to the class.
         source: a folder, or a repository of the Hub.
-        opened: in place of `open_source`.
-        where: what else `hub.model_folder` takes.
+        opened: called instead of `open_source`.
+        where: other arguments of `hub.model_folder`.
 
-    The rest, and what is raised, is as in `PretrainedModel.from_pretrained`.
+    Other arguments and the errors raised are those of `PretrainedModel.from_pretrained`.
     """
     folder = model_folder(source, allow_pickle=allow_pickle, **where)
     labels = {"num_labels": num_labels, "id2label": id2label}

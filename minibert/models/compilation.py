@@ -1,8 +1,8 @@
-"""Compiled programs of models, and a model as a fast callable, with next to no cost a call.
+"""Compiled programs of models, and `compiled`, a model as a callable with little overhead.
 
-`nnx.jit` walks the module tree on every call, 10 ms and more of a twelve-layer model. Here the tree
-is flattened once: its definition is closed over, its leaves are passed as arguments (a captured
-weight would become a constant of the program).
+`nnx.jit` traverses the module tree on every call, which takes 10 ms and more for twelve layers.
+Here the tree is flattened once: its definition is closed over, and its leaves are passed as
+arguments (a captured weight would become a constant of the program).
 """
 
 import functools
@@ -25,8 +25,8 @@ from minibert.nn.tree import parameters
 
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-OPERATORS = {"floordiv", "max", "min", "mod"}  # not names in a shape of jax.export
-PROGRAMS = 256  # functions kept for models to come, each with a program a shape
+OPERATORS = {"floordiv", "max", "min", "mod"}  # reserved words in shapes of jax.export
+PROGRAMS = 256  # size of the LRU cache of jitted functions, each with one program per shape
 FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -40,13 +40,13 @@ def program(
 ) -> Callable[..., Any]:
     """Returns the compiled `function(model, *arguments, *static)`, called `(leaves, *arguments)`.
 
-    Models of one architecture share it; parameters are no constants of it.
+    Models of one architecture share it: parameters are arguments, not constants.
 
     Args:
-        function: of a model and arrays; it must not be made anew for each call.
+        function: a function of a model and arrays; it must be the same object in every call.
         treedef: the model's definition: `leaves, treedef = jax.tree.flatten(model)`.
-        static: its last arguments, hashable.
-        donate: the numbers of arguments whose memory the results may take; the leaves are 0.
+        static: hashable last arguments of `function`.
+        donate: indices of the arguments whose buffers are donated; index 0 is the leaves.
     """
 
     def call(leaves: list[Any], *arguments: Any) -> Any:
@@ -57,12 +57,12 @@ def program(
 
 
 class Compiled:
-    """A model's call, compiled; made by `compiled`.
+    """A compiled model; returned by `compiled`.
 
     Attributes:
-        model: the model, as it was when it was compiled.
-        config: its config.
-        parameters: its arrays, by path.
+        model: the model.
+        config: the config of the model.
+        parameters: the arrays of the model at the time it was compiled, by path.
     """
 
     def __init__(self, model: Any):
@@ -74,17 +74,19 @@ class Compiled:
         self._programs: dict[Static, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes the model's own arguments and returns its own output.
+        """Takes the arguments of the model's call and returns its output.
 
         Raises:
-            InputError: an argument is wrong, as for the model; or `rngs` are given, which a
-                compiled model does not take: dropout is for training.
+            InputError: an argument is invalid, as in the model's call; or `rngs` is passed: a
+                compiled model is in evaluation mode.
         """
         if len(args) > len(self._names):
-            raise InputError(f"{len(args)} arguments; expected at most {len(self._names)}")
+            raise InputError(
+                f"expected at most {len(self._names)} positional arguments, found {len(args)}"
+            )
         given = dict(zip(self._names, args, strict=False))
         if twice := given.keys() & kwargs.keys():
-            raise InputError(f"{sorted(twice)[0]}: given twice")
+            raise InputError(f"{sorted(twice)[0]}: passed both by position and by name")
         given = _plain({n: v for n, v in (given | kwargs).items() if v is not None})
         if "rngs" in given:
             raise InputError("rngs: a compiled model has no dropout; call the model itself")
@@ -96,19 +98,19 @@ class Compiled:
         return self._programs[static](self._leaves, _checked(self.model, arrays))
 
     def warm_up(self, *shapes: Any, **options: Any) -> "Compiled":
-        """Compiles the programs of batches to come, by running each once.
+        """Compiles the programs for batches of some shapes by executing each once.
 
         Args:
-            shapes: of `input_ids`, each `(batch, seq)`, of multiple choice `(batch, choices, seq)`;
-                an `attention_mask` of ones is passed too.
-            options: the model's arguments that are no arrays, as they will be given;
-                `attention_mask=None` if there will be none.
+            shapes: shapes of `input_ids`: `(batch, seq)`, for multiple choice
+                `(batch, choices, seq)`; an `attention_mask` of ones is passed too.
+            options: non-array arguments of the model as later calls will pass them;
+                `attention_mask=None` if they will pass no mask.
 
         Returns:
-            Itself.
+            The object itself.
 
         Raises:
-            InputError: a shape is none of positive whole numbers, or not one the model takes.
+            InputError: a shape does not consist of positive integers, or the model rejects it.
         """
         for shape in shapes:
             if not isinstance(shape, Sequence) or len(shape) < 2:
@@ -126,22 +128,22 @@ class Compiled:
         platforms: Any = None,
         **options: Any,
     ) -> jax.export.Exported:
-        """The program alone, for processes that have neither minibert nor Flax.
+        """Exports the program for processes that have neither minibert nor Flax.
 
-        `export().serialize()` is bytes for a file; JAX writes and reads them with flatbuffers. What
-        `jax.export.deserialize` makes of them has a `call` that takes arrays by path, as in
-        `parameters`, and int32 inputs by name; it returns the outputs by name. It does not check
-        values: a word that the model does not know is NaN. The precision of its products is the
-        one that holds while it is exported.
+        `export().serialize()` returns bytes for a file; JAX needs flatbuffers to write and to read
+        them. The object that `jax.export.deserialize` makes of them has a `call` that takes arrays
+        by path, as in `parameters`, and int32 inputs by name; it returns the outputs by name. It
+        does not check values: a token id outside the vocabulary yields NaN. The precision of matrix
+        products is the one that is in effect during the export.
 
         Args:
-            shape: of the inputs; a name in place of a number leaves that size open.
-            inputs: which of the model's arguments: `token_type_ids` and `position_ids` too.
-            platforms: those that it is for, such as `["cpu", "cuda", "tpu"]`; by default this one.
-            options: the model's arguments that are no arrays, fixed in the program.
+            shape: the shape of the inputs; a name in place of a number leaves that size open.
+            inputs: names of array arguments; `token_type_ids` and `position_ids` are possible too.
+            platforms: target platforms, such as `["cpu", "cuda", "tpu"]`; by default this one.
+            options: non-array arguments of the model, fixed in the program.
 
         Raises:
-            InputError: an argument is wrong.
+            InputError: an argument is invalid.
         """
         _check_some("inputs", inputs, [name for name in self._names if name in EXPORTED])
         if platforms is not None:
@@ -149,13 +151,15 @@ class Compiled:
         options = _plain(options)
         for name, value in options.items():
             if name not in self._kinds:
-                raise InputError(f"{name}: is no argument of {type(self.model).__name__}")
+                raise InputError(f"{name}: not an argument of {type(self.model).__name__}")
             if name in EXPORTED:
-                raise InputError(f"{name}: is an array; name it in inputs")
+                raise InputError(f"{name}: an array argument; name it in inputs")
             if name == "rngs":
                 raise InputError("rngs: an exported program has no dropout")
             if not isinstance(value, bool | int | str):
-                raise InputError(f"{name}: expected an option, no array; found {shown(value)}")
+                raise InputError(
+                    f"{name}: expected a bool, an int or a string, found {shown(value)}"
+                )
         if options.get("use_cache"):
             raise InputError("use_cache: an exported program has no cache; found True")
         sizes = _open_shape(shape, self.config.max_tokens)
@@ -173,13 +177,13 @@ class Compiled:
 
 
 def compiled(model: Any) -> Compiled:
-    """A model in evaluation mode as a fast callable, with its own signature and outputs.
+    """Returns a fast callable with the signature and outputs of a model in evaluation mode.
 
-    It keeps the weights the model has now. Inputs are checked by value before every call. Models
-    of one architecture share their programs.
+    It keeps the current weights of the model. The values of its inputs are checked before every
+    call. Models of one architecture share their programs.
 
     Raises:
-        InputError: it is no model, or in training mode.
+        InputError: `model` is not a model, or is in training mode.
     """
     if not isinstance(model, nnx.Module) or not hasattr(model, "config"):
         raise InputError(f"model: expected a model, found {shown(type(model).__name__)}")
@@ -188,20 +192,22 @@ def compiled(model: Any) -> Compiled:
 
 
 def check_evaluation(model: Any) -> None:
-    """Raises an `InputError` if dropout is on: a program without keys could not drop anything."""
+    """Raises an `InputError` if dropout is on, which a program without random keys cannot apply."""
     for _, module in nnx.iter_modules(model):
         if getattr(module, "deterministic", True) is False and getattr(module, "rate", 0):
-            raise InputError("model: is in training mode; switch dropout off with model.eval()")
+            raise InputError(
+                "model: expected evaluation mode, found training mode; call model.eval()"
+            )
 
 
 def _check_some(name: str, given: Any, known: Sequence[str]) -> None:
-    """Raises an `InputError` if an argument is no list of known names, with one at least."""
+    """Raises an `InputError` if an argument is not a non-empty list of known names."""
     if not isinstance(given, list | tuple) or not given or any(one not in known for one in given):
         raise InputError(f"{name}: expected some of {', '.join(known)}; found {shown(given)}")
 
 
 def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
-    """A shape for an export; what is open in its last size is at most what the model takes."""
+    """Returns the symbolic shape for an export; a symbolic last size is at most `longest`."""
     good = isinstance(shape, tuple | list) and len(shape) >= 2
     if not good or not all(
         size.isidentifier() and size not in OPERATORS
@@ -209,7 +215,9 @@ def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
         else type(size) is int and size > 0
         for size in shape
     ):
-        raise InputError(f'shape: expected such as ("batch", 128), found {shown(shape)}')
+        raise InputError(
+            f'shape: expected sizes or names, such as ("batch", 128), found {shown(shape)}'
+        )
     bound = [f"{shape[-1]} <= {longest}"] if isinstance(shape[-1], str) else []
     return tuple(jax.export.symbolic_shape(", ".join(map(str, shape)), constraints=bound))
 
@@ -219,7 +227,7 @@ def _forward(model: Any, arrays: dict[str, Any], static: Static) -> Any:
 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with numpy's scalars as Python's; flags are checked."""
+    """Returns the arguments with NumPy scalars as Python's, after checking flags."""
     plain = {
         name: value.item() if isinstance(value, np.bool_ | np.integer) else value
         for name, value in given.items()
@@ -228,7 +236,7 @@ def _plain(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, their values checked: shapes and dtypes are checked as they are traced."""
+    """Returns the arrays after checking their values; shapes and dtypes are checked by tracing."""
     limits, checked = index_limits(model), {}
     for name, value in arrays.items():
         if isinstance(value, KVCache):
@@ -237,10 +245,11 @@ def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
             limit = limits[name]
             array = checked_indices(name, value, getattr(model.config, limit), limit)
             if isinstance(array, np.ndarray):
-                array = array.astype(np.int32)  # one program for all
+                array = array.astype(np.int32)  # one program for all integer dtypes
             checked[name] = array
         elif name in ("attention_mask", "encoder_attention_mask"):
-            checked[name] = checked_zeros_and_ones(name, value).astype(bool)  # one program for all
+            # one program for all dtypes of masks
+            checked[name] = checked_zeros_and_ones(name, value).astype(bool)
         else:
             checked[name] = as_array(name, value)
             if not np.ndim(checked[name]):
@@ -249,7 +258,7 @@ def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(model: Any) -> dict[str, Any]:
-    """The kinds of a model's arguments by name; its trunk's too, if it passes arguments on."""
+    """Returns the kinds of a model's arguments by name, with those it passes on to its trunk."""
     own = {name: one.kind for name, one in inspect.signature(model).parameters.items()}
     kinds = set(own.values())
     named = {name: kind for name, kind in own.items() if kind not in VARIABLE}

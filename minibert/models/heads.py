@@ -1,4 +1,4 @@
-"""Heads that several families have, each on top of the bare model of its family."""
+"""Heads shared by several families, each on top of the bare model of its family."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -20,17 +20,17 @@ from minibert.nn.layers import Dropout, Linear, TiedLinear
 
 
 class ModelWithHead(PretrainedModel):
-    """A bare model, under the name that its family gives it, and a head.
+    """A bare model, in the attribute that its family names (`trunk`), with a head.
 
     Args:
         config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
+        rngs: random keys to initialise weights; None builds shapes only, for a loader to fill.
+        dtype: the dtype of computations; None for the dtype of the parameters.
+        param_dtype: the dtype of the parameters.
 
     Attributes:
-        base_class: the bare model's class.
-        base_options: what else its constructor is given.
+        base_class: the class of the bare model.
+        base_options: further arguments of its constructor.
     """
 
     base_class: ClassVar[Callable[..., PretrainedModel]]
@@ -50,14 +50,14 @@ class ModelWithHead(PretrainedModel):
         self._add_head(config, **options)
 
     def _add_head(self, config: Any, **options: Any) -> None:
-        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+        raise TypeError(f"{type(self).__name__} has no head; use a class with a head")
 
     def _lm_logits(self, hidden: Any) -> Array:
-        """Logits of every token, `(…, hidden)` to `(…, vocab)`."""
+        """Returns the vocabulary logits of hidden states, `(…, hidden)` to `(…, vocab)`."""
         raise TypeError(f"{type(self).__name__} has no language-model head")
 
     def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
-        """An empty cache, as the bare model makes it."""
+        """Returns an empty cache; see `init_cache` of the bare model."""
         return self.base_model.init_cache(batch_size, max_length)
 
 
@@ -80,7 +80,7 @@ class ForCausalLM(ModelWithHead):
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes the bare model's arguments; returns logits of the last `logits_to_keep` positions.
 
-        0, the default, is all positions.
+        With 0, the default, it returns those of all positions.
         """
         outputs = self.base_model(*args, **kwargs)
         return CausalLMOutputWithCrossAttentions(
@@ -103,7 +103,7 @@ class ForTokenClassification(ModelWithHead):
 
 
 class ForQuestionAnswering(ModelWithHead):
-    """A model that scores every token as the start and as the end of an answer."""
+    """A model that scores each token as the start and as the end of an answer."""
 
     def _add_head(self, config: Any, **options: Any) -> None:
         self.qa_outputs = projection(config, 2, **options)
@@ -134,5 +134,5 @@ def lm_projection(config: Any, **options: Any) -> TiedLinear:
 
 
 def kept(outputs: Any, *names: str) -> dict[str, Any]:
-    """Returns what a model's output has from the bare model's output."""
+    """Returns the fields that a model's output takes over from the bare model's output."""
     return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}

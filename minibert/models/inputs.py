@@ -1,8 +1,8 @@
 """Validation of model inputs, before anything is dispatched.
 
-JAX does not raise on a bad index: it clamps, wraps or fills. So inputs that are concrete are
-checked by value here; under a caller's own `jax.jit` only shapes and dtypes can be, and an index
-that slips through turns into NaN in `layers.Embed`.
+JAX does not raise on a bad index: it clamps, wraps or fills. Therefore the values of concrete
+inputs are checked here. Under a caller's own `jax.jit` only shapes and dtypes can be checked, and
+`layers.Embed` returns NaN for an index out of range.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from minibert.nn.cache import KVCache
 
 
 def index_limits(model: Any) -> dict[str, str]:
-    """The field of the config that limits each argument of indices."""
+    """Returns, for each argument of indices, the field of the config that limits it."""
     return {
         "input_ids": "vocab_size",
         "token_type_ids": getattr(model, "segments", "vocab_size"),
@@ -36,19 +36,19 @@ def index_limits(model: Any) -> dict[str, str]:
 
 
 class ModelInputs(NamedTuple):
-    """The arguments of a model's call, checked.
+    """The checked arguments of a model's call.
 
     Attributes:
         input_ids: `(batch, seq)` integers, or None.
         inputs_embeds: `(batch, seq, hidden)` floats, or None.
         token_type_ids: `(batch or 1, seq)` integers, or None.
         position_ids: `(batch or 1, seq)` integers.
-        mask: `(batch, 1, seq or 1, seq)` booleans, True where a query may look at a key; or None.
+        mask: `(batch, 1, seq or 1, seq)` booleans, True where a query attends to a key; or None.
         head_mask: `(layers, heads)` floats, or None.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` floats, or None.
         encoder_mask: `(batch, 1, 1, encoder_seq)` booleans, or None.
-        past: the cache given, or None.
-        batch, seq: the sizes.
+        past: the cache that was passed, or None.
+        batch, seq: the number of rows and of new tokens in each.
     """
 
     input_ids: Any
@@ -77,16 +77,16 @@ def model_inputs(
     encoder_attention_mask: Any,
     past_key_values: Any,
 ) -> ModelInputs:
-    """Checks a call's arguments against the model's config; its call says what they are.
+    """Checks the arguments of a call against the config of the model.
 
     Args:
-        model: the bare model.
+        model: the bare model; its `__call__` describes the other arguments.
 
     Raises:
         InputError: an argument is of the wrong shape or type, out of range or contradictory.
     """
     if (input_ids is None) == (inputs_embeds is None):
-        raise InputError("input_ids, inputs_embeds: give exactly one of the two")
+        raise InputError("input_ids, inputs_embeds: pass exactly one of the two")
     config = model.config
     longest = config.max_tokens, config.max_tokens_name
     if input_ids is not None:
@@ -125,7 +125,7 @@ def _indices(model: Any, name: str, given: Any, batch: Size, seq: Size) -> Array
 def _positions(
     model: Any, input_ids: Any, given: Any, past: KVCache | None, batch: Size, seq: Size
 ) -> Array:
-    """The positions given; else the model's own, which go on from the cache."""
+    """Returns the positions passed, else the model's defaults, which continue those in `past`."""
     config = model.config
     if given is not None:
         return _indices(model, "position_ids", given, batch, seq)
@@ -133,8 +133,8 @@ def _positions(
         return model.positions(input_ids, seq=seq)
     if (taken := concrete(past.index)) + seq > config.max_tokens:
         raise InputError(
-            f"past_key_values: {taken} tokens and {seq} more; expected at most "
-            f"{config.max_tokens} ({config.max_tokens_name})"
+            f"past_key_values: expected at most {config.max_tokens} tokens in all "
+            f"({config.max_tokens_name}), found {taken} in the cache and {seq} new ones"
         )
     return model.positions(input_ids, seq=seq, past=past.index)
 
@@ -145,8 +145,8 @@ def _attention_mask(mask: Any, past: KVCache | None, batch: Size, seq: Size) -> 
     mask = zeros_and_ones("attention_mask", mask)
     if past is not None and mask.shape != (batch, seq):
         raise InputError(
-            f"attention_mask: expected shape {(batch, seq)}, of the tokens given now (the cache "
-            f"remembers those before them), found {mask.shape}"
+            f"attention_mask: expected shape {(batch, seq)}, for the new tokens only (the cache "
+            f"stores the mask of earlier ones), found {mask.shape}"
         )
     shaped("attention_mask", mask, [(batch, seq), (batch, seq, seq)])
     return attention_mask_to_bool(mask)
@@ -165,7 +165,9 @@ def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
     if past is None:
         return None
     if not config.is_decoder:
-        raise InputError("past_key_values: only a decoder has a past, and config.is_decoder is off")
+        raise InputError(
+            "past_key_values: only a decoder has a cache, and config.is_decoder is false"
+        )
     if not isinstance(past, KVCache):
         raise InputError(
             "past_key_values: expected a KVCache (model.init_cache), found "
@@ -187,13 +189,13 @@ def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
         raise InputError(f"past_key_values: expected {batch} rows in all of its arrays")
     if crossed and not config.add_cross_attention:
         raise InputError(
-            "past_key_values: remembers an encoder, and the model has no cross-attention"
+            "past_key_values: contains states of an encoder, but the model has no cross-attention"
         )
     written = concrete(past.index)
     if written + seq > past.length:
         raise InputError(
-            f"past_key_values: room for {past.length} tokens, {written} taken; expected at most "
-            f"{past.length - written} more, found {seq}"
+            f"past_key_values: expected at most {past.length - written} new tokens (capacity "
+            f"{past.length}, of which {written} are used), found {seq}"
         )
     return past
 
@@ -201,18 +203,18 @@ def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
 def encoder_inputs(
     config: Any, states: Any, mask: Any, batch: Size
 ) -> tuple[Array | None, Array | None]:
-    """Checks an encoder's states, `(batch, encoder_seq, hidden)`, and their padding mask.
+    """Checks an encoder's hidden states, `(batch, encoder_seq, hidden)`, and their padding mask.
 
     Returns:
-        The states, and the mask as booleans `(batch, 1, 1, encoder_seq)`; None for what is not
-        given.
+        The states, and the mask as booleans `(batch, 1, 1, encoder_seq)`; each None if it was not
+        passed.
 
     Raises:
         InputError: they are of the wrong shape or type, or the model has no cross-attention.
     """
     if states is None:
         if mask is not None:
-            raise InputError("encoder_attention_mask: given without encoder_hidden_states")
+            raise InputError("encoder_attention_mask: passed without encoder_hidden_states")
         return None, None
     if not config.add_cross_attention:
         raise InputError(
@@ -237,59 +239,64 @@ def encoder_inputs(
 def joined_choices(
     *, optional: bool = False, **arrays: Any
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """Joins the batch and choices axes of the arguments of a multiple-choice model.
+    """Merges the batch and choices axes of the arguments of a multiple-choice model.
 
     Args:
-        optional: whether there may be no axis of choices; then nothing is joined.
-        arrays: the arguments that have both axes, by name; None for those not given.
+        optional: whether the axis of choices may be missing; then nothing is merged.
+        arrays: the arguments that have both axes, by name; None for those not passed.
 
     Returns:
-        `(batch, choices)`, or `(batch,)`; and the arguments with the two axes made one.
+        `(batch, choices)`, or `(batch,)`; and the arguments with the two axes merged.
 
     Raises:
-        InputError: an argument is too short of axes, or does not agree with the others.
+        InputError: an argument has too few axes, or sizes of arguments differ.
     """
     name = "inputs_embeds" if arrays["input_ids"] is None else "input_ids"
     if arrays[name] is None:
-        raise InputError("input_ids, inputs_embeds: give exactly one of the two")
-    words = as_array(name, arrays[name])
-    if optional and words.ndim == (2 if name == "input_ids" else 3):
-        return words.shape[:1], arrays
-    if words.ndim < 3:
-        raise InputError(f"{name}: expected shape (batch, choices, seq, …), found {words.shape}")
-    lead, joined = words.shape[:2], dict(arrays)
+        raise InputError("input_ids, inputs_embeds: pass exactly one of the two")
+    tokens = as_array(name, arrays[name])
+    if optional and tokens.ndim == (2 if name == "input_ids" else 3):
+        return tokens.shape[:1], arrays
+    if tokens.ndim < 3:
+        raise InputError(f"{name}: expected shape (batch, choices, seq, …), found {tokens.shape}")
+    first, lead, joined = name, tokens.shape[:2], dict(arrays)
     for name, value in arrays.items():
         if value is not None:
             array = as_array(name, value)
             if array.ndim < 3 or array.shape[:2] != lead:
                 raise InputError(
-                    f"{name}: expected {lead[0]} rows of {lead[1]} choices first, as the words "
-                    f"have; found shape {array.shape}"
+                    f"{name}: expected shape ({lead[0]}, {lead[1]}, …), with the batch and choices "
+                    f"of {first}, found {array.shape}"
                 )
             joined[name] = array.reshape(lead[0] * lead[1], *array.shape[2:])
     return lead, joined
 
 
 def choice_indices(mc_token_ids: Any, lead: tuple[int, ...], seq: int) -> Array | None:
-    """Checks which token stands for each choice: integers of shape `lead`, below `seq`.
+    """Checks the index of the token that represents each choice.
+
+    Args:
+        mc_token_ids: integers of shape `lead`, at least 0 and less than `seq`; or None.
+        lead: `(batch, choices)` or `(batch,)`.
+        seq: the length of the choices.
 
     Raises:
-        InputError: they are not.
+        InputError: the shape or type is wrong, or an index is out of range.
     """
     if mc_token_ids is None:
         return None
     chosen = shaped("mc_token_ids", indices("mc_token_ids", mc_token_ids, seq, "seq"), [lead])
     if chosen.dtype.itemsize < 4:  # too narrow to hold `seq`
         chosen = chosen.astype(jnp.int32)
-    # while it is traced, a negative one would count from the end: past the end it gives NaN
+    # values cannot be checked under `jax.jit`: an invalid index becomes `seq`, which yields NaN
     return jnp.where((chosen >= 0) & (chosen < seq), chosen, jnp.int32(seq))
 
 
 def kept_positions(hidden: Array, logits_to_keep: Any) -> Array:
-    """The last `logits_to_keep` positions of `(batch, seq, hidden)`; all of them for 0.
+    """Returns the last `logits_to_keep` positions of `(batch, seq, hidden)`; all of them for 0.
 
     Raises:
-        InputError: it is not a number of positions.
+        InputError: `logits_to_keep` is not an integer of at least 0.
     """
     kept = whole("logits_to_keep", logits_to_keep, 0)
     return hidden[:, -kept:]

@@ -1,7 +1,7 @@
-"""What models return: frozen dataclasses with Hugging Face's names, counts and order.
+"""Model outputs: frozen dataclasses with the names, number and order of Hugging Face's fields.
 
 Every output is a JAX pytree. `out.logits`, `out["logits"]` and `out[0]` all work; as in
-transformers, positions count only the fields that are not None.
+transformers, integer indices count only the fields that are not None.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ States = tuple[Array, ...] | None
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ModelOutput(Mapping[str, Any]):
-    """Base of the outputs: frozen dataclasses, pytrees, and mappings of what is not None."""
+    """Base class of outputs: a frozen dataclass, a pytree, and a mapping of fields not None."""
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
@@ -41,20 +41,20 @@ class ModelOutput(Mapping[str, Any]):
         return getattr(self, key)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
+        """Returns the fields that are not None, in order."""
         return tuple(getattr(self, name) for name in self)
 
 
 class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
-    """The output of a decoder's trunk.
+    """The output of a bare decoder.
 
     Attributes:
         last_hidden_state: `(batch, seq, hidden)`.
-        past_key_values: a `KVCache`, if one was given or asked for.
-        hidden_states: the embeddings' output and each layer's, each `(batch, seq, hidden)`; the
-            last one is `last_hidden_state`.
-        attentions: each layer's weights, `(batch, heads, queries, keys)`.
-        cross_attentions: each layer's weights over the encoder's states.
+        past_key_values: a `KVCache`, if one was passed or requested.
+        hidden_states: the output of the embeddings and of each layer, each `(batch, seq, hidden)`;
+            the last one is `last_hidden_state`.
+        attentions: the attention weights of each layer, `(batch, heads, queries, keys)`.
+        cross_attentions: the weights of each layer over the encoder's states.
     """
 
     last_hidden_state: Array
@@ -65,7 +65,7 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
 
 
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
-    """The output of a BERT; `pooler_output` is `(batch, hidden)`, None without a pooler."""
+    """The output of a bare BERT; `pooler_output` is `(batch, hidden)`, None without a pooler."""
 
     last_hidden_state: Array
     pooler_output: Array | None = None
@@ -76,7 +76,7 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
 
 
 class Scores(ModelOutput):
-    """`logits`: scores of one kind; what each subclass's are is said there."""
+    """Base class of outputs with `logits`, which each subclass describes."""
 
     logits: Array
     hidden_states: States = None
@@ -84,7 +84,7 @@ class Scores(ModelOutput):
 
 
 class ScoresWithPast(ModelOutput):
-    """`logits`: scores of one kind, and the cache if one was given or asked for."""
+    """Base class of outputs with `logits`, and the cache if one was passed or requested."""
 
     logits: Array
     past_key_values: KVCache | None = None
@@ -93,13 +93,13 @@ class ScoresWithPast(ModelOutput):
 
 
 class CausalLMOutputWithCrossAttentions(ScoresWithPast):
-    """`logits`: a score for every next word at every position, `(batch, seq, vocab)`."""
+    """`logits`: a score for each next token at each position, `(batch, seq, vocab)`."""
 
     cross_attentions: States = None
 
 
 class GPT2DoubleHeadsModelOutput(ModelOutput):
-    """`logits` `(batch, choices, seq, vocab)`; `mc_logits` a score a choice, `(batch, choices)`."""
+    """`logits`: `(batch, choices, seq, vocab)`; `mc_logits`: a score for each choice."""
 
     logits: Array
     mc_logits: Array
@@ -109,15 +109,15 @@ class GPT2DoubleHeadsModelOutput(ModelOutput):
 
 
 class SequenceClassifierOutputWithPast(ScoresWithPast):
-    """`logits`: a score for every label, `(batch, labels)`."""
+    """`logits`: a score for each label, `(batch, labels)`."""
 
 
 class MaskedLMOutput(Scores):
-    """`logits`: a score for every word of the vocabulary, `(batch, seq, vocab)`."""
+    """`logits`: a score for each token of the vocabulary, `(batch, seq, vocab)`."""
 
 
 class BertForPreTrainingOutput(ModelOutput):
-    """`prediction_logits` `(batch, seq, vocab)`; `seq_relationship_logits` `(batch, 2)`."""
+    """`prediction_logits`: `(batch, seq, vocab)`; `seq_relationship_logits`: `(batch, 2)`."""
 
     prediction_logits: Array
     seq_relationship_logits: Array
@@ -126,23 +126,23 @@ class BertForPreTrainingOutput(ModelOutput):
 
 
 class NextSentencePredictorOutput(Scores):
-    """`logits` `(batch, 2)`: index 0 means "the second sentence follows the first"."""
+    """`logits`: `(batch, 2)`; index 0 means "the second sentence follows the first"."""
 
 
 class SequenceClassifierOutput(Scores):
-    """`logits`: a score for every label, `(batch, labels)`."""
+    """`logits`: a score for each label, `(batch, labels)`."""
 
 
 class MultipleChoiceModelOutput(Scores):
-    """`logits`: a score for every choice, `(batch, choices)`."""
+    """`logits`: a score for each choice, `(batch, choices)`."""
 
 
 class TokenClassifierOutput(Scores):
-    """`logits`: a score for every label at every position, `(batch, seq, labels)`."""
+    """`logits`: a score for each label at each position, `(batch, seq, labels)`."""
 
 
 class QuestionAnsweringModelOutput(ModelOutput):
-    """`start_logits` and `end_logits`: a score for every position, `(batch, seq)` each."""
+    """`start_logits` and `end_logits`: a score for each position, `(batch, seq)` each."""
 
     start_logits: Array
     end_logits: Array
@@ -151,18 +151,18 @@ class QuestionAnsweringModelOutput(ModelOutput):
 
 
 class GenerateOutput(ModelOutput):
-    """Generated texts, on the host.
+    """Generated sequences, as NumPy arrays.
 
     Attributes:
-        sequences: `(rows, seq + generated)` ids, prompts included.
-        log_probs: `(rows, generated)`, each token's under the model, before any rule; 0 behind a
-            text's end.
-        sequences_scores: `(rows,)`, of a beam search: log-probability over a power of the length.
-        scores: for every step `(rows, vocab)`: what the token was chosen by. Of a beam search the
-            rows are its beams.
-        logits: for every step `(rows, vocab)`: what the model said.
-        beam_indices: `(rows, generated)`, of a beam search: the row of `scores` in which each
-            token was chosen; −1 behind a text's end.
+        sequences: `(rows, seq + generated)` token ids, including the prompts.
+        log_probs: `(rows, generated)`, the log-probability of each token under the model, before
+            any logits processor; 0 after EOS.
+        sequences_scores: `(rows,)`, beam search only: log-probability over a power of the length.
+        scores: for each step `(rows, vocab)`: the processed scores from which the token was chosen.
+            In beam search the rows are beams.
+        logits: for each step `(rows, vocab)`: the unprocessed logits of the model.
+        beam_indices: `(rows, generated)`, beam search only: the row of `scores` in which each token
+            was chosen; −1 after EOS.
     """
 
     sequences: Any

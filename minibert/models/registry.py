@@ -1,4 +1,4 @@
-"""The model a checkpoint asks for: the class its config names, or the one its tensors fit."""
+"""Choice of the model class of a checkpoint: by its config, or else by its tensors."""
 
 import inspect
 from collections.abc import Collection
@@ -20,14 +20,14 @@ LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).p
 
 
 def task_classes(task: str) -> tuple[ModelClass, ...]:
-    """The classes that a task takes, one of each family that has one."""
+    """Returns the classes for a task, one of each family that supports it."""
     if task == "feature-extraction":
         return tuple(family.base for family in FAMILIES)
     return tuple(family.tasks[task] for family in FAMILIES if task in family.tasks)
 
 
 def model_class(data: dict[str, Any], source: TensorSource, where: str) -> ModelClass:
-    """Chooses the class for a checkpoint.
+    """Returns the model class for a checkpoint.
 
     Args:
         data: the contents of config.json.
@@ -35,15 +35,15 @@ def model_class(data: dict[str, Any], source: TensorSource, where: str) -> Model
         where: the folder, for messages.
 
     Raises:
-        ConfigError: `architectures` or `model_type` names nothing that minibert has.
-        SourceError: neither the config nor the tensors decide.
+        ConfigError: `architectures` or `model_type` is not one that minibert has.
+        SourceError: neither the config nor the tensors determine the class.
     """
     if named := data.get("architectures"):
         name = named[0] if isinstance(named, list) else named
         if not isinstance(name, str) or name not in MODELS:
             raise ConfigError(
-                f"{where}: architectures: {shown(name)} is none of the {len(MODELS)} classes that "
-                f"minibert has{suggest(str(name), MODELS, count=3)}"
+                f"{where}: architectures: expected one of minibert's {len(MODELS)} classes, found "
+                f"{shown(name)}{suggest(str(name), MODELS, count=3)}"
             )
         return MODELS[name]
     cls = class_by_tensors(data, source.tensors)
@@ -53,23 +53,23 @@ def model_class(data: dict[str, Any], source: TensorSource, where: str) -> Model
         known, found = " or ".join(map(repr, BY_TYPE)), shown(data["model_type"])
         raise ConfigError(f"{where}: model_type: expected {known}, found {found}")
     raise SourceError(
-        f"{where}: config.json has no architectures, and its tensors fit several classes or "
-        "none; name one, such as minibert.BertForMaskedLM.from_pretrained"
+        f"{where}: config.json has no architectures, and the tensors do not determine a class; "
+        "call from_pretrained of a class, such as minibert.BertForMaskedLM"
     )
 
 
 def class_by_tensors(data: dict[str, Any], names: Collection[str]) -> ModelClass | None:
-    """The one class whose heads are those among the tensors; None if there is no such class.
+    """Returns the class whose heads are exactly those among the tensors; None if there is none.
 
-    The family is that of the config's `model_type`; without one, that whose prefix the tensors'
-    names have, else the first whose submodules are there.
+    The family is given by the config's `model_type`; without one, by the prefix of the tensor
+    names, else it is the first one that has a submodule of these names.
     """
     family = _family(data, names)
     if family is None:
         return None
     base = family.base
     full = [
-        f".{base.trunk}.{name}" if name.split(".")[0] in base.rooms else f".{name}"
+        f".{base.trunk}.{name}" if name.split(".")[0] in base.submodules else f".{name}"
         for name in names
     ]
     heads = tuple(head for head in base.heads if any(f".{head}." in name for name in full))
@@ -83,14 +83,14 @@ def _family(data: dict[str, Any], names: Collection[str]) -> Family | None:
         return BY_TYPE.get(kind) if isinstance(kind, str) else None
     parts = {part for name in names for part in name.split(".")[:-1]}
     named = [family for family in FAMILIES if family.base.trunk in parts]
-    fitting = [family for family in FAMILIES if not parts.isdisjoint(family.base.rooms)]
+    fitting = [family for family in FAMILIES if not parts.isdisjoint(family.base.submodules)]
     return [*named, *fitting, *FAMILIES][0]
 
 
 def load(source: AnyPath, *, output_loading_info: bool = False, **options: Any) -> Any:
     """Loads a checkpoint into the class named by its `architectures`, else by its tensors.
 
-    Takes what `PretrainedModel.from_pretrained` takes, and returns and raises what it does.
+    Arguments, results and errors are those of `PretrainedModel.from_pretrained`.
     """
     model, info = load_pretrained(model_class, source, **options)
     return (model, info) if output_loading_info else model
@@ -99,13 +99,13 @@ def load(source: AnyPath, *, output_loading_info: bool = False, **options: Any) 
 def load_model(
     task: str, classes: tuple[ModelClass, ...], source: Any, **options: Any
 ) -> PretrainedModel:
-    """Loads a checkpoint, whatever class it names, into the task's class of its family.
+    """Loads a checkpoint into its family's class for a task, whatever class its config names.
 
     Raises:
-        ConfigError: the task has no class of that family.
+        ConfigError: the family has no class for the task.
         MissingHeadError: the checkpoint lacks the head.
 
-    What else is raised is as in `PretrainedModel.from_pretrained`.
+    Other errors are those of `PretrainedModel.from_pretrained`.
     """
 
     def choose(data: dict[str, Any], tensors: TensorSource, where: str) -> ModelClass:

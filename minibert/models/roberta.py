@@ -1,12 +1,12 @@
-"""RoBERTa: BERT with other positions and other heads.
+"""RoBERTa: BERT with different positions and different heads.
 
 Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", arXiv:1907.11692. Names,
-nesting and numbers follow transformers' `modeling_roberta.py`. Every model here is called with
-`BertModel`'s arguments, by the same names and in the same order.
+nesting and numerics follow transformers' `modeling_roberta.py`. Every model takes the arguments of
+`BertModel`, with the same names and in the same order.
 
-Positions count from `pad_token_id + 1`, over the tokens that are not padding by their id; padding
-has the position `pad_token_id`. So a text has at most `max_position_embeddings - pad_token_id - 1`
-tokens.
+Positions count from `pad_token_id + 1`, over the tokens whose id is not that of padding; padding
+has the position `pad_token_id`. A text therefore has at most
+`max_position_embeddings - pad_token_id - 1` tokens.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ from minibert.text.batching import numbered
 class RobertaConfig(BertConfig):
     """The shape and settings of a RoBERTa; field names and defaults are Hugging Face's.
 
-    The defaults are those of Hugging Face's class; `base` has those of the published model.
+    `base` and `large` return the configs of the published models.
     """
 
     model_type = "roberta"
@@ -55,18 +55,18 @@ class RobertaConfig(BertConfig):
         if self.max_tokens < 1:
             raise ConfigError(
                 f"max_position_embeddings: expected at least {self.pad_token_id + 2}, as positions "
-                f"begin after pad_token_id ({self.pad_token_id}); found "
+                f"start after pad_token_id ({self.pad_token_id}), found "
                 f"{self.max_position_embeddings}"
             )
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a text the model takes."""
+        """The maximum number of tokens in a text."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @property
     def max_tokens_name(self) -> str:
-        """Where `max_tokens` comes from, for messages."""
+        """The formula of `max_tokens`, for messages."""
         return "max_position_embeddings - pad_token_id - 1"
 
     @property
@@ -76,12 +76,12 @@ class RobertaConfig(BertConfig):
 
     @classmethod
     def base(cls, **changes: Any) -> "RobertaConfig":
-        """RoBERTa-base: 12 layers of 768, 125 million parameters, 512 tokens."""
+        """Returns the config of RoBERTa-base: 12 layers of 768, 125 million parameters."""
         return cls._sized(changes, **PUBLISHED)
 
     @classmethod
     def large(cls, **changes: Any) -> "RobertaConfig":
-        """RoBERTa-large: 24 layers of 1024, 355 million parameters, 512 tokens."""
+        """Returns the config of RoBERTa-large: 24 layers of 1024, 355 million parameters."""
         return cls._sized(changes, **PUBLISHED, **LARGE)
 
 
@@ -93,14 +93,14 @@ PUBLISHED = {
 
 
 class RobertaPreTrainedModel(BertPreTrainedModel):
-    """What every RoBERTa class shares: the facts about its checkpoints."""
+    """Base class of all RoBERTa models: facts about their checkpoints."""
 
     config_class = RobertaConfig
     trunk = "roberta"
     heads = ("lm_head", "classifier", "classifier.out_proj", "qa_outputs", "roberta.pooler")
     buffers = {
-        "roberta.embeddings.position_ids": "0, 1, 2, …, which the code counts itself",
-        "roberta.embeddings.token_type_ids": "zeros, which the code makes itself",
+        "roberta.embeddings.position_ids": "0, 1, 2, …, which are computed",
+        "roberta.embeddings.token_type_ids": "zeros, which are computed",
     }
 
 
@@ -119,7 +119,7 @@ class RobertaEmbeddings(BertEmbeddings):
         inputs_embeds: Any = None,
         rngs: Rngs = None,
     ) -> Hidden:
-        """Embeds token ids, or takes `inputs_embeds`; token types are 0 by default."""
+        """Embeds token ids, or uses `inputs_embeds`; token types are 0 by default."""
         if position_ids is None and input_ids is not None:
             position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
         elif position_ids is None:
@@ -128,18 +128,18 @@ class RobertaEmbeddings(BertEmbeddings):
 
 
 def counted(tokens: Any, pad: int, *, past: Any = 0, segments: Any = None) -> Array:
-    """The positions of tokens (True) from `pad + 1`, and `pad` for padding."""
+    """Returns the positions of tokens (True), counted from `pad + 1`, and `pad` for padding."""
     return pad + jnp.where(tokens, numbered(tokens, segments) + past, 0)
 
 
 class RobertaModel(RobertaPreTrainedModel, BertModel):
-    """The bare encoder, with the pooler if its checkpoint has one.
+    """The bare encoder, with a pooler if the checkpoint has one.
 
     Args:
         config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
+        rngs: random keys to initialise weights; None builds shapes only, for a loader to fill.
+        dtype: the dtype of computations; None for the dtype of the parameters.
+        param_dtype: the dtype of the parameters.
         add_pooling_layer: whether there is a pooler.
     """
 
@@ -155,7 +155,7 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
         past: Any = 0,
         segments: Any = None,
     ) -> Integer[Array, "#batch seq"]:
-        """The default `position_ids`: see `PretrainedModel.positions` for the arguments."""
+        """Returns the default `position_ids`; see `PretrainedModel.positions` for the arguments."""
         pad: Any = self.config.pad_token_id
         if input_ids is None:
             plain = super().positions(None, tokens, seq=seq, past=past, segments=segments)
@@ -167,23 +167,23 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
 
 
 class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
-    """A `RobertaModel` under the name `roberta`, and a head."""
+    """A `RobertaModel`, in the attribute `roberta`, with a head."""
 
     base_class = RobertaModel
 
 
 class RobertaLMHead(LMHead):
-    """Scores every token of the vocabulary at every position."""
+    """The language-model head: scores each token of the vocabulary at each position."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
         hidden = config.hidden_size
         self.dense = projection(config, hidden, **options)
-        self.act = activation("gelu", **options)  # whatever the config's is
+        self.act = activation("gelu", **options)  # not `config.hidden_act`, as in transformers
         self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
 
     def transform(self, hidden: Hidden) -> Hidden:
-        """Dense, gelu, LayerNorm: what precedes the decoder."""
+        """Applies the layers before the decoder: dense, GELU, LayerNorm."""
         return self.layer_norm(self.act(self.dense(hidden)))
 
 
@@ -202,15 +202,15 @@ class _RobertaWithLMHead(RobertaWithHead):
 
 
 class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead):
-    """RoBERTa with its masked-token head."""
+    """RoBERTa with a masked language model head."""
 
 
 class RobertaForCausalLM(ForCausalLM, _RobertaWithLMHead):
-    """RoBERTa as a decoder, with a score for every next token; `config.is_decoder` makes it one."""
+    """RoBERTa with a next-token head; a causal decoder if `config.is_decoder` is set."""
 
 
 class RobertaClassificationHead(Module):
-    """Dense, tanh and a classifier over the first token."""
+    """The sequence classification head: dense, tanh and a classifier over the first token."""
 
     def __init__(self, config: RobertaConfig, **options: Any):
         rate = config.classifier_dropout
@@ -219,7 +219,7 @@ class RobertaClassificationHead(Module):
         self.out_proj = projection(config, config.num_labels, **options)
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
-        """Returns a score for every label."""
+        """Returns a score for each label."""
         first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
         return self.out_proj(self.dropout(first, rngs))
 
@@ -233,14 +233,14 @@ class RobertaForSequenceClassification(RobertaWithHead):
         self.classifier = RobertaClassificationHead(config, **options)
 
     def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
-        """Takes `BertModel`'s arguments; returns a score for every label."""
+        """Takes `BertModel`'s arguments; returns a score for each label, `(batch, labels)`."""
         outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(outputs.last_hidden_state, rngs)
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
 class RobertaForMultipleChoice(RobertaWithHead, BertForMultipleChoice):
-    """RoBERTa with a score for each of several continuations."""
+    """RoBERTa with a multiple-choice head: a score for each of several continuations."""
 
     def _add_head(self, config: Any, **options: Any) -> None:
         super()._add_head(config, **options)
@@ -248,11 +248,11 @@ class RobertaForMultipleChoice(RobertaWithHead, BertForMultipleChoice):
 
 
 class RobertaForTokenClassification(RobertaWithHead, BertForTokenClassification):
-    """RoBERTa with a classifier at every position."""
+    """RoBERTa with a token classification head: scores of labels at each position."""
 
 
 class RobertaForQuestionAnswering(RobertaWithHead, BertForQuestionAnswering):
-    """RoBERTa with a start and an end score at every position."""
+    """RoBERTa with a question answering head: a start and an end score at each position."""
 
 
 FAMILY = Family(

@@ -1,4 +1,4 @@
-"""The run through a stack of blocks, shared by the families: states, weights and cache kept."""
+"""Execution of a stack of transformer blocks, shared by all families."""
 
 import dataclasses
 import functools
@@ -21,17 +21,17 @@ from minibert.nn.layers import Linear
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, gathered_module
 
-TOKENS = 1024  # of a group of rows: the states of more leave a CPU's caches
+TOKENS = 1024  # in a group of rows: the hidden states of more do not fit into a CPU's caches
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model is executed, which changes time and memory and not what it computes.
+    """Execution options of a model, which affect time and memory but not its results.
 
     Attributes:
-        remat: whether the backward pass computes a block's inner results again, to save memory.
-        sharding: on which devices parameters are stored and used.
-        row_groups: whether a CPU is given some rows at a time, so that the states stay in its
+        remat: whether the backward pass recomputes the activations inside blocks, to save memory.
+        sharding: how parameters and computations are distributed over devices.
+        row_groups: whether a CPU processes a few rows at a time, so that hidden states stay in its
             caches.
     """
 
@@ -41,16 +41,16 @@ class Execution:
 
 
 def state_dtype(embeddings: Any, layer: Any) -> Any:
-    """Returns the dtype of hidden states: the one that is set, else the wider of two modules'."""
+    """Returns the dtype of hidden states: `embeddings.dtype`, or the wider of the parameters'."""
     stored = embeddings.embedding[...].dtype, layer.kernel[...].dtype
     return embeddings.dtype or jnp.promote_types(*stored)
 
 
 def with_execution(model: Any, **changes: Any) -> Any:
-    """Returns a copy of a model, with the same arrays, whose `execution` is changed.
+    """Returns a copy of a model with the same arrays and a changed `execution`.
 
     Args:
-        model: any module; parts of it that have no `execution` stay as they are.
+        model: any module; submodules that have no `execution` are not changed.
         changes: fields of `Execution`.
     """
     copy = jax.tree.map(lambda leaf: leaf, model)
@@ -78,16 +78,16 @@ def run_blocks(
     """Applies blocks one after the other.
 
     Args:
-        blocks: those that run, in order; each takes hidden states, its mask, its heads' factors,
-            the encoder's states, their mask, its part of the cache and random keys.
-        hidden: what goes in.
-        masks: where a query may look, in each block that runs.
-        head_mask: a factor for each layer's heads' weights.
-        encoded: an encoder's states.
-        encoder_mask: which of them are not padding.
-        past: the cache, the new tokens marked in it.
+        blocks: the blocks in order; each takes hidden states, an attention mask, a head mask, the
+            encoder's hidden states, their mask, its layer of the cache and random keys.
+        hidden: the input of the first block.
+        masks: the attention mask of each block, True where a query attends to a key.
+        head_mask: factors for the attention weights of each layer's heads.
+        encoded: hidden states of an encoder.
+        encoder_mask: True where these are not padding.
+        past: the cache, in which the new tokens are already marked.
         rngs: random keys for dropout.
-        execution: how the blocks are executed.
+        execution: execution options.
     """
     if past is not None and encoded is None:
         encoder_mask = past.cross_mask
@@ -115,18 +115,18 @@ def run_blocks(
 
 
 def _run(block: Any, *given: Any) -> BlockOutput:
-    """One block; its random keys are drawn inside, so that it may be run twice."""
+    """Applies a block; random keys are split inside, so that rematerialisation repeats them."""
     *rest, key = given
     return block(*rest, None if key is None else nnx.Rngs(dropout=key))
 
 
 def _run_in_groups(block: Any, hidden: Array, *given: Any) -> BlockOutput:
-    """One block, in a program for a CPU given some rows at a time."""
+    """Applies a block; programs for a CPU apply it to a few rows at a time."""
     *arrays, layer, key = given
     if not known(hidden.shape):
         return _run(block, hidden, *given)
     rows = divisor(hidden.shape[0], TOKENS // hidden.shape[1])
-    # for want of a divisor, groups could be so small that their products are slow
+    # if the batch has no suitable divisor, groups may be so small that matrix products are slow
     small = rows == hidden.shape[0] or 2 * rows * hidden.shape[1] < TOKENS
     if small or layer is not None or key is not None:
         return _run(block, hidden, *given)
@@ -165,7 +165,7 @@ def _runner(execution: Execution) -> Callable[..., BlockOutput]:
     run = _run if sharding is None else functools.partial(_run_sharded, sharding)
     if sharding is None or remat:
         return jax.checkpoint(run)
-    # a layer's parameters are put together again for its backward pass, not kept
+    # a layer's gathered parameters are not stored but gathered again for its backward pass
     return run if sharding.parts == 1 else jax.checkpoint(run, policy=_all_but_moved)
 
 
@@ -186,27 +186,31 @@ def _key(rngs: Any) -> Array | None:
 def past_and_mask(
     given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: Any, causal: bool
 ) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
-    """A decoder's mask, and its cache with the new tokens marked.
+    """Returns a decoder's attention mask, and its cache with the new tokens marked.
 
     Args:
-        given: the call's arguments.
-        new_cache: makes a cache, if one is wanted and none was given.
-        use_cache: whether one is wanted.
+        given: the arguments of the call.
+        new_cache: makes an empty cache; called if `use_cache` is set and no cache was passed.
+        use_cache: whether to use a cache.
         causal: whether a token attends only to itself and to those before it.
 
     Raises:
-        InputError: a cache is wanted beside a mask that has a row for each query.
+        InputError: a new cache is requested with a mask that has a row for each query.
     """
     past = given.past
     if past is None and use_cache:
         if given.mask is not None and given.mask.shape[2] > 1:
-            raise InputError("attention_mask: with a cache, expected shape (batch, seq)")
+            raise InputError(
+                "attention_mask: expected shape (batch, seq) with a cache, found (batch, seq, seq)"
+            )
         past = new_cache()
     return decoder_mask(given.batch, given.seq, given.mask, past, causal)
 
 
-def asked(outputs: Any, config: Any, states: bool | None, weights: bool | None) -> dict[str, Any]:
-    """Which of a run's records a call returns: those it asks for, else those its config does."""
+def requested_outputs(
+    outputs: Any, config: Any, states: bool | None, weights: bool | None
+) -> dict[str, Any]:
+    """Returns the cache, and the states and weights that the call or else the config requests."""
     states = config.output_hidden_states if states is None else states
     weights = config.output_attentions if weights is None else weights
     return {

@@ -1,1 +1,1 @@
-"""Layers, activations, attention, caches and poolings: arithmetic and parameters, no files."""
+"""Layers, activations, attention, caches and pooling; independent of configs and files."""

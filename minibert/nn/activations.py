@@ -1,8 +1,8 @@
-"""Every activation transformers knows, by definition rather than by name.
+"""The activations of transformers, under their names there.
 
-Source: `ACT2CLS` in transformers' `activations.py`. `gelu` is the exact one (Hendrycks & Gimpel,
-arXiv:1606.08415); `gelu_new`, `gelu_pytorch_tanh`, `gelu_python_tanh` and `gelu_accurate` are its
-tanh form. `prelu` and `xielu` have parameters of their own, which a checkpoint holds.
+Source: `ACT2CLS` in transformers' `activations.py`. `gelu` is the exact form (Hendrycks & Gimpel,
+arXiv:1606.08415); `gelu_new`, `gelu_pytorch_tanh`, `gelu_python_tanh` and `gelu_accurate` are the
+tanh approximation. `prelu` and `xielu` have parameters, which are stored in the checkpoint.
 """
 
 import math
@@ -19,7 +19,7 @@ from minibert.nn.numerics import widen
 
 
 def _gelu(x: Array) -> Array:
-    # PyTorch's own formula; erfc keeps digits where x is negative, and takes twice the time
+    # PyTorch's formula; erfc is more accurate for negative x, and takes twice the time
     wide = widen(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -34,8 +34,8 @@ def _softplus(x: Array) -> Array:
 
 
 def _sqrt_softplus(x: Array) -> Array:
-    # softplus(x) is exp(x) to the last bit below -40, and further down underflows to 0, where a
-    # root has no derivative
+    # softplus(x) equals exp(x) to the last bit below -40; further down it underflows to 0, where
+    # the square root has no derivative
     low = x < -40
     root = jnp.sqrt(_softplus(jnp.where(low, 0, x)))
     return jnp.where(low, jnp.exp(jnp.where(low, x, 0) / 2), root)
@@ -80,12 +80,12 @@ class Activation(Module):
         self.name = self.printed = name
 
     def __call__(self, x: Array) -> Array:
-        """Applies the activation elementwise; shape and dtype stay."""
+        """Applies the activation elementwise; keeps shape and dtype."""
         return ACTIVATIONS[self.name](widen(x)).astype(x.dtype)
 
 
 class PReLU(Module):
-    """`torch.nn.PReLU`: negative values times one learned weight (He et al., arXiv:1502.01852)."""
+    """`torch.nn.PReLU`: negative values times a learned weight (He et al., arXiv:1502.01852)."""
 
     printed = "1"
 
@@ -94,17 +94,17 @@ class PReLU(Module):
         self.weight = nnx.Param(constant(0.25)(key, (1,), param_dtype))
 
     def __call__(self, x: Array) -> Array:
-        """Applies the activation elementwise; shape and dtype stay."""
+        """Applies the activation elementwise; keeps shape and dtype."""
         wide = widen(x)
         return jnp.where(wide > 0, wide, self.weight[...] * wide).astype(x.dtype)
 
 
 class Buffer(nnx.Variable):
-    """A constant that Hugging Face keeps in the checkpoint; not a parameter, never trained."""
+    """A constant that Hugging Face stores in the checkpoint; it is not trained."""
 
 
 class XIELU(Module):
-    """transformers' xIELU (Huang, arXiv:2411.13010), with its two parameters and two constants."""
+    """The xIELU of transformers (Huang, arXiv:2411.13010): two parameters and two constants."""
 
     printed = ""
 
@@ -116,7 +116,7 @@ class XIELU(Module):
         self.eps = Buffer(constant(-1e-6)(key, (), param_dtype))
 
     def __call__(self, x: Array) -> Array:
-        """Applies the activation elementwise; shape and dtype stay."""
+        """Applies the activation elementwise; keeps shape and dtype."""
         wide = widen(x)
         beta, eps = jax.lax.stop_gradient((self.beta[...], self.eps[...]))
         alpha_p = _softplus(self.alpha_p[...])
@@ -133,7 +133,7 @@ ACTIVATION_NAMES = (*ACTIVATIONS, *LEARNED)
 def activation(
     name: str, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike, dtype: DTypeLike | None = None
 ) -> Module:
-    """The module of that name, one of `ACTIVATION_NAMES`; the input's dtype decides `dtype`."""
+    """Returns the activation module of a name in `ACTIVATION_NAMES`; `dtype` is ignored."""
     if name in LEARNED:
         return LEARNED[name](rngs=rngs, param_dtype=param_dtype)
     return Activation(name)

@@ -29,7 +29,7 @@ from minibert.nn.attention_cpu import context_on_cpu
 def attention_mask_to_bool(
     attention_mask: Integer[Array, "batch *queries keys"] | Bool[Array, "batch *queries keys"],
 ) -> Bool[Array, "batch 1 queries keys"]:
-    """Makes the mask `attend` takes: True where a query may look at a key.
+    """Returns the mask that `attend` takes: True where a query attends to a key.
 
     Args:
         attention_mask: 1 for a token and 0 for padding, `(batch, keys)`; or one such row for each
@@ -42,14 +42,14 @@ def attention_mask_to_bool(
 def causal_mask(
     queries: Size, keys: Size, offset: int | Integer[Array, ""] = 0
 ) -> Bool[Array, "1 1 queries keys"]:
-    """True where a key comes no later than the query; query `i` stands at key `offset + i`."""
+    """Returns True where a key is not after the query; query `i` is at position `offset + i`."""
     return (jnp.arange(keys) <= offset + jnp.arange(queries)[:, None])[None, None]
 
 
 def split_heads(
     hidden: Float[Array, "batch seq hidden"], heads: int
 ) -> Float[Array, "batch heads seq head_dim"]:
-    """Cuts the last axis into heads, which become the second axis."""
+    """Splits the last axis into heads, which become the second axis."""
     batch, seq, width = hidden.shape
     return hidden.reshape(batch, seq, heads, width // heads).swapaxes(1, 2)
 
@@ -57,7 +57,7 @@ def split_heads(
 def merge_heads(
     hidden: Float[Array, "batch heads seq head_dim"],
 ) -> Float[Array, "batch seq hidden"]:
-    """Joins the heads again: the inverse of `split_heads`."""
+    """Merges the heads; the inverse of `split_heads`."""
     batch, heads, seq, head_dim = hidden.shape
     return hidden.swapaxes(1, 2).reshape(batch, seq, heads * head_dim)
 
@@ -74,19 +74,19 @@ def attend(
     dropout: Callable[[Array], Array] | None = None,
     sharded: bool = False,
 ) -> tuple[Float[Array, "batch heads queries head_dim"], Float[Array, "batch heads queries keys"]]:
-    """Attention of every query over the keys its mask allows.
+    """Computes scaled dot-product attention of each query over the keys that its mask allows.
 
     Scores and their softmax are computed in float32 or wider. A query whose mask allows no key
-    attends to all of them equally, as in PyTorch, so that a row of padding stays finite.
+    attends to all of them equally, as in PyTorch, so that rows of padding stay finite.
 
     Args:
         query, key, value: the projections, already split into heads.
-        scale: what the scores are multiplied with; 1/√head_dim when None.
-        mask: True where a query may look at a key; None for everywhere.
-        bias: added to the scaled scores, such as one of relative positions.
+        scale: the factor of the scores; None for 1/√head_dim.
+        mask: True where a query attends to a key; None for everywhere.
+        bias: added to the scaled scores, for example a relative position bias.
         head_mask: a factor for each head's weights.
         dropout: applied to the weights.
-        sharded: whether the arrays are split over devices, so that cutting them would gather them.
+        sharded: whether the arrays are split over devices, so that slicing would gather them.
 
     Returns:
         The weighted values, and the weights after dropout and head mask.
@@ -100,7 +100,7 @@ def attend(
         weights = weights * head_mask[:, None, None].astype(weights.dtype)
     changed = dropout is not None or head_mask is not None
     if not (changed or sharded) and isinstance(query, Tracer):
-        # a program that does not return the weights does not compute them
+        # a program that does not return the weights need not compute them
         return _context(scale, query, key, value, mask, bias), weights
     return _weighted(weights, value), weights
 
@@ -122,7 +122,7 @@ def _weighted(weights: Array, value: Array) -> Array:
 def _context(
     scale: float, query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
 ) -> Float[Array, "batch heads queries head_dim"]:
-    """The weighted values alone, in the way that suits the platform; its derivative is plain."""
+    """Returns the weighted values only, by platform-specific code; its JVP is that of `_plain`."""
     return jax.lax.platform_dependent(
         query,
         key,

@@ -1,4 +1,4 @@
-"""Attention on a CPU: the weighted values, in the form that XLA's CPU compiler runs fastest.
+"""Attention on a CPU, in the form for which XLA's CPU compiler generates the fastest code.
 
 The arguments and the axes are those of `attention.attend`.
 """
@@ -11,22 +11,22 @@ from jaxtyping import Float
 from minibert.core.checks import known
 
 # Bytes of scores on a CPU:
-KERNEL_HEAD = 1 << 18  # of a head, up to which XLA computes attention in one kernel, keeping none
-KERNEL_SCORES = 16 << 20  # of the heads computed at a time where it does that,
-CACHED_SCORES = 4 << 20  # and where it does not: as many as the caches hold
+KERNEL_HEAD = 1 << 18  # per head, up to which XLA fuses attention into a kernel that stores none
+KERNEL_SCORES = 16 << 20  # of all heads computed at a time with that kernel,
+CACHED_SCORES = 4 << 20  # and without it: as many as fit into the caches
 
 
 def context_on_cpu(
     scale: float, query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
 ) -> Float[Array, "batch heads queries head_dim"]:
-    """One division a query, not one a weight; and no more scores at a time than caches hold."""
+    """Computes attention with one division per query and scores that fit into the caches."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     if mask is not None:
-        # added as PyTorch does it: the sum is the lowest number itself, and XLA has a kernel for it
+        # added as in PyTorch: the sum is the lowest number itself, and XLA has a kernel for it
         bias = jnp.where(mask, 0 if bias is None else bias, jnp.finfo(wide).min).astype(wide)
 
     def weighted(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
-        # else XLA would spread both over all scores, once for all layers, and read that in each
+        # else XLA broadcasts both to the shape of the scores once and reads that in every layer
         query, bias, factor = jax.lax.optimization_barrier((query, bias, jnp.asarray(scale, wide)))
         scores = factor * jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
         scores = scores if bias is None else scores + bias
@@ -43,7 +43,7 @@ def context_on_cpu(
     if (rows_at_once, heads_at_once) == (batch, heads):
         return weighted(query, key, value, bias)
     groups_of_heads = heads // heads_at_once
-    # heads last but one, as they come from the projections: XLA drops the exchange and its inverse
+    # heads last but one, as in the projections: XLA removes this transpose and its inverse
     query, key, value = (array.swapaxes(1, 2) for array in (query, key, value))
 
     def add(number: Array, context: Array) -> Array:
@@ -68,7 +68,7 @@ def context_on_cpu(
 
 
 def _group(batch: int, heads: int, head_bytes: int) -> tuple[int, int]:
-    """How many rows and heads are computed at a time."""
+    """Returns the number of rows and of heads to compute at a time."""
     most = KERNEL_SCORES if head_bytes <= KERNEL_HEAD else CACHED_SCORES
     if batch * heads * head_bytes <= most:
         return batch, heads
@@ -78,5 +78,5 @@ def _group(batch: int, heads: int, head_bytes: int) -> tuple[int, int]:
 
 
 def divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most `most`, and at least 1."""
+    """Returns the largest divisor of `number` that is at most `most`, and at least 1."""
     return next((size for size in range(min(number, most), 0, -1) if number % size == 0), 1)

@@ -1,7 +1,7 @@
-"""The key-value cache of a decoder: static shapes, so that one compiled step serves every token.
+"""The key-value cache of a decoder, with static shapes: one compiled step serves every token.
 
-Keys and values of all layers lie in arrays of a fixed length; `index` says how much of it is
-written. What has not been written, and what was padding, is never attended to.
+Keys and values of each layer are stored in arrays of a fixed length; `index` is the number of slots
+written. Slots that are not yet written, or that hold padding, are never attended to.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from minibert.core.checks import Size, unmasked, whole
 from minibert.errors import InputError
 from minibert.nn.attention import causal_mask
 
-# A leaf: an array, or what JAX puts in its place as it rebuilds a tree.
+# A leaf: an array, or the placeholder that JAX uses when it rebuilds a tree.
 Leaf = Any
 Projected = Float[Array, "batch heads length head_dim"]
 
 
 class LayerCache(NamedTuple):
-    """What one layer sees of a `KVCache`.
+    """One layer of a `KVCache`.
 
     Attributes:
         key, value: the projections of earlier tokens, `(batch, heads, length, head_dim)`.
-        index: how many slots of them are written, a scalar.
-        cross_key, cross_value: those of the encoder's states, `(batch, heads, encoder_seq,
-            head_dim)`; None before they are known, or if there is no encoder.
+        index: the number of slots written, a scalar.
+        cross_key, cross_value: the projections of the encoder's states, `(batch, heads,
+            encoder_seq, head_dim)`; None before they are computed, or without an encoder.
     """
 
     key: Array
@@ -42,11 +42,11 @@ class LayerCache(NamedTuple):
     cross_value: Array | None = None
 
     def append(self, key: Projected, value: Projected) -> "LayerCache":
-        """Writes new projections behind the old; NaN, if there is no room for all of them."""
+        """Appends projections; writes NaN if they exceed the capacity."""
         fits = self.index + key.shape[2] <= self.key.shape[2]
 
         def written(old: Array, new: Array) -> Array:
-            # dynamic_update_slice would move the start back and overwrite what is there
+            # dynamic_update_slice would clamp the start index and overwrite earlier slots
             new = jnp.where(fits, new, jnp.nan).astype(old.dtype)
             return jax.lax.dynamic_update_slice_in_dim(old, new, self.index, axis=2)
 
@@ -54,13 +54,13 @@ class LayerCache(NamedTuple):
 
 
 class BlockOutput(NamedTuple):
-    """What a block returns.
+    """The output of a transformer block.
 
     Attributes:
         hidden: the new hidden states, `(batch, seq, hidden)`.
         weights: the attention weights, `(batch, heads, seq, keys)`.
-        cross_weights: those over the encoder's states; None without an encoder.
-        past: the cache; None without one.
+        cross_weights: the weights over the encoder's states; None without an encoder.
+        past: the updated layer of the cache; None without a cache.
     """
 
     hidden: Array
@@ -72,10 +72,10 @@ class BlockOutput(NamedTuple):
 def encoder_projections(
     project: Callable[[Array], tuple[Array, Array]], encoded: Array | None, past: LayerCache | None
 ) -> tuple[Array | None, Array | None, LayerCache | None]:
-    """The keys and values of an encoder's states: projected if it is given, else remembered.
+    """Returns keys and values of an encoder's states: projected if these are passed, else cached.
 
     Returns:
-        The keys and values, None without an encoder; and the cache, which now remembers them.
+        The keys and values, None without an encoder; and the cache, which now contains them.
     """
     if encoded is None:
         return (None, None, None) if past is None else (past.cross_key, past.cross_value, past)
@@ -88,15 +88,15 @@ def encoder_projections(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class KVCache:
-    """What a decoder remembers of the tokens it has seen; a JAX pytree.
+    """The keys and values of a decoder's earlier tokens; a JAX pytree.
 
     Attributes:
         keys, values: for each layer `(batch, heads, length, head_dim)`.
         mask: `(batch, length)`, True where a slot holds a token that is not padding.
-        index: how many slots are written, a scalar; the same for every row.
-        cross_keys, cross_values: the same of the encoder's states; None without an encoder.
+        index: the number of slots written, a scalar; the same for every row.
+        cross_keys, cross_values: those of the encoder's states; None without an encoder.
         cross_mask: `(batch, 1, 1, encoder_seq)`, True where the encoder's states are not padding;
-            None if they all are real.
+            None if none of them is padding.
     """
 
     keys: tuple[Leaf, ...]
@@ -109,10 +109,10 @@ class KVCache:
 
     @classmethod
     def empty(cls, config: Any, batch: Any, length: Any, dtype: DTypeLike) -> "KVCache":
-        """A cache for `batch` rows of at most `length` tokens, with nothing written.
+        """Returns an empty cache for `batch` rows of at most `length` tokens.
 
         Raises:
-            InputError: those are not whole numbers of at least 1.
+            InputError: `batch` or `length` is not an integer of at least 1.
         """
         batch, length = whole("batch_size", batch, 1), whole("max_length", length, 1)
         heads = config.num_attention_heads
@@ -127,31 +127,32 @@ class KVCache:
 
     @property
     def batch(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self.mask.shape[0]
 
     @property
     def length(self) -> int:
-        """How many tokens there is room for."""
+        """The capacity: the maximum number of tokens in each row."""
         return self.mask.shape[1]
 
     def extended(self, tokens: Bool[Array, "batch seq"]) -> "KVCache":
-        """Marks the next slots as tokens (True) or padding; `with_layers` moves the index."""
+        """Marks the next slots as tokens (True) or padding; `with_layers` advances the index."""
         mask = jax.lax.dynamic_update_slice_in_dim(self.mask, tokens, self.index, axis=1)
         return dataclasses.replace(self, mask=mask)
 
     def attention_mask(
         self, queries: int, causal: bool = True
     ) -> Bool[Array, "batch 1 #queries length"]:
-        """Returns what the next `queries` tokens attend to: tokens, with `causal` not later ones.
+        """Returns the mask of the next `queries` tokens over all slots, without padding.
 
-        They must be marked already (`extended`).
+        The tokens must be marked already (`extended`). If `causal`, each of them attends only to
+        itself and to earlier ones.
         """
         tokens = self.mask[:, None, None]
         return causal_mask(queries, self.length, self.index) & tokens if causal else tokens
 
     def layer(self, number: int) -> LayerCache:
-        """What layer `number` sees."""
+        """Returns layer `number` of the cache."""
         cross = (None, None)
         if self.cross_keys is not None and self.cross_values is not None:
             cross = (self.cross_keys[number], self.cross_values[number])
@@ -163,7 +164,7 @@ class KVCache:
         seq: int,
         cross_mask: Bool[Array, "batch 1 1 encoder_seq"] | None,
     ) -> "KVCache":
-        """The cache after `seq` tokens went through every layer."""
+        """Returns the cache after every layer has appended `seq` tokens."""
         encoded = layers[0].cross_key is not None
         return dataclasses.replace(
             self,
@@ -176,15 +177,17 @@ class KVCache:
         )
 
     def rows(self, indices: Int[Array, " rows"]) -> "KVCache":
-        """The rows of those numbers, in that order: how beam search follows its beams.
+        """Returns the rows at some indices, in that order; beam search reorders its beams by it.
 
         Raises:
-            InputError: a number is concrete, and there is no such row.
+            InputError: an index is concrete and out of range.
         """
         if not isinstance(indices, jax.core.Tracer):
             for index in np.asarray(unmasked("indices", indices)).tolist():
                 if not 0 <= index < self.batch:
-                    raise InputError(f"indices: {index}; expected rows 0 to {self.batch - 1}")
+                    raise InputError(
+                        f"indices: expected rows from 0 to {self.batch - 1}, found {index}"
+                    )
         rest = dataclasses.replace(self, index=None)
         taken = jax.tree.map(lambda array: array[indices], rest)
         return dataclasses.replace(taken, index=self.index)
@@ -197,12 +200,12 @@ def decoder_mask(
     past: KVCache | None,
     causal: bool,
 ) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
-    """Returns what a decoder's tokens attend to, never padding; and the cache.
+    """Returns the attention mask of a decoder, which excludes padding, and the cache.
 
     Args:
-        batch, seq: how many rows, of how many new tokens.
+        batch, seq: the number of rows and of new tokens in each.
         mask: `(batch, 1, 1, seq)`, True at tokens and False at padding; or with a row for each
-            query, `(batch, 1, seq, seq)`, which is then used as it is.
+            query, `(batch, 1, seq, seq)`, which is then used unchanged.
         past: the cache, if there is one; the keys are then its slots.
         causal: whether a token attends only to itself and to those before it.
 

@@ -1,8 +1,8 @@
-"""The small modules that the model families are made of.
+"""The layers of which the models are built.
 
-`Embed`, `Linear` and `LayerNorm` are Flax NNX's own layers with every default that matters to
-exactness written out. Constructors take `rngs=None` to build a tree of shapes
-(`jax.ShapeDtypeStruct`) instead of random weights: what `from_pretrained` fills.
+`Embed`, `Linear` and `LayerNorm` are Flax NNX's layers with every default that matters to exactness
+written out. Constructors take `rngs=None` to build a tree of shapes (`jax.ShapeDtypeStruct`)
+instead of random weights, which `from_pretrained` then fills.
 """
 
 import functools
@@ -25,14 +25,14 @@ SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
 
 
 def normal(stddev: float) -> Callable[..., Any]:
-    """An initializer: normal with mean 0, or only the shape when there is no key."""
+    """Returns an initializer: normal with mean 0; without a key it returns only the shape."""
     return functools.partial(
         _initialize, lambda key, shape, dtype: stddev * jax.random.normal(key, shape, dtype)
     )
 
 
 def constant(value: float) -> Callable[..., Any]:
-    """An initializer: one value everywhere, or only the shape when there is no key."""
+    """Returns an initializer: a constant; without a key it returns only the shape."""
     return functools.partial(_initialize, lambda key, shape, dtype: jnp.full(shape, value, dtype))
 
 
@@ -46,9 +46,9 @@ AnyModule = TypeVar("AnyModule", bound="Module")
 
 
 class Module(nnx.Module):
-    """An `nnx.Module` that prints as PyTorch's do, and whose `train()` and `eval()` return it."""
+    """An `nnx.Module` that prints like PyTorch's, and whose `train()` and `eval()` return it."""
 
-    printed: str | None = None  # a leaf module's arguments, on its line of the printed tree
+    printed: str | None = None  # the arguments to show on a leaf module's line of the printed tree
 
     def train(self: AnyModule, **attributes: Any) -> AnyModule:
         """Switches dropout on, in place, and returns the module."""
@@ -64,11 +64,11 @@ class Module(nnx.Module):
 
 
 class Embed(nnx.Embed):
-    """A lookup table that cannot return the wrong row.
+    """An embedding matrix whose lookup never returns a wrong row.
 
-    An index below 0 or past the end gives NaN (`nnx.Embed` wraps −1 to the last row, 64-bit
-    indices to the first ones, and ignores the index when there is one row). The row `padding_idx`
-    receives no gradient from a lookup, as in `torch.nn.Embedding`.
+    An index out of range yields NaN (`nnx.Embed` wraps −1 to the last row and 64-bit indices to the
+    first ones, and ignores the index if there is one row). The row `padding_idx` receives no
+    gradient from a lookup, as in `torch.nn.Embedding`.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class Embed(nnx.Embed):
             rngs=rngs or SHAPES_ONLY,
             param_dtype=param_dtype,
         )
-        self.dtype = dtype  # nnx.Embed would freeze the table's present dtype
+        self.dtype = dtype  # nnx.Embed would fix the current dtype of the matrix
         self.padding_idx = padding_idx
         if rngs is not None and padding_idx is not None:
             self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
 
     def __call__(self, inputs: Any, out_sharding: Any = None) -> Array:
-        """Looks up rows: `(…)` integers to `(…, features)`, NaN where there is no such row.
+        """Looks up rows: `(…)` integers to `(…, features)`, NaN where an index is out of range.
 
         Raises:
             InputError: the indices are not integers.
@@ -106,10 +106,10 @@ class Embed(nnx.Embed):
             raise InputError(f"indices: expected integers, found {inputs.dtype}")
         if inputs.dtype.itemsize < 4:  # too narrow to hold the number of rows
             inputs = inputs.astype(jnp.int32)
-        table = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
+        matrix = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
         valid = (inputs >= 0) & (inputs < self.num_embeddings)
         rows = jnp.where(valid, inputs, self.num_embeddings).astype(jnp.uint32)
-        found = table.at[rows].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
+        found = matrix.at[rows].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
         if self.padding_idx is None:
             return found
         padding = (inputs == self.padding_idx)[..., None]
@@ -120,8 +120,8 @@ class Linear(nnx.Linear):
     """An `nnx.Linear` that rounds once: it adds the bias in float32 or wider, as PyTorch does.
 
     Attributes:
-        sharded: whether several devices share the work; then batch and sequence, which may be split
-            over different axes, are not merged.
+        sharded: whether the computation is distributed over devices; then batch and sequence, which
+            may be split over different mesh axes, are not merged.
     """
 
     kernel: Any
@@ -153,7 +153,7 @@ class Linear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "*batch features"], out_sharding: Any = None
     ) -> Float[Array, "..."]:
-        """Multiplies with the kernel and adds the bias."""
+        """Multiplies by the kernel and adds the bias."""
         bias = None if self.bias is None else self.bias[...]
         return self.project(inputs, self.kernel[...], bias, out_sharding)
 
@@ -164,10 +164,10 @@ class Linear(nnx.Linear):
         bias: Float[Array, "*outputs"] | None,
         out_sharding: Any = None,
     ) -> Float[Array, "..."]:
-        """Multiplies with any kernel and adds any bias, in this layer's dtype."""
+        """Multiplies by a given kernel and adds a given bias, in the dtype of this layer."""
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         wide = jnp.promote_types(inputs.dtype, jnp.float32)
-        # one row dimension: of two, XLA on a CPU copies what the kernel's gradient is made of
+        # one row dimension: with two, XLA copies the operands of the kernel's gradient on a CPU
         rows = inputs
         if not self.sharded and out_sharding is None:
             rows = inputs.reshape(-1, inputs.shape[-1])
@@ -186,11 +186,11 @@ class Linear(nnx.Linear):
 
 
 class Conv1D(Linear):
-    """A linear layer that GPT-2's checkpoints keep as (in, out): a convolution of width 1 once."""
+    """A linear layer whose kernel GPT-2's checkpoints store as (in, out)."""
 
 
 class TiedLinear(Linear):
-    """A linear layer whose kernel, bias or both may be someone else's: then its own is None."""
+    """A linear layer whose kernel or bias may be tied to another module's; then its own is None."""
 
     def __init__(self, in_features: int, out_features: int, *, tied: bool, rngs: Any, **options):
         super().__init__(in_features, out_features, rngs=None if tied else rngs, **options)
@@ -203,13 +203,13 @@ class TiedLinear(Linear):
         table: Float[Array, "outputs features"],
         bias: Float[Array, " outputs"] | None = None,
     ) -> Float[Array, "*batch outputs"]:
-        """Projects with its own kernel and bias, else with `table` transposed and `bias`."""
+        """Projects with its own kernel and bias, or with `table` transposed and `bias` if tied."""
         kernel = table.T if self.kernel is None else self.kernel[...]
         return self.project(inputs, kernel, bias if self.bias is None else self.bias[...])
 
 
 class LayerNorm(nnx.LayerNorm):
-    """An `nnx.LayerNorm` with an exact variance, its statistics in float32 or wider."""
+    """An `nnx.LayerNorm` with an exact variance and statistics in float32 or wider."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class Dropout(Module):
-    """Inverted dropout that holds no random state: the keys come with the call."""
+    """Inverted dropout without random state: the keys are arguments of the call."""
 
     def __init__(self, rate: float):
         self.rate = rate
@@ -246,11 +246,11 @@ class Dropout(Module):
         return not self.deterministic and self.rate != 0
 
     def with_keys(self, rngs: Any) -> Callable[[Array], Array] | None:
-        """Itself as a function of an array alone; None where it drops nothing."""
+        """Returns the dropout as a function of an array only; None if it drops nothing."""
         return functools.partial(self, rngs=rngs) if self.drops else None
 
     def __call__(self, x: Array, rngs: Any = None) -> Array:
-        """Drops each element with probability `rate`, if in training mode.
+        """Drops each element with probability `rate` in training mode.
 
         Raises:
             InputError: in training mode, with a positive rate, without `nnx.Rngs`.
@@ -259,8 +259,8 @@ class Dropout(Module):
             return x
         if not (isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs)):
             raise InputError(
-                "rngs: dropout is on (training mode) and needs random keys: pass rngs=nnx.Rngs("
-                f"dropout=key), or switch it off with model.eval(); found {shown(rngs)}"
+                "rngs: expected random keys for dropout (training mode), found "
+                f"{shown(rngs)}; pass rngs=nnx.Rngs(dropout=key), or call model.eval()"
             )
         if self.rate == 1:
             return jnp.zeros_like(x)

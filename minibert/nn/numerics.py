@@ -1,4 +1,4 @@
-"""Numerical helpers: float32 or wider, unit vectors, and checks that outputs are finite."""
+"""Numerical helpers: wider dtypes, unit vectors, and checks that outputs are finite."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,8 +27,8 @@ def unit(vectors: Any) -> Any:
     divides all vectors shorter than `EPSILON` by it, and turns those longer than 1e19 to zeros.)
 
     Args:
-        vectors: `(..., dim)` of float32 or float64, of NumPy or JAX. JAX's compiler may take
-            subnormal numbers for zeros.
+        vectors: `(..., dim)` of float32 or float64, of NumPy or JAX. JAX's compiler may treat
+            subnormal numbers as zeros.
 
     Returns:
         An array of the same kind, shape and dtype. NaN and infinity are not checked for.
@@ -39,11 +39,11 @@ def unit(vectors: Any) -> Any:
 def extreme(vectors: np.ndarray) -> np.ndarray:
     """Returns which vectors `(..., dim)` have squares that overflow or underflow, `(...)`.
 
-    Components that are much smaller than a vector's largest do not count.
+    Components much smaller than the largest one of their vector are disregarded.
     """
     with np.errstate(over="ignore", under="ignore"):
         found = out_of_range(np.einsum("...i,...i->...", vectors, vectors))
-    return found & vectors.any(axis=-1) if found.any() else found  # zeros are not
+    return found & vectors.any(axis=-1) if found.any() else found  # vectors of zeros are not
 
 
 def out_of_range(sums: np.ndarray) -> np.ndarray:
@@ -112,8 +112,8 @@ def rows_not_finite(rows: Sequence[np.ndarray] | np.ndarray) -> list[int]:
 def scores_defined(scores: np.ndarray) -> bool:
     """Returns whether the softmax over the last axis is defined.
 
-    It is if the max of each row is finite: -inf excludes an outcome, but with NaN, with +inf or
-    with -inf alone a row has no probabilities.
+    It is if the max of each row is finite: -inf excludes an outcome, but a row with NaN, with +inf
+    or with nothing but -inf has no probabilities.
     """
     with np.errstate(invalid="ignore"):
         return bool(np.isfinite(scores.max(axis=-1)).all())
@@ -121,12 +121,12 @@ def scores_defined(scores: np.ndarray) -> bool:
 
 @jax.jit
 def each_finite(arrays: list[Array]) -> list[Array]:
-    """Returns for each array whether it is finite, computed on its device."""
+    """Returns whether each array is finite, computed on its device."""
     return [jnp.isfinite(array).all() for array in arrays]
 
 
 def cause(model: Any) -> str:
-    """Returns why a model's outputs are not finite, and what to do."""
+    """Returns a message that states why a model's outputs are not finite, and what to do."""
     known = parameters(model)
     found = jax.device_get(each_finite(list(known.values())))
     if wrong := [path for path, finite in zip(known, found, strict=True) if not finite]:
@@ -144,7 +144,7 @@ def quoted(value: Any) -> str:
 
 
 def highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Returns the indices of the `count` highest scores, the highest first; of equals the first."""
+    """Returns the indices of the `count` highest scores, in order; the first of equal ones."""
     candidates = np.arange(len(scores))
     if count < len(scores):
         candidates = np.flatnonzero(scores >= np.partition(scores, -count)[-count])

@@ -1,8 +1,9 @@
-"""From the vectors of tokens to the vector of a text.
+"""Pooling of token vectors to the vector of a text.
 
-The six poolings are sentence-transformers' (`Pooling`; Reimers & Gurevych, arXiv:1908.10084), safe
-under left and right padding; the choices of layers are those of Devlin et al., arXiv:1810.04805,
-table 7. The axes are those of `attention.py`. A text without a token pools to zeros.
+The six modes are those of sentence-transformers (`Pooling`; Reimers & Gurevych, arXiv:1908.10084)
+and support left and right padding; the choices of layers are those of Devlin et al.,
+arXiv:1810.04805, table 7. The axes are those of `attention.py`. A text without tokens pools to
+zeros.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,40 +22,40 @@ Pooled = Float[Array, "batch hidden"]
 
 
 def cls(tokens: Tokens, mask: Mask) -> Pooled:
-    """The first token that is not padding."""
+    """Returns the first token that is not padding."""
     return _at(tokens, mask, jnp.argmax(mask, axis=1))
 
 
 def lasttoken(tokens: Tokens, mask: Mask) -> Pooled:
-    """The last token that is not padding."""
+    """Returns the last token that is not padding."""
     return _at(tokens, mask, _last(mask))
 
 
 def maximum(tokens: Tokens, mask: Mask) -> Pooled:
-    """The maximum of every feature, whose gradient goes to the first token that attains it."""
+    """Returns the max of each feature; its gradient goes to the first token that attains it."""
     largest = _largest(jnp.where(mask[:, :, None], tokens, -jnp.inf))
     return jnp.where(mask.any(axis=1, keepdims=True), largest, 0)
 
 
 def mean(tokens: Tokens, mask: Mask) -> Pooled:
-    """The mean of every feature."""
+    """Returns the mean of each feature."""
     return _over(_sum(tokens, mask), _count(mask), tokens)
 
 
 def mean_sqrt_len_tokens(tokens: Tokens, mask: Mask) -> Pooled:
-    """The sum of every feature over the square root of the number of tokens."""
+    """Returns the sum of each feature divided by the square root of the number of tokens."""
     return _over(_sum(tokens, mask), jnp.sqrt(_count(mask)), tokens)
 
 
 def weightedmean(
     tokens: Tokens, mask: Mask, numbers: Integer[Array, "batch seq"] | None = None
 ) -> Pooled:
-    """The mean of every feature, a text's tokens weighted 1, 2, 3, … (arXiv:2202.08904).
+    """Returns the mean of each feature with weights 1, 2, 3, … of the tokens (arXiv:2202.08904).
 
     Args:
         tokens: the vectors.
-        mask: which of them count.
-        numbers: the weights; by default counted from the first token that counts.
+        mask: True for the tokens to include.
+        numbers: the weights; by default counted from the first token included.
     """
     weights = jnp.where(mask, positions(mask) + 1 if numbers is None else numbers, 0)
     wide = widen(tokens)
@@ -79,18 +80,18 @@ def pool(
     modes: Sequence[str],
     prompt_length: int | Integer[Array, ""] = 0,
 ) -> Float[Array, "batch pooled"]:
-    """Several poolings side by side, of the tokens behind a prompt.
+    """Concatenates several poolings of the tokens after a prompt.
 
     Args:
         tokens: the vectors.
         mask: True for a token, False for padding.
         modes: names of `POOLINGS`.
-        prompt_length: how many tokens at the start of each text are left out.
+        prompt_length: the number of tokens to exclude at the start of each text.
     """
-    place = positions(mask)
-    kept = mask & (place >= prompt_length)
+    position = positions(mask)
+    kept = mask & (position >= prompt_length)
     vectors = [
-        weightedmean(tokens, kept, place + 1)  # the prompt has its share of the numbers
+        weightedmean(tokens, kept, position + 1)  # tokens of the prompt count in the weights
         if mode == "weightedmean"
         else POOLINGS[mode](tokens, kept)
         for mode in modes
@@ -99,36 +100,36 @@ def pool(
 
 
 def positions(mask: Mask) -> Integer[Array, "batch seq"]:
-    """The place of each token in its text, the first token's being 0; padding before it is < 0."""
+    """Returns the position of each token in its text, from 0; padding before it is negative."""
     return jnp.arange(mask.shape[1]) - jnp.argmax(mask, axis=1)[:, None]
 
 
 def token(tokens: Tokens, mask: Mask, index: int) -> Pooled:
-    """A token of each text: 0 the first, -1 the last; NaN where a text has no such token."""
-    place = jnp.argmax(mask, axis=1) + index if index >= 0 else _last(mask) + 1 + index
-    inside = (place >= 0) & (place < mask.shape[1])
-    place = jnp.where(inside, place, 0)
-    there = inside & jnp.take_along_axis(mask, place[:, None], axis=1)[:, 0]
-    return jnp.where(there[:, None], _at(tokens, mask, place), jnp.nan)
+    """Returns a token of each text: 0 the first, -1 the last; NaN if a text has no such token."""
+    position = jnp.argmax(mask, axis=1) + index if index >= 0 else _last(mask) + 1 + index
+    inside = (position >= 0) & (position < mask.shape[1])
+    position = jnp.where(inside, position, 0)
+    exists = inside & jnp.take_along_axis(mask, position[:, None], axis=1)[:, 0]
+    return jnp.where(exists[:, None], _at(tokens, mask, position), jnp.nan)
 
 
 def last_layer(states: Sequence[Tokens]) -> Tokens:
-    """The last hidden state."""
+    """Returns the last hidden state."""
     return states[-1]
 
 
 def mean_of_last_four(states: Sequence[Tokens]) -> Tokens:
-    """The mean of the last four hidden states."""
+    """Returns the mean of the last four hidden states."""
     return sum_of_last_four(states) / 4
 
 
 def sum_of_last_four(states: Sequence[Tokens]) -> Tokens:
-    """The sum of the last four hidden states."""
+    """Returns the sum of the last four hidden states."""
     return jnp.sum(jnp.stack(_last_four(states)), axis=0)
 
 
 def last_four_concatenated(states: Sequence[Tokens]) -> Float[Array, "batch seq four_hidden"]:
-    """The last four hidden states side by side, in their order."""
+    """Concatenates the last four hidden states, in their order."""
     return jnp.concatenate(_last_four(states), axis=-1)
 
 
@@ -142,7 +143,7 @@ LAYERS: dict[str, Callable[[Sequence[Tokens]], Tokens]] = {
 
 def _last_four(states: Sequence[Tokens]) -> list[Tokens]:
     if len(states) < 4:
-        raise InputError(f"hidden_states: {len(states)} of them; expected at least 4")
+        raise InputError(f"hidden_states: expected at least 4, found {len(states)}")
     return list(states[-4:])
 
 
@@ -153,8 +154,8 @@ def _largest(tokens: Tokens) -> Pooled:
 
 @_largest.defjvp
 def _largest_jvp(primals: tuple[Tokens], tangents: tuple[Tokens]) -> tuple[Pooled, Pooled]:
-    # JAX's own rule looks for the elements equal to the maximum. A compiled program may compute
-    # the two sides of that equality separately, with different last bits, and find none.
+    # JAX's rule searches for elements equal to the maximum. A compiled program may compute the two
+    # sides of that equality separately, with different last bits, and find none.
     (tokens,), (along,) = primals, tangents
     index = jnp.argmax(tokens, axis=1)[:, None]
     return _largest(tokens), jnp.take_along_axis(along, index, axis=1)[:, 0]
@@ -164,8 +165,8 @@ def _last(mask: Mask) -> Integer[Array, " batch"]:
     return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
 
 
-def _at(tokens: Tokens, mask: Mask, place: Array) -> Pooled:
-    found = jnp.take_along_axis(tokens, place[:, None, None], axis=1)[:, 0]
+def _at(tokens: Tokens, mask: Mask, position: Array) -> Pooled:
+    found = jnp.take_along_axis(tokens, position[:, None, None], axis=1)[:, 0]
     return jnp.where(mask.any(axis=1, keepdims=True), found, 0)
 
 
@@ -174,7 +175,7 @@ def _sum(tokens: Tokens, mask: Mask) -> Pooled:
 
 
 def _where(mask: Mask, tokens: Tokens) -> Tokens:
-    return jnp.where(mask[:, :, None], tokens, 0)  # padding may hold what no product with 0 cancels
+    return jnp.where(mask[:, :, None], tokens, 0)  # padding may hold NaN, and NaN × 0 is not 0
 
 
 def _count(mask: Mask) -> Integer[Array, "batch 1"]:

@@ -1,4 +1,4 @@
-"""The module tree: submodules and variables by path, the arrays by path and back, and as text."""
+"""The module tree: its submodules, variables and arrays by path, and its text representation."""
 
 import fnmatch
 import itertools
@@ -14,17 +14,17 @@ from minibert.errors import InputError, shown
 
 
 def submodules(module: Any) -> Iterator[tuple[str, Any]]:
-    """Yields every submodule with its path, each before what it holds; in order of construction."""
+    """Yields every submodule with its path, parents first, in the order of construction."""
     return ((path, node) for path, node, _ in _walk(module) if isinstance(node, nnx.Module))
 
 
 def variables(module: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yields every variable with its path and the module that owns it; in order of construction."""
+    """Yields every variable with its path and its owner, in the order of construction."""
     return (found for found in _walk(module) if isinstance(found[1], nnx.Variable))
 
 
 def _walk(module: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields the path of each module and variable below a module, itself, and its owner."""
+    """Yields the path of each module and variable in a module, the object itself, and its owner."""
     for name, child in _children(module):
         yield f"{prefix}{name}", child, module
         if isinstance(child, nnx.Module):
@@ -37,7 +37,7 @@ def _children(module: Any) -> list[tuple[str, Any]]:
 
 
 def module_repr(module: nnx.Module) -> str:
-    """The module tree as text, one line a leaf module, equal neighbours in a list once."""
+    """Returns the module tree as text: one line per leaf module, equal neighbours in lists once."""
     return "\n".join(_tree_lines(module))
 
 
@@ -77,10 +77,10 @@ def _grouped(blocks: list[list[str]]) -> list[tuple[str, list[str]]]:
 
 
 class Structure:
-    """A model without its arrays.
+    """The structure of a model, without its arrays.
 
     Attributes:
-        paths: the arrays' places in the tree, such as `encoder.layer.0.output.dense.kernel`.
+        paths: the paths of the arrays, such as `encoder.layer.0.output.dense.kernel`.
     """
 
     def __init__(self, model: Any):
@@ -88,37 +88,37 @@ class Structure:
         self.paths = tuple(_path(keys) for keys, _ in found)
 
     def build(self, arrays: Mapping[str, Any]) -> Any:
-        """The model, with these arrays in it."""
+        """Returns the model with the given arrays."""
         return jax.tree.unflatten(self._treedef, [arrays[path] for path in self.paths])
 
 
 def parameters(model: Any) -> dict[str, Any]:
-    """A model's arrays by path; their shapes, of a model of shapes."""
+    """Returns the arrays of a model by path; for a tree of shapes, the shapes."""
     return {_path(keys): leaf for keys, leaf in tree_leaves_with_path(model)}
 
 
 def computing_dtypes(model: nnx.Module) -> list[str]:
-    """The dtypes that a model's layers compute in, where they are set; sorted."""
+    """Returns the dtypes that are set for the computations of a model's layers, sorted."""
     found = {getattr(module, "dtype", None) for _, module in nnx.iter_modules(model)} - {None}
     return sorted(str(jnp.dtype(dtype)) for dtype in found)
 
 
 def trainable_paths(model: Any) -> list[str]:
-    """Returns the paths of a model's `nnx.Param`s: all its arrays but constants."""
+    """Returns the paths of a model's `nnx.Param`s: all its arrays except constants."""
     found = tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, nnx.Variable))
     return [_path(keys) for keys, leaf in found if isinstance(leaf, nnx.Param)]
 
 
 def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
-    """The paths that match one of some patterns, in which `*` stands for anything.
+    """Returns the paths that match at least one pattern, in which `*` matches any characters.
 
     Args:
         name: the argument, for messages.
         patterns: such as `classifier.*` or `*.attention.*.kernel`.
-        paths: where to look.
+        paths: the paths to match.
 
     Raises:
-        InputError: a pattern matches nothing.
+        InputError: a pattern matches no path.
     """
     if isinstance(patterns, str):
         patterns = (patterns,)
@@ -132,7 +132,7 @@ def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
 def paths_by_pattern(
     name: str, patterns: Any, paths: Iterable[str], kind: str
 ) -> dict[str, list[str]]:
-    """The paths, of things of some kind, that match each pattern; see `matching_paths`."""
+    """Returns the paths that match each pattern; `kind` is what they are paths of, for messages."""
     if not isinstance(patterns, Iterable):
         raise InputError(f"{name}: expected paths of {kind}s, found {shown(patterns)}")
     paths, found = list(paths), {}
@@ -140,9 +140,7 @@ def paths_by_pattern(
         hits = fnmatch.filter(paths, pattern) if isinstance(pattern, str) else []
         if not hits:
             near = ", ".join(paths[:1] + paths[-1:])
-            raise InputError(
-                f"{name}: {shown(pattern)} matches no {kind}; their paths are {near} and such"
-            )
+            raise InputError(f"{name}: {shown(pattern)} matches no {kind}; paths look like {near}")
         found[pattern] = hits
     return found
 

@@ -1,6 +1,6 @@
-"""Text in, answers out: `pipeline`, and a class for each task, to be used or overridden.
+"""Pipelines from texts to answers: the function `pipeline`, and a class for each task.
 
-The reference is transformers' `pipelines`: its tasks, names, options, keys and order.
+The reference is transformers' `pipelines`: tasks, names, options, keys and order are the same.
 """
 
 import os
@@ -57,41 +57,42 @@ def pipeline(
     pipeline_class: Any = None,
     **options: Any,
 ) -> Pipeline:
-    """A task's pipeline, ready to be called with text.
+    """Returns the pipeline of a task.
 
     Args:
-        task: fill-mask, text-classification, token-classification (ner), question-answering,
-            feature-extraction, text-generation or next-sentence-prediction.
+        task: fill-mask, text-classification (sentiment-analysis), token-classification (ner),
+            question-answering, feature-extraction, text-generation or next-sentence-prediction.
         model: a folder or a repository of the Hub, from which the task's class is loaded, whatever
             class the checkpoint names; or a model.
-        tokenizer: a tokenizer of transformers, or where one is; by default where the model is.
-        pipeline_class: a class of your own, in place of the task's.
-        options: what `from_pretrained` takes; and the task's own options, as defaults.
+        tokenizer: a tokenizer of transformers, or its folder or repository; by default that of the
+            model.
+        pipeline_class: a subclass of `Pipeline` to use in place of the task's class.
+        options: arguments of `from_pretrained`, and defaults of the task's options.
 
     Raises:
-        InputError: the task or an option is unknown, or model and task do not fit.
-        SourceError: there is no such model, or no tokenizer.
-        MissingHeadError: the checkpoint lacks the task's head.
+        InputError: if the task or an option is unknown, or model and task do not fit.
+        SourceError: if there is no such model, or no tokenizer.
+        MissingHeadError: if the checkpoint lacks the task's head.
 
-    What else a load raises is as in `from_pretrained`.
+    Loading raises all other errors of `from_pretrained`.
     """
     name = ALIASES.get(task, task) if isinstance(task, str) else task
     if not isinstance(name, str) or name not in TASKS:
         raise InputError(unknown(shown(task), {*TASKS, *ALIASES}, "task"))
     cls: Any = TASKS[name] if pipeline_class is None else pipeline_class
     if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
-        raise InputError(f"pipeline_class: expected a class of Pipeline's, found {shown(cls)}")
+        raise InputError(f"pipeline_class: expected a subclass of Pipeline, found {shown(cls)}")
     given = {n: options.pop(n) for n in sorted(options.keys() & LOADING_OPTIONS)}
     own = {n: v for n, v in options.items() if n not in ("token_budget", "show_progress")}
-    routed(cls, own)  # an unknown option is found before a model is loaded
+    routed(cls, own)  # detects unknown options before a model is loaded
     with one_state(model, given):
         source = model if tokenizer is None else tokenizer
         if _is_place(model):
             model = load_model(name, cls.models, model, **given)
         elif given:
-            raise InputError(f"{min(given)}: the model is loaded already")
+            raise InputError(f"{min(given)}: only for loading, but the model is already loaded")
         elif tokenizer is None:
-            raise InputError("tokenizer: expected one, as the model comes without a folder")
+            raise InputError("tokenizer: required when the model is not a folder or repository")
         if _is_place(source):
             place = {n: given[n] for n in HUB_OPTIONS if n in given and tokenizer is None}
             source = load_tokenizer(source, **place)

@@ -1,8 +1,8 @@
-"""What all pipelines share: three stages, batches by length, options, and whose error it is.
+"""The base class of all pipelines: three stages, batching by length, options, and error context.
 
-The stages are those of transformers' `pipelines/base.py`: `preprocess` makes arrays `(1, seq)` of
-one input, `forward` takes a batch of them through the model, `postprocess` makes the answer to one
-input of its row. Each may be called by itself, and overridden.
+The stages are those of transformers' `pipelines/base.py`: `preprocess` converts one input to arrays
+`(1, seq)`, `forward` runs the model on a batch of them, and `postprocess` converts one input's row
+of the outputs to its answer. Each may be called separately, and overridden.
 """
 
 import abc
@@ -26,9 +26,9 @@ from minibert.pipelines.options import routed
 from minibert.text.batching import Batch, check_budget, plan
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
-FASTER = 8  # by how much the first chunks of an iterable grow: the first answer needs one input
+FASTER = 8  # factor by which an iterable's first chunks grow: the first answer needs one input
 
-# Held by every call of a tokenizer, as two pipelines, or two tokenizers, may share a backend.
+# Held during every call of a tokenizer, as pipelines and tokenizers may share a backend.
 TOKENIZING = threading.RLock()
 
 Shares = Mapping[str, Mapping[str, Any]]
@@ -36,15 +36,15 @@ Shares = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass
 class _Job:
-    """An input and, row by row, what the model makes of it.
+    """An input and the outputs of its rows.
 
     Attributes:
         item: the input.
-        number: its number.
-        named: whether an error names it: it is one of several.
-        windows: whether it has a list of rows, not one.
-        outputs: the rows' outputs, None for one that is not computed yet.
-        missing: how many rows are not computed yet.
+        number: its index.
+        named: whether errors name the input, because it is one of several.
+        windows: whether `preprocess` returned a list of rows.
+        outputs: the rows' outputs; None for rows that are not computed yet.
+        missing: the number of rows that are not computed yet.
         answer: the answer.
     """
 
@@ -58,7 +58,7 @@ class _Job:
 
     @contextlib.contextmanager
     def naming(self) -> Generator[None]:
-        """Adds to an error to which input it belongs; nothing if there is but one."""
+        """Adds the input to the message of an error, if there are several inputs."""
         try:
             yield
         except (InputError, NotFiniteError) as reason:
@@ -72,35 +72,35 @@ class _Job:
 
 
 class Pipeline(abc.ABC):
-    """Text in, answers out, in three stages.
+    """Computes answers for texts in three stages.
 
-    Called with one input it returns its answer; with a list, the list of answers; with a generator
-    or another iterable, an iterator that reads it as answers are taken. Inputs of like length are
-    computed together; answers come in the inputs' order.
+    A pipeline called with one input returns its answer; with a list, the list of answers; with a
+    generator or another iterable, an iterator that reads inputs lazily. Inputs of similar length
+    are computed together; answers are in input order.
 
-    An option is a keyword argument of a stage. Those of the constructor are defaults, those of a
-    call count before them.
+    Options are keyword arguments of the stages. Those of the constructor are defaults; those of a
+    call override them.
 
-    Several threads may call a pipeline, or several pipelines of one tokenizer, at the same time.
-    A thread that calls the tokenizer itself meanwhile needs a copy of it (`copy.deepcopy`).
+    Several threads may call a pipeline, or pipelines that share a tokenizer, at the same time. A
+    thread that calls the tokenizer itself meanwhile needs a copy of it (`copy.deepcopy`).
 
     Args:
         model: a model of one of the classes in `models`, in evaluation mode.
         tokenizer: a tokenizer of transformers.
-        token_budget: rows × positions that are computed at once; by default what suits the device.
-        show_progress: whether long inputs have a progress bar; by default those that are lists of
-            a thousand or more, on a terminal.
-        options: of the stages.
+        token_budget: rows × positions computed at once; by default chosen for the device.
+        show_progress: whether to show a progress bar; by default for lists of a thousand or more
+            inputs, on a terminal.
+        options: options of the stages.
 
     Attributes:
         task: the task's name.
-        models: the classes that fit, one for each family.
-        by_token: the outputs of `forward` with an axis of positions, the second.
-        open_stage: the stage that takes all options nobody names; None if there is none.
+        models: the accepted model classes, one for each family.
+        by_token: the outputs of `forward` whose second axis is that of positions.
+        open_stage: the stage that receives options which no stage names; None if there is none.
         compiled: the model, as a compiled callable.
 
     Raises:
-        InputError: the model or the tokenizer does not fit the task, or an option is unknown.
+        InputError: if the model or the tokenizer does not fit the task, or an option is unknown.
     """
 
     task: ClassVar[str]
@@ -118,41 +118,41 @@ class Pipeline(abc.ABC):
         **options: Any,
     ):
         if not isinstance(model, self.models):
-            wanted = " or a ".join(cls.__name__ for cls in self.models)
+            expected = " or a ".join(cls.__name__ for cls in self.models)
             found = shown(model) if isinstance(model, str) else type(model).__name__
-            raise InputError(f"model: {self.task} wants a {wanted}, found {found}")
+            raise InputError(f"model: {self.task} expects a {expected}, found {found}")
         if not callable(tokenizer):
             raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
         self.token_budget = None if token_budget is None else check_budget(token_budget)
         self.show_progress = show_progress
         self._defaults = options
-        self._shares({})  # refuses an unknown one now
+        self._shares({})  # raises an error for an unknown option
 
     @abc.abstractmethod
     def preprocess(self, inputs: Any) -> Any:
-        """One input as arrays `(1, seq)`, by name; or a list of such, if it is cut into windows.
+        """Returns one input as arrays `(1, seq)` by name, or a list of such for windows.
 
-        What else is in it, `postprocess` finds again.
+        All other entries are passed on to `postprocess`.
         """
 
     def forward(self, inputs: Arrays) -> dict[str, Any]:
-        """A batch through the model: the model's outputs and the inputs, by name."""
+        """Runs the model on a batch and returns its outputs and the inputs, by name."""
         given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         return {**inputs, **self.compiled(**given)}
 
     @abc.abstractmethod
     def postprocess(self, outputs: Any) -> Any:
-        """The answer to one input, of its row of `forward`'s outputs, or of a list of such."""
+        """Returns the answer to one input, given its row or rows of `forward`'s outputs."""
 
     def __call__(self, inputs: Any, *, show_progress: bool | None = None, **options: Any) -> Any:
-        """Answers one input, a list of them, or, as they are asked for, those of an iterable.
+        """Answers one input, a list of inputs, or lazily those of another iterable.
 
         Raises:
-            NotFiniteError: what the model computed for an input, which is named, is NaN or
-                infinite.
-            InputError: an option is unknown or impossible; or an input is, which is then named:
-                no text, no tokens, or more than the model can take and `truncation=True` not said.
+            NotFiniteError: if the model's outputs for an input are NaN or infinite.
+            InputError: if an option is unknown or invalid; or an input is not a text, has no tokens
+                or, without `truncation=True`, more than the model accepts. Errors about one of
+                several inputs name it.
         """
         shares = self._shares(options)
         show = self.show_progress if show_progress is None else show_progress
@@ -168,17 +168,17 @@ class Pipeline(abc.ABC):
     def encoded(
         self, text: Any, text_pair: Any = None, *, truncation: Any = False, **options: Any
     ) -> dict[str, np.ndarray]:
-        """A text, or a pair of them, as the tokenizer's arrays `(1, seq)`.
+        """Returns a text, or a pair of texts, as the tokenizer's arrays `(1, seq)`.
 
         Args:
             text: the text.
             text_pair: the second text.
-            truncation: whether a longer one is cut to what tokenizer and model can take, or to
-                `max_length`; or one of transformers' strategies.
-            options: what else the tokenizer takes.
+            truncation: whether to truncate to `max_length`, by default the maximum of tokenizer
+                and model; or one of transformers' strategies.
+            options: other arguments of the tokenizer.
 
         Raises:
-            InputError: it is no text, or the tokenizer refuses it.
+            InputError: if it is not a text, or the tokenizer raises an error.
         """
         check_text(text)
         if text_pair is not None:
@@ -186,27 +186,28 @@ class Pipeline(abc.ABC):
         if truncation not in (False, None, "do_not_truncate"):
             options["max_length"] = self.cut_at(options.get("max_length"), text_pair is not None)
         elif options.get("max_length") is not None and not options.get("padding"):
-            raise InputError("max_length: cuts nothing by itself; say truncation=True too")
+            raise InputError("max_length: has no effect alone; pass truncation=True too")
         rows = self.tokenized(text, text_pair, truncation=truncation or False, **options)
         return {name: np.asarray(row)[None] for name, row in rows.items()}
 
     def tokenized(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """Returns what the tokenizer returns; its own errors are `InputError`s here.
+        """Calls the tokenizer; its errors become `InputError`s.
 
-        Only here do pipelines call a tokenizer: it keeps the truncation and padding of a call as
-        its own state, so one thread at a time may set and use them.
+        Pipelines call the tokenizer only here: it stores the truncation and padding of a call as
+        state, so only one thread at a time may set and use them.
         """
         try:
             with TOKENIZING:
                 return self.tokenizer(text, text_pair, verbose=False, **options)
         except Exception as reason:  # tokenizers raises Exception itself
-            raise InputError(f"the tokenizer refuses it ({shown(str(reason))})") from None
+            raise InputError(f"the tokenizer rejects it ({shown(str(reason))})") from None
 
     def cut_at(self, max_length: Any, pair: bool = False) -> int:
-        """To how many tokens a text or pair is cut.
+        """Returns the number of tokens to which a text or pair is truncated.
 
         Raises:
-            InputError: they are no number, or leave out special tokens: then nothing is cut.
+            InputError: if it is not a number, or below the number of special tokens, in which case
+                tokenizers would not truncate.
         """
         if max_length is None:
             return self.longest_cut
@@ -214,11 +215,11 @@ class Pipeline(abc.ABC):
         return whole("max_length", max_length, least)
 
     def logits(self, outputs: Arrays, name: str = "logits") -> np.ndarray:
-        """The scores `(1, …)` of one input, on the host, half precision as float32.
+        """Returns the scores `(1, …)` of one input on the host, half precision as float32.
 
         Raises:
-            NotFiniteError: no probabilities can be made of them along the last axis. A score of
-                -inf rules an outcome out, and is none of the model's faults.
+            NotFiniteError: if their softmax along the last axis is undefined. A score of -inf is
+                valid: it excludes an outcome.
         """
         scores = on_host(outputs[name])
         if not scores_defined(scores):
@@ -226,17 +227,17 @@ class Pipeline(abc.ABC):
         return scores
 
     def not_finite(self, name: str) -> NotFiniteError:
-        """The error for an output of the model that is NaN or infinite."""
+        """Returns the error for an output of the model that is NaN or infinite."""
         return NotFiniteError(f"{name}: the model computed NaN or infinity: {cause(self.model)}")
 
     @property
     def positions(self) -> int:
-        """How many tokens the model can take."""
+        """The maximum number of tokens of the model."""
         return self.model.config.max_tokens
 
     @property
     def longest_cut(self) -> int:
-        """To how many tokens `truncation=True` cuts."""
+        """The number of tokens to which `truncation=True` truncates."""
         longest = getattr(self.tokenizer, "model_max_length", self.positions)
         if not isinstance(longest, int | float) or longest < 1:  # it is 1e30 if there is no limit
             raise InputError(
@@ -266,7 +267,7 @@ class Pipeline(abc.ABC):
     def _compute(self, jobs: list[_Job], shares: Shares, tick: Callable[[int], None]) -> None:
         """Answers jobs, each as soon as all its rows are computed."""
         rows: list[Arrays] = []
-        owners: list[tuple[_Job, int]] = []  # of each row, and its place among the job's
+        owners: list[tuple[_Job, int]] = []  # the job of each row, and the row's index in the job
         for job in jobs:
             with job.naming():
                 made = self.preprocess(job.item, **shares["preprocess"])
@@ -275,7 +276,7 @@ class Pipeline(abc.ABC):
                 for window in windows:
                     self._check_length(length(window))
             job.outputs, job.missing = [None] * len(windows), len(windows)
-            owners += [(job, place) for place in range(len(windows))]
+            owners += [(job, index) for index in range(len(windows))]
             rows += windows
         for batch in self._plan(rows, shares):
             chosen = [rows[index] for index in batch.indices]
@@ -283,11 +284,11 @@ class Pipeline(abc.ABC):
             arrays = collated(chosen, batch, self._pad, self._left)
             computed = self._through(arrays, [job.number for job, _ in own], shares["forward"])
             parts = separated(computed, chosen, batch, self.by_token, self._left)
-            for (job, place), part in zip(own, parts, strict=True):
-                job.outputs[place] = part
+            for (job, index), part in zip(own, parts, strict=True):
+                job.outputs[index] = part
                 job.missing -= 1
                 if not job.missing:
-                    outputs, job.outputs = job.outputs, []  # which are large
+                    outputs, job.outputs = job.outputs, []  # frees them early
                     with job.naming():
                         given = outputs if job.windows else outputs[0]
                         job.answer = self.postprocess(given, **shares["postprocess"])
@@ -318,25 +319,25 @@ class Pipeline(abc.ABC):
 
     def _check_length(self, tokens: int) -> None:
         if not tokens:
-            raise InputError("no tokens; expected at least one")
+            raise InputError("expected at least one token, found none")
         if tokens > self.positions:
             name = self.model.config.max_tokens_name
             raise InputError(
-                f"{tokens} tokens; expected at most {self.positions} ({name}); "
-                "truncation=True cuts what is too much"
+                f"expected at most {self.positions} tokens ({name}), found {tokens}; "
+                "truncation=True truncates the input"
             ).advising("truncation=True")
 
 
 class WindowPipeline(Pipeline):
-    """A pipeline that reads texts in windows, whose tokenizer knows characters' places."""
+    """A pipeline that splits texts into windows; it needs a tokenizer with character offsets."""
 
     def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
         super().__init__(model, tokenizer, **options)
         if not getattr(tokenizer, "is_fast", False):
-            raise InputError("tokenizer: expected a fast one, which knows characters' places")
+            raise InputError("tokenizer: expected a fast tokenizer, which has character offsets")
 
     def _arrays(self, encoding: Any) -> dict[str, np.ndarray]:
-        """What the model reads of a window, as arrays `(1, seq)`."""
+        """Returns the model inputs of a window as arrays `(1, seq)`."""
         rows = {
             "input_ids": encoding.ids,
             "token_type_ids": encoding.type_ids,

@@ -1,4 +1,4 @@
-"""Rows of different lengths as one batch, and a batch's outputs as rows again."""
+"""Collation of rows of different lengths to a batch, and separation of a batch's outputs."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,26 @@ from minibert.text.batching import Batch, padded
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
-# Arrays by name, and whatever else belongs to an input.
+# Arrays by name, and other entries of an input.
 Arrays = Mapping[str, Any]
 
 
 def length(row: Arrays) -> int:
-    """How many tokens a row `(1, seq)` has."""
+    """Returns the number of tokens of a row `(1, seq)`."""
     return int(np.shape(row["input_ids"])[-1])
 
 
 def collated(rows: Sequence[Arrays], batch: Batch, pad: int, left: bool) -> dict[str, np.ndarray]:
-    """The rows of a batch as arrays `(rows, length)`: what goes into a model.
+    """Returns the model inputs of a batch as arrays `(rows, length)`.
 
-    The batch's spare rows repeat its first, so that every row holds a text.
+    Unused rows repeat the first, so that every row holds a text.
 
     Args:
-        rows: the batch's rows, each a dict of arrays `(1, seq)`; what is no input of a model stays
-            out.
+        rows: the batch's rows, each a dict of arrays `(1, seq)`; entries that are not model inputs
+            are left out.
         batch: the shape.
-        pad: the word that fills a row up.
-        left: whether it does so on the left.
+        pad: the pad token.
+        left: whether to pad on the left.
     """
     here = batch._replace(indices=np.arange(len(rows)))
     arrays = {}
@@ -55,23 +55,23 @@ def separated(
     by_token: Sequence[str],
     left: bool,
 ) -> list[dict[str, Any]]:
-    """A batch's outputs for each of its rows alone: arrays `(1, …)` on the host.
+    """Returns the outputs of each row of a batch: arrays `(1, …)` on the host.
 
     Args:
-        outputs: what `forward` returned for the batch.
-        rows: its rows; what a row brought with it is in its output too.
+        outputs: the outputs of `forward` for the batch.
+        rows: the batch's rows, whose entries are included in the results.
         batch: the shape.
-        by_token: the outputs with an axis of positions behind that of rows; they lose the padding.
-        left: whether that is on the left.
+        by_token: the outputs whose second axis is that of positions; their padding is removed.
+        left: whether rows are padded on the left.
     """
     computed = {name: value for name, value in outputs.items() if name not in MODEL_INPUTS}
     computed = jax.tree.map(on_host, computed)
     found = []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         size = length(row)
         kept = slice(batch.length - size, None) if left else slice(size)
-        alone = operator.itemgetter(slice(place, place + 1))
-        unpadded = operator.itemgetter((slice(place, place + 1), kept))
+        alone = operator.itemgetter(slice(index, index + 1))
+        unpadded = operator.itemgetter((slice(index, index + 1), kept))
         own = {
             name: jax.tree.map(unpadded if name in by_token else alone, value)
             for name, value in computed.items()
@@ -82,7 +82,7 @@ def separated(
 
 
 def on_host(array: Any) -> np.ndarray:
-    """An array on the host; half precision as float32."""
+    """Copies an array to the host; half precision becomes float32."""
     array = np.asarray(array)
     half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return widen(array) if half else array

@@ -1,4 +1,4 @@
-"""A text's last hidden states; the reference is transformers' `pipelines/feature_extraction.py`."""
+"""Feature extraction; the reference is transformers' `pipelines/feature_extraction.py`."""
 
 from typing import Any
 
@@ -13,10 +13,11 @@ from minibert.pipelines.options import for_tokenizer
 
 
 class FeatureExtractionPipeline(Pipeline):
-    """The last hidden state of every token of a text, special ones included.
+    """Extracts the last hidden states of a text's tokens, special ones included.
 
-    An answer is a nested list of floats, `(1, seq, hidden)`; with `return_tensors=True` an array.
-    Other options: `truncation`, `max_length`; `tokenize_kwargs` for the tokenizer.
+    An answer is a nested list of floats, `(1, seq, hidden)`, or an array with
+    `return_tensors=True`. Other options: `truncation`, `max_length`; `tokenize_kwargs` for the
+    tokenizer.
     """
 
     task = "feature-extraction"
@@ -29,7 +30,7 @@ class FeatureExtractionPipeline(Pipeline):
             getattr(model, trunk or "", None), self.models
         ):
             found = type(model).__name__
-            raise InputError(f"model: a {found} has a head; give its trunk, model.{trunk}")
+            raise InputError(f"model: a {found} has a head; pass its base model, model.{trunk}")
         super().__init__(model, tokenizer, **options)
 
     def preprocess(
@@ -40,20 +41,20 @@ class FeatureExtractionPipeline(Pipeline):
         max_length: Any = None,
         tokenize_kwargs: Any = None,
     ) -> dict[str, np.ndarray]:
-        """A text's words as arrays `(1, seq)`.
+        """Returns a text's tokens as arrays `(1, seq)`.
 
         Raises:
-            InputError: it is no text, or `truncation` is given twice.
+            InputError: if it is not a text, or `truncation` is passed twice.
         """
         options = for_tokenizer("tokenize_kwargs", tokenize_kwargs)
         if truncation is not None and "truncation" in options:
-            raise InputError("truncation: given twice, by itself and in tokenize_kwargs")
+            raise InputError("truncation: passed twice, by itself and in tokenize_kwargs")
         return self.encoded(
             inputs, **{"truncation": truncation, "max_length": max_length} | options
         )
 
     def postprocess(self, outputs: Arrays, *, return_tensors: bool = False) -> Any:
-        """The text's `last_hidden_state` `(1, seq, hidden)`."""
+        """Returns the text's `last_hidden_state` `(1, seq, hidden)`."""
         states = on_host(outputs["last_hidden_state"])
         if not is_finite(states):
             raise self.not_finite("last_hidden_state")

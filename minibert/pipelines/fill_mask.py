@@ -1,4 +1,4 @@
-"""Words for the masks of a text; the reference is transformers' `pipelines/fill_mask.py`."""
+"""Fill-mask; the reference is transformers' `pipelines/fill_mask.py`."""
 
 import warnings
 from typing import Any
@@ -15,18 +15,18 @@ from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer
 from minibert.text.batching import default_budget
 
-LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
+LOGITS = 1 << 26  # maximum number of logits of a batch: a quarter of a gigabyte
 
 
 class FillMaskPipeline(Pipeline):
-    """The likeliest words for every mask of a text.
+    """Predicts the most probable tokens for every mask of a text.
 
-    An answer is a list of dicts, the likeliest word first: `score`, its probability; `token`, its
-    id; `token_str`; `sequence`, the text with it. A text with several masks gets a list for each;
-    a list of one text is answered like the text itself, as in transformers.
+    An answer is a list of dicts, the most probable token first: `score`, its probability; `token`,
+    its id; `token_str`; `sequence`, the filled text. For a text with several masks it is a list of
+    such lists. A list of one text is answered like the text itself, as in transformers.
 
     Raises:
-        InputError: the tokenizer has no mask token.
+        InputError: if the tokenizer has no mask token.
     """
 
     task = "fill-mask"
@@ -35,15 +35,15 @@ class FillMaskPipeline(Pipeline):
     def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
         super().__init__(model, tokenizer, **options)
         if getattr(tokenizer, "mask_token_id", None) is None:
-            raise InputError("tokenizer: has no mask token, which fill-mask needs")
+            raise InputError("tokenizer: fill-mask needs a mask token, found none")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Fills the masks of a text, of a list of texts, or of those of an iterable.
 
         Args:
             inputs: the texts.
-            options: `top_k` words a mask, 5 by default; `targets`, the only words that are scored;
-                `truncation`, `max_length`; `tokenizer_kwargs` for the tokenizer.
+            options: `top_k`, the number of tokens for each mask, 5 by default; `targets`, the only
+                words to score; `truncation`, `max_length`; `tokenizer_kwargs` for the tokenizer.
         """
         answers = super().__call__(inputs, **options)
         return answers[0] if isinstance(inputs, list) and len(inputs) == 1 else answers
@@ -56,21 +56,21 @@ class FillMaskPipeline(Pipeline):
         max_length: Any = None,
         tokenizer_kwargs: Any = None,
     ) -> dict[str, np.ndarray]:
-        """A text's words as arrays `(1, seq)`.
+        """Returns a text's tokens as arrays `(1, seq)`.
 
         Raises:
-            InputError: there is no mask among them.
+            InputError: if there is no mask token.
         """
         given = for_tokenizer("tokenizer_kwargs", tokenizer_kwargs)
         options = {"truncation": truncation, "max_length": max_length, **given}
         encoded = self.encoded(inputs, **options)
         if self.tokenizer.mask_token_id not in encoded["input_ids"]:
-            cut = " before the text is cut" if options["truncation"] else ""
+            cut = " left after truncation" if options["truncation"] else ""
             raise InputError(f"no {self.tokenizer.mask_token}{cut} in {shown(inputs)}")
         return encoded
 
     def postprocess(self, outputs: Arrays, *, top_k: Any = 5, targets: Any = None) -> list[Any]:
-        """The words for a text's masks, from its `input_ids` and `logits` `(1, seq, vocab)`."""
+        """Returns the tokens for a text's masks, given `logits` `(1, seq, vocab)`."""
         ids = np.asarray(outputs["input_ids"])[0]
         masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
         chances = softmax(self.logits({"logits": on_host(outputs["logits"])[0, masks]}), axis=-1)
@@ -88,14 +88,14 @@ class FillMaskPipeline(Pipeline):
                         "score": float(chance[best]),
                         "token": word,
                         "token_str": decode([word]),
-                        # the other masks are special tokens, and are to be seen
+                        # the other masks are special tokens, and must stay visible
                         "sequence": decode(filled, skip_special_tokens=single),
                     }
                 )
         return answers[0] if single else answers
 
     def _targets(self, targets: Any) -> np.ndarray:
-        """The ids of the words that are scored, each once; of a longer word that of its start."""
+        """Returns the ids of the target words, each once; for a longer word, its first token."""
         found = []
         for target in text_list("targets", targets):
             word = self.tokenizer.convert_tokens_to_ids(target)
@@ -104,11 +104,11 @@ class FillMaskPipeline(Pipeline):
             ):
                 words = self.tokenized(target, add_special_tokens=False)["input_ids"]
                 if not words:
-                    raise InputError(f"targets: {shown(target)} is no word")
+                    raise InputError(f"targets: {shown(target)} has no tokens")
                 word = words[0]
                 if len(words) > 1 or word == self.tokenizer.unk_token_id:
                     token = self.tokenizer.convert_ids_to_tokens(word)
-                    message = f"targets: {target!r} is not in the vocabulary; {token!r} is scored"
+                    message = f"targets: {target!r} is not in the vocabulary; scoring {token!r}"
                     warnings.warn(message, stacklevel=2)
             found.append(word)
         if not found:

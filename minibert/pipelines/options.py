@@ -8,21 +8,21 @@ from minibert.errors import InputError, shown, suggest
 
 STAGES = ("preprocess", "forward", "postprocess")
 
-# Options of transformers' pipelines that have no place here.
+# Options of transformers' pipelines that are not supported, and what replaces them.
 ELSEWHERE = {
-    "batch_size": "batches are made by length; token_budget says how large",
+    "batch_size": "inputs are batched by length; set their size with token_budget",
     "device": "arrays go to JAX's default device",
     "device_map": "arrays go to JAX's default device",
-    "framework": "there is one",
-    "num_workers": "there are none",
+    "framework": "the framework is always JAX",
+    "num_workers": "there are no worker processes",
     "torch_dtype": "use dtype",
 }
 
 
 def accepted(cls: type, stage: str) -> set[str]:
-    """The names of the options of a stage.
+    """Returns the names of a stage's options.
 
-    An override that takes `**options` has those of what it overrides too.
+    An override with `**options` also accepts those of the method that it overrides.
     """
     names: set[str] = set()
     for owner in cls.__mro__:
@@ -36,10 +36,10 @@ def accepted(cls: type, stage: str) -> set[str]:
 
 
 def routed(cls: Any, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each stage's share of the options; one that several stages name goes to all of them.
+    """Returns the options of each stage; an option that several stages name goes to all of them.
 
     Raises:
-        InputError: no stage has such an option, and the class hands none on.
+        InputError: if no stage has such an option, and the class has no `open_stage`.
     """
     names = {stage: accepted(cls, stage) for stage in STAGES}
     shares: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
@@ -52,7 +52,7 @@ def routed(cls: Any, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return shares
 
 
-# What cannot be handed on: it is set here, or makes something else of a text than a row of ids.
+# Tokenizer arguments that pipelines set, or with which a text is not encoded as one row of ids.
 RESERVED = (
     "text",
     "verbose",
@@ -64,14 +64,14 @@ RESERVED = (
 
 
 def for_tokenizer(name: str, given: Any) -> dict[str, Any]:
-    """The options of a call that are handed on to the tokenizer.
+    """Returns the tokenizer arguments of a call as a dictionary.
 
     Args:
-        name: what they are called in the call.
-        given: a mapping, or None for none.
+        name: the name of the call's argument, for messages.
+        given: a mapping, or None.
 
     Raises:
-        InputError: it is no such mapping, or an option in it has no place there.
+        InputError: if `given` is not a mapping of names, or contains a reserved argument.
     """
     if given is None:
         return {}
@@ -79,13 +79,13 @@ def for_tokenizer(name: str, given: Any) -> dict[str, Any]:
         raise InputError(f"{name}: expected option → value, found {shown(given)}")
     for option in given:
         if option in RESERVED:
-            raise InputError(f"{name}: {option}: no option here; a text is one row of ids")
+            raise InputError(f"{name}: {option}: not allowed here; a text is one row of ids")
     return dict(given)
 
 
 def unknown(name: str, known: Iterable[str], kind: str) -> str:
-    """What is said of a name that nobody knows."""
+    """Returns the message about an unknown name."""
     if name in ELSEWHERE:
-        return f"{name}: no {kind}: {ELSEWHERE[name]}"
-    hint = suggest(name, known) or f" (there are {', '.join(sorted(known))})"
-    return f"{name}: no {kind}{hint}"
+        return f"{name}: unknown {kind}: {ELSEWHERE[name]}"
+    hint = suggest(name, known) or f" (known are {', '.join(sorted(known))})"
+    return f"{name}: unknown {kind}{hint}"

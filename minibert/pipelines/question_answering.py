@@ -1,4 +1,4 @@
-"""Answers that stand in a text; the semantics are those of transformers 4.57.6."""
+"""Extractive question answering, with the semantics of transformers 4.57.6."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,26 +13,26 @@ from minibert.pipelines.base import WindowPipeline
 from minibert.pipelines.batches import Arrays
 from minibert.text.tokenizer import question_first
 
-OUT = -10000.0  # the score of a token that can be in no answer
+OUT = -10000.0  # the score of a token that cannot be part of an answer
 
 
 def probabilities(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Softmax `(seq,)` over the allowed tokens."""
+    """Returns the softmax `(seq,)` over the allowed tokens."""
     return softmax(np.where(allowed, scores, np.float32(OUT)))
 
 
-def likeliest(
+def best_spans(
     start: np.ndarray, end: np.ndarray, count: int, longest: int
 ) -> Iterator[tuple[int, int, float]]:
-    """The likeliest spans: their first and last token and their probability, the likeliest first.
+    """Yields the first token, last token and probability of spans, the most probable first.
 
-    The token in front, by which a model says that there is no answer, is in none, and neither is
-    a token that is not allowed: its probability is 0.
+    Spans exclude the first token, which stands for "no answer", and tokens that are not allowed,
+    whose probability is 0.
 
     Args:
-        start, end: `(seq,)`, of each token to be the first, and the last.
-        count: how many spans at most.
-        longest: how many tokens a span has at most.
+        start, end: `(seq,)` probabilities of each token to be the first, and the last.
+        count: maximum number of spans.
+        longest: maximum number of tokens of a span.
     """
     start, end = start.copy(), end.copy()
     start[0] = end[0] = 0
@@ -40,15 +40,15 @@ def likeliest(
     flat = chances.ravel()
     best = np.argpartition(-flat, count)[:count] if count < flat.size else np.arange(flat.size)
     best = best[np.argsort(-flat[best], kind="stable")]
-    for place in best[flat[best] > 0]:
-        first, last = divmod(int(place), chances.shape[1])
-        yield first, last, float(flat[place])
+    for index in best[flat[best] > 0]:
+        first, last = divmod(int(index), chances.shape[1])
+        yield first, last, float(flat[index])
 
 
 def characters(
     encoding: Any, first: int, last: int, sequence: int, whole_words: bool
 ) -> tuple[int, int]:
-    """Where a span of tokens begins and ends in the text that is number `sequence` of a pair."""
+    """Returns the character offsets of a span of tokens in text number `sequence` of a pair."""
     if whole_words:
         begin, end = encoding.token_to_word(first), encoding.token_to_word(last)
         begin = None if begin is None else encoding.word_to_chars(begin, sequence)
@@ -63,23 +63,23 @@ OVERLAP = 128
 
 
 class QuestionAnsweringPipeline(WindowPipeline):
-    """The part of a context that answers a question.
+    """Finds the part of a context that answers a question.
 
-    Called with `question=` and `context=`, texts or lists of them, with two texts, with
-    `{"question": …, "context": …}`, or with a list or an iterable of such dicts. An answer is a
-    dict of `score`, `start` and `end` (characters of the context) and `answer`; with `top_k` a
-    list of them, the likeliest first, if there is more than one.
+    The inputs are `question=` and `context=`, texts or lists of texts; two texts;
+    `{"question": …, "context": …}`; or a list or an iterable of such dicts. An answer is a dict of
+    `score`, `start` and `end` (character offsets in the context) and `answer`; with `top_k`, if
+    there is more than one, a list of them, the most probable first.
 
-    Options: `top_k`, 1 by default; `max_seq_len`, how many tokens a window has, 384 by default;
-    `doc_stride`, by how many they overlap, 128 by default or half a window; `max_question_len`, to
-    how many tokens a question is cut; `max_answer_len`, how many tokens an answer has at most, 15
-    by default; `handle_impossible_answer`, whether "" may be the answer; `align_to_words`, whether
-    an answer is made of whole words.
+    Options: `top_k`, 1 by default; `max_seq_len`, the length of a window in tokens, 384 by
+    default; `doc_stride`, the overlap of windows in tokens, by default 128 or half a window;
+    `max_question_len`, the maximum number of tokens of a question; `max_answer_len`, the maximum
+    number of tokens of an answer, 15 by default; `handle_impossible_answer`, whether "" may be the
+    answer; `align_to_words`, whether answers consist of whole words.
 
-    The question is the first text of the pair that the model reads, or, if the tokenizer pads on
-    the left, the second, as in transformers. Answers are spans of the context in either order; in
-    the second one transformers 4.57.6 also considers the tokens of the question, and takes their
-    characters from the context.
+    The question is the first text of the model's input, or, if the tokenizer pads on the left, the
+    second, as in transformers. In both cases answers are spans of the context; in the latter,
+    transformers 4.57.6 also considers the tokens of the question, and reads their characters from
+    the context.
     """
 
     task = "question-answering"
@@ -104,8 +104,8 @@ class QuestionAnsweringPipeline(WindowPipeline):
     ) -> list[dict[str, Any]]:
         """Returns the context's windows, each with the question, as arrays `(1, seq)`.
 
-        In a window are also `encoding`, the tokenizer's own; `answerable` `(1, seq)`, whether a
-        token is of the context; `context`; and `context_index`, whether it is text 0 or 1.
+        A window also contains `encoding`, the tokenizer's encoding; `answerable` `(1, seq)`, True
+        for tokens of the context and [CLS]; `context`; and `context_index`, 0 or 1.
         """
         question, context = _texts(inputs)
         longest = min(self.longest_cut, LONGEST_WINDOW) if max_seq_len is None else max_seq_len
@@ -116,21 +116,21 @@ class QuestionAnsweringPipeline(WindowPipeline):
                 question = question[: words.offsets[most - 1][1]]
         if doc_stride is not None:
             doc_stride = whole("doc_stride", doc_stride, 0, longest)
-        room = longest - self.tokenizer.num_special_tokens_to_add(pair=True)
-        room -= len(self._words(question))
+        space = longest - self.tokenizer.num_special_tokens_to_add(pair=True)
+        space -= len(self._words(question))
         stride = min(longest // 2, OVERLAP) if doc_stride is None else doc_stride
-        if stride >= room:  # tokenizers panics
-            if room < 1:
+        if stride >= space:  # tokenizers would panic
+            if space < 1:
                 raise InputError(
-                    f"question: leaves no room for a context in windows of {longest} tokens; "
-                    "max_question_len cuts it, max_seq_len widens them"
+                    f"question: leaves no space for a context in windows of {longest} tokens; "
+                    "shorten it with max_question_len, or increase max_seq_len"
                 )
-            if doc_stride is not None and len(self._words(context)) > room:
+            if doc_stride is not None and len(self._words(context)) > space:
                 raise InputError(
                     f"doc_stride: windows cannot overlap by {doc_stride} tokens, as the question "
-                    f"leaves room for {room} of the context in {longest}"
+                    f"leaves space for only {space} tokens of the context in {longest}"
                 )
-            stride = room // 2
+            stride = space // 2
         index = int(question_first(self.tokenizer))
         encoded = self.tokenized(
             *((question, context) if index else (context, question)),
@@ -150,11 +150,11 @@ class QuestionAnsweringPipeline(WindowPipeline):
         handle_impossible_answer: bool = False,
         align_to_words: bool = True,
     ) -> Any:
-        """The answers, from the windows' `start_logits` and `end_logits` `(1, seq)`."""
+        """Returns the answers, given the windows' `start_logits` and `end_logits` `(1, seq)`."""
         top_k = whole("top_k", top_k, 1)
         max_answer_len = whole("max_answer_len", max_answer_len, 1)
-        # several spans may be of the same words
-        wanted = 2 * top_k + 10 if align_to_words else top_k
+        # aligned to words, several spans may become the same
+        count = 2 * top_k + 10 if align_to_words else top_k
         by_words: dict[str, dict[str, Any]] = {}
         nothing = 1.0
         for window in outputs:
@@ -162,7 +162,7 @@ class QuestionAnsweringPipeline(WindowPipeline):
             start = probabilities(self.logits(window, "start_logits")[0], allowed)
             end = probabilities(self.logits(window, "end_logits")[0], allowed)
             nothing = min(nothing, float(start[0] * end[0]))
-            for first, last, score in likeliest(start, end, wanted, max_answer_len):
+            for first, last, score in best_spans(start, end, count, max_answer_len):
                 begin, stop = characters(
                     window["encoding"], first, last, window["context_index"], align_to_words
                 )
@@ -178,7 +178,7 @@ class QuestionAnsweringPipeline(WindowPipeline):
 
     def _window(self, encoding: Any, context: str, index: int) -> dict[str, Any]:
         answerable = np.array([sequence == index for sequence in encoding.sequence_ids])
-        if self.tokenizer.cls_token_id is not None:  # it says that there is no answer
+        if self.tokenizer.cls_token_id is not None:  # it stands for "no answer"
             answerable |= np.array(encoding.ids) == self.tokenizer.cls_token_id
         return {
             **self._arrays(encoding),
@@ -194,11 +194,11 @@ class QuestionAnsweringPipeline(WindowPipeline):
 
 def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
     if args and (question is not None or context is not None):
-        raise InputError("question, context: given twice, by name and without")
+        raise InputError("question, context: passed twice, by name and by position")
     if len(args) == 1:
         return args[0]
     if len(args) > 2:
-        raise InputError(f"{len(args)} arguments; expected a question and a context")
+        raise InputError(f"expected a question and a context, found {len(args)} arguments")
     if args:
         question, context = args
     if question is None or context is None:
@@ -209,7 +209,10 @@ def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
     contexts = [context] * len(questions) if isinstance(context, str) else context
     contexts = text_list("context", contexts)
     if len(contexts) != len(questions):
-        raise InputError(f"question, context: {len(questions)} questions, {len(contexts)} contexts")
+        raise InputError(
+            f"question, context: expected as many contexts as questions, {len(questions)}, found "
+            f"{len(contexts)}"
+        )
     return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
 
 
@@ -220,5 +223,5 @@ def _texts(inputs: Any) -> tuple[str, str]:
     for name in ("question", "context"):
         check_text(inputs[name])
         if not inputs[name]:
-            raise InputError(f"{name}: is empty")
+            raise InputError(f"{name}: expected a non-empty text, found an empty one")
     return inputs["question"], inputs["context"]

@@ -1,24 +1,24 @@
-"""Text that grows: pieces without broken characters, and where it is to stop."""
+"""Streaming of generated text: pieces without broken characters, and stop strings."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-BROKEN = "\ufffd"  # bytes that are no character, or not yet
-AGREEING = 4  # texts, one token apart, that must agree where a new token can change what was there
+BROKEN = "\ufffd"  # stands for bytes that are not (yet) a valid character
+AGREEING = 4  # successive texts that must agree, where a new token can change earlier text
 
 
 Decode = Callable[[Sequence[int]], str]
 
 
 class Pieces:
-    """Hands decoded text on as it grows; what it hands on is never changed by a later token.
+    """Passes decoded text to a callback in pieces that later tokens do not change.
 
     Args:
-        decode: makes a text of tokens.
-        callback: is given each piece.
-        by_bytes: whether a token's bytes are the same whatever surrounds it, as in GPT-2, and not
-            put together by rules, as in BERT ("don ' t" becomes "don't").
+        decode: converts tokens to text.
+        callback: called with each piece.
+        by_bytes: whether a token's bytes do not depend on its context, as in GPT-2; in BERT they do
+            ("don ' t" becomes "don't").
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class Pieces:
         self._sent = 0
 
     def add(self, token: int) -> None:
-        """Takes the next token, and hands on what is settled."""
+        """Adds the next token and passes on text that is final."""
         self._tokens.append(token)
         self._recent = [*self._recent[1:], self._decode(self._tokens)]
         self._send(_common_start(self._recent).rstrip(BROKEN))
 
     def finish(self, text: str) -> None:
-        """Hands on the rest of the whole text."""
+        """Passes on the rest of the complete text."""
         self._send(text)
 
     def _send(self, text: str) -> None:
@@ -49,7 +49,7 @@ class Pieces:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    """Returns what all of the texts begin with."""
+    """Returns the longest common prefix of texts."""
     shortest = min(texts, key=len)
     for index, character in enumerate(shortest):
         if any(text[index] != character for text in texts):
@@ -58,7 +58,7 @@ def _common_start(texts: Sequence[str]) -> str:
 
 
 def stopped(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of `stops` to be complete in the text ends; None if none is in it."""
+    """Returns the end of the stop string that is complete first in the text; None if none is."""
     return min((text.find(stop) + len(stop) for stop in stops if stop in text), default=None)
 
 
@@ -70,20 +70,20 @@ def collected(
     decode: Decode,
     pieces: Pieces | None = None,
 ) -> list[list[int]]:
-    """Takes tokens until every row has ended, and no longer.
+    """Collects tokens until every row has ended.
 
     Args:
-        steps: for each step a token for each row.
-        rows: how many there are.
-        ends: the tokens that end a text; they belong to it.
-        stops: the texts that do.
-        decode: makes a text of tokens.
-        pieces: is handed the tokens of the one row there is.
+        steps: yields a token for each row at each step.
+        rows: the number of rows.
+        ends: the EOS tokens, which are included in the result.
+        stops: the stop strings.
+        decode: converts tokens to text.
+        pieces: receives the tokens of the row, if there is only one.
 
     Returns:
         Each row's tokens.
     """
-    window = 4 * max(map(len, stops), default=0) + 4  # a character is four tokens at most
+    window = 4 * max(map(len, stops), default=0) + 4  # a character has at most four tokens
     texts: list[list[int]] = [[] for _ in range(rows)]
     going = set(range(rows))
     for tokens in steps:

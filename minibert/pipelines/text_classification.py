@@ -1,6 +1,7 @@
-"""Labels for texts and pairs of texts, and whether one sentence follows another.
+"""Text classification and next-sentence prediction.
 
-The reference is transformers' `pipelines/text_classification.py`; for next sentences it has none.
+The reference is transformers' `pipelines/text_classification.py`; transformers has no pipeline for
+next-sentence prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,14 @@ from minibert.pipelines.batches import Arrays
 
 
 class TextClassificationPipeline(Pipeline):
-    """The likeliest label of a text, or of a pair of texts.
+    """Predicts the most probable label of a text, or of a pair of texts.
 
     A pair is `{"text": …, "text_pair": …}` or a tuple of two. An answer is a dict of `label` and
-    `score`, in a list if the input is a text alone, as in transformers. With `top_k` it is a list
-    of that many, the likeliest first; `top_k=None` is all labels.
+    `score`, in a list if the input is a single text, as in transformers. With `top_k` it is a list
+    of that many, the most probable first; `top_k=None` returns all labels.
 
-    Other options: `function_to_apply`, one of sigmoid, softmax and none, by default what the
-    config's problem type says; `truncation`, `max_length`, `padding`, `add_special_tokens`.
+    Other options: `function_to_apply`, one of sigmoid, softmax and none, by default according to
+    the config's problem type; `truncation`, `max_length`, `padding`, `add_special_tokens`.
     """
 
     task = "text-classification"
@@ -46,7 +47,7 @@ class TextClassificationPipeline(Pipeline):
         padding: Any = False,
         add_special_tokens: bool = True,
     ) -> dict[str, np.ndarray]:
-        """The words of a text, or of a pair, as arrays `(1, seq)`."""
+        """Returns the tokens of a text or a pair as arrays `(1, seq)`."""
         return self.encoded(
             *text_and_pair(inputs),
             truncation=truncation,
@@ -62,7 +63,7 @@ class TextClassificationPipeline(Pipeline):
         function_to_apply: Any = None,
         top_k: Any = ...,
     ) -> Any:
-        """The labels, from `logits` `(1, labels)`; without `top_k` the likeliest alone."""
+        """Returns labels, given `logits` `(1, labels)`; without `top_k` only the most probable."""
         if top_k is not ... and top_k is not None:
             top_k = whole("top_k", top_k, 1)
         scores = self._scored(self.logits(outputs)[0], function_to_apply)
@@ -103,12 +104,12 @@ class TextClassificationPipeline(Pipeline):
 
     @property
     def _left(self) -> bool:
-        """Where nothing is known by which padding is known, the last token must stand last."""
+        """Whether to pad on the left: without a pad token the model reads the last position."""
         return self.model.config.pad_token_id is None
 
 
 class NextSentencePredictionPipeline(Pipeline):
-    """Whether the second of two texts follows the first.
+    """Predicts whether the second of two texts follows the first.
 
     An input is a pair, `{"text": …, "text_pair": …}` or a tuple of two. An answer is a list of two
     dicts of `label` and `score`, a probability: first `is_next`, then `not_next`. Options:
@@ -123,14 +124,14 @@ class NextSentencePredictionPipeline(Pipeline):
     def preprocess(
         self, inputs: Any, *, truncation: Any = False, max_length: Any = None
     ) -> dict[str, np.ndarray]:
-        """A pair's words as arrays `(1, seq)`."""
+        """Returns a pair's tokens as arrays `(1, seq)`."""
         text, pair = text_and_pair(inputs)
         if pair is None:
             raise InputError(f"expected a pair of texts, found {shown(inputs)}")
         return self.encoded(text, pair, truncation=truncation, max_length=max_length)
 
     def postprocess(self, outputs: Arrays) -> list[dict[str, Any]]:
-        """Both labels' probabilities, from `logits` `(1, 2)`."""
+        """Returns the probabilities of both labels, given `logits` `(1, 2)`."""
         scores = softmax(self.logits(outputs)[0], axis=-1)
         return [
             {"label": label, "score": float(score)}
@@ -139,10 +140,10 @@ class NextSentencePredictionPipeline(Pipeline):
 
 
 def text_and_pair(inputs: Any) -> tuple[Any, Any]:
-    """The text and the second text, None if there is none.
+    """Returns the text and the second text, or None.
 
     Raises:
-        InputError: it is neither a text nor a pair.
+        InputError: if `inputs` is neither a text nor a pair.
     """
     match inputs:
         case str():

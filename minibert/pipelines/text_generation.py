@@ -1,4 +1,4 @@
-"""Texts that continue texts; the reference is transformers' `pipelines/text_generation.py`."""
+"""Text generation; the reference is transformers' `pipelines/text_generation.py`."""
 
 import functools
 import math
@@ -19,27 +19,27 @@ from minibert.pipelines.batches import Arrays, length
 from minibert.pipelines.streaming import Decode, Pieces, collected, stopped
 from minibert.text.batching import Batch, padded, plan
 
-NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint says anything
+NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint sets a value
 TEMPERATURE = 0.7
 
 
 class TextGenerationPipeline(Pipeline):
-    """Texts that continue a prompt.
+    """Generates texts that continue a prompt.
 
     An answer is a list of dicts, one for each of `num_return_sequences`: `generated_text`, the
-    prompt and its continuation, with `return_full_text=False` the continuation alone; or, with
+    prompt and its continuation, or with `return_full_text=False` only the continuation; or, with
     `return_tensors=True`, `generated_token_ids`.
 
-    All options of `minibert.generate` are options here: `max_new_tokens` (256 by default, where
-    the checkpoint's generation_config.json says nothing), `num_beams`, …. With a `key`
-    (`jax.random.key(0)`) tokens are drawn, by default at a temperature of 0.7; without one the
-    likeliest is taken. Text number `i` of a list draws from `fold_in(key, i)`.
+    All options of `minibert.generate` are options here: `max_new_tokens` (256 by default, if the
+    checkpoint's generation_config.json does not set it), `num_beams`, …. With a `key`
+    (`jax.random.key(0)`) tokens are sampled, by default at a temperature of 0.7; without one the
+    most probable is chosen. Text number `i` of a list is sampled with `fold_in(key, i)`.
 
-    More options: `stop_strings` (or `stop_sequence`), a text or several: a continuation ends with
-    the first that is complete in it; `callback`, a function that is given the text piece by piece
-    while it grows, for one text; `prefix`, which comes before the prompt and is not in the answer;
-    `truncation=True` (or `handle_long_generation="hole"`), so that of a prompt that leaves no room
-    its end is kept; `add_special_tokens`, `skip_special_tokens`, `clean_up_tokenization_spaces`.
+    More options: `stop_strings` (or `stop_sequence`), one or more texts, of which the first to be
+    complete ends a continuation; `callback`, a function that is called with each new piece of
+    text, for a single input; `prefix`, a text before the prompt that the answer does not include;
+    `truncation=True` (or `handle_long_generation="hole"`), to truncate long prompts on the left;
+    `add_special_tokens`, `skip_special_tokens`, `clean_up_tokenization_spaces`.
     """
 
     task = "text-generation"
@@ -56,8 +56,8 @@ class TextGenerationPipeline(Pipeline):
                 found = shown(callback)
                 raise InputError(f"callback: expected a function of a text, found {found}")
             if not isinstance(inputs, str):
-                raise InputError(f"callback: is given one text's pieces; found {shown(inputs)}")
-        _stops(given.get("stop_strings"), given.get("stop_sequence"))  # before anything is computed
+                raise InputError(f"callback: expected a single text, found {shown(inputs)}")
+        _stops(given.get("stop_strings"), given.get("stop_sequence"))  # validates them early
         return super().__call__(inputs, **options)
 
     def preprocess(
@@ -72,9 +72,9 @@ class TextGenerationPipeline(Pipeline):
         max_new_tokens: Any = None,
         max_length: Any = None,
     ) -> dict[str, Any]:
-        """A prompt's words as arrays `(1, seq)`, and the prompt as `prompt_text`.
+        """Returns a prompt's tokens as arrays `(1, seq)`, and the prompt as `prompt_text`.
 
-        Of an empty one there is the token that begins texts.
+        An empty prompt becomes the BOS token.
         """
         if handle_long_generation not in (None, "hole"):
             found = shown(handle_long_generation)
@@ -88,12 +88,12 @@ class TextGenerationPipeline(Pipeline):
         )
         if not encoded["input_ids"].size:
             if (begin := settings.bos_token_id) is None:
-                raise InputError("no tokens, and no bos_token_id to begin with")
+                raise InputError("expected a prompt or a bos_token_id, found neither")
             arrays = {"input_ids": np.array([[begin]]), "attention_mask": np.array([[1]])}
         if truncation or handle_long_generation:
             new, positions = _new_tokens(settings, 0), self.longest_cut
             if (kept := positions - new) < 1:
-                found = f"{new} new tokens leave no room for a prompt"
+                found = f"{new} new tokens leave no position for a prompt"
                 raise InputError(f"{found}; there are {positions} positions")
             arrays = {name: array[:, -kept:] for name, array in arrays.items()}
         prompt = length(arrays)
@@ -102,7 +102,7 @@ class TextGenerationPipeline(Pipeline):
             name = self.model.config.max_tokens_name
             raise InputError(
                 f"{prompt} tokens and {new} new ones; expected at most {self.positions} ({name}); "
-                "ask for less with max_new_tokens, or keep the prompt's end with truncation=True"
+                "request fewer with max_new_tokens, or truncate the prompt with truncation=True"
             ).advising("max_new_tokens", "truncation=True")
         return {**arrays, "prompt_text": inputs}
 
@@ -121,11 +121,11 @@ class TextGenerationPipeline(Pipeline):
         clean_up_tokenization_spaces: bool | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Continues a batch of prompts, padded on the left.
+        """Generates continuations of a batch of prompts, padded on the left.
 
         Returns:
-            The inputs, and `new_tokens` `(rows, num_return_sequences, new)`, of which the first
-            `new_lengths` `(rows, num_return_sequences)` count.
+            The inputs; `new_tokens` `(rows, num_return_sequences, new)`, padded on the right; and
+            their lengths, `new_lengths` `(rows, num_return_sequences)`.
         """
         given = {"max_new_tokens": max_new_tokens, "max_length": max_length, **options}
         settings = self._settings(generation_config, key, **given)
@@ -136,9 +136,9 @@ class TextGenerationPipeline(Pipeline):
         rows, stops = math.prod(shape), _stops(stop_strings, stop_sequence)
         if stops or callback is not None:
             if settings.num_beams > 1:
-                raise InputError("num_beams: with a callback or stop_strings there are no beams")
+                raise InputError("num_beams: expected 1 with a callback or stop_strings")
             if callback is not None and rows > 1:
-                raise InputError("callback: is given one text's pieces; expected one row")
+                raise InputError(f"callback: expected a single text, found {rows}")
             steps = stream(self.model, ids, mask, generation_config=settings, key=key)
             decode = self._decoder(skip_special_tokens, clean_up_tokenization_spaces)
             by_bytes = self._by_bytes and not clean_up_tokenization_spaces
@@ -167,7 +167,7 @@ class TextGenerationPipeline(Pipeline):
         stop_strings: Any = None,
         stop_sequence: Any = None,
     ) -> list[dict[str, Any]]:
-        """A prompt's texts, from its `new_tokens` and `new_lengths`."""
+        """Returns a prompt's texts, given `new_tokens` and `new_lengths`."""
         stops = _stops(stop_strings, stop_sequence)
         decode = self._decoder(skip_special_tokens, clean_up_tokenization_spaces)
         prompt = np.asarray(outputs["input_ids"])[0].tolist()
@@ -185,7 +185,7 @@ class TextGenerationPipeline(Pipeline):
     def _settings(
         self, generation_config: Any = None, key: Any = None, **options: Any
     ) -> GenerationConfig:
-        """Returns the config of a call, as `generate` does, at the pipeline's own temperature."""
+        """Returns the config of a call as `generate` does, with the pipeline's temperature."""
         lengths = ("max_new_tokens", "max_length")
         options = {n: v for n, v in options.items() if v is not None or n not in lengths}
         if key is not None:
@@ -196,7 +196,7 @@ class TextGenerationPipeline(Pipeline):
         return settings
 
     def _plan(self, rows: Sequence[Arrays], shares: Any) -> list[Batch]:
-        """Prompts of like length together; one by one where what is asked for tells them apart."""
+        """Batches prompts by length, or one by one where results would depend on the batch."""
         known = ("key", "generation_config", "max_new_tokens", "max_length", "do_sample")
         given = shares["forward"]
         settings = self._settings(**{name: given[name] for name in known if name in given})
@@ -233,23 +233,23 @@ class TextGenerationPipeline(Pipeline):
 
 
 def _new_tokens(settings: GenerationConfig, prompt: int) -> int:
-    """How many tokens are generated at most, behind a prompt of so many."""
+    """Returns the maximum number of new tokens after a prompt of `prompt` tokens."""
     if settings.max_new_tokens is None and settings.max_length is None:
         return NEW_TOKENS
     return settings.limit(prompt)
 
 
 def _ended(text: np.ndarray, ends: Sequence[int]) -> np.ndarray:
-    """A text without what stands behind its end."""
+    """Returns a text up to and including its first EOS token."""
     found = np.flatnonzero(np.isin(text, ends))
     return text[: found[0] + 1] if found.size else text
 
 
 def _stops(stop_strings: Any, stop_sequence: Any) -> list[str]:
     if stop_strings is not None and stop_sequence is not None:
-        raise InputError("stop_sequence: another name of stop_strings; expected one of the two")
+        raise InputError("stop_sequence: an alias of stop_strings; expected only one of them")
     given = stop_strings if stop_sequence is None else stop_sequence
     stops = [] if given is None else text_list("stop_strings", given, ordered=False)
     if "" in stops:
-        raise InputError("stop_strings: an empty text is in every text")
+        raise InputError("stop_strings: expected non-empty texts, found an empty one")
     return stops

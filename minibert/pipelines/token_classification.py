@@ -1,4 +1,4 @@
-"""Labels for the tokens of a text; see transformers' `pipelines/token_classification.py`."""
+"""Token classification; the reference is transformers' `pipelines/token_classification.py`."""
 
 import dataclasses
 import itertools
@@ -29,9 +29,9 @@ class Token:
     Attributes:
         word: its text in the vocabulary.
         scores: `(labels,)` probabilities.
-        start, end: its characters in the text.
+        start, end: its character offsets in the text.
         index: its position.
-        continues: whether it is the same word as the token before it.
+        continues: whether it belongs to the same word as the previous token.
     """
 
     word: str
@@ -45,15 +45,15 @@ class Token:
 def entities(
     tokens: Sequence[Token], strategy: str, names: Mapping[int, str], joined: Joined
 ) -> list[Entity]:
-    """The entities of a text.
+    """Returns the entities of a text.
 
     Args:
         tokens: its tokens, in order.
-        strategy: one of `STRATEGIES`: "none", an entity is a token; "simple", neighbours of one
-            label are one; with the others a word has one label, that of its first token, of its
-            tokens' average, or of its surest token.
-        names: the labels' names.
-        joined: makes a text of tokens' texts.
+        strategy: one of `STRATEGIES`: with "none" each token is an entity; "simple" merges adjacent
+            tokens with the same label; with the others each word has one label first: that of its
+            first token, of its tokens' average, or of the token with the highest score.
+        names: the names of labels.
+        joined: converts the texts of tokens to one text.
     """
     by_token = strategy in ("none", "simple")
     found = []
@@ -81,7 +81,7 @@ def entities(
 
 
 def grouped(parts: Sequence[Entity], joined: Joined) -> list[Entity]:
-    """Neighbours of one tag as one entity; a part marked `B-` begins another."""
+    """Merges adjacent parts with the same tag to one entity; a tag `B-` starts a new one."""
     return [
         {
             "entity_group": group[0]["entity"].split("-", 1)[-1],
@@ -90,18 +90,18 @@ def grouped(parts: Sequence[Entity], joined: Joined) -> list[Entity]:
             "start": group[0]["start"],
             "end": group[-1]["end"],
         }
-        for group in _runs(parts, _goes_on)
+        for group in _runs(parts, _continues)
     ]
 
 
-def _goes_on(before: Entity, part: Entity) -> bool:
-    """Whether a part is of its neighbour's entity: `B-PER` and `I-PER` are both `PER`."""
+def _continues(before: Entity, part: Entity) -> bool:
+    """Returns whether a part continues the previous one: `B-PER` and `I-PER` are both `PER`."""
     tags = {re.sub("^[BI]-", "", one["entity"]) for one in (before, part)}
     return len(tags) == 1 and not part["entity"].startswith("B-")
 
 
 def _runs(items: Iterable[Item], go_on: Callable[[Item, Item], bool]) -> list[list[Item]]:
-    """The items in lists of neighbours that go on with one another."""
+    """Splits items into runs in which each item continues the previous one."""
     found: list[list[Item]] = []
     for item in items:
         if found and go_on(found[-1][-1], item):
@@ -112,7 +112,7 @@ def _runs(items: Iterable[Item], go_on: Callable[[Item, Item], bool]) -> list[li
 
 
 def disjoint(found: Sequence[Entity]) -> list[Entity]:
-    """Of entities that overlap, found in windows that do, the longest, then the surest."""
+    """Resolves overlaps between entities of overlapping windows: longest, then highest score."""
     kept: list[Entity] = []
     for entity in sorted(found, key=lambda entity: entity["start"]):
         if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
@@ -125,16 +125,17 @@ def disjoint(found: Sequence[Entity]) -> list[Entity]:
 
 
 class TokenClassificationPipeline(WindowPipeline):
-    """The entities of a text.
+    """Finds the entities of a text.
 
-    An answer is a list of dicts, in the text's order: `entity`, `score`, `index` (the token's
-    position), `word`, `start` and `end` (characters of the text); with another
-    `aggregation_strategy` than "none" of `entity_group`, `score`, `word`, `start`, `end`.
+    An answer is a list of dicts, in the order of the text: `entity`, `score`, `index` (the token's
+    position), `word`, `start` and `end` (character offsets); with an `aggregation_strategy` other
+    than "none", `entity_group`, `score`, `word`, `start`, `end`.
 
-    Options: `aggregation_strategy`, see `entities`; `ignore_labels`, which are left out,
-    by default "O"; `stride`, by how many tokens the windows overlap in which a long text is read;
-    `is_split_into_words`, for lists of words, which `delimiter` joins; `truncation`, `max_length`.
-    Words are known by the tokenizer; with one that has no word pieces, such as GPT-2's, by spaces.
+    Options: `aggregation_strategy`, see `entities`; `ignore_labels`, labels to leave out, by
+    default "O"; `stride`, the overlap in tokens of the windows of a long text;
+    `is_split_into_words`, for lists of words, which are joined with `delimiter`; `truncation`,
+    `max_length`. Word boundaries are those of the tokenizer, or spaces if it has no word pieces, as
+    GPT-2's.
     """
 
     task = "token-classification"
@@ -157,17 +158,17 @@ class TokenClassificationPipeline(WindowPipeline):
         truncation: Any = False,
         max_length: Any = None,
     ) -> list[dict[str, Any]]:
-        """A text's windows, one if there is no `stride`, each a dict of arrays `(1, seq)`.
+        """Returns a text's windows, one without `stride`, each a dict of arrays `(1, seq)`.
 
-        In a window are also `sentence`, the text; `special_tokens_mask`; and `offset_mapping`,
-        `(1, seq, 2)`: where in the text each token begins and ends.
+        A window also contains `sentence`, the text; `special_tokens_mask`; and `offset_mapping`,
+        `(1, seq, 2)`, the character offsets of each token.
         """
         longest, cut = self.cut_at(max_length), truncation or stride is not None
         if stride is not None:
             special = self.tokenizer.num_special_tokens_to_add()
             stride = whole("stride", stride, 0, longest - special - 1)
         if max_length is not None and not cut:
-            raise InputError("max_length: cuts nothing by itself; say truncation=True too")
+            raise InputError("max_length: has no effect alone; pass truncation=True too")
         sentence, starts = _placed(inputs, is_split_into_words, delimiter)
         encoded = self.tokenized(
             inputs,
@@ -187,12 +188,12 @@ class TokenClassificationPipeline(WindowPipeline):
         ignore_labels: Any = None,
         stride: Any = None,
     ) -> list[Entity]:
-        """The entities of a text, from its windows' `logits` `(1, seq, labels)`."""
+        """Returns the entities of a text, given its windows' `logits` `(1, seq, labels)`."""
         strategy = str(aggregation_strategy).lower()
         if strategy not in STRATEGIES:
             check_choice("aggregation_strategy", aggregation_strategy, STRATEGIES)
         if stride is not None and strategy == "none":
-            raise InputError("stride: windows overlap; expected an aggregation_strategy too")
+            raise InputError('stride: expected an aggregation_strategy other than "none" with it')
         ignored = text_list(
             "ignore_labels", ["O"] if ignore_labels is None else ignore_labels, ordered=False
         )
@@ -219,7 +220,7 @@ class TokenClassificationPipeline(WindowPipeline):
         }
 
     def _tokens(self, output: Arrays) -> list[Token]:
-        """A window's tokens, but the special ones."""
+        """Returns a window's tokens, without special ones."""
         sentence, scores = output["sentence"], softmax(self.logits(output)[0], axis=-1)
         ids = np.asarray(output["input_ids"])[0].tolist()
         spans = np.asarray(output["offset_mapping"])[0].tolist()
@@ -241,7 +242,7 @@ class TokenClassificationPipeline(WindowPipeline):
 
 
 def _placed(inputs: Any, split: bool, delimiter: Any) -> tuple[str, list[int]]:
-    """The text, and of a list of words where in it each begins."""
+    """Returns the text and, for a list of words, the start of each word in it."""
     if not split:
         check_text(inputs)
         return inputs, []

@@ -1,6 +1,6 @@
-"""Attention and a language model from scratch: `parts` first, then the `toys` made of them.
+"""Attention and a language model from scratch: `parts`, and the `toys` built of them.
 
-Nothing here is fast or loads a checkpoint; the real models are next door.
+This code is for study: it is not optimised and loads no checkpoints.
 """
 
 from minibert.scratch.parts import (

@@ -1,7 +1,7 @@
-"""Attention from dot products to many heads: to be read from top to bottom, and taken apart.
+"""Attention from dot products to multiple heads, to be read from top to bottom.
 
-Names follow Raschka's "Build a Large Language Model (From Scratch)" where it has one, so that its
-numbers can be compared.
+Names follow Raschka's "Build a Large Language Model (From Scratch)" where possible, so that results
+can be compared.
 """
 
 from typing import Any, NamedTuple
@@ -21,22 +21,22 @@ Context = Float[Array, "*batch tokens outputs"]
 
 
 def softmax_naive(scores: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Numbers as shares of 1 along the last axis; wrong where `exp` overflows, from about 87 on."""
+    """Returns the softmax over the last axis; wrong from about 87 on, where `exp` overflows."""
     return jnp.exp(scores) / jnp.exp(scores).sum(axis=-1, keepdims=True)
 
 
 def softmax(scores: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """The same shares, whatever the size of the numbers: the largest is taken off first."""
-    # the result does not depend on what is subtracted, and neither does its derivative
+    """Returns the softmax over the last axis; subtracts the max first to avoid overflow."""
+    # neither the result nor its derivative depends on the number that is subtracted
     return softmax_naive(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
 
 
 class Attended(NamedTuple):
-    """What attention makes.
+    """The output of attention.
 
     Attributes:
-        context: `(…, tokens, features)`, each token's weighted sum of all values.
-        weights: `(…, tokens, tokens)`, how much each token (a row) looks at each (a column).
+        context: `(…, tokens, features)`, the weighted sum of all values for each token.
+        weights: `(…, tokens, tokens)`, how much each token (row) attends to each other (column).
     """
 
     context: Array
@@ -44,7 +44,7 @@ class Attended(NamedTuple):
 
 
 def causal_mask(tokens: int) -> Bool[Array, "tokens tokens"]:
-    """True where a token (a row) may look at another: at those before it and itself."""
+    """Returns True where a token (row) attends to another (column): to itself and earlier ones."""
     return jnp.tril(jnp.ones((tokens, tokens), bool))
 
 
@@ -57,13 +57,13 @@ def attention(
     mask: Bool[Array, "*#batch queries keys"] | None = None,
     dropout: Any = None,
 ) -> Attended:
-    """Dot products of queries and keys, as shares of 1, weigh the values.
+    """Computes attention: the softmax of the dot products of queries and keys weights the values.
 
     Args:
-        query: `(…, queries, features)`; in self-attention queries, keys and values are the tokens'.
+        query: `(…, queries, features)`; in self-attention these are the tokens, as are the keys.
         key, value: `(…, keys, features)`.
-        scale: what the dot products are multiplied with.
-        mask: True where a token may look; None for everywhere.
+        scale: the factor of the dot products.
+        mask: True where a query attends to a key; None for everywhere.
         dropout: applied to the weights.
     """
     scores = query @ key.swapaxes(-1, -2) * scale
@@ -76,29 +76,29 @@ def attention(
 
 
 def calculate_attention(embeddings: Tokens) -> Tokens:
-    """Attention of embeddings over themselves: query, key and value are copies of them."""
+    """Computes self-attention of embeddings without projections: they are query, key and value."""
     scale = embeddings.shape[-1] ** -0.5
     return attention(embeddings, embeddings, embeddings, scale=scale).context
 
 
 def linear(x: Tokens, kernel: Any, bias: Any = None) -> Context:
-    """Each token's features mixed anew, `x @ kernel + bias`; `kernel` is `(features, outputs)`."""
-    mixed = x @ kernel
-    return mixed if bias is None else mixed + bias
+    """Returns `x @ kernel + bias`; `kernel` is `(features, outputs)`."""
+    product = x @ kernel
+    return product if bias is None else product + bias
 
 
 def relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """What is above 0; the rest is 0."""
+    """Returns the max of `x` and 0."""
     return jnp.where(x <= 0, 0, x)  # the derivative of `jnp.maximum(x, 0)` at 0 would be 1/2
 
 
 def projection(d_in: int, d_out: int, *, bias: bool, **options: Any) -> Linear:
-    """A linear layer with weights of the size that keeps the size of what goes through."""
+    """Returns a linear layer whose initial weights preserve the variance of its input."""
     return Linear(d_in, d_out, use_bias=bias, stddev=d_in**-0.5, **options)
 
 
 class SelfAttention(Module):
-    """Attention with three learnt projections: what is asked, what answers, what is passed on."""
+    """Self-attention with learned projections to queries, keys and values."""
 
     def __init__(
         self,
@@ -115,43 +115,43 @@ class SelfAttention(Module):
         self.W_value = projection(d_in, d_out, bias=qkv_bias, **options)
 
     def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
-        """The context vectors, and the weights."""
+        """Returns the context vectors and the weights."""
         query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
         return attention(
             query, key, value, scale=query.shape[-1] ** -0.5, mask=mask, dropout=dropout
         )
 
     def __call__(self, x: Tokens) -> Context:
-        """The context vectors `(…, tokens, d_out)` of tokens `(…, tokens, d_in)`."""
+        """Returns context vectors `(…, tokens, d_out)` of tokens `(…, tokens, d_in)`."""
         return self.attend(x).context
 
 
 class CausalAttention(SelfAttention):
-    """Self-attention in which no token sees those behind it, with dropout of weights."""
+    """Self-attention in which tokens do not attend to later ones, with dropout of the weights."""
 
     def __init__(self, d_in: int, d_out: int, *, dropout: float = 0.0, **options: Any):
         super().__init__(d_in, d_out, **options)
         self.dropout = Dropout(dropout)
 
     def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
-        """The context vectors, and the weights after dropout."""
+        """Returns the context vectors and the weights after dropout."""
         return super().attend(x, causal_mask(x.shape[-2]) if mask is None else mask, dropout)
 
     def __call__(self, x: Tokens, rngs: nnx.Rngs | None = None) -> Context:
-        """The context vectors; `rngs` are for dropout, in training."""
+        """Returns the context vectors; `rngs` are random keys for dropout in training mode."""
         return self.attend(x, dropout=lambda weights: self.dropout(weights, rngs)).context
 
 
 class MultiHeadAttention(CausalAttention):
-    """Several causal attentions side by side, each on its part of the features; then one mixture.
+    """Causal attention with several heads, each on its part of the features, and a projection.
 
     Args:
-        d_in, d_out: features of the tokens and of the context vectors.
-        num_heads: how many parts `d_out` is cut into.
-        dropout: the share of weights that is dropped in training.
+        d_in, d_out: the number of features of the tokens and of the context vectors.
+        num_heads: the number of parts into which `d_out` is split.
+        dropout: the fraction of weights that is dropped in training.
         qkv_bias: whether the projections have a bias.
-        rngs: random keys for the weights.
-        param_dtype: what they are stored in.
+        rngs: random keys to initialise the parameters.
+        param_dtype: the dtype of the parameters.
 
     Raises:
         InputError: `num_heads` does not divide `d_out`.
@@ -172,7 +172,7 @@ class MultiHeadAttention(CausalAttention):
         )
 
     def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
-        """The context vectors, and the weights of every head, `(…, heads, tokens, tokens)`."""
+        """Returns the context vectors and the weights `(…, heads, tokens, tokens)`."""
         parts = (self._split(project(x)) for project in (self.W_query, self.W_key, self.W_value))
         query, key, value = parts
         mask = causal_mask(x.shape[-2]) if mask is None else mask

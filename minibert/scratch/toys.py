@@ -1,4 +1,4 @@
-"""A language model at its barest, and an agent: embeddings, layers of attention, a head."""
+"""A minimal language model and a minimal agent: embeddings, layers of attention, a head."""
 
 import dataclasses
 from typing import Any
@@ -23,13 +23,13 @@ class ToyConfig:
     """The shape of a `ToyCausalLM`.
 
     Attributes:
-        vocab_size: how many words there are.
-        hidden_size: features of a token.
-        num_hidden_layers: how many layers of attention there are.
-        positions: how many places have a vector of their own; 0 for none: then the order of words
-            is unknown to the model.
-        causal: whether a token sees none behind it.
-        num_labels: how many actions `ToyAgent` has.
+        vocab_size: the number of tokens in the vocabulary.
+        hidden_size: the number of features of a token.
+        num_hidden_layers: the number of layers of attention.
+        positions: the number of positions that have an embedding; 0 for none: then the model
+            ignores the order of tokens, except for its causal mask.
+        causal: whether a token attends only to itself and to earlier ones.
+        num_labels: the number of actions of `ToyAgent`.
     """
 
     vocab_size: int
@@ -42,14 +42,14 @@ class ToyConfig:
 
 
 class ToyLayer(Module):
-    """A transformer at its barest: attention of the states over themselves, and a linear layer."""
+    """A minimal transformer layer: self-attention without projections, and a linear layer."""
 
     def __init__(self, config: ToyConfig, **options: Any):
         self.causal = config.causal
         self.linear = projection(config.hidden_size, config.hidden_size, bias=True, **options)
 
     def __call__(self, x: Tokens, words: Any = None) -> Tokens:
-        """New states for old ones; `words` `(batch, tokens)` is 0 where there is padding."""
+        """Returns new hidden states; `words` `(batch, tokens)` is a mask, 0 at padding."""
         mask = causal_mask(x.shape[-2]) if self.causal else None
         if words is not None:
             real = jnp.asarray(words).astype(bool)[:, None, :]
@@ -58,7 +58,7 @@ class ToyLayer(Module):
 
 
 class ToyBody(Module):
-    """Embeddings and layers: what a language model and an agent have in common."""
+    """Embeddings and layers, shared by the language model and the agent."""
 
     def __init__(self, config: ToyConfig, **options: Any):
         self.config = config
@@ -70,14 +70,14 @@ class ToyBody(Module):
     def __call__(
         self, input_ids: Any, attention_mask: Any = None
     ) -> Float[Array, "batch tokens hidden"]:
-        """The states `(batch, tokens, hidden)` of ids `(batch, tokens)`, padded on the right."""
-        places = self.config.positions
+        """Returns hidden states of ids `(batch, tokens)`, which may be padded on the right."""
+        limit = self.config.positions
         x = self.embedding(indices("input_ids", input_ids, self.config.vocab_size, "vocab_size"))
-        if places and x.shape[1] > places:
-            raise InputError(f"input_ids: {x.shape[1]} tokens; expected 1 to {places} (positions)")
+        if limit and x.shape[1] > limit:
+            raise InputError(f"input_ids: {x.shape[1]} tokens; expected 1 to {limit} (positions)")
         if isinstance(attention_mask, np.ndarray) and not attention_mask[:, :1].all():
-            raise InputError("attention_mask: expected padding on the right alone")
-        if places:
+            raise InputError("attention_mask: expected padding on the right only")
+        if limit:
             x = x + self.positions(jnp.arange(x.shape[1]))
         for layer in self.layers:
             x = layer(x, attention_mask)
@@ -85,14 +85,14 @@ class ToyBody(Module):
 
 
 class ToyCausalLM(Module):
-    """Words → embeddings → layers of attention → a score for every word.
+    """A language model: embeddings, layers of attention, and a score for each token.
 
-    A `Trainer` trains it, with `causal_lm` or, if it is not causal, with `continuation`.
+    `Trainer` trains it with `causal_lm` or, if it is not causal, with `continuation`.
 
     Args:
         config: the shape.
-        rngs: random keys for the weights.
-        param_dtype: what they are stored in.
+        rngs: random keys to initialise the parameters.
+        param_dtype: the dtype of the parameters.
     """
 
     def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs, param_dtype: Any = jnp.float32):
@@ -104,19 +104,19 @@ class ToyCausalLM(Module):
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
     ) -> CausalLMOutputWithCrossAttentions:
-        """The scores `logits` `(batch, tokens, words)` of ids `(batch, tokens)`."""
+        """Returns `logits` `(batch, tokens, vocab)` of ids `(batch, tokens)`."""
         logits = self.vocabulary(self.body(input_ids, attention_mask))
         return CausalLMOutputWithCrossAttentions(logits=logits)
 
 
 class ToyAgent(Module):
-    """The same body with a head of actions in place of the vocabulary: one for a whole text.
+    """The body of a language model with a head that scores actions for a whole text.
 
     Args:
-        config: the shape; of a trained body, the body's.
-        body: a trained `ToyCausalLM`'s; None to begin afresh.
-        rngs: random keys for the weights.
-        param_dtype: what they are stored in.
+        config: the shape, which must be that of `body` if it is passed.
+        body: the body of a trained `ToyCausalLM`; None for a newly initialised one.
+        rngs: random keys to initialise the parameters.
+        param_dtype: the dtype of the parameters.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ToyAgent(Module):
         param_dtype: Any = jnp.float32,
     ):
         if body is not None and body.config != config:
-            raise InputError(f"config: expected the body's, {body.config}; found {shown(config)}")
+            raise InputError(f"config: expected that of body, {body.config}, found {shown(config)}")
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.config = config
         self.body = ToyBody(config, **options) if body is None else body
@@ -137,34 +137,34 @@ class ToyAgent(Module):
     def __call__(
         self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
     ) -> SequenceClassifierOutput:
-        """The scores `logits` `(batch, actions)`, of the mean of a text's states."""
+        """Returns `logits` `(batch, actions)`, scores of the mean of a text's hidden states."""
         states = self.body(input_ids, attention_mask)
-        words = jnp.ones(states.shape[:2], bool) if attention_mask is None else attention_mask
-        pooled = mean(states, jnp.asarray(words).astype(bool))
+        mask = jnp.ones(states.shape[:2], bool) if attention_mask is None else attention_mask
+        pooled = mean(states, jnp.asarray(mask).astype(bool))
         return SequenceClassifierOutput(logits=self.actions(pooled))
 
 
 def continued(model: Any, input_ids: Any, count: Any, *, window: Any) -> np.ndarray:
-    """The words `(tokens,)` with the likeliest next word behind them, `count` times over.
+    """Returns token ids followed by `count` tokens, each the most probable next one.
 
     Args:
-        model: a causal one.
+        model: a causal language model.
         input_ids: `(tokens,)`.
-        count: how many words are added.
-        window: how many words the model sees at once, the last ones; no more than it has places.
+        count: the number of tokens to append.
+        window: the number of last tokens that the model is given, at most its `positions`.
     """
-    words = np.asarray(input_ids)
-    if words.ndim != 1 or not words.size:
-        raise InputError(f"input_ids: expected (tokens,), found shape {words.shape}")
-    seen = whole("window", window, 1, model.config.positions or None)
+    tokens = np.asarray(input_ids)
+    if tokens.ndim != 1 or not tokens.size:
+        raise InputError(f"input_ids: expected shape (tokens,), found {tokens.shape}")
+    size = whole("window", window, 1, model.config.positions or None)
     for _ in range(whole("count", count, 0)):
-        part = words[-seen:]
-        ids = np.zeros((1, seen), words.dtype)  # one length, one program; what is behind is unseen
+        part = tokens[-size:]
+        ids = np.zeros((1, size), tokens.dtype)  # one length, one program; the mask hides the rest
         ids[0, : len(part)] = part
-        words = np.append(words, np.asarray(_next_word(model, ids, len(part) - 1), words.dtype))
-    return words
+        tokens = np.append(tokens, np.asarray(_next_token(model, ids, len(part) - 1), tokens.dtype))
+    return tokens
 
 
 @jax.jit
-def _next_word(model: Any, ids: Array, last: Array) -> Array:
+def _next_token(model: Any, ids: Array, last: Array) -> Array:
     return model(ids).logits[0, last].argmax()

@@ -1,1 +1,1 @@
-"""Models and batches on many devices."""
+"""Sharding of models and batches over devices."""

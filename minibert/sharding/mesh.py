@@ -1,16 +1,16 @@
-"""Where a model's arrays live on many devices: a mesh, and rules from paths to partition specs.
+"""Distribution of a model's arrays over devices: a mesh, and rules from paths to partition specs.
 
-Three ways to share the work, and any mix of them; each has axes of the mesh:
+There are three kinds of parallelism, which can be combined; each has axes of the mesh:
 
-    data      rows of a batch are split, parameters are copied
-    fsdp      rows of a batch are split, and so is every parameter: a layer's are put together where
-              it runs, and their gradients summed into parts again (ZeRO-3, arXiv:1910.02054)
+    data      rows of a batch are split, parameters are replicated
+    fsdp      rows of a batch and all parameters are split: the parameters of a layer are gathered
+              when it is executed, and their gradients reduce-scattered (ZeRO-3, arXiv:1910.02054)
     tensor    heads and inner features are split (Megatron-LM, arXiv:1909.08053)
 
-A model's class says which dimensions are heads and features (`dimensions`). What the tensor axes
-do not split by them, they keep split as the fsdp axes do: a parameter is *stored* in as many parts
-as its shape allows, and *used* whole, or in the parts that its rule names. JAX's partitioner does
-the rest (`placement.py` says to it where); there is no engine here.
+A model's class specifies which dimensions are heads and features (`dimensions`). Tensor axes that
+split none of them are used like fsdp axes: a parameter is *stored* in as many shards as its shape
+allows, and *used* whole, or in the shards that its rule specifies. JAX's partitioner does the rest,
+under the constraints that `placement.py` sets.
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ from minibert.core.checks import whole
 from minibert.errors import InputError, shown
 from minibert.nn.tree import matching_paths, parameters
 
-HEADS, FEATURES = "heads", "features"  # what a rule calls a dimension that the tensor axes split
+HEADS, FEATURES = "heads", "features"  # in rules: dimensions that the tensor axes split
 
 Rule = tuple[str | int | None, ...]
 Axes = tuple[str, ...]
 
 
 def check_rule(pattern: Any, rule: Any) -> None:
-    """Checks one rule by itself.
+    """Checks the format of a rule.
 
     Raises:
-        InputError: it is none.
+        InputError: `rule` is not a valid rule.
     """
     parts = list(rule) if isinstance(rule, tuple | list) else [0]
     numbers = sum(type(part) is int and part > 0 for part in parts)
@@ -49,15 +49,15 @@ def check_rule(pattern: Any, rule: Any) -> None:
     if not known or max(numbers, split) > 1 or type(parts[-1]) is int:
         raise InputError(
             f"rules: {shown(pattern)}: expected {HEADS!r}, {FEATURES!r} or None for each "
-            "dimension, one of which may be split, and before one of them a number of parts; "
-            f"found {shown(rule)}"
+            "dimension, with at most one that is split, and at most one number of parts before a "
+            f"dimension, found {shown(rule)}"
         )
 
 
 def folded(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape, with a dimension that a rule cuts in parts as two: the parts, and their size.
+    """Returns a shape in which a dimension that a rule splits is two: the parts, and their size.
 
-    None if the rule is not for that shape.
+    Returns None if the rule does not fit the shape.
     """
     for at, parts in enumerate(rule):
         if isinstance(parts, int):
@@ -69,9 +69,9 @@ def folded(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 @functools.lru_cache(maxsize=4096)
 def spread(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> tuple[Axes, ...]:
-    """Gives axes to one or two dimensions so that the product of those given is the largest.
+    """Assigns mesh axes to one or two dimensions so that the product of their sizes is maximal.
 
-    Of equal products, the one on fewer dimensions; then the one that splits the longest.
+    Of equal products, prefers the one over fewer dimensions, then the one that splits the longest.
     """
     sizes, numbers = dict(axes), range(len(shape))
     by_merit = {}
@@ -90,31 +90,32 @@ def spread(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> tuple[A
 
 
 class Partial(NamedTuple):
-    """A parameter that is stored in fewer parts than there are devices to hold them."""
+    """A parameter that is stored in fewer shards than there are devices for it."""
 
     path: str
     shape: tuple[int, ...]
     parts: int
-    extra_bytes: int  # what a device holds of it beyond an even share
+    extra_bytes: int  # stored per device beyond an even shard
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sharding:
-    """A mesh, what its axes are for, and rules.
+    """A mesh, the roles of its axes, and rules for parameters.
 
     Attributes:
-        mesh: the devices; or a `jax.sharding.AbstractMesh`, to plan without any.
-        data: the axes that split batches alone.
+        mesh: the devices; or a `jax.sharding.AbstractMesh`, to plan without devices.
+        data: the axes that split batches only.
         fsdp: the axes that split batches and parameters.
         tensor: the axes that split heads and features.
-        rules: by pattern of a parameter's path (`*` stands for anything; the first that matches
-            counts), what its dimensions are: "heads" or "features", which the tensor axes split;
-            None; or a number of parts, each of which the following dimension is split in: where
-            (None, 3, "heads") holds, training keeps (in, 3·hidden) as (in, 3, hidden).
-        heads: how many heads the model has.
+        rules: the dimensions of parameters by patterns of their paths (`*` matches any characters;
+            the first match applies): "heads" or "features", which the tensor axes split; None; or a
+            number of equal parts of the following dimension: with (None, 3, "heads"), training
+            stores (in, 3·hidden) as (in, 3, hidden).
+        heads: the number of heads of the model.
 
     Raises:
-        InputError: an axis is not the mesh's, or has no purpose, or two; or a rule is none.
+        InputError: an axis is not in the mesh or does not have exactly one role; or a rule is
+            invalid.
     """
 
     mesh: Any
@@ -137,7 +138,7 @@ class Sharding:
             raise InputError(f"rules: expected dimensions by pattern, found {shown(self.rules)}")
         for pattern, rule in self.rules.items():
             check_rule(pattern, rule)
-        # The partitioner's: no array of ours says its own.
+        # Auto: the partitioner chooses shardings, as no array here has an explicit one in its type.
         mesh = self.mesh.update(axis_types=(AxisType.Auto,) * len(names))
         object.__setattr__(self, "mesh", mesh)
 
@@ -151,20 +152,20 @@ class Sharding:
         devices: Any = None,
         rules: Any = None,
     ) -> "Sharding":
-        """A sharding over all devices.
+        """Returns a sharding over devices.
 
         Args:
-            data: how many parts of a batch have their own copy of the parameters; by default as
-                many as there are devices left.
-            fsdp: in how many parts they are stored. Several numbers make as many axes of the mesh,
-                which can split different dimensions of one parameter: 1,600 × 6,400 numbers can be
-                split by 256 as (64, 4) or (16, 16), not as one axis.
-            tensor: in how many parts heads and features are taken.
-            devices: which; all that JAX has, of all processes, by default.
-            rules: beside the model's own.
+            data: the number of replicas of the parameters, each for a part of a batch; by default
+                the number of remaining devices.
+            fsdp: the number of shards of each parameter. Several numbers make as many axes of the
+                mesh, which can split different dimensions of one parameter: 1,600 × 6,400 numbers
+                can be split by 256 as (64, 4) or (16, 16), not as one axis.
+            tensor: the number of shards of heads and features.
+            devices: the devices; by default all of JAX, of all processes.
+            rules: rules in addition to those of the model; they take precedence.
 
         Raises:
-            InputError: the sizes do not multiply to the number of devices.
+            InputError: the product of the sizes is not the number of devices.
         """
         devices = list(jax.devices() if devices is None else devices)
         parts = tuple(fsdp) if isinstance(fsdp, tuple | list) else (fsdp,)
@@ -172,12 +173,12 @@ class Sharding:
         count = math.prod(sizes)
         if not devices or len(devices) % count:
             raise InputError(
-                f"fsdp × tensor: {' × '.join(map(str, sizes))} = {count}: expected a divisor of "
-                f"the number of devices, {len(devices)}"
+                f"fsdp × tensor: expected a divisor of the number of devices, {len(devices)}, "
+                f"found {' × '.join(map(str, sizes))} = {count}"
             )
         left = len(devices) // count
         if data is not None and whole("data", data, 1) != left:
-            raise InputError(f"data: expected {left}, the devices that are left; found {data}")
+            raise InputError(f"data: expected {left}, the remaining devices, found {data}")
         axes = tuple(f"fsdp{number or ''}" for number in range(len(parts)))
         grid = mesh_utils.create_device_mesh(
             (left, *sizes), devices, allow_split_physical_axes=True
@@ -186,10 +187,11 @@ class Sharding:
         return cls(mesh, data=("data",), fsdp=axes, tensor=("tensor",), rules=rules or {})
 
     def for_model(self, model: Any) -> "Sharding":
-        """This sharding with the rules of a model's class; one's own come first.
+        """Returns this sharding with the rules of a model's class, after those of this sharding.
 
         Raises:
-            InputError: a rule of one's own matches nothing, or not its parameters' dimensions.
+            InputError: a rule of this sharding matches no parameter, or does not fit the shape of
+                one that it matches.
         """
         arrays = parameters(model)
         for pattern, rule in self.rules.items():
@@ -197,12 +199,12 @@ class Sharding:
                 shape = arrays[path].shape
                 if folded(rule, shape) is None:
                     raise InputError(
-                        f"rules: {shown(pattern)}: {shown(rule)} is not for {path}, of shape "
-                        f"{shape}"
+                        f"rules: {shown(pattern)}: expected a rule that fits {path}, of shape "
+                        f"{shape}, found {shown(rule)}"
                     )
         found = dataclasses.replace(
             self,
-            # the first that matches counts: one's own come first, and replace the model's
+            # the first match applies: rules of this sharding come first, and replace the model's
             rules={**self.rules, **model.dimensions, **self.rules},
             heads=model.config.num_attention_heads,
         )
@@ -212,12 +214,13 @@ class Sharding:
             theirs = kept.get(f"{layer}.bias")
             if name == "kernel" and theirs is not None and ours[1:] != theirs:
                 raise InputError(
-                    f"rules: {path} would be kept as {ours}, its bias as {theirs}; give both a rule"
+                    f"rules: {path} would be stored as {ours}, but its bias as {theirs}; add a "
+                    "rule for both"
                 )
         return found
 
     def size(self, axes: Axes) -> int:
-        """How many parts some axes make."""
+        """Returns the product of the sizes of some axes."""
         return math.prod(self.mesh.shape[axis] for axis in axes)
 
     @property
@@ -227,29 +230,29 @@ class Sharding:
 
     @property
     def batch(self) -> NamedSharding:
-        """Where a batch's arrays live: rows split, all else whole."""
+        """The sharding of a batch's arrays, whose rows are split."""
         return NamedSharding(self.mesh, PartitionSpec(self.rows))
 
     @property
     def rows_here(self) -> int:
-        """In how many parts this process's rows of a batch are split."""
+        """The number of shards into which the rows of a batch in this process are split."""
         return len(self._parts_here())
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which part of a batch's rows this process passes, of how many: `data`'s `share`.
+        """The part of a batch's rows that this process provides: the argument `share` of data sets.
 
-        (i, n) is the `i`-th of `n` contiguous parts. Processes pass the same rows where the tensor
-        axes lie across them.
+        (i, n) is the `i`-th of `n` contiguous parts. Processes provide the same rows if tensor axes
+        extend over them.
 
         Raises:
-            InputError: this process's rows do not lie together.
+            InputError: the rows of this process are not contiguous.
         """
         here = self._parts_here()
         first, count = here[0], len(here)
         if here != list(range(first, first + count)) or first % count:
             raise InputError(
-                f"mesh: expected each process to have rows that lie together, found parts {here} "
+                f"mesh: expected contiguous rows of a batch in each process, found parts {here} "
                 f"of {self.size(self.rows)} in this one"
             )
         return first // count, self.size(self.rows) // count
@@ -261,31 +264,31 @@ class Sharding:
 
     @property
     def everywhere(self) -> NamedSharding:
-        """Where an array lives that every device has whole."""
+        """The sharding of an array that is replicated on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def parts(self) -> int:
-        """In how many parts a parameter is stored, where its shape allows."""
+        """The number of shards in which a parameter is stored if its shape allows it."""
         return self.size(self.fsdp) * self.size(self.tensor)
 
     def shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """A parameter's shape in training: (in, 3·hidden) is (in, 3, hidden) if a rule says so.
+        """Returns a parameter's shape in training: (in, 3, hidden) for (in, 3·hidden) by a rule.
 
-        So a device's part of the last dimension is whole heads of query, key and value each.
+        A device's shard of the last dimension then consists of whole heads of query, key and value.
         """
         found = folded(self._rule(path), shape)
         return found if found and any(self._used(path, found)) else shape
 
     def used_spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """How a parameter is split where it is used: by its rule, over the tensor axes."""
+        """Returns how a parameter is split when it is used: by its rule, over the tensor axes."""
         return PartitionSpec(*self._used(path, shape))
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """How a parameter is stored: by its rule, and in as many parts besides as its shape allows.
+        """Returns how a parameter is stored: split by its rule, and further as its shape allows.
 
-        The fsdp axes, and the tensor axes if no rule splits by them, are spread over one or two
-        dimensions so that their product is the largest that divides.
+        The fsdp axes, and the tensor axes if no rule uses them, are assigned to one or two
+        dimensions so that the product of their sizes is maximal.
         """
         used = self._used(path, shape)
         sizes = tuple(
@@ -298,7 +301,7 @@ class Sharding:
         return PartitionSpec(*((*some, *more) for some, more in zip(used, extra, strict=True)))
 
     def of(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
-        """Where a parameter is stored."""
+        """Returns the sharding in which a parameter is stored."""
         return NamedSharding(self.mesh, self.spec(path, shape))
 
     def _rule(self, path: str) -> Rule:
@@ -315,7 +318,7 @@ class Sharding:
         )
 
     def partial(self, arrays: Mapping[str, Any]) -> list[Partial]:
-        """The parameters that are not stored in `parts` parts, and what that costs a device."""
+        """Returns the parameters that are stored in fewer than `parts` shards."""
         return [
             Partial(path, shape, parts, size // parts - size // self.parts)
             for path, shape, parts, size in self._stored(arrays)
@@ -323,11 +326,11 @@ class Sharding:
         ]
 
     def device_bytes(self, arrays: Mapping[str, Any]) -> int:
-        """What one device stores of some parameters, in bytes."""
+        """Returns the size in bytes of the shards of some parameters on one device."""
         return sum(size // parts for _, _, parts, size in self._stored(arrays))
 
     def _stored(self, arrays: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
-        """Each parameter's path, shape in training, number of parts it is stored in, and bytes."""
+        """Yields the path of each parameter, its shape in training, number of shards and bytes."""
         for path, array in arrays.items():
             shape = self.shape(path, array.shape)
             count = math.prod(shape)
@@ -336,10 +339,10 @@ class Sharding:
 
 
 def checked_sharding(sharding: Any) -> Sharding | None:
-    """The argument `sharding`.
+    """Returns the argument `sharding` after checking its type.
 
     Raises:
-        InputError: it is none.
+        InputError: it is neither a `Sharding` nor None.
     """
     if sharding is not None and not isinstance(sharding, Sharding):
         raise InputError(f"sharding: expected a minibert.Sharding, found {shown(type(sharding))}")

@@ -1,4 +1,4 @@
-"""Arrays on the devices that a `Sharding` says: put there, used there, and taken off again."""
+"""Placement of arrays as a `Sharding` specifies: transfers, constraints and gathering."""
 
 import functools
 import math
@@ -20,17 +20,17 @@ from minibert.sharding.mesh import Sharding
 
 
 def put(sharding: Sharding, path: str, array: Any) -> Array:
-    """A parameter on its devices, in its shape in training; a copy."""
+    """Returns a copy of a parameter on its devices, in its shape in training."""
     return _placed(sharding, path, array, sharding.shape(path, array.shape))
 
 
 def stored(sharding: Sharding, path: str, array: Any) -> Array:
-    """A parameter on its devices, in the shape it has; a copy."""
+    """Returns a copy of a parameter on its devices, in its own shape."""
     return _placed(sharding, path, array, array.shape)
 
 
 def _placed(sharding: Sharding, path: str, array: Any, shape: tuple[int, ...]) -> Array:
-    """A parameter's numbers in a shape, where one of that shape is stored; made part by part."""
+    """Returns a copy of a parameter in a given shape, made shard by shard on its devices."""
     where = sharding.of(path, shape)
     if isinstance(array, jax.Array) and array.sharding.device_set == where.device_set:
         return _copier(_split_rows(array, where), shape, where)(array)
@@ -39,7 +39,7 @@ def _placed(sharding: Sharding, path: str, array: Any, shape: tuple[int, ...]) -
 
 
 def _split_rows(array: Array, where: NamedSharding) -> NamedSharding:
-    """All that splits an array, splitting its first dimension, which reshaping leaves as it is."""
+    """Returns a sharding of the first dimension, which reshaping keeps, over an array's axes."""
     there = array.sharding
     alike = isinstance(there, NamedSharding) and there.mesh == where.mesh
     axes = tuple(jax.tree.leaves(tuple(there.spec))) if alike else ()
@@ -63,7 +63,7 @@ def _copier(rows: NamedSharding, shape: tuple[int, ...], where: NamedSharding) -
 def taken(
     sharding: Sharding, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Array]:
-    """Parameters in their model's own shapes; those that had them stay as they are."""
+    """Returns parameters in the shapes of their model; those that have them are not copied."""
     return {
         path: array if array.shape == shapes[path] else _placed(sharding, path, array, shapes[path])
         for path, array in arrays.items()
@@ -71,7 +71,7 @@ def taken(
 
 
 def shardings_of(sharding: Sharding, tree: Any, params: Mapping[str, Any]) -> Any:
-    """Where the leaves of a tree live: with the parameter whose path they have, else everywhere."""
+    """Returns the shardings of a tree: that of the parameter of a leaf's path, else replicated."""
 
     def where(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         path = next((key.key for key in reversed(keys) if isinstance(key, DictKey)), "")
@@ -83,17 +83,19 @@ def shardings_of(sharding: Sharding, tree: Any, params: Mapping[str, Any]) -> An
 
 
 def put_batch(sharding: Sharding, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-    """This process's rows of a batch on its devices; together, the processes' are the batch."""
+    """Puts this process's rows of a batch on its devices; returns the arrays of the whole batch."""
     return jax.tree.map(
         functools.partial(jax.make_array_from_process_local_data, sharding.batch), batch
     )
 
 
 def check_shares(sharding: Sharding, batch: dict[str, np.ndarray]) -> None:
-    """Checks that processes with one share of a batch's rows give the same; all have to call it.
+    """Checks that processes with the same share of a batch provide the same rows.
+
+    Every process must call it.
 
     Raises:
-        InputError: they do not; in every process.
+        InputError: rows or their numbers differ; it is raised in every process.
     """
     index, count = sharding.share
     octets = b"".join(name.encode() + batch[name].tobytes() for name in sorted(batch))
@@ -103,55 +105,58 @@ def check_shares(sharding: Sharding, batch: dict[str, np.ndarray]) -> None:
 
 
 def check_table(table: list[list[int]], count: int) -> None:
-    """Checks what the processes give: a share, the checksum of its rows, how many there are.
+    """Checks the share, the checksum of its rows and their number, of each process.
 
     Raises:
-        InputError: two processes with one share give other rows, or not all give as many.
+        InputError: two processes with the same share provide different rows, or the numbers of
+            rows differ.
     """
     first: dict[int, int] = {}
     for process, (share, checksum, _) in enumerate(table):
         before = first.setdefault(share, process)
         if table[before][1] != checksum:
             raise InputError(
-                f"batch: processes {before} and {process} both have share {share} of {count}, but "
-                "give other rows; make the data with share=sharding.share"
+                f"batch: expected equal rows in processes {before} and {process}, which both have "
+                f"share {share} of {count}, found different ones; pass share=sharding.share to the "
+                "data set"
             )
     if len({rows for _, _, rows in table}) > 1:
         raise InputError(
-            f"batch: expected as many rows of every process, found {[row[2] for row in table]}"
+            "batch: expected the same number of rows in all processes, found "
+            f"{[row[2] for row in table]}"
         )
 
 
 def check_rows(sharding: Sharding, batch: dict[str, np.ndarray], parts: int) -> None:
-    """Checks that a batch's rows can be split over devices, in each of some parts.
+    """Checks that the rows of a batch can be split over devices, in each of its parts.
 
     Raises:
-        InputError: they cannot.
+        InputError: the number of rows is not divisible.
     """
     count = len(next(iter(batch.values())))
     shares = sharding.rows_here * parts
     if count % shares:
         times = f" × {parts} parts" if parts > 1 else ""
         raise InputError(
-            f"batch: {count} rows in this process cannot be split over {sharding.rows_here} "
-            f"devices{times}; expected a multiple of {shares}"
+            f"batch: expected a multiple of {shares} rows in this process ({sharding.rows_here} "
+            f"devices{times}), found {count}"
         )
 
 
 def gathered(sharding: Sharding, path: str, array: Array) -> Array:
-    """In a traced program: a parameter as it is used; its gradient is put as it is stored."""
+    """Returns a parameter as it is used, in a traced program; its gradient is split as stored."""
     stored = sharding.of(path, array.shape)
     used = NamedSharding(sharding.mesh, sharding.used_spec(path, array.shape))
     return array if stored.spec == used.spec else _moved(used, stored, array)
 
 
 def gathered_module(sharding: Sharding, module: Any, but: str = "") -> Any:
-    """In a traced program: a module with its parameters as they are used.
+    """Returns a module with its parameters as they are used, in a traced program.
 
     Args:
-        sharding: where that is.
+        sharding: the sharding.
         module: the module.
-        but: the place of blocks, which are left as they are stored: each gathers its own.
+        but: a prefix of paths to leave as they are stored: that of blocks, which gather their own.
     """
     arrays = parameters(module)
     for path, array in arrays.items():
@@ -161,13 +166,13 @@ def gathered_module(sharding: Sharding, module: Any, but: str = "") -> Any:
 
 
 def by_rows(sharding: Sharding, hidden: Array, *, last: bool = False) -> Array:
-    """In a traced program: hidden states `(batch, seq, hidden)`, rows split as a batch's are.
+    """Constrains hidden states to the sharding of a batch's rows, in a traced program.
 
     Args:
-        sharding: where that is.
-        hidden: the hidden states.
-        last: whether a head follows. Its work is split by position over the tensor axes: a device
-            has all scores of some positions, not a summand of every score.
+        sharding: the sharding.
+        hidden: the hidden states, `(batch, seq, hidden)`.
+        last: whether a head follows. Positions are then split over the tensor axes: a device
+            computes all logits of some positions, not a partial sum of every logit.
     """
     even = hidden.shape[1] % sharding.size(sharding.tensor) == 0
     spec = PartitionSpec(sharding.rows, sharding.tensor if last and even else None)
@@ -175,9 +180,9 @@ def by_rows(sharding: Sharding, hidden: Array, *, last: bool = False) -> Array:
 
 
 def on_host(model: Any) -> Any:
-    """The model with its arrays whole in this host's memory, put together one at a time.
+    """Returns a model whose arrays are whole in this host's memory, gathered one at a time.
 
-    Every process has to call it; then any may save it.
+    Every process must call it; then any of them can save the model.
     """
     arrays = {
         path: multihost_utils.process_allgather(array, tiled=True)
@@ -190,9 +195,9 @@ def on_host(model: Any) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _moved(there: NamedSharding, back: NamedSharding, array: Array) -> Array:
-    """In a traced program: an array as it lives there; its gradient lives as `back` says.
+    """Constrains an array to one sharding and its gradient to another, in a traced program.
 
-    Without the second half a gradient would be summed whole on every device.
+    Without the latter, the whole gradient would be summed on every device.
     """
     return jax.lax.with_sharding_constraint(array, there)
 

@@ -1,1 +1,1 @@
-"""From texts to batches of token ids."""
+"""Tokenization and batching of texts."""

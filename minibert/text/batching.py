@@ -1,12 +1,13 @@
-"""Many texts in few shapes: sorted by length, cut into batches by a budget of tokens.
+"""Batching of texts in few shapes: sorted by length and split by a budget of tokens.
 
-A compiled program has one shape, so the shapes are few: lengths are rounded up to `BUCKETS`, and
-for each there is one number of rows. Texts of like length share a batch, so that little is padding.
+Each shape needs a compiled program, so there are few: lengths are padded to `BUCKETS`, and each
+bucket has one number of rows. Texts of similar length share a batch, so that there is little
+padding.
 
-Or several texts share a row. They do not see each other: attention is block-diagonal, positions
-begin anew with each, and each is pooled by itself (Krell et al., "Efficient Sequence Packing
-without Cross-contamination", arXiv:2107.02027). A row says whose its tokens are by segments: 1 for
-the first text's, 2 for the second's, …; 0 for padding.
+Alternatively several texts are packed into a row. They do not attend to each other: attention is
+block-diagonal, positions restart with each text, and each text is pooled separately (Krell et al.,
+"Efficient Sequence Packing without Cross-contamination", arXiv:2107.02027). The tokens of a row are
+assigned to texts by segments: 1 for the first text, 2 for the second, …; 0 for padding.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from minibert.core.checks import whole
 from minibert.errors import InputError
 from minibert.nn.attention import causal_mask
 
-# Multiples of 8 to 64, of 16 to 256, then four to the octave: of natural texts 7 % is padding.
+# Multiples of 8 up to 64, of 16 up to 256, then four per octave: 7 % padding for natural texts.
 BUCKETS = (
     *range(8, 64, 8),
     *range(64, 256, 16),
@@ -31,14 +32,14 @@ BUCKETS = (
 
 
 class Batch(NamedTuple):
-    """Some texts that are computed together.
+    """A batch of texts.
 
     Attributes:
-        indices: which texts.
-        rows: how many rows the batch has; those behind the texts are padding.
-        length: how many positions.
-        places: `(texts, 2)`, the row of each text and its number there, where texts share rows
-            (see `plan_packed`); None where each has its own.
+        indices: the indices of the texts.
+        rows: the number of rows; those after the texts are padding.
+        length: the number of positions in a row.
+        places: `(texts, 2)`, the row of each text and its index in the row, if rows are packed
+            (see `plan_packed`); None if each text has its own row.
     """
 
     indices: np.ndarray
@@ -48,47 +49,47 @@ class Batch(NamedTuple):
 
     @property
     def used(self) -> int:
-        """How many rows hold a text."""
+        """The number of rows that contain a text."""
         return len(self.indices) if self.places is None else int(self.places[:, 0].max()) + 1
 
 
 def bucket(length: int, longest: int) -> int:
-    """The shortest of `BUCKETS` that holds `length` positions, at most `longest`."""
+    """Returns the smallest of `BUCKETS` that is at least `length`, or `longest` if that is less."""
     return min(next((size for size in BUCKETS if size >= length), longest), longest)
 
 
 def power_of_two(least: int) -> int:
     """Returns the smallest power of two that is at least `least`.
 
-    A size that is rounded so grows seldom; each makes a shape, and so a program, of its own.
+    Sizes are rounded up with it, because each size needs a shape, and so a compiled program.
     """
     return 1 << max(least - 1, 0).bit_length()
 
 
 def default_budget() -> int:
-    """How many tokens a batch has by default: what fits a CPU's cache, or fills an accelerator."""
+    """Returns the default tokens per batch, which fit a CPU's cache or fill an accelerator."""
     return 1024 if jax.default_backend() == "cpu" else 1 << 15
 
 
 def check_budget(token_budget: Any) -> int:
-    """The budget given, or the default.
+    """Returns the given budget, or the default.
 
     Raises:
-        InputError: it is not a positive whole number.
+        InputError: `token_budget` is not a positive integer.
     """
     return default_budget() if token_budget is None else whole("token_budget", token_budget, 1)
 
 
 def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
-    """Cuts texts into batches, the longest first.
+    """Splits texts into batches, the longest texts first.
 
-    A batch takes as many texts as its budget allows at the length of its longest one, so there is
-    one shape for each of `BUCKETS` at most. The last one, with fewer texts, has the rows of the
-    others of its length, or the next power of two if there are none.
+    A batch contains as many texts as the budget allows at the length of its longest one, so there
+    is at most one shape for each of `BUCKETS`. The last batch, with fewer texts, has as many rows
+    as the others of its length, or the next power of two if there are none.
 
     Args:
-        lengths: of each text, in tokens.
-        longest: what the model can take.
+        lengths: the length of each text in tokens.
+        longest: the maximum length of the model.
         budget: rows × positions of a batch, padding included. A single row may exceed it.
 
     Raises:
@@ -110,40 +111,40 @@ def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
 
 
 def padded(rows: Sequence[Any], batch: Batch, pad: int = 0, left: bool = False) -> np.ndarray:
-    """The batch's rows of numbers as an array `(rows, length)`, padded with `pad`."""
+    """Returns the rows of a batch as an array `(rows, length)`, padded with `pad`."""
     array = np.full((batch.rows, batch.length), pad, np.int32)
-    for place, index in enumerate(batch.indices):
+    for number, index in enumerate(batch.indices):
         row = rows[index]
         start = batch.length - len(row) if left else 0
-        array[place, start : start + len(row)] = row
+        array[number, start : start + len(row)] = row
     return array
 
 
-SHORTEST = 8  # a row of so many tokens for each text it may hold
+SHORTEST = 8  # tokens of a packed row for each text that it may contain
 
 
 def check_width(packing: Any, longest: int, with_tokens: bool) -> int:
-    """The width of rows that texts share; 0 if they share none.
+    """Returns the width of packed rows; 0 if rows are not packed.
 
     Raises:
-        InputError: it is no whole number of positions that the model takes, or the vectors of
-            tokens are asked for, which texts that share rows do not give.
+        InputError: `packing` is not an integer from 1 to `longest`; or token vectors are requested,
+            which are not available from packed rows.
     """
     if packing is None:
         return 0
     if with_tokens:
-        raise InputError("packing: expected None, as token vectors are asked for")
+        raise InputError("packing: expected None, as token vectors are requested")
     if whole("packing", packing, 1) > longest:
         raise InputError(f"packing: {packing} positions; expected at most {longest}")
     return packing
 
 
 def plan_packed(lengths: Sequence[int], width: int, budget: int) -> list[Batch]:
-    """Puts texts into rows of `width` positions, each where it leaves the least room.
+    """Packs texts into rows of `width` positions by best fit, the longest texts first.
 
     Args:
-        lengths: of each text, in tokens, at most `width`.
-        width: how many positions a row has.
+        lengths: the length of each text in tokens, at most `width`.
+        width: the number of positions in a row.
         budget: rows × positions of a batch, padding included. A single row may exceed it.
     """
     packed = _rows(lengths, width)
@@ -159,42 +160,42 @@ def plan_packed(lengths: Sequence[int], width: int, budget: int) -> list[Batch]:
 
 
 def slots_of(width: int) -> int:
-    """How many texts a row may hold."""
+    """Returns the maximum number of texts in a packed row."""
     return max(1, width // SHORTEST)
 
 
 def _rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """The texts of each row: the longest first, into the fullest row that has room."""
+    """Returns the texts of each row: each text goes into the fullest row in which it fits."""
     rows: list[list[int]] = []
-    by_room: list[list[list[int]]] = [[] for _ in range(width + 1)]  # rows by the positions left
+    by_free: list[list[list[int]]] = [[] for _ in range(width + 1)]  # rows by free positions
     for text in np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist():
         length = lengths[text]
-        room = next((room for room in range(length, width) if by_room[room]), width)
-        if by_room[room]:
-            row = by_room[room].pop()
+        free = next((free for free in range(length, width) if by_free[free]), width)
+        if by_free[free]:
+            row = by_free[free].pop()
         else:
             rows.append(row := [])
         row.append(text)
         if len(row) < slots_of(width):
-            by_room[room - length].append(row)
+            by_free[free - length].append(row)
     return rows
 
 
 def packed_rows(
     texts: Sequence[np.ndarray], batch: Batch, pad: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and the segments of a batch's rows, each `(rows, length)`.
+    """Returns the token ids and the segments of a batch of packed rows, each `(rows, length)`.
 
     Args:
-        texts: the ids of each of the batch's texts.
-        batch: where they stand.
+        texts: the ids of each text of the batch.
+        batch: the batch, whose `places` are set.
         pad: the id of padding.
     """
     ids = np.full((batch.rows, batch.length), pad, np.int32)
     segments, ends = np.zeros_like(ids), np.zeros(batch.rows, np.int64)
     for text, (row, slot) in zip(texts, np.asarray(batch.places).tolist(), strict=True):
-        place = slice(ends[row], ends[row] + len(text))
-        ids[row, place], segments[row, place] = text, slot + 1
+        span = slice(ends[row], ends[row] + len(text))
+        ids[row, span], segments[row, span] = text, slot + 1
         ends[row] += len(text)
     return ids, segments
 
@@ -202,7 +203,7 @@ def packed_rows(
 def own_text(
     segments: Integer[Array, "batch seq"], causal: bool = False
 ) -> Bool[Array, "batch seq seq"]:
-    """True where a token may look: at its own text, with `causal` only back; padding at padding."""
+    """Returns True where a token attends to another: in its own text, and if `causal` not later."""
     same = segments[:, :, None] == segments[:, None, :]
     return same & causal_mask(*same.shape[1:])[0] if causal else same
 
@@ -210,7 +211,7 @@ def own_text(
 def numbered(
     counted: Bool[Array, "batch seq"], segments: Integer[Array, "batch seq"] | None = None
 ) -> Integer[Array, "batch seq"]:
-    """How many of the tokens up to each one are counted, in its row or, with segments, its text."""
+    """Returns the number of counted tokens up to each one, in its row or, with segments, text."""
     numbers = jnp.cumsum(counted, axis=1)
     if segments is None:
         return numbers

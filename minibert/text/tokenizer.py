@@ -1,7 +1,7 @@
-"""Texts to token ids, many at a time, by a tokenizer of transformers.
+"""Batch tokenization with a fast tokenizer of transformers.
 
-The tokenizer itself is left as it is: what is set here (where to cut, no padding) is set on a copy
-of its fast part, which makes ids without the lists and offsets that a call of the tokenizer makes.
+The tokenizer itself is not changed: truncation is set on a copy of its backend, which returns ids
+without the lists and offsets that a call of the tokenizer creates.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ def backend_of(tokenizer: Any) -> Any:
     """Returns a copy of a fast tokenizer's backend without truncation and padding.
 
     Raises:
-        InputError: it is not a fast tokenizer.
+        InputError: `tokenizer` is not a fast tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
-            "tokenizer: expected a fast one of transformers, found "
+            "tokenizer: expected a fast tokenizer of transformers, found "
             f"{shown(type(tokenizer).__name__)}"
         )
     copy = type(backend).from_str(backend.to_str())
@@ -33,15 +33,16 @@ def backend_of(tokenizer: Any) -> Any:
 
 
 class TokenReader:
-    """Makes the ids of texts, each with its special tokens, cut at a length.
+    """Converts texts to token ids with special tokens, truncated to a maximum length.
 
     Args:
-        tokenizer: a tokenizer of transformers, a fast one (all but a few are).
-        longest: at how many tokens a text is cut, special tokens included.
-        lower_case: whether texts are made lower-case first.
+        tokenizer: a fast tokenizer of transformers (almost all are).
+        longest: the maximum number of tokens, special tokens included.
+        lower_case: whether texts are lower-cased first.
 
     Raises:
-        InputError: it is no such tokenizer, or `longest` leaves no room for the special tokens.
+        InputError: `tokenizer` is not a fast tokenizer, or `longest` is less than the number of
+            special tokens.
     """
 
     def __init__(self, tokenizer: Any, longest: int, lower_case: bool = False):
@@ -53,19 +54,19 @@ class TokenReader:
         if lower_case:
             make_lower_case(self._backend)
         if any(self._backend.encode("a").type_ids):
-            raise InputError("tokenizer: puts a single text into another segment than the first")
+            raise InputError("tokenizer: expected token type 0 for a single text, found another")
 
     def ids(
         self, texts: Sequence[str], numbers: Sequence[int] | None = None
     ) -> tuple[list[np.ndarray], int]:
-        """The ids of each text, and how many of the texts were cut.
+        """Returns the token ids of each text, and the number of texts that were truncated.
 
         Args:
             texts: the texts.
-            numbers: their numbers, for messages.
+            numbers: the numbers of the texts, for messages.
 
         Raises:
-            TextError: one is no Unicode text, or has no token.
+            TextError: a text is not a Unicode text, or has no token.
         """
         numbers = range(len(texts)) if numbers is None else numbers
         try:
@@ -77,24 +78,24 @@ class TokenReader:
                 except InputError as fault:
                     raise TextError(number, str(fault)) from None
             why = shown(str(reason))
-            raise InputError(f"sentences: the tokenizer refuses them ({why})") from None
+            raise InputError(f"sentences: the tokenizer cannot encode them ({why})") from None
         ids = [np.array(encoding.ids, np.int32) for encoding in found]
         for number, text, row in zip(numbers, texts, ids, strict=True):
             if not row.size:
-                raise TextError(number, f"{shown(text)} has no token, so no vector")
+                raise TextError(number, f"expected at least 1 token, found none in {shown(text)}")
         return ids, sum(bool(encoding.overflowing) for encoding in found)
 
     def prompt_length(self, prompt: str) -> int:
-        """How many tokens a prompt is at the start of a text: its own, without what ends a text."""
+        """Returns the number of tokens of a prompt before a text, without a final special token."""
         if not prompt:
             return 0
         ids = self._backend.encode(prompt).ids
         return len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
 
     def arrays(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Texts as arrays `(texts, longest)`: ids, segments if the tokenizer has any, and mask.
+        """Returns `input_ids`, `token_type_ids` (if used) and `attention_mask`, `(texts, length)`.
 
-        They are padded on the side the tokenizer pads on.
+        They are padded to the longest text, on the tokenizer's padding side.
         """
         rows, _ = self.ids(texts)
         all_rows = Batch(np.arange(len(rows)), len(rows), max(map(len, rows), default=0))
@@ -106,12 +107,12 @@ class TokenReader:
 
     @property
     def has_segments(self) -> bool:
-        """Whether the tokenizer tells segments apart."""
+        """Whether the tokenizer's model takes `token_type_ids`."""
         return "token_type_ids" in self.tokenizer.model_input_names
 
     @property
     def pad(self) -> int:
-        """The id that fills up a row."""
+        """The id of padding; 0 if the tokenizer has none."""
         return self.tokenizer.pad_token_id or 0
 
 
@@ -125,7 +126,7 @@ def question_first(tokenizer: Any) -> bool:
 
 
 def make_lower_case(backend: Any) -> None:
-    """Puts a lower-casing normalizer first, unless there is one (as sentence-transformers does)."""
+    """Prepends a lower-casing normalizer unless there is one, as sentence-transformers does."""
     from tokenizers import normalizers
 
     own = backend.normalizer
@@ -138,7 +139,7 @@ def sentence_list(sentences: Any) -> list[str]:
     """Returns a text, or several, as a list; see `checks.elements`.
 
     Raises:
-        InputError: it is neither.
+        InputError: `sentences` is neither.
         TextError: an element is not a text.
     """
     texts = [sentences] if isinstance(sentences, str) else list(elements("sentences", sentences))

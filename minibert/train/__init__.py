@@ -1,4 +1,4 @@
-"""Training: objectives, optimisers, the step, the loop."""
+"""Training: objectives, optimisers, LoRA, the trainer, the training loop and checkpoints."""
 
 from minibert.train.checkpoints import Checkpoints, restore
 from minibert.train.loop import Evaluation, Result, fit

@@ -1,4 +1,4 @@
-"""A batch, checked before anything is computed."""
+"""Validation of training batches before anything is computed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,17 +20,17 @@ LIMITS = {
 def checked_batch(
     config: Any, objective: Objective, batch: Any, parts: int, *, targets: bool = True
 ) -> dict[str, np.ndarray]:
-    """The entries that the objective and its model use, their shapes and values checked.
+    """Returns the entries that the objective and its model use, after checking them.
 
     Args:
-        config: the model's.
+        config: the model's config.
         objective: the objective.
-        batch: arrays by name; entries that nobody uses are left out.
-        parts: how many equal parts it is to be taken in.
-        targets: whether it must have one.
+        batch: arrays by name; unused entries are dropped.
+        parts: the number of equal parts into which the rows must be divisible.
+        targets: whether the batch must have a target.
 
     Raises:
-        InputError: something is missing, of the wrong shape or out of range.
+        InputError: an entry is missing, of the wrong shape or out of range.
     """
     if not isinstance(batch, Mapping):
         raise InputError(f"batch: expected arrays by name, found {shown(batch)}")
@@ -43,9 +43,9 @@ def checked_batch(
     rows = {name: len(array) if array.ndim else 0 for name, array in used.items()}
     count = min(rows.values())
     if count == 0 or count != max(rows.values()):
-        raise InputError(f"batch: expected arrays of equally many rows, found {rows}")
+        raise InputError(f"batch: expected arrays with the same number of rows, found {rows}")
     if count % parts:
-        raise InputError(f"batch: {count} rows cannot be taken in {parts} equal parts")
+        raise InputError(f"batch: {count} rows cannot be split into {parts} equal parts")
     for name, array in used.items():
         if check := objective.labels.get(name):
             try:

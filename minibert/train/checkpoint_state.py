@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as Orbax and JSON take it: states, checksums, positions."""
+"""Contents of checkpoints in the form that Orbax and JSON store: states, checksums, positions."""
 
 import contextlib
 import hashlib
@@ -20,21 +20,21 @@ from minibert.errors import (
 )
 from minibert.train.trainer import TrainState
 
-# what is sealed by a digest of its own; the arrays have checksums
+# the parts that are covered by one digest, the seal; arrays have checksums
 SEALED = ("identity", "standing", "checksums", "positions", "data")
 
 
 @jax.jit
 def _summary(leaf: Array) -> tuple[Array, Array]:
-    """Whether all numbers are finite, and a checksum, computed where they are, however sharded.
+    """Returns whether all numbers of an array are finite, and a checksum, without moving shards.
 
-    Words of at most 32 bits, each with its place, are mixed (by the finalizer of MurmurHash3, which
-    is a bijection, so that no change of one word leaves the sum as it was) and summed.
+    Machine words of at most 32 bits are mixed with their indices (by the finalizer of MurmurHash3,
+    which is a bijection, so that every change of a single word changes the sum) and summed.
     """
     width = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     words = leaf if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
     place = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(words.shape):  # not flattened, which would gather what is sharded
+    for axis, size in enumerate(words.shape):  # not flattened, which would gather the shards
         place = place * size + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     mixed = words.astype(jnp.uint32) + place * jnp.uint32(0x9E3779B1)
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
@@ -44,12 +44,11 @@ def _summary(leaf: Array) -> tuple[Array, Array]:
 
 
 def checksums(arrays: Mapping[str, Array], *, step: int | None = None) -> dict[str, int]:
-    """Checksums of arrays, by path, which depend neither on devices nor on shardings.
+    """Returns checksums of arrays by path, which depend neither on devices nor on shardings.
 
     Args:
-        arrays: the arrays; each number is looked at once.
-        step: the step of the checkpoint they are for, in which all numbers must be finite; None
-            for none.
+        arrays: the arrays.
+        step: the step of a checkpoint in which all numbers must be finite; None for other arrays.
 
     Raises:
         NotFiniteError: a number of a checkpoint is NaN or infinite.
@@ -58,7 +57,7 @@ def checksums(arrays: Mapping[str, Array], *, step: int | None = None) -> dict[s
     for path, (finite, _) in found.items():
         if step is not None and not finite:
             raise NotFiniteError(
-                f"step {step}: NaN or infinity in {path}; no checkpoint of it was written"
+                f"step {step}: NaN or infinity in {path}; no checkpoint of this step was written"
             )
     return {path: int(value) for path, (_, value) in found.items()}
 
@@ -81,7 +80,7 @@ def as_dict(state: TrainState) -> dict[str, Any]:
 def from_dict(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
     """Returns a state from what `as_dict` returned, in the structure of another state.
 
-    The implementations of random keys, which a run's identity records, are those of `like`.
+    Random keys get the implementations that those of `like` have, which a run's identity records.
     """
     leaves = [
         jax.random.wrap_key_data(arrays["opt_state"][path], impl=jax.random.key_impl(leaf))
@@ -103,7 +102,7 @@ def _is_key(array: Any) -> bool:
 
 
 def flat(state: TrainState) -> dict[str, Array]:
-    """All arrays of a state by one path each."""
+    """Returns all arrays of a state in one dictionary by path."""
     plain = as_dict(state)
     found = {"step": plain.pop("step")}
     for part, arrays in plain.items():
@@ -112,13 +111,13 @@ def flat(state: TrainState) -> dict[str, Array]:
 
 
 def seal(record: Mapping[str, Any]) -> str:
-    """The digest of what a checkpoint holds besides its arrays."""
+    """Returns a digest of everything in a checkpoint except its arrays."""
     text = json.dumps({name: record[name] for name in SEALED}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def of_all_processes(value: Any) -> list[str]:
-    """What every process has of something, as JSON."""
+    """Returns the values of all processes as JSON, in the order of the processes."""
     own = json.dumps(value, default=_jsonable)
     if jax.process_count() == 1:
         return [own]
@@ -135,11 +134,11 @@ def _jsonable(value: Any) -> Any:
         return {"bytes": value.hex()}
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise InputError(f"checkpoints: expected what JSON holds, found {shown(value)}")
+    raise InputError(f"checkpoints: expected a value that JSON can represent, found {shown(value)}")
 
 
 def position_of_json(text: str) -> Any:
-    """A position, back from JSON."""
+    """Returns the position of an iterator from its JSON."""
     return json.loads(
         text, object_hook=lambda one: bytes.fromhex(one["bytes"]) if [*one] == ["bytes"] else one
     )
@@ -147,10 +146,10 @@ def position_of_json(text: str) -> Any:
 
 @contextlib.contextmanager
 def readable(where: str) -> Generator[None]:
-    """Says of which checkpoint it is that it cannot be read.
+    """Converts the errors of reading a checkpoint to `WeightsFileError`s that name it.
 
     Raises:
-        WeightsFileError: whatever else was raised.
+        WeightsFileError: an error was raised that is not a `MinibertError`.
     """
     try:
         yield
@@ -161,5 +160,5 @@ def readable(where: str) -> Generator[None]:
 
 
 def damaged(where: str, why: str) -> WeightsFileError:
-    """The error of a checkpoint that is not as it was saved."""
+    """Returns the error for a checkpoint that differs from what was saved."""
     return WeightsFileError(f"{where}: a damaged checkpoint ({why})")

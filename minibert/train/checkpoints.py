@@ -1,9 +1,9 @@
-"""Checkpoints of a run, by Orbax: asynchronous, atomic, the last few and the best.
+"""Checkpoints of a run, written by Orbax: asynchronous and atomic; the last few and the best.
 
-A checkpoint holds three things: `state` (the `TrainState`: step, parameters and optimiser by path),
-`data` (where every process's data iterator is) and `run` (what the run is, how its evaluations
-went, and checksums of all that is saved). A run that resumes from one computes what it would have
-computed undisturbed.
+A checkpoint has three items: `state` (the `TrainState`: step, parameters and optimiser by path),
+`data` (the position of each process's data iterator) and `run` (the run's identity, the state of
+its evaluations, and checksums of everything that is saved). A run that resumes from a checkpoint
+computes exactly what it would have computed without an interruption.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ from minibert.train.trainer import TrainState
 
 logger = logging.getLogger(__name__)
 ELSEWHERE = "elsewhere"
-RUN_LOCK = ".minibert-run"  # the file in a run's folder that is locked while the run is at work
+RUN_LOCK = ".minibert-run"  # the file in a run's folder that is locked while the run is active
 # The folders of steps, and those that Orbax was writing when the process was killed.
 _STEPS = re.compile(r"\d+(\.orbax-checkpoint-tmp[^/]*)?/")
 PATH = Rule("a path", lambda v: isinstance(v, str | os.PathLike))
@@ -60,43 +60,50 @@ RESUME = Rule(f"True, False or {ELSEWHERE!r}", lambda v: isinstance(v, bool) or 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """Where a run's checkpoints are, and when there is one.
+    """Where a run's checkpoints are stored, when they are written, and whether to resume from them.
 
-    There is also one at the end, at an interruption, and whenever an evaluation was the best.
+    A checkpoint is also written at the end, at an interruption, and after each evaluation that is
+    the best so far.
 
-    With `resume=True` a run goes on exactly where the last checkpoint was made, and has to be the
-    same run. These are compared:
+    With `resume=True` a run continues exactly from the last checkpoint, and must be the same run.
+    These are compared:
 
-    - the objective and its settings, `accumulate`, `seed`, LoRA, the dtypes that are computed in,
-      and the model's config;
+    - the objective and its settings, `accumulate`, `seed`, LoRA, the dtypes of the computation, and
+      the model's config;
     - the paths, shapes and dtypes of all arrays, and the values of those that are not trained;
-    - the optimiser, by the programs of its `init` and `update`, in which all hyperparameters and
-      the schedule are constants (where jax and optax have the versions of before; an optimiser that
-      needs more than gradients, such as the loss, by its arrays only);
-    - the data: the examples and their order, the batch size, seed, transformations and tokenizer,
-      as `minibert.train.data.batches` says. Of an iterator of your own they are compared only if it
-      has a method `identity` that returns a mapping; else a warning says that they are not.
+    - the optimiser: the programs of its `init` and `update`, in which all hyperparameters and the
+      schedule are constants (only if the versions of jax and optax are the same; of an optimiser
+      that needs more than gradients, such as the loss, only its arrays are compared);
+    - the number of processes, and the data: the examples and their order, the batch size, seed,
+      transformations and tokenizer, see `minibert.train.data.batches`. The data of a custom
+      iterator are compared only if it has a method `identity` that returns a mapping; otherwise a
+      warning is logged.
 
-    Callbacks, evaluations, `remat` and shardings are free. So is the number of steps: to extend a
-    run, call `fit` with more of them. With a constant schedule nothing else changes; a schedule
-    that ends at the last step becomes another one, which makes another run.
+    Callbacks, evaluations, `remat` and shardings may differ, except where tensor axes change the
+    shape of a trained parameter: GPT-2's joint projection is `(in, 3, hidden)` with tensor axes
+    that split its heads, and `(in, 3·hidden)` otherwise. The number of steps may differ too: to
+    extend a run, call `fit` with more steps. With a constant schedule nothing else changes; a
+    schedule that ends at the last step changes with it, which makes it another run.
 
-    With `resume="elsewhere"` differences are allowed and logged as warnings, but for those in
-    paths, shapes or dtypes. Parameters, moments and the number of steps done are the checkpoint's.
-    Hyperparameters are those of the new optimiser, and schedules go on at the step reached. Data
-    that are known to be other data begin at their first batch. Evaluations of before do not count
-    for `best_step` and `patience`.
+    With `resume="elsewhere"` differences are logged as warnings, except those in paths, shapes or
+    dtypes of trained parameters and the optimiser's state, which remain errors. Parameters, moments
+    and the number of completed steps are the checkpoint's. Hyperparameters are those of the new
+    optimiser, and schedules continue at the current step. Data that are known to differ start at
+    their first batch. Earlier evaluations do not count for `best_step` and `patience`.
 
-    Checksums of all arrays and of the rest are saved and compared: a damaged checkpoint is an error
-    that names an earlier one which is whole. Nothing is removed, and no other is taken unasked.
+    Checksums of everything are saved and compared: a damaged checkpoint raises an error that names
+    the last earlier one that is intact. Nothing is removed, and no other checkpoint is used
+    automatically.
 
     Attributes:
-        folder: where; it may be missing or empty, or hold the checkpoints of this run (`resume`).
-        every: how many steps from one to the next.
-        keep: how many are kept: the last ones; and the best.
-        resume: True to go on from the last checkpoint, if there is one; `"elsewhere"` to do so with
-            other data or settings. With False there must be none.
-        about: what else a run must have in common with the one it resumes, as JSON can hold it.
+        folder: the folder; it may be missing or empty, or hold the checkpoints of this run
+            (`resume`).
+        every: the number of steps between checkpoints.
+        keep: the number of last checkpoints that are kept, in addition to the best.
+        resume: True to resume from the last checkpoint, if there is one; `"elsewhere"` to do so
+            with other data or settings. With False the folder must not hold checkpoints.
+        about: what else a run must have in common with the one it resumes, as JSON can represent
+            it.
 
     Raises:
         InputError: an attribute is wrong.
@@ -114,14 +121,14 @@ class Checkpoints:
 
 
 @dataclasses.dataclass
-class Standing:
-    """How a run's evaluations went so far.
+class EvaluationState:
+    """The state of a run's evaluations.
 
     Attributes:
-        best_step: the step of the best one; None before the first.
-        best: its value.
-        since: how many there were since.
-        evaluated: the step of the last one.
+        best_step: the step of the best evaluation; None before the first.
+        best: the smallest `eval_loss`.
+        since: the number of evaluations after the best one.
+        evaluated: the step of the last evaluation.
     """
 
     best_step: int | None = None
@@ -131,8 +138,8 @@ class Standing:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Saved:
-    """A checkpoint in a folder, by the step that it is of."""
+class _StepCheckpoint:
+    """The checkpoint of a step in a folder."""
 
     manager: Any
     folder: Any
@@ -140,14 +147,14 @@ class _Saved:
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """The name of the checkpoint in messages."""
         return f"{self.folder}/{self.step}"
 
     def record(self) -> dict[str, Any]:
-        """Everything in it but its arrays.
+        """Returns everything in the checkpoint except its arrays.
 
         Raises:
-            WeightsFileError: it is damaged.
+            WeightsFileError: the checkpoint is damaged.
         """
         from orbax.checkpoint import args
 
@@ -156,37 +163,37 @@ class _Saved:
             found = self.manager.restore(self.step, args=read)
             record = {**found.run, "positions": found.data["positions"]}
             if "seal" in record and seal(record) != record["seal"]:
-                raise damaged(self.where, "data/ or run/ is not as it was saved")
+                raise damaged(self.where, "data/ or run/ differs from what was saved")
             for part in ("identity", "standing"):
                 record[part].keys()
         return record
 
     def state(self, like: TrainState, record: Mapping[str, Any], fresh: bool = False) -> TrainState:
-        """Its state, compared with its checksums.
+        """Returns the checkpoint's state after comparing it with its checksums.
 
         Args:
-            like: one of the same paths, shapes, dtypes and shardings.
-            record: the checkpoint's.
-            fresh: whether hyperparameters that stand in the optimiser's state are those of `like`.
+            like: a state with the same paths, shapes, dtypes and shardings.
+            record: the checkpoint's record.
+            fresh: whether to take hyperparameters in the optimiser's state from `like`.
 
         Raises:
-            WeightsFileError: it is damaged.
+            WeightsFileError: the checkpoint is damaged.
         """
         from orbax.checkpoint import args, utils
 
         plain = as_dict(like)
-        shapes = jax.tree.map(utils.to_shape_dtype_struct, plain)  # and their shardings
+        shapes = jax.tree.map(utils.to_shape_dtype_struct, plain)  # with their shardings
         with readable(self.where):
             wanted = args.Composite(state=args.StandardRestore(shapes))
             read = self.manager.restore(self.step, args=wanted).state
         found = from_dict(read, like)
         if "checksums" not in record:
-            logger.warning("%s: has no checksums, so damage to its numbers is not seen", self.where)
+            logger.warning("%s: has no checksums, so damaged arrays are not detected", self.where)
         else:
             sums, saved = checksums(flat(found)), record["checksums"]
             if wrong := sorted(path for path in sums if sums[path] != saved.get(path)):
                 more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
-                why = f"{wrong[0]}{more}: the numbers are not those that were saved"
+                why = f"{wrong[0]}{more}: the numbers differ from those that were saved"
                 raise damaged(self.where, why)
         if fresh:
             ours = plain["opt_state"].items()
@@ -196,11 +203,11 @@ class _Saved:
 
     @contextlib.contextmanager
     def offering_earlier(self, like: TrainState) -> Generator[None]:
-        """Adds to the error of a damaged one which earlier one is whole; none is removed."""
+        """Adds to the error of a damaged checkpoint which earlier one is intact."""
         try:
             yield
         except WeightsFileError as reason:
-            what = f"no earlier one in {self.folder} is whole"
+            what = f"no earlier checkpoint in {self.folder} is intact"
             for step in sorted(
                 (s for s in self.manager.all_steps() if s < self.step), reverse=True
             ):
@@ -208,35 +215,36 @@ class _Saved:
                 with contextlib.suppress(WeightsFileError):
                     earlier.state(like, earlier.record())
                     what = (
-                        f"the one of step {step} is whole: move {self.where} away to resume there"
+                        f"the checkpoint of step {step} is intact: move {self.where} away to "
+                        "resume from it"
                     )
                     break
             raise WeightsFileError(f"{reason}; {what}") from reason
 
 
 class PreservationPolicy:
-    """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
+    """A preservation policy of Orbax that keeps the last checkpoints and the best."""
 
     def __init__(self, last: int):
         self.last, self.best = last, None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns for each of the checkpoints, in their order, whether it is kept."""
+        """Returns whether to keep each of the checkpoints, in their order."""
         first = len(checkpoints) - self.last
         return [n >= first or one.step == self.best for n, one in enumerate(checkpoints)]
 
 
 @dataclasses.dataclass
 class Store:
-    """A run's open checkpoints; made by `opened`.
+    """The open checkpoints of a run; see `opened`.
 
     Attributes:
-        manager: Orbax's.
-        policy: the manager's, which is told the best step.
-        options: where they are, and when there is one.
+        manager: Orbax's checkpoint manager.
+        policy: the manager's preservation policy, which needs to know the best step.
+        options: where checkpoints are stored, and when they are written.
         run: the run's identity.
-        data: its data's identity; None if they have none.
-        latest: the step of the last one.
+        data: the identity of its data; None if they have none.
+        latest: the step of the last checkpoint.
     """
 
     manager: Any
@@ -246,21 +254,23 @@ class Store:
     data: dict[str, Any] | None
     latest: int | None
 
-    def save(self, state: TrainState, step: int, iterator: Any, standing: Standing) -> None:
-        """Begins to write a checkpoint, unless there is one of this step.
+    def save(
+        self, state: TrainState, step: int, iterator: Any, eval_state: EvaluationState
+    ) -> None:
+        """Starts writing a checkpoint, unless there is already one of this step.
 
         Raises:
             NotFiniteError: the state holds NaN or infinity.
-            TargetError: this one, or the last, cannot be written.
+            TargetError: this checkpoint, or the previous one, cannot be written.
         """
         if step == self.latest:
             return
         from orbax.checkpoint import args
 
-        self.policy.best = standing.best_step
+        self.policy.best = eval_state.best_step
         record = {
             "identity": self.run,
-            "standing": dataclasses.asdict(standing),
+            "standing": dataclasses.asdict(eval_state),
             "checksums": checksums(flat(state), step=step),
             "data": of_all_processes(self.data),
         }
@@ -278,44 +288,44 @@ class Store:
             )
         self.latest = step
 
-    def restore(self, state: TrainState, iterator: Any) -> tuple[TrainState, Standing, bool]:
-        """Restores the last checkpoint; the iterator is set to where it was.
+    def restore(self, state: TrainState, iterator: Any) -> tuple[TrainState, EvaluationState, bool]:
+        """Restores the last checkpoint, and sets the iterator to its position.
 
         Returns:
-            The state, the standing, and whether the iterator was set; it is not if the data are
-            other ones (`resume="elsewhere"`).
+            The state, the state of the evaluations, and whether the iterator was set; it is not if
+            the data differ (`resume="elsewhere"`).
 
         Raises:
             CheckpointMismatchError: the checkpoint is another run's.
-            WeightsFileError: it is damaged.
+            WeightsFileError: the checkpoint is damaged.
         """
         assert self.latest is not None
-        saved = _Saved(self.manager, self.options.folder, self.latest)
+        saved = _StepCheckpoint(self.manager, self.options.folder, self.latest)
         with saved.offering_earlier(state):
             record = saved.record()
             faults = run_differences(record["identity"], self.run)
             of_data = self._data_differences(record)
             same = not self._refused(saved.where, faults + of_data)
             state = saved.state(state, record, fresh=not same)
-            standing = Standing(**record["standing"]) if same else Standing()
+            eval_state = EvaluationState(**record["standing"]) if same else EvaluationState()
             if not of_data:
                 with readable(saved.where):
                     position = record["positions"][jax.process_index()]
                     iterator.set_state(position_of_json(position))
-        self.policy.best = standing.best_step
-        return state, standing, not of_data
+        self.policy.best = eval_state.best_step
+        return state, eval_state, not of_data
 
     def _data_differences(self, record: Mapping[str, Any]) -> list[str]:
         count, now = len(record["positions"]), jax.process_count()
         if count != now:
             return [f"data: read by {count} processes in the checkpoint, by {now} here"]
-        # a format that had no identities, an iterator of the caller's, or the data's own
+        # None: an older format without identities, or an iterator of the caller without one
         saved = record.get("data")
         before = None if saved is None else position_of_json(saved[jax.process_index()])
         if before is None or self.data is None:
-            missing = "the checkpoint" if before is None else "the data given"
+            missing = "the checkpoint" if before is None else "the argument data"
             logger.warning(
-                "%s: rows, order and batch size are not compared: %s has no identity of the data",
+                "%s: rows, order and batch size are not compared, because %s has no data identity",
                 self.options.folder,
                 missing,
             )
@@ -323,12 +333,12 @@ class Store:
         return differences({"data": before}, {"data": self.data})
 
     def _refused(self, where: str, faults: list[str]) -> bool:
-        """Whether there are differences, all of which are allowed."""
+        """Returns whether there are differences; raises unless all of them are allowed."""
         if not faults:
             return False
         impossible = any(map(is_of_state, faults))
         if self.options.resume != ELSEWHERE or impossible:
-            hint = "" if impossible else f" (resume={ELSEWHERE!r} continues from it all the same)"
+            hint = "" if impossible else f" (resume={ELSEWHERE!r} resumes from it nevertheless)"
             raise CheckpointMismatchError(
                 f"{where}: the checkpoint of another run{hint}", faults
             ).advising(f"resume={ELSEWHERE!r}")
@@ -337,10 +347,10 @@ class Store:
         return True
 
     def wait(self) -> None:
-        """Waits until all is written.
+        """Waits until all checkpoints are written.
 
         Raises:
-            TargetError: it cannot be written.
+            TargetError: a checkpoint cannot be written.
         """
         with writing(self.options.folder):
             self.manager.wait_until_finished()
@@ -348,22 +358,23 @@ class Store:
 
 @contextlib.contextmanager
 def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Generator[Store]:
-    """Opens a run's checkpoints; what is being written is finished in the end.
+    """Opens a run's checkpoints, and on exit waits until they are written.
 
     Args:
-        options: where they are.
+        options: where they are stored, and whether to resume from them.
         trainer: the run's trainer.
         data: the run's batches.
-        iterator: over them.
+        iterator: the iterator over the batches.
 
     Raises:
-        InputError: the iterator cannot be set to where it was.
-        TargetError: there are checkpoints, and this is no `resume`; or the folder is not ours.
+        InputError: the iterator cannot return to a saved position.
+        TargetError: the folder holds checkpoints and `resume` is False, is in use by another run,
+            or cannot be written.
     """
     if not hasattr(iterator, "get_state") or not hasattr(iterator, "set_state"):
         raise InputError(
-            "checkpoints: the data cannot be taken up where it was left: expected a dataset of "
-            f"Grain, or an iterator with get_state and set_state; found {shown(type(iterator))}"
+            "checkpoints: the data cannot be resumed: expected a dataset of Grain, or an iterator "
+            f"with get_state and set_state; found {shown(type(iterator))}"
         )
     policy = PreservationPolicy(options.keep)
     with one_run(options.folder), _manager(options.folder, policy) as manager:
@@ -371,7 +382,7 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
         if latest is not None and not options.resume:
             raise TargetError(
                 f"{options.folder}: holds checkpoints, the last of step {latest}; choose another "
-                "folder, or resume"
+                "folder, or pass resume=True"
             )
         yield Store(manager, policy, options, run, identity_of(data), latest)
 
@@ -379,21 +390,21 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
 def restore(
     trainer: Any, folder: str | os.PathLike[str], step: int | None = None, *, about: Any = None
 ) -> int:
-    """Puts a checkpoint's state into a trainer.
+    """Loads the state of a checkpoint into a trainer.
 
     Args:
-        trainer: made as the run's was.
-        folder: of the run's checkpoints.
-        step: which; None for the last.
+        trainer: a trainer with the same model, objective and optimiser as the run's.
+        folder: the folder of the run's checkpoints.
+        step: the step of the checkpoint; None for the last.
         about: the run's `about`; None not to compare it.
 
     Returns:
-        The step.
+        The step of the checkpoint.
 
     Raises:
         SourceError: there is no such checkpoint.
-        CheckpointMismatchError: it is another run's.
-        WeightsFileError: it cannot be read.
+        CheckpointMismatchError: the checkpoint is another run's.
+        WeightsFileError: the checkpoint cannot be read.
     """
     if not os.path.isdir(folder):
         raise SourceError(f"{folder}: no such folder")
@@ -402,7 +413,7 @@ def restore(
         if not steps or (step is not None and step not in steps):
             wanted = "any" if step is None else f"one of step {step}"
             raise SourceError(f"{folder}: expected checkpoints, {wanted}; found {steps}")
-        saved = _Saved(manager, folder, steps[-1] if step is None else step)
+        saved = _StepCheckpoint(manager, folder, steps[-1] if step is None else step)
         with saved.offering_earlier(trainer.state):
             record = saved.record()
             before = record["identity"]
@@ -416,7 +427,7 @@ def restore(
 
 @contextlib.contextmanager
 def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
-    """Yields Orbax's manager of a folder's checkpoints, which is read-only without a policy."""
+    """Yields Orbax's manager of a folder's checkpoints; it is read-only without a policy."""
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
     if policy is None:
@@ -430,22 +441,22 @@ def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
 
 
 def checkpoint_paths(folder: str) -> list[str]:
-    """The paths in a run's folder of checkpoints that are checkpoints, finished or not."""
+    """Returns the paths of checkpoints, complete or not, in a run's checkpoint folder."""
     return matching_files(folder, _STEPS)
 
 
 @contextlib.contextmanager
 def one_run(folder: Any) -> Generator[None]:
-    """Makes a folder if it is missing, and keeps a second run out of it.
+    """Creates a folder if it is missing, and locks it against a second run.
 
     The lock is on a file of its own, so that a model can be saved into the folder meanwhile.
 
     Raises:
-        TargetError: another run is at work on it, or it cannot be made.
+        TargetError: another run is using the folder, or it cannot be created.
     """
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
-    busy = f"{folder}: another run is at work on it (it has locked {RUN_LOCK}); choose another"
+    busy = f"{folder}: another run is using it (it has locked {RUN_LOCK}); choose another folder"
     shared = jax.process_count() > 1  # by the processes of one run
     path = os.path.join(folder, RUN_LOCK)
     with contextlib.nullcontext() if shared else locked_path(path, busy):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE = 4096  # items that are read of a sequence which is not a list, tuple or array
+SAMPLE = 4096  # the number of items that are read of a sequence other than a list, tuple or array
 AT_ONCE = 1 << 24  # items of an array that are read together: a memory map may exceed the memory
 SIMPLE = (str, bool, int, float, type(None))
 

@@ -1,7 +1,7 @@
-"""The loop: steps, evaluations, metrics and checkpoints, until it is done or has to stop.
+"""The training loop: steps, evaluations, metrics and checkpoints.
 
-The device is never waited for but one step late: while it computes a step, the metrics of the one
-before are read. Evaluations and checkpoints do wait.
+Metrics are read one step late, while the device computes the next step, so that the device is never
+idle; only evaluations and checkpoints wait for it.
 """
 
 import contextlib
@@ -19,27 +19,27 @@ import numpy as np
 from minibert.core.checks import whole
 from minibert.core.fields import COUNT, check, field
 from minibert.errors import InputError, NotFiniteError, shown
-from minibert.train.checkpoints import Checkpoints, Standing, Store, opened
+from minibert.train.checkpoints import Checkpoints, EvaluationState, Store, opened
 from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes, training_bar
 from minibert.train.trainer import Trainer
 
 
 @contextlib.contextmanager
 def interruption() -> Generator[threading.Event]:
-    """Yields what is set when SIGINT or SIGTERM comes; the second one raises."""
-    asked = threading.Event()
+    """Yields an event that the first SIGINT or SIGTERM sets; the second one raises."""
+    requested = threading.Event()
 
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+    def request(number: int, frame: Any) -> None:
+        if requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        requested.set()
 
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield asked
+        yield requested
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield requested
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -47,15 +47,16 @@ def interruption() -> Generator[threading.Event]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """When and on what a model is evaluated; at the last step, it is in any case.
+    """When and on which batches a model is evaluated; always also at the last step.
 
-    (Not after an interruption: a run that goes on from there comes to its own last step.)
+    (An interrupted run is not evaluated when it stops; the run that resumes it is, at its last
+    step.)
 
     Attributes:
-        batches: as `Trainer.evaluate` takes them; iterated over each time.
-        every: how many steps from one to the next.
-        patience: after how many evaluations without a smaller `eval_loss` the run stops; None for
-            never.
+        batches: the batches for `Trainer.evaluate`, which are iterated over each time.
+        every: the number of steps between evaluations.
+        patience: the number of evaluations without a smaller `eval_loss` after which the run stops;
+            None for no early stopping.
 
     Raises:
         InputError: an attribute is wrong.
@@ -69,24 +70,25 @@ class Evaluation:
         check(self, InputError)
         if not isinstance(self.batches, Iterable) or iter(self.batches) is self.batches:
             raise InputError(
-                "batches: expected what can be iterated over more than once (a list, a dataset), "
+                "batches: expected an iterable that can be iterated over repeatedly (a list, a "
+                "dataset), "
                 f"found {shown(type(self.batches))}"
             )
 
 
 Callback = Callable[[int, Metrics], Any]
-END: Any = object()  # of the data; None is no batch, and an error
+END: Any = object()  # marks the end of the data; None would be an invalid batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        trainer: with the last step's state.
-        step: how many steps are done in all.
-        stopped: why it stopped: `steps` (all are done), `patience`, `data` (it ended), or
-            `interrupted` (by Ctrl-C or SIGTERM).
+        trainer: the trainer, with the state of the last step.
+        step: the number of completed steps in total.
+        stopped: why the run stopped: `steps` (all are completed), `patience`, `data` (the data
+            ended), or `interrupted` (by Ctrl-C or SIGTERM).
         history: the metrics, a dictionary for each logged step.
         best_step: the step of the smallest `eval_loss`; None without an evaluation.
     """
@@ -116,38 +118,38 @@ def fit(
     on_train_begin: Callable[[], Any] | None = None,
     show_progress: bool | None = None,
 ) -> Result:
-    """Trains.
+    """Trains a model until all steps are completed, or the run has to stop earlier.
 
-    The metrics of a step are `step`, what `Trainer.step` returns, `tokens_per_second` (padding does
-    not count) and `examples_per_second` since the line before, `mfu` on devices that
-    `metrics.PEAKS` knows, and with `eval_` before it what `Trainer.evaluate` returns.
+    The metrics of a step are `step`; what `Trainer.step` returns; `tokens_per_second` (without
+    padding) and `examples_per_second` since the previous line; `mfu` on devices listed in
+    `metrics.PEAKS`; and what `Trainer.evaluate` returns, with the prefix `eval_`.
 
     With `wandb`, a callback is `lambda step, metrics: wandb.log(metrics, step=step)`; with a
     `SummaryWriter` of TensorBoard, `lambda step, metrics: [writer.add_scalar(name, value, step)
     for name, value in metrics.items()]`.
 
-    Ctrl-C and SIGTERM are waited with until the step is done: then a checkpoint is written, and the
-    run stops. A second one stops at once. (With several processes, they are left to the caller.)
+    On Ctrl-C or SIGTERM the run completes the current step, writes a checkpoint and stops; a second
+    signal stops it immediately. (With several processes, signals are left to the caller.)
 
     Args:
         trainer: a `Trainer`.
         data: batches: a dataset of Grain, or any iterable; with `checkpoints`, one whose iterator
             has `get_state` and `set_state`, as Grain's have.
-        steps: how many steps in all, counted from the trainer's first.
-        evaluation: on what to evaluate.
-        checkpoints: where to write and find the run's checkpoints.
-        log: a JSONL file for the metrics. A run that goes on from a checkpoint drops the lines
-            behind it; lines of a run that left no checkpoint are moved to a file beside it.
-        log_every: how many steps from one line of metrics to the next; evaluations and the last
-            step always have one.
-        callbacks: each is called with the step and its metrics.
-        on_train_begin: called before the first step, after the checkpoint that is resumed from has
-            been accepted and restored and the log has been opened.
-        show_progress: whether there is a bar on stderr; None for one if it is a terminal.
+        steps: the total number of steps, counted from the trainer's first.
+        evaluation: when and on which batches to evaluate.
+        checkpoints: where to write the run's checkpoints, and whether to resume from them.
+        log: a JSONL file for the metrics. A run that resumes from a checkpoint drops the lines of
+            later steps; lines of a run that left no checkpoint are moved to a file beside it.
+        log_every: the number of steps between lines of metrics; evaluations and the last step are
+            always logged.
+        callbacks: functions that are called with the step and its metrics.
+        on_train_begin: called before the first step, after the checkpoint to resume from has been
+            accepted and restored and the log has been opened.
+        show_progress: whether to show a progress bar; None for one if stderr is a terminal.
 
     Raises:
-        NotFiniteError: a metric is NaN or infinite; it names the step and the batch. Nothing of it
-            is in a checkpoint.
+        NotFiniteError: a metric is NaN or infinite; the message names the step and the batch. That
+            step is in no checkpoint.
         InputError: an argument or a batch is wrong.
         CheckpointMismatchError: the checkpoints are another run's.
         TargetError: a file or folder is another run's, or cannot be written.
@@ -159,14 +161,14 @@ def fit(
     _check_kind("checkpoints", checkpoints, Checkpoints | None)
     if not isinstance(data, Iterable):
         raise InputError(f"data: expected batches, found {shown(type(data))}")
-    iterator, standing, start = iter(data), Standing(), int(trainer.state.step)
+    iterator, eval_state, start = iter(data), EvaluationState(), int(trainer.state.step)
     with contextlib.ExitStack() as stack:
         store, restored = None, False
         if checkpoints is not None:
             store = stack.enter_context(opened(checkpoints, trainer, data, iterator))
             restored = store.latest is not None
             if restored:
-                trainer.state, standing, resumed = store.restore(trainer.state, iterator)
+                trainer.state, eval_state, resumed = store.restore(trainer.state, iterator)
                 start = 0 if resumed else int(trainer.state.step)
         step = int(trainer.state.step)
         resume = checkpoints is not None and bool(checkpoints.resume)
@@ -179,7 +181,7 @@ def fit(
             trainer=trainer,
             iterator=iterator,
             step=step,
-            standing=standing,
+            eval_state=eval_state,
             steps=steps,
             evaluation=evaluation,
             store=store,
@@ -195,12 +197,12 @@ def fit(
         step=run.step,
         stopped=stopped,
         history=written.history,
-        best_step=standing.best_step,
+        best_step=eval_state.best_step,
     )
 
 
 class _Pending(NamedTuple):
-    """A step that may not be computed yet."""
+    """A dispatched step, which may not be computed yet."""
 
     step: int
     batch: Mapping[str, Any]
@@ -212,7 +214,7 @@ class _Run:
     trainer: Any
     iterator: Any
     step: int
-    standing: Standing
+    eval_state: EvaluationState
     steps: int
     evaluation: Evaluation | None
     store: Store | None
@@ -222,13 +224,13 @@ class _Run:
     callbacks: list[Callback]
     speed: Speed
     pending: _Pending | None = None
-    unwritten: Metrics | None = None  # the last step's line, if it is not to be logged
+    unwritten: Metrics | None = None  # the last step's metrics, if they are not logged yet
 
     def until_stopped(self, interrupted: threading.Event) -> str:
-        """Steps, until there is a reason not to; the reason."""
+        """Runs steps until there is a reason to stop, and returns the reason."""
         restored = self.store is not None and self.store.latest == self.step > 0
-        if restored and self.standing.evaluated != self.step and self._evaluation_due():
-            self._evaluate()  # the run that is gone on with could not
+        if restored and self.eval_state.evaluated != self.step and self._evaluation_due():
+            self._evaluate()  # the resumed run was stopped before it could evaluate
         first = self.step
         while (reason := self._reason(interrupted)) is None:
             batch = next(self.iterator, END)
@@ -246,10 +248,10 @@ class _Run:
                 self._save()
         if reason == "data" and self.step == first and not restored:
             raise InputError(
-                "data: expected batches, found none; an iterator that was used up has no more"
+                "data: expected batches, found none; an iterator can be consumed only once"
             )
         self._settle()
-        if reason == "data" and self.evaluation and self.standing.evaluated != self.step > 0:
+        if reason == "data" and self.evaluation and self.eval_state.evaluated != self.step > 0:
             self._evaluate()
         elif self.unwritten is not None:
             self._write(self.unwritten)
@@ -261,12 +263,12 @@ class _Run:
         patience = None if self.evaluation is None else self.evaluation.patience
         if self.step >= self.steps:
             return "steps"
-        if patience is not None and self.standing.since >= patience:
+        if patience is not None and self.eval_state.since >= patience:
             return "patience"
         return "interrupted" if interrupted.is_set() else None
 
     def _settle(self) -> None:
-        """Waits for the last step, and writes its metrics down if they are to be."""
+        """Waits for the last step, and logs its metrics if they are due."""
         self._read()
         if self.unwritten is not None and (
             self.unwritten["step"] == self.steps or self.unwritten["step"] % self.log_every == 0
@@ -283,9 +285,8 @@ class _Run:
             examples = np.asarray(batch.get("example", ())).reshape(-1)
             named = f", of the examples {shown(examples.tolist())}" if examples.size else ""
             raise NotFiniteError(
-                f"step {step}: {', '.join(wrong)}; it is the data's batch "
-                f"{step - self.start}{named}. A smaller learning rate, a longer warmup or "
-                "clipped gradients may help"
+                f"step {step}: {', '.join(wrong)} at batch {step - self.start} of the data{named}. "
+                "A smaller learning rate, a longer warmup or clipped gradients may help"
             )
         self.speed.step(sizes(batch))
         self.unwritten = {"step": step, **metrics}
@@ -303,7 +304,7 @@ class _Run:
         return self.step % self.evaluation.every == 0 or self.step == self.steps
 
     def _evaluate(self) -> bool:
-        """Evaluates; whether it was the best until now."""
+        """Evaluates the model, and returns whether the result is the best so far."""
         assert self.evaluation is not None
         self._read()
         try:
@@ -311,29 +312,29 @@ class _Run:
         except Exception as reason:
             if self.unwritten is not None:
                 self._write(self.unwritten)
-            # the steps until here are good, unless the weights are not
+            # keep the steps completed so far, unless the weights are not finite
             with contextlib.suppress(NotFiniteError):
                 self._save(wait=True)
             if isinstance(reason, NotFiniteError):
                 raise NotFiniteError(f"evaluation at step {self.step}: {reason}") from None
             raise
         metrics = {f"eval_{name}": value for name, value in found.items()}
-        value, standing = metrics["eval_loss"], self.standing
-        standing.evaluated = self.step
-        if standing.best is None or value < standing.best:
-            standing.best_step, standing.best, standing.since = self.step, value, 0
+        value, eval_state = metrics["eval_loss"], self.eval_state
+        eval_state.evaluated = self.step
+        if eval_state.best is None or value < eval_state.best:
+            eval_state.best_step, eval_state.best, eval_state.since = self.step, value, 0
         else:
-            standing.since += 1
+            eval_state.since += 1
         self._write({"step": self.step, **(self.unwritten or {}), **metrics})
         self.speed.pause()
-        return standing.since == 0
+        return eval_state.since == 0
 
     def _save(self, *, wait: bool = False) -> None:
         if self.store is None:
             return
         self._settle()
         self.log.sync()
-        self.store.save(self.trainer.state, self.step, self.iterator, self.standing)
+        self.store.save(self.trainer.state, self.step, self.iterator, self.eval_state)
         self.speed.pause()
         if wait:
             self.store.wait()

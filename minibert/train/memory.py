@@ -1,25 +1,26 @@
-"""What a training step frees is kept for the next one."""
+"""A setting of glibc's allocator that keeps memory between training steps."""
 
 import ctypes
 import platform
 
-# of mallopt(3): no memory is given back, none mapped apart, one heap for all threads
+# options of mallopt(3): never return memory, never use mmap, one heap for all threads
 KEEP = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0), "M_ARENA_MAX": (-8, 1)}
 
 
 def keep_memory() -> bool:
-    """Lets this process keep the memory that it frees, for what it allocates next.
+    """Makes this process keep the memory that it frees, for later allocations.
 
-    A step on a CPU frees gigabytes of temporary arrays. glibc gives them back to the system, which
-    then clears page after page for the next step: a tenth of the time of a BERT-base step, and in
-    a virtual machine up to a third. Kept, a process's memory stays at the most it ever needed.
+    A step on a CPU frees gigabytes of temporary arrays. By default glibc returns them to the
+    system, which then clears every page for the next step: a tenth of the time of a BERT-base step,
+    and in a virtual machine up to a third. With this setting, a process's memory stays at its
+    maximum.
 
-    It is for the process's beginning, before JAX's first computation: threads that run already
-    keep heaps of their own. `minibert train` does it by itself.
+    Call it before JAX's first computation: threads that are already running keep heaps of their
+    own. `minibert train` calls it automatically.
 
     Returns:
-        Whether glibc took the settings; another allocator, such as a preloaded jemalloc, has its
-        own.
+        Whether glibc accepted the settings; another allocator, such as a preloaded jemalloc, has
+        its own.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

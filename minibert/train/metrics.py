@@ -1,4 +1,4 @@
-"""What a run says of itself: a line of JSON a step, a bar on stderr, tokens and FLOPs a second."""
+"""Metrics of a run: JSONL log, progress bar, throughput and MFU."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from minibert.core.atomic_file import lock_file, new_file
 from minibert.core.progress import progress_bar
 from minibert.errors import InputError, TargetError, writing
 
-# Dense bfloat16 FLOP/s of a device, by the makers' data sheets; a v2 or v3 device is half a chip.
+# Dense bfloat16 FLOP/s per device, from the vendors' data sheets; a v2 or v3 device is half a chip.
 PEAKS = {
     "TPU v2": 23e12,
     "TPU v3": 61.5e12,
@@ -42,18 +42,19 @@ PEAKS = {
     "NVIDIA B200": 2250e12,
 }
 
-OVER_WORDS = (
+# The objectives whose model computes logits over the vocabulary.
+OVER_VOCABULARY = (
     "causal_lm",
     "continuation",
     "masked_lm",
     "pretraining",
-)  # the table scores every word
+)
 
 
 Metrics = dict[str, Any]  # of a step, by name
-BEGINNING = b'{"step": '  # of a line of metrics
+LINE_START = b'{"step": '
 
-# How the bar shows metrics.
+# The format of metrics in the progress bar.
 SHOWN = {
     "loss": "loss {:.4g}",
     "eval_loss": "eval {:.4g}",
@@ -65,22 +66,22 @@ SHOWN = {
 
 
 class MetricsLog:
-    """A JSONL file of metrics, a flushed line a step; and the same as a list, `history`.
-
-    Args:
-        path: of the file; None for the list alone.
-        step: how many steps are done. Later lines are of a run that was killed behind its
-            checkpoint, and dropped.
-        restored: whether they are those of a checkpoint. Else lines of later steps are another
-            run's.
-        resume: whether another run's file is to be moved out of the way, to `PATH.1` and so on;
-            else it is refused.
+    """A JSONL file of metrics, with a flushed line per step, and the same as a list, `history`.
 
     The file is locked until it is closed, so that no two runs write one log.
 
+    Args:
+        path: the file; None for the list alone.
+        step: the number of completed steps. Lines of later steps are from a run that was killed
+            after its last checkpoint, and are dropped.
+        restored: whether the run resumes from a checkpoint. Otherwise lines of later steps are
+            another run's.
+        resume: whether to move another run's file out of the way, to `PATH.1` and so on; otherwise
+            it is an error.
+
     Raises:
         TargetError: the file is another run's, is a link, or cannot be written.
-        InputError: it holds what is no line of metrics.
+        InputError: a line of the file is not a line of metrics.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class MetricsLog:
                 raise
 
     def _begin(self, path: Any, step: int, restored: bool, resume: bool) -> None:
-        """Takes over the lines of earlier steps, or moves another run's out of the way."""
+        """Keeps the lines of earlier steps, or moves another run's file out of the way."""
         lines = _lines(path)
         if not lines and not os.path.getsize(path):
             return
@@ -114,10 +115,10 @@ class MetricsLog:
             self.close()
             self._file = _locked(path)
         else:
-            raise TargetError(f"{path}: exists; choose another, or remove it")
+            raise TargetError(f"{path}: already exists; choose another file, or remove it")
 
     def add(self, line: Metrics) -> None:
-        """Adds a step's metrics; to its line, if that is the last."""
+        """Adds the metrics of a step; if the last line is of the same step, to that line."""
         amended = bool(self.history) and self.history[-1]["step"] == line["step"]
         if amended:
             self.history[-1] |= line
@@ -133,16 +134,16 @@ class MetricsLog:
                 self._file.flush()
 
     def _rewrite(self) -> None:
-        """Replaces the file by one with the present lines, which is locked before it is there."""
+        """Replaces the file by one with the current lines, which is locked before the rename."""
         with new_file(self.path) as new:
             lock_file(new.fileno())
             new.writelines(json.dumps(line).encode() + b"\n" for line in self.history)
-            copy = os.fdopen(os.dup(new.fileno()), "ab")  # of one open file, and so of one lock
+            copy = os.fdopen(os.dup(new.fileno()), "ab")  # shares the open file and its lock
         self.close()
         self._file = copy
 
     def sync(self) -> None:
-        """Waits until all lines are on the disk: no checkpoint knows of more than the log."""
+        """Waits until all lines are on disk, so that no checkpoint is ahead of the log."""
         if self._file is not None:
             with writing(self.path):
                 os.fsync(self._file.fileno())
@@ -157,23 +158,25 @@ def _lines(path: Any) -> list[Metrics]:
     with open(path, "rb") as file:
         *texts, tail = file.read().split(b"\n")
     lines = []
-    if not tail.startswith(BEGINNING[: len(tail)]):  # else it was being written
+    if not tail.startswith(LINE_START[: len(tail)]):  # otherwise the line was being written
         texts.append(tail)
     for number, text in enumerate(texts, start=1):
         line = None
         with contextlib.suppress(ValueError):
             line = json.loads(text)
         if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
-            raise InputError(f"{path}: line {number}: expected metrics with a step")
+            raise InputError(
+                f"{path}: line {number}: expected a JSON object of metrics with a step"
+            )
         lines.append(line)
     return lines
 
 
 def _locked(path: Any) -> BinaryIO:
-    """Opens a log to add lines to it, for one run alone.
+    """Opens a log for appending, and locks it.
 
     Raises:
-        TargetError: another run is writing it, or it is no plain file.
+        TargetError: another run is writing the log, or it is not a regular file.
     """
     while True:
         try:
@@ -182,7 +185,7 @@ def _locked(path: Any) -> BinaryIO:
             if reason.errno == errno.ELOOP:
                 raise TargetError(
                     f"{path}: expected a file, found a symbolic link, which is not followed; pass "
-                    "the path that it points to"
+                    "the path of its target"
                 ) from None
             raise
         file = os.fdopen(number, "ab")
@@ -195,64 +198,64 @@ def _locked(path: Any) -> BinaryIO:
         else:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(path), state):
-                    return file  # else it was replaced meanwhile
+                    return file  # otherwise it was replaced meanwhile
         file.close()
         if why:
             raise TargetError(f"{path}: {why}")
 
 
 def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
-    """How many `examples`, `tokens` (without padding) and `places` (with it) a batch has.
+    """Returns the numbers of `examples`, `tokens` (without padding) and `positions` (with padding).
 
-    `squares` is the sum over rows of places², which attention takes.
+    `squares` is the sum over rows of positions², to which the work of attention is proportional.
     """
-    found = dict.fromkeys(("examples", "tokens", "places", "squares"), 0)
+    found = dict.fromkeys(("examples", "tokens", "positions", "squares"), 0)
     for name in batch:
         if name.endswith("input_ids"):
             shape = np.shape(batch[name])
-            places = math.prod(shape)
+            positions = math.prod(shape)
             mask = batch.get(f"{name.removesuffix('input_ids')}attention_mask")
-            if mask is not None and np.ndim(mask) == 3:  # a token is what some token looks at
+            if mask is not None and np.ndim(mask) == 3:  # positions that are attended to
                 mask = np.any(mask, axis=1)
             found["examples"] = max(found["examples"], shape[0])
-            found["tokens"] += places if mask is None else int(np.sum(mask))
-            found["places"] += places
-            found["squares"] += places * shape[-1]
+            found["tokens"] += positions if mask is None else int(np.sum(mask))
+            found["positions"] += positions
+            found["squares"] += positions * shape[-1]
     return found
 
 
 class Speed:
-    """Counts what is done, and in what time; the first step, which compiles, does not count."""
+    """Measures throughput; the first step, which includes compilation, does not count."""
 
     def __init__(self, trainer: Any):
         self._since: float | None = None
         self._seconds, self._done = 0.0, dict.fromkeys(("tokens", "examples", "flops"), 0.0)
         self._flops, self._peak = (0.0, 0.0), None
-        if not trainer.frozen:  # else some gradients are not computed
-            over_words = trainer.objective.name in OVER_WORDS
-            self._flops = operations(trainer.state.params, trainer.config, over_words)
+        if not trainer.frozen:  # otherwise some gradients are not computed
+            over_vocabulary = trainer.objective.name in OVER_VOCABULARY
+            self._flops = operations(trainer.state.params, trainer.config, over_vocabulary)
             self._peak = _peak(trainer)
         sharding = trainer.sharding
-        self._shares = 1 if sharding is None else sharding.share[1]  # other processes' are alike
+        self._shards = 1 if sharding is None else sharding.share[1]  # of equal size
 
     def pause(self) -> None:
-        """What is done until now, behind the last step, does not count."""
+        """Excludes the time since the last step from the measurement."""
         if self._since is not None:
             self._since = time.perf_counter()
 
     def step(self, size: Mapping[str, int]) -> None:
-        """A step is done."""
+        """Counts a completed step."""
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
             linear, square = self._flops
-            done = {**size, "flops": linear * size["places"] + square * size["squares"]}
+            done = {**size, "flops": linear * size["positions"] + square * size["squares"]}
             for name in self._done:
-                self._done[name] += self._shares * done[name]
+                self._done[name] += self._shards * done[name]
         self._since = now
 
     def rates(self) -> dict[str, float]:
-        """A second's worth of what was done since the last call; empty if that is nothing."""
+        """Returns the rates per second since the last call; empty if no step was counted."""
         if not self._seconds:
             return {}
         rates = {f"{name}_per_second": done / self._seconds for name, done in self._done.items()}
@@ -261,27 +264,29 @@ class Speed:
         return rates if self._peak is None else {**rates, "mfu": flops / self._peak}
 
 
-def operations(params: Mapping[str, Any], config: Any, over_words: bool) -> tuple[float, float]:
-    """A step's FLOPs, by place and by place²: 6·N and 12·layers·hidden (Chowdhery et al., PaLM, B).
+def operations(
+    params: Mapping[str, Any], config: Any, over_vocabulary: bool
+) -> tuple[float, float]:
+    """Returns a step's FLOPs per position, 6·N, and per position², 12·layers·hidden.
 
-    N are the numbers that are multiplied with every place: kernels, and the table of words where it
-    is the output's too.
+    (Chowdhery et al., PaLM, appendix B.) N is the number of parameters that are multiplied at every
+    position: kernels, and the token embedding matrix if the output is tied to it.
 
     Args:
-        params: the model's arrays, by path.
-        config: its config.
-        over_words: whether every place is scored against every word.
+        params: the model's arrays by path.
+        config: the model's config.
+        over_vocabulary: whether logits over the vocabulary are computed at every position.
     """
     kernels = {path: leaf for path, leaf in params.items() if path.endswith("kernel")}
     count = sum(leaf.size for leaf in kernels.values())
-    words = getattr(config, "vocab_size", 0)
-    if over_words and not any(words in leaf.shape for leaf in kernels.values()):
-        count += words * config.hidden_size
+    vocab_size = getattr(config, "vocab_size", 0)
+    if over_vocabulary and not any(vocab_size in leaf.shape for leaf in kernels.values()):
+        count += vocab_size * config.hidden_size
     return 6.0 * count, 12.0 * config.num_hidden_layers * config.hidden_size
 
 
 def _peak(trainer: Any) -> float | None:
-    """FLOP/s of the devices that the parameters are on; None if they are not in the table."""
+    """Returns the peak FLOP/s of the parameters' devices; None if one is not in `PEAKS`."""
     devices = next(iter(trainer.state.params.values())).sharding.device_set
     peaks: list[Any] = [PEAKS.get(device.device_kind) for device in devices]
     return None if None in peaks else sum(peaks)
@@ -291,12 +296,12 @@ def _peak(trainer: Any) -> float | None:
 def training_bar(
     step: int, steps: int, show: bool | None
 ) -> Generator[Callable[[int, Metrics], None]]:
-    """Shows a bar on stderr, and yields a callback that moves it.
+    """Shows a progress bar on stderr, and yields the callback that advances it.
 
     Args:
-        step: how many steps are done.
-        steps: how many there are in all.
-        show: whether there is a bar; None for one if stderr is a terminal.
+        step: the number of completed steps.
+        steps: the total number of steps.
+        show: whether to show the bar; None for one if stderr is a terminal.
     """
     known: Metrics = {}
     with progress_bar(None, steps, show, initial=step, unit="step", postfix="compiling") as advance:
@@ -304,8 +309,8 @@ def training_bar(
         def move(reached: int, metrics: Metrics) -> None:
             nonlocal step
             known.update(metrics)
-            said = [text.format(known[name]) for name, text in SHOWN.items() if name in known]
-            advance(reached - step, " · ".join(said))
+            parts = [text.format(known[name]) for name, text in SHOWN.items() if name in known]
+            advance(reached - step, " · ".join(parts))
             step = reached
 
         yield move

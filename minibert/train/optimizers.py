@@ -1,4 +1,4 @@
-"""The optimiser and its schedule, of optax's parts."""
+"""AdamW and learning-rate schedules, built from optax."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,43 +19,44 @@ BELOW_1 = number("a number of at least 0 and below 1", lambda value: 0 <= value 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A learning rate by step, and the arguments that it was made with.
+    """A learning-rate schedule that keeps its arguments.
 
     Attributes:
-        rate: the schedule.
-        arguments: those that the rate depends on, by name.
+        rate: the learning rate as a function of the step.
+        arguments: the arguments that the rate depends on, by name.
     """
 
     rate: optax.Schedule
     arguments: Mapping[str, Any]
 
     def __call__(self, step: Any) -> Any:
-        """The rate at a step, an int32 that is taken as a float."""
+        """Returns the learning rate at a step, an int32 that is converted to a float."""
         # JAX computes quotients of an int32 in float32, in 64-bit mode too
         return self.rate(jnp.asarray(step, float))
 
 
 class ConfiguredOptimizer(optax.GradientTransformationExtraArgs):
-    """An optimiser that keeps the arguments it was made with.
+    """An optimiser that keeps its arguments.
 
     Attributes:
-        arguments: by name, as JSON can hold them; a schedule of unknown origin by its name.
+        arguments: the arguments by name, as JSON can represent them; a schedule of the caller is
+            represented by its name.
     """
 
     arguments: Mapping[str, Any]
 
 
 def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") -> optax.Schedule:
-    """Returns a learning rate by step: a linear warm-up from 0 to `peak`, then a decay to 0.
+    """Returns a learning-rate schedule: a linear warm-up from 0 to `peak`, then a decay to 0.
 
     The rates are those of `transformers.get_scheduler` at every step from 0 to `steps`; after that
     a decayed rate stays 0.
 
     Args:
-        peak: The largest rate.
-        steps: The number of training steps, at which the decay ends.
-        warmup: The number of steps of the warm-up, at most `steps`.
-        kind: The decay: `linear`, `cosine`, or `constant` for none (transformers'
+        peak: the max learning rate.
+        steps: the number of training steps, at which the decay ends.
+        warmup: the number of steps of the warm-up, at most `steps`.
+        kind: the decay: `linear`, `cosine`, or `constant` for none (transformers'
             `constant_with_warmup`).
 
     Raises:
@@ -89,19 +90,20 @@ def adamw(
     eps: Any = 1e-8,
     max_grad_norm: Any = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) as BERT and GPT-2 are trained with it.
+    """Returns AdamW (Loshchilov and Hutter, arXiv:1711.05101) with clipping by the global norm.
 
-    Gradients are clipped by their global norm; matrices decay, biases and normalisations do not.
-    The learning rate stands in the state, where `learning_rate` finds it.
+    As is usual for BERT and GPT-2, weight decay applies to kernels and embeddings, not to biases
+    and normalisations. The optimiser's state holds the learning rate, which the function
+    `learning_rate` returns.
 
     Args:
         learning_rate: a number, or a schedule by step.
-        weight_decay: how much of a matrix's numbers goes, times the learning rate, each step.
-        b1, b2, eps: Adam's.
-        max_grad_norm: the largest norm that all gradients together may have; None for any.
+        weight_decay: the decay of weights per step, as a factor of the learning rate.
+        b1, b2, eps: the decay rates of Adam's moments, and its epsilon.
+        max_grad_norm: the max global norm of the gradients; None not to clip them.
 
     Raises:
-        InputError: an argument is negative, not finite or no number.
+        InputError: an argument is negative, not finite or not a number.
     """
     if not callable(learning_rate):
         learning_rate = NON_NEGATIVE.check("learning_rate", learning_rate, InputError)
@@ -128,12 +130,12 @@ def adamw(
 
 
 def decaying(params: Mapping[str, Any]) -> dict[str, bool]:
-    """Which parameters weight decay is for: kernels and embeddings, by path."""
+    """Returns by path whether weight decay applies to a parameter: to kernels and embeddings."""
     return {path: not path.endswith(("bias", "scale")) for path in params}
 
 
 def learning_rate(opt_state: Any) -> Any:
-    """The learning rate of the last step; None if the optimiser does not say, or has several."""
+    """Returns the learning rate of the last step; None unless the state holds exactly one."""
     found = optax.tree_utils.tree_get_all_with_path(
         opt_state, "learning_rate", lambda path, value: isinstance(value, Array)
     )

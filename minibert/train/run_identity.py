@@ -1,4 +1,4 @@
-"""What identifies a training run: two runs that differ in it compute other numbers."""
+"""The identity of a training run: everything that determines the numbers it computes."""
 
 import json
 import re
@@ -16,17 +16,17 @@ from minibert.train.fingerprint import digest
 
 Values = Mapping[str, Any]  # by name
 FORMAT = 2
-STATE = ("params: ", "opt_state: ")  # how differences begin across which no state is restored
-# of configs, what leaves a training step alone
+STATE = ("params: ", "opt_state: ")  # prefixes of differences that make restoring impossible
+# fields of configs that do not affect a training step
 INERT = ("extra", "generation", "output_hidden_states", "output_attentions")
 
 
 def identity(trainer: Any, about: Values) -> dict[str, Any]:
-    """What two runs must have in common for one to resume the other, as JSON holds it.
+    """Returns what two runs must have in common for one to resume the other, as JSON values.
 
     Args:
         trainer: the run's trainer.
-        about: what the caller adds.
+        about: further values from the caller.
     """
     state, config = trainer.state, trainer.config
     sums = checksums(trainer.frozen)
@@ -44,17 +44,17 @@ def identity(trainer: Any, about: Values) -> dict[str, Any]:
 
 
 def as_json(name: str, about: Any) -> dict[str, Any]:
-    """A mapping as JSON gives it back.
+    """Returns a mapping as it is after a round trip through JSON.
 
     Raises:
-        InputError: it is none, or holds what JSON does not.
+        InputError: `about` is not a mapping, or holds a value that JSON cannot represent.
     """
     if not isinstance(about, Mapping):
         raise InputError(f"{name}: expected values by name, found {shown(about)}")
     try:
         return json.loads(json.dumps(dict(about), default=_plain, allow_nan=False))
     except (TypeError, ValueError) as reason:
-        raise InputError(f"{name}: expected what JSON holds ({reason})") from None
+        raise InputError(f"{name}: expected values that JSON can represent ({reason})") from None
 
 
 def _plain(value: Any) -> Any:
@@ -62,14 +62,14 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise InputError(f"expected what JSON holds, found {shown(value)}")
+    raise InputError(f"expected a value that JSON can represent, found {shown(value)}")
 
 
 def run_differences(found: Values, expected: Values) -> list[str]:
-    """Every difference between what a checkpoint says of its run and this run, a line each.
+    """Returns the differences between the identity in a checkpoint and this run's, a line each.
 
-    Checkpoints of the first format say nothing of configs, optimisers and the dtypes computed in,
-    and have other checksums of frozen parameters; these are not compared.
+    Checkpoints of the first format do not record configs, optimisers and computation dtypes, and
+    have other checksums of frozen parameters; these are not compared.
     """
     found, expected = dict(found), dict(expected)
     if found.get("format") != FORMAT:
@@ -81,9 +81,9 @@ def run_differences(found: Values, expected: Values) -> list[str]:
 
 
 def differences(found: Values, expected: Values, where: str = "") -> list[str]:
-    """Every difference between values by name, a line each, `where` before it; sorted.
+    """Returns the differences between two nested mappings, sorted lines with the prefix `where`.
 
-    An optimiser's programs are compared where the same versions of jax and optax traced both.
+    An optimiser's programs are compared only if the same versions of jax and optax traced both.
     """
     faults: list[str] = []
     names = expected.keys() | found.keys()
@@ -94,13 +94,13 @@ def differences(found: Values, expected: Values, where: str = "") -> list[str]:
         if isinstance(ours, dict) and isinstance(theirs, dict):
             faults += differences(theirs, ours, f"{where}{name}: ")
         elif ours != theirs:
-            said = [shown(side[name]) if name in side else "nothing" for side in (found, expected)]
-            faults.append(f"{where}{name}: {said[0]} in the checkpoint, {said[1]} here")
+            both = [shown(side[name]) if name in side else "nothing" for side in (found, expected)]
+            faults.append(f"{where}{name}: {both[0]} in the checkpoint, {both[1]} here")
     return sorted(faults)
 
 
 def is_of_state(fault: str) -> bool:
-    """Whether a difference is one of the arrays' paths, shapes or dtypes."""
+    """Returns whether a difference is in paths, shapes or dtypes of the state's arrays."""
     return fault.startswith(STATE)
 
 
@@ -109,11 +109,11 @@ def _specs(arrays: Values) -> dict[str, str]:
 
 
 def _optimizer(optimizer: Any, params: Values) -> dict[str, Any]:
-    """What an optimiser does: the arguments of ours, and a digest of what any one computes.
+    """Returns what identifies an optimiser: its arguments, if it keeps them, and a digest.
 
     The digest is of the programs of `init` and `update`, in which all hyperparameters and schedules
-    are constants. There is none of an optimiser that `update` alone does not make a step of, such
-    as one that needs the loss.
+    are constants. There is no digest of an optimiser whose `update` needs more than gradients, such
+    as the loss.
     """
     shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
     arguments = getattr(optimizer, "arguments", None)
@@ -124,7 +124,7 @@ def _optimizer(optimizer: Any, params: Values) -> dict[str, Any]:
             jax.make_jaxpr(optimizer.init)(shapes),
             jax.make_jaxpr(optimizer.update)(shapes, state, shapes),
         ]
-    except Exception:  # whatever an optimiser of unknown origin raises without what it needs
+    except Exception:  # a custom optimiser may raise anything if an argument is missing
         return found
     texts = [re.sub(r"0x[0-9a-f]+", "", str(one.jaxpr)) for one in programs]  # without addresses
     constants = [list(_constants(one)) for one in programs]
@@ -133,8 +133,8 @@ def _optimizer(optimizer: Any, params: Values) -> dict[str, Any]:
 
 
 def _constants(program: Jaxpr | ClosedJaxpr) -> Iterator[np.ndarray]:
-    """The arrays that a program holds, those of the programs it calls included."""
-    constants = getattr(program, "consts", ())  # of any jaxpr in JAX 0.12, of closed ones before
+    """Yields the constant arrays of a program and of the programs that it calls."""
+    constants = getattr(program, "consts", ())  # any jaxpr has them in JAX 0.12, before closed ones
     yield from (np.asarray(key_data(constant)) for constant in constants)
     equations = getattr(program, "jaxpr", program).eqns
     for one in jax.tree.leaves([equation.params for equation in equations]):

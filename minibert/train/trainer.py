@@ -1,4 +1,4 @@
-"""A model being trained: one compiled, donated step; evaluation; the model as it is now."""
+"""The trainer: a compiled training step with donated state, evaluation, and the current model."""
 
 import dataclasses
 import functools
@@ -47,15 +47,15 @@ Build = Callable[[Arrays, Arrays], Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What changes in training; checkpoints hold this.
+    """The state that training changes and that checkpoints store.
 
     Attributes:
-        step: how many steps are done, `()` int32.
-        params: what is trained, by path.
-        opt_state: the optimiser's own.
+        step: the number of completed steps, `()` int32.
+        params: the trained parameters by path.
+        opt_state: the state of the optimiser.
     """
 
-    step: Any  # JAX rebuilds the tree with leaves of its own, such as shapes
+    step: Any  # JAX rebuilds the tree with other leaves, such as shapes
     params: dict[str, Any]
     opt_state: Any
 
@@ -66,16 +66,16 @@ def first_state(
     optimizer: optax.GradientTransformation,
     sharding: Sharding | None,
 ) -> tuple[TrainState, Arrays, Any]:
-    """The state before the first step, what is frozen, and where a step's results are to live.
+    """Returns the initial state, the frozen parameters, and the shardings of a step's results.
 
-    Of what is trained these are copies, for each step gives its own state's memory away.
+    Trained parameters are copied, because every step donates the memory of its state.
     """
     start = jnp.zeros((), jnp.int32)
     if sharding is None:
         params = copied(params)
         leaves, structure = jax.tree.flatten(optimizer.init(params))
         for index, leaf in enumerate(leaves):  # may be the optimiser's own keys, or parameters
-            leaves[index] = jnp.array(leaf, copy=True)  # only one of them is in memory twice
+            leaves[index] = jnp.array(leaf, copy=True)  # one at a time, to save memory
         return TrainState(start, params, jax.tree.unflatten(structure, leaves)), frozen, None
     params = {path: put(sharding, path, array) for path, array in params.items()}
     frozen = {path: put(sharding, path, array) for path, array in frozen.items()}
@@ -87,12 +87,12 @@ def first_state(
 
 
 def copied(arrays: Arrays) -> Arrays:
-    """Copies of some arrays, where they are."""
+    """Returns copies of arrays on the same devices."""
     return {path: jnp.array(array, copy=True) for path, array in arrays.items()}
 
 
 def check_wide(params: Arrays) -> None:
-    """Checks that what is trained is wide enough for small steps.
+    """Checks that the trained parameters are wide enough for small steps.
 
     Raises:
         InputError: a parameter is narrower than float32.
@@ -100,13 +100,13 @@ def check_wide(params: Arrays) -> None:
     for path, array in params.items():
         if array.dtype.itemsize < 4:
             raise InputError(
-                f"{path}: expected float32 or wider, found {array.dtype}, in which small steps "
-                "vanish; load the model with param_dtype=jnp.float32 (dtype= may stay narrow)"
+                f"{path}: expected float32 or wider, found {array.dtype}, in which small updates "
+                "are lost; load the model with param_dtype=jnp.float32 (dtype= may stay narrow)"
             )
 
 
 class _Sums(NamedTuple):
-    """Of a batch or several, by term: summed losses, numbers of targets and of correct answers."""
+    """Sums over one or more batches, by term: losses, targets and correct predictions."""
 
     losses: Terms
     counts: Terms
@@ -114,28 +114,29 @@ class _Sums(NamedTuple):
 
 
 class Trainer:
-    """A model, an objective and an optimiser.
+    """Trains a model with an objective and an optimiser.
 
     Args:
-        model: what to train; it is copied, and stays as it is.
-        objective: what to minimise (`minibert.train.objectives.base`).
-        optimizer: any optax transformation; it sees a dictionary of arrays by path.
+        model: the model to train; the trainer copies it and leaves the original unchanged.
+        objective: the objective to minimise (`minibert.train.objectives.base`).
+        optimizer: any optax transformation; it receives a dictionary of arrays by path.
         trainable: patterns of the paths to train, such as `classifier.*`; None for every
-            `nnx.Param`. (The constants of `xielu` are none, and are never trained.)
-            What is not trained is bit for bit the same afterwards.
-        lora: what to train in place of parameters of the model: a `LoRA`, or an `Adapter` to be
-            trained further.
-        accumulate: how many parts a batch is taken in, one after the other: of `n`, part `k` is
-            the rows `k`, `k + n`, `k + 2n`, ….
-        remat: whether a layer's inner results are computed again in the backward pass, not kept.
-        seed: of dropout and of a fresh adapter. The dropout masks of a row depend on the seed, the
-            step, `accumulate` (each part has a key of its own), the shape of the batch and the
-            row's position in it: not on `remat`, nor on the number of processes and devices or the
-            shape of their mesh.
-        sharding: how several devices share the work. Every process then passes its own rows of a
-            batch, as many as the others: with `share` = (i, n), the `i`-th of `n` contiguous parts
-            of the batch that a single process would pass. `minibert.train.data` makes them with
-            `share=sharding.share`.
+            `nnx.Param`. (The constants of `xielu` are not `nnx.Param`s and are never trained.)
+            All other parameters stay bit for bit the same.
+        lora: what to train instead of the model's parameters: a `LoRA` for a new adapter, or an
+            `Adapter` to train further.
+        accumulate: the number of parts into which a batch is split, whose gradients are
+            accumulated: with `n` parts, part `k` consists of the rows `k`, `k + n`, `k + 2n`, ….
+        remat: whether to recompute a layer's activations in the backward pass instead of storing
+            them.
+        seed: the seed of dropout and of a new adapter. The dropout masks of a row depend on the
+            seed, the step, `accumulate` (each part has a key of its own), the shape of the batch
+            and the row's position in it; not on `remat`, the number of processes and devices, or
+            the shape of their mesh.
+        sharding: how the work is split over several devices. Every process then passes its own rows
+            of a batch, the same number in each: with `share` = (i, n), the `i`-th of `n` contiguous
+            parts of the batch that a single process would pass. `minibert.train.data` makes them
+            with `share=sharding.share`.
 
     Raises:
         InputError: an argument is wrong, or parameters to be trained are narrower than float32.
@@ -157,13 +158,18 @@ class Trainer:
         accumulate, seed = whole("accumulate", accumulate, 1), whole("seed", seed, 0, (1 << 32) - 1)
         sharding = checked_sharding(sharding)
         if not isinstance(objective, Objective):
-            raise InputError(f"objective: expected one of minibert.train, found {shown(objective)}")
+            raise InputError(
+                f"objective: expected an objective of minibert.train, found {shown(objective)}"
+            )
         if not isinstance(optimizer, optax.GradientTransformation):
             raise InputError(
-                f"optimizer: expected a transformation of optax, found {shown(optimizer)}"
+                f"optimizer: expected an optax transformation, found {shown(optimizer)}"
             )
         if accumulate > 1 and not objective.separable:
-            raise InputError(f"accumulate: {objective.name} compares the rows of a batch: give 1")
+            raise InputError(
+                f"accumulate: expected 1, because {objective.name} compares the rows of a batch; "
+                f"found {accumulate}"
+            )
         self.objective, self.optimizer, self.config = objective, optimizer, model.config
         arrays = parameters(model)
         params, self._lora, combine = _trained(model, arrays, trainable, lora, seed)
@@ -174,7 +180,7 @@ class Trainer:
         self._shapes = {path: array.shape for path, array in (arrays | params).items()}
         self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
         self._plain, self._combine = Structure(with_execution(model).eval()), combine
-        copy = with_execution(model, remat=remat, sharding=self.sharding)  # train, eval change it
+        copy = with_execution(model, remat=remat, sharding=self.sharding)  # train, eval modify it
         training = functools.partial(_built, Structure(copy.train()), combine, self.sharding)
         evaluating = functools.partial(_built, Structure(copy.eval()), combine, self.sharding)
         self._step = jax.jit(
@@ -201,54 +207,56 @@ class Trainer:
 
     @property
     def frozen(self) -> Arrays:
-        """What is not trained, by path."""
+        """The parameters that are not trained, by path."""
         return self._frozen
 
     @property
     def model(self) -> Any:
-        """The model as it is now, in evaluation mode."""
+        """The model with its current parameters, in evaluation mode."""
         arrays = self._combine(copied(self.state.params), self._frozen)
-        if self._lora is not None:  # an adapter is wider than what it adapts may be
+        if self._lora is not None:  # an adapter may be wider than the kernels that it adapts
             arrays = {path: array.astype(self._dtypes[path]) for path, array in arrays.items()}
         return self._plain.build(self._taken(arrays))
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter as it is now.
+        """The adapter with its current parameters.
 
         Raises:
-            InputError: there is none, for the model is trained without `lora`.
+            InputError: the model is trained without `lora`.
         """
         if self._lora is None:
             raise InputError("adapter: there is none; train with lora=LoRA(…)")
         return Adapter(self._lora, self._taken(copied(self.state.params)))
 
     def step(self, batch: Batch) -> Arrays:
-        """One step of training.
+        """Runs one training step.
 
         Args:
-            batch: what the objective and the model need, by name; each has the batch first.
+            batch: the arrays that the objective and the model need, by name, `(batch, …)` each.
 
         Returns:
-            `loss`, the batch's; `grad_norm`; `learning_rate`, if the optimiser says it; where there
-            are several terms, each term's; arrays that may not be computed yet.
+            Scalar arrays, which may not be computed yet: `loss`, the loss of the batch;
+            `grad_norm`; `learning_rate`, if the optimiser's state holds it; and the loss of each
+            term, if there are several.
 
         Raises:
-            InputError: something is missing, out of range or of the wrong shape.
+            InputError: an entry is missing, out of range or of the wrong shape.
         """
         given = self._given(batch, self._parts)
         self.state, metrics = self._step(self.state, self._frozen, given)
         return metrics
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The loss over all of some batches, each target counting alike, dropout off.
+        """Returns the mean loss over all targets of some batches, without dropout.
 
         Returns:
-            `loss`; for each term its loss, and `<term>_accuracy` where the model can be right.
+            `loss`; the loss of each term, by its name; and `<term>_accuracy` for classification
+            terms.
 
         Raises:
-            InputError: as for `step`; or there are no batches, or no targets in them.
-            NotFiniteError: the loss of a batch is NaN or infinite; accuracies would be of no use.
+            InputError: as for `step`; or there are no batches, or they have no targets.
+            NotFiniteError: the loss of a batch is NaN or infinite.
         """
         sums: _Sums | None = None
         for number, batch in enumerate(batches):
@@ -264,7 +272,7 @@ class Trainer:
             raise InputError("batches: expected at least one, found none")
         losses, counts, hits = sums
         if not any(counts.values()):
-            raise InputError("batches: no target in any of them")
+            raise InputError("batches: expected at least one target, found none")
         metrics = {"loss": self.objective.total(losses, counts)}
         metrics |= {term: losses[term] / max(counts[term], 1) for term in counts}
         metrics |= {f"{term}_accuracy": hits[term] / max(counts[term], 1) for term in hits}
@@ -297,13 +305,19 @@ def _trained(
     lora: Any,
     seed: int,
 ) -> tuple[Arrays, LoRA | None, Combine]:
-    """What is trained, by path; LoRA's settings; and what makes all arrays of it and the rest."""
+    """Returns the parameters to train, LoRA's settings, and the function that combines arrays.
+
+    That function returns all of the model's arrays from the trained and the frozen ones.
+    """
     if lora is None:
         patterns = ("*",) if trainable is None else trainable
         paths = matching_paths("trainable", patterns, trainable_paths(model))
         return {path: arrays[path] for path in paths}, None, _together
     if trainable is not None:
-        raise InputError("trainable: with lora, its modules_to_save say what else is trained")
+        raise InputError(
+            "trainable: expected None with lora, whose modules_to_save select further modules to "
+            "train"
+        )
     adapter = trained_adapter(model, lora, seed)
     return dict(adapter.params), adapter.config, combiner(model, adapter.config)
 
@@ -335,7 +349,7 @@ def _step(
     frozen: Arrays,
     batch: Batch,
 ) -> tuple[TrainState, Arrays]:
-    """One step: the gradients of the parts are summed, then applied."""
+    """Sums the gradients of the parts of a batch and applies them."""
     counts = objective.counts(batch)
     key = jax.random.fold_in(key, state.step)
 
@@ -355,7 +369,7 @@ def _step(
         keys = jax.random.split(key, parts)
         # (batch, …) as (parts, batch / parts, …); each device's rows stay on it
         split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-        shapes = jax.eval_shape(gradient, state.params, batch, key)  # any rows have these
+        shapes = jax.eval_shape(gradient, state.params, batch, key)  # the same for any rows
         zeros = jax.tree.map(jnp.zeros_like, shapes)
         (gradients, sums), _ = jax.lax.scan(add, zeros, (split, keys))
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

@@ -1,4 +1,4 @@
-"""The embedded models: ordinary folders, small, as good as their cards say, made as they say."""
+"""The embedded models: their files and sizes, and the figures and recipe of their cards."""
 
 import json
 import pathlib
@@ -36,7 +36,7 @@ def test_they_are_small():
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_they_load_strictly(name):
-    """Nothing left, made up, ignored or odd; and the tokenizer's words are the model's."""
+    """No tensor is left over, initialised or ignored; the vocabulary size is the tokenizer's."""
     model, info = minibert.load(FOLDERS[name], output_loading_info=True)
     assert type(model).__name__ == name
     for fate in ("left", "new", "ignored", "suspicious", "config_ignored"):
@@ -74,7 +74,7 @@ def test_sentence_transformers_loads_the_bert():
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS.values(), ids=FOLDERS)
 def test_the_card_says_what_is_measured(folder, figures):
-    """To the last digit or so: other machines round in other ways."""
+    """Figures agree to about the last digit, because machines round differently."""
     card = pathlib.Path(folder, "README.md").read_text()
     assert embedded_text.SHA256 in card
     assert f"Python {embedded_text.PYTHON}" in card

@@ -65,9 +65,12 @@ def test_runs(tmp_path):
 
 def test_different_words_are_not_timed():
     ids = np.zeros((2, generate.PROMPT), int)
-    room = ((0, 0), (0, generate.NEW))
-    contenders = {OURS: lambda ids: np.pad(ids, room), "other": lambda ids: np.pad(ids, room) + 1}
-    with pytest.raises(SystemExit, match="other wrote other words than minibert, batch 2"):
+    padding = ((0, 0), (0, generate.NEW))
+    contenders = {
+        OURS: lambda ids: np.pad(ids, padding),
+        "other": lambda ids: np.pad(ids, padding) + 1,
+    }
+    with pytest.raises(SystemExit, match="other wrote other tokens than minibert, batch 2"):
         generate.measure(contenders, ids, 1, True)
     contenders["other"] = lambda ids: ids
     with pytest.raises(SystemExit, match=r"other wrote \(2, 32\), not \(2, 96\)"):

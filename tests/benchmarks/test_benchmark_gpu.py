@@ -126,7 +126,7 @@ def test_one_that_fails_is_recorded_and_the_others_go_on(tmp_path):
     assert layers["errors"][0]["error"] == "RuntimeError: this optax is broken"
     assert "Traceback" in layers["log"]
     assert "this optax is broken" in done.stdout
-    assert card["seconds"] > 0  # it was begun
+    assert card["seconds"] > 0  # it was started
 
 
 def test_one_that_measures_nothing_within_its_limit_fails(tmp_path):
@@ -242,7 +242,7 @@ def test_the_table_names_card_and_commit():
         "changed since": True,
         "dry_run": False,
         "machine": "this",
-        "begun": "2026-01-01",
+        "started": "2026-01-01",
         "seconds": 1.0,
         "limit": 235,
         "cached": True,

@@ -1,4 +1,4 @@
-"""The network of described TPUs: ports, and the least time that a collective takes."""
+"""The network of described TPUs: ports, and the min time of a collective."""
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ from flax import nnx
 import minibert
 from benchmarks import scale
 from benchmarks.hlo_costs import Program
-from benchmarks.scale_rows import asked_for, described, faults, mesh_sizes
+from benchmarks.scale_rows import described, faults, mesh_sizes, requested_bytes
 from benchmarks.scale_step import with_scan
 from minibert.errors import InputError
 from minibert.sharding.mesh import Sharding
@@ -132,9 +132,9 @@ def test_a_permutation_links_its_pairs():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("direction=LT", "direction=NE", "loop: a loop whose end cannot be read"),
-        ("add(%j, %two)", "multiply(%j, %two)", "loop: a loop whose counter cannot be read"),
-        ("copy(%first)", "add(%n, %n)", "loop: a loop whose counter cannot be read"),
+        ("direction=LT", "direction=NE", "cannot read the end of the loop"),
+        ("add(%j, %two)", "multiply(%j, %two)", "cannot read the counter of the loop"),
+        ("copy(%first)", "add(%n, %n)", "cannot read the counter of the loop"),
         ("replica_groups=[1,4]<=[4]", "replica_groups=new", "groups that cannot be read"),
     ],
 )
@@ -168,7 +168,7 @@ def test_plans():
     given = argparse.Namespace(model=None, topology="v5e:2x2", mesh="fsdp=4")
     assert scale.plan(given) == [("gpt2-xl", "v5e:2x2", "fsdp=4")]
     given = argparse.Namespace(model=None, topology="v5e:2x2", mesh=None)
-    with pytest.raises(SystemExit, match="give both"):
+    with pytest.raises(SystemExit, match="expected both"):
         scale.plan(given)
     given = argparse.Namespace(model="gpt2", topology=None, mesh=None)
     with pytest.raises(SystemExit, match="not in the table"):
@@ -209,16 +209,16 @@ def test_judges(changes: dict, message: str | None):
 def test_what_does_not_fit_is_shown():
     """Both ways that XLA has of saying so."""
     plain = "Ran out of memory in memory space hbm. Used 21.60G of 15.75G hbm. Exceeded by"
-    assert asked_for(plain) == 21.6 * 2**30
+    assert requested_bytes(plain) == 21.6 * 2**30
     message = "the total memory required for HLO temporaries (33.46G) exceeds available HBM"
-    row = ROW | {"fits": False, "peak": asked_for(message), "limit": 16e9}
+    row = ROW | {"fits": False, "peak": requested_bytes(message), "limit": 16e9}
     assert faults(row) == []
     row |= {"parameters": 1e6, "batch": 1, "seq": 8, "parts": 1}
     table = scale.steps("m", [row])
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells[5:7] == ["≥ 33.5 GiB", "225%"]
     with pytest.raises(RuntimeError, match="something else"):
-        asked_for("something else")
+        requested_bytes("something else")
 
 
 @pytest.mark.slow

@@ -130,12 +130,12 @@ def test_a_peer_that_fails_says_why(tmp_path):
         peers.Peer("minibert", str(tmp_path), "float32")
 
 
-def test_what_is_not_installed_is_said(monkeypatch, capsys):
+def test_what_is_not_installed_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(environments, "FOLDER", "/nowhere")
     names = peers.installed("float32", "cpu")
     assert names[:3] == ["minibert", "PyTorch", "torch.compile"]
     assert "KerasHub" not in names
-    assert "KerasHub: left out; python -m benchmarks setup" in capsys.readouterr().err
+    assert "KerasHub: skipped; python -m benchmarks setup" in capsys.readouterr().err
     assert peers.installed("bfloat16", "cpu") == peers.installed("float32", "gpu") == names[:3]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints and calls that other implementations read wrongly, most of them in silence."""
+"""Checkpoints and calls that other implementations read wrongly, mostly without an error."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""A model is saved only with a config that describes it as it is."""
+"""A model is saved only with a config that describes it."""
 
 import dataclasses
 import os
@@ -81,7 +81,7 @@ CHANGES = {
     "extra-module": (extra_module, "adapter.kernel: expected no such parameter, found shape (24"),
     "no-bias": (no_bias, "classifier.bias: expected shape (2,), found no such parameter"),
     "whole-numbers": (whole_numbers, "classifier.bias: expected floating-point numbers, found int"),
-    "shape-only": (shape_only, "classifier.bias: expected numbers, found a shape only"),
+    "shape-only": (shape_only, "classifier.bias: expected an array, found a shape without values"),
     "activation": (another_activation, "intermediate_act_fn.name: expected 'relu', found 'gelu'"),
     "epsilon": (another_epsilon, "LayerNorm.epsilon: expected 1e-05, found 1e-12"),
     "heads": (another_number_of_heads, "self.heads: expected 2, found 3"),
@@ -141,7 +141,7 @@ def test_a_class_that_no_load_could_build(tmp_path):
             self.temperature = temperature
 
     model = Mine(minibert.BertConfig.tiny(), 2.0, rngs=nnx.Rngs(0))
-    said = ("Mine cannot be built from its config alone", "temperature")
+    said = ("can be built from its config alone, as loading does, found Mine", "temperature")
     refused(InputError, said, lambda: model.save_pretrained(tmp_path / "out"))
 
 
@@ -156,7 +156,7 @@ def test_tied_and_optional_parameters(name, config, tmp_path):
 
 
 def test_a_copy_that_is_missing(tmp_path):
-    """Its config says that the copy is one no longer."""
+    """The config records that the parameter is no longer tied."""
     model = tiny("GPT2LMHeadModel")
     config = model.config.replace(tie_word_embeddings=False)
     said = ("lm_head.kernel: expected shape (24, 97), found no such parameter",)

@@ -85,8 +85,8 @@ CONTAINERS = {
     "length-over-limit": (grown_header, "100000001 bytes"),
     "data-cut": (tail(lambda c: c[:-1]), "truncated"),
     "data-gone": (tail(lambda c: c[: 8 + int.from_bytes(c[:8], "little")]), "truncated"),
-    "trailing-byte": (tail(lambda c: c + b"\0"), "something after the end"),
-    "trailing-zip": (tail(lambda c: c + b"PK\x05\x06" + bytes(18)), "something after the end"),
+    "trailing-byte": (tail(lambda c: c + b"\0"), "data after the end"),
+    "trailing-zip": (tail(lambda c: c + b"PK\x05\x06" + bytes(18)), "data after the end"),
     "header-not-utf-8": (text(lambda h: h.replace(b"LayerNorm", b"LayerN\xffrm", 1)), "UTF-8"),
     "header-bom": (text(lambda h: b"\xef\xbb\xbf" + h), "header"),
     "header-not-json": (text(lambda h: h.replace(b":", b"=", 1)), "header: not JSON"),
@@ -272,7 +272,7 @@ def test_cut_short_after_it_was_opened(folder):
     with open_source(str(folder)) as source:
         os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 4)
         last = max(source.tensors, key=lambda name: source.tensors[name].offset)
-        said = (str(folder / WEIGHTS), repr(last), "cut short")
+        said = (str(folder / WEIGHTS), repr(last), "truncated")
         refused(WeightsFileError, said, lambda: source.read(last))
 
 

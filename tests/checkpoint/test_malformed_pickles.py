@@ -159,7 +159,7 @@ BROKEN = {
         "not a file of weights",
     ),
     "empty-zip": (lambda path: zipfile.ZipFile(path, "w").close(), "not a file of weights"),
-    "compressed-zip": (compressed, "a compressed archive"),
+    "compressed-zip": (compressed, "found a compressed archive"),
     "list": (saved(lambda: [torch.ones(2)]), "a dictionary of named tensors"),
     "one-tensor": (saved(lambda: torch.ones(2)), "a dictionary of named tensors"),
     "nested": (saved(lambda: {"model": {"x": torch.ones(2)}}), "a dictionary of named tensors"),
@@ -214,9 +214,9 @@ def test_tensor_in_two_shards(pickled):
 
 
 DISGUISED = {
-    "pickle": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 2)), "this is a pickle"),
-    "pickle-4": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 4)), "this is a pickle"),
-    "zip": (lambda path: _zip(path), "this is a pickle"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 2)), "found a pickle"),
+    "pickle-4": (lambda path: path.write_bytes(pickle.dumps({"x": 1}, 4)), "found a pickle"),
+    "zip": (lambda path: _zip(path), "found a pickle"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Shard indices that lie, point elsewhere or are damaged; and the layouts that must load."""
+"""Shard indices that are wrong, point elsewhere or are damaged, and layouts that must load."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NAME = "embeddings.LayerNorm.bias"
 
 @pytest.fixture
 def sharded(pristine, tmp_path):
-    """A tiny model in four shards, to be spoiled."""
+    """A tiny model in four shards, to be damaged."""
     return pristine.copy(tmp_path / "model", max_shard_size="20KB")
 
 
@@ -52,24 +52,24 @@ UNTRUSTED = {
     "nul": (named("x\0.safetensors"), PLAIN),
     "not-ascii": (named("ⅹ.safetensors"), PLAIN),
     "long": (named("x" * 10**6 + "/.safetensors"), PLAIN),
-    "too-long-for-a-file-system": (named("x" * 10**6 + ".safetensors"), "is not there"),
+    "too-long-for-a-file-system": (named("x" * 10**6 + ".safetensors"), "does not exist"),
     "number": (named(1), "found 1"),
     "null": (named(None), "found None"),
     "list": (named(["x.safetensors"]), "found ['x.safetensors']"),
-    "absent-shard": (named("model-9.safetensors"), "'model-9.safetensors' is not there"),
+    "absent-shard": (named("model-9.safetensors"), "'model-9.safetensors' does not exist"),
     "absent-tensor": (
         lambda i: i["weight_map"].update(x="model-00001-of-00004.safetensors"),
         "'x'",
     ),
     "absent-long-tensor": (
         lambda i: i["weight_map"].update({"x\n" * 10**6: "model-00001-of-00004.safetensors"}),
-        "is in no shard",
+        "found in no shard",
     ),
     "tensor-in-another-shard": (
         named("model-00002-of-00004.safetensors"),
         f"{NAME!r}: expected in 'model-00002-of-00004.safetensors', found in 'model-0000",
     ),
-    "unlisted-tensor": (lambda i: i["weight_map"].pop(NAME), f"does not list: [{NAME!r}]"),
+    "unlisted-tensor": (lambda i: i["weight_map"].pop(NAME), f"not listed: [{NAME!r}]"),
     "size-too-small": (lambda i: i["metadata"].update(total_size=1), "total_size: expected"),
     "size-too-large": (lambda i: i["metadata"].update(total_size=10**15), "found 1000000000000000"),
     "size-text": (lambda i: i["metadata"].update(total_size="1" * 10**6), "total_size: expected"),
@@ -149,7 +149,7 @@ SHARDS = {
     "tensor-in-two": (spare, "is in"),
     "fifo": (shard_as_fifo, "expected a regular file"),
     "cut": (shard_cut, "truncated"),
-    "pickle": (shard_pickled, "this is a pickle"),
+    "pickle": (shard_pickled, "found a pickle"),
 }
 
 
@@ -162,7 +162,7 @@ def test_shard(spoil, said, sharded):
 def test_every_shard_absent(sharded):
     for shard in shards(sharded):
         shard.unlink()
-    said = (INDEX, "'model-00001-of-00004.safetensors' is not there")
+    said = (INDEX, "'model-00001-of-00004.safetensors' does not exist")
     refused(ShardIndexError, said, lambda: load(sharded))
 
 
@@ -172,7 +172,7 @@ def test_index_absent(sharded):
 
 
 def outside(folder, shard):
-    """The shard moved out of the folder, and a link in its place."""
+    """Moves the shard out of the folder and replaces it by a link."""
     away = folder.parent / "away"
     away.mkdir()
     shutil.move(shard, away / shard.name)
@@ -233,7 +233,7 @@ def test_snapshot_with_a_link_elsewhere(below, sharded, tmp_path):
 
 
 def test_shards_by_digest(sharded, tmp_path):
-    """Links that DVC, git-annex or a cache has put in the place of the files."""
+    """Links with which DVC, git-annex or a cache replaces files."""
     expected = load(sharded)
     for number, file in enumerate([*sharded.iterdir()]):
         shutil.move(file, tmp_path / f"{number:064x}")

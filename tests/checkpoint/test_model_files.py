@@ -1,4 +1,4 @@
-"""Reading a model's folder: as one save has left it, without what is not a part of it."""
+"""Reading a model's folder: the files of one save, and only those that belong to the model."""
 
 import contextlib
 import os
@@ -287,7 +287,7 @@ def test_companions_that_are_not_copied(spoil, said, source, tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.txt", "modules.json"])
 def test_no_load_reads_text_from_elsewhere(name, source):
-    """It would be in what is saved later."""
+    """It would be written by a later save."""
     linked(source, name, "../secret/key")
     refused(SourceError, (f"{name}: is a link to",), lambda: encoder(source))
 
@@ -312,7 +312,7 @@ STORES = {
 
 @pytest.mark.parametrize(("store", "name"), cases(STORES))
 def test_a_folder_of_links_to_contents_by_digest(store, name, source, encoders, tmp_path):
-    """What version control and caches put in the place of files, in modules' folders too."""
+    """Links with which version control and caches replace files, also in modules' folders."""
     expected = encoders[0].encode(["the of"])
     for number, path in enumerate(p for p in sorted(source.rglob("*")) if p.is_file()):
         content = tmp_path / store / str(number) / name
@@ -383,19 +383,19 @@ def test_an_adapter_beside_the_weights(name, weights, source):
     refused(UnsupportedConfigError, said, lambda: ADAPTED[name](source))
     result = run(source, source.parent / "out", "--no-verify")
     assert result.exit_code == 1
-    assert "adapter_config.json: an adapter beside" in result.output
+    assert "adapter_config.json: expected no adapter beside" in result.output
 
 
 def test_an_adapter_is_not_saved_beside_a_model(models, tmp_path):
     models[0].save_pretrained(tmp_path)
     before = contents(tmp_path)
     adapter = train.init_adapter(models[0], train.LoRA(r=2))
-    with pytest.raises(TargetError, match=r"config.json: a model's folder"):
+    with pytest.raises(TargetError, match=r"config.json: expected a folder without a model"):
         train.save_adapter(models[0], adapter, tmp_path, overwrite=True)
     assert contents(tmp_path) == before
 
 
 def test_the_folder_of_an_adapter_alone(models, tmp_path):
     train.save_adapter(models[0], train.init_adapter(models[0], train.LoRA(r=2)), tmp_path)
-    said = ("an adapter, and no model", "minibert.train.load_adapter")
+    said = ("expected a model, found an adapter", "minibert.train.load_adapter")
     refused(SourceError, said, lambda: minibert.load(tmp_path))

@@ -1,4 +1,4 @@
-"""Where a model comes from: folders that hold none, names of nothing, a cache that lacks a file."""
+"""Sources of models: folders without a model, unknown names, a cache that lacks a file."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def test_no_weights(make, said, folder):
 
 
 @pytest.mark.parametrize("content", ["nothing", "junk", "file"])
-def test_orbax_folder_that_is_none(content, folder):
+def test_not_an_orbax_folder(content, folder):
     (folder / WEIGHTS).unlink()
     (folder / "orbax").mkdir()
     if content == "junk":
@@ -39,7 +39,7 @@ def test_orbax_folder_that_is_none(content, folder):
 
 FOLDERS = {
     "absent": (lambda path: path, "no such folder"),
-    "file": (lambda path: path.touch() or path, "is a file"),
+    "file": (lambda path: path.touch() or path, "found a file"),
     "empty": (lambda path: path.mkdir() or path, "no config.json"),
     "nul": (lambda path: f"{path}\0x", "no such folder"),
     "no-name": (lambda path: "", "''"),

@@ -1,4 +1,4 @@
-"""The `minibert` command as a new user meets it: help, answers, refusals, exit statuses."""
+"""The `minibert` command for a new user: help, answers, errors, exit statuses."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ TEXTS = ["A cat sat on the mat.", "", "Stocks fell sharply on Monday.", "Two kit
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Makes each model's folder when it is first asked for."""
+    """Creates each model's folder when it is first requested."""
     made: dict[str, str] = {}
 
     def folder(name: str, **config) -> str:

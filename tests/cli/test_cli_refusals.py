@@ -1,4 +1,4 @@
-"""The `minibert` command and what is not as it should be: one line, and nothing in silence."""
+"""Errors of the `minibert` command: one line each, and none is ignored."""
 
 import io
 import json
@@ -85,7 +85,7 @@ def test_errors_are_printed_as_they_are(tmp_path):
 
 def test_similar_among_nothing(encoder, tmp_path):
     among = lines(tmp_path)
-    assert "no texts" in refused("similar", encoder, "query", "--among", among)
+    assert "expected texts" in refused("similar", encoder, "query", "--among", among)
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
@@ -119,7 +119,7 @@ def test_what_a_job_is_made_by(change, encoder, tmp_path):
     command = ["embed", source, "-o", target, "-m", model]
     said = refused(*command)
     assert "line 2049: not JSON" in said
-    assert f"what is done is kept in {target}.parts" in said
+    assert f"completed parts are kept in {target}.parts" in said
     source.write_text("\n".join(good))
     if change == "tokenizer":
         path = model / "tokenizer.json"
@@ -134,7 +134,7 @@ def test_cut_texts_are_counted(encoder, tmp_path):
     source, target = lines(tmp_path, "the", "of " * 50, "and " * 60), tmp_path / "out.npy"
     command = ["embed", source, "-o", target, "-m", encoder]
     assert "Wrote 3 rows" in (said := run(*command).stdout)
-    assert "; 2 cut at 40 tokens" in said
+    assert "; 2 truncated to 40 tokens" in said
     read = json.loads(run(*command, "--overwrite", "--json").stdout)
     assert (read["cut"], read["max_seq_length"]) == (2, 40)
 
@@ -146,7 +146,7 @@ def test_a_text_without_a_vector_is_named(tmp_path):
         ["embed", source, "-o", tmp_path / "out.npy", "-m", tmp_path / "gpt2"],
         ["similar", tmp_path / "gpt2", "the", "--among", source],
     ):
-        assert f"{source}: line 3001: '' has no token" in refused(*command)
+        assert f"{source}: line 3001: expected at least 1 token" in refused(*command)
 
 
 def test_offsets_are_the_files(words, tmp_path):
@@ -173,11 +173,14 @@ def test_targets_and_top_k(words):
             "temperature: .*--seed",
         ),
         (["generate", "writer", "a " * 80], "65 .*--max-new-tokens.*--truncate|--truncate"),
-        (["fill-mask", "fill", "a " * 80 + "[MASK]"], "83 tokens.*--truncate cuts"),
+        (
+            ["fill-mask", "fill", "a " * 80 + "[MASK]"],
+            "at most 64 tokens.*found 83; --truncate truncates",
+        ),
         (["fill-mask", "bare", "a [MASK]"], "bare: the head 'cls.predictions' is not in the file"),
-        (["inspect", "fill", "--device", "abacus"], "--device: no 'abacus' here"),
-        (["embed", "-", "-o", "x.npy", "-m", "x"], "-: standard input does not say"),
-        (["similar", "x", "y", "--among", "-"], "-: standard input does not say"),
+        (["inspect", "fill", "--device", "abacus"], "--device: 'abacus' is not available"),
+        (["embed", "-", "-o", "x.npy", "-m", "x"], "-: expected a file with an extension"),
+        (["similar", "x", "y", "--among", "-"], "-: expected a file with an extension"),
     ],
 )
 def test_refusals_in_the_words_of_the_shell(command, said, words):
@@ -196,7 +199,7 @@ def test_refusals_in_the_words_of_the_shell(command, said, words):
         (["--seed", "99999999999999999999999"], "less than or equal to 4294967295"),
         (["--seed", "4294967296"], "less than or equal to 4294967295"),
         (["--seed", "-1"], "greater than or equal to 0"),
-        (["--beams", "2", "--stop", "x"], "--beams or --stop"),
+        (["--beams", "2", "--stop", "x"], "--beams and --stop"),
     ],
 )
 def test_wrong_usage(options, said, words):

@@ -1,4 +1,4 @@
-"""The converter, by its command line: formats, verification, refusals, and being killed."""
+"""The converter's command line: formats, verification, errors, and kills."""
 
 import json
 import os
@@ -184,7 +184,7 @@ def test_overwrite(source, tmp_path):
         (["{source}", "out", "--verify-only"], 2, "OUT"),
         (["{source}", "out", "--to", "torch"], 2, "torch"),
         (["{source}", "out", "--to", "orbax", "--max-shard-size", "1MB"], 2, "--max-shard-size"),
-        (["{source}/model.safetensors", "out"], REFUSED, "is a file"),
+        (["{source}/model.safetensors", "out"], REFUSED, "found a file"),
         (["{source}", "out", "--max-shard-size", "much"], REFUSED, "max_shard_size"),
         (["{damaged}", "out"], REFUSED, "model.safetensors"),
         (["{flax}", "out"], REFUSED, "flax_model.msgpack"),

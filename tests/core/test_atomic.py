@@ -1,4 +1,4 @@
-"""Writers that are killed, that run side by side, and that find what another left behind."""
+"""Writers that are killed, that run concurrently, and that find another one's leftovers."""
 
 import contextlib
 import errno
@@ -255,7 +255,7 @@ def test_an_interrupted_exchange_is_named_and_settled(stage, folder):
     model = load(folder)
     (folder / f"{PREFIX}{stage}-00000000").mkdir()
     (folder / "config.json").rename(folder / f"{PREFIX}{stage}-00000000" / "config.json")
-    refused(SourceError, ("its last save was interrupted",), lambda: load(folder))
+    refused(SourceError, ("whose last save was interrupted",), lambda: load(folder))
     refused(TargetError, (HOLDS, "overwrite=True"), lambda: model.save_pretrained(folder))
     assert contents(folder) == before
 

@@ -1,4 +1,4 @@
-"""Validated dataclass fields: what each rule allows, and what a message says."""
+"""Validated dataclass fields: the values that each rule allows, and the messages."""
 
 import dataclasses
 import math
@@ -126,5 +126,7 @@ def test_what_is_not_implemented():
         match=r"^a: kind: 'odd' is not implemented \(only 'plain', which changes nothing\)$",
     ):
         refuse({"kind": "odd"}, neutral, where="a: ")
-    with pytest.raises(UnsupportedConfigError, match=r"^other: a field minibert does not know$"):
+    with pytest.raises(
+        UnsupportedConfigError, match=r"^other: not a field that minibert supports$"
+    ):
         refuse({"other": 2}, neutral, ())

@@ -1,4 +1,4 @@
-"""Outputs that are NaN or infinite are errors, wherever texts go through a model."""
+"""NaN or infinite outputs raise errors wherever a model is applied to texts."""
 
 import json
 import pickle
@@ -54,7 +54,7 @@ def folder(path, name: str, scale: float = 1e7) -> str:
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory):
-    """The folder of an encoder that is sound in float32 and overflows in float16."""
+    """The folder of an encoder that is finite in float32 and overflows in float16."""
     path = tmp_path_factory.mktemp("overflowing") / "encoder"
     encoder = minibert.SentenceEncoder(model("BertModel", 1e7), sentences.tokenizer())
     encoder.save_pretrained(path)

@@ -1,4 +1,4 @@
-"""Random damage to shard indices and to config.json: refused, or read as any parser reads it."""
+"""Random damage to shard indices and to config.json: refused, or read as by any parser."""
 
 import json
 import shutil

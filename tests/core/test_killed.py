@@ -1,4 +1,4 @@
-"""Conversions stopped from outside: the target is absent or complete, nothing is left behind."""
+"""Conversions that are killed: the target is absent or complete, and no temporary files remain."""
 
 import os
 import pathlib
@@ -35,7 +35,7 @@ def old(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def start(source, tmp_path_factory):
-    """Starts a conversion of `source`, and returns when it has begun to write."""
+    """Starts a conversion of `source`, and returns when it is writing."""
     programs = str(tmp_path_factory.mktemp("programs"))  # a killed one may leave half of one
 
     def run(home, *flags):

@@ -1,4 +1,4 @@
-"""config.json that is damaged, and fields that hold what they cannot."""
+"""Damaged config.json files, and invalid values of fields."""
 
 import os
 
@@ -168,5 +168,5 @@ def test_value(change, expected, found, folder):
 def test_labels_that_are_not_counted(folder):
     labels = {"id2label": {"0": "a", "1": "b"}, "num_labels": 3}
     edit_json(folder / CONFIG, lambda config: config.update(labels))
-    said = ("num_labels: 3, but id2label has 2 entries",)
+    said = ("num_labels: expected 2, the number of entries of id2label, found 3",)
     refused(ConfigError, said, lambda: load(folder))

@@ -1,4 +1,4 @@
-"""Where a model is written to: what is there stays, whatever cannot be written or fails."""
+"""Targets of saving: existing files are kept if writing fails."""
 
 import json
 import os
@@ -309,7 +309,7 @@ def test_the_lock_of_a_run_that_was_killed(model, tmp_path):
     (tmp_path / RUN_LOCK).touch()
     with one_run(str(tmp_path)):
         check_output(str(tmp_path), False, False)
-        with pytest.raises(TargetError, match="another run is at work on it"), one_run(tmp_path):
+        with pytest.raises(TargetError, match="another run is using it"), one_run(tmp_path):
             pass
         clear(str(tmp_path))
         assert os.listdir(tmp_path) == [RUN_LOCK]
@@ -357,7 +357,7 @@ def test_failure_leaves_everything_as_it_was(stage, error, tmp_path):
 
 
 def test_a_damaged_copy_is_not_moved_in(tmp_path):
-    """What is read back is compared before the folder takes its place."""
+    """The files written are compared before the folder is renamed."""
 
     def check(folder):
         assert os.path.dirname(folder) == str(tmp_path)

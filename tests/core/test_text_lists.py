@@ -1,4 +1,4 @@
-"""What counts as a list of texts, for everything that takes texts."""
+"""What every function that takes texts accepts as a list of texts."""
 
 import collections
 import functools
@@ -43,8 +43,8 @@ NOT_LISTS = {
     "pyarrow": (table_of_pyarrow, r"found a table \(pyarrow.Table\); select one column"),
     "dict": (lambda: {"text": TEXTS}, r"found a mapping \(dict\); select one column, such as t"),
     "proxy": (lambda: types.MappingProxyType({"text": TEXTS}), "found a mapping"),
-    "set": (lambda: set(TEXTS), "in an order, found a set, which has none; pass a list"),
-    "frozenset": (lambda: frozenset(TEXTS), "found a frozenset, which has none"),
+    "set": (lambda: set(TEXTS), "in an order, found an unordered set; pass a list"),
+    "frozenset": (lambda: frozenset(TEXTS), "found an unordered frozenset"),
     "bytearray": (lambda: bytearray(b"the"), "found bytearray"),
     "no axis": (lambda: np.array("the"), "iteration over a 0-d array"),
     "number": (lambda: 3, "found 3"),

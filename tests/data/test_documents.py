@@ -1,4 +1,4 @@
-"""Documents by title: Python's own, those of tables and folders, and what is none."""
+"""Documents by title: Python's own, those of tables and folders, and invalid ones."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_folders(tmp_path):
 def test_what_is_none(tmp_path):
     with pytest.raises(InputError, match=r"source: expected a path, found 3"):
         read_documents(3)
-    with pytest.raises(InputError, match=r"no documents: expected files that end in .txt"):
+    with pytest.raises(InputError, match=r"expected files that end in .txt, found none"):
         read_documents(tmp_path)
     with pytest.raises(SourceError, match=r"poems.doc: expected a file that ends in"):
         read_documents(tmp_path / "poems.doc")

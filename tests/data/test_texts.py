@@ -1,4 +1,4 @@
-"""Texts out of files: what comes out, how far it is, and what is refused."""
+"""Texts from files: contents, progress and errors."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_what_is_no_text_is_named(name, content, said, tmp_path):
     [
         ("a.doc", None, SourceError, "expected a file that ends in"),
         ("missing.txt", None, SourceError, "No such file"),
-        ("a.txt", "text", InputError, "has no columns"),
+        ("a.txt", "text", InputError, "has one text per line"),
     ],
 )
 def test_what_cannot_be_opened(name, column, error, said, tmp_path):
@@ -146,7 +146,7 @@ def lengthen(path):
 
 
 def rewrite(path):
-    """Other bytes, but as many."""
+    """Writes other bytes of the same length."""
     with open(path, "r+b") as file:
         file.write(b"#")
     state = os.stat(path)

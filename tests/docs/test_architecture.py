@@ -56,7 +56,7 @@ def test_import_brings_in_nothing_heavy():
     assert float(seconds) < 5  # of CPU time; a quiet machine takes under one
 
 
-def test_the_package_brings_in_nothing_until_it_is_asked():
+def test_the_package_imports_nothing_until_a_name_is_used():
     code = "import sys, minibert; print('jax' in sys.modules); minibert.BertModel"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -129,8 +129,8 @@ def test_no_tensor_is_named_outside_its_model(path):
     code = {text for text in strings if isinstance(text, str) and "\n" not in text}
     bert = ("encoder.layer", "cls.predictions", "attention.self", "word_embeddings")
     gpt2 = ("c_attn", "c_proj", "c_fc", "wte", "ln_f", "lm_head", "multiple_choice_head")
-    for room in bert + gpt2:
-        assert not any(room in text for text in code), room
+    for name in bert + gpt2:
+        assert not any(name in text for text in code), name
 
 
 def test_the_wheel_holds_the_library_alone():

@@ -1,4 +1,4 @@
-"""The ledger's comparisons: signatures, help texts and old files; and that it sees what differs."""
+"""The ledger's comparisons of signatures, help texts and old files find every difference."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The notebooks, run from top to bottom: what is committed is what they print and draw."""
+"""The notebooks print and draw what is committed when they run from top to bottom."""
 
 import functools
 import io
@@ -34,7 +34,7 @@ def committed(name):
 
 
 def executed(path, to):
-    """A notebook after a run in a process of its own; and the seconds of CPU time it took."""
+    """Returns a notebook after a run in a process of its own, and the CPU seconds of the run."""
     command = [sys.executable, str(FOLDER.parent / "tests" / "support" / "notebook_runs.py")]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FOLDER.parent)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -55,7 +55,7 @@ def ran(request, tmp_path_factory):
 
 
 def allowed(number):
-    """How far a number may be from one like this: a thousandth, or one in its last place.
+    """Returns how far a number may be from this one: a thousandth, or one unit in its last digit.
 
     A whole number may not be off at all. What is a hair's breadth from the middle between two last
     digits may be rounded either way.
@@ -68,7 +68,7 @@ def allowed(number):
 
 
 def alike(found, expected):
-    """Whether two texts are the same but for a thousandth of their numbers."""
+    """Returns whether two texts are equal up to a thousandth of their numbers."""
     found, expected = (" ".join(text.split()) for text in (found, expected))
     ours, theirs = NUMBER.findall(found), NUMBER.findall(expected)
     return NUMBER.sub("#", found) == NUMBER.sub("#", expected) and all(
@@ -166,7 +166,7 @@ def test_time(ran):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_VARIABLE)
 def test_another_checkpoint(name, tmp_path):
-    """One variable is set: nothing else knows of sizes or words."""
+    """Setting one variable suffices: nothing else depends on sizes or vocabularies."""
     other = tmp_path / "other"
     config = minibert.BertConfig.tiny(
         vocab_size=2048, num_hidden_layers=5, max_position_embeddings=80

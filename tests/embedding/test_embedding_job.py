@@ -1,4 +1,4 @@
-"""A job over a file: the same bytes however often it is killed, and nothing done twice."""
+"""A job over a file writes the same bytes however often it is killed, and repeats no work."""
 
 import os
 import subprocess
@@ -75,7 +75,7 @@ def killing(texts, after):
         yield text
 
 
-def test_goes_on_where_it_was(tmp_path):
+def test_a_job_resumes_where_it_was(tmp_path):
     output = tmp_path / "out.npy"
     with pytest.raises(KeyboardInterrupt):
         job(output, killing(TEXTS, 10))
@@ -115,7 +115,7 @@ def test_another_job_is_not_mixed_in(change, said, tmp_path):
     assert rows == computed == len(change.get("texts", TEXTS))
 
 
-def test_an_output_is_not_replaced_unasked(tmp_path):
+def test_an_output_is_replaced_only_with_overwrite(tmp_path):
     output = tmp_path / "out.npy"
     output.write_bytes(b"precious")
     with pytest.raises(TargetError, match="exists"):
@@ -125,7 +125,7 @@ def test_an_output_is_not_replaced_unasked(tmp_path):
     assert len(np.load(output)) == 23
 
 
-def test_killed_behind_the_last_rename(tmp_path, monkeypatch):
+def test_killed_after_the_last_rename(tmp_path, monkeypatch):
     output = tmp_path / "out.npy"
 
     def killed(self):
@@ -143,7 +143,7 @@ def test_two_at_once(tmp_path):
     output = tmp_path / "out.npy"
 
     def texts():
-        with pytest.raises(TargetError, match="another job is at work"):
+        with pytest.raises(TargetError, match="another job is writing it"):
             job(output)
         yield from TEXTS
 
@@ -163,8 +163,8 @@ def test_two_at_once(tmp_path):
         (lambda good: good.astype(complex), "encode: expected an array of numbers"),
         (lambda good: good > 1, "encode: expected an array of numbers"),
         (lambda good: [[1.0], [1.0, 2.0]], "encode: expected an array"),
-        (lambda good: good[:, :2], r"float32 of shape \(4, 3\), as for the texts before; found"),
-        (lambda good: good.astype(np.float64), "as for the texts before; found float64"),
+        (lambda good: good[:, :2], r"float32 of shape \(4, 3\), as for previous texts; found"),
+        (lambda good: good.astype(np.float64), "as for previous texts; found float64"),
         (lambda good: np.where(good == good[2], np.nan, good), "sentence 6: its vector is not fin"),
         (lambda good: np.where(good == good[1], np.inf, good), "sentence 5: .* NaN or infinity"),
     ],
@@ -183,7 +183,7 @@ def test_what_is_not_a_row_for_each_text(made, said, tmp_path):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_parts_of_another_width_say_how_to_go_on(first, tmp_path):
-    """Of an earlier run of the same job, whose vectors were of another width."""
+    """Parts are of an earlier run of the same job, whose vectors had another width."""
     output, folder = tmp_path / "out.npy", tmp_path / "out.npy.parts"
     with pytest.raises(KeyboardInterrupt):
         job(output, killing(TEXTS, 10))
@@ -193,7 +193,7 @@ def test_parts_of_another_width_say_how_to_go_on(first, tmp_path):
     def narrower(texts):
         return encode(texts)[:, :2]
 
-    said = rf"as for the texts before; found .* an earlier job are in {folder}: --restart"
+    said = rf"as for previous texts; found .* an earlier job are in {folder}: --restart"
     with pytest.raises(TargetError, match=said):
         embed_file(TEXTS, narrower, str(output), made_by=MADE_BY, rows_a_part=4)
     done = embed_file(TEXTS, narrower, str(output), made_by=MADE_BY, rows_a_part=4, restart=True)

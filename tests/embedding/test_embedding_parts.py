@@ -1,4 +1,4 @@
-"""A job's folder of parts: nobody else's files, nobody else's vectors, and one job at a time."""
+"""A job's folder of parts: no foreign files or vectors are used, and only one job at a time."""
 
 import io
 import json
@@ -15,7 +15,7 @@ TEXTS = [f"text {number}" for number in range(10)]
 
 
 def job(output, texts=TEXTS, number=1.0, made_by=None, **options):
-    """A job of a model that says one number."""
+    """A job whose model returns one number."""
     return embed_file(
         texts,
         lambda some: np.full((len(some), 2), number, np.float32),
@@ -38,7 +38,7 @@ def killed(output, after=5, **options):
 
 
 def finished_only(output, monkeypatch, **options):
-    """Leaves a job that was killed when all was done but its parts were there."""
+    """Creates a job that was killed when it was finished but its parts were not yet removed."""
 
     def stop(self):
         raise KeyboardInterrupt
@@ -56,7 +56,7 @@ def test_a_job_at_work_is_left_alone(options, tmp_path):
     def texts():
         for number, text in enumerate(TEXTS):
             if number == 7:
-                with pytest.raises(TargetError, match="another job is at work"):
+                with pytest.raises(TargetError, match="another job is writing it"):
                     job(output, number=2.0, **options)
             yield text
 
@@ -109,19 +109,21 @@ def test_an_empty_folder_says_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("name", ["notes.txt", "0000001.npz", "folder", "whole"])
-def test_what_is_not_a_jobs_stays(name, begun, restart, tmp_path):
+def test_what_is_not_a_jobs_stays(name, started, restart, tmp_path):
     output, parts = tmp_path / "out.npy", tmp_path / "out.npy.parts"
-    if begun:
+    if started:
         killed(output)
     parts.mkdir(exist_ok=True)
-    if name == "folder" or (begun and name != "notes.txt"):
+    if name == "folder" or (started and name != "notes.txt"):
         (parts / name).unlink(missing_ok=True)
         (parts / name).mkdir()
     else:
         (parts / name).write_text("precious")
-    with pytest.raises(TargetError, match=f"{name}.*none of a job's files; move it away"):
+    with pytest.raises(
+        TargetError, match=f"contains an unrelated file, .*{name}.*; move it elsewhere"
+    ):
         job(output, restart=restart)
     assert (parts / name).exists()
     assert not output.exists()
@@ -157,7 +159,7 @@ def test_a_damaged_description(text, tmp_path):
 
 
 def altered(**changes):
-    """Writes other contents under an archive's sound checksums."""
+    """Writes other contents with valid checksums of the archive."""
 
     def alter(path):
         with np.load(path) as file:
@@ -241,7 +243,7 @@ def test_a_link_is_not_replaced(there, overwrite, tmp_path):
     (tmp_path / "out.npy").symlink_to(tmp_path / "real.npy")
     if there:
         (tmp_path / "real.npy").write_text("precious")
-    with pytest.raises(TargetError, match=r"is a link; give the file itself, .*real\.npy"):
+    with pytest.raises(TargetError, match=r"is a link; pass the file itself, .*real\.npy"):
         job(tmp_path / "out.npy", overwrite=overwrite)
     assert (tmp_path / "out.npy").is_symlink()
 

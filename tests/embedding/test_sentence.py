@@ -1,4 +1,4 @@
-"""Sentence encoders by themselves: arguments, order, batches, programs; no PyTorch needed."""
+"""Sentence encoders without PyTorch: arguments, order, batches, programs."""
 
 import itertools
 
@@ -43,7 +43,7 @@ def test_any_iterable(make, encoder):
 
 @pytest.mark.slow
 def test_order_and_batches(encoder):
-    """Whatever the batches, whatever the order, a text's vector is its own."""
+    """A text's embedding does not depend on batches or order."""
     texts = sentences.texts(70, 60)
     vectors = encoder.encode(texts)
     draw = np.random.default_rng(0).permutation(len(texts))
@@ -58,7 +58,7 @@ def test_alone_and_together(encoder):
 
 
 def test_chunks_are_one_encoding(encoder, monkeypatch):
-    """Texts are read in chunks; what is left over in one goes with the next."""
+    """Texts are read in chunks; the rest of one is batched with the next."""
     texts = sentences.texts(300, 60, seed=2)
     vectors = encoder.encode(texts, token_budget=200)
     assert encoder.truncated
@@ -73,7 +73,7 @@ def test_chunks_are_one_encoding(encoder, monkeypatch):
 
 @pytest.mark.slow
 def test_few_programs():
-    """At most one for each bucket of lengths, for 10,000 texts of all lengths."""
+    """At most one program per length bucket is compiled for 10,000 texts of all lengths."""
     model = sentences.model(max_position_embeddings=512, num_hidden_layers=1)
     tokenizer = sentences.tokenizer(model_max_length=512)
     ours = SentenceEncoder(model, tokenizer, normalize=True)
@@ -88,7 +88,7 @@ def test_few_programs():
 
 
 def test_padding_is_never_seen(encoder):
-    """Not by a neighbour, nor through the ids that fill up the rows."""
+    """Neither other rows nor padding ids affect an embedding."""
     other = SentenceEncoder(
         encoder.model.transformer, sentences.tokenizer(pad_token="[MASK]", padding_side="left")
     )
@@ -121,15 +121,24 @@ def test_prompts(encoder):
         ({"sentences": ["the", None]}, "sentence 1: expected a text, found None"),
         ({"sentences": ["the", ["of", "and"]]}, "sentence 1: expected a text"),
         ({"sentences": ["the longest", "\ud800"]}, "sentence 1: half a surrogate pair"),
-        ({"sentences": "the", "prompt_name": "none"}, "prompt_name: 'none' is none of the prompts"),
-        ({"sentences": "the", "prompt_name": "other", "prompt": "a"}, "give one of the two"),
+        (
+            {"sentences": "the", "prompt_name": "none"},
+            "prompt_name: expected one of .* found 'none'",
+        ),
+        (
+            {"sentences": "the", "prompt_name": "other", "prompt": "a"},
+            "prompt, prompt_name: expected only one",
+        ),
         ({"sentences": "the", "prompt": "\ud800"}, "prompt: half a surrogate pair"),
         ({"sentences": "the", "precision": "int4"}, "precision: expected one of float32"),
-        ({"sentences": "the", "precision": "int8"}, "precision: int8 takes each feature's range"),
+        (
+            {"sentences": "the", "precision": "int8"},
+            "precision: int8 needs at least two embeddings",
+        ),
         ({"sentences": "the", "output_value": "logits"}, "output_value: expected one of"),
         (
             {"sentences": "the", "output_value": None, "precision": "int8"},
-            "precision: a dictionary",
+            "precision: expected 'float32' with output_value=None",
         ),
         ({"sentences": "the", "truncate_dim": 0}, "truncate_dim: expected a whole number from 1"),
         (
@@ -145,7 +154,7 @@ def test_wrong_arguments(arguments, message, encoder):
 
 def test_a_text_without_tokens():
     ours = sentences.encoder("GPT2Model")
-    with pytest.raises(InputError, match="sentence 2: '' has no token, so no vector"):
+    with pytest.raises(InputError, match="sentence 2: expected at least 1 token, found none in ''"):
         ours.encode(["the", "of and", ""])
 
 
@@ -200,7 +209,7 @@ def test_layers(layers):
 
 
 @pytest.mark.slow
-def test_dense_behind_dense():
+def test_dense_after_dense():
     layers = [sentences.dense(24, 10, activation="relu"), sentences.dense(10, 5, bias=False)]
     ours = SentenceEncoder(sentences.model(), sentences.tokenizer(), dense=layers)
     vectors = sentences.encoder().encode(FEW)
@@ -229,15 +238,17 @@ def refused(message, *arguments, **options):
 def test_refused_parts():
     model, tokenizer = sentences.model(), sentences.tokenizer()
     refused("model: expected a bare model", sentences.model("BertForMaskedLM"), tokenizer)
-    refused("model: is in training mode", sentences.model().train(), tokenizer)
-    refused("tokenizer: expected a fast one", model, object(), max_seq_length=9)
+    refused("model: expected evaluation mode", sentences.model().train(), tokenizer)
+    refused("tokenizer: expected a fast tokenizer", model, object(), max_seq_length=9)
     refused("pooling: expected one or more of cls, max", pooling="first")
     refused("pooling: expected one or more of cls, max", pooling=[])
     refused("layers: expected one of last", layers="first")
-    refused("Dense: takes vectors of 7 numbers, but .* 24", dense=sentences.dense(7, 3))
+    refused("Dense: expected in_features=24, found 7", dense=sentences.dense(7, 3))
     refused("max_seq_length: expected at most 40", max_seq_length=41)
     refused("max_seq_length: expected a whole number of at least 1, found 0", max_seq_length=0)
-    refused("default_prompt_name: 'x' is none", default_prompt_name="x")
+    refused(
+        "default_prompt_name: expected one of query, document; found 'x'", default_prompt_name="x"
+    )
     refused("prompts: expected name → text, found {'x': 3}", prompts={"x": 3})
     refused("similarity_fn_name: expected one of cosine", similarity_fn_name="maxsim")
     refused("truncate_dim: expected a whole number of at least 1", truncate_dim=0)

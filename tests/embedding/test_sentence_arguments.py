@@ -1,4 +1,4 @@
-"""sentence-transformers' arguments of an encoder: taken as there, or refused with the reason."""
+"""Arguments of sentence-transformers' encoder: the same behaviour, or an error with the reason."""
 
 import json
 
@@ -22,11 +22,11 @@ def encoder() -> SentenceEncoder:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 8}, "batch_size: no argument of encode: .*token_budget"),
-        ({"device": "cuda"}, "device: no argument of encode: .*JAX's default device"),
-        ({"pool": None}, "pool: no argument of encode"),
+        ({"batch_size": 8}, "batch_size: not an argument of encode: .*token_budget"),
+        ({"device": "cuda"}, "device: not an argument of encode: .*JAX's default device"),
+        ({"pool": None}, "pool: not an argument of encode"),
         ({"chunk_size": 5}, "chunk_size: .*token_budget"),
-        ({"normalise": True}, "normalise: no argument of encode"),
+        ({"normalise": True}, "normalise: not an argument of encode"),
         ({"truncate_dim": 25}, "truncate_dim: expected a whole number from 1 to 24, found 25"),
         ({"truncate_dim": True}, "truncate_dim: .*found True"),
         ({"normalize_embeddings": True, "output_value": "token_embeddings"}, "normalize_embedd"),
@@ -88,7 +88,7 @@ def test_a_module_of_somebody_else(kind, encoder, tmp_path):
 @pytest.mark.parametrize("top_k", [1, 4, 60])
 @pytest.mark.parametrize("name", ["cosine", "dot", "manhattan"])
 def test_the_best_of_equals_is_the_first(name, top_k, chunk):
-    """Chunk by chunk what a stable sort of all scores gives."""
+    """Chunked search returns the same as a stable sort of all scores."""
     draw = np.random.default_rng(0)
     corpus = draw.integers(0, 2, (50, 3)).astype(np.float32)
     queries = draw.integers(0, 2, (5, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Sentence encoders as folders: written whole or not at all, read, also from the Hub's cache."""
+"""Folders of sentence encoders: atomic writing, and reading, also from the Hub's cache."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def encoder():
 
 
 def test_recorded_outputs():
-    """What sentence-transformers 6 computed of a folder it saved (tests/record)."""
+    """Compares with what sentence-transformers 6 computed from a folder it saved (tests/record)."""
     ours = SentenceEncoder.from_pretrained(sentences.FIXTURE)
     recorded = load_file(sentences.FIXTURE / "outputs.safetensors")
     found = {
@@ -78,7 +78,7 @@ def test_unknown_top_fields_survive(tmp_path, encoder):
 
 
 def test_no_torch_is_needed():
-    """Neither to load nor to encode: a fresh process that cannot import it."""
+    """Loads and encodes in a new process that cannot import torch."""
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['sentence_transformers'] = None;"
         "import minibert; print(*sorted(sys.modules.keys() & {'transformers', 'tokenizers'}));"

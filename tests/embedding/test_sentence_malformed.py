@@ -1,4 +1,4 @@
-"""Sentence folders that are damaged, contradictory or not understood: one clear error each."""
+"""Sentence folders that are damaged, contradictory or unsupported: one clear error each."""
 
 import json
 import pathlib
@@ -53,7 +53,7 @@ def refused(folder: pathlib.Path, error: type[MinibertError], *parts: str) -> No
 
 
 def edit(path: pathlib.Path, **changes: object) -> None:
-    """Sets fields of a JSON file; None takes one away."""
+    """Sets fields of a JSON file; None removes one."""
     data = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
 
@@ -101,19 +101,19 @@ SWITCH = "pooling_mode_mean_tokens"
     ("file", "changes", "error", "parts"),
     [
         (POOLING, OFF, ConfigError, ["word_embedding_dimension: missing"]),
-        (POOLING, {"word_embedding_dimension": 25}, ConfigError, ["25", "have 24 numbers"]),
+        (POOLING, {"word_embedding_dimension": 25}, ConfigError, ["25", "expected 24"]),
         (POOLING, {"word_embedding_dimension": "24"}, ConfigError, ["word_embedding_dimension"]),
-        (POOLING, {"embedding_dimension": 25}, ConfigError, ["24, but 25 too"]),
+        (POOLING, {"embedding_dimension": 25}, ConfigError, ["24, but embedding_dimension is 25"]),
         (POOLING, {SWITCH: False}, ConfigError, ["pooling_mode", "none switched on"]),
         (POOLING, {SWITCH: 1}, ConfigError, [SWITCH, "true or false", "1"]),
         (POOLING, {"include_prompt": "no"}, ConfigError, ["include_prompt", "'no'"]),
-        (POOLING, {"pooling_mode": "cls"}, ConfigError, ["pooling_mode: cls, but", "say mean"]),
+        (POOLING, {"pooling_mode": "cls"}, ConfigError, ["pooling_mode: cls, but", "select mean"]),
         (POOLING, {"pooling_mode": "first"}, ConfigError, ["pooling_mode", "'first'"]),
         (POOLING, {"pooling_mode": []}, ConfigError, ["pooling_mode"]),
         (POOLING, {"pooling_mode": [3]}, ConfigError, ["pooling_mode"]),
         (POOLING, {"pooling_mode_first": True}, UnsupportedConfigError, ["pooling_mode_first"]),
         (DENSE, {"in_features": None}, ConfigError, ["in_features", "None"]),
-        (DENSE, {"in_features": 25}, ConfigError, ["in_features: 25", "have 24 numbers"]),
+        (DENSE, {"in_features": 25}, ConfigError, ["in_features: expected 24", "found 25"]),
         (DENSE, {"out_features": 0}, ConfigError, ["out_features", "0"]),
         (DENSE, {"bias": None}, ConfigError, ["bias", "None"]),
         (DENSE, {"bias": "yes"}, ConfigError, ["bias", "'yes'"]),
@@ -284,7 +284,7 @@ def test_a_pickle(folder):
 
 def test_a_pooling_of_its_own(folder):
     for name, value in (("pooling", "mean"), ("normalize", True)):
-        with pytest.raises(InputError, match=f"{name}: .* has its own"):
+        with pytest.raises(InputError, match=f"{name}: expected None, as .* specifies it"):
             SentenceEncoder.from_pretrained(folder, **{name: value})
 
 

@@ -1,4 +1,4 @@
-"""The trained all-MiniLM-L6-v2: sentence-transformers' vectors, whatever the text or the batch."""
+"""The trained all-MiniLM-L6-v2 has sentence-transformers' embeddings for any text and batch."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_its_folder(encoder):
 
 @pytest.mark.slow
 def test_five_hundred_texts(encoder, minilm):
-    """Of 1 to 600 words, the short ones more frequent, and odd ones."""
+    """Texts of 1 to 600 words, short ones more frequent, and odd ones."""
     reference = pytest.importorskip("sentence_transformers", reason="it is the reference")
     texts = [*ODD, *sentences.texts(490 - 1, 600), " ".join(sentences.WORDS * 10)]
     theirs = reference.SentenceTransformer(minilm, device="cpu").encode(texts)

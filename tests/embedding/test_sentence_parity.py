@@ -1,4 +1,4 @@
-"""A sentence encoder beside sentence-transformers, on tiny models, in both directions."""
+"""Sentence encoders compared with sentence-transformers on tiny models, in both directions."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def reference(folder: object, **options: object) -> SentenceTransformer:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """An encoder of ours, and the same in sentence-transformers."""
+    """Returns an encoder of ours, and the same one in sentence-transformers."""
     folder = tmp_path_factory.mktemp("pair")
     ours = sentences.encoder()
     ours.save_pretrained(folder / "ours")
@@ -169,7 +169,7 @@ def test_which_prompt_queries_and_documents_have(names, pair):
             for method in ("encode", "encode_query", "encode_document"):
                 close(getattr(ours, method)(texts), getattr(theirs, method)(texts))
             close(ours.encode_document(texts, prompt=""), theirs.encode_document(texts, prompt=""))
-    with pytest.raises(InputError, match="prompt_name: 'passages' is none of the prompts"):
+    with pytest.raises(InputError, match=r"prompt_name: expected one of .* found 'passages'"):
         ours.encode_document(texts, prompt_name="passages")
 
 
@@ -295,7 +295,7 @@ def test_the_length_at_which_texts_are_cut(length, tmp_path):
 
 
 def test_lower_case(tmp_path):
-    """Of a tokenizer that keeps case, in a folder that asks for lower case."""
+    """A tokenizer that keeps case, in a folder whose settings request lower case."""
     cased = sentences.tokenizer("gpt2")
     ours = SentenceEncoder(sentences.model("GPT2Model"), cased, do_lower_case=True)
     ours.save_pretrained(tmp_path / "ours")
@@ -308,10 +308,10 @@ def test_lower_case(tmp_path):
 
 
 def test_a_plain_folder(tmp_path):
-    """One without modules.json, where sentence-transformers takes the mean without being told."""
+    """A folder without modules.json, for which sentence-transformers uses mean pooling."""
     sentences.model().save_pretrained(tmp_path / "plain")
     sentences.tokenizer().save_pretrained(tmp_path / "plain")
-    with pytest.raises(InputError, match="pooling='mean' is what sentence-transformers"):
+    with pytest.raises(InputError, match="pooling='mean' is the default of sentence-transformers"):
         SentenceEncoder.from_pretrained(tmp_path / "plain")
     ours = SentenceEncoder.from_pretrained(tmp_path / "plain", pooling="mean")
     close(ours.encode(TEXTS), reference(tmp_path / "plain").encode(TEXTS))

@@ -1,4 +1,4 @@
-"""Similarities, searches and quantisation of vectors of any scale, beside NumPy in more digits."""
+"""Similarities, searches and quantisation of vectors of any scale, compared with NumPy."""
 
 import warnings
 
@@ -25,7 +25,7 @@ ONE, OTHER = DRAW.standard_normal((12, 24)), DRAW.standard_normal((30, 24))
 
 
 def exact(one, other, name):
-    """In long double, which has the range for it."""
+    """Returns the result computed in long double, which has a sufficient range."""
     one, other = one.astype(np.longdouble), other.astype(np.longdouble)
     if name == "cosine":
         one, other = (v / np.sqrt((v**2).sum(-1, keepdims=True)) for v in (one, other))
@@ -36,7 +36,7 @@ def exact(one, other, name):
 
 
 def close(found, expected):
-    """Equal where the dtype holds the exact result, else infinite or as good as zero."""
+    """Asserts equality where the dtype can hold the result, otherwise infinity or almost zero."""
     with np.errstate(over="ignore", under="ignore"):
         rounded = expected.astype(found.dtype)
     limits = np.finfo(found.dtype)
@@ -212,7 +212,7 @@ def test_what_is_no_array_of_real_numbers(vectors, said):
         ({"ranges": [[0, np.nan], [1, 4]]}, "ranges: expected finite numbers; row 0"),
         ({"ranges": [[0, 0], [1, np.inf]]}, "ranges: expected finite numbers; row 1"),
         ({"ranges": [[0, 0], [1]]}, "ranges: expected an array"),
-        ({"ranges": [[0, 0], [1, 1e300]]}, "ranges: expected numbers that float32 holds"),
+        ({"ranges": [[0, 0], [1, 1e300]]}, "ranges: expected numbers within float32's range"),
         ({"calibration_embeddings": [[0, np.nan]]}, "calibration_embeddings: .*row 0 holds"),
     ],
     ids=str,
@@ -223,7 +223,7 @@ def test_ranges(options, said):
 
 
 def test_embeddings_that_cannot_be_quantised():
-    with pytest.raises(InputError, match="embeddings: expected numbers that float32 holds"):
+    with pytest.raises(InputError, match="embeddings: expected numbers within float32's range"):
         quantize_embeddings(np.full((3, 2), 1e300), "float32")
     for whole in (np.ones((3, 2), int), np.ones((3, 2), bool)):
         with pytest.raises(InputError, match="embeddings: expected floating-point numbers"):

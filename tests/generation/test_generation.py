@@ -1,4 +1,4 @@
-"""Texts against transformers' `generate`, on the same weights: the same tokens, every one.
+"""Generated tokens equal those of transformers' `generate` with the same weights.
 
 transformers counts padding as text in several processors, and minibert does not; so ragged batches
 are compared with transformers' answer to each row alone, which shows neighbours' influence too.
@@ -101,7 +101,7 @@ compared: list[bool] = []  # for every text: whether it ended before the limit
 
 @functools.cache
 def models(name: str, crossed: bool) -> tuple[Any, Any]:
-    """Both sides of a re-randomised model, in float64."""
+    """Returns a re-randomised model of PyTorch and ours, in float64."""
     import tempfile
 
     extra = {"is_decoder": True} if name == BERT else {}
@@ -126,7 +126,7 @@ def drawn(structure: dict[str, Any], random: Draw) -> dict[str, Any]:
 
 
 def expected_texts(model: Any, ids: np.ndarray, options: dict, encoder: Any) -> list[np.ndarray]:
-    """The generated tokens of each row, padding behind them removed."""
+    """Returns the generated tokens of each row, without the padding after them."""
     given = {k: torch.as_tensor(v) for k, v in encoder.items()}
     given |= {"input_ids": torch.as_tensor(ids), "attention_mask": torch.ones(ids.shape)}
     if encoder:  # BERT's cross-attention needs it, and generate does not make it for a decoder

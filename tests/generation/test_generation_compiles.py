@@ -1,4 +1,4 @@
-"""One program for a shape and a structure, by jax's own count; other numbers compile nothing."""
+"""One program per shape and structure, by jax's own count; other numbers compile nothing."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""generation_config.json: read beside config.json, kept, written back; never half-read."""
+"""generation_config.json: read with config.json, kept and written back; never partly read."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Bad calls of `generate` and `stream`: one clear error each, and nothing is compiled."""
+"""Invalid calls of `generate` and `stream`: one clear error each, before anything is compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def crossed():
 
 
 def fails(message, model, *arguments, error=InputError, **options):
-    """Both ways of generating raise that error, before anything is compiled."""
+    """Asserts that `generate` and `stream` raise an error before anything is compiled."""
     for generate in (minibert.generate, minibert.stream):
         with compilations() as programs, pytest.raises(error) as caught:
             generate(model, *arguments, **options)
@@ -48,10 +48,10 @@ PROMPTS = {
     "three axes": (IDS[None], "input_ids: expected shape (batch, seq), found (1, 2, 6)"),
     "nothing": (None, "input_ids: expected an array of numbers, found NoneType"),
     "an empty list": ([], "input_ids: expected shape (batch, seq), found (0,)"),
-    "an empty row": ([[1, 2], []], "input_ids: row 1: expected words, found []"),
+    "an empty row": ([[1, 2], []], "input_ids: row 1: expected token ids, found []"),
     "empty rows": ([[], []], "input_ids: expected shape (batch, seq), found (2, 0)"),
     "texts": (["a", "bc"], "input_ids: expected an array of numbers, found str"),
-    "nested rows": ([[[1], [2]], [[3]]], "input_ids: row 0: expected words, found [[1], [2]]"),
+    "nested rows": ([[[1], [2]], [[3]]], "input_ids: row 0: expected token ids, found [[1], [2]]"),
     "floats": (IDS / 1.0, "input_ids: expected integers, found float64"),
     "floats in a list": ([[1.5, 2], [3]], "input_ids: expected integers, found float64"),
     "booleans": (IDS > 3, "input_ids: expected integers, found bool"),
@@ -89,38 +89,44 @@ def test_padding_by_the_pad_token(model):
     fails("input_ids: row 0 is all padding", model, np.full((1, 4), PAD), pad_token_id=PAD)
     padded = np.array([[PAD, 1, 2], [1, 2, PAD]])
     fails("attention_mask: row 1 ends in padding; pad on the left", model, padded, pad_token_id=PAD)
-    fails("attention_mask: expected none", model, [[1, 2], [3]], np.ones((2, 2), int))
+    fails("attention_mask: expected None", model, [[1, 2], [3]], np.ones((2, 2), int))
     for name in ("pad_token_id", "eos_token_id"):  # which fills the shorter rows
-        message = f"{name}: expected ids of the vocabulary, which are below 97, found 97"
+        message = f"{name}: expected token ids below 97 (vocab_size), found 97"
         fails(message, model, [[1, 2], [3]], **{name: 97})
 
 
 OPTIONS = {
-    "unknown": ({"max_tokens": 3}, "max_tokens: no option of generation (did you mean max_"),
-    "misspelt": ({"temprature": 3.0}, "temprature: no option of generation (did you mean temper"),
-    "far": ({"xyzzy": 3}, "xyzzy: no option of generation"),
+    "unknown": ({"max_tokens": 3}, "max_tokens: not a generation option (did you mean max_"),
+    "misspelt": ({"temprature": 3.0}, "temprature: not a generation option (did you mean temper"),
+    "far": ({"xyzzy": 3}, "xyzzy: not a generation option"),
     "too long": (
         {"max_new_tokens": 35},
-        "input_ids: a prompt of 6 tokens and 35 new ones are 41; expected at most 40 (n_positions)",
+        "input_ids: a prompt of 6 tokens and 35 new ones make 41; expected at most 40 (n_positions)",
     ),
     "endless": ({"max_new_tokens": 2**31 - 1}, "input_ids: a prompt of 6 tokens and 2147483647"),
     "no tokens": ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1"),
-    "short": ({"max_length": 6}, "max_length: 6, but the prompt has 6 tokens already"),
+    "short": ({"max_length": 6}, "max_length: 6, but the prompt already has 6 tokens"),
     "both lengths": ({"max_length": 9, "max_new_tokens": 3}, "max_length: 9, but max_new_tokens"),
-    "no key": ({"do_sample": True}, "key: tokens are drawn: expected a random key, key=jax.random"),
+    "no key": ({"do_sample": True}, "key: sampling needs a random key: expected key=jax.random"),
     "seed": (
         {"do_sample": True, "key": 0},
-        "key: tokens are drawn: expected a random key, key=jax",
+        "key: sampling needs a random key: expected key=jax",
     ),
-    "seeds": ({"do_sample": True, "key": np.arange(2)}, "key: tokens are drawn: expected a random"),
+    "seeds": ({"do_sample": True, "key": np.arange(2)}, "key: sampling needs a random"),
     "unused": ({"temperature": 0.5}, "temperature: 0.5, which needs do_sample=True"),
     "no beams": ({"length_penalty": 2.0}, "length_penalty: 2.0, which needs num_beams of at least"),
     "records": ({"output_scores": True}, "output_scores: true, which needs return_dict_in_generat"),
     "cold": ({"do_sample": True, "temperature": 0.0}, "temperature: expected a number from"),
-    "many": ({"num_return_sequences": 2}, "num_return_sequences: 2, but greedy decoding has one"),
-    "end": ({"eos_token_id": 97}, "eos_token_id: expected ids of the vocabulary, which are below"),
-    "pad": ({"pad_token_id": 97}, "pad_token_id: expected ids of the vocabulary, which are below"),
-    "bad word": ({"bad_words_ids": [[1, 99]]}, "bad_words_ids: expected ids of the vocabulary"),
+    "many": (
+        {"num_return_sequences": 2},
+        "num_return_sequences: 2, but greedy decoding returns one",
+    ),
+    "end": ({"eos_token_id": 97}, "eos_token_id: expected token ids below 97"),
+    "pad": ({"pad_token_id": 97}, "pad_token_id: expected token ids below 97"),
+    "bad word": (
+        {"bad_words_ids": [[1, 99]]},
+        "bad_words_ids: expected token ids below 97",
+    ),
     "config": ({"generation_config": {"max_new_tokens": 3}}, "generation_config: expected a Gener"),
 }
 
@@ -140,13 +146,13 @@ def test_what_is_not_there(model):
 
 
 def test_models(model):
-    fails("model: GPT2Model has no scores for next words", model.transformer, IDS)
-    fails("model: dict has no scores for next words to go by", {}, IDS)
+    fails("model: GPT2Model cannot generate", model.transformer, IDS)
+    fails("model: dict cannot generate: it returns no next-token logits", {}, IDS)
     bert = minibert.BertConfig.tiny()
     reader = minibert.BertLMHeadModel(bert, rngs=nnx.Rngs(0)).eval()
-    fails("model: only a decoder generates, and config.is_decoder is off", reader, IDS)
+    fails("model: expected a decoder, found config.is_decoder=False", reader, IDS)
     masked = minibert.BertForMaskedLM(bert, rngs=nnx.Rngs(0)).eval()
-    fails("model: BertForMaskedLM has no scores for next words to go by", masked, IDS)
+    fails("model: BertForMaskedLM cannot generate: it returns no next-token logits", masked, IDS)
 
 
 def test_traced_arguments(model):
@@ -163,7 +169,7 @@ def test_traced_arguments(model):
 
 def test_dropout_is_on(model):
     training = gpt2().train()
-    message = "model: is in training mode; switch dropout off with model.eval()"
+    message = "model: expected evaluation mode, found training mode; call model.eval()"
     with compilations() as programs, pytest.raises(InputError) as caught:
         minibert.generate(training, IDS)
     assert str(caught.value) == message
@@ -187,7 +193,7 @@ ENCODERS = {
     ),
     "mask alone": (
         {"encoder_attention_mask": np.ones((2, 5), int)},
-        "encoder_attention_mask: given without encoder_hidden_states",
+        "encoder_attention_mask: passed without encoder_hidden_states",
     ),
     "mask": (
         {"encoder_hidden_states": STATES, "encoder_attention_mask": np.ones((2, 4), int)},

@@ -1,4 +1,4 @@
-"""Generation from models as people have them: odd files, half-precision, weights gone wrong."""
+"""Generation with unusual files, half precision and damaged weights."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ WAYS = {"greedy": {}, "beams": {"num_beams": 3}, "drawn": {"do_sample": True}}
 
 
 def fails(error, message, model, prompts, streamed=False, **options):
-    """`generate` raises the error, and so does `stream`."""
+    """Asserts that `generate` and `stream` raise an error."""
     options |= {"key": jax.random.key(0)} if options.get("do_sample") else {}
     with pytest.raises(error, match=message):
         minibert.generate(model, prompts, **options)
@@ -121,7 +121,7 @@ def test_only_rows_that_go_on_need_a_token():
     assert found.shape == (2, 2)
     steps = minibert.stream(model, [[7, 8]], max_new_tokens=2, eos_token_id=None, **options)
     assert next(steps).tolist() == [9]
-    with pytest.raises(InputError, match="row 0: no token is left"):
+    with pytest.raises(InputError, match="row 0: the options ban every next token"):
         next(steps)
 
 
@@ -130,7 +130,7 @@ def test_fewer_texts_than_beams():
     options = {"max_new_tokens": 1, "suppress_tokens": all_but(7, 8), "eos_token_id": None}
     found = minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=2, **options)
     assert sorted(found[:, 1].tolist()) == [7, 8]
-    with pytest.raises(InputError, match="row 0: 2 texts follow it, expected 3: the options ban"):
+    with pytest.raises(InputError, match="row 0: expected 3 texts, found 2: the options ban"):
         minibert.generate(tiny(), [[1]], num_beams=4, num_return_sequences=3, **options)
 
 
@@ -165,7 +165,7 @@ def test_a_cache_is_as_wide_as_the_widest_part():
 
 @pytest.mark.parametrize("indices", [[2], [-1], [0, 5]])
 def test_rows_that_are_not_there(indices):
-    with pytest.raises(InputError, match="expected rows 0 to 1"):
+    with pytest.raises(InputError, match="expected rows from 0 to 1"):
         tiny().init_cache(2, 4).rows(jnp.array(indices))
 
 
@@ -181,7 +181,7 @@ def test_dropout_names_the_keys_it_wants(wrong):
 def test_a_mask_as_transformers_has_it_with_a_cache():
     model = tiny()
     past = model(np.array([[1, 2, 3]]), past_key_values=model.init_cache(1, 8)).past_key_values
-    with pytest.raises(InputError, match="the cache remembers those before"):
+    with pytest.raises(InputError, match="the cache stores the mask of earlier"):
         model(np.array([[4]]), past_key_values=past, attention_mask=np.ones((1, 4), int))
 
 

@@ -1,4 +1,4 @@
-"""What `generate` records, against transformers': scores, logits, beams, log-probabilities."""
+"""Records of `generate` compared with transformers': scores, logits, beams, log-probabilities."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +66,7 @@ def test_the_records_are_transformers(both, way, seed):
     "way", slow_but(WAYS, "greedy with penalties", "beams, never, with penalties")
 )
 def test_log_probs_are_the_models_own(both, way):
-    """Of the logits, whatever the rules; transformers computes them from what it is given."""
+    """They are those of the logits before processors; transformers uses the scores it is passed."""
     model, theirs = both
     options = WAYS[way] | RECORDS | {"eos_token_id": ENDS, "pad_token_id": PAD}
     ids = np.random.default_rng(5).integers(0, 90, (2, 6))
@@ -94,7 +94,7 @@ def test_log_probs_are_the_models_own(both, way):
 
 
 @pytest.mark.slow
-def test_behind_a_beam_stands_the_pad_token_even_if_it_is_0(both):
+def test_beams_are_padded_with_the_pad_token_even_if_it_is_0(both):
     """transformers writes the first end token there instead, where the pad token is 0."""
     model, theirs = both
     ids = np.random.default_rng(0).integers(1, 90, (3, 6))

@@ -1,4 +1,4 @@
-"""A row's text depends on its words alone, ends where it should, and is drawn as it should be."""
+"""A row's text depends only on its tokens, ends where it should, and has the right distribution."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def random():
 
 
 def texts(model, ids, mask, **options):
-    """What is generated behind the prompts, row by row, without padding behind it."""
+    """Returns the tokens generated after each prompt, without padding."""
     if options.get("do_sample"):
         options = {"key": jax.random.key(7)} | options
     found = minibert.generate(model, ids, mask, **OPTIONS | options)[:, np.shape(ids)[1] :]
@@ -65,9 +65,9 @@ def test_padding_does_not_matter(model, random, way):
     ids, mask = prompts(random, LENGTHS)
     expected = texts(model, ids, mask, **WAYS[way])
     for more in (1, 5, 14, 40):  # also across a bucket's edge, and wider than the positions
-        room = ((0, 0), (more, 0))
-        wide = np.pad(ids, room, constant_values=int(random.integers(0, VOCAB)))
-        assert texts(model, wide, np.pad(mask, room), **WAYS[way]) == expected
+        padding = ((0, 0), (more, 0))
+        wide = np.pad(ids, padding, constant_values=int(random.integers(0, VOCAB)))
+        assert texts(model, wide, np.pad(mask, padding), **WAYS[way]) == expected
     assert texts(model, ids, None, **WAYS[way]) == expected  # the pad token says what is padding
 
 
@@ -138,7 +138,7 @@ def test_lengths(model, options, generated):
 
 @pytest.mark.parametrize(("length", "generated"), slow_but([(33, 7), (39, 1), (25, 15)], (33, 7)))
 def test_all_positions_can_be_used(model, random, length, generated):
-    """Neither the prompt's nor the text's rounded length has to fit."""
+    """The padded lengths of prompt and text may exceed the positions."""
     ids = random.integers(0, VOCAB, (1, length))
     found = minibert.generate(model, ids, eos_token_id=None, max_new_tokens=generated)
     logits = model(found).logits[0, length - 1 : -1]

@@ -1,4 +1,4 @@
-"""The tests of generation tested: known mistakes, planted, and each of them is seen.
+"""Known mistakes, planted in generation, are all detected.
 
 The reference is a plain loop without cache, padding or batch, which reads each text anew for every
 token; that it is right is for `test_generation.py` to show, with transformers.
@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def reader(model):
-    """Scores of the next word of one text, its room fixed so that it is compiled once."""
+    """Returns the logits of a text's next token, at a fixed capacity to compile once."""
     run = jax.jit(lambda ids, last: model(ids).logits[0, last].astype(jnp.float32))
 
     def read(text: list[int]) -> np.ndarray:
@@ -94,14 +94,14 @@ WAYS = {
 
 
 def batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts padded with likely words, so that to take padding for text makes a difference."""
+    """Prompts padded with probable tokens, so that reading padding as text has an effect."""
     ids, mask = prompts(np.random.default_rng(seed), LENGTHS)
     return np.where(mask, ids, ids[0]), mask
 
 
 @pytest.fixture(scope="module")
 def by_hand(reader):
-    """For each way and seed, the texts of all rows, with scores."""
+    """Returns for each mode and seed the texts of all rows, with scores."""
 
     def texts(way: str, seed: int) -> list[tuple[float, list[int]]]:
         ids, mask = batch(seed)
@@ -113,7 +113,7 @@ def by_hand(reader):
 
 
 def right(model, by_hand, way: str) -> bool:
-    """Whether all rows' texts and scores are those made by hand, and the texts are padded."""
+    """Returns whether all texts and scores equal the reference, and the texts are padded."""
     options = {"max_new_tokens": NEW, "eos_token_id": ENDS, "pad_token_id": PAD}
     options |= {"return_dict_in_generate": True}
     options |= {"repetition_penalty": PENALTY} | WAYS[way]
@@ -143,7 +143,7 @@ def replaced(owner, name, wrong):
 
 
 class Meddling:
-    """A model that is called with something changed."""
+    """A model that is called with changed arguments."""
 
     def __init__(self, model, change):
         self.model, self.change = model, change
@@ -154,7 +154,7 @@ class Meddling:
 
 
 def meddle(**changes):
-    """A mistake in what the model is called with."""
+    """A mistake in the arguments of the model."""
 
     def change(given):
         return {name: changed(given[name]) for name, changed in changes.items()}
@@ -163,7 +163,7 @@ def meddle(**changes):
 
 
 def unpadded(original):
-    """Rows that have ended go on, though they count as ended."""
+    """Rows that have ended continue, although they count as ended."""
 
     def write(state, logits, rules, plan):
         going = jnp.zeros_like(state.done)

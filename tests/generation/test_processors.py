@@ -1,4 +1,4 @@
-"""Each processor against transformers' on rows without padding, and the three it has not."""
+"""Each processor compared with transformers', without padding, and three that it lacks."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ LENGTHS = (START, 1, 4, 2, START - 1)  # of the prompts; one token has rules of 
 
 
 def histories(seed: int, step: int, alphabet: int = 4) -> tuple[History, list[np.ndarray]]:
-    """Rows of few different tokens, so that there are repetitions, and each row's text."""
+    """Rows of few different tokens, so that tokens repeat, and each row's text."""
     random = np.random.default_rng(seed)
     tokens = random.integers(0, alphabet, (len(LENGTHS), SLOTS))
     slots = np.arange(SLOTS)

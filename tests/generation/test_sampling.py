@@ -1,4 +1,4 @@
-"""The filters against transformers', and what is drawn against its probabilities."""
+"""Filters compared with transformers', and draws compared with their probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def test_the_tokens_that_transformers_keeps(options):
 
 @pytest.mark.parametrize("options", SETTINGS, ids=name)
 def test_of_equal_tokens_as_many_as_transformers_keeps(options):
-    """Which of several equal ones are kept, PyTorch's sort leaves open."""
+    """PyTorch's sort does not determine which of several equal scores are kept."""
     if "min_p" in options and "num_beams" in options:
         pytest.skip("ours keeps all that are as likely as the last token that must be kept")
     for seed in range(15):
@@ -131,7 +131,7 @@ def test_the_kth_largest_of_any_floats():
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["top_p", "typical_p"])
 def test_a_part_of_the_vocabulary_is_sorted_first(monkeypatch, name, share):
-    """The rows with few likely tokens need no more; those with many do; neither sees the other."""
+    """Only rows with many probable tokens need a full sort; rows do not affect each other."""
     scores = distributions(0)
     sampling = GenerationConfig(do_sample=True, top_k=0, **{name: share}).sampling()
     expected = theirs({name: share}, scores)
@@ -194,7 +194,7 @@ DRAWS = 20_000
 
 
 def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
-    """The probability of counts as far from the expected as these."""
+    """Returns the probability of counts at least as far from the expected ones."""
     expected = probabilities * counts.sum()
     likely = expected >= 5
     statistic = ((counts - expected)[likely] ** 2 / expected[likely]).sum()

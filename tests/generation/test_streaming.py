@@ -1,4 +1,4 @@
-"""Streams: the columns of `generate`, one by one, from a state that is used up as it goes."""
+"""Streams yield the columns of `generate` one by one, and consume their state."""
 
 import jax
 import numpy as np
@@ -70,11 +70,11 @@ def test_the_state_is_used_up(model, monkeypatch):
 def test_a_stream_may_be_left(model):
     (ids, mask), options = arguments("greedy")
     whole = minibert.generate(model, ids, mask, **options)
-    begun = minibert.stream(model, ids, mask, **options)
-    first, other = next(begun), minibert.stream(model, ids, mask, **options)
+    started = minibert.stream(model, ids, mask, **options)
+    first, other = next(started), minibert.stream(model, ids, mask, **options)
     np.testing.assert_array_equal(next(other), first)  # two at once do not disturb each other
-    begun.close()
-    del begun
+    started.close()
+    del started
     rest = np.stack(list(other), axis=1)
     np.testing.assert_array_equal(np.concatenate([first[:, None], rest], axis=1), whole[:, 7:])
     np.testing.assert_array_equal(minibert.generate(model, ids, mask, **options), whole)
@@ -83,17 +83,17 @@ def test_a_stream_may_be_left(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 2}, "num_beams: a stream has none; expected 1, or use generate"),
+        ({"num_beams": 2}, "num_beams: not supported by stream; expected 1; use generate instead"),
         (
             {"output_scores": True, "return_dict_in_generate": True},
-            "output_scores: a stream has none; expected False, or use generate",
+            "output_scores: not supported by stream; expected False; use generate instead",
         ),
         (
             {"output_logits": True, "return_dict_in_generate": True},
-            "output_logits: a stream has none; expected False, or use generate",
+            "output_logits: not supported by stream; expected False; use generate instead",
         ),
         ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1, found 0"),
-        ({"do_sample": True}, "key: tokens are drawn: expected a random key"),
+        ({"do_sample": True}, "key: sampling needs a random key"),
     ],
 )
 def test_arguments_are_checked_when_it_is_called(model, options, message):

@@ -1,4 +1,4 @@
-"""Rooms read and replaced by their paths: as PyTorch's forward hooks do."""
+"""Outputs of submodules read and replaced by path, as with PyTorch's forward hooks."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from minibert.errors import InputError
 from minibert.inspection.capture import captured, rooms
 
 LAYERS = {"bert": "num_hidden_layers", "gpt2": "n_layer"}
-# torch's activation of the pooler is a room of its own, whose output is the pooler's
+# torch's activation of the pooler is a submodule of its own, whose output is the pooler's
 ONLY_THERE = {"bert.pooler.activation"}
 
 
 def plain(output):
-    """A room's array; of several things the first."""
+    """Returns a submodule's output; the first, if there are several."""
     for name in ("last_hidden_state", "logits"):
         if hasattr(output, name):
             return getattr(output, name)
@@ -30,7 +30,7 @@ def plain(output):
 
 
 def hooked(model, arguments, replace=None):
-    """What torch's modules give, by path; the first thing, of several."""
+    """Returns the outputs of torch's modules by path; the first, if there are several."""
     found, handles = {}, []
 
     def hook(path):
@@ -68,7 +68,7 @@ def distance(found, expected, mask):
     ("name", "count"),
     [("BertForMaskedLM", 49), ("BertForPreTraining", 52), ("GPT2LMHeadModel", 30)],
 )
-def test_every_room_gives_what_torchs_does(name, count, tmp_path):
+def test_every_submodule_returns_what_torchs_does(name, count, tmp_path):
     with oracle.float64():
         theirs, ours = pair(name, tmp_path)
         arguments = losses.words(name)
@@ -144,7 +144,7 @@ def test_the_model_stays_as_it_is(gpt2):
     np.testing.assert_array_equal(gpt2(IDS).logits, before[2])
 
 
-def test_several_rooms_are_replaced_at_once(gpt2):
+def test_several_submodules_are_replaced_at_once(gpt2):
     path = "transformer.h.{}.attn.c_proj"
     both = {path.format(number): jnp.zeros_like for number in range(2)}
     one_by_one = captured(gpt2, (), IDS, replace=both).outputs.logits
@@ -154,7 +154,7 @@ def test_several_rooms_are_replaced_at_once(gpt2):
 
 
 def test_layers_that_are_computed_again():
-    """What `jax.checkpoint` computes inside could not come out."""
+    """Values computed inside `jax.checkpoint` could not be returned."""
     model = minibert.GPT2LMHeadModel(minibert.GPT2Config.tiny(), rngs=nnx.Rngs(0)).eval()
     plain = captured(model, "transformer.h.0.attn", IDS)
     model.gradient_checkpointing_enable()
@@ -183,9 +183,13 @@ def test_refusals(gpt2):
     bert = minibert.BertForMaskedLM(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0)).eval()
     embeds = jnp.zeros((1, 3, 24))
     words = "bert.embeddings.word_embeddings"
-    with pytest.raises(InputError, match=r"paths: .*word_embeddings.: this call does not come"):
+    with pytest.raises(
+        InputError, match=r"paths: .*word_embeddings.: is not executed by this call"
+    ):
         captured(bert, words, inputs_embeds=embeds)
-    with pytest.raises(InputError, match=r"replace: .*word_embeddings.: this call does not come"):
+    with pytest.raises(
+        InputError, match=r"replace: .*word_embeddings.: is not executed by this call"
+    ):
         captured(bert, (), inputs_embeds=embeds, replace={words: lambda value: value})
     for wrong, said in (
         (0.0, r"lm_head: expected shape .2, 5, 97., found \(\)"),
@@ -194,11 +198,11 @@ def test_refusals(gpt2):
     ):
         with pytest.raises(InputError, match=said):
             captured(gpt2, (), IDS, replace={"lm_head": wrong})
-    with pytest.raises(InputError, match="transformer: gives no array but BaseModelOutput"):
+    with pytest.raises(InputError, match="transformer: returns BaseModelOutput"):
         captured(gpt2, (), IDS, replace={"transformer": jnp.zeros((2, 5, 24))})
-    with pytest.raises(InputError, match="lm_head is named twice"):
+    with pytest.raises(InputError, match="lm_head: matches two patterns"):
         captured(gpt2, (), IDS, replace={"lm_head": jnp.zeros_like, "lm_hea?": jnp.zeros_like})
-    with pytest.raises(InputError, match="replace: expected edits by path, found"):
+    with pytest.raises(InputError, match="replace: expected a mapping of paths, found"):
         captured(gpt2, (), IDS, replace=["lm_head"])
-    with pytest.raises(InputError, match="paths: expected paths of rooms, found 3"):
+    with pytest.raises(InputError, match="paths: expected paths of submodules, found 3"):
         captured(gpt2, 3, IDS)

@@ -57,7 +57,7 @@ def test_it_runs_offline_in_a_minute(demo):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert seconds < 2 * SECONDS
-    for line in ("every one of them matched", "hidden_states[3]", "[MASK]", "All done in"):
+    for line in ("tensors, all matched", "hidden_states[3]", "[MASK]", "All done in"):
         assert line in done.stdout
     assert "differs" not in done.stdout
 
@@ -115,7 +115,7 @@ def test_without_matplotlib_it_says_so(report, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     cli_demo._save(report, None, str(tmp_path))
     assert os.listdir(tmp_path) == [cli_demo.REPORT]
-    assert "No pictures" in capsys.readouterr().out
+    assert "No figures" in capsys.readouterr().out
 
 
 def test_a_changed_weight_differs():

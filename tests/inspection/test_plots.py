@@ -1,4 +1,4 @@
-"""Pictures: what stands on them, and that they show something at 72 dots an inch."""
+"""Plots: their labels, and that they are not blank at 72 dots per inch."""
 
 import io
 
@@ -104,8 +104,8 @@ def test_attention_maps():
         np.testing.assert_array_equal(axes.images[0].get_array(), one)
         assert axes.images[0].get_clim() == (0, weights.max())
     assert (figure.get_supxlabel(), figure.get_supylabel()) == (
-        "token looked at",
-        "token that looks",
+        "key token",
+        "query token",
     )
     assert labels(maps[4])[0] == WORDS
     assert labels(maps[0])[1] == WORDS
@@ -178,8 +178,8 @@ def test_a_running_mean_does_not_lag():
             lambda: plots.attention_maps(np.ones((2, 1, 1)), ["a"], title="", names=["one"]),
             "names: expected 2, found 1",
         ),
-        (lambda: plots.words([], title=""), "found: there are none"),
-        (lambda: plots.lines({}, title="", xlabel="", ylabel=""), "series: there are none"),
+        (lambda: plots.words([], title=""), "found: expected at least one text"),
+        (lambda: plots.lines({}, title="", xlabel="", ylabel=""), "series: expected at least one"),
         (lambda: plots.loss_curve([{"step": 1}]), "history: expected metrics"),
     ],
 )

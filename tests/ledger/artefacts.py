@@ -1,4 +1,4 @@
-"""Old files, written once by the library as it was, that later versions must load and go on with.
+"""Old files, written once by an earlier version, that later versions must load and resume from.
 
 `python -m tests.ledger.artefacts` writes them where there are none. They are not to be written
 anew: a version that cannot read them breaks what users have.

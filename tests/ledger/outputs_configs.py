@@ -79,7 +79,7 @@ def documents(folder: pathlib.Path) -> Any:
 
 
 def refusals(folder: pathlib.Path) -> Any:
-    """The types and words of errors."""
+    """The types and messages of errors."""
     bert, gpt2 = drawn("BertModel"), drawn("GPT2LMHeadModel")
     bert.save_pretrained(folder / "bert")
     (folder / "adapted").mkdir()

@@ -1,4 +1,4 @@
-"""A look inside: rooms, analyses, pictures, models from scratch, poolings."""
+"""Inspection: submodules, analyses, plots, models from scratch, poolings."""
 
 import pathlib
 from typing import Any

@@ -211,7 +211,7 @@ def loads(folder: pathlib.Path) -> Any:
 
 
 def embedded(folder: pathlib.Path) -> Any:
-    """The models that come with the package, and what PyTorch gave for them."""
+    """The models of the package, and PyTorch's outputs for them."""
     recorded = np.load(assets.RECORDED)
     found: dict[str, Any] = {"recorded": {name: recorded[name] for name in sorted(recorded)}}
     for name, place in (("bert", assets.BERT), ("gpt2", assets.GPT2)):

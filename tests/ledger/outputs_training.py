@@ -89,7 +89,7 @@ class Rows:
 
 
 def runs(folder: pathlib.Path) -> Any:
-    """A run, the same in two pieces, and one that goes on elsewhere."""
+    """A run, the same run in two parts, and one that is resumed elsewhere."""
 
     def run(steps: int, name: str, **options: Any) -> Any:
         optimizer = train.adamw(options.pop("rate", 1e-2))

@@ -18,7 +18,7 @@ from .records import Comparison, Record, entries
 from .surface import minibert, train
 
 VOCABULARY, PART = 60, 2048
-# A job goes on only with the versions it was begun with; with others it must say so.
+# A job resumes only with the versions that it was started with; otherwise it must say so.
 BINDING = ("jax",)
 
 
@@ -93,7 +93,7 @@ def program(folder: pathlib.Path) -> Any:
 
 
 def training(folder: pathlib.Path) -> Any:
-    """The run goes on to its end: the log is that of a run that was not interrupted."""
+    """The run is resumed to its end: the log is that of a run that was not interrupted."""
     place = folder / "training"
     before = (place / "run" / "log.jsonl").read_text().splitlines()
     told = finished(place, *TRAIN, "--resume")
@@ -111,7 +111,7 @@ def training(folder: pathlib.Path) -> Any:
 
 
 def embedding(folder: pathlib.Path) -> Any:
-    """The job goes on: what was done is not computed again."""
+    """The job is resumed: finished parts are not computed again."""
     place = folder / "embedding"
     parts = sorted((place / "vectors.npy.parts").glob("*.npz"))
     done = [np.load(path)["vectors"] for path in parts]

@@ -60,7 +60,7 @@ def of_case(name: str, case: Any, folder: pathlib.Path) -> Record:
 
 
 def left_out() -> list[str]:
-    """The public callables that no case asked for, and that have no reason."""
+    """Returns the public callables that no case used and that have no reason for it."""
     callables = {name for name, value in surface.everything().items() if callable(value)}
     callables = {name for name in callables if not name.startswith("errors.")}
     return sorted(callables - surface.ASKED - UNUSED.keys())

@@ -69,7 +69,7 @@ def of_class(cls: type, reached: dict[str, type]) -> Record:
 
 
 def members(cls: Any) -> Iterator[tuple[str, Any]]:
-    """The public members that the library itself gives a class."""
+    """Returns the public members of a class that the library itself defines."""
     fields = (
         {field.name for field in dataclasses.fields(cls)}
         if dataclasses.is_dataclass(cls)

@@ -9,7 +9,7 @@ Deselected by default. From a checkout, on a machine with an accelerator, whatev
 figures, state by state, at the unpadded positions of 2,000 tokens. With MINIBERT_ACCELERATOR=cpu in
 the environment the tests run on the CPU too, to try them out; with MINIBERT_ACCELERATOR=tiny also
 there, with a small model. Where the card is small, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves
-PyTorch room.
+memory to PyTorch.
 """
 
 import os

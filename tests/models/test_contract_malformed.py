@@ -51,7 +51,7 @@ def faults(t):
             (f"{t.layer_faults} faults", f"'{t.prefix}{t.kernel}'"),
         ),
         "extra": (add("spare", ONES), ("'spare': float32 of shape (24,)", f"no leaf of {t.name}")),
-        "extra-in-a-room": (add(f"{t.layer}.0.spare", ONES), (f"'{t.layer}.0.spare'",)),
+        "extra-in-a-submodule": (add(f"{t.layer}.0.spare", ONES), (f"'{t.layer}.0.spare'",)),
         "extra-scalar": (add("step", np.array(1, np.float32)), ("'step': float32 of shape ()",)),
         "extra-layer": (add(extra_layer, ONES), (f"'{extra_layer}'", "no leaf")),
         "layer-01": (add(layer_01, ONES), (f"'{layer_01}'", "no leaf")),
@@ -172,7 +172,7 @@ def test_every_fault_at_once(tensors, folder):
 def test_zero_layer_norm_is_suspicious(tensors, folder):
     edit_tensors(folder, put(tensors.norm, np.zeros_like))
     _, info = load(folder, tensors.name, output_loading_info=True)
-    assert info.suspicious == (f"{tensors.norm} is zero everywhere",)
+    assert info.suspicious == (f"all values of {tensors.norm} are zero",)
     assert info.suspicious[0] in str(info)
 
 
@@ -192,7 +192,7 @@ def test_cast_that_overflows(value, dtype, fits, tensors, folder):
         model = load(folder, tensors.name, param_dtype=dtype)
         assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {np.dtype(dtype)}
     else:
-        said = (tensors.kernel, f"too large for param_dtype {np.dtype(dtype)}")
+        said = (tensors.kernel, f"fit in param_dtype {np.dtype(dtype)}")
         refused(
             CheckpointMismatchError, said, lambda: load(folder, tensors.name, param_dtype=dtype)
         )

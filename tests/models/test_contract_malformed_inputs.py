@@ -41,7 +41,7 @@ class Unreadable:
 RANGE = "is out of range; expected 0 to"
 NUMBERS = "expected an array of numbers"
 MASK = "1 to keep and 0 to mask"
-ONE = "input_ids, inputs_embeds: give exactly one of the two"
+ONE = "input_ids, inputs_embeds: pass exactly one of the two"
 REFUSED = {
     "nothing": ({}, ONE),
     "both": ({"input_ids": IDS, "inputs_embeds": WORDS}, ONE),

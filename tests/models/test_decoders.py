@@ -39,7 +39,7 @@ def test_every_head_of_bert_on_a_decoder(name, tmp_path):
     assert worst(name, tmp_path, theirs, arguments(name)) <= FLOAT64
 
 
-def test_without_is_decoder_a_language_model_looks_both_ways(tmp_path):
+def test_without_is_decoder_a_language_model_attends_both_ways(tmp_path):
     """As in transformers, which only warns."""
     theirs = oracle.saved("BertLMHeadModel", tmp_path)
     given = arguments("BertLMHeadModel")

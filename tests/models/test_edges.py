@@ -40,7 +40,7 @@ def test_choices_must_agree(ids, name, shape):
         tiny(minibert.BertForMultipleChoice)(**given)
 
 
-def test_choices_need_words():
+def test_choices_need_tokens():
     with pytest.raises(InputError, match="exactly one"):
         tiny(minibert.BertForMultipleChoice)()
     with pytest.raises(InputError, match="input_ids"):
@@ -48,7 +48,7 @@ def test_choices_need_words():
 
 
 @pytest.mark.parametrize("cls", [minibert.BertModel, minibert.BertForMaskedLM])
-def test_an_empty_batch_gives_an_empty_answer(cls):
+def test_an_empty_batch_returns_an_empty_answer(cls):
     assert tiny(cls)(np.zeros((0, 4), int))[0].shape[:2] == (0, 4)
     choices = tiny(minibert.BertForMultipleChoice)(np.zeros((0, 3, 4), int))
     assert choices.logits.shape == (0, 3)

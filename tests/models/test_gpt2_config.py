@@ -46,7 +46,7 @@ def test_aliases(alias, name, value):
 
 @pytest.mark.parametrize("preset", ["small", "medium", "large", "xl", "tiny"])
 def test_presets_take_aliases(preset):
-    """Their own sizes give way, whatever they are called."""
+    """Sizes that are passed override those of a preset, under any of their names."""
     config = getattr(GPT2Config, preset)(hidden_size=50, num_attention_heads=5, n_layer=1)
     assert (config.n_embd, config.n_head, config.n_layer) == (50, 5, 1)
 
@@ -64,7 +64,7 @@ def test_presets_are_the_published_sizes():
 
 @pytest.mark.parametrize(("alias", "name", "value"), [(k, *v) for k, v in ALIASES.items()])
 def test_contradicting_aliases(alias, name, value, folder):
-    said = f"{name}: {value}, but {alias}, its other name: 7"
+    said = f"{name}: found {value}, but its alias {alias} is 7"
     refused(ConfigError, (said,), lambda: GPT2Config(**{alias: 7, name: value}))
     edit_json(folder / CONFIG, lambda config: config.update({alias: 7, name: value}))
     refused(ConfigError, (str(folder / CONFIG), said), lambda: load(folder, LM))

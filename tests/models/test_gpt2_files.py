@@ -185,7 +185,7 @@ def test_wrappers(layout, wrapper, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [as_published, as_saved_by_old_versions])
 def test_half_precision_and_pickles(layout, dtype, tmp_path):
-    """A `.bin` with buffers of other dtypes: parameters stay as stored, buffers stay behind."""
+    """A `.bin` with buffers of other dtypes: parameters stay as stored, buffers are ignored."""
     theirs = oracle.torch_model(LM).to(dtype)
     theirs.save_pretrained(tmp_path / "in")
     expected = contents(tmp_path / "in")
@@ -200,7 +200,7 @@ def test_half_precision_and_pickles(layout, dtype, tmp_path):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_without_architectures_or_model_type(name, tmp_path):
-    """The family is known by its rooms, the class by its heads."""
+    """The family is known by its submodules, the class by its heads."""
     oracle.saved(name, tmp_path, num_labels=3)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())

@@ -106,7 +106,7 @@ def test_one_row_needs_no_padding_token(tmp_path):
     assert worst(CLASSIFIER, tmp_path, theirs, given) <= FLOAT64
     with pytest.raises(ValueError, match="no padding token"):
         oracle.run_torch(theirs, arguments(CLASSIFIER))
-    with pytest.raises(InputError, match=r"3 rows, and config\.pad_token_id"):
+    with pytest.raises(InputError, match=r"found 3; for several rows set config\.pad_token_id"):
         oracle.ours(CLASSIFIER, tmp_path)(**arguments(CLASSIFIER))
 
 

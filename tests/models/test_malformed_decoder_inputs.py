@@ -51,7 +51,7 @@ REFUSED = {
     ),
     "encoder-mask-without-encoder": (
         {"input_ids": IDS, "encoder_attention_mask": ONES},
-        "encoder_attention_mask: given without encoder_hidden_states",
+        "encoder_attention_mask: passed without encoder_hidden_states",
     ),
     "keep-negative": ({"input_ids": IDS, "logits_to_keep": -1}, f"{WHOLE} 0, found -1"),
     "keep-float": ({"input_ids": IDS, "logits_to_keep": 1.0}, f"logits_to_keep: {WHOLE} 0"),
@@ -128,7 +128,7 @@ CACHES = {
     "heads-of-values": (cut("values"), "found 2 of (2, 2, 8, 8) and (2, 3, 8, 8)"),
     "full": (
         lambda cache: dataclasses.replace(cache, index=jnp.array(5)),
-        "room for 8 tokens, 5 taken; expected at most 3 more, found 6",
+        "expected at most 3 new tokens (capacity 8, of which 5 are used), found 6",
     ),
 }
 
@@ -160,7 +160,7 @@ MASKS = {
 @pytest.mark.parametrize("mask", [pytest.param(v, id=k) for k, v in MASKS.items()])
 def test_beside_a_cache_a_mask_is_of_the_new_tokens(mask, models):
     model = models(LM)
-    said = ("attention_mask: expected shape (2, 6), of the tokens", "found")
+    said = ("attention_mask: expected shape (2, 6), for the new tokens", "found")
     cache = model.init_cache(2, 8)
     refused(InputError, said, lambda: model(IDS, past_key_values=cache, attention_mask=mask))
 
@@ -169,7 +169,7 @@ def test_beside_a_cache_a_mask_is_of_the_new_tokens(mask, models):
 def test_no_cache_is_made_beside_a_full_mask(name, models):
     model = models(name, **({"is_decoder": True} if name == BERT else {}))
     mask = np.ones((2, 6, 6), int)
-    said = ("attention_mask: with a cache, expected shape (batch, seq)",)
+    said = ("attention_mask: expected shape (batch, seq) with a cache",)
     refused(InputError, said, lambda: model(IDS, attention_mask=mask, use_cache=True))
 
 
@@ -184,9 +184,9 @@ def test_sizes_of_a_cache(which, size, models):
 
 def test_an_encoder_has_no_cache(models):
     model, cache = models("BertModel"), models(LM).init_cache(2, 8)
-    said = ("only a decoder has a past, and config.is_decoder is off",)
+    said = ("only a decoder has a cache, and config.is_decoder is false",)
     refused(InputError, said, lambda: model(IDS, past_key_values=cache))
-    said = ("init_cache: only a decoder has a cache, and config.is_decoder is off",)
+    said = ("init_cache: only a decoder has a cache, and config.is_decoder is false",)
     refused(InputError, said, lambda: model.init_cache(2, 8))
     assert model(IDS, use_cache=True).past_key_values is None
 
@@ -197,16 +197,16 @@ CHOICES = {
     "chosen-float": ({"mc_token_ids": [[0.0, 1.0]]}, "mc_token_ids: expected integers"),
     "chosen-shape": ({"mc_token_ids": [0, 1]}, "mc_token_ids: expected shape (1, 2), found (2,)"),
     "chosen-scalar": ({"mc_token_ids": 5}, "mc_token_ids: expected shape (1, 2), found ()"),
-    "mask-without-choices": ({"attention_mask": ONES}, "expected 1 rows of 2 choices first"),
+    "mask-without-choices": ({"attention_mask": ONES}, "expected shape (1, 2, …)"),
     "types-of-other-rows": (
         {"token_type_ids": ONES[None].repeat(2, 0)},
-        "token_type_ids: expected 1 rows of 2 choices first, as the words have; found shape",
+        "token_type_ids: expected shape (1, 2, …), with the batch and choices of input_ids, found",
     ),
-    "positions-without-choices": ({"position_ids": IDS}, "position_ids: expected 1 rows of 2"),
+    "positions-without-choices": ({"position_ids": IDS}, "position_ids: expected shape (1, 2, …)"),
     "four-axes": ({"input_ids": IDS[None, None]}, "expected shape (batch, seq), found (1, 2, 6)"),
     "one-axis": ({"input_ids": IDS[0]}, "expected shape (batch, choices, seq, …), found (6,)"),
-    "both": ({"inputs_embeds": WORDS[None]}, "give exactly one of the two"),
-    "nothing": ({"input_ids": None}, "give exactly one of the two"),
+    "both": ({"inputs_embeds": WORDS[None]}, "pass exactly one of the two"),
+    "nothing": ({"input_ids": None}, "pass exactly one of the two"),
 }
 
 
@@ -219,7 +219,7 @@ def test_choices(arguments, said, models):
 @pytest.mark.parametrize("dtype", ["int8", "int32", "uint32"])
 @pytest.mark.parametrize("chosen", [6, -1, -6], ids=str)
 def test_chosen_tokens_under_jit(chosen, dtype, models):
-    """A token that is not there gives NaN, and never another one."""
+    """An invalid token position returns NaN, and never another token."""
     call = jax.jit(lambda ids, chosen: models(DOUBLE)(ids, mc_token_ids=chosen).mc_logits)
     found = np.array(call(IDS[None], np.array([[5, chosen]]).astype(dtype)))
     assert np.isfinite(found[0, 0])
@@ -228,7 +228,7 @@ def test_chosen_tokens_under_jit(chosen, dtype, models):
 
 def test_rows_without_a_padding_token(models):
     model = models(CLASSIFIER)
-    said = ("input_ids: 2 rows, and config.pad_token_id", "is null")
+    said = ("input_ids: expected 1 row, found 2", "set config.pad_token_id")
     refused(InputError, said, lambda: model(IDS))
     refused(InputError, said, lambda: model(inputs_embeds=WORDS))
     assert np.isfinite(model(IDS[:1]).logits).all()

@@ -1,4 +1,4 @@
-"""Heads that are new, left in the file or not asked for; tied copies that are not copies."""
+"""Heads that are new, unused or not requested; tied copies that are not copies."""
 
 import numpy as np
 from flax import nnx

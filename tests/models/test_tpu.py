@@ -38,7 +38,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module", params=itertools.product(KINDS, DTYPES), ids="-".join)
 def compiled(request: pytest.FixtureRequest) -> dict:
-    """What `describe` says of the compiled program, with what it was asked for."""
+    """Returns what `describe` reports of the compiled program, with its arguments."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
     topology, dtype = request.param

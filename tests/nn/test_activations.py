@@ -1,4 +1,4 @@
-"""Activations by themselves, beside PyTorch's."""
+"""Activations compared with PyTorch's."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Attention by itself: masks as pictures, rows that may look nowhere, dtypes."""
+"""Unit tests of attention: masks as pictures, rows that may attend to nothing, dtypes."""
 
 import functools
 
@@ -70,7 +70,7 @@ def test_causal_mask(queries, keys, offset, expected):
 
 
 def test_causal_mask_and_padding():
-    """Left and right padding, beside each other."""
+    """Rows with left and right padding in one batch."""
     padding = attention_mask_to_bool(jnp.array([[0, 1, 1], [1, 1, 0]]))
     left, right = np.asarray(padding & causal_mask(3, 3))[:, 0]
     assert picture(left) == ["...", ".x.", ".xx"]
@@ -99,7 +99,7 @@ def test_weights_follow_the_mask():
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
 
 
-def test_a_row_that_may_look_nowhere_looks_everywhere_alike():
+def test_a_row_that_may_attend_to_nothing_attends_to_all_equally():
     query, key, value = qkv()
     context, weights = attend(query, key, value, mask=jnp.zeros((2, 1, 1, 4), bool))
     np.testing.assert_allclose(weights, 0.25, rtol=1e-6)
@@ -128,7 +128,7 @@ def test_a_bias_is_added_to_the_scores():
 
 
 def test_scale():
-    """1/√head_dim unless it is given; what it multiplies is the scores."""
+    """The scale of the scores is 1/√head_dim by default."""
     query, key, value = qkv()
     given, default = attend(query, key, value, scale=0.3), attend(query, key, value)
     np.testing.assert_allclose(attend(query, key, value, scale=8**-0.5)[1], default[1], rtol=1e-6)
@@ -214,7 +214,7 @@ def test_in_groups(seen, fitting, monkeypatch):
 
 
 def test_derivatives_are_plain(monkeypatch):
-    """A loop's own derivative would keep what it leaves behind at every turn."""
+    """The derivative of a loop would store the intermediate values of every iteration."""
     with jax.enable_x64(True):
         arrays = large(monkeypatch)
         mask = jnp.asarray(MASKS["both"])

@@ -1,4 +1,4 @@
-"""Decoding with a cache: in whatever pieces a text is read, the numbers are those of one call."""
+"""Decoding with a cache: reading a text in any parts computes the same as one call."""
 
 import dataclasses
 
@@ -102,7 +102,7 @@ def test_pieces_are_the_whole(name, padding, sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_defaults_go_on_from_the_cache(name):
-    """Positions count on, nothing is padding, and more room than is needed changes nothing."""
+    """Positions continue, nothing is padding, and a larger capacity than needed changes nothing."""
     model = drawn(name, **SETTINGS[name])
     whole = model(IDS)[0]
     found, cache = decoded(
@@ -146,7 +146,7 @@ def test_an_encoder_that_comes_late_is_seen_from_then_on():
     assert np.abs(np.asarray(late.logits - model(IDS).logits[:, 4:])).max() > 1e-3
 
 
-def test_other_encoder_states_take_the_place_of_the_first():
+def test_other_encoder_states_replace_the_first():
     model = drawn(GPT2, add_cross_attention=True)
     caches = []
     for encoded in (ENCODED, ENCODED[:, ::-1] * 2):
@@ -238,7 +238,7 @@ def test_overflow(sizes, name):
         part = {"input_ids": ids[:, start : start + size]}
         (logits, cache), start = call(model, part, cache), start + size
         assert np.isfinite(logits).all()
-    with pytest.raises(InputError, match=f"room for 11 tokens, {start} taken"):
+    with pytest.raises(InputError, match=f"capacity 11, of which {start} are used"):
         model(ids[:, start:], past_key_values=cache)
     if sizes[-1] > SEQ:
         return  # too long for the cache's shape, too
@@ -252,7 +252,10 @@ def test_positions_end_where_the_table_ends():
     cache = model.init_cache(2, 60)
     ids = DRAW.integers(0, 97, (2, 41))
     _, cache = call(model, {"input_ids": ids[:, :40]}, cache)
-    with pytest.raises(InputError, match=r"40 tokens and 1 more; expected at most 40 \(n_pos"):
+    with pytest.raises(
+        InputError,
+        match=r"expected at most 40 tokens in all \(n_positions\), found 40 in the cache and 1 new",
+    ):
         model(ids[:, 40:], past_key_values=cache)
     last = {"input_ids": ids[:, 40:]}
     assert np.isnan(call(model, last, cache)[0]).all()
@@ -263,7 +266,7 @@ def test_positions_end_where_the_table_ends():
 @pytest.mark.slow
 @pytest.mark.parametrize("crossed", [False, True])
 def test_rows(crossed):
-    """Rows chosen from a cache go on as they would have."""
+    """Rows selected from a cache continue unchanged."""
     model, mask = drawn(GPT2, add_cross_attention=crossed), MASKS["left"]
     encoder = {"encoder_hidden_states": ENCODED, "encoder_attention_mask": ENCODER_MASK}
     first = encoder if crossed else {}

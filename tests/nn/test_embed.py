@@ -1,4 +1,4 @@
-"""The embedding matrix: an index of any type gives its row or NaN."""
+"""The embedding matrix: an index of any type returns its row or NaN."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unoptimised
 @pytest.mark.parametrize(
     "dtype", ["int4", "int8", "int16", "int32", "uint4", "uint8", "uint16", "uint32"]
 )
-def test_an_index_of_any_width_gives_its_row_or_nan(dtype, size):
+def test_an_index_of_any_width_returns_its_row_or_nan(dtype, size):
     table = Embed(size, 1, stddev=1.0, rngs=None, dtype=None, param_dtype=jnp.float32)
     table.embedding.set_value(jnp.arange(size, dtype=jnp.float32)[:, None])
     limits = jnp.iinfo(dtype)

@@ -39,7 +39,7 @@ def test_prints_as_a_compact_tree():
     assert "(multiple_choice_head): GPT2SequenceSummary(" in text
 
 
-def test_any_room_opens():
+def test_any_submodule_can_be_called():
     model = fresh().eval()
     words = model.transformer.wte(IDS)
     np.testing.assert_array_equal(words, model.transformer.wte.embedding[...][IDS])
@@ -79,7 +79,7 @@ def test_every_rate_acts(rate):
 
 @pytest.mark.slow
 def test_the_tied_head_is_one_parameter():
-    """Its gradient is the sum of both uses; mapping over the tree keeps one table."""
+    """Its gradient is the sum of both uses; mapping over the tree keeps one embedding matrix."""
     model = fresh().eval()
     names = [path for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     assert ("lm_head", "kernel") not in names

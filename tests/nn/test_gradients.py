@@ -66,7 +66,7 @@ def test_as_programs_are_compiled_by_default(name, width, dtype):
 
 
 def by_equality(h, a, c):
-    """Max pooling as it was, with JAX's derivative of a maximum: of what equals it."""
+    """Max pooling with JAX's derivative of a maximum, which is split among equal entries."""
     largest = jnp.where(c["mask"][:, :, None], h, -jnp.inf).max(axis=1)
     return jnp.where(c["mask"].any(axis=1, keepdims=True), largest, 0)
 
@@ -186,7 +186,7 @@ def test_equal_maxima_have_one_gradient():
 
 @pytest.mark.parametrize(("name", "width"), [("BertForMaskedLM", 30), ("GPT2LMHeadModel", 36)])
 def test_rematerialised_models(name, width, tmp_path):
-    """Every parameter's, with a block's inner results computed again in the backward pass."""
+    """The gradients of all parameters, with blocks rematerialised in the backward pass."""
     size = "n_embd" if name.startswith("GPT2") else "hidden_size"
     objective = train.causal_lm if name.startswith("GPT2") else train.masked_lm
     batch = losses.words(name)
@@ -220,7 +220,7 @@ def test_the_norm_that_a_trainer_returns(tmp_path):
 
 @pytest.mark.slow
 def test_texts_that_share_a_row():
-    """As if each were alone, also where a row has places for texts that it does not hold."""
+    """The same as each text alone, also where a row has slots for texts that it does not hold."""
     with oracle.float64():
         model = SentenceModel(
             drawn("BertModel", num_hidden_layers=1), [Pooling("max", 24), Normalize()]

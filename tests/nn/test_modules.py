@@ -51,7 +51,7 @@ def test_prints_as_a_compact_tree():
     ]
 
 
-def test_any_room_opens():
+def test_any_submodule_can_be_called():
     bert = fresh().eval()
     words = bert.embeddings.word_embeddings(jnp.asarray(IDS))
     assert words.shape == (2, 9, 24)
@@ -73,7 +73,7 @@ def test_a_table_refuses_floats_and_never_narrows():
 
 
 @pytest.mark.parametrize("ids", [-1, 97, 2**31 - 1, -(2**31)])
-def test_a_bad_index_gives_nan_and_never_another_row(ids):
+def test_an_invalid_index_returns_nan_and_never_another_row(ids):
     table = fresh().embeddings.word_embeddings
     assert np.isnan(jax.jit(lambda m, i: m(i))(table, jnp.array([ids]))).all()
 
@@ -117,7 +117,7 @@ def test_classifier_dropout_is_honoured():
     assert own.dropout.rate == 0.0
 
 
-def test_config_decides_what_is_returned_unless_told():
+def test_config_decides_what_is_returned_by_default():
     bert = fresh(output_hidden_states=True, output_attentions=True).eval()
     out = bert(IDS)
     assert len(out.hidden_states) == 3

@@ -40,7 +40,7 @@ def test_pictures(mode, side):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("mode", POOLINGS)
-def test_behind_a_prompt(mode, side):
+def test_after_a_prompt(mode, side):
     """The first token is a prompt's: it is not pooled, but keeps its number in the weights."""
     expected = {
         "cls": (3, 2),
@@ -121,5 +121,5 @@ def test_layers():
     assert LAYERS.keys() == expected.keys()
     for name, choose in LAYERS.items():
         np.testing.assert_allclose(choose(states), expected[name], atol=1e-6, rtol=0)
-    with pytest.raises(InputError, match="hidden_states: 3 of them; expected at least 4"):
+    with pytest.raises(InputError, match="hidden_states: expected at least 4, found 3"):
         pooling.mean_of_last_four(states[:3])

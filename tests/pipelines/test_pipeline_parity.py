@@ -1,4 +1,4 @@
-"""Every task that transformers has gives its answers: keys, order and text the same."""
+"""Every task of transformers returns the same answers: keys, order and text."""
 
 import os
 import pathlib

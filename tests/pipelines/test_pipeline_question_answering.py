@@ -1,4 +1,4 @@
-"""Question answering gives what transformers 4.57.6 gave (tests/record/question_answering.py)."""
+"""Question answering returns what transformers 4.57.6 did (tests/record/question_answering.py)."""
 
 import json
 
@@ -108,20 +108,20 @@ def test_a_context_without_words_answers_nothing(bert):
     [
         ((), {}, "expected both"),
         ((QUESTION,), {}, "expected.*question"),
-        ((QUESTION, ""), {}, "context: is empty"),
-        (("", CONTEXT), {}, "question: is empty"),
+        ((QUESTION, ""), {}, "context: expected a non-empty text"),
+        (("", CONTEXT), {}, "question: expected a non-empty text"),
         ((QUESTION, 3), {}, "expected a text, found 3"),
-        ((QUESTION, CONTEXT), {"question": QUESTION}, "given twice"),
+        ((QUESTION, CONTEXT), {"question": QUESTION}, "passed twice"),
         ((QUESTION, CONTEXT, CONTEXT), {}, "3 arguments"),
-        (([QUESTION] * 2, [CONTEXT]), {}, "2 questions, 1 contexts"),
+        (([QUESTION] * 2, [CONTEXT]), {}, "as many contexts as questions, 2, found 1"),
         ((QUESTION, CONTEXT), {"top_k": 0}, "top_k: .* at least 1, found 0"),
         ((QUESTION, CONTEXT), {"max_answer_len": 0}, "max_answer_len: .*found 0"),
         ((QUESTION, CONTEXT), {"max_seq_len": 65}, "max_seq_len: .*from 1 to 64, found 65"),
         ((QUESTION, CONTEXT), {"doc_stride": 70}, "doc_stride: .*from 0 to 64, found 70"),
-        ((QUESTION, CONTEXT), {"max_seq_len": 8}, "question: leaves no room .* of 8 tokens"),
+        ((QUESTION, CONTEXT), {"max_seq_len": 8}, "question: leaves no space .* of 8 tokens"),
         ((QUESTION, CONTEXT * 9), {"doc_stride": 60}, r"cannot overlap by 60 .*room for \d+"),
-        (([QUESTION * 20], CONTEXT), {}, "question: leaves no room"),
-        ((QUESTION, CONTEXT), {"topk": 2}, r"topk: no option .*did you mean top_k\?"),
+        (([QUESTION * 20], CONTEXT), {}, "question: leaves no space"),
+        ((QUESTION, CONTEXT), {"topk": 2}, r"topk: unknown option .*did you mean top_k\?"),
         (([{"question": QUESTION}, 2],), {}, "input 0: expected"),
     ],
 )

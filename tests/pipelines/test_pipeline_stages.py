@@ -1,4 +1,4 @@
-"""Pipelines beside their answers: stages, subclasses, lists and generators, folders."""
+"""Stages of pipelines, subclasses, lists and generators, folders."""
 
 import json
 import shutil
@@ -114,7 +114,7 @@ def test_overridden_stages_serve_lists_too(masked, tokenizer, fill):
     assert loud(texts[1], shout=True) == expected[1]
     named = pipeline("fill-mask", masked, tokenizer=tokenizer, pipeline_class=Loud, shout=True)
     assert named(texts[1], top_k=2) == expected[1]
-    with pytest.raises(InputError, match=r"shot: no option of fill-mask .*did you mean shout"):
+    with pytest.raises(InputError, match=r"shot: unknown option of fill-mask .*did you mean shout"):
         loud(texts, shot=True)
 
 
@@ -139,7 +139,7 @@ def test_answers_keep_the_order_of_texts_of_all_lengths(classify, monkeypatch):
 
 
 def test_a_generator_is_read_as_answers_are_taken(classify, monkeypatch):
-    """No further than it must for the first, then in chunks that grow."""
+    """It is read only as far as the first answer needs, then in growing chunks."""
     monkeypatch.setattr(base, "CHUNK", 20)
     read = []
 
@@ -220,7 +220,7 @@ def test_a_folder_is_loaded_into_the_tasks_class(folder, fill, tmp_path):
 
 def test_what_is_no_folder_with_a_tokenizer_is_refused(masked, tmp_path):
     masked.save_pretrained(tmp_path / "model")
-    with pytest.raises(SourceError, match=r"model: no tokenizer in it \(tokenizer.json"):
+    with pytest.raises(SourceError, match=r"model: expected a tokenizer \(tokenizer.json"):
         pipeline("fill-mask", tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text("{")
     with pytest.raises(SourceError, match=r"model: its tokenizer cannot be loaded"):

@@ -170,7 +170,7 @@ def test_a_key_draws(ours):
     assert ours(PROMPT, key=key, do_sample=False) == ours(PROMPT)
     several = ours(PROMPT, key=key, num_return_sequences=3)
     assert len({answer["generated_text"] for answer in several}) == 3
-    with pytest.raises(InputError, match="key: tokens are drawn"):
+    with pytest.raises(InputError, match="key: sampling needs a random key"):
         ours(PROMPT, do_sample=True)
 
 
@@ -197,19 +197,27 @@ def test_a_text_draws_by_its_number_whatever_the_others(ours):
     [
         (5, {}, "inputs: expected a text or texts, found 5"),
         ([{"role": "user", "content": "hi"}], {}, "input 0: expected a text"),
-        (PROMPT, {"max_tokens": 5}, "max_tokens: no option of generation"),
+        (PROMPT, {"max_tokens": 5}, "max_tokens: not a generation option"),
         (PROMPT, {"max_new_tokens": 0}, "max_new_tokens"),
         (PROMPT, {"max_length": 3, "max_new_tokens": None}, "max_length: 3, but the prompt"),
-        (PROMPT, {"stop_strings": ""}, "stop_strings: an empty text"),
+        (PROMPT, {"stop_strings": ""}, "stop_strings: expected non-empty texts"),
         (PROMPT, {"stop_strings": [5]}, "expected a text, found 5"),
-        (PROMPT, {"stop_strings": "a", "stop_sequence": "b"}, "stop_sequence: another name"),
-        (PROMPT, {"stop_strings": "a", "num_beams": 2}, "num_beams: with a callback"),
-        ([PROMPT], {"callback": print}, "callback: is given one text's pieces"),
-        (PROMPT, {"callback": print, "num_return_sequences": 2, "key": 0}, "callback: .* one row"),
+        (
+            PROMPT,
+            {"stop_strings": "a", "stop_sequence": "b"},
+            "stop_sequence: an alias of stop_strings",
+        ),
+        (PROMPT, {"stop_strings": "a", "num_beams": 2}, "num_beams: expected 1 with a callback"),
+        ([PROMPT], {"callback": print}, "callback: expected a single text"),
+        (
+            PROMPT,
+            {"callback": print, "num_return_sequences": 2, "key": 0},
+            "callback: expected a single text, found",
+        ),
         (PROMPT, {"handle_long_generation": "cut"}, "expected None or \"hole\", found 'cut'"),
-        (PROMPT, {"max_new_tokens": 300, "truncation": True}, "300 new tokens leave no room"),
+        (PROMPT, {"max_new_tokens": 300, "truncation": True}, "300 new tokens leave no position"),
         (PROMPT, {"generation_config": {}}, "expected a GenerationConfig"),
-        (PROMPT, {"key": 7}, "key: tokens are drawn: expected a random key"),
+        (PROMPT, {"key": 7}, "key: sampling needs a random key"),
     ],
 )
 def test_what_is_wrong_is_named(ours, inputs, options, message):
@@ -223,5 +231,5 @@ def test_only_decoders_generate(minilm, tmp_path):
     config = minibert.BertConfig.tiny(vocab_size=30522)
     model = minibert.BertLMHeadModel(config, rngs=nnx.Rngs(0)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
-    with pytest.raises(InputError, match="only a decoder generates"):
+    with pytest.raises(InputError, match="model: expected a decoder"):
         TextGenerationPipeline(model, tokenizer)("a", max_new_tokens=2)

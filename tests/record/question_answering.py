@@ -81,7 +81,7 @@ def cases() -> list[dict[str, Any]]:
 
 
 def bert_tokenizer(folder: pathlib.Path) -> Any:
-    """Words of the texts that are not long, and every letter."""
+    """Returns the short words of the texts, and every letter."""
     plain = transformers.BasicTokenizer(do_lower_case=True)
     words = [word for text in TEXTS + QUESTIONS for word in plain.tokenize(text)]
     letters = sorted({letter for word in words for letter in word} - set("🎉"))

@@ -83,9 +83,9 @@ def ported(torch_module, module):
     """Ours with torch's weights, in float64."""
     state = {name: tensor.double().numpy() for name, tensor in torch_module.state_dict().items()}
     for name, tensor in state.items():
-        room, _, kind = name.rpartition(".")
-        if room:
-            leaf = getattr(getattr(module, room), "kernel" if kind == "weight" else "bias")
+        owner, _, kind = name.rpartition(".")
+        if owner:
+            leaf = getattr(getattr(module, owner), "kernel" if kind == "weight" else "bias")
             leaf.set_value(jnp.asarray(tensor.T if kind == "weight" else tensor))
     return module.eval()
 
@@ -209,7 +209,7 @@ def test_masked_scores_and_dropout_as_printed(torch):
     printed(found, DROPPED)
 
 
-def test_words_and_places_are_added():
+def test_token_and_position_embeddings_are_added():
     """Two of the printed windows; their tables were drawn without a seed."""
     table = [[-1.2239, 0.9454, -1.0618], [1.6218, -0.3814, 0.6126]]
     table += [[0.1450, 1.1302, -0.6425], [-0.5892, -1.5937, 0.0803]]
@@ -271,7 +271,7 @@ def test_dropout_is_of_weights_and_in_training_alone():
     kept = np.asarray(dropped.weights) > 0
     np.testing.assert_allclose(np.asarray(dropped.weights)[kept], 2 * np.asarray(weights)[kept])
     assert 0 < kept.sum() < (np.asarray(weights) > 0).sum()
-    with pytest.raises(InputError, match="dropout is on"):
+    with pytest.raises(InputError, match="expected random keys for dropout"):
         module(x)
 
 

@@ -64,12 +64,12 @@ def test_only_the_new_head_is_trained():
     for path, array in before.items():
         same = np.array_equal(np.asarray(array), np.asarray(after[path]))
         assert same == (not path.startswith("actions.")), path
-    with pytest.raises(InputError, match="config: expected the body's"):
+    with pytest.raises(InputError, match="config: expected that of body"):
         ToyAgent(ToyConfig(vocab_size=31), body=body, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.slow
-def test_continued_is_the_likeliest_word_again_and_again():
+def test_continued_is_the_most_probable_token_again_and_again():
     config = ToyConfig(vocab_size=13, hidden_size=8, positions=6)
     model = ToyCausalLM(config, rngs=nnx.Rngs(0))
     words = [3, 1, 4]
@@ -87,7 +87,7 @@ def test_what_a_toy_cannot_read():
         model(np.array([[31]]))
     with pytest.raises(InputError, match=r"input_ids: 13 tokens; expected 1 to 12 .positions."):
         model(np.arange(13)[None])
-    with pytest.raises(InputError, match="attention_mask: expected padding on the right alone"):
+    with pytest.raises(InputError, match="attention_mask: expected padding on the right only"):
         model(np.array([[0, 1]]), np.array([[0, 1]]))
     with pytest.raises(InputError, match="window: expected a whole number from 1 to 12, found 13"):
         scratch.continued(model, [1, 2], 3, window=13)

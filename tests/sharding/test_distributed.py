@@ -29,7 +29,7 @@ def processes(jobs, count, devices=8):
 
 
 def alone_and_together(jobs, count, devices=8):
-    """What each job gives in one process with one device, and in each of several processes."""
+    """The results of each job in one process with one device, and in each of several processes."""
     plain = [job | {"sizes": None} for job in jobs]
     distinct = [job for number, job in enumerate(plain) if job not in plain[:number]]
     found = trained(distinct, devices=1)
@@ -94,11 +94,11 @@ def test_shares_are_compared_in_32_bits_too():
 
 
 @pytest.mark.slow
-def test_processes_that_share_tensors_give_the_same_rows():
+def test_processes_that_share_tensors_pass_the_same_rows():
     """Four processes of two devices each: a tensor axis of four lies over two of them."""
     pytest.importorskip("grain", reason="the data are Grain's")
     found = check_windows([{"sizes": {"data": 2, "tensor": 4}}], 4, 8)
     for number, together in enumerate(found):
         assert together["shares"] == 2
         if number in (0, 3):  # whose neighbours gave the other half
-            assert "give other rows; make the data with share=sharding.share" in together["said"]
+            assert "found different ones; pass share=sharding.share" in together["said"]

@@ -75,7 +75,7 @@ MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"fsdp": [2, 2], "
 
 
 @pytest.mark.parametrize("family", slow_but(["gpt2", "bert", "roberta"], "gpt2"))
-def test_a_mix_gives_the_losses_of_one_device(family):
+def test_a_mix_has_the_losses_of_one_device(family):
     jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, MIX)]
     alone, mixed = trained(jobs)
     check_equal(alone, mixed)
@@ -85,7 +85,7 @@ def test_a_mix_gives_the_losses_of_one_device(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_every_mesh_gives_the_losses_of_one_device(family, capsys):
+def test_every_mesh_has_the_losses_of_one_device(family, capsys):
     job = {"family": family, "layers": 1, "dropout": 0.1}
     jobs = [job | {"sizes": sizes} for sizes in (None, *MESHES)]
     alone, *found = trained(jobs)
@@ -223,9 +223,11 @@ def one(**options):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match=r"fsdp × tensor: 2 × 3 = 6: .* number of devices, 1"):
+    with pytest.raises(
+        InputError, match=r"fsdp × tensor: .* number of devices, 1, found 2 × 3 = 6"
+    ):
         one(data=1, fsdp=2, tensor=3)
-    with pytest.raises(InputError, match="data: expected 1, the devices that are left; found 2"):
+    with pytest.raises(InputError, match="data: expected 1, the remaining devices, found 2"):
         one(data=2)
     with pytest.raises(InputError, match="fsdp: expected a whole number of at least 1, found '8'"):
         one(fsdp="8")
@@ -252,24 +254,30 @@ def test_refusals():
     model = minibert.BertModel(minibert.BertConfig.tiny(), rngs=None)
     with pytest.raises(InputError, match=r"rules: '\*query.weight' matches no parameter"):
         one(rules={"*query.weight": (None, "heads")}).for_model(model)
-    with pytest.raises(InputError, match=r"'\*query.kernel': .* is not for .*query.kernel, of"):
+    with pytest.raises(
+        InputError, match=r"'\*query.kernel': expected a rule that fits .*query.kernel, of"
+    ):
         one(rules={"*query.kernel": ("heads",)}).for_model(model)
-    with pytest.raises(InputError, match=r"'\*query.kernel': .* is not for .*, of shape .24, 24"):
+    with pytest.raises(
+        InputError, match=r"'\*query.kernel': expected a rule that fits .*, of shape .24, 24"
+    ):
         one(rules={"*query.kernel": (None, 5, "heads")}).for_model(model)
     gpt2 = minibert.GPT2Model(minibert.GPT2Config.tiny(n_embd=24, n_head=4), rngs=None)
     mesh = AbstractMesh((2,), ("tensor",))
     alone = Sharding(mesh, tensor=("tensor",), rules={"*attn.c_attn.kernel": (None, "heads")})
-    with pytest.raises(InputError, match=r"c_attn.kernel would be kept as .24, 72., its bias as"):
+    with pytest.raises(
+        InputError, match=r"c_attn.kernel would be stored as .24, 72., but its bias as"
+    ):
         alone.for_model(gpt2)
 
 
 def test_shares_are_compared():
-    """Each process's share, the checksum of its rows, and how many it has."""
+    """Each process's share, the checksum of its rows, and their number."""
     check_table([[0, 5, 8], [0, 5, 8], [1, 7, 8], [1, 7, 8]], 2)
     check_table([[0, 2**31 - 1, 8], [1, 7, 8]], 2)
-    with pytest.raises(InputError, match="processes 2 and 3 both have share 1 of 2, but"):
+    with pytest.raises(InputError, match="processes 2 and 3, which both have share 1 of 2"):
         check_table([[0, 5, 8], [0, 5, 8], [1, 7, 8], [1, 6, 8]], 2)
-    with pytest.raises(InputError, match=r"as many rows of every process, found .8, 4."):
+    with pytest.raises(InputError, match=r"the same number of rows in all processes, found .8, 4."):
         check_table([[0, 5, 8], [1, 7, 4]], 2)
 
 

@@ -65,7 +65,7 @@ class Tensors:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the contract asks of a family.
+    """What the contract needs to know about a family.
 
     Attributes:
         model_type: as config.json has it.

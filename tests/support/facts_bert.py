@@ -34,9 +34,9 @@ from planting import (
 
 LAYER = "encoder.layer.0"
 NORMS = ["embeddings.LayerNorm"] + [
-    f"encoder.layer.{layer}.{room}.LayerNorm"
+    f"encoder.layer.{layer}.{submodule}.LayerNorm"
     for layer in range(2)
-    for room in ("attention.output", "output")
+    for submodule in ("attention.output", "output")
 ]
 MISTAKES = {
     "tanh GELU for the exact one": in_activation(
@@ -179,15 +179,15 @@ HEADS = {
         CLASSIFIER,
         drop("classifier.bias"),
         CheckpointMismatchError,
-        ("'classifier.bias': expected (2,)", "half of the head 'classifier'"),
+        ("'classifier.bias': expected (2,)", "the head 'classifier' is incomplete"),
     ),
     "half-pooler": (
         CLASSIFIER,
         drop("bert.pooler.dense.weight"),
         CheckpointMismatchError,
-        ("'bert.pooler.dense.weight': expected (24, 24)", "half of the head"),
+        ("'bert.pooler.dense.weight': expected (24, 24)", "is incomplete"),
     ),
-    "half-of-masked": (MASKED, drop(DENSE), CheckpointMismatchError, (DENSE, "half of the head")),
+    "half-of-masked": (MASKED, drop(DENSE), CheckpointMismatchError, (DENSE, "is incomplete")),
     "extra-in-it": (
         MASKED,
         add("cls.predictions.spare", ONES),

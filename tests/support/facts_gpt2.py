@@ -45,13 +45,13 @@ def interleaved(kernel):
     return kernel.reshape(-1, 3, 3, 8).swapaxes(1, 2).reshape(kernel.shape)
 
 
-def scale(value, *rooms):
+def scale(value, *submodules):
     """Scores multiplied with another number, in one layer's attention."""
 
     def planted(model, given):
-        for room in rooms:
+        for submodule in submodules:
             block = model.transformer.h[1]
-            getattr(block, room).scale = value
+            getattr(block, submodule).scale = value
 
     return in_model(planted)
 
@@ -197,7 +197,10 @@ HEADS = {
         DOUBLE,
         drop("multiple_choice_head.summary.bias"),
         CheckpointMismatchError,
-        ("'multiple_choice_head.summary.bias': expected (1,)", "half of the head"),
+        (
+            "'multiple_choice_head.summary.bias': expected (1,)",
+            "the head 'multiple_choice_head' is incomplete",
+        ),
     ),
     "no-summary": (
         DOUBLE,

@@ -151,7 +151,7 @@ FACTS = Facts(
             CLASSIFIER,
             drop("classifier.out_proj.bias"),
             CheckpointMismatchError,
-            ("'classifier.out_proj.bias': expected (2,)", "half of the head 'classifier'"),
+            ("'classifier.out_proj.bias': expected (2,)", "the head 'classifier' is incomplete"),
         ),
         "extra-in-it": (
             MASKED,

@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported what they run: they start at once."""
+"""Processes forked from one that has already imported their modules, so that they start fast."""
 
 import multiprocessing
 import os
@@ -15,12 +15,12 @@ SERVER.set_forkserver_preload(["convert.__main__", "sharded", "training"])
 
 
 class Forked:
-    """A process that calls `function(*arguments)`, as `subprocess.Popen` would have it.
+    """A process that calls `function(*arguments)`, with an interface like `subprocess.Popen`.
 
     Args:
-        function: of a module that can be imported.
-        arguments: what it is called with.
-        environment: variables that it has beside those of this process.
+        function: a function of a module that can be imported.
+        arguments: the arguments of the function.
+        environment: variables in addition to those of this process.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any, **environment: str):
@@ -34,7 +34,7 @@ class Forked:
         writing.close()
 
     def poll(self) -> int | None:
-        """Its exit status, None as long as it runs."""
+        """Returns the exit status, None while the process runs."""
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
@@ -46,7 +46,7 @@ class Forked:
         self.process.kill()
 
     def communicate(self, timeout: float = 600) -> str:
-        """Returns what it prints, when all who could print more have ended: its children too."""
+        """Returns the output, after the process and all its children have exited."""
         printed = b""
         while self.printed.poll(timeout):
             if not (more := os.read(self.printed.fileno(), 65536)):

@@ -43,7 +43,7 @@ def tiny(seed: int = 0, scale: float = 0.3, **config: Any) -> minibert.GPT2LMHea
 
 
 def prompts(random: np.random.Generator, lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of those lengths, padded on the left, of a small alphabet so that words recur."""
+    """Prompts of those lengths, padded on the left, from a small alphabet so that tokens recur."""
     width = max(lengths)
     mask = np.arange(width) >= width - np.array(lengths)[:, None]
     ids = random.choice(random.integers(0, PAD, 6), (len(lengths), width))
@@ -51,7 +51,7 @@ def prompts(random: np.random.Generator, lengths: list[int]) -> tuple[np.ndarray
 
 
 def same_texts(found: np.ndarray, expected: list[np.ndarray]) -> bool:
-    """Whether our padded rows hold those texts, and nothing but padding behind them.
+    """Returns whether our padded rows hold those texts, and only padding after them.
 
     Args:
         found: `(rows, generated)`, without the prompts.

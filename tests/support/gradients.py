@@ -1,8 +1,8 @@
-"""Gradients of one function beside PyTorch's, inside a compiled program and its transformations.
+"""Gradients of a function compared with PyTorch's, compiled and under transformations.
 
-A function is applied to what a small layer computes, because XLA fuses a function with what is
-before it and may compute the same numbers twice, in two kernels that round differently. It does so
-most where it optimises least, which is also where it compiles fastest.
+The function is applied to the output of a small layer, because XLA fuses a function with the
+operations before it and may compute the same numbers twice, in two kernels that round differently.
+It does so most often at the lowest optimisation level, which also compiles fastest.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Case:
     """A function of a layer's output, in JAX and in PyTorch.
 
     Attributes:
-        ours: from hidden states `(batch, seq, width)`, parameters and constants to an array.
+        ours: a function of hidden states `(batch, seq, width)`, parameters and constants.
         theirs: the same in PyTorch.
-        parameters: draws the arrays that are differentiated beside the layer's.
-        constants: draws the arrays that are not.
+        parameters: draws the arrays that are differentiated in addition to the layer's.
+        constants: draws the arrays that are not differentiated.
     """
 
     ours: Callable[[Any, Arrays, Arrays], Any]
@@ -54,7 +54,7 @@ def layer(x: Any, kernel: Any, library: Any) -> Any:
 
 @functools.cache
 def drawn(case: Case, width: int, seed: int) -> tuple[Arrays, Arrays]:
-    """What a case is given at a width: arrays to differentiate, and constants."""
+    """Returns the arguments of a case for a width: arrays to differentiate, and constants."""
     draw = np.random.default_rng([width, seed])
     arrays = {
         "inputs": draw.normal(size=(BATCH, SEQ, width)),
@@ -65,7 +65,7 @@ def drawn(case: Case, width: int, seed: int) -> tuple[Arrays, Arrays]:
 
 @functools.cache
 def expected(case: Case, width: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The weights of a case's outputs, and PyTorch's gradients of their weighted sum."""
+    """Returns weights for a case's outputs, and PyTorch's gradients of the weighted sum."""
     arrays, constants = drawn(case, width, seed)
     tensors = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
     hidden = layer(tensors["inputs"], tensors["projection"], torch)
@@ -84,14 +84,14 @@ def gradient(loss: Callable[..., Any]) -> Callable[..., Arrays]:
 
 
 def batched(loss: Callable[..., Any]) -> Callable[..., Arrays]:
-    """The gradient of a rematerialised function, of several draws at once."""
+    """Returns the gradient of a rematerialised function for several draws at once."""
     return jax.vmap(jax.grad(jax.checkpoint(loss)))
 
 
 def distance(
     case: Case, transform: Any, width: int, dtype: Any, options: Arrays | None = None
 ) -> float:
-    """The largest error of a compiled gradient, relative to that gradient's largest entry.
+    """Returns the largest error of a compiled gradient, relative to its largest entry.
 
     Args:
         case: the function.
@@ -123,7 +123,7 @@ def distance(
 
 
 def apart(found: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """The largest error of any array, relative to the array's largest entry."""
+    """Returns the largest error of any array, relative to the array's largest entry."""
     assert found.keys() == right.keys()
     return max(
         float(np.abs(np.asarray(found[name], np.float64) - array).max())

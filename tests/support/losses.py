@@ -19,7 +19,7 @@ QUICKLY = "xla_backend_optimization_level"  # what runs once need not run fast
 
 
 def some_ignored(labels: np.ndarray, mask: np.ndarray, seed: int = 5) -> np.ndarray:
-    """Labels of which two thirds, and all padding, are none; one of each text is left."""
+    """Labels of which two thirds, and all padding, are ignored; at least one per text remains."""
     kept = (np.random.default_rng(seed).random(labels.shape) < 0.34) & (mask == 1)
     kept[..., 1] = True
     return np.where(kept, labels, IGNORED)
@@ -39,7 +39,7 @@ def words(name: str, rows: int = 3, seed: int = 0, choices: int = 0) -> dict[str
 
 @contextlib.contextmanager
 def wide_losses() -> Iterator[None]:
-    """transformers narrows scores to float32 before some losses: not in here."""
+    """Removes transformers' cast of logits to float32 before some losses."""
     with mock.patch.object(torch.Tensor, "float", lambda tensor: tensor):
         yield
 
@@ -51,7 +51,7 @@ def tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def value_and_gradients(
     model: Any, objective: Objective, batch: dict[str, np.ndarray]
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Our loss of a batch, and the gradient of every parameter by its tensor's name."""
+    """Returns our loss of a batch, and the gradients of all parameters by tensor name."""
 
     def loss(model: Any) -> Any:
         return objective(objective.apply(model, batch, None), batch)
@@ -62,7 +62,7 @@ def value_and_gradients(
 
 
 def torch_gradients(theirs: Any, loss: torch.Tensor) -> dict[str, np.ndarray]:
-    """PyTorch's; zeros for a parameter that the loss does not depend on."""
+    """Returns PyTorch's gradients; zeros for parameters that the loss does not depend on."""
     theirs.zero_grad()
     loss.backward()
     return {

@@ -1,4 +1,4 @@
-"""Building malformed model folders, and demanding that they are refused in the right words."""
+"""Builds malformed model folders, and asserts that they are refused with the right message."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ Folder = pathlib.Path
 
 
 class Pristine:
-    """Valid folders of tiny models, each made once; `copy` gives one that may be spoiled."""
+    """Valid folders of tiny models, each made once; `copy` returns one that may be damaged."""
 
     def __init__(self, home: Folder):
         self.home = home
@@ -59,7 +59,7 @@ def load(folder: Folder, name: str = "BertModel", **options: Any) -> Any:
 def refused(
     error: type[Exception], fragments: tuple[str, ...], call: Callable[[], object]
 ) -> Exception:
-    """Calls, and demands exactly this error, saying these things, in a message fit for a log."""
+    """Calls a function, and asserts that it raises this error with these texts in one message."""
     with pytest.raises(MinibertError) as caught:
         call()
     message = str(caught.value)

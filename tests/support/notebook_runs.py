@@ -1,7 +1,7 @@
 """Runs notebooks in fresh kernels.
 
-`python tests/support/notebook_runs.py [NAME …]` writes them anew.
-With `--to FOLDER` what comes out goes there, and says what figures say of themselves.
+`python tests/support/notebook_runs.py [NAME …]` updates their outputs.
+With `--to FOLDER` the results are written there, with the figures' descriptions.
 """
 
 import argparse

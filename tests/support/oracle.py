@@ -74,7 +74,7 @@ def inputs(
 
 
 def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
-    """`inputs` as a class takes them: with its token types, and some with an axis of choices."""
+    """Returns `inputs` for a class: with its token types, and for some with an axis of choices."""
     facts = OF_CLASS[name]
     given = inputs(**{"segments": facts.types, "pad": facts.pad} | options)
     given["input_ids"][0, 4] = facts.pad  # a padding token inside a text
@@ -90,12 +90,12 @@ def run_torch(model: Any, arguments: dict[str, Any], **flags: Any) -> Any:
 
 
 def additive(mask: np.ndarray) -> torch.Tensor:
-    """The additive 4-D float64 mask that a 0/1 mask `(batch, queries, keys)` stands for."""
+    """Returns the additive 4-D float64 mask for a 0/1 mask `(batch, queries, keys)`."""
     return torch.tensor(np.where(mask[:, None] == 1, 0.0, np.finfo(np.float64).min))
 
 
 def scale_heads(model: Any, head_mask: np.ndarray) -> None:
-    """Does in the weights what a `(layers, heads)` head mask does, which transformers 5 dropped."""
+    """Applies a `(layers, heads)` head mask to the weights, because transformers 5 dropped it."""
     trunk = getattr(model, model.base_model_prefix, model)
     for layer, factors in zip(range(len(head_mask)), head_mask, strict=True):
         if hasattr(trunk, "h"):
@@ -121,7 +121,7 @@ def float64():
 
 
 def errors(ours: Any, theirs: Any, mask: np.ndarray | None = None) -> dict[str, float]:
-    """The largest absolute difference of every output, at unpadded positions only."""
+    """Returns the largest absolute difference of every output, at unpadded positions only."""
     found: dict[str, float] = {}
     for name in ours.keys():
         if name in CACHES:
@@ -179,7 +179,7 @@ def worst(
 
 
 def worst_gradient(name: str, folder: Any, theirs: Any, given: dict[str, Any]) -> float:
-    """The largest error of any parameter's gradient, in tolerances.
+    """Returns the largest error of any parameter's gradient, in tolerances.
 
     The gradient is that of a weighted sum of every output at unpadded positions.
     """
@@ -217,17 +217,17 @@ def worst_gradient(name: str, folder: Any, theirs: Any, given: dict[str, Any]) -
 
 
 def saved(name: str, folder: Any, **config: Any) -> Any:
-    """A re-randomised PyTorch model, saved into a folder, and itself."""
+    """Returns a folder with a re-randomised PyTorch model, and the model."""
     model = torch_model(name, **config)
     model.save_pretrained(folder)
     return model
 
 
 def ours(name: str, folder: Any, **options: Any) -> Any:
-    """Our model of that class, loaded from a folder."""
+    """Loads our model of a class from a folder."""
     return getattr(minibert, name).from_pretrained(folder, **options)
 
 
 def named_arrays(model: Any) -> dict[str, np.ndarray]:
-    """The arrays of our model (or of its gradient) as the tensors a checkpoint would hold."""
+    """Returns the arrays of our model (or its gradient) as the tensors of a checkpoint."""
     return {name: leaf.to_file() for name, leaf in file_leaves(model).items()}

@@ -1,4 +1,4 @@
-"""Planting mistakes in a model, to see that the tests see them.
+"""Plants mistakes in a model, to verify that the tests detect them.
 
 A mistake is a function from a model and the arguments of its call to a context in which both are
 wrong.
@@ -37,7 +37,7 @@ def in_activation(name, function):
 
 
 def in_attend(change):
-    """A mistake in what `attend` is given, or in what it returns."""
+    """A mistake in the arguments or the results of `attend`."""
 
     @contextlib.contextmanager
     def planted(model, given):
@@ -116,7 +116,7 @@ def positions_of(change):
 
 
 def not_causal(attend, query, key, value, options):
-    """Every token looks at all that any token may look at."""
+    """Every token attends to all tokens that any token may attend to."""
     mask = options["mask"]
     if mask is not None and mask.shape[2] > 1:
         options = options | {"mask": mask.any(axis=2, keepdims=True)}
@@ -124,7 +124,7 @@ def not_causal(attend, query, key, value, options):
 
 
 def strictly_causal(attend, query, key, value, options):
-    """A token does not look at itself, unless it is the first."""
+    """A token does not attend to itself, unless it is the first."""
     mask = options["mask"]
     if mask is not None and mask.shape[2] > 1:
         size = mask.shape[2]

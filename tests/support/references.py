@@ -1,4 +1,4 @@
-"""What the objectives are held to: the losses of transformers and sentence-transformers.
+"""References of the objectives: the losses of transformers and sentence-transformers.
 
 Each is a function of a batch of tensors and of a PyTorch model or its outputs.
 """
@@ -17,19 +17,19 @@ T, ALPHA = 3.0, 0.7
 
 
 def causal(outputs, batch):
-    """Cross-entropy of every token's next one, of logits `(batch, seq, classes)`."""
+    """Returns the cross-entropy of next tokens, from logits `(batch, seq, classes)`."""
     return F.cross_entropy(
         outputs["logits"][:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
     )
 
 
 def chosen(outputs, batch):
-    """Cross-entropy of the labels themselves, of logits `(…, classes)`."""
+    """Returns the cross-entropy of labels that are not shifted, from logits `(…, classes)`."""
     return F.cross_entropy(outputs["logits"].flatten(0, -2), batch["labels"].flatten())
 
 
 def spans(outputs, batch):
-    """The mean of both ends'; a position past the end is no target."""
+    """Returns the mean of the losses of start and end; a position past the end is ignored."""
     seq = outputs["start_logits"].shape[1]
     places = [batch[f"{end}_positions"].clamp(0, seq) for end in ("start", "end")]
     scores = [outputs[f"{end}_logits"] for end in ("start", "end")]
@@ -38,7 +38,7 @@ def spans(outputs, batch):
 
 
 def taught(outputs, batch):
-    """Distillation at temperature `T`, counting `ALPHA`, and cross-entropy."""
+    """Returns distillation at temperature `T` with weight `ALPHA`, plus cross-entropy."""
     soft = F.kl_div(
         F.log_softmax(outputs["logits"] / T, dim=-1),
         F.softmax(batch["teacher_logits"] / T, dim=-1),
@@ -48,7 +48,7 @@ def taught(outputs, batch):
 
 
 def hf(model: Any, batch: dict[str, Any]) -> Any:
-    """transformers' own loss."""
+    """Returns the loss that transformers' model computes."""
     return model(**batch).loss
 
 
@@ -58,7 +58,7 @@ def double_loss(model, batch):
 
 
 def continued(model, batch):
-    """Every position of full windows; with padding, the mean of the two halves' means."""
+    """Returns the mean over positions of full windows; with padding, over the halves' means."""
     ids, mask, half = batch["input_ids"], batch["attention_mask"], batch["input_ids"].shape[1] // 2
     filled = torch.cat([ids[:, :half], torch.full_like(ids[:, half:], FILLER)], dim=1)
     logits = model(**batch | {"input_ids": filled}).logits
@@ -68,7 +68,7 @@ def continued(model, batch):
 
 
 def distilled(model, batch):
-    """Hinton's, of torch's KLDivLoss where there are targets, and of transformers' loss."""
+    """Returns Hinton's loss: torch's KLDivLoss at targets, plus transformers' loss."""
     teacher = batch.pop("teacher_logits")
     outputs = model(**batch)
     labels, logits = batch["labels"], outputs.logits

@@ -1,4 +1,4 @@
-"""Training over devices that XLA's CPU makes up: in one process or in several."""
+"""Training over virtual devices of XLA's CPU backend, in one process or in several."""
 
 import json
 import math
@@ -23,7 +23,7 @@ ROWS, SEQ = 16, 8
 
 
 def model(family, even=True, dropout=0.0, layers=2):
-    """With sizes that 2, 4 and 8 divide, or not; float64."""
+    """Returns a float64 model with sizes that 2, 4 and 8 divide, or not."""
     hidden, heads, vocab = (32, 4, 64) if even else (30, 3, 61)
     if family == "gpt2":
         config = minibert.GPT2Config.tiny(
@@ -48,7 +48,7 @@ def model(family, even=True, dropout=0.0, layers=2):
 
 
 def batches(steps, part=0, parts=1):
-    """The same in every process, each of which takes its rows; ragged, with few targets."""
+    """Returns ragged batches with few targets, the same in every process, which takes its rows."""
     random = np.random.default_rng(0)
     for _ in range(steps):
         ids = random.integers(0, 61, (ROWS, SEQ))
@@ -67,12 +67,12 @@ def trainer(family, sizes, even=True, rules=None, dropout=0.0, layers=2, **optio
 
 
 def share(trained):
-    """Which part of a batch's rows this process gives, of how many."""
+    """Returns the index of this process's part of a batch's rows, and the number of parts."""
     return (0, 1) if trained.sharding is None else trained.sharding.share
 
 
 def windowed(trained):
-    """The losses of two steps on windows; and what is said where processes give other rows."""
+    """Returns the losses of two steps on windows, and the error if processes pass other rows."""
     from minibert.train import data
 
     ids = np.random.default_rng(1).integers(0, 61, 40 * SEQ + 1)
@@ -93,18 +93,18 @@ def windowed(trained):
 
 
 def losses(trained, steps=10):
-    """Of ten steps, this process giving its share of the rows."""
+    """Returns the losses of ten steps, to which this process passes its share of the rows."""
     return [float(trained.step(batch)["loss"]) for batch in batches(steps, *share(trained))]
 
 
 def device_bytes(tree):
-    """What the first device here has of some arrays."""
+    """Returns how many bytes of some arrays the first local device stores."""
     leaves = jax.tree.leaves(tree)
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
 
 def program(trained):
-    """One step, compiled: FLOPs of a device, and what collectives make, by kind."""
+    """Returns a compiled step's FLOPs per device, and the sizes of its collectives by kind."""
     given = trained._given(next(batches(1)), 1)
     compiled = trained._step.lower(trained.state, trained.frozen, given).compile()
     text, made = compiled.as_text(), dict.fromkeys(COLLECTIVES, 0)
@@ -121,7 +121,7 @@ def program(trained):
 
 
 def report(family, sizes, even=True, windows=False, layers=2, **options):
-    """What the tests look at."""
+    """Returns the results that the tests check."""
     trained = trainer(family, sizes, even, layers=layers, **options)
     if windows:
         return windowed(trained)
@@ -143,7 +143,7 @@ def report(family, sizes, even=True, windows=False, layers=2, **options):
 
 
 def main(job, *process):
-    """Prints what each of some jobs finds, in this process of several."""
+    """Prints the results of some jobs in this process, one of several."""
     if process:
         address, count, number = process
         jax.distributed.initialize(address, int(count), int(number))

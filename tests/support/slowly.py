@@ -1,4 +1,4 @@
-"""Which cases of a test are in the default run, and which among the slow ones."""
+"""Selection of the cases of a test for the default run; the others are slow."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
-    """Parameters of which all but `quick` are slow."""
+    """Returns parameters of which all but `quick` are marked slow."""
     values = list(values)
     assert all(value in values for value in quick), (quick, values)
     slow = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tiny models of minibert's own with every parameter drawn, for tests that need no PyTorch."""
+"""Tiny minibert models with random parameters, for tests that do not need PyTorch."""
 
 import zlib
 from typing import Any
@@ -18,7 +18,7 @@ STILL = {
 
 
 def drawn(name: str, seed: int = 0, **config: Any) -> Any:
-    """A model of that class, norms drawn around one and the rest around zero, in float64."""
+    """Returns a float64 model of a class; norms are drawn around one, the rest around zero."""
     cls = getattr(minibert, name)
     model = cls(cls.config_class.tiny(**config), rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     for leaf in leaves(model):
@@ -30,7 +30,7 @@ def drawn(name: str, seed: int = 0, **config: Any) -> Any:
 
 
 def texts(rows=4, seq=9, seed=0, vocab=97):
-    """Texts with labels at unequally many places: more in the later rows."""
+    """Texts with different numbers of labels: more in the later rows."""
     draw = np.random.default_rng(seed)
     ids = draw.integers(0, vocab, (rows, seq))
     kept = np.arange(seq) < 2 + np.arange(rows)[:, None] % (seq - 2)

@@ -1,6 +1,6 @@
-"""A tiny training run: a model, a trainer, and batches by Grain; for tests in and out of process.
+"""A tiny training run: a model, a trainer and Grain batches, for tests in this or other processes.
 
-`python tests/support/training.py FOLDER` trains in FOLDER, going on with what is there, and prints
+`python tests/support/training.py FOLDER` trains in FOLDER, resuming a run that is there, and prints
 a digest.
 """
 
@@ -30,7 +30,7 @@ STEPS = 40
 
 
 def trainer(steps=STEPS, seed=0, trainable=None, objective=causal_lm, **options):
-    """Of a tiny GPT-2 with dropout."""
+    """Returns a trainer of a tiny GPT-2 with dropout."""
     config = minibert.GPT2Config.tiny(vocab_size=61, n_layer=1)
     model = minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0))
     rate = schedule(3e-3, steps, warmup=4)
@@ -38,7 +38,7 @@ def trainer(steps=STEPS, seed=0, trainable=None, objective=causal_lm, **options)
 
 
 class Rows:
-    """Rows of numbers, with `example` to say which they are."""
+    """Rows of numbers, with their index as `example`."""
 
     def __init__(self, count):
         self.count = count
@@ -53,14 +53,14 @@ class Rows:
 
 
 def batches(rows=37, epochs=None, workers=0):
-    """Batches of rows, in another order each epoch."""
+    """Returns batches of rows, in another order each epoch."""
     return data.batches(
         Rows(rows), batch_size=4, shuffle=True, drop_last=True, epochs=epochs, workers=workers
     )
 
 
 def digest(trainer) -> str:
-    """Of a state's every bit."""
+    """Returns a digest of all bits of a state."""
     import hashlib
 
     found = hashlib.sha256()
@@ -70,7 +70,7 @@ def digest(trainer) -> str:
 
 
 def run(folder, workers=0, wait=0.0, **options):
-    """The whole run, with dropout, an evaluation and checkpoints in `folder`; it may be resumed."""
+    """Trains with dropout, an evaluation and checkpoints in `folder`; may be resumed."""
     folder, trained = pathlib.Path(folder), trainer(**options)
     step = trained.step
 
@@ -93,7 +93,7 @@ def run(folder, workers=0, wait=0.0, **options):
 
 
 def main(folder, workers=0, adapter=False):
-    """The whole run, a moment's rest after each step; prints a digest."""
+    """Runs the training with a pause after each step, and prints a digest."""
     options = {"lora": LoRA(r=2), "accumulate": 2} if adapter else {}
     done = run(folder, workers=workers, wait=0.03, **options)
     sys.stdout.write(json.dumps({"digest": digest(done)}))

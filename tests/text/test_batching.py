@@ -1,4 +1,4 @@
-"""Batches of few shapes: every text once, within the budget, few programs."""
+"""Batches of few shapes: every text occurs once, within the budget, with few programs."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_every_text_once_within_the_budget(lengths, budget, longest):
 
 
 def test_a_plan():
-    """Long texts with long texts; the few at the end share a batch of a power of two rows."""
+    """Long texts are batched together; the last few are in a batch of a power of two rows."""
     batches = plan([5, 40, 7, 9, 6, 41], 512, 96)
     assert [(list(b.indices), b.rows, b.length) for b in batches] == [
         ([5, 1], 2, 48),
@@ -62,7 +62,7 @@ def test_a_plan():
 
 
 @pytest.mark.parametrize("budget", [0, -1, 2.0, True, "64"])
-def test_a_budget_that_is_none(budget):
+def test_an_invalid_budget(budget):
     with pytest.raises(InputError, match="token_budget: expected a whole number of at least 1"):
         check_budget(budget)
 

@@ -1,4 +1,4 @@
-"""Several texts in one row: which row, which program, and vectors as if each were alone."""
+"""Packing: the rows and programs of texts, and embeddings equal to those of each text alone."""
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,14 @@ DRAW = np.random.default_rng(0)
 
 @pytest.mark.parametrize("width", [8, 40, 64])
 @pytest.mark.parametrize("budget", [1, 64, 300])
-def test_every_text_has_a_place(width, budget):
+def test_every_text_has_a_position(width, budget):
     lengths = DRAW.integers(1, width + 1, 100).tolist()
     batches = plan_packed(lengths, width, budget)
     assert sorted(np.concatenate([batch.indices for batch in batches])) == list(range(100))
     for batch in batches:
-        room = np.zeros(batch.rows, int)
-        np.add.at(room, batch.places[:, 0], np.take(lengths, batch.indices))
-        assert 0 < room[: batch.used].min() <= room.max() <= width
+        totals = np.zeros(batch.rows, int)
+        np.add.at(totals, batch.places[:, 0], np.take(lengths, batch.indices))
+        assert 0 < totals[: batch.used].min() <= totals.max() <= width
         assert len({tuple(place) for place in batch.places.tolist()}) == len(batch.indices)
         assert batch.places[:, 1].max() < slots_of(width)
         assert batch.rows * width <= max(budget, width)
@@ -75,7 +75,7 @@ def test_arrays():
 @pytest.mark.parametrize("mode", slow_but(POOLINGS, "mean"))
 @pytest.mark.parametrize("name", ["BertModel", "GPT2Model"])
 def test_as_if_alone(name, mode):
-    """Every pooling, with a prompt left out; and a neighbour changes nothing at all."""
+    """For every pooling, with a prompt excluded, the other texts of a row change nothing."""
     with jax.enable_x64(True):
         chain = [Pooling(mode, 24, include_prompt=False), Normalize()]
         model = SentenceModel(drawn(name), chain)
@@ -101,7 +101,7 @@ def test_as_if_alone(name, mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["BertModel", "GPT2Model"])
 def test_encoding(name):
-    """In few programs, in the texts' order; texts too long for a shared row have their own."""
+    """Encodes in few programs and in order; texts that are too long get rows of their own."""
     encoder = sentences.encoder(name, prompts={"query": "it is "})
     texts = sentences.texts(150, 60)
     expected = encoder.encode(texts, prompt_name="query", token_budget=200)

@@ -1,4 +1,4 @@
-"""The benchmark of fine-tuning runs and judges."""
+"""The fine-tuning benchmark runs and reports accuracies."""
 
 import importlib.util
 import json
@@ -73,7 +73,7 @@ def test_one_draw(tmp_path):
 
 @pytest.mark.slow
 def test_padding_does_not_dilute_a_text():
-    """The scores of a row are the mean over its words, however far it is padded."""
+    """The logits of a row are the mean over its tokens, whatever its padding."""
     config = minibert.BertConfig.tiny()
     model = minibert.BertForTokenClassification(config, rngs=nnx.Rngs(0)).eval()
     mask = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])

@@ -1,4 +1,4 @@
-"""Configs of models that are begun afresh: the tokenizer's ids are in them, or it is an error."""
+"""Configs of new models: they have the tokenizer's ids, or an error is raised."""
 
 import json
 
@@ -14,7 +14,7 @@ CLASSES = (minibert.GPT2LMHeadModel, minibert.BertLMHeadModel)
 
 
 class Tokenizer:
-    """What a config asks of one."""
+    """The attributes of a tokenizer that a config needs."""
 
     pad_token_id, bos_token_id, eos_token_id = 5, None, 7
 
@@ -45,10 +45,12 @@ def test_a_file_is_completed_or_refused(tmp_path):
     assert config.extra["eos_token_id"] == 7
     for key, other in (("pad_token_id", 0), ("eos_token_id", 50256)):
         path.write_text(json.dumps(given | {key: other}))
-        with pytest.raises(ConfigError, match=rf"config.json: {key}: the tokenizer's is"):
+        with pytest.raises(
+            ConfigError, match=rf"config.json: {key}: expected \d, as in the tokenizer"
+        ):
             made(path)
     path.write_text(json.dumps(given | {"vocab_size": 60}))
-    with pytest.raises(ConfigError, match="vocab_size: the tokenizer has 61 words"):
+    with pytest.raises(ConfigError, match="vocab_size: expected at least 61"):
         made(path)
     path.write_text(json.dumps(given | {"model_type": "t5"}))
     with pytest.raises(ConfigError, match="expected gpt2 or bert"):

@@ -1,4 +1,4 @@
-"""LoRA beside PEFT: the same adapters give the same numbers and gradients, in both directions."""
+"""LoRA and PEFT: the same adapters have the same outputs and gradients, in both directions."""
 
 import dataclasses
 
@@ -78,7 +78,7 @@ def test_single_precision(name, tmp_path):
 
 
 def torch_names(adapter, model) -> dict[str, str]:
-    """Our parameters' paths to PEFT's names in a model."""
+    """Returns PEFT's names of our parameters, by path."""
     from minibert.train.lora.files import tensors
 
     found = {}
@@ -90,7 +90,7 @@ def torch_names(adapter, model) -> dict[str, str]:
 
 
 def ours_and_theirs(name, settings, folder):
-    """Our model and adapter, and PEFT's model with the same numbers. In float64."""
+    """Returns our model and adapter, and PEFT's model with the same numbers, in float64."""
     theirs = adapters.base(name, folder / "base")
     adapted = adapters.peft_model(theirs, settings)
     with adapters.quiet():
@@ -100,7 +100,7 @@ def ours_and_theirs(name, settings, folder):
 
 
 def as_torch(adapter, model, params) -> dict[str, np.ndarray]:
-    """Arrays by our paths, as PEFT has them by its names."""
+    """Returns arrays by our paths as PEFT's tensors by its names."""
     names = torch_names(adapter, model)
     turned = {path for path in params if not path.endswith("bias")}
     return {
@@ -137,7 +137,7 @@ def as_torch(adapter, model, params) -> dict[str, np.ndarray]:
     ],
 )
 def test_a_task_trains_its_head(name, settings, tmp_path):
-    """What is trained is what PEFT trains: for these tasks the head, whole."""
+    """The same parameters are trained as by PEFT: for these tasks the whole head."""
     theirs = oracle.saved(name, tmp_path, **CLASSES[name])
     with adapters.quiet():
         adapted = peft.get_peft_model(theirs, peft.LoraConfig(**settings))
@@ -159,7 +159,7 @@ def test_a_task_trains_its_head(name, settings, tmp_path):
     ],
 )
 def test_a_head_beside_every_linear_layer(name, task, head, tmp_path):
-    """PEFT 0.21 fails to make such an adapter, and reads ours."""
+    """PEFT 0.21 cannot create such an adapter, but loads ours."""
     oracle.saved(name, tmp_path / "base", **CLASSES[name])
     settings = train.LoRA(task_type=task, target_modules="all-linear")
     with oracle.float64():
@@ -249,7 +249,7 @@ class TestTraining:
 
 
 def quietly(model):
-    """A model that has no dropout in training either."""
+    """A model without dropout, also in training mode."""
     leaves, treedef = jax.tree.flatten(model)
     copy = jax.tree.unflatten(treedef, leaves)
     copy.set_attributes(rate=0.0)
@@ -315,7 +315,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", [*MISTAKES, "A and B swapped", "Conv1D transposed"])
 def test_mistake_is_seen(mistake, tmp_path, monkeypatch):
-    """A square Conv1D, so that no shape tells what is wrong."""
+    """Uses a square Conv1D, so that shapes do not reveal the mistake."""
     name, settings = (
         "GPT2LMHeadModel",
         {
@@ -346,7 +346,7 @@ def test_mistake_is_seen(mistake, tmp_path, monkeypatch):
 
 
 def transposed(combined):
-    """What is added is laid out as PyTorch's linear layers are."""
+    """Adds the update in the layout of PyTorch's linear layers."""
 
     def wrong(places, params, frozen):
         arrays = combined(places, params, frozen)

@@ -1,4 +1,4 @@
-"""LoRA's settings, adapters and their files: what is refused, each by its name."""
+"""LoRA's settings, adapters and their files: errors name what is refused."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def gpt2():
 
 
 def filled(model, **settings):
-    """An adapter without zeros."""
+    """Returns an adapter without zeros."""
     params = train.init_adapter(model, train.LoRA(init_lora_weights=False, **settings)).params
     return train.Adapter(train.LoRA(**settings), params)
 
 
 @pytest.fixture
 def folder(bert, tmp_path):
-    """A sound adapter's."""
+    """The folder of a valid adapter."""
     adapter = filled(bert, r=4, modules_to_save=["classifier"])
     train.save_adapter(bert, adapter, tmp_path / "adapter")
     return tmp_path / "adapter"
@@ -118,7 +118,7 @@ def test_settings_that_are_not_implemented(field, value):
         ({"modules_to_save": ["clasifier"]}, "modules_to_save: .*clasifier"),
         ({"task_type": "QUESTION_ANS"}, "modules_to_save: .*qa_outputs.*: no module"),
         ({"target_modules": ["classifier"], "modules_to_save": ["classifier"]}, "no module"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out: True, but bert.encoder.* is Linear"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out: expected False .*bert.encoder.* is a Linear"),
     ],
 )
 def test_settings_that_do_not_fit_a_model(bert, settings, message):
@@ -131,7 +131,9 @@ def test_settings_that_do_not_fit_gpt2(gpt2):
         train.init_adapter(gpt2, train.LoRA(target_modules=["lm_head"]))
     with pytest.raises(InputError, match=r"modules_to_save: transformer.wte.*lm_head.*tied"):
         train.init_adapter(gpt2, train.LoRA(modules_to_save=["wte"]))
-    with pytest.raises(InputError, match=r"fan_in_fan_out: False, but .* is Conv1D"):
+    with pytest.raises(
+        InputError, match=r"fan_in_fan_out: expected True or None, because .* is a Conv1D"
+    ):
         train.init_adapter(gpt2, train.LoRA(fan_in_fan_out=False))
 
 

@@ -1,4 +1,4 @@
-"""Every objective's loss and every parameter's gradient, in float64, beside the libraries' own."""
+"""The loss and all gradients of each objective, in float64, compared with reference libraries."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,15 +35,15 @@ SEQ, ROWS = oracle.SEQ, 3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An objective beside a reference.
+    """An objective and its reference.
 
     Attributes:
         cls: the class of both models.
         objective: ours, or a function of our config.
-        labels: from words and random numbers to the rest of the batch.
-        config: fields.
-        choices: how many texts a row has.
-        loss: the reference, of a model and a batch of tensors.
+        labels: a function from token ids and a random generator to the rest of the batch.
+        config: fields of the config.
+        choices: the number of texts per row.
+        loss: the reference, a function of a model and a batch of tensors.
     """
 
     cls: str
@@ -135,7 +135,7 @@ def distil(objective):
 
 
 def sides(*prefixes: str, negatives: int = 0):
-    """Texts for every side of a pair; hard negatives with an axis of their own, if there are."""
+    """Texts for every side of a pair; hard negatives, if any, have an axis of their own."""
 
     def labels(words, draw):
         found = {}
@@ -269,7 +269,7 @@ def test_loss_and_gradients(name, tmp_path):
 
 @pytest.mark.slow
 def test_texts_that_share_a_row(tmp_path):
-    """Without padding, as transformers' collator makes it and its `Trainer` computes it."""
+    """A batch without padding, as transformers' collator makes it and its `Trainer` computes it."""
     lengths, draw = (4, 1, 6), np.random.default_rng(3)
     texts = [draw.integers(0, VOCAB, length) for length in lengths]
     collator = transformers.DataCollatorWithFlattening(return_tensors="np")
@@ -295,7 +295,7 @@ def test_texts_that_share_a_row(tmp_path):
 
 @pytest.mark.slow
 def test_a_teacher_adds_its_scores(tmp_path):
-    """And who learns from itself has nothing to learn."""
+    """The divergence of a model from itself is 0."""
     batch = losses.words("BertForMaskedLM") | {
         "labels": losses.words("BertForMaskedLM")["input_ids"]
     }

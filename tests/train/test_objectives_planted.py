@@ -1,4 +1,4 @@
-"""Each known mistake in a loss, beside PyTorch's own arithmetic: all are seen."""
+"""Each known mistake in a loss differs from PyTorch and is detected."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -103,7 +103,7 @@ def loss_error(objective, kind):
 
 
 class AllTokens(train.Objective):
-    """Means over all tokens in place of targets."""
+    """Means over all tokens instead of targets."""
 
     def counts(self, batch):
         return {term: jnp.asarray(t.size) for term, t in self.targets(batch).items()}
@@ -125,7 +125,7 @@ def narrow(objective):
 
 
 def zero_is_padding(objective):
-    """−100 read as class 0 and not as no target."""
+    """Reads −100 as class 0 instead of no target."""
     labels = {"masked_lm": Choice("logits", lambda b: jnp.maximum(b["labels"], 0))}
     return choosing("masked_lm", labels, needs=(), labels={})
 
@@ -135,7 +135,7 @@ def weighed(**weights):
 
 
 def unclamped(objective):
-    """Positions past the end not left out, but clamped to the last."""
+    """Clamps positions past the end to the last instead of ignoring them."""
 
     def place(name):
         return lambda b: jnp.clip(b[f"{name}_positions"], 0, SEQ - 1)

@@ -1,4 +1,4 @@
-"""A batch that cannot be right is refused before anything is computed, by the entry's name."""
+"""An invalid batch is refused before anything is computed; the error names the entry."""
 
 import dataclasses
 
@@ -74,9 +74,9 @@ WRONG = {
     "neither": ("causal_lm", {"labels": None}, "needs labels or shift_labels"),
     "half a pair": ("contrastive", {"positive_input_ids": None}, "needs positive_input_ids"),
     "no teacher": ("distillation", {"teacher_logits": None}, "needs teacher_logits"),
-    "rows": ("masked_lm", {"labels": IDS[:2]}, "equally many rows"),
-    "empty": ("masked_lm", {"input_ids": IDS[:0], "labels": IDS[:0]}, "equally many rows"),
-    "a number": ("masked_lm", {"labels": 3}, "equally many rows"),
+    "rows": ("masked_lm", {"labels": IDS[:2]}, "the same number of rows"),
+    "empty": ("masked_lm", {"input_ids": IDS[:0], "labels": IDS[:0]}, "the same number of rows"),
+    "a number": ("masked_lm", {"labels": 3}, "the same number of rows"),
     "ragged": ("masked_lm", {"labels": [[1], [2, 3], [4], [5]]}, "labels: expected an array"),
     "id": ("masked_lm", {"input_ids": at(IDS, 97)}, "input_ids: 97 is out of range"),
     "mask": ("masked_lm", {"attention_mask": at(IDS, 2)}, "attention_mask: expected only 0 and 1"),
@@ -104,7 +104,7 @@ WRONG = {
     "all padding": (
         "filler",
         {"attention_mask": np.zeros((ROWS, SEQ), int)},
-        "attention_mask: no target: everything is padding",
+        "attention_mask: no target: every position is padding",
     ),
     "no pair": ("pretraining", {"next_sentence_label": CLASSES + 2}, "next_sentence_label: 2 is"),
     "class": ("one label", {"labels": at(CLASSES, 4)}, "labels: 4 is out of range.*num_labels 4"),
@@ -141,7 +141,7 @@ def test_a_wrong_batch_is_refused(name):
 
 
 def test_a_part_of_a_batch_may_lack_targets():
-    """It is one process's, or one batch of an evaluation."""
+    """The batch may be one process's part, or one of several in an evaluation."""
     batch = RIGHT["masked_lm"][1] | {"labels": NONE}
     used = checked_batch(CONFIG, train.masked_lm, batch, 1, targets=False)
     assert used["labels"].shape == NONE.shape
@@ -153,7 +153,7 @@ def test_a_part_of_a_batch_may_lack_targets():
 def test_a_batch_is_a_mapping_of_equal_parts():
     with pytest.raises(InputError, match="batch: expected arrays by name, found"):
         checked_batch(CONFIG, train.masked_lm, [IDS], 1)
-    with pytest.raises(InputError, match="4 rows cannot be taken in 3 equal parts"):
+    with pytest.raises(InputError, match="4 rows cannot be split into 3 equal parts"):
         checked_batch(CONFIG, train.masked_lm, LABELS, 3)
 
 
@@ -169,7 +169,7 @@ def test_a_batch_is_a_mapping_of_equal_parts():
         (lambda: train.distillation(train.masked_lm, alpha=1.5), "alpha: expected a number from"),
         (
             lambda: train.distillation(train.pretraining).targets(RIGHT["pretraining"][1]),
-            "expected one with a single term; pretraining has masked_lm, next_sentence",
+            "expected a single term pretraining; found masked_lm, next_sentence",
         ),
     ],
 )
@@ -180,13 +180,13 @@ def test_an_objectives_own_arguments_are_checked(make, message):
 
 def test_a_model_without_the_scores_is_refused():
     trunk = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=jnp.ones((ROWS, SEQ, 24)))
-    with pytest.raises(InputError, match="has no logits"):
+    with pytest.raises(InputError, match="expected one that returns logits"):
         train.masked_lm(trunk, LABELS)
     few = MaskedLMOutput(logits=jnp.ones((ROWS, 97)))
-    with pytest.raises(InputError, match=r"the model's scores are \(4, 97\)"):
+    with pytest.raises(InputError, match=r"expected shape \(4,\), for logits of shape \(4, 97\)"):
         train.masked_lm(few, LABELS)
     other = MaskedLMOutput(logits=jnp.ones((ROWS, SEQ, 50)))
-    with pytest.raises(InputError, match=r"expected the model's shape \(4, 6, 50\)"):
+    with pytest.raises(InputError, match=r"expected the shape of the model's logits, \(4, 6, 50\)"):
         TAUGHT(other, RIGHT["distillation"][1])
 
 

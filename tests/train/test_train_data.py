@@ -48,7 +48,7 @@ def same(one, other):
 
 
 class Numbers:
-    """Examples that are their own numbers."""
+    """Examples that consist of their own indices."""
 
     def __init__(self, count):
         self.count = count
@@ -212,7 +212,7 @@ def test_drawing_depends_on_seed_epoch_and_example_alone():
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize(("count", "drop_last"), [(24, False), (20, False), (4, False), (23, True)])
 def test_hosts_share_every_batch(hosts, count, drop_last):
-    """Their parts, joined in their order, are the batch that one host makes, row for row."""
+    """The parts, concatenated in order, are the batch that a single host makes, row for row."""
     options = {"batch_size": 8, "shuffle": True, "drop_last": drop_last, "epochs": 2, "seed": 5}
     options |= {"transforms": [noisy]}
     alone = list(data.batches(Numbers(count), **options))
@@ -280,7 +280,7 @@ if __name__ == "__main__":  # workers import this file
 
 @pytest.mark.slow
 def test_killed_with_a_worker(tmp_path):
-    """The worker ends too, and the position last known leads to the batches that follow."""
+    """The worker exits too, and the last saved position leads to the batches after it."""
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     environment = os.environ | {"PYTHONPATH": PYTHONPATH}

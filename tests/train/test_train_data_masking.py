@@ -1,4 +1,4 @@
-"""Masked words: what is drawn, how often, and what is left as it was."""
+"""Masking: which tokens are drawn, how often, and which are left unchanged."""
 
 import copy
 import itertools
@@ -25,7 +25,7 @@ IMPROBABLE = 1e-4  # one run in ten thousand would be refused, were the seed not
 
 
 def likelihood(plan, words=False, probability=0.15):
-    """How likely the counts are that a masking yields, under 15 % and 80/10/10."""
+    """Returns the probability of a masking's counts under 15 % and 80/10/10."""
     generator = np.random.default_rng(7)
     ids = generator.integers(1000, 30000, size=400).astype(np.int32)
     starts = np.arange(400) % 4 == 0
@@ -57,13 +57,13 @@ def plan(**changes):
 
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("probability", [0.15, 0.4])
-def test_shares(words, probability):
+def test_fractions(words, probability):
     made = plan(whole_words=words, probability=probability)
     assert likelihood(made, words, probability) > IMPROBABLE
 
 
 @pytest.mark.parametrize(("name", "value"), [("MASKED", 0.82), ("RANDOM", 0.115)])
-def test_other_shares_would_be_seen(name, value, monkeypatch):
+def test_other_fractions_would_be_detected(name, value, monkeypatch):
     monkeypatch.setattr(masking, name, value)
     assert likelihood(plan()) < IMPROBABLE
 
@@ -213,7 +213,7 @@ def test_blocks_hold_all_tokens(tokenizer, length):
         (["a", None], {}, "text 1: expected a text, found None"),
         (["a", float("nan")], {}, "text 1: expected a text, found nan"),
         (["a", "\ud800"], {}, "text 1: half a surrogate pair"),
-        ([], {}, "texts: there are none"),
+        ([], {}, "texts: expected at least 1 text, found none"),
         (5, {}, "texts: expected a path or texts, found 5"),
         (
             ["a " * 40],
@@ -234,7 +234,7 @@ def test_blocks_hold_all_tokens(tokenizer, length):
         (["a"], {"probability": 0}, "probability: expected a number above 0, to 1, found 0"),
         (["a"], {"probability": 1.5}, "probability: expected a number above 0, to 1, found 1.5"),
         (["a"], {"probability": True}, "probability: expected a number above 0"),
-        (["a"], {"column": "text"}, "column: texts have no columns; found 'text'"),
+        (["a"], {"column": "text"}, "column: expected None for texts, found 'text'"),
         ("a.csv", {"column": ["text"]}, "column: expected a name, found"),
         (["a"], {"whole_words": "yes"}, "whole_words: expected True or False, found 'yes'"),
         (["a"], {"pack": 1}, "pack: expected True or False"),
@@ -249,7 +249,7 @@ def test_texts_refused(tokenizer, source, options, said):
         data.masked_lm(source, tokenizer, **{"max_length": 16, "batch_size": 1} | options)
 
 
-def test_truncation_cuts_when_asked(tokenizer):
+def test_truncation(tokenizer):
     (batch,) = data.masked_lm(
         ["a " * 40], tokenizer, max_length=16, batch_size=1, pack=False, truncation=True
     )
@@ -259,7 +259,9 @@ def test_truncation_cuts_when_asked(tokenizer):
 def test_a_tokenizer_without_a_mask(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.mask_token = None
-    with pytest.raises(InputError, match="no mask token"):
+    with pytest.raises(InputError, match="tokenizer: expected a tokenizer with a mask token"):
         data.masked_lm(["a"], bare, max_length=8, batch_size=1)
-    with pytest.raises(InputError, match="expected a fast one of transformers, found 'NoneType'"):
+    with pytest.raises(
+        InputError, match="expected a fast tokenizer of transformers, found 'NoneType'"
+    ):
         data.masked_lm(["a"], None, max_length=8, batch_size=1)

@@ -1,4 +1,4 @@
-"""Every task's batches are what its objective takes."""
+"""The batches of every task fit its objective."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pairs of sentences: where they are from, how often, and what is refused."""
+"""Pairs of sentences: their sources and frequencies, and errors."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_all_other_documents_are_drawn(pairs, tokenizer):
     assert drawn == {(a, b) for a in NUMBERS[:7] for b in NUMBERS[:7] if a != b}
 
 
-def test_pairs_are_cut_only_when_asked(tokenizer):
+def test_pairs_are_truncated_only_on_request(tokenizer):
     long = [["one " * 30, "two " * 5], ["three " * 40, "four " * 40]]
     with pytest.raises(InputError, match="document 0: sentences 0 to 1: 38 tokens; max_length is"):
         data.pretraining(long, tokenizer, max_length=24, batch_size=1)

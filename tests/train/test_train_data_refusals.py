@@ -1,4 +1,4 @@
-"""Training data that cannot be right: what is said of them."""
+"""Errors for invalid training data."""
 
 import json
 import math
@@ -18,7 +18,7 @@ IDS = np.arange(65)
 
 @pytest.fixture
 def read(tokenizer):
-    """A task's data, by its name."""
+    """Returns the batches of a task, by its name."""
 
     def reading(task, source, **options):
         given = {"max_length": 12, "batch_size": 1} | options
@@ -70,7 +70,7 @@ def test_an_unknown_option():
 
 
 def test_no_examples():
-    with pytest.raises(InputError, match="there are none"):
+    with pytest.raises(InputError, match="examples: expected at least one, found none"):
         data.batches([], batch_size=1)
 
 
@@ -101,7 +101,7 @@ def labelled(*labels):
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
-        ([], {}, "records: there are none"),
+        ([], {}, "records: expected at least 1 record, found none"),
         (7, {}, "records: expected a path or mappings, found 7"),
         ({"text": "a", "label": 0}, {}, "records: expected a path or mappings"),
         (["a"], {}, "record 0: expected values by column, found 'a'"),
@@ -131,7 +131,7 @@ def labelled(*labels):
         (labelled("a"), {"label2id": ["a"]}, "label2id: expected ids by name, found .'a'."),
         (labelled("a"), {"problem_type": "ranking"}, "problem_type: expected one of single_label_"),
         (labelled("a"), MULTI, "record 0: label: expected a list, found 'a'"),
-        (labelled(["a", "a"]), MULTI, "record 0: label: a label is given twice"),
+        (labelled(["a", "a"]), MULTI, "record 0: label: a label occurs twice"),
         (labelled([1, 0], [0, 1]), MULTI, r"record 0: label: \[1, 0\] and all others may be ids"),
         (labelled([1], [0]), MULTI, r"\[1\] and all others may be ids .* expected floats"),
         (labelled([1, 0]), MULTI | {"label2id": AB}, r"\[1, 0\] and all others may be ids"),
@@ -147,7 +147,7 @@ def labelled(*labels):
         (labelled(np.array(1)), MULTI, r"expected a list, found array\(1\)"),
         (labelled([["a"], ["b", "c"]]), MULTI, "expected a label's name or number"),
         (labelled("01", "1", 2), {}, "expected a name as elsewhere, found 2"),
-        (labelled([]), MULTI, "label: there are none"),
+        (labelled([]), MULTI, "label: expected at least one label, found none"),
         (labelled([1.0, 0.0], MASKED), MULTI, "record 1: label: .* without masked elements"),
         (labelled([1.0, 0.0], MASKED), REAL, "record 1: label: .* without masked elements"),
         (labelled(0, MASKED[1]), {}, "record 1: label: .* without masked elements"),
@@ -163,7 +163,7 @@ def labelled(*labels):
         (labelled([[1.0], [2.0, 3.0]]), REAL, r"expected a finite number, found \[1.0\]"),
         (labelled([]), REAL, "record 0: label: expected numbers, found none"),
         (labelled(1.0, [1.0]), REAL, "record 1: label: expected numbers of shape .. as in the"),
-        (labelled(1.0), REAL | {"label2id": {"a": 0}}, "label2id: a regression has none"),
+        (labelled(1.0), REAL | {"label2id": {"a": 0}}, "label2id: expected None for a regression"),
     ],
 )
 def test_records(read, source, options, said):
@@ -181,7 +181,7 @@ def test_records(read, source, options, said):
         ('{"text": "a", "label": 0}\n\n', "line 2: is blank"),
         ('{"text": "a", "label": NaN}\n', "line 1: label: expected .* found nan"),
         ('{"text": "", "label": 0}\n', "line 1: text: the text is empty"),
-        ("", "there are none"),
+        ("", "expected at least 1 record, found none"),
     ],
 )
 def test_lines(read, tmp_path, content, said):
@@ -201,7 +201,7 @@ def test_lines(read, tmp_path, content, said):
         ("a.csv", b"text,label\na,0,1\n", "not a readable csv file"),
         ("a.csv", b"text,label\n\xff,0\n", "a.csv"),
         ("a.csv", b"", "no column 'text'; it has .\\]"),
-        ("a.csv", b"text,label\n", "there are none"),
+        ("a.csv", b"text,label\n", "expected at least 1 record, found none"),
         ("a.parquet", b"PAR1 nonsense", "not a parquet file"),
     ],
 )
@@ -304,7 +304,7 @@ def test_tokenizers(tokenizer):
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer)
     options = {"max_length": 12, "batch_size": 1}
     with pytest.raises(
-        InputError, match="tokenizer: expected a fast one of transformers, found 'int'"
+        InputError, match="tokenizer: expected a fast tokenizer of transformers, found 'int'"
     ):
         data.classification(labelled(0), 3, **options)
     with pytest.raises(InputError, match="tokenizer: has no padding token; set one"):
@@ -312,7 +312,7 @@ def test_tokenizers(tokenizer):
     with pytest.raises(InputError, match="expected an EOS or separator token, found neither"):
         data.token_ids(["a"], bare)
     bare.pad_token = "a"
-    with pytest.raises(InputError, match="would join the words"):
+    with pytest.raises(InputError, match="expected one that separates words"):
         data.token_classification(words(["a"], ["O"]), bare, **options)
 
 

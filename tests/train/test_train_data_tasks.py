@@ -1,4 +1,4 @@
-"""Records with labels, answers or likes: their files, their targets, their shapes."""
+"""Datasets of labels, answers and contrastive pairs: files, targets and shapes."""
 
 import copy
 import csv
@@ -160,7 +160,7 @@ def test_few_shapes(classify):
     lengths = [batch["input_ids"].shape[1] for batch in found]
     assert lengths == [8] * 3 + [16] * 4 + [32] * 8
     assert all(batch["attention_mask"].sum(axis=1).max() > 2 for batch in found)
-    with pytest.raises(InputError, match="gives the 2 hosts batches of different lengths"):
+    with pytest.raises(InputError, match="pad_to: expected one length for 2 hosts"):
         classify(rows, pad_to=8, max_length=32, batch_size=2, share=(0, 2))
 
 

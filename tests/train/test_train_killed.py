@@ -1,4 +1,4 @@
-"""A run that is killed, whenever it is, goes on to the very parameters of an undisturbed one."""
+"""A run that is killed at any time is resumed to exactly the parameters of an undisturbed run."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unoptimised
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts a run in a folder; all of the module keep their compiled programs together."""
+    """Starts a run in a folder; all runs of this module share a cache of compiled programs."""
     programs = str(tmp_path_factory.mktemp("programs"))  # a killed one may leave half of one
 
     def run(folder, workers=0, adapter=False):
@@ -50,7 +50,7 @@ def being_saved(folder):
 
 
 def seen(folder):
-    """The records of each step, in every run of it."""
+    """Returns the records of each step, one for each time that it ran."""
     found = {}
     for line in (folder / "seen").read_text().splitlines():
         step, _, examples = line.partition(" ")
@@ -99,7 +99,7 @@ def test_killed_five_times(start, undisturbed, tmp_path):
 
 
 def kill_at_steps(start, folder, goals, draw, *options):
-    """Runs, each killed at a random moment after its goal is reached, as the log has it."""
+    """Runs that are killed at a random moment after the log has reached a goal."""
     killed = []
     for goal in goals:
         process = start(folder, *options)
@@ -133,7 +133,7 @@ def test_killed_twenty_times_with_workers_accumulation_and_an_adapter(start, tmp
 
 @pytest.mark.slow
 def test_ended_by_sigterm(start, undisturbed, tmp_path):
-    """With its data made by two other processes; it stops behind a step, and saves that one."""
+    """With data from two other processes; it stops after a step, and saves that step."""
     process = start(tmp_path, workers=2)
     while len(logged(tmp_path)) < 8:
         assert process.poll() is None

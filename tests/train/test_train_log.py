@@ -1,4 +1,4 @@
-"""What a run says of itself: lines of metrics, tokens and FLOPs a second."""
+"""Metrics of a run: log lines, tokens and FLOPs per second."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from minibert.train.metrics import PEAKS, MetricsLog, Speed, sizes
 pytestmark = pytest.mark.unoptimised
 
 
-def test_a_log_goes_on(tmp_path):
+def test_a_log_is_continued(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
@@ -47,7 +47,9 @@ def test_what_is_no_log_is_kept(tmp_path):
     path = tmp_path / "notes.json"
     path.write_text('{"my": "precious line"}')
     for restored in (True, False):
-        with pytest.raises(InputError, match="line 1: expected metrics with a step"):
+        with pytest.raises(
+            InputError, match="line 1: expected a JSON object of metrics with a step"
+        ):
             MetricsLog(path, 3, restored=restored, resume=True)
     assert path.read_text() == '{"my": "precious line"}'
 
@@ -57,7 +59,7 @@ def test_another_runs_log_is_kept(tmp_path):
     text = "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3))
     path.write_text(text)
     for step in (0, 2):  # a run that has no checkpoint, or a trainer that has gone two steps
-        with pytest.raises(TargetError, match="exists; choose another"):
+        with pytest.raises(TargetError, match="already exists; choose another file"):
             MetricsLog(path, step, restored=False, resume=False)
     for number in (1, 2):
         path.write_text(text)
@@ -121,13 +123,13 @@ def test_sizes():
     assert sizes({"input_ids": mask, "attention_mask": mask, "labels": mask}) == {
         "examples": 2,
         "tokens": 5,
-        "places": 8,
+        "positions": 8,
         "squares": 32,
     }
     looks = np.tril(np.ones((2, 4, 4), int)) * mask[:, None]
     assert sizes({"input_ids": mask, "attention_mask": looks})["tokens"] == 5
     pairs = {"anchor_input_ids": mask, "anchor_attention_mask": mask, "positive_input_ids": mask}
-    assert sizes(pairs) == {"examples": 2, "tokens": 13, "places": 16, "squares": 64}
+    assert sizes(pairs) == {"examples": 2, "tokens": 13, "positions": 16, "squares": 64}
 
 
 def test_flops_are_those_that_xla_counts(monkeypatch):
@@ -141,6 +143,8 @@ def test_flops_are_those_that_xla_counts(monkeypatch):
     forward = lowered.cost_analysis()["flops"]
     size = sizes({"input_ids": ids})
     linear, square = speed._flops
-    assert linear * size["places"] + square * size["squares"] == pytest.approx(3 * forward, rel=0.1)
+    assert linear * size["positions"] + square * size["squares"] == pytest.approx(
+        3 * forward, rel=0.1
+    )
     assert PEAKS["NVIDIA H200"] == 989e12
     assert "mfu" not in speed.rates()

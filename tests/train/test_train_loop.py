@@ -1,4 +1,4 @@
-"""The loop: metrics, evaluations, checkpoints, stopping; what it refuses."""
+"""The training loop: metrics, evaluations, checkpoints, stopping and errors."""
 
 import json
 import os
@@ -132,7 +132,11 @@ def test_not_finite(saving, tmp_path):
     model = minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0))
     trained = Trainer(model, causal_lm, optax.chain(adamw(1e-3), _spoiling(4)))
     checkpoints = Checkpoints(folder=tmp_path / "c", every=1) if saving else None
-    said = "step 5: NaN or infinity in" if saving else r"step 6: .*nan.*batch 6, of the examples"
+    said = (
+        "step 5: NaN or infinity in"
+        if saving
+        else r"step 6: .*nan.* at batch 6 of the data, of the examples"
+    )
     with pytest.raises(NotFiniteError, match=said):
         fit(trained, batches(), steps=9, checkpoints=checkpoints, log=tmp_path / "log.jsonl")
     if saving:
@@ -141,7 +145,7 @@ def test_not_finite(saving, tmp_path):
 
 @pytest.mark.slow
 def test_an_evaluation_that_is_not_finite(tmp_path):
-    """The steps before it are good: they are logged, and in a checkpoint."""
+    """The steps before it are valid: they are logged, and are in a checkpoint."""
     config = minibert.GPT2Config.tiny(vocab_size=61, n_layer=1)
     model = minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0))
     places = model.transformer.wpe.embedding
@@ -179,7 +183,7 @@ def test_patience(tmp_path):
 
 
 def alternating():
-    """What the batches lead away from."""
+    """A batch whose loss increases when the model learns the others."""
     ids = np.tile(np.arange(9, dtype=np.int32), (2, 1))
     return {"input_ids": ids, "labels": ids}
 
@@ -219,7 +223,7 @@ def test_what_is_wrong_is_not_the_end_of_the_data():
 
 
 class Torn(Rows):
-    """Rows, in reading one of which something goes wrong."""
+    """Rows, one of which raises an error when it is read."""
 
     def __init__(self, wrong):
         super().__init__(9)
@@ -233,7 +237,7 @@ class Torn(Rows):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_errors_in_reading_examples_are_raised(shuffle):
-    """Grain would end at a StopIteration, and leave out what is None."""
+    """Grain would end at a StopIteration, and skip None."""
     for wrong, error, said in (
         (lambda: next(iter(())), RuntimeError, "example 5: raised StopIteration"),
         (lambda: None, InputError, "example 5: expected arrays by name, found None"),
@@ -264,7 +268,7 @@ def test_another_run(whole, tmp_path):
     frozen = trainer(12, trainable=("*.wte.*",))
     with pytest.raises(CheckpointMismatchError, match=r"params: .*ln_f.bias: .* nothing here"):
         restore(frozen, where)
-    with pytest.raises(TargetError, match="exists; choose another"):
+    with pytest.raises(TargetError, match="already exists; choose another file"):
         fit(trainer(12), batches(), steps=12, log=folder / "log.jsonl")
 
 
@@ -283,7 +287,7 @@ def test_frozen_parts_count():
     [
         ({"steps": 0}, "steps: expected a whole number of at least 1"),
         ({"steps": 3, "log_every": 0}, "log_every"),
-        ({"steps": 3, "checkpoints": "list"}, "cannot be taken up where it was left"),
+        ({"steps": 3, "checkpoints": "list"}, "the data cannot be resumed"),
         ({"steps": 3, "evaluation": 5}, "evaluation: expected .*Evaluation.*, found .*int"),
     ],
 )
@@ -292,15 +296,15 @@ def test_refused(options, said, tmp_path):
         options["checkpoints"] = Checkpoints(folder=tmp_path)
     with pytest.raises(InputError, match=said):
         fit(trainer(), held(), **options)
-    with pytest.raises(InputError, match="more than once"):
+    with pytest.raises(InputError, match="iterated over repeatedly"):
         Evaluation(batches=iter(held()), every=1)
-    with pytest.raises(InputError, match="more than once"):
+    with pytest.raises(InputError, match="iterated over repeatedly"):
         Evaluation(batches=5, every=1)
     with pytest.raises(InputError, match="data: expected batches, found"):
         fit(trainer(), 5, steps=1)
     with pytest.raises(InputError, match="trainer: expected"):
         fit("trainer", held(), steps=1)
-    with pytest.raises(InputError, match="about: expected what JSON holds"):
+    with pytest.raises(InputError, match="about: expected values that JSON can represent"):
         Checkpoints(folder=tmp_path, about={"data": object()})
     assert Checkpoints(folder=tmp_path, about={"rows": np.int64(3)}).every == 1000
 

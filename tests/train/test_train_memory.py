@@ -20,9 +20,9 @@ libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 libc.malloc.restype = ctypes.c_void_p
 
 def use():
-    room = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
-    libc.memset(room, 1, ctypes.c_size_t(size))
-    libc.free(room)
+    memory = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
+    libc.memset(memory, 1, ctypes.c_size_t(size))
+    libc.free(memory)
 
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,4 +1,4 @@
-"""AdamW beside PyTorch's; each known mistake in it is seen; schedules; what decays."""
+"""AdamW compared with PyTorch's; planted mistakes; schedules; which parameters decay."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ RATE, DECAY = 1e-2, 0.1
 
 
 def optimizer_error(optimizer, steps=20):
-    """How far parameters are from torch.optim.AdamW's after 20 steps of the same gradients."""
+    """Returns the distance of parameters from torch.optim.AdamW's after 20 equal gradient steps."""
     params = {path: jnp.asarray(drawn(*shape)) for path, shape in PARAMETERS.items()}
     theirs = {path: torch.tensor(np.array(p), requires_grad=True) for path, p in params.items()}
     kernels = [p for path, p in theirs.items() if not path.endswith(("bias", "scale"))]
@@ -106,7 +106,7 @@ def test_mistakes_in_the_optimizer_are_seen(make):
 @pytest.mark.parametrize(("steps", "warmup"), [(30, 5), (30, 0), (10, 10), (10, 9), (1, 0), (1, 1)])
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 def test_schedules_are_transformers(kind, steps, warmup):
-    """At every step and the one after the last; a decayed rate stays 0 after that."""
+    """Compares every step and the one after the last; after that, a decayed rate stays 0."""
     transformers = pytest.importorskip("transformers")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=RATE)
     name = {"constant": "constant_with_warmup"}.get(kind, kind)

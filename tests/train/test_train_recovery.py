@@ -1,4 +1,4 @@
-"""What a run goes on from: failed evaluations, teachers, earlier steps, damaged checkpoints."""
+"""Recovery of runs: failed evaluations, teachers, earlier steps, damaged checkpoints."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def undisturbed():
 
 
 class Failing:
-    """Batches to evaluate on; one reading fails."""
+    """Evaluation batches; one iteration over them fails."""
 
     def __init__(self):
         self.readings = 0
@@ -76,7 +76,7 @@ def test_a_failing_evaluation_loses_no_step(undisturbed, tmp_path):
     assert [json.loads(line) for line in lines] == result.history
 
 
-def test_the_same_trainer_goes_on():
+def test_the_same_trainer_continues():
     trained, evaluation = trainer(12), Evaluation(batches=held(), every=2)
     fit(trained, batches(), steps=4, evaluation=evaluation)
     result = fit(trained, batches(), steps=6, evaluation=evaluation)
@@ -90,7 +90,7 @@ def test_checkpoints_need_a_folder():
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint(tmp_path):
-    """In processes of their own: Orbax leaves coroutines behind that complain when collected."""
+    """In processes of their own: Orbax leaves coroutines that warn when they are collected."""
     script = SUPPORT / "training.py"
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}
 
@@ -109,8 +109,8 @@ def test_a_damaged_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_learning_from_a_teacher_goes_on(tmp_path):
-    """The teacher's scores are computed again, for the batches that are left."""
+def test_distillation_resumes(tmp_path):
+    """The teacher's logits are computed again, for the remaining batches."""
     teacher = trainer(12).model
 
     def run(steps):

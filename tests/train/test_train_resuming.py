@@ -1,4 +1,4 @@
-"""What a run resumes: the same data and settings, undamaged numbers; or what it is asked to."""
+"""A run resumes only with the same data and settings, from undamaged numbers, unless requested."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ from minibert.train import (
     schedule,
     with_teacher,
 )
-from minibert.train.checkpoints import Standing, opened, restore
+from minibert.train.checkpoints import EvaluationState, opened, restore
 from minibert.train.data.identity import identity_of
 from minibert.train.run_identity import differences, identity
 from sentences import tokenizer
@@ -70,7 +70,7 @@ def save(folder, trained, given, *steps):
             next(iterator)
             done = jnp.asarray(step, jnp.int32)
             trained.state = dataclasses.replace(trained.state, step=done)
-            store.save(trained.state, step, iterator, Standing())
+            store.save(trained.state, step, iterator, EvaluationState())
             store.wait()
     return iterator
 
@@ -225,7 +225,7 @@ def test_random_keys_of_an_optimizer_are_saved(impl, tmp_path):
 
 
 def test_arrays_of_the_optimizer_itself_outlive_the_state():
-    """A step gives the memory of its state away."""
+    """A step donates the memory of its state."""
     key, rate = jax.random.key(3), jnp.array(1e-3)
     noise = optax.add_noise(0.1, 0.5, key)
     made = trainer(optax.chain(noise, optax.inject_hyperparams(optax.sgd)(rate)))
@@ -280,7 +280,7 @@ def test_what_is_made_of_data_has_their_identity():
 
 
 def test_elsewhere(folder, tmp_path, caplog):
-    """Parameters and steps are those of before; the data begin, the new rate counts."""
+    """Parameters and steps are restored; the data restart, and the new learning rate applies."""
     save(tmp_path, trainer(adamw(1e-3), seed=0), batches(), 2)
     other, given = trainer(adamw(5e-4), seed=1), batches(batch_size=2)
     before = {path: np.asarray(leaf) for path, leaf in other.state.params.items()}
@@ -288,8 +288,8 @@ def test_elsewhere(folder, tmp_path, caplog):
     other.state = dataclasses.replace(other.state, params=moved)
     iterator, options = iter(given), Checkpoints(folder=tmp_path, resume="elsewhere")
     with caplog.at_level(logging.WARNING), opened(options, other, given, iterator) as store:
-        state, standing, positioned = store.restore(other.state, iterator)
-    assert (int(state.step), standing, positioned) == (2, Standing(), False)
+        state, eval_state, positioned = store.restore(other.state, iterator)
+    assert (int(state.step), eval_state, positioned) == (2, EvaluationState(), False)
     assert next(iterator)["input_ids"].shape == (2, 9)
     for path, leaf in state.params.items():
         np.testing.assert_array_equal(leaf, before[path])
@@ -304,7 +304,7 @@ def test_elsewhere(folder, tmp_path, caplog):
 
 
 class Foreign:
-    """Batches of one's own."""
+    """Batches with a custom iterator."""
 
     def __init__(self):
         self.state = {"place": 0}
@@ -322,7 +322,7 @@ class Foreign:
         self.state = state
 
 
-def test_iterators_of_ones_own_are_said_not_to_be_compared(tmp_path, caplog):
+def test_custom_iterators_are_reported_as_not_compared(tmp_path, caplog):
     save(tmp_path, trainer(), Foreign(), 2)
     resume(tmp_path, trainer(), Foreign())
     assert "rows, order and batch size are not compared" in caplog.text
@@ -338,7 +338,7 @@ def test_iterators_of_ones_own_are_said_not_to_be_compared(tmp_path, caplog):
 
 
 def test_checkpoints_without_checksums_are_read(tmp_path, caplog):
-    """As they were before there were any."""
+    """Checkpoints of the first format have no checksums."""
     trained = trainer(trainable=("*.ln_f.*",))
     save(tmp_path, trained, batches(), 2)
     path = tmp_path / "2" / "run" / "metadata"
@@ -349,7 +349,7 @@ def test_checkpoints_without_checksums_are_read(tmp_path, caplog):
     path.write_text(json.dumps({"identity": identity, "standing": record["standing"]}))
     assert resume(tmp_path, trainer(trainable=("*.ln_f.*",)), batches()).step == 2
     assert "has no checksums" in caplog.text
-    assert "the checkpoint has no identity of the data" in caplog.text
+    assert "the checkpoint has no data identity" in caplog.text
 
 
 FLIPS = """
@@ -417,7 +417,7 @@ print("whole", said(lambda: open_source(str(folder / "converted"))))
 
 @pytest.mark.slow
 def test_every_flipped_bit_is_found(tmp_path):
-    """In a process of its own: Orbax leaves coroutines behind that complain when collected."""
+    """In a process of its own: Orbax leaves coroutines that warn when they are collected."""
     done = subprocess.run(
         [sys.executable, "-c", FLIPS, str(tmp_path)],
         capture_output=True,
@@ -436,10 +436,11 @@ def test_every_flipped_bit_is_found(tmp_path):
     for line in found + of["fit"]:
         assert "run/4: a damaged checkpoint (" in line
         assert line.endswith(
-            f"; the one of step 2 is whole: move {tmp_path / 'run' / '4'} away to resume there"
+            f"; the checkpoint of step 2 is intact: move {tmp_path / 'run' / '4'} away to resume "
+            "from it"
         )
     assert "step 2 nothing" in lines
-    assert any(line.startswith("both") and "no earlier one in" in line for line in lines)
+    assert any(line.startswith("both") and "no earlier checkpoint in" in line for line in lines)
     assert [line for line in lines if line.startswith("whole")] == [
         "whole nothing ['2', '4']",
         "whole nothing",

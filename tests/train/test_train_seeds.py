@@ -1,4 +1,4 @@
-"""What the origins of this project train: from junk to text, half a window on, a new last layer.
+"""Training as in the project's courses: junk to text, half a window continued, a new last layer.
 
 The text is that of Python's own help, letter by letter.
 """
@@ -35,7 +35,7 @@ def letters(text):
 
 @pytest.fixture(scope="module")
 def windows(text, letters):
-    """The text in windows of ids, and the number of those that are trained on: the first 90 %."""
+    """Returns the text as windows of ids, and the number of windows to train on, the first 90 %."""
     place = {letter: number for number, letter in enumerate(letters)}
     ids = np.array([place[letter] for letter in text], np.int32)
     found = ids[: len(ids) // WIDTH * WIDTH].reshape(-1, WIDTH)
@@ -43,7 +43,7 @@ def windows(text, letters):
 
 
 def unigram(ids, vocabulary):
-    """The entropy of single letters, in nats: what is lost without looking at any other."""
+    """Returns the entropy of single letters in nats: the loss of a model without context."""
     shares = np.bincount(ids.ravel(), minlength=vocabulary) / ids.size
     return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
 
@@ -55,7 +55,7 @@ def batches(windows, steps=STEPS, seed=0):
 
 
 def known_words(model, letters, text):
-    """The share of the words of a drawn continuation that the text has."""
+    """Returns the fraction of a drawn continuation's words that the text contains."""
     place = {letter: number for number, letter in enumerate(letters)}
     prompt = np.array([[place[letter] for letter in PROMPT]])
     key = jax.random.key(0)
@@ -99,7 +99,7 @@ def test_from_junk_to_text(text, letters, windows):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_half_a_window_is_continued(family, letters, windows):
-    """Learning a few windows by heart, in one pass, needs the first half to be looked at."""
+    """Memorising a few windows, in one pass, requires attention to the first half."""
     size = {"vocab_size": len(letters) + 1}
     if family == "bert":
         config = minibert.BertConfig.tiny(**size, max_position_embeddings=WIDTH)
@@ -122,7 +122,7 @@ def test_half_a_window_is_continued(family, letters, windows):
 
 
 def test_a_new_last_layer_on_a_frozen_body():
-    """Four actions in place of words: the body is the trained one's, bit for bit."""
+    """Four actions instead of tokens: the body is bit for bit the trained one."""
     config = minibert.BertConfig.tiny(num_labels=4)
     body = minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0))
     before = {path: np.asarray(array) for path, array in parameters(body).items()}

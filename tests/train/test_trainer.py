@@ -1,4 +1,4 @@
-"""The training step: in parts, computed again, frozen, and refused."""
+"""The training step: accumulation, rematerialisation, frozen parameters, errors."""
 
 import functools
 import itertools
@@ -40,7 +40,7 @@ def largest(one, other):
 
 
 def same(one, other):
-    """Bit for bit."""
+    """Returns whether arrays are equal bit for bit."""
     return all(np.asarray(one[p]).tobytes() == np.asarray(other[p]).tobytes() for p in other)
 
 
@@ -56,7 +56,7 @@ def steps(trainer, *batches):
 
 
 def test_parts_are_the_whole():
-    """Unequally many targets in each, and two terms; some parts have no target of the second."""
+    """Parts with different numbers of targets, and two terms; some have no target of the second."""
     model = drawn("BertForPreTraining", **STILL["bert"], **ONE_LAYER)
     make = functools.partial(Trainer, model, train.pretraining, train.adamw(1e-3))
     whole, wanted = steps(make(), pretraining_batch(), pretraining_batch())
@@ -68,7 +68,7 @@ def test_parts_are_the_whole():
 
 
 def test_a_mean_of_means_is_another_number():
-    """What parts would give if each took its own mean: seen by the test above."""
+    """The result if each part had its own mean, which the test above detects."""
     model = drawn("BertForPreTraining", **ONE_LAYER)
     batch = pretraining_batch()
     outputs = jax.jit(lambda model, ids: model(ids))(model, batch["input_ids"])
@@ -100,7 +100,7 @@ def test_computed_again_is_the_same(name, dropout):
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_computing_again_keeps_less_for_the_backward_pass(name):
-    """What is kept, not what XLA allocates: on a CPU it undoes the second computation."""
+    """Counts stored residuals, not XLA's allocation: on a CPU, XLA undoes rematerialisation."""
     deep, objective = {
         "BertForMaskedLM": ({"num_hidden_layers": 8}, train.masked_lm),
         "GPT2LMHeadModel": ({"n_layer": 8}, train.causal_lm),
@@ -146,7 +146,7 @@ def test_what_is_not_trained_stays_and_one_program_serves():
 
 
 def recording(keys):
-    """An objective that notes the key each call is given, and learns nothing."""
+    """An objective that records the key of each call and has a constant loss."""
 
     def apply(model, batch, rngs):
         jax.debug.callback(
@@ -204,11 +204,11 @@ def test_evaluation_counts_every_target_alike():
     right = model(batch["input_ids"]).logits.argmax(-1)[:, :-1] == batch["labels"][:, 1:]
     kept = batch["labels"][:, 1:] != -100
     assert whole["causal_lm_accuracy"] == pytest.approx(float(right[kept].mean()))
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="batches: expected at least one, found none"):
         trainer.evaluate([])
     none = batch | {"labels": np.full_like(batch["labels"], -100)}
     assert trainer.evaluate([none, batch]) == whole
-    with pytest.raises(InputError, match="no target in any of them"):
+    with pytest.raises(InputError, match="expected at least one target, found none"):
         trainer.evaluate([none])
 
 
@@ -222,16 +222,18 @@ def test_narrow_parameters_are_refused(dtype):
 
 def test_pairs_cannot_be_taken_in_parts():
     model = drawn("BertModel", **ONE_LAYER)
-    with pytest.raises(InputError, match="compares the rows"):
+    with pytest.raises(InputError, match=r"accumulate: expected 1, because .* compares the rows"):
         Trainer(model, train.contrastive(), train.adamw(1e-3), accumulate=2)
-    with pytest.raises(InputError, match=r"objective: expected one of minibert.train, found"):
+    with pytest.raises(
+        InputError, match=r"objective: expected an objective of minibert.train, found"
+    ):
         Trainer(model, train.contrastive, train.adamw(1e-3))
-    with pytest.raises(InputError, match="optimizer: expected a transformation of optax, found"):
+    with pytest.raises(InputError, match="optimizer: expected an optax transformation, found"):
         Trainer(model, train.contrastive(), 1e-3)
 
 
 def test_scores_narrower_than_float32_are_widened():
-    """A model that computes in bfloat16 has its loss in float32, and of it the gradient."""
+    """A model that computes in bfloat16 has a float32 loss, and the gradient of that loss."""
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 97)) * 5, jnp.bfloat16)
     outputs = MaskedLMOutput(logits=logits)
     exact = MaskedLMOutput(logits=logits.astype(jnp.float64))

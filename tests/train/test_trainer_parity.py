@@ -1,4 +1,4 @@
-"""The training step beside PyTorch's: AdamW, its schedule and clipping."""
+"""The training step compared with PyTorch's: AdamW, its schedule and clipping."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The shape and settings of a BERT, as transformers' `configuration_bert.py` has them."""
+"""The config of BERT, which follows transformers' `configuration_bert.py`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -63,12 +63,12 @@ class BertConfig(Config):
                 f"found {self.num_attention_heads}"
             )
         if self.add_cross_attention and not self.is_decoder:
-            raise ConfigError("add_cross_attention: only a decoder has it, and is_decoder is false")
+            raise ConfigError("add_cross_attention: expected false, as is_decoder is false")
         if self.is_causal and not self.is_decoder:
-            # its eager attention ignores it, and its default one masks texts without padding
+            # transformers' eager attention ignores it; its default one applies it without padding
             raise UnsupportedConfigError(
-                "is_causal: True, but is_decoder is false; expected is_decoder true for attention "
-                "to earlier tokens only, or no is_causal"
+                "is_causal: expected false or no value, as is_decoder is false, found true; set "
+                "is_decoder for attention to earlier tokens only"
             )
         if self.pad_token_id is not None and not (
             -self.vocab_size <= self.pad_token_id < self.vocab_size
@@ -94,17 +94,17 @@ class BertConfig(Config):
 
     @classmethod
     def base(cls, **changes: Any) -> "BertConfig":
-        """BERT-base: 12 layers of 768, 110 million parameters."""
+        """Returns the config of BERT-base: 12 layers of 768, 110 million parameters."""
         return cls(**changes)
 
     @classmethod
     def large(cls, **changes: Any) -> "BertConfig":
-        """BERT-large: 24 layers of 1024, 335 million parameters."""
+        """Returns the config of BERT-large: 24 layers of 1024, 335 million parameters."""
         return cls._sized(changes, **LARGE)
 
     @classmethod
     def tiny(cls, **changes: Any) -> "BertConfig":
-        """Two layers of 24 with every size different: for trying things out."""
+        """Returns a config of two layers of 24 in which all sizes differ, for experiments."""
         return cls._sized(
             changes,
             vocab_size=97,

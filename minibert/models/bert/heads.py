@@ -1,7 +1,7 @@
-"""BERT with its heads: pre-training, next tokens, classification, tagging, answering, choosing.
+"""BERT with its heads: language models, classification, tagging, question answering, choice.
 
-Devlin et al., arXiv:1810.04805, and transformers' `modeling_bert.py`, whose names these are. Every
-model here is called with `BertModel`'s arguments, by the same names and in the same order.
+Devlin et al., arXiv:1810.04805. Names follow transformers' `modeling_bert.py`. Every model takes
+the arguments of `BertModel`, with the same names and in the same order.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ NO_POOLER = {"add_pooling_layer": False}
 
 
 class BertWithHead(ModelWithHead, BertPreTrainedModel):
-    """A `BertModel` under the name `bert`, and a head."""
+    """A `BertModel`, in the attribute `bert`, with a head."""
 
     base_class = BertModel
 
@@ -57,17 +57,17 @@ class _BertWithClassifier(BertWithHead):
 
 
 class BertForSequenceClassification(_BertWithClassifier):
-    """BERT with a classifier over the pooled first token."""
+    """BERT with a sequence classification head, over the pooled first token."""
 
     def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
-        """Takes `BertModel`'s arguments; returns a score for every label."""
+        """Takes `BertModel`'s arguments; returns a score for each label, `(batch, labels)`."""
         outputs = self.base_model(*args, rngs=rngs, **kwargs)
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
 class BertForMultipleChoice(_BertWithClassifier):
-    """BERT with a score for each of several continuations."""
+    """BERT with a multiple-choice head: a score for each of several continuations."""
 
     has_choices = True
 
@@ -84,9 +84,9 @@ class BertForMultipleChoice(_BertWithClassifier):
         *,
         rngs: Rngs = None,
     ) -> MultipleChoiceModelOutput:
-        """Takes `BertModel`'s arguments, each array but `head_mask` with an axis of choices.
+        """Takes `BertModel`'s arguments, with an axis of choices in each array but `head_mask`.
 
-        That axis is the second: `input_ids` is `(batch, choices, seq)`. Returns a score for every
+        It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
         choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
         """
         lead, joined = joined_choices(
@@ -108,13 +108,13 @@ class BertForMultipleChoice(_BertWithClassifier):
 
 
 class BertForTokenClassification(ForTokenClassification, _BertWithClassifier):
-    """BERT with a classifier at every position."""
+    """BERT with a token classification head: scores of labels at each position."""
 
     base_options = NO_POOLER
 
 
 class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead):
-    """BERT with a start and an end score at every position."""
+    """BERT with a question answering head: a start and an end score at each position."""
 
     base_options = NO_POOLER
 
@@ -134,7 +134,7 @@ TIED_DECODER = {
 
 
 class BertPredictionHeadTransform(Module):
-    """Dense, activation, LayerNorm: what precedes the decoder."""
+    """The layers before the decoder: dense, activation, LayerNorm."""
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden = config.hidden_size
@@ -143,12 +143,12 @@ class BertPredictionHeadTransform(Module):
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
     def __call__(self, hidden: Hidden) -> Hidden:
-        """Transforms every position."""
+        """Applies the layers to each position."""
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden)))
 
 
 class LMHead(Module):
-    """Scores every word of the vocabulary at every position, after a `transform`."""
+    """Base class of language-model heads: a `transform`, then the decoder."""
 
     transform: Callable[..., Array]
 
@@ -158,12 +158,12 @@ class LMHead(Module):
         self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
 
     def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
-        """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
+        """Returns vocabulary logits; a tied decoder uses `table`, the token embedding matrix."""
         return self.decoder(self.transform(hidden), table, self.bias[...])
 
 
 class BertLMPredictionHead(LMHead):
-    """Scores every word of the vocabulary at every position."""
+    """Scores each token of the vocabulary at each position."""
 
     def __init__(self, config: BertConfig, **options: Any):
         self.transform = BertPredictionHeadTransform(config, **options)
@@ -177,18 +177,18 @@ class BertOnlyMLMHead(Module):
         self.predictions = BertLMPredictionHead(config, **options)
 
     def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
-        """Scores every word at every position; `table` is the word embeddings."""
+        """Returns vocabulary logits; `table` is the token embedding matrix."""
         return self.predictions(hidden, table)
 
 
 class BertOnlyNSPHead(Module):
-    """The head that tells whether the second sentence follows the first."""
+    """The next-sentence head: scores whether the second sentence follows the first."""
 
     def __init__(self, config: BertConfig, **options: Any):
         self.seq_relationship = projection(config, 2, **options)
 
     def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
-        """Scores whether the second sentence follows (0) or not (1)."""
+        """Returns the scores of "it follows" (index 0) and "it does not" (index 1)."""
         return self.seq_relationship(pooled)
 
 
@@ -205,12 +205,12 @@ class BertPreTrainingHeads(Module):
         pooled: Float[Array, "batch hidden"],
         table: EmbeddingMatrix,
     ) -> tuple[VocabLogits, Float[Array, "batch 2"]]:
-        """The scores of both heads."""
+        """Returns the logits of both heads; `table` is the token embedding matrix."""
         return self.predictions(hidden, table), self.seq_relationship(pooled)
 
 
 class BertForPreTraining(BertWithHead):
-    """BERT as it was pre-trained: masked words and next sentence."""
+    """BERT with both heads of its pre-training: masked tokens and next sentence."""
 
     tied = TIED_DECODER
 
@@ -218,12 +218,12 @@ class BertForPreTraining(BertWithHead):
         self.cls = BertPreTrainingHeads(config, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
-        """Takes `BertModel`'s arguments; index 0 of the second output means "it follows"."""
+        """Takes `BertModel`'s arguments; index 0 of the second logits means "it follows"."""
         outputs = self.base_model(*args, **kwargs)
-        table = self.base_model.embeddings.word_embeddings.embedding[...]
-        words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
+        matrix = self.base_model.embeddings.word_embeddings.embedding[...]
+        tokens, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], matrix)
         return BertForPreTrainingOutput(
-            prediction_logits=words, seq_relationship_logits=pairs, **kept(outputs)
+            prediction_logits=tokens, seq_relationship_logits=pairs, **kept(outputs)
         )
 
 
@@ -239,11 +239,11 @@ class _BertWithLMHead(BertWithHead):
 
 
 class BertForMaskedLM(ForMaskedLM, _BertWithLMHead):
-    """BERT with its masked-word head."""
+    """BERT with a masked language model head."""
 
 
 class BertForNextSentencePrediction(BertWithHead):
-    """BERT with its next-sentence head."""
+    """BERT with a next-sentence head."""
 
     def _add_head(self, config: BertConfig, **options: Any) -> None:
         self.cls = BertOnlyNSPHead(config, **options)
@@ -256,4 +256,4 @@ class BertForNextSentencePrediction(BertWithHead):
 
 
 class BertLMHeadModel(ForCausalLM, _BertWithLMHead):
-    """BERT as a decoder, with a score for every next word; `config.is_decoder` makes it one."""
+    """BERT with a next-token head; a causal decoder if `config.is_decoder` is set."""

@@ -1,7 +1,7 @@
 """BERT: the encoder, which can also be a decoder.
 
 Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
-Understanding", arXiv:1810.04805. Names, nesting and numbers follow transformers'
+Understanding", arXiv:1810.04805. Names, nesting and numerics follow transformers'
 `modeling_bert.py`: a checkpoint's tensor names are this tree's paths.
 """
 
@@ -21,7 +21,13 @@ from minibert.models.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
 )
-from minibert.models.stack import Execution, asked, past_and_mask, run_blocks, state_dtype
+from minibert.models.stack import (
+    Execution,
+    past_and_mask,
+    requested_outputs,
+    run_blocks,
+    state_dtype,
+)
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
@@ -37,7 +43,7 @@ Rngs = nnx.Rngs | None
 
 
 class BertEmbeddings(Module):
-    """Word, position and segment embeddings, summed and normalised."""
+    """Token, position and token type embeddings, summed and normalised."""
 
     def __init__(self, config: BertConfig, **options: Any):
         drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
@@ -59,19 +65,19 @@ class BertEmbeddings(Module):
         inputs_embeds: Any = None,
         rngs: Rngs = None,
     ) -> Hidden:
-        """Embeds words, or takes `inputs_embeds`, and adds segments (0) and positions (0, 1, …)."""
-        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        """Embeds token ids, or uses `inputs_embeds`; types default to 0, positions to 0, 1, …."""
+        tokens = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if token_type_ids is None:
-            token_type_ids = jnp.zeros((1, words.shape[1]), jnp.int32)
+            token_type_ids = jnp.zeros((1, tokens.shape[1]), jnp.int32)
         if position_ids is None:
-            position_ids = jnp.arange(words.shape[1])[None]
-        hidden = words + self.token_type_embeddings(token_type_ids)
+            position_ids = jnp.arange(tokens.shape[1])[None]
+        hidden = tokens + self.token_type_embeddings(token_type_ids)
         hidden = hidden + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(hidden), rngs)
 
 
 class _Attention(Module):
-    """What self- and cross-attention share: three projections."""
+    """Base class of self- and cross-attention: query, key and value projections."""
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden = config.hidden_size
@@ -83,7 +89,7 @@ class _Attention(Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def project(self, hidden: Hidden) -> tuple[Array, Array]:
-        """Keys and values, `(batch, heads, seq, head_dim)`."""
+        """Returns keys and values, each `(batch, heads, seq, head_dim)`."""
         return split_heads(self.key(hidden), self.heads), split_heads(
             self.value(hidden), self.heads
         )
@@ -104,7 +110,7 @@ class _Attention(Module):
 
 
 class BertSelfAttention(_Attention):
-    """Multi-head self-attention, up to the joined heads."""
+    """Multi-head self-attention without the output projection."""
 
     def __call__(
         self,
@@ -114,7 +120,7 @@ class BertSelfAttention(_Attention):
         past: LayerCache | None = None,
         rngs: Rngs = None,
     ) -> tuple[Hidden, Weights, LayerCache | None]:
-        """Returns the joined heads, the attention weights and the cache, if there is one."""
+        """Returns the merged heads, the attention weights and the cache, if there is one."""
         key, value = self.project(hidden)
         if past is not None:
             past = past.append(key, value)
@@ -123,7 +129,7 @@ class BertSelfAttention(_Attention):
 
 
 class BertCrossAttention(_Attention):
-    """Multi-head attention over an encoder's keys and values, up to the joined heads."""
+    """Multi-head attention over an encoder's keys and values, without the output projection."""
 
     def __call__(
         self,
@@ -134,12 +140,12 @@ class BertCrossAttention(_Attention):
         head_mask: HeadMask = None,
         rngs: Rngs = None,
     ) -> tuple[Hidden, Weights]:
-        """Returns the joined heads and the attention weights."""
+        """Returns the merged heads and the attention weights."""
         return self._attend(hidden, key, value, mask, head_mask, rngs)
 
 
 class _Project(Module):
-    """A projection to the hidden size, the residual, and their normalisation."""
+    """A projection to the hidden size, the residual connection and LayerNorm."""
 
     def __init__(self, in_features: int, config: BertConfig, **options: Any):
         hidden = config.hidden_size
@@ -155,27 +161,27 @@ class _Project(Module):
 
 
 class BertSelfOutput(_Project):
-    """What follows self-attention: projection, residual, normalisation."""
+    """The layers after attention: projection, residual connection, LayerNorm."""
 
     def __init__(self, config: BertConfig, **options: Any):
         super().__init__(config.hidden_size, config, **options)
 
 
 class BertAttention(Module):
-    """Attention, of the given kind, and its output projection."""
+    """Self- or cross-attention with its output projection."""
 
     def __init__(self, config: BertConfig, attention: type[_Attention], **options: Any):
         self.self = attention(config, **options)
         self.output = BertSelfOutput(config, **options)
 
     def __call__(self, hidden: Hidden, *given: Any, rngs: Rngs = None) -> tuple[Any, ...]:
-        """Attention and its projection; takes and returns what the attention does."""
+        """Applies attention and its projection; takes and returns what the attention does."""
         context, *rest = self.self(hidden, *given, rngs=rngs)
         return self.output(context, hidden, rngs), *rest
 
 
 class BertIntermediate(Module):
-    """The widening half of the feed-forward network."""
+    """The first layer of the feed-forward network, with its activation."""
 
     def __init__(self, config: BertConfig, **options: Any):
         width, stddev = config.intermediate_size, config.initializer_range
@@ -183,12 +189,12 @@ class BertIntermediate(Module):
         self.intermediate_act_fn = activation(config.hidden_act, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch seq intermediate"]:
-        """Widens and applies `config.hidden_act`."""
+        """Projects to the intermediate size and applies `config.hidden_act`."""
         return self.intermediate_act_fn(self.dense(hidden))
 
 
 class BertOutput(_Project):
-    """The narrowing half of the feed-forward network: projection, residual, normalisation."""
+    """The second layer of the feed-forward network: projection, residual connection, LayerNorm."""
 
     def __init__(self, config: BertConfig, **options: Any):
         super().__init__(config.intermediate_size, config, **options)
@@ -216,7 +222,7 @@ class BertLayer(Module):
         past: LayerCache | None = None,
         rngs: Rngs = None,
     ) -> BlockOutput:
-        """Attention, attention to the encoder if there is one, and the feed-forward network."""
+        """Applies self-attention, cross-attention if there is any, and the feed-forward network."""
         hidden, weights, past = self.attention(hidden, mask, head_mask, past, rngs=rngs)
         cross_weights = None
         if self.crossattention is not None:
@@ -236,12 +242,12 @@ class BertEncoder(Module):
         self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(self, hidden: Hidden, **given: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Applies the layers; takes what `run_blocks` takes."""
+        """Applies the layers; takes the arguments of `run_blocks`."""
         return run_blocks(self.layer, hidden, **given)
 
 
 class BertPooler(Module):
-    """The first token's state through a tanh layer: what classifiers look at."""
+    """A tanh layer over the hidden state of the first token, the input of classifiers."""
 
     def __init__(self, config: BertConfig, **options: Any):
         hidden, stddev = config.hidden_size, config.initializer_range
@@ -253,16 +259,16 @@ class BertPooler(Module):
 
 
 class BertPreTrainedModel(PretrainedModel):
-    """What every BERT class shares: the facts about its checkpoints."""
+    """Base class of all BERT models: facts about their checkpoints."""
 
     config_class = BertConfig
     trunk = "bert"
-    rooms = ("embeddings", "encoder", "pooler")
+    submodules = ("embeddings", "encoder", "pooler")
     heads = ("cls.predictions", "cls.seq_relationship", "classifier", "qa_outputs", "bert.pooler")
     lora_targets = ("query", "value")
     buffers = {
-        "bert.embeddings.position_ids": "0, 1, 2, …, which the code counts itself",
-        "bert.embeddings.token_type_ids": "zeros, which the code makes itself",
+        "bert.embeddings.position_ids": "0, 1, 2, …, which are computed",
+        "bert.embeddings.token_type_ids": "zeros, which are computed",
     }
     blocks = "encoder.layer"
     dimensions = {
@@ -278,13 +284,13 @@ class BertPreTrainedModel(PretrainedModel):
 
 
 class BertModel(BertPreTrainedModel):
-    """The bare encoder, with the pooler if its checkpoint has one.
+    """The bare encoder, with a pooler if the checkpoint has one.
 
     Args:
         config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
+        rngs: random keys to initialise weights; None builds shapes only, for a loader to fill.
+        dtype: the dtype of computations; None for the dtype of the parameters.
+        param_dtype: the dtype of the parameters.
         add_pooling_layer: whether there is a pooler.
     """
 
@@ -308,15 +314,17 @@ class BertModel(BertPreTrainedModel):
         self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
 
     def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
-        """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
+        """Returns an empty cache for `batch_size` rows of up to `max_length` tokens, with padding.
 
-        Keys and values are kept in the dtype the model computes in.
+        Keys and values are stored in the dtype of the hidden states.
 
         Raises:
-            InputError: the model is not a decoder, or those are not sizes.
+            InputError: the model is not a decoder, or an argument is not a positive integer.
         """
         if not self.config.is_decoder:
-            raise InputError("init_cache: only a decoder has a cache, and config.is_decoder is off")
+            raise InputError(
+                "init_cache: only a decoder has a cache, and config.is_decoder is false"
+            )
         parts = self.embeddings.word_embeddings, self.encoder.layer[0].output.dense
         return KVCache.empty(self.config, batch_size, max_length, state_dtype(*parts))
 
@@ -337,26 +345,26 @@ class BertModel(BertPreTrainedModel):
         *,
         rngs: Rngs = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encodes a batch; in a decoder a token attends only to itself and to those before it.
+        """Encodes a batch; in a decoder each token attends only to itself and to earlier ones.
 
         Args:
-            input_ids: `(batch, seq)` word indices; or give `inputs_embeds`.
+            input_ids: `(batch, seq)` token ids; alternatively pass `inputs_embeds`.
             attention_mask: `(batch, seq)`, 1 for a token and 0 for padding; or
-                `(batch, seq, seq)`, 1 where a query (second axis) may look at a key (third). With
-                a cache it is `(batch, seq)`, of the tokens given now.
-            token_type_ids: `(batch, seq)` segments; zeros by default.
+                `(batch, seq, seq)`, 1 where a query (second axis) attends to a key (third). With a
+                cache it is `(batch, seq)`, for the new tokens only.
+            token_type_ids: `(batch, seq)` token types (segments); zeros by default.
             position_ids: `(batch, seq)` or `(1, seq)` positions; by default those of `positions`,
-                going on from the cache.
-            head_mask: `(heads,)` or `(layers, heads)`, a factor for each head's weights.
-            inputs_embeds: `(batch, seq, hidden)` in place of the word embeddings.
+                continuing those in the cache.
+            head_mask: `(heads,)` or `(layers, heads)`, factors for the heads' attention weights.
+            inputs_embeds: `(batch, seq, hidden)` token embeddings, used instead of `input_ids`.
             encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention; the cache
-                remembers their keys and values, so that later calls need not give them.
+                stores their keys and values, so that later calls need not pass them.
             encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
-            past_key_values: a decoder's memory of earlier calls (`init_cache` makes an empty one).
-            use_cache: whether a decoder makes one, of `config.max_tokens` tokens, where none is
-                given.
+            past_key_values: the cache of a decoder (`init_cache` returns an empty one).
+            use_cache: whether a decoder makes a cache of `config.max_tokens` tokens if none is
+                passed.
             output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return every hidden state.
+            output_hidden_states: whether to return the hidden states of all layers.
             rngs: random keys for dropout, needed in training mode only.
 
         Raises:
@@ -400,5 +408,5 @@ class BertModel(BertPreTrainedModel):
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=last,
             pooler_output=None if self.pooler is None else self.pooler(last),
-            **asked(done, config, output_hidden_states, output_attentions),
+            **requested_outputs(done, config, output_hidden_states, output_attentions),
         )

@@ -1,4 +1,4 @@
-"""The shape and settings of a GPT-2, as transformers' `configuration_gpt2.py` has them."""
+"""The config of GPT-2, which follows transformers' `configuration_gpt2.py`."""
 
 import dataclasses
 from typing import Any
@@ -27,11 +27,11 @@ class GPT2Config(Config):
     """The shape and settings of a GPT-2; field names and defaults are Hugging Face's.
 
     `hidden_size`, `max_position_embeddings`, `num_attention_heads` and `num_hidden_layers` are
-    other names of `n_embd`, `n_positions`, `n_head` and `n_layer`. `classifier_dropout`,
-    `hidden_dropout` and `summary_last_dropout` are not in Hugging Face's class, but its models
-    look for them. `reorder_and_upcast_attn` asks for attention scores in float32, which is how
-    they are always computed here. `use_cache` is the default of a call's argument of that name, as
-    far as it decides what `position_ids` mean: see `GPT2Model.__call__`.
+    aliases of `n_embd`, `n_positions`, `n_head` and `n_layer`. `classifier_dropout`,
+    `hidden_dropout` and `summary_last_dropout` are not fields of Hugging Face's class, but its
+    models read them. `reorder_and_upcast_attn` requests attention scores in float32, in which they
+    are always computed here. `use_cache` is the default of the argument of that name only in so
+    far as that determines how `position_ids` are interpreted: see `GPT2Model.__call__`.
     """
 
     model_type = "gpt2"
@@ -90,27 +90,27 @@ class GPT2Config(Config):
 
     @classmethod
     def small(cls, **changes: Any) -> "GPT2Config":
-        """GPT-2 small: 12 layers of 768, 124 million parameters."""
+        """Returns the config of GPT-2 small: 12 layers of 768, 124 million parameters."""
         return cls(**changes)
 
     @classmethod
     def medium(cls, **changes: Any) -> "GPT2Config":
-        """GPT-2 medium: 24 layers of 1024, 355 million parameters."""
+        """Returns the config of GPT-2 medium: 24 layers of 1024, 355 million parameters."""
         return cls._sized(changes, n_embd=1024, n_layer=24, n_head=16)
 
     @classmethod
     def large(cls, **changes: Any) -> "GPT2Config":
-        """GPT-2 large: 36 layers of 1280, 774 million parameters."""
+        """Returns the config of GPT-2 large: 36 layers of 1280, 774 million parameters."""
         return cls._sized(changes, n_embd=1280, n_layer=36, n_head=20)
 
     @classmethod
     def xl(cls, **changes: Any) -> "GPT2Config":
-        """GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
+        """Returns the config of GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
         return cls._sized(changes, n_embd=1600, n_layer=48, n_head=25)
 
     @classmethod
     def tiny(cls, **changes: Any) -> "GPT2Config":
-        """Two layers of 24 with every size different: for trying things out."""
+        """Returns a config of two layers of 24 in which all sizes differ, for experiments."""
         return cls._sized(
             changes, vocab_size=97, n_embd=24, n_layer=2, n_head=3, n_inner=80, n_positions=40
         )

@@ -1,7 +1,7 @@
-"""GPT-2 with its heads: next words, classification, tagging, answering, choosing.
+"""GPT-2 with its heads: language models, classification, tagging, question answering, choice.
 
-Radford et al. (2019), and transformers' `modeling_gpt2.py`, whose names these are. Every model here
-is called with `GPT2Model`'s arguments, by the same names and in the same order.
+Radford et al. (2019). Names follow transformers' `modeling_gpt2.py`. Every model takes the
+arguments of `GPT2Model`, with the same names and in the same order.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ from minibert.nn.layers import Dropout, Module
 
 
 class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
-    """A `GPT2Model` under the name `transformer`, and a head."""
+    """A `GPT2Model`, in the attribute `transformer`, with a head."""
 
     base_class = GPT2Model
 
@@ -51,11 +51,11 @@ class _GPT2WithLMHead(_GPT2WithHead):
 
 
 class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead):
-    """GPT-2 with a score for every next word."""
+    """GPT-2 with a next-token head."""
 
 
 class GPT2SequenceSummary(Module):
-    """One vector for a sequence, by the `summary_*` fields of the config."""
+    """Pools a sequence to one vector, as the `summary_*` fields of the config specify."""
 
     def __init__(self, config: GPT2Config, **options: Any):
         self.kind = config.summary_type
@@ -73,7 +73,7 @@ class GPT2SequenceSummary(Module):
         index: Integer[Array, "*batch"] | None = None,
         rngs: Rngs = None,
     ) -> Float[Array, "..."]:
-        """Picks the token at `index` (by default the last), or what `summary_type` says."""
+        """Pools as `summary_type` says; `cls_index` takes the token at `index` (or the last)."""
         match self.kind:
             case "last":
                 picked = hidden[:, -1]
@@ -94,7 +94,7 @@ class GPT2SequenceSummary(Module):
 
 
 class GPT2DoubleHeadsModel(_GPT2WithLMHead):
-    """GPT-2 with a score for every next word, and one for each of several continuations."""
+    """GPT-2 with a next-token head and a multiple-choice head."""
 
     has_choices = True
 
@@ -118,12 +118,13 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead):
         *,
         rngs: Rngs = None,
     ) -> GPT2DoubleHeadsModelOutput:
-        """Takes `GPT2Model`'s arguments, each array but `head_mask` with an axis of choices or not.
+        """Takes `GPT2Model`'s arguments, optionally with an axis of choices (not in `head_mask`).
 
-        That axis is the second: `input_ids` is `(batch, choices, seq)`. `mc_token_ids`,
-        `(batch, choices)`, says which token stands for its choice: by default the last. Hidden
-        states and attentions have batch × choices rows. With choices, the `summary_type`s `last`,
-        `first` and `mean` look along them and not along the sequence, as in transformers.
+        It is the second axis: `input_ids` is `(batch, choices, seq)`. `mc_token_ids`,
+        `(batch, choices)`, is the index of the token that represents each choice: by default the
+        last. Hidden states and attentions have batch × choices rows. With choices, the
+        `summary_type`s `last`, `first` and `mean` pool along the choices, not along the sequence,
+        as in transformers.
         """
         lead, joined = joined_choices(
             optional=True,
@@ -154,7 +155,7 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead):
 
 
 class GPT2ForSequenceClassification(_GPT2WithHead):
-    """GPT-2 with a classifier over the last token that is not padding."""
+    """GPT-2 with a sequence classification head, over the last token that is not padding."""
 
     needs_padding_id = True
 
@@ -164,20 +165,20 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
     def __call__(
         self, input_ids: Any = None, *args: Any, **kwargs: Any
     ) -> SequenceClassifierOutputWithPast:
-        """Takes `GPT2Model`'s arguments; returns a score for every label.
+        """Takes `GPT2Model`'s arguments; returns a score for each label, `(batch, labels)`.
 
-        Padding is known by `config.pad_token_id`, not by the mask. Of `inputs_embeds` the last
-        position is taken.
+        Padding is recognised by `config.pad_token_id`, not by the mask. With `inputs_embeds` the
+        last position is used.
 
         Raises:
-            InputError: several rows, and the config names no padding.
+            InputError: there are several rows, and `config.pad_token_id` is None.
         """
         outputs = self.base_model(input_ids, *args, **kwargs)
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
         if pad is None and not (known(hidden.shape[:1]) and hidden.shape[0] == 1):
             raise InputError(
-                f"input_ids: {hidden.shape[0]} rows, and config.pad_token_id, by which the last "
-                "token of each is found, is null; set it, or give one row"
+                f"input_ids: expected 1 row, found {hidden.shape[0]}; for several rows set "
+                "config.pad_token_id, by which the last token of each is found"
             )
         last = hidden[:, -1]
         if pad is not None and input_ids is not None:
@@ -189,7 +190,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
 
 
 class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead):
-    """GPT-2 with a classifier at every position."""
+    """GPT-2 with a token classification head: scores of labels at each position."""
 
     def _add_head(self, config: GPT2Config, **options: Any) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
@@ -198,4 +199,4 @@ class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead):
 
 
 class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead):
-    """GPT-2 with a start and an end score at every position."""
+    """GPT-2 with a question answering head: a start and an end score at each position."""

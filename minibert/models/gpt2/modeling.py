@@ -1,7 +1,7 @@
 """GPT-2: the decoder.
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019). Names, nesting and
-numbers follow transformers' `modeling_gpt2.py`: a checkpoint's tensor names are this tree's paths.
+numerics follow transformers' `modeling_gpt2.py`: a checkpoint's tensor names are this tree's paths.
 """
 
 import dataclasses
@@ -18,7 +18,13 @@ from minibert.models.base import PretrainedModel
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
-from minibert.models.stack import Execution, asked, past_and_mask, run_blocks, state_dtype
+from minibert.models.stack import (
+    Execution,
+    past_and_mask,
+    requested_outputs,
+    run_blocks,
+    state_dtype,
+)
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
@@ -34,7 +40,7 @@ Rngs = nnx.Rngs | None
 
 
 class _Attention(Module):
-    """What self- and cross-attention share: the output projection and how scores are scaled."""
+    """Base class of self- and cross-attention: fused and output projections, scale of scores."""
 
     def __init__(self, config: GPT2Config, layer: int, inputs: int, **options: Any):
         hidden, stddev = config.n_embd, config.initializer_range
@@ -50,9 +56,9 @@ class _Attention(Module):
         self.resid_dropout = Dropout(config.resid_pdrop)
 
     def _project(self, hidden: Hidden) -> list[Array]:
-        """What the fused projection holds, each `(batch, heads, seq, head_dim)`.
+        """Returns the parts of the fused projection, each `(batch, heads, seq, head_dim)`.
 
-        Over several devices its kernel is (in, inputs, hidden): see `dimensions`.
+        On several devices its kernel is `(in, inputs, hidden)`: see `dimensions`.
         """
         fused = self.c_attn(hidden).reshape(*hidden.shape[:2], self.inputs, -1)
         return [split_heads(fused[:, :, part], self.heads) for part in range(self.inputs)]
@@ -104,7 +110,7 @@ class GPT2CrossAttention(_Attention):
         self.q_attn = Conv1D(hidden, hidden, stddev=stddev, **options)
 
     def project(self, encoded: Float[Array, "batch encoder_seq hidden"]) -> tuple[Array, Array]:
-        """The keys and values of an encoder's states."""
+        """Returns the keys and values of an encoder's states."""
         key, value = self._project(encoded)
         return key, value
 
@@ -135,7 +141,7 @@ class GPT2MLP(Module):
         self.dropout = Dropout(config.resid_pdrop)
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Hidden:
-        """Widens, applies `config.activation_function`, narrows."""
+        """Projects to the inner size, applies `config.activation_function` and projects back."""
         return self.dropout(self.c_proj(self.act(self.c_fc(hidden))), rngs)
 
 
@@ -164,7 +170,7 @@ class GPT2Block(Module):
         past: LayerCache | None = None,
         rngs: Rngs = None,
     ) -> BlockOutput:
-        """Adds attention, attention to the encoder if there is one, and the MLP to the residual."""
+        """Adds self-attention, cross-attention if there is any, and the MLP to the residual."""
         added, weights, past = self.attn(self.ln_1(hidden), mask, head_mask, past, rngs)
         hidden = hidden + added
         cross_weights = None
@@ -180,19 +186,19 @@ class GPT2Block(Module):
 
 
 class GPT2PreTrainedModel(PretrainedModel):
-    """What every GPT-2 class shares: the facts about its checkpoints."""
+    """Base class of all GPT-2 models: facts about their checkpoints."""
 
     config_class = GPT2Config
     trunk = "transformer"
-    rooms = ("wte", "wpe", "h", "ln_f")
+    submodules = ("wte", "wpe", "h", "ln_f")
     heads = ("lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head")
     lora_targets = ("c_attn",)
     buffers = {
         f"transformer.h.#.{name}": why
         for attention in ("attn", "crossattention")
         for name, why in (
-            (f"{attention}.bias", "the causal mask, which the code makes itself"),
-            (f"{attention}.masked_bias", "the score of a masked key, which the code has"),
+            (f"{attention}.bias", "the causal mask, which is computed"),
+            (f"{attention}.masked_bias", "the score of a masked key, which is a constant"),
         )
     }
     blocks = "h"
@@ -218,9 +224,9 @@ class GPT2Model(GPT2PreTrainedModel):
 
     Args:
         config: the shape and settings.
-        rngs: random keys for fresh weights; None builds shapes only, for a loader to fill.
-        dtype: what to compute in; None for the parameters' own dtype.
-        param_dtype: what to store parameters in.
+        rngs: random keys to initialise weights; None builds shapes only, for a loader to fill.
+        dtype: the dtype of computations; None for the dtype of the parameters.
+        param_dtype: the dtype of the parameters.
     """
 
     is_trunk = True
@@ -243,12 +249,12 @@ class GPT2Model(GPT2PreTrainedModel):
         self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
 
     def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
-        """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
+        """Returns an empty cache for `batch_size` rows of up to `max_length` tokens, with padding.
 
-        Keys and values are kept in the dtype the model computes in.
+        Keys and values are stored in the dtype of the hidden states.
 
         Raises:
-            InputError: those are not sizes.
+            InputError: an argument is not a positive integer.
         """
         dtype = state_dtype(self.wte, self.h[0].attn.c_attn)
         return KVCache.empty(self.config, batch_size, max_length, dtype)
@@ -270,31 +276,32 @@ class GPT2Model(GPT2PreTrainedModel):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Reads a batch; a token attends only to itself and to those before it.
+        """Applies the decoder; each token attends only to itself and to earlier ones.
 
         Args:
-            input_ids: `(batch, seq)` word indices; or give `inputs_embeds`.
-            past_key_values: what earlier calls left (`init_cache` makes an empty one); the tokens
-                given now come after those in it.
-            attention_mask: `(batch, seq)`, 1 for a token and 0 for padding, of the tokens given
-                now: the cache remembers the earlier ones. Without a cache also
-                `(batch, seq, seq)`, 1 where a query (second axis) may look at a key (third): then
-                nothing else is masked, not even the future.
-            token_type_ids: `(batch, seq)` indices, looked up among the words and added.
-            position_ids: `(batch, seq)` or `(1, seq)`; by default they go on from the cache, 0, 1,
-                2, …, padding counted. Without a mask and a cache and with `use_cache=False`, here
-                or in the config, a position that is not its predecessor's plus one starts a new
-                text, whose tokens do not attend to those before it, as in transformers.
-            head_mask: `(heads,)` or `(layers, heads)`, a factor for each head's weights.
-            inputs_embeds: `(batch, seq, hidden)` in place of the words' embeddings.
+            input_ids: `(batch, seq)` token ids; alternatively pass `inputs_embeds`.
+            past_key_values: the cache of earlier calls (`init_cache` returns an empty one), to
+                which the new tokens are appended.
+            attention_mask: `(batch, seq)`, 1 for a token and 0 for padding, for the new tokens
+                only: the cache stores the mask of earlier ones. Without a cache also
+                `(batch, seq, seq)`, 1 where a query (second axis) attends to a key (third); then no
+                other mask is applied, not even the causal one.
+            token_type_ids: `(batch, seq)` ids, embedded by the token embedding matrix and added.
+            position_ids: `(batch, seq)` or `(1, seq)`; by default 0, 1, 2, …, continuing those in
+                the cache and counting padding. Without a mask and a cache, and with
+                `use_cache=False` here or in the config, a position that is not its predecessor's
+                plus one starts a new text, whose tokens do not attend to earlier texts, as in
+                transformers.
+            head_mask: `(heads,)` or `(layers, heads)`, factors for the heads' attention weights.
+            inputs_embeds: `(batch, seq, hidden)` token embeddings, used instead of `input_ids`.
             encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention; the cache
-                remembers their keys and values, so that later calls need not give them.
+                stores their keys and values, so that later calls need not pass them.
             encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
-            use_cache: whether to make a cache, of `n_positions` tokens, where none is given; by
-                default none is made. False says too how `position_ids` are read, and by default
-                `config.use_cache` says it.
+            use_cache: whether to make a cache of `n_positions` tokens if none is passed; by
+                default none is made. It also affects how `position_ids` are interpreted, for which
+                it defaults to `config.use_cache`.
             output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return every hidden state.
+            output_hidden_states: whether to return the hidden states of all layers.
             rngs: random keys for dropout, needed in training mode only.
 
         Raises:
@@ -322,8 +329,8 @@ class GPT2Model(GPT2PreTrainedModel):
         cached = config.use_cache if use_cache is None else use_cache
         if position_ids is not None and given.mask is None and not cached and past is None:
             mask = mask if mask is None else mask & same_text(given.position_ids)
-        words = given.inputs_embeds if input_ids is None else self.wte(given.input_ids)
-        hidden = words + self.wpe(given.position_ids)
+        tokens = given.inputs_embeds if input_ids is None else self.wte(given.input_ids)
+        hidden = tokens + self.wpe(given.position_ids)
         if given.token_type_ids is not None:
             hidden = hidden + self.wte(given.token_type_ids)
         done = run_blocks(
@@ -340,14 +347,14 @@ class GPT2Model(GPT2PreTrainedModel):
         last = self.ln_f(done.last_hidden_state)
         states = (*(done.hidden_states or ())[:-1], last)
         done = dataclasses.replace(done, last_hidden_state=last, hidden_states=states)
-        kept = asked(done, self.config, output_hidden_states, output_attentions)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, **kept)
+        outputs = requested_outputs(done, self.config, output_hidden_states, output_attentions)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, **outputs)
 
 
 def same_text(
     position_ids: Integer[Array, "batch seq"],
 ) -> Bool[Array, "batch 1 seq seq"]:
-    """True where two tokens of a row belong to one text, which ends where positions start anew."""
+    """Returns True where two tokens of a row belong to one text; see `GPT2Model.__call__`."""
     starts = jnp.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
     text = jnp.cumsum(starts, axis=1)
     return (text[:, :, None] == text[:, None, :])[:, None]

@@ -25,7 +25,7 @@ Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
 Collation = Callable[[Sequence[Example]], dict[str, np.ndarray]]
 COMPARED = ("batch_size", "shuffle", "drop_last", "workers")  # between runs
-AHEAD = 4  # batches that are made before they are asked for
+AHEAD = 4  # batches that are made before they are requested
 EPOCHS = dataclasses.replace(or_null(COUNT), expected=COUNT.expected)  # None: without end
 FLAG = Rule("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
 
@@ -203,7 +203,7 @@ def batched(
     transforms: Sequence[Transform] = (),
     about: Mapping[str, Any],
 ) -> Any:
-    """Returns batches of examples, with the method that `identity_of` asks; see `batches`."""
+    """Returns batches of examples, with the method `identity`; see `batches`."""
     try:
         import grain
         import grain.experimental
@@ -258,7 +258,7 @@ def _epoch_size(count: int, options: Batching, collate: Collation) -> int:
     """Returns the number of examples of an epoch, of which all hosts get equal parts."""
     size, hosts = options.batch_size, options.share[1]
     if not count:
-        raise InputError("examples: there are none")
+        raise InputError("examples: expected at least one, found none")
     if options.drop_last:
         if count < size:
             raise InputError(
@@ -272,14 +272,14 @@ def _epoch_size(count: int, options: Batching, collate: Collation) -> int:
         )
     if hosts > 1 and isinstance(collate, Collate) and len(collate.lengths) > 1:
         raise InputError(
-            f"pad_to: {shown(collate.lengths)} gives the {hosts} hosts batches of different "
-            "lengths; expected one length"
+            f"pad_to: expected one length for {hosts} hosts, whose parts of a batch would differ "
+            f"in length; found {shown(collate.lengths)}"
         )
     return count
 
 
 def _in_processes(grain: Any, batched: Any, workers: int) -> Any:
-    """Has batches made by processes, if there are to be any."""
+    """Returns batches that are made by `workers` processes, if there are any."""
     if not workers:
         return batched
     from absl import flags

@@ -69,7 +69,7 @@ class Encoder:
             InputError: one is too long and `truncation` is False, or has no token.
         """
         pair = any(isinstance(item, tuple) for item in inputs[:1])
-        self.check_room(self.tokenizer.num_special_tokens_to_add(pair=pair))
+        self.check_capacity(self.tokenizer.num_special_tokens_to_add(pair=pair))
         if self.truncation:
             side = self.tokenizer.truncation_side
             self.backend.enable_truncation(self.max_length, direction=side)
@@ -80,8 +80,8 @@ class Encoder:
             self.check_length(place, len(encoding.ids))
         return found
 
-    def check_room(self, special: int) -> None:
-        """Raises an InputError if there is only room for special tokens."""
+    def check_capacity(self, special: int) -> None:
+        """Raises an InputError if `max_length` leaves no token besides the special tokens."""
         if self.max_length <= special:
             raise InputError(
                 f"max_length: expected over {special}, the number of special tokens; found "
@@ -301,7 +301,7 @@ class Blocks:
 def blocks_of(encoder: Encoder, texts: Sequence[str]) -> Blocks:
     """Returns all tokens of texts as blocks, with a separator token between texts."""
     frame = frame_of(encoder.backend, pair=False)
-    encoder.check_room(frame.length)
+    encoder.check_capacity(frame.length)
     between = _special(frame.after[-1:] or [_end(encoder.tokenizer)])
     parts: list[Sentence] = []
     for encoding in encoder.encoded(texts, special=False):

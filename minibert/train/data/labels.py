@@ -52,7 +52,7 @@ def names_to_ids(labels: Iterable[Placed]) -> dict[str, int]:
         _check_label(value, place)
     values = {value for value, _ in labels}
     if not values:
-        raise InputError("label: there are none")
+        raise InputError("label: expected at least one label, found none")
     if all(not isinstance(value, str) or _is_digits(value) for value in values):
         for value, place in labels:
             _check_label(_as_number(value), place)
@@ -121,7 +121,7 @@ def record_labels(
     values = _labels_and_places(records, column)
     if problem == "regression":
         if label2id is not None:
-            raise InputError("label2id: a regression has none")
+            raise InputError("label2id: expected None for a regression, found a value")
         return _numbers(values)
     if problem == "single_label_classification":
         known = known_labels(label2id, values)
@@ -232,7 +232,7 @@ def _multi_hot(labels: Sequence[Any], known: Mapping[str, int], place: str) -> n
     ids = [label_id(one, known, place) for one in labels]
     if len(set(ids)) < len(ids):
         raise InputError(
-            f"{place}: a label is given twice in {shown(labels)}; expected each once, or a 0 or a "
+            f"{place}: a label occurs twice in {shown(labels)}; expected each once, or a 0 or a "
             f"1 for each of {len(known)} labels"
         )
     row = np.zeros(len(known), np.float32)

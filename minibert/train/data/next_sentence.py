@@ -82,7 +82,7 @@ class SentencePairs:
     documents: list[list[Sentence]]
     runs: list[tuple[int, int, int]]
     frame: Frame
-    room: int
+    room: int  # the capacity in tokens; field names are part of the identity in checkpoints
 
     def __len__(self) -> int:
         return len(self.runs)

@@ -114,7 +114,9 @@ def token_classification(
     text = encoder.backend.encode("a a")
     split = encoder.backend.encode(["a", "a"], is_pretokenized=True)
     if text.ids[1:] != split.ids[1:]:
-        raise InputError("tokenizer: would join the words; load it with add_prefix_space=True")
+        raise InputError(
+            "tokenizer: expected one that separates words; load it with add_prefix_space=True"
+        )
     collate = collate_for(encoder, pad_to, labels=True)
     records = Records(source, [words, label])
     inputs, ids = _words_and_labels(records, words, label, label2id)

@@ -21,28 +21,28 @@ from minibert.train.data.encoding import (
 from minibert.train.data.next_sentence import pairs_of, read_documents
 from minibert.train.objectives.labels import IGNORED
 
-MASKED, RANDOM = 0.8, 0.1  # the shares of the targets that get the mask, or another token
+MASKED, RANDOM = 0.8, 0.1  # the fractions of targets replaced by the mask, and by a random token
 
-LIKELIHOOD = number("a number above 0, to 1", lambda value: 0 < value <= 1)
+POSITIVE_PROBABILITY = number("a number above 0, to 1", lambda value: 0 < value <= 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masking:
-    """Masks an example anew every time (Devlin et al., arXiv:1810.04805, 3.1).
+    """Masks an example at random, anew at every call (Devlin et al., arXiv:1810.04805, 3.1).
 
-    The semantics are those of `DataCollatorForLanguageModeling` of transformers, except that a
-    masked word too is replaced token by token, 80/10/10, as in BERT's own
-    `create_pretraining_data.py`, and that no example is without a target.
+    The semantics are those of `DataCollatorForLanguageModeling` of transformers, except that the
+    tokens of a masked word are replaced independently, 80/10/10, as in BERT's own
+    `create_pretraining_data.py`, and that every example has at least one target.
 
     A call takes an example with `input_ids` `(seq,)` and, for whole words, `word_starts` `(seq,)`,
     whether a word begins at a token; and returns it with `labels` and without `word_starts`.
 
     Attributes:
-        mask: the mask's id.
-        vocab_size: how many tokens there are to draw from.
+        mask: the id of the mask token.
+        vocab_size: the number of tokens from which random replacements are drawn.
         special: the ids that are never masked.
-        probability: how likely a token, or a word, is a target. Where none is drawn there is one
-            all the same, any: an example of n tokens has 1/n · (1 − p)ⁿ more of them.
+        probability: the probability that a token, or a word, is a target. If none is drawn, one is
+            chosen at random, which adds 1/n · (1 − p)ⁿ to the probability for n tokens.
         whole_words: whether all tokens of a word are targets together.
     """
 
@@ -53,7 +53,7 @@ class Masking:
     whole_words: bool = False
 
     def free(self, ids: np.ndarray) -> np.ndarray:
-        """Which tokens may be masked."""
+        """Returns which tokens may be masked."""
         return ~np.isin(ids, self.special)
 
     def check(self, ids: Any, place: str, what: str = "") -> None:
@@ -64,7 +64,7 @@ class Masking:
     def targets(
         self, ids: np.ndarray, word_starts: Any, generator: np.random.Generator
     ) -> np.ndarray:
-        """Which tokens are to be found, `(seq,)`; at least one, if one may be."""
+        """Returns which tokens are targets, `(seq,)`; at least one, if any may be masked."""
         free = self.free(ids)
         words = np.cumsum(word_starts) if self.whole_words else np.arange(len(ids))
         drawn = generator.random(len(ids) + 1) < self.probability
@@ -74,7 +74,7 @@ class Masking:
         return chosen
 
     def __call__(self, example: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """The example, masked."""
+        """Returns the example, masked."""
         ids = example["input_ids"]
         chosen = self.targets(ids, example.get("word_starts"), generator)
         fate = generator.random(len(ids))
@@ -89,18 +89,18 @@ class Masking:
 
 
 def masking_of(tokenizer: Any, probability: Any, whole_words: Any) -> Masking:
-    """The masking of a tokenizer.
+    """Returns the masking for a tokenizer.
 
     Raises:
         InputError: the tokenizer has no mask token, or an argument is wrong.
     """
     if tokenizer.mask_token_id is None:
-        raise InputError("tokenizer: has no mask token, so it is not for masked words")
+        raise InputError("tokenizer: expected a tokenizer with a mask token, found none")
     return Masking(
         mask=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special=tuple(sorted(tokenizer.all_special_ids)),
-        probability=LIKELIHOOD.check("probability", probability, InputError),
+        probability=POSITIVE_PROBABILITY.check("probability", probability, InputError),
         whole_words=flag("whole_words", whole_words),
     )
 

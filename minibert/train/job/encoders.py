@@ -67,7 +67,7 @@ class EncoderModules:
 
 @contextlib.contextmanager
 def open_initial_model(source: str) -> Generator[InitialModel]:
-    """Finds the model in a sentence-transformers folder or repository, or in a model's.
+    """Yields the model of a sentence-transformers folder or repository, or of a plain one.
 
     The block reads the folder as one state; see `one_encoder_state`.
 
@@ -108,8 +108,8 @@ def encoder_modules(
     modes = chain[0].modes if isinstance(chain[0], Pooling) else ()
     if pooling is not None and (pooling,) != modes:
         raise ConfigError(
-            f"pooling: {pooling}, but {start.folder} pools by {', '.join(modes)}, which its other "
-            "modules depend on; leave it out"
+            f"pooling: expected {', '.join(modes)} or nothing, because the other modules of "
+            f"{start.folder} depend on its pooling; found {pooling}"
         )
     settings = read_settings(start.folder, start.model, model.config, tokenizer, {})
     return EncoderModules(chain, settings)

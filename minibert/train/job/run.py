@@ -44,9 +44,10 @@ from minibert.train.lora.files import save_adapter
 from minibert.train.optimizers import adamw, schedule
 from minibert.train.trainer import Trainer
 
-# What a run writes into its output folder: each folder with the paths in it that are a run's,
+# The folders that a run writes into its output folder, each with a function that returns the paths
+# in it that are a run's,
 FOLDERS = {"model": encoder_paths, "adapter": adapter_paths, "checkpoints": checkpoint_paths}
-# and files, also those that a killed run was writing, and logs that were moved out of the way.
+# and its files, including those that a killed run was writing, and logs that were moved.
 FILES = re.compile(
     r"(log\.jsonl|loss\.png|settings\.json)(\.[0-9a-f]{8}\.new)?|log\.jsonl\.[1-9]\d*"
 )
@@ -82,7 +83,7 @@ def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = Fal
 
 
 def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
-    """Builds model, data and trainer before anything in the output folder is touched."""
+    """Trains and writes the results; builds model, data and trainer before changing any file."""
     sharding = sharding_of(settings)
     model, tokenizer, modules = _load(settings, task, sharding)
     if task.objective is not None:
@@ -154,11 +155,11 @@ def _load(
 
 
 def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
-    """Refuses an output folder that holds a run without leave to use it, or foreign files.
+    """Checks that the output folder can be used: empty, or a run's to resume or to replace.
 
     Raises:
-        TargetError: it is not empty, and this is neither `resume` nor `overwrite`; or it holds what
-            no run has written.
+        TargetError: the folder is not empty, and neither `resume` nor `overwrite` is set; or it
+            holds files that no run has written.
     """
     found = sorted(set(os.listdir(folder)) - {RUN_LOCK})
     if found and not resume and not overwrite:
@@ -177,14 +178,14 @@ def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
 
 
 def _is_own(folder: str, name: str) -> bool:
-    """Whether a run has written a file, or a folder, of that name in its output folder."""
+    """Returns whether a file or folder has a name that a run writes into its output folder."""
     if isdir(join(folder, name)):
         return name in FOLDERS or STAGED.fullmatch(name) is not None
     return FILES.fullmatch(name) is not None
 
 
 def clear(folder: str) -> None:
-    """Removes from an output folder what a run has written, and nothing else."""
+    """Removes only the files of a run from an output folder."""
     with writing(folder):
         for name in filter(functools.partial(_is_own, folder), os.listdir(folder)):
             path = join(folder, name)
@@ -197,7 +198,7 @@ def clear(folder: str) -> None:
 def _steps(settings: Settings, dataset: Any, source: Any) -> int:
     if settings.steps is not None:
         return settings.steps
-    # one pass over the data counts the batches of an epoch: packing and windows decide it
+    # packing and windows determine the number of batches, so one pass over the data counts them
     return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
 
 
@@ -211,7 +212,7 @@ def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, step
     if settings.lora_rank is not None:
         lora = LoRA(
             r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha or settings.lora_rank,  # not 0: `settings` says so
+            lora_alpha=settings.lora_alpha or settings.lora_rank,  # None or positive
             target_modules=settings.lora_targets,
             modules_to_save=settings.lora_save,
             task_type=TASKS[settings.task].adapted_as,

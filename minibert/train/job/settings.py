@@ -1,4 +1,4 @@
-"""What `minibert train` is told, in a TOML file or by flags: keys, their types and meanings."""
+"""Settings of `minibert train`, from a TOML file or flags: keys, types and descriptions."""
 
 import dataclasses
 import tomllib
@@ -33,7 +33,7 @@ FRACTION = number("a number between 0 and 1", lambda value: 0 < value < 1)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The keys. One without a default must be given."""
+    """The settings of a run. Keys without a default are required."""
 
     task: str = field(
         TEXT,
@@ -42,68 +42,70 @@ class Settings:
     )
     data: str = field(TEXT, about="File to train on: txt, jsonl, csv or parquet.")
     output: str = field(TEXT, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
-    model: str | None = key("To begin with: a model folder, or a repository.")
-    config: str | None = key("To begin afresh: a config.json, or a preset (tiny).")
+    model: str | None = key("Pretrained model: a folder, or a repository of the Hub.")
+    config: str | None = key("For a new model: a config.json, or a preset (tiny).")
     tokenizer: str | None = key("Folder of the tokenizer; the model's own by default.")
-    new_head: bool = key("Whether a head that the model lacks is begun afresh.", SWITCH, False)
-    filler: int | None = key("Of continuation: id of what stands for the second half.", WHOLE)
+    new_head: bool = key("Whether to newly initialise a head that is missing.", SWITCH, False)
+    filler: int | None = key("continuation: id of the token for the second half.", WHOLE)
     pooling: str | None = key(
-        "Of contrastive: mean, cls, ...; a sentence-transformers folder has its own, else mean."
+        "contrastive: mean, cls, ...; by default a sentence-transformers folder's own, or mean."
     )
-    scale: float | None = key("Of contrastive: what cosines are multiplied with; 20.", POSITIVE)
+    scale: float | None = key("contrastive: factor of the cosines; 20 by default.", POSITIVE)
 
     text: str | None = key("Column of the texts.")
-    text_pair: str | None = key("Of classification: column of the second texts.")
+    text_pair: str | None = key("classification: column of the second texts.")
     label: str | None = key("Column of the labels.")
     problem_type: str | None = key(
-        "Of classification: single_label_classification (the default), multi_label_classification "
+        "classification: single_label_classification (the default), multi_label_classification "
         "(lists of labels) or regression (numbers)."
     )
-    words: str | None = key("Of token-classification: column of the lists of words.")
+    words: str | None = key("token-classification: column of the lists of words.")
     question: str | None = key("Column of the questions.")
     context: str | None = key("Column of the contexts.")
     answers: str | None = key("Column of the answers.")
-    anchor: str | None = key("Of contrastive: column of the texts.")
-    positive: str | None = key("Of contrastive: column of the texts like them.")
-    negative: str | None = key("Of contrastive: column of the texts unlike them.")
-    max_length: int = key("Tokens of an example, at most.", COUNT, 128)
-    stride: int | None = key("Of windows: from one's beginning to the next.", WHOLE)
-    doc_stride: int | None = key("Of question-answering: how far windows overlap.", WHOLE)
-    truncation: bool = key("Whether a text too long is cut.", SWITCH, False)
+    anchor: str | None = key("contrastive: column of the texts.")
+    positive: str | None = key("contrastive: column of similar texts.")
+    negative: str | None = key("contrastive: column of dissimilar texts.")
+    max_length: int = key("Max number of tokens of an example.", COUNT, 128)
+    stride: int | None = key("Distance between the starts of windows.", WHOLE)
+    doc_stride: int | None = key("question-answering: tokens by which windows overlap.", WHOLE)
+    truncation: bool = key("Whether to truncate long texts.", SWITCH, False)
     pad_to: list[int] | None = key("Lengths to pad to; max_length by default.", WHOLES)
-    probability: float | None = key("Of masks: how likely a token is a target.", NUMBER)
-    whole_words: bool | None = key("Of masks: whether whole words are targets.", SWITCH)
-    pack: bool | None = key("Of masked-lm: whether texts are joined into full blocks.", SWITCH)
+    probability: float | None = key("Masking: probability that a token is a target.", NUMBER)
+    whole_words: bool | None = key("Masking: whether to mask whole words.", SWITCH)
+    pack: bool | None = key("masked-lm: whether to concatenate texts into full blocks.", SWITCH)
     workers: int = key("Processes that make batches; 0 for a thread.", INDEX, 0)
 
-    steps: int | None = key("Steps in all; or give epochs.", COUNT)
-    epochs: int | None = key("How often all data are gone through.", COUNT)
-    batch_size: int = key("Examples of a step.", COUNT, 32)
-    learning_rate: float = key("The largest one.", NON_NEGATIVE, 5e-5)
-    schedule: str = key("How it comes down: linear, cosine, constant.", one_of(KINDS), "linear")
-    warmup: int = key("Steps in which it goes up.", INDEX, 0)
-    weight_decay: float = key("AdamW's.", NON_NEGATIVE, 0.01)
-    max_grad_norm: float = key("The largest norm of all gradients together.", POSITIVE, 1.0)
-    accumulate: int = key("Parts that a batch is taken in.", COUNT, 1)
-    remat: bool = key("Whether to compute layers again in place of keeping them.", SWITCH, False)
-    fsdp: list[int] | None = key("Over all devices: in how many parts to store, by axis.", WHOLES)
-    tensor: int | None = key("Over all devices: in how many parts to take heads.", COUNT)
-    dtype: str | None = key("What to compute in, such as bfloat16.")
+    steps: int | None = key("Total number of steps; or specify epochs.", COUNT)
+    epochs: int | None = key("Number of passes over the data.", COUNT)
+    batch_size: int = key("Examples per step.", COUNT, 32)
+    learning_rate: float = key("Max learning rate.", NON_NEGATIVE, 5e-5)
+    schedule: str = key("Decay: linear, cosine or constant.", one_of(KINDS), "linear")
+    warmup: int = key("Warm-up steps.", INDEX, 0)
+    weight_decay: float = key("Weight decay of AdamW.", NON_NEGATIVE, 0.01)
+    max_grad_norm: float = key("Max global norm of the gradients.", POSITIVE, 1.0)
+    accumulate: int = key("Parts of a batch, whose gradients are accumulated.", COUNT, 1)
+    remat: bool = key("Whether to recompute activations instead of storing them.", SWITCH, False)
+    fsdp: list[int] | None = key("All devices: shards of each parameter, by axis.", WHOLES)
+    tensor: int | None = key("All devices: shards of heads and features.", COUNT)
+    dtype: str | None = key("Dtype of the computation, such as bfloat16.")
     trainable: list[str] | None = key("Paths to train, such as classifier.*", TEXTS)
     lora_rank: int | None = key("Train LoRA adapters of this rank.", COUNT)
-    lora_alpha: float | None = key("LoRA's scale, over the rank; the rank by default.", POSITIVE)
-    lora_targets: list[str] | None = key("Layers with adapters; the usual by default.", TEXTS)
-    lora_save: list[str] | None = key("Modules trained whole, as a task's head is.", TEXTS)
-    seed: int = key("Of order, masks, dropout and what begins afresh.", INDEX, 0)
+    lora_alpha: float | None = key("LoRA's alpha; the rank by default.", POSITIVE)
+    lora_targets: list[str] | None = key("Layers to adapt; the family's by default.", TEXTS)
+    lora_save: list[str] | None = key("Modules to train whole; a task's head always is.", TEXTS)
+    seed: int = key("Seed of order, masks, dropout and initialisation.", INDEX, 0)
 
     evaluation: str | None = key("File to evaluate on.")
-    evaluation_fraction: float | None = key("Or: what part of the data is held out.", FRACTION)
-    evaluate_every: int | None = key("Steps between evaluations; else the last alone.", COUNT)
-    patience: int | None = key("Evaluations without a better one before it stops.", COUNT)
-    best: bool = key("Whether to write the best evaluation's model, not the last.", SWITCH, False)
+    evaluation_fraction: float | None = key("Or: fraction of the data to hold out.", FRACTION)
+    evaluate_every: int | None = key(
+        "Steps between evaluations; by default only at the end.", COUNT
+    )
+    patience: int | None = key("Stop after this many evaluations without improvement.", COUNT)
+    best: bool = key("Whether to write the best model instead of the last.", SWITCH, False)
     log_every: int = key("Steps between lines of metrics.", COUNT, 1)
     checkpoint_every: int = key("Steps between checkpoints.", COUNT, 1000)
-    keep: int = key("How many of the last checkpoints are kept.", COUNT, 3)
+    keep: int = key("Number of last checkpoints to keep.", COUNT, 3)
 
     @property
     def given(self) -> set[str]:
@@ -112,8 +114,8 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-# What may differ between a run and one that resumes it. Of files, the contents may not; the number
-# of steps may where the optimiser's schedule does not depend on it, which is compared too.
+# Keys that may differ when a run is resumed. The contents of files are compared instead of paths,
+# and the optimiser's schedule is compared, which may depend on the number of steps.
 FREE = (
     "output",
     "data",
@@ -130,14 +132,14 @@ FREE = (
 
 
 def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
-    """The settings of a TOML file, and what is given besides, which counts more.
+    """Returns the settings of a TOML file, overridden by further values.
 
     Args:
-        path: of the file; None for none.
-        given: values by key.
+        path: the path of the file; None for no file.
+        given: the further values, by key.
 
     Raises:
-        ConfigError: the file cannot be read; a key is unknown, missing or impossible.
+        ConfigError: the file cannot be read; a key is unknown or missing, or a value is invalid.
     """
     found, where = {}, ""
     if path is not None:
@@ -149,11 +151,11 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"{where}not TOML ({reason})") from None
     for name in found:
         if name not in FIELDS:
-            raise ConfigError(f"{where}no such key: {shown(name)}{suggest(name, FIELDS)}")
+            raise ConfigError(f"{where}unknown key: {shown(name)}{suggest(name, FIELDS)}")
     found = checked(Settings, found, where=where) | checked(Settings, given)
     absent = [one for name, one in FIELDS.items() if name not in found]
     if missing := [one.name for one in absent if one.default is dataclasses.MISSING]:
-        raise ConfigError(f"{where}missing: {', '.join(missing)}")
+        raise ConfigError(f"{where}missing keys: {', '.join(missing)}")
     settings = Settings(**found)
     _check_choices(settings)
     return settings
@@ -162,7 +164,7 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
 def _check_choices(settings: Settings) -> None:
     if settings.batch_size % settings.accumulate:
         raise ConfigError(
-            f"accumulate: {settings.batch_size} rows (batch_size) cannot be taken in "
+            f"accumulate: {settings.batch_size} rows (batch_size) cannot be split into "
             f"{settings.accumulate} equal parts"
         )
     given = settings.given
@@ -170,7 +172,7 @@ def _check_choices(settings: Settings) -> None:
         if (one in given) == (other in given):
             raise ConfigError(f"{one}, {other}: expected one of them")
     if "config" in given and "tokenizer" not in given:
-        raise ConfigError("tokenizer: a model that is begun afresh has none; name a folder")
+        raise ConfigError("tokenizer: expected a folder, because a new model has no tokenizer")
     if given >= {"evaluation", "evaluation_fraction"}:
         raise ConfigError("evaluation, evaluation_fraction: expected one of them")
     for names, enabling, needed in (
@@ -182,7 +184,7 @@ def _check_choices(settings: Settings) -> None:
         (
             ("patience", "best"),
             {"evaluate_every"},
-            "evaluate_every: there is one evaluation else, the last",
+            "evaluate_every: without it, there is only one evaluation, at the end",
         ),
         (("lora_alpha", "lora_targets", "lora_save"), {"lora_rank"}, "lora_rank"),
     ):

@@ -1,4 +1,4 @@
-"""The tasks of `minibert train`: models, objectives and data of each, and configs of new models."""
+"""Tasks of `minibert train`: their models, objectives and data, and configs of new models."""
 
 import dataclasses
 from collections.abc import Callable
@@ -34,7 +34,18 @@ from minibert.train.objectives.heads import (
 def fresh_config(
     name: str, family: str, classes: tuple[Any, ...], tokenizer: Any, labels: dict[str, Any]
 ) -> Any:
-    """Of a family's preset, or of a file; with room for the tokenizer's words."""
+    """Returns the config of a new model, from a preset or a file, for a tokenizer and labels.
+
+    Args:
+        name: a preset, or the path of a config.json.
+        family: the family of a preset.
+        classes: the task's model classes, by which the family of a file is found.
+        tokenizer: the tokenizer, whose vocabulary and special tokens the config gets.
+        labels: the config's fields for the labels of a head.
+
+    Raises:
+        ConfigError: there is no such preset, or the file does not fit the classes or tokenizer.
+    """
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
     ends = {key: found for key in names if (found := getattr(tokenizer, key)) is not None}
     if name.endswith(".json"):
@@ -47,7 +58,7 @@ def fresh_config(
     changes = dict(labels)
     if "pad_token_id" in ends:
         changes["pad_token_id"] = ends.pop("pad_token_id")
-    if ends:  # what only `generate` asks for stands in two files
+    if ends:  # fields that only `generate` uses are in config.json and generation_config.json
         changes["extra"] = {**config.extra, **ends}
         changes["generation"] = {**(config.generation or {}), **ends}
     return config.replace(**changes)
@@ -59,10 +70,16 @@ def _config_of_file(path: str, classes: tuple[Any, ...], words: int, ends: dict[
         if isinstance(data, dict) and data.get("model_type") == cls.config_class.model_type:
             config = cls.config_class.from_dict(data, path)
             if config.vocab_size < words:
-                raise ConfigError(f"{path}: vocab_size: the tokenizer has {words} words")
+                raise ConfigError(
+                    f"{path}: vocab_size: expected at least {words}, the size of the tokenizer's "
+                    f"vocabulary; found {config.vocab_size}"
+                )
             for key, number in ends.items():
                 if data.get(key) not in (None, number):
-                    raise ConfigError(f"{path}: {key}: the tokenizer's is {number}")
+                    raise ConfigError(
+                        f"{path}: {key}: expected {number}, as in the tokenizer; found "
+                        f"{shown(data[key])}"
+                    )
             return config
     known = " or ".join(cls.config_class.model_type for cls in classes)
     raise ConfigError(f"{path}: model_type: expected {known}")
@@ -70,17 +87,17 @@ def _config_of_file(path: str, classes: tuple[Any, ...], words: int, ends: dict[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task.
+    """A task of `minibert train`.
 
     Attributes:
-        model_task: whose classes it takes, as `Family.tasks` names it.
-        objective: from settings and the model's config to what is minimised; None for a task
+        model_task: the name in `Family.tasks` of the task whose model classes are used.
+        objective: a function from settings and the model's config to the objective; None for a task
             whose result is a sentence encoder (`encoders`).
-        dataset: from a source and a tokenizer to batches.
-        options: the keys that `dataset` or `objective` take; those of other tasks are refused.
-        columns: of `options`, those that are columns, each with its default; None for no column.
-        preset: the family of a config that is a preset.
-        adapted_as: PEFT's task type of an adapter, where it decides what is trained: the head too.
+        dataset: a function from a source and a tokenizer to batches.
+        options: the keys that `dataset` or `objective` use; keys of other tasks are errors.
+        columns: the keys among `options` that are columns, with their defaults; None for no column.
+        preset: the family of presets.
+        adapted_as: PEFT's task type of adapters, if it makes the head be trained too.
     """
 
     model_task: str
@@ -101,11 +118,13 @@ def _windows(source: Any, tokenizer: Any, *, column: Any = None, **options: Any)
 
 def _continuation(settings: Settings, config: Any) -> Objective:
     if settings.filler is None:
-        raise ConfigError("filler: continuation needs it: the id of a token that no text has")
+        raise ConfigError(
+            "filler: missing; continuation needs the id of a token that no text contains"
+        )
     return continuation(settings.filler)
 
 
-OF_OBJECTIVES = {"filler", "pooling", "scale"}
+OBJECTIVE_KEYS = {"filler", "pooling", "scale"}
 TASKS = {
     "causal-lm": Task(
         model_task="text-generation",
@@ -159,44 +178,46 @@ TASKS = {
     ),
     "contrastive": Task(
         model_task="feature-extraction",
-        objective=None,  # that of the encoder's vectors
+        objective=None,  # see `EncoderModules.objective`
         dataset=datasets.contrastive,
         options=("anchor", "positive", "negative", "truncation", "pad_to", "pooling", "scale"),
         columns={"anchor": "anchor", "positive": "positive", "negative": None},
     ),
 }
-OF_DATA = {name for task in TASKS.values() for name in task.options}
+TASK_KEYS = {name for task in TASKS.values() for name in task.options}
 
 
 def task_of(settings: Settings) -> Task:
-    """The settings' task.
+    """Returns the task of the settings.
 
     Raises:
-        ConfigError: there is no such task, or a key is of another.
+        ConfigError: there is no such task, or a key belongs to another task.
     """
     one_of(TASKS).check("task", settings.task)
     task = TASKS[settings.task]
-    foreign = settings.given & (OF_DATA - set(task.options))
+    foreign = settings.given & (TASK_KEYS - set(task.options))
     if foreign:
-        raise ConfigError(f"{min(foreign)}: not a key of {settings.task}; its are {task.options}")
+        raise ConfigError(
+            f"{min(foreign)}: not a key of {settings.task}; expected one of {task.options}"
+        )
     return task
 
 
 def tokenizer_of(settings: Settings) -> Any:
-    """The tokenizer; for words of their own, a byte-level one puts a space before each."""
+    """Returns the tokenizer; a byte-level one puts a space before each word of a list of words."""
     source: Any = settings.tokenizer or settings.model
     tokenizer = load_tokenizer(source)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     byte_level = type(getattr(backend, "pre_tokenizer", None)).__name__ == "ByteLevel"
     if byte_level and settings.task == "token-classification":
         tokenizer = load_tokenizer(source, add_prefix_space=True)
-    if tokenizer.pad_token is None:  # GPT-2 has none: its end follows a text anyhow
+    if tokenizer.pad_token is None:  # as GPT-2's; padding follows a text, as EOS does
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def new_labels(settings: Settings) -> dict[str, Any]:
-    """A new head's labels, as a config has them; empty if there are none, or the model's own."""
+    """Returns the config's fields for a new head's labels; empty if the labels are not new."""
     task = TASKS[settings.task]
     if "label" not in task.options or not (settings.new_head or settings.config):
         return {}
@@ -208,18 +229,18 @@ def new_labels(settings: Settings) -> dict[str, Any]:
 
 
 def label_map(settings: Settings, config: Any) -> dict[str, int] | None:
-    """The ids of a model's labels, by name; None if its task has none."""
+    """Returns the ids of a model's labels by name; None if its task has no labels."""
     if "label" not in TASKS[settings.task].options or settings.problem_type == "regression":
         return None
     return {name: number for number, name in config.id2label.items()}
 
 
 def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any:
-    """The model to begin with: loaded, or begun afresh.
+    """Returns the model to train: a pretrained one, or a newly initialised one.
 
     Raises:
         ConfigError: the task has no such model.
-        MissingHeadError: it lacks its head, and `new_head` is not given.
+        MissingHeadError: the model lacks the head, and `new_head` is not set.
     """
     task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
     classes: Any = task_classes(task.model_task)
@@ -248,18 +269,19 @@ def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> A
 
 
 def sharding_of(settings: Settings) -> Sharding | None:
-    """How the devices share the work; None for one device."""
+    """Returns the sharding over all devices; None if the settings have none."""
     if settings.fsdp is None and settings.tensor is None:
         return None
     return Sharding.of_devices(fsdp=tuple(settings.fsdp or [1]), tensor=settings.tensor or 1)
 
 
 def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
-    """What to train on, and what to evaluate on or None: files, or the parts of one."""
+    """Returns the sources of training and of evaluation (or None): files, or parts of one file."""
     task, fraction = TASKS[settings.task], settings.evaluation_fraction
     if fraction is None:
         return settings.data, settings.evaluation
-    if task.dataset is _windows:  # the end of a text: a part of the middle would be half known
+    # hold out the end of the text, which has no training text after it
+    if task.dataset is _windows:
         ids = datasets.token_ids(settings.data, tokenizer, column=settings.text)
         cut = len(ids) - round(fraction * len(ids))
         return ids[:cut], ids[cut:]
@@ -272,7 +294,10 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
         rows = read_texts(settings.data, settings.text)[0]
     held = round(fraction * len(rows))
     if not 0 < held < len(rows):
-        raise InputError(f"evaluation_fraction: {fraction} of {len(rows)} records are {held}")
+        raise InputError(
+            f"evaluation_fraction: expected a fraction that leaves records on both sides, found "
+            f"{fraction}, which is {held} of {len(rows)} records"
+        )
     order = np.random.default_rng(settings.seed).permutation(len(rows))
     return [rows[i] for i in sorted(order[held:])], [rows[i] for i in sorted(order[:held])]
 
@@ -280,11 +305,11 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
 def dataset_of(
     settings: Settings, source: Any, tokenizer: Any, label2id: Any, **options: Any
 ) -> Any:
-    """Batches of a source, as the settings have them."""
+    """Returns batches of a source, according to the settings."""
     task = TASKS[settings.task]
-    wanted = set(task.options) - OF_OBJECTIVES
-    given = {k: v for k, v in vars(settings).items() if k in wanted and v is not None}
-    if not task.columns and "text" in given:  # of a file; the parts of one have none
+    keys = set(task.options) - OBJECTIVE_KEYS
+    given = {k: v for k, v in vars(settings).items() if k in keys and v is not None}
+    if not task.columns and "text" in given:  # the parts of a file have no columns
         column = given.pop("text")
         if isinstance(source, str):
             given["column"] = column

@@ -1,1 +1,1 @@
-"""LoRA adapters, with PEFT's settings and files."""
+"""LoRA adapters, with PEFT's settings and file format."""

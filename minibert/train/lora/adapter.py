@@ -1,11 +1,12 @@
-"""LoRA: a model trained through small products added to its kernels.
+"""LoRA: training of low-rank updates that are added to a model's kernels.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, and PEFT, whose
-settings, names and numbers these are.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685; settings, names
+and numbers are those of PEFT.
 
-A reparametrisation: a step is taken with the kernels `kernel + scaling · lora_A lora_B`, of which
-the first is frozen and the others are trained, so the modules are what they were. Nothing passes
-through an adapter alone, and so `lora_dropout`, whose place is there, cannot be trained with.
+It is implemented as a reparametrisation: a training step uses the kernels
+`kernel + scaling · lora_A lora_B`, where `kernel` is frozen and the factors are trained, and the
+modules are unchanged. Activations never pass through an adapter alone, so training with
+`lora_dropout`, which drops an adapter's inputs, is not implemented.
 """
 
 import dataclasses
@@ -32,12 +33,12 @@ ALL_LINEAR = "all-linear"
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What LoRA trains, beside the model it is for.
+    """The parameters that LoRA trains, without the model that they adapt.
 
     Attributes:
         config: the settings.
         params: `<module>.lora_A` `(in, r)` and `<module>.lora_B` `(r, out)` for every target, and
-            by their own paths the parameters of `modules_to_save`.
+            the parameters of `modules_to_save`, by their own paths.
     """
 
     config: LoRA
@@ -49,11 +50,11 @@ class Site:
     """A linear layer that gets an adapter.
 
     Attributes:
-        path: the layer's.
-        shape: the kernel's, `(in, out)`.
-        rank: the adapter's.
-        scaling: what the product of its factors counts.
-        fan_in_fan_out: whether checkpoints keep the kernel as (in, out).
+        path: the path of the layer.
+        shape: the shape of the kernel, `(in, out)`.
+        rank: the rank of the adapter.
+        scaling: the factor by which the product of `lora_A` and `lora_B` is multiplied.
+        fan_in_fan_out: whether checkpoints store the kernel as (in, out).
     """
 
     path: str
@@ -64,7 +65,7 @@ class Site:
 
     @property
     def factors(self) -> dict[str, tuple[int, int]]:
-        """Both factors' shapes by path, the input's first."""
+        """The shapes of `lora_A` and `lora_B` by path, in this order."""
         inputs, outputs = self.shape
         return {
             f"{self.path}.lora_A": (inputs, self.rank),
@@ -73,33 +74,36 @@ class Site:
 
 
 def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
-    """The linear layers that get an adapter.
+    """Returns the linear layers that get an adapter.
 
     Raises:
-        InputError: there are none; one is no linear layer, or has no kernel of its own; or
+        InputError: there are none; a target is not a linear layer, or has no kernel of its own; or
             `fan_in_fan_out` is wrong.
     """
     targets = target_names(model, lora)
     chosen = {path: m for path, m in submodules(model) if lora.selects(path, targets)}
     if not chosen:
-        raise InputError(f"target_modules: {shown(targets)}: no module to adapt is named so")
+        raise InputError(f"target_modules: {shown(targets)}: no module to adapt has such a name")
     for path, module in chosen.items():
         if not isinstance(module, nnx.Linear) or module.kernel is None:
             tied = " without a kernel of its own" if isinstance(module, nnx.Linear) else ""
             found = f"{type(module).__name__}{tied}"
             raise InputError(f"target_modules: {path}: expected a linear layer, found {found}")
-    places = tuple(
+    found_sites = tuple(
         Site(path, m.kernel.shape, lora.rank(path), lora.scaling(path), isinstance(m, Conv1D))
         for path, m in chosen.items()
     )
-    if lora.fan_in_fan_out not in {None, *(site.fan_in_fan_out for site in places)}:
-        kind = type(chosen[places[0].path]).__name__
-        raise InputError(f"fan_in_fan_out: {lora.fan_in_fan_out}, but {places[0].path} is {kind}")
-    return places
+    if lora.fan_in_fan_out not in {None, *(site.fan_in_fan_out for site in found_sites)}:
+        path, kind = found_sites[0].path, type(chosen[found_sites[0].path]).__name__
+        raise InputError(
+            f"fan_in_fan_out: expected {not lora.fan_in_fan_out} or None, because {path} is a "
+            f"{kind}; found {lora.fan_in_fan_out}"
+        )
+    return found_sites
 
 
 def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
-    """`target_modules`; the family's if there are none, and the layers' paths if all are meant."""
+    """Returns `target_modules`: the family's for None, and the layers' paths for `all-linear`."""
     if lora.target_modules is None:
         return model.lora_targets
     if lora.target_modules != ALL_LINEAR:
@@ -114,13 +118,13 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
 
 
 def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
-    """The parameters of `modules_to_save`, by path.
+    """Returns the parameters of `modules_to_save`, by path.
 
-    A name that fits nothing is passed over if another fits: PEFT lists all that a head may be
-    called.
+    A name that matches nothing is ignored if another one matches, because PEFT lists all possible
+    names of a head.
 
     Raises:
-        InputError: no name fits; or a tied parameter would part from its copy.
+        InputError: no name matches; or one of the parameters is tied to another one.
     """
     prefix = model.tensor_prefix
     whole = tuple(f"{path}." for path, _ in submodules(model) if lora.saves(path))
@@ -128,7 +132,7 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
     found = {path: leaf for path, leaf in leaves.items() if path.startswith(whole)}
     if lora.modules_to_save and not found:
         names = shown(lora.modules_to_save)
-        raise InputError(f"modules_to_save: {names}: no module with parameters is named so")
+        raise InputError(f"modules_to_save: {names}: no module with parameters has such a name")
     present = {leaf.name for leaf in leaves.values()}
     parted = {leaf.name: path for path, leaf in found.items()}
     for copy, original in model.tied.items():
@@ -138,12 +142,12 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
 
 
 def init_adapter(model: Any, lora: LoRA, *, seed: int = 0) -> Adapter:
-    """An adapter to begin with: by default one that changes nothing.
+    """Returns a newly initialised adapter, which by default does not change the model's outputs.
 
     Args:
-        model: what it is for.
+        model: the model to adapt.
         lora: the settings.
-        seed: of the random numbers; those of a layer are the same whatever else is adapted.
+        seed: the random seed; the numbers of a layer do not depend on which others are adapted.
 
     Raises:
         InputError: the settings do not fit the model.
@@ -158,60 +162,60 @@ def init_adapter(model: Any, lora: LoRA, *, seed: int = 0) -> Adapter:
                 params[path] = jnp.zeros(shape, dtype)
             elif lora.init_lora_weights == "gaussian":
                 params[path] = jax.random.normal(own, shape, dtype) / site.rank
-            else:  # as torch.nn.Linear begins: He et al., arXiv:1502.01852, with a = √5
+            else:  # torch.nn.Linear's initialisation: He et al., arXiv:1502.01852, with a = √5
                 bound = shape[0] ** -0.5
                 params[path] = jax.random.uniform(own, shape, dtype, -bound, bound)
     return Adapter(lora, params)
 
 
 def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
-    """The adapter that a training begins with: a fresh one, or the one that is given.
+    """Returns the adapter to train: a new one for a `LoRA`, or the `Adapter` passed.
 
     Raises:
-        InputError: it is not one for the model.
-        UnsupportedConfigError: it has `lora_dropout`.
+        InputError: the adapter does not fit the model.
+        UnsupportedConfigError: the adapter has `lora_dropout`.
     """
     adapter = init_adapter(model, given, seed=seed) if isinstance(given, LoRA) else given
     if not isinstance(adapter, Adapter):
         raise InputError(f"lora: expected a LoRA or an Adapter, found {shown(given)}")
     if adapter.config.lora_dropout:
         raise UnsupportedConfigError(
-            f"lora_dropout: {adapter.config.lora_dropout} is not implemented in training (only 0: "
-            "adapters are added to kernels, and have no inputs of their own to drop)"
+            f"lora_dropout: {adapter.config.lora_dropout} is not implemented in training (only 0, "
+            "because adapters are added to kernels and have no inputs of their own to drop)"
         )
     check_adapter(model, adapter)
     return adapter
 
 
 def combiner(model: Any, lora: LoRA) -> Callable[[Arrays, Arrays], dict[str, Array]]:
-    """The function from trained and frozen arrays to all of the model's."""
+    """Returns a function that combines trained and frozen arrays into all of the model's arrays."""
     return functools.partial(_combined, sites(model, lora))
 
 
-def _combined(places: tuple[Site, ...], params: Arrays, frozen: Arrays) -> dict[str, Array]:
+def _combined(adapted: tuple[Site, ...], params: Arrays, frozen: Arrays) -> dict[str, Array]:
     arrays = {**frozen, **params}
-    for site in places:
+    for site in adapted:
         before, after = (arrays.pop(path) for path in site.factors)
-        # in full precision, which products do not have on a TPU unless they are told
         kernel = f"{site.path}.kernel"
-        after = after.reshape(len(after), *arrays[kernel].shape[1:])  # over devices it may be cut
+        after = after.reshape(len(after), *arrays[kernel].shape[1:])  # a sharded kernel may be 3-D
+        # on a TPU, the default precision of products is lower
         product = jnp.tensordot(before, after, 1, precision=jax.lax.Precision.HIGHEST)
         arrays[kernel] = arrays[kernel] + jnp.asarray(site.scaling, product.dtype) * product
     return arrays
 
 
 def merge(model: Any, adapter: Adapter) -> Any:
-    """The model with an adapter folded in: an ordinary one, to be used, saved or trained on.
+    """Returns a model with an adapter merged into its kernels.
 
     Args:
-        model: the model that the adapter was trained on, which stays as it is.
+        model: the model that the adapter was trained on; it is not changed.
         adapter: the adapter.
 
     Returns:
-        A model of the same class and dtypes; it shares what the adapter leaves alone.
+        A model of the same class and dtypes; it shares the parameters that are not adapted.
 
     Raises:
-        InputError: the adapter is not one for the model.
+        InputError: the adapter does not fit the model.
     """
     check_adapter(model, adapter)
     arrays = parameters(model)
@@ -222,10 +226,10 @@ def merge(model: Any, adapter: Adapter) -> Any:
 
 
 def check_adapter(model: Any, adapter: Adapter) -> None:
-    """Checks that an adapter has the arrays that its settings ask for in a model.
+    """Checks that an adapter has the arrays that its settings require for a model.
 
     Raises:
-        InputError: an array is missing, too many or of the wrong shape.
+        InputError: an array is missing, unexpected or of the wrong shape.
     """
     leaves = saved_leaves(model, adapter.config)
     expected = {path: leaf.variable.shape for path, leaf in leaves.items()}

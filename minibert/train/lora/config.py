@@ -1,4 +1,4 @@
-"""LoRA's settings: the fields of PEFT's `LoraConfig`, and which modules they select."""
+"""LoRA's settings: the fields of PEFT's `LoraConfig`, and the modules that they select."""
 
 import dataclasses
 import re
@@ -22,9 +22,9 @@ from minibert.core.fields import (
 )
 from minibert.errors import InputError, UnsupportedConfigError, shown
 
-DRAWN = (True, False, "gaussian")  # the others need data, or change the frozen kernels
+DRAWN = (True, False, "gaussian")  # other initialisations need data or change frozen kernels
 
-# PEFT's task types, each with the heads that its models train whole whatever they adapt.
+# PEFT's task types, each with the names of heads that its models always train whole.
 TASK_HEADS: dict[str, tuple[str, ...]] = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -67,7 +67,7 @@ def _by_module(rule: Rule) -> Rule:
     )
 
 
-ALPHA = dataclasses.replace(  # a whole number stays one
+ALPHA = dataclasses.replace(  # an integer stays an integer
     POSITIVE, convert=lambda value: np.asarray(value).item()
 )
 NAMES = Rule("names or null", _are_names, _tuple)
@@ -77,7 +77,7 @@ MODULES = Rule(
     lambda v: v if isinstance(v, str) else _tuple(v),
 )
 LAYERS = Rule(
-    "a layer's number, several or null",
+    "the index of a layer, several or null",
     lambda v: all(type(n) is int and n >= 0 for n in _several(v)),
     _tuple,
 )
@@ -94,36 +94,38 @@ TASK = Rule(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Which kernels get an adapter, and of which rank.
+    """The settings of LoRA adapters.
 
     Attributes:
         r: the rank.
-        lora_alpha: the product of both factors counts `lora_alpha / r`.
-        use_rslora: whether it counts `lora_alpha / √r` (Kalajdzievski, arXiv:2312.03732).
+        lora_alpha: the product of `lora_A` and `lora_B` is multiplied by `lora_alpha / r`.
+        use_rslora: whether to multiply by `lora_alpha / √r` instead (Kalajdzievski,
+            arXiv:2312.03732).
         target_modules: names of linear layers: whole paths, or ends of paths after a dot; or a
-            regular expression for whole paths; or `all-linear`. None for the family's usual ones
+            regular expression for whole paths; or `all-linear`. None for the family's defaults
             (BERT's queries and values, GPT-2's joint projection).
-        exclude_modules: names, or an expression: what to leave alone all the same.
-        layers_to_transform: a number or numbers of layers: the others are left alone.
-        layers_pattern: how the list of layers is called, for paths with several numbers in them.
-        rank_pattern: another `r` by module: an expression for the end of its path.
-        alpha_pattern: another `lora_alpha`, likewise.
+        exclude_modules: names, or a regular expression, of targets to exclude.
+        layers_to_transform: the indices of the layers to adapt; None for all.
+        layers_pattern: the name of the list of layers, for paths with several indices.
+        rank_pattern: other values of `r` by module: regular expressions for the ends of paths.
+        alpha_pattern: other values of `lora_alpha`, likewise.
         modules_to_save: ends of the paths of modules that are trained whole, such as `classifier`.
             `task_type` adds to them.
         bias: `none`.
-        fan_in_fan_out: whether the targets' checkpoints keep kernels as (in, out), as GPT-2's do.
-            None to go by the model; it must be right where it is given.
-        lora_dropout: of an adapter's inputs. An adapter that has it can be used, but not trained.
-        init_lora_weights: True to draw `lora_A` from a uniform distribution, and begin with the
-            model as it is; `gaussian` from a normal one; False to draw `lora_B` too.
-        base_model_name_or_path: a note for PEFT.
-        task_type: one of PEFT's. As in PEFT, `SEQ_CLS` and `TOKEN_CLS` add `classifier` and
-            `score` to `modules_to_save`, and `QUESTION_ANS` adds `qa_outputs`, so that the head is
-            trained whole and gets no adapter.
+        fan_in_fan_out: whether checkpoints store the targets' kernels as (in, out), as GPT-2's do;
+            it must agree with the model. None to take it from the model.
+        lora_dropout: the dropout rate of an adapter's inputs. An adapter with dropout can be used,
+            but not trained.
+        init_lora_weights: True for a uniform `lora_A` and a zero `lora_B`, which does not change
+            the model's outputs; `gaussian` for a normal `lora_A`; False for a uniform `lora_B` too.
+        base_model_name_or_path: the base model's name; only stored, for PEFT.
+        task_type: one of PEFT's task types. As in PEFT, `SEQ_CLS` and `TOKEN_CLS` add `classifier`
+            and `score` to `modules_to_save`, and `QUESTION_ANS` adds `qa_outputs`, so that the head
+            is trained whole and gets no adapter.
 
     Raises:
-        InputError: a field holds an impossible value.
-        UnsupportedConfigError: a field asks for what is not implemented.
+        InputError: a field has an invalid value.
+        UnsupportedConfigError: a field requests something that is not implemented.
     """
 
     r: Any = field(SIZE, 8)
@@ -158,30 +160,33 @@ class LoRA:
                 f"init_lora_weights: {found} is not implemented (only true, false and 'gaussian')"
             )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
-            raise InputError("layers_to_transform: expected names in target_modules with it")
+            raise InputError(
+                "layers_to_transform: expected a list of names in target_modules, found "
+                f"{shown(self.target_modules)}"
+            )
         if self.layers_pattern is not None and self.layers_to_transform is None:
-            raise InputError("layers_pattern: expected layers_to_transform with it")
+            raise InputError("layers_pattern: expected layers_to_transform too, found None")
 
     def rank(self, path: str) -> int:
-        """The rank of a module's adapter."""
+        """Returns the rank of a module's adapter."""
         return _first(self.rank_pattern, path, self.r)
 
     def scaling(self, path: str) -> float:
-        """What the product of a module's two factors counts."""
+        """Returns the factor by which the product of a module's `lora_A` and `lora_B` is scaled."""
         rank = self.rank(path)
         alpha = _first(self.alpha_pattern, path, self.lora_alpha)
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
     def saves(self, path: str) -> bool:
-        """Whether a module is trained whole."""
+        """Returns whether a module is trained whole."""
         return path.endswith(self.modules_to_save or ())
 
     def saves_within(self, path: str) -> bool:
-        """Whether a module is, or is part of, one that is trained whole."""
+        """Returns whether a module is, or is part of, one that is trained whole."""
         return any(f".{module}." in f".{path}." for module in self.modules_to_save or ())
 
     def selects(self, path: str, targets: str | tuple[str, ...]) -> bool:
-        """Whether a module gets an adapter, if those are the targets."""
+        """Returns whether a module gets an adapter, for some target names."""
         excluded = _named(path, self.exclude_modules or ()) or self.saves_within(path)
         if excluded or not _named(path, targets):
             return False
@@ -192,8 +197,8 @@ class LoRA:
             return True
         parts = path.split(".")
         for pattern in self.layers_pattern or (r".*\..*",):  # by default, any list in a module
-            for place, part in enumerate(parts[:-1]):
-                if part.isdecimal() and _ends(pattern, ".".join(parts[:place])):
+            for position, part in enumerate(parts[:-1]):
+                if part.isdecimal() and _ends(pattern, ".".join(parts[:position])):
                     return int(part) in self.layers_to_transform
         return False
 

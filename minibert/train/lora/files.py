@@ -1,4 +1,4 @@
-"""Adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors` in a folder."""
+"""Adapters in PEFT's format: a folder with `adapter_config.json`, `adapter_model.safetensors`."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from minibert.train.lora.config import LoRA
 
 PREFIX = "base_model.model."  # PEFT's two wrappers
 
-# Fields of PEFT's `LoraConfig` that leave the numbers alone, whatever they hold.
+# Fields of PEFT's `LoraConfig` that do not affect the numbers, whatever their values.
 INERT = frozenset(
     """
     auto_mapping inference_mode megatron_core peft_version qalora_group_size revision runtime_config
@@ -40,25 +40,25 @@ INERT = frozenset(
 def save_adapter(
     model: Any, adapter: Adapter, folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> None:
-    """Writes an adapter so that PEFT loads it: complete, flushed and checked, or not at all.
+    """Writes an adapter in PEFT's format: complete, flushed and checked, or not at all.
 
     Args:
-        model: the model it is for.
+        model: the model that it adapts.
         adapter: the adapter.
-        folder: where to. It may exist; it must not hold an adapter unless `overwrite`, nor a model,
-            to which transformers would apply the adapter. All other files stay.
+        folder: the folder to write. It may exist; it must not hold an adapter unless `overwrite`,
+            nor a model, because transformers would apply the adapter to it. Other files are kept.
         overwrite: whether to replace an adapter's files.
 
     Raises:
-        InputError: the adapter is not one for the model.
+        InputError: the adapter does not fit the model.
         TargetError: the folder holds an adapter or a model, or cannot be written; or a number is
             NaN or infinite.
     """
     check_adapter(model, adapter)
     if os.path.lexists(path := os.path.join(folder, "config.json")):
         raise TargetError(
-            f"{path}: a model's folder; transformers would apply the adapter whenever it loads the "
-            "model. Choose a folder of its own for the adapter"
+            f"{path}: expected a folder without a model, because transformers would apply the "
+            "adapter whenever it loads the model; choose another folder"
         )
     arrays = {}
     for name, tensor in tensors(model, adapter.config).items():
@@ -72,7 +72,7 @@ def save_adapter(
                 source.read(name).tobytes() == array.tobytes() for name, array in arrays.items()
             )
         if not same:
-            raise TargetError(f"{folder}: the adapter was not written as it is in memory")
+            raise TargetError(f"{folder}: the files written differ from the adapter in memory")
 
     target = os.fspath(folder)
     with (
@@ -84,21 +84,21 @@ def save_adapter(
 
 
 def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
-    """Reads an adapter that PEFT or `save_adapter` wrote, strictly.
+    """Loads an adapter that PEFT or `save_adapter` wrote.
 
     Args:
-        model: the model it is for.
-        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        model: the model to adapt.
+        folder: the folder with `adapter_config.json` and `adapter_model.safetensors`.
 
     Returns:
-        The adapter, in float32 or wider, to be given to `merge` or `Trainer`.
+        The adapter, in float32 or wider, for `merge` or `Trainer`.
 
     Raises:
-        SourceError: one of the files is not there, or they were replaced while they were read.
+        SourceError: one of the files is missing, or they were replaced while they were read.
         ConfigError: a field is wrong, or the settings do not fit the model.
-        UnsupportedConfigError: a field asks for what is not implemented.
+        UnsupportedConfigError: a field requests something that is not implemented.
         WeightsFileError: the weights are damaged.
-        CheckpointMismatchError: a tensor is missing, too many, of the wrong shape or not finite.
+        CheckpointMismatchError: a tensor is missing, unexpected, of the wrong shape or not finite.
     """
     folder = os.fspath(folder)
     config, path = os.path.join(folder, ADAPTER_CONFIG), os.path.join(folder, ADAPTER_TENSORS)
@@ -119,7 +119,7 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
 
 
 def tensors(model: Any, lora: LoRA) -> dict[str, Expected]:
-    """The tensors of an adapter's file, by name."""
+    """Returns the expected tensors of an adapter's file, by name."""
     found = {}
     for path, leaf in saved_leaves(model, lora).items():
         name = leaf.name.removeprefix(model.tensor_prefix)
@@ -131,7 +131,7 @@ def tensors(model: Any, lora: LoRA) -> dict[str, Expected]:
 
 
 def config_fields(model: Any, lora: LoRA) -> dict[str, Any]:
-    """The contents of `adapter_config.json`, with what the model decides written out."""
+    """Returns the contents of `adapter_config.json`, with the model's defaults filled in."""
     return {
         **vars(lora),
         "target_modules": target_names(model, lora),
@@ -144,11 +144,12 @@ def config_fields(model: Any, lora: LoRA) -> dict[str, Any]:
 
 
 def read_config(fields: Mapping[str, Any]) -> LoRA:
-    """The settings in an `adapter_config.json`.
+    """Returns the settings in an `adapter_config.json`.
 
     Raises:
-        InputError: a field holds an impossible value.
-        UnsupportedConfigError: it is no LoRA, or a field asks for what is not implemented.
+        InputError: a field has an invalid value.
+        UnsupportedConfigError: the adapter is not LoRA, or a field requests something that is not
+            implemented.
     """
     kind = fields.get("peft_type")
     if kind != "LORA":

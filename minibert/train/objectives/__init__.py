@@ -1,1 +1,1 @@
-"""What is minimised: objectives, and checks of their labels."""
+"""Training objectives and the validation of their labels."""

@@ -1,12 +1,12 @@
-"""What is minimised: pure functions of a model's outputs and a batch.
+"""Training objectives: pure functions of a model's outputs and a batch.
 
-An objective has one or more terms. Of each it says which targets a batch holds (`targets`: a weight
-for each, 0 where there is none) and what the model loses at each (`losses`, in float32 or wider).
-The loss is the sum over the terms of weight × Σ losses / Σ targets: with one batch, the losses of
-`transformers`' models; and the same whether a batch is taken whole, in parts or over many devices,
-for the targets are counted first.
+An objective has one or more terms. For each term it defines the targets of a batch (`targets`: a
+weight per target, 0 where there is none) and the loss at each target (`losses`, in float32 or
+wider). The loss is the sum over terms of weight × Σ losses / Σ targets, which for one batch equals
+the loss of `transformers`' models. Because the targets of the whole batch are counted first, it is
+the same whether a batch is processed whole, in parts or on several devices.
 
-Here are the objectives of language models; those of other heads are in `heads.py`.
+This module has the objectives of language models; those of other heads are in `heads.py`.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from minibert.nn.numerics import widen
 from minibert.train.objectives.labels import IGNORED, Batch, Check, of_rows, of_tokens, of_windows
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-WORDS = ("input_ids", "inputs_embeds")
+TOKENS = ("input_ids", "inputs_embeds")
 
-Terms = dict[str, Any]  # of arrays; on the host, of numbers
+Terms = dict[str, Any]  # arrays by term; on the host, numbers
 
 
 def model_arguments(config: Any, batch: Batch) -> dict[str, Any]:
     """Returns the arguments with which a model is called for a batch.
 
-    No call in training uses a cache, as in transformers' `Trainer`; so position ids that restart
-    separate texts, for a model that reads them so.
+    As in transformers' `Trainer`, training never uses a cache; without one, models that support it
+    treat position ids that restart as the start of another text.
     """
     given = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     restarting = "position_ids" in given and hasattr(config, "use_cache")
@@ -40,7 +40,7 @@ def model_arguments(config: Any, batch: Batch) -> dict[str, Any]:
 
 
 def call_model(model: Any, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
-    """Returns a model's outputs for a batch; `more` are other arguments."""
+    """Returns a model's outputs for a batch; `more` are further arguments of the model."""
     return model(**model_arguments(model.config, batch), **more, rngs=rngs)
 
 
@@ -50,22 +50,23 @@ def _no_hits(outputs: Any, batch: Batch) -> Terms:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is minimised.
+    """A training objective.
 
     Attributes:
-        name: what it is called in messages and logs.
-        needs: the entries that a batch must have: one of each group.
-        labels: the entries that are no plain inputs of a model, each with its check.
-        targets: from a batch to a weight for each target, by term.
-        losses: from outputs and a batch to the loss at each target, in the targets' shape, by term.
-        hits: from outputs and a batch to whether the model is right at each target, by term, for
-            terms that can be right.
-        weights: what a term counts; 1 unless it is here.
-        inputs: the entries that are inputs of a model, maybe with something before their names.
-        apply: from model, batch and random keys to the outputs.
-        separable: whether a batch may be taken in parts (in-batch negatives may not).
-        settings: the numbers and names it was made with, as JSON can hold them; runs that resume
-            must have the same.
+        name: the name in messages and logs.
+        needs: groups of entries; a batch must have at least one entry of each group.
+        labels: the entries that are not plain inputs of the model, each with its check.
+        targets: a function from a batch to the weight of each target, by term.
+        losses: a function from outputs and a batch to the loss at each target, in the shape of the
+            targets, by term.
+        hits: a function from outputs and a batch to whether the prediction at each target is
+            correct, by term, for classification terms.
+        weights: the weights of the terms; 1 for terms that are not listed.
+        inputs: the entries that are inputs of the model, possibly with a prefix.
+        apply: a function from model, batch and random keys to the outputs.
+        separable: whether a batch may be split into parts (not with in-batch negatives).
+        settings: the settings of the objective, as JSON can represent them; a run that resumes
+            another must have the same.
     """
 
     name: str
@@ -82,28 +83,28 @@ class Objective:
 
     @property
     def entries(self) -> list[str]:
-        """What it may take from a batch."""
+        """The entries of a batch that the objective may use."""
         return [*self.inputs, *self.labels]
 
     def missing(self, names: Collection[str]) -> str:
-        """What a batch with these entries lacks, in words."""
+        """Returns the required entries that `names` lacks, as text; empty if there are none."""
         lacking = [group for group in self.needs if not set(group) & set(names)]
         return ", ".join(" or ".join(group) for group in lacking)
 
     def counts(self, batch: Batch) -> Terms:
-        """How many targets a batch has, by term."""
+        """Returns the sum of a batch's target weights, by term."""
         return {term: weights.sum() for term, weights in self.targets(batch).items()}
 
     def sums(self, outputs: Any, batch: Batch) -> Terms:
-        """The summed losses, by term."""
+        """Returns the summed losses, by term."""
         return _summed(self.losses(outputs, batch), self.targets(batch))
 
     def correct(self, outputs: Any, batch: Batch) -> Terms:
-        """How many targets the model is right about, by term."""
+        """Returns the number of correct predictions, by term."""
         return _summed(self.hits(outputs, batch), self.targets(batch))
 
     def total(self, sums: Terms, counts: Terms) -> Any:
-        """The loss: the weighted sum of the terms' means; 0 for a term without a target."""
+        """Returns the weighted sum of the terms' means; the mean of a term without targets is 0."""
         first, *others = (
             self.weights.get(term, 1.0) * (total / (counts[term] + (counts[term] == 0)))
             for term, total in sums.items()
@@ -111,12 +112,12 @@ class Objective:
         return sum(others, start=first)
 
     def __call__(self, outputs: Any, batch: Batch) -> Array:
-        """The loss of a batch: a number."""
+        """Returns the loss of a batch, `()`."""
         return self.total(self.sums(outputs, batch), self.counts(batch))
 
 
 def _summed(values: Terms, targets: Terms) -> Terms:
-    # `where`, for what is computed where there is no target may be infinite
+    # `where`, because values at positions without a target may be infinite
     return {
         term: jnp.sum(jnp.where(targets[term] > 0, value * targets[term], 0))
         for term, value in values.items()
@@ -124,24 +125,30 @@ def _summed(values: Terms, targets: Terms) -> Terms:
 
 
 def output(outputs: Any, name: str) -> Array:
-    """One of a model's outputs.
+    """Returns one of a model's outputs.
 
     Raises:
-        InputError: the model has none of that name.
+        InputError: the model has no output of that name.
     """
     if (found := getattr(outputs, name, None)) is None:
-        raise InputError(f"model: its {type(outputs).__name__} has no {name}; give one that has")
+        raise InputError(
+            f"model: expected one that returns {name}, found one that returns "
+            f"{type(outputs).__name__} without it"
+        )
     return found
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """−log p(label), `(…)`, of logits `(…, classes)`; NaN where there is no such label.
+    """Returns −log p(label), `(…)`, of logits `(…, classes)`; NaN where a label is out of range.
 
     Raises:
         InputError: the shapes do not agree.
     """
     if logits.shape[:-1] != labels.shape:
-        raise InputError(f"labels: {labels.shape} of them; the model's scores are {logits.shape}")
+        raise InputError(
+            f"labels: expected shape {logits.shape[:-1]}, for logits of shape {logits.shape}; "
+            f"found {labels.shape}"
+        )
     inside = (labels >= 0) & (labels < logits.shape[-1])
     labels = jnp.where(inside, labels, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(widen(logits), labels)
@@ -149,11 +156,11 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 class Choice:
-    """A term in which the model chooses one of some classes: cross-entropy, −100 left out.
+    """A classification term: cross-entropy, ignoring labels of −100.
 
     Args:
-        logits: from outputs to scores `(…, classes)`.
-        labels: from a batch to the right classes `(…)`.
+        logits: a function from outputs to logits `(…, classes)`, or the name of an output.
+        labels: a function from a batch to labels `(…)`, or the name of an entry.
     """
 
     def __init__(self, logits: str | Callable[[Any], Array], labels: str | Callable[[Batch], Any]):
@@ -161,20 +168,20 @@ class Choice:
         self.labels = (lambda b: jnp.asarray(b[labels])) if isinstance(labels, str) else labels
 
     def targets(self, batch: Batch) -> Array:
-        """Where there is a label."""
+        """Returns 1 where there is a label, and 0 elsewhere."""
         return (self.labels(batch) != IGNORED).astype(jnp.float32)
 
     def losses(self, outputs: Any, batch: Batch) -> Array:
-        """The cross-entropy at each."""
+        """Returns the cross-entropy at each position."""
         return cross_entropy(self.logits(outputs), self.labels(batch))
 
     def hits(self, outputs: Any, batch: Batch) -> Array:
-        """Where the highest score is the label's."""
+        """Returns 1 where the label has the largest logit, and 0 elsewhere."""
         return (self.logits(outputs).argmax(axis=-1) == self.labels(batch)).astype(jnp.float32)
 
 
 def choosing(name: str, terms: Mapping[str, Choice], **rest: Any) -> Objective:
-    """An objective all of whose terms are choices; `rest` as for `Objective`."""
+    """Returns an objective whose terms are all choices; `rest` are arguments of `Objective`."""
     return Objective(
         name=name,
         targets=lambda batch: {term: t.targets(batch) for term, t in terms.items()},
@@ -185,7 +192,7 @@ def choosing(name: str, terms: Mapping[str, Choice], **rest: Any) -> Objective:
 
 
 def next_tokens(batch: Batch) -> Array:
-    """What should follow each token, `(…, seq)`: `shift_labels`, or `labels` moved by one."""
+    """Returns the label after each token, `(…, seq)`: `shift_labels`, or shifted `labels`."""
     if "shift_labels" in batch:
         return jnp.asarray(batch["shift_labels"])
     labels = jnp.asarray(batch["labels"])
@@ -194,45 +201,45 @@ def next_tokens(batch: Batch) -> Array:
 
 
 def labelled(name: str, check: Check) -> Objective:
-    """An objective whose one term chooses `labels` by `logits`."""
+    """Returns an objective with a single term, `Choice("logits", "labels")`."""
     term = {name: Choice("logits", "labels")}
-    return choosing(name, term, needs=(WORDS, ("labels",)), labels={"labels": check})
+    return choosing(name, term, needs=(TOKENS, ("labels",)), labels={"labels": check})
 
 
 causal_lm = choosing(
     "causal_lm",
     {"causal_lm": Choice("logits", next_tokens)},
-    needs=(WORDS, ("labels", "shift_labels")),
+    needs=(TOKENS, ("labels", "shift_labels")),
     labels={"labels": of_tokens("vocab_size", first=1), "shift_labels": of_tokens("vocab_size")},
 )
 
 masked_lm = labelled("masked_lm", of_tokens("vocab_size"))
 
-# BERT's own: masked words, and whether the second sentence follows the first (0: it does).
+# BERT's pretraining: masked tokens, and whether the second sentence follows the first (0: it does).
 pretraining = choosing(
     "pretraining",
     {
         "masked_lm": Choice("prediction_logits", "labels"),
         "next_sentence": Choice("seq_relationship_logits", "next_sentence_label"),
     },
-    needs=(WORDS, ("labels",), ("next_sentence_label",)),
+    needs=(TOKENS, ("labels",), ("next_sentence_label",)),
     labels={"labels": of_tokens("vocab_size"), "next_sentence_label": of_rows(2)},
 )
 
 
 def continuation(filler: int) -> Objective:
-    """Half a context window goes in, and the full window is compared with what comes out.
+    """Returns the objective of predicting a whole context window from its first half, in one pass.
 
-    The second half of `input_ids` (the longer one, of an odd number) is replaced by a filler; the
-    scores at every position, in one pass, are compared with the window's own token there, not the
-    next one. So a model, of whichever family, learns to give back what it was given (the term
-    `given`) and to write what follows all at once (the term `continued`). Each counts half: with
-    an even window without padding, the loss is the mean over its positions. Padding, as
-    `attention_mask` has it, is no target.
+    The second half of `input_ids` (the longer one, if their number is odd) is replaced by a filler
+    token. The logits at every position are compared with the window's token at the same position,
+    not the next one. So a model of any family learns to reproduce the first half (the term `given`)
+    and to predict the second half in parallel (the term `continued`). Each term has the weight 0.5:
+    for a window of even length without padding, the loss is the mean over its positions. Positions
+    that `attention_mask` marks as padding are not targets.
 
     Args:
-        filler: the id of the token that stands for what is to be written: BERT's mask token, or
-            one that no text has.
+        filler: the id of the token that replaces the second half: BERT's mask token, or a token
+            that no text contains.
     """
 
     def given(ids: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Training of sentence vectors: every text's own partner among all the partners of a batch."""
+"""The contrastive objective for sentence embeddings, with in-batch negatives."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,18 +32,19 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 def contrastive(
     *, scale: float | int = 20.0, pooling: Any = "mean", modules: Sequence[Module] = ()
 ) -> Objective:
-    """Multiple negatives ranking (Henderson et al., arXiv:1705.00652), as sentence-transformers'.
+    """Returns the multiple negatives ranking loss of sentence-transformers.
 
-    The cosines between each anchor and all positives of the batch, times `scale`, are scores among
-    which its own positive is the right one. Hard negatives, `negative_…`, `(batch, seq)` or
-    `(batch, negatives, seq)`, stand beside the positives, for every anchor. The model is a trunk,
-    such as `BertModel`. As the rows of a batch are compared, it cannot be taken in parts.
+    (Henderson et al., arXiv:1705.00652.) The cosine similarities between an anchor and all
+    positives of the batch, times `scale`, are logits; the label is the anchor's own positive. Hard
+    negatives, `negative_…`, `(batch, seq)` or `(batch, negatives, seq)`, are further classes for
+    every anchor. The model is a base model, such as `BertModel`. A batch cannot be split into
+    parts, because its rows are compared.
 
     Args:
-        scale: 1 / temperature.
+        scale: the inverse temperature.
         pooling: one or more names in `minibert.nn.pooling.POOLINGS`, as for `SentenceEncoder`.
-        modules: what a vector goes through after the pooling, `Dense` and `Normalize` modules such
-            as `encoder.model.chain[1:]`. Their parameters are not trained.
+        modules: the modules after the pooling, `Dense` and `Normalize`, such as
+            `encoder.model.chain[1:]`. Their parameters are not trained.
 
     Raises:
         InputError: an argument is wrong.
@@ -52,7 +53,7 @@ def contrastive(
     POSITIVE.check("scale", scale, InputError)
 
     def embedded(model: Any, batch: Batch, rngs: nnx.Rngs | None, prefix: str) -> Array:
-        """Embeddings of a batch's texts, `(texts, features)`, of length 1."""
+        """Returns the embeddings of a batch's texts, `(texts, features)`, with norm 1."""
         given = {n: jnp.asarray(batch[prefix + n]) for n in INPUTS if prefix + n in batch}
         given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
         outputs = call_model(model, given, rngs)

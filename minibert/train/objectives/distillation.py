@@ -1,4 +1,4 @@
-"""Learning from a larger model's scores: Hinton et al., arXiv:1503.02531."""
+"""Knowledge distillation from a teacher's logits: Hinton et al., arXiv:1503.02531."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,21 +20,23 @@ from minibert.train.objectives.labels import check_finite
 
 
 def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) -> Objective:
-    """α × T² × KL(teacher ‖ student), both softened by T, and (1 − α) × an objective with labels.
+    """Returns α × T² × KL(teacher ‖ student) + (1 − α) × an objective with labels.
 
-    The divergence is taken wherever the objective has a target; the batch has `teacher_logits`, in
-    the shape of the model's own (`with_teacher` adds them).
+    The divergence is computed wherever the objective has a target. A batch must have
+    `teacher_logits`, in the shape of the model's logits (`with_teacher` adds them).
 
     Args:
-        objective: one with a single term and a choice among classes, such as `causal_lm`.
-        temperature: T, what both models' scores are divided by.
-        alpha: what the teacher counts, from 0 to 1.
+        objective: an objective with a single classification term, such as `causal_lm`.
+        temperature: T, by which the logits of both models are divided.
+        alpha: α, the weight of the divergence, from 0 to 1.
 
     Raises:
         InputError: an argument is wrong.
     """
     if not isinstance(objective, Objective):
-        raise InputError(f"objective: expected one of minibert.train, found {shown(objective)}")
+        raise InputError(
+            f"objective: expected an objective of minibert.train, found {shown(objective)}"
+        )
     POSITIVE.check("temperature", temperature, InputError)
     PROBABILITY.check("alpha", alpha, InputError)
 
@@ -69,23 +71,24 @@ def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) ->
 
 
 def _only(objective: Objective, targets: Mapping[str, Any]) -> Any:
-    """The targets of an objective's one term, which has its name."""
+    """Returns the targets of an objective's only term, which has the objective's name."""
     if list(targets) != [objective.name]:
         raise InputError(
-            f"objective: expected one with a single term; {objective.name} has {', '.join(targets)}"
+            f"objective: expected a single term {objective.name}; found {', '.join(targets)}"
         )
     return targets[objective.name]
 
 
 def divergence(teacher: Array, student: Array, temperature: float | int) -> Array:
-    """T² × KL(teacher ‖ student), `(…)`, of logits `(…, classes)` divided by T.
+    """Returns T² × KL(teacher ‖ student), `(…)`, of logits `(…, classes)` divided by T.
 
     Raises:
-        InputError: the shapes do not agree.
+        InputError: the shapes differ.
     """
     if teacher.shape != student.shape:
         raise InputError(
-            f"teacher_logits: expected the model's shape {student.shape}, found {teacher.shape}"
+            f"teacher_logits: expected the shape of the model's logits, {student.shape}; found "
+            f"{teacher.shape}"
         )
     theirs = jax.nn.log_softmax(widen(teacher) / temperature)
     ours = jax.nn.log_softmax(widen(student) / temperature)
@@ -93,46 +96,48 @@ def divergence(teacher: Array, student: Array, temperature: float | int) -> Arra
 
 
 def with_teacher(teacher: Any, batches: Iterable[Batch]) -> Any:
-    """Batches with `teacher_logits`, what a model says of each, computed by one program a shape.
+    """Returns batches with the entry `teacher_logits`, a model's logits for each batch.
 
-    They can be iterated over as often as the batches can, and taken up where they were left if the
-    batches can (as Grain's).
+    The logits are computed by one compiled program per shape. The result can be iterated over
+    repeatedly and resumed if `batches` can (as Grain's).
 
     Args:
         teacher: a model that returns `logits`, in evaluation mode.
-        batches: what the student learns from.
+        batches: the student's batches.
 
     Raises:
-        InputError: the teacher is no such model, or a batch is none that it takes.
+        InputError: the teacher does not return logits, or does not accept a batch.
     """
     fast = compiled(teacher)
-    return TaughtIterator(fast, batches) if iter(batches) is batches else Taught(fast, batches)
+    if iter(batches) is batches:
+        return TeacherIterator(fast, batches)
+    return TeacherBatches(fast, batches)
 
 
-class Taught:
-    """What `with_teacher` gives."""
+class TeacherBatches:
+    """Iterable batches with a teacher's logits; see `with_teacher`."""
 
     def __init__(self, teacher: Any, batches: Any):
         self._teacher, self._batches = teacher, batches
 
     @property
     def identity(self) -> Callable[[], dict[str, Any]]:
-        """The batches' method, with the teacher's checksum; missing if they have none."""
+        """The method of the batches, which adds the teacher's checksum; missing if they lack it."""
         of_batches = self._batches.identity
         return lambda: {**of_batches(), "teacher": digest(checksums(self._teacher.parameters))}
 
-    def __iter__(self) -> "TaughtIterator":
-        return TaughtIterator(self._teacher, iter(self._batches))
+    def __iter__(self) -> "TeacherIterator":
+        return TeacherIterator(self._teacher, iter(self._batches))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TaughtIterator:
-    """Has `get_state` and `set_state` if the batches' own iterator has."""
+class TeacherIterator:
+    """Adds a teacher's logits to batches; has `get_state` and `set_state` if their iterator has."""
 
     teacher: Any
     batches: Iterator[Batch]
 
-    def __iter__(self) -> "TaughtIterator":
+    def __iter__(self) -> "TeacherIterator":
         return self
 
     def __next__(self) -> dict[str, Any]:

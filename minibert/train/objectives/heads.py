@@ -1,4 +1,4 @@
-"""The objectives of the models' other heads, with `transformers`' labels and losses."""
+"""Objectives of the other heads, with the labels and losses of `transformers`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jax import Array
 
 from minibert.nn.numerics import widen
 from minibert.train.objectives.base import (
-    WORDS,
+    TOKENS,
     Batch,
     Choice,
     Objective,
@@ -28,16 +28,16 @@ from minibert.train.objectives.labels import (
     of_rows,
     of_tokens,
     positions,
-    shape_of_words,
+    token_shape,
     tokens_of_choices,
 )
 
-# Whether the second sentence follows the first: 0 says that it does.
+# Whether the second sentence follows the first: 0 if it does.
 next_sentence = labelled("next_sentence", of_rows(2))
 
 token_classification = labelled("token_classification", of_tokens("num_labels"))
 
-# Words are `(batch, choices, seq)`; `labels`, `(batch,)`, say which choice is right.
+# Token ids are `(batch, choices, seq)`; `labels` `(batch,)` are the indices of the right choices.
 multiple_choice = labelled("multiple_choice", of_choices)
 
 
@@ -45,14 +45,14 @@ def _call_double_heads(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
     return call_model(model, batch, rngs, mc_token_ids=batch.get("mc_token_ids"))
 
 
-# GPT-2's next words beside the right choice; `dataclasses.replace(…, weights=…)` weighs the two.
+# GPT-2's next tokens and the right choice; `dataclasses.replace(…, weights=…)` sets their weights.
 double_heads = choosing(
     "double_heads",
     {
         "causal_lm": Choice("logits", next_tokens),
         "multiple_choice": Choice("mc_logits", "mc_labels"),
     },
-    needs=(WORDS, ("labels",), ("mc_labels",)),
+    needs=(TOKENS, ("labels",), ("mc_labels",)),
     labels={
         "labels": of_tokens("vocab_size", first=1),
         "mc_labels": of_choices,
@@ -64,28 +64,29 @@ double_heads = choosing(
 
 def _position(name: str) -> Choice:
     def labels(batch: Batch) -> Array:
-        given, seq = jnp.asarray(batch[name]), shape_of_words(batch)[1]
+        given, seq = jnp.asarray(batch[name]), token_shape(batch)[1]
         return jnp.where(given < seq, jnp.maximum(given, 0), IGNORED)
 
     return Choice(f"{name.removesuffix('_positions')}_logits", labels)
 
 
-# As in `transformers`, a negative position is the first, and one past the end is no target.
+# As in `transformers`, a negative position means the first, and one past the end is not a target.
 question_answering = choosing(
     "question_answering",
     {"start": _position("start_positions"), "end": _position("end_positions")},
-    needs=(WORDS, ("start_positions",), ("end_positions",)),
+    needs=(TOKENS, ("start_positions",), ("end_positions",)),
     labels={"start_positions": positions, "end_positions": positions},
     weights={"start": 0.5, "end": 0.5},
 )
 
 
 def problem_type(config: Any, dtype: Any) -> str:
-    """What a sequence classifier's labels are, by `transformers`' rules.
+    """Returns the problem type of a sequence classifier, by the rules of `transformers`.
 
     Args:
-        config: its `problem_type` says it; else `num_labels` (1: a regression) and `dtype` do.
-        dtype: the labels': of integers there is one a row, of others one a class.
+        config: the model's config, whose `problem_type` is returned unless it is None; otherwise
+            `num_labels` (1: regression) and `dtype` decide.
+        dtype: the dtype of the labels: integers are one label per row, other numbers one per class.
     """
     if config.problem_type is not None:
         return config.problem_type
@@ -96,10 +97,10 @@ def problem_type(config: Any, dtype: Any) -> str:
 
 
 def classification(config: Any) -> Objective:
-    """A label, several, or numbers for every row, as `problem_type` says.
+    """Returns the objective of sequence classification or regression; see `problem_type`.
 
     Args:
-        config: the model's.
+        config: the model's config.
     """
     one = Choice("logits", "labels")
 
@@ -138,7 +139,7 @@ def classification(config: Any) -> Objective:
 
     return Objective(
         name="classification",
-        needs=(WORDS, ("labels",)),
+        needs=(TOKENS, ("labels",)),
         labels={"labels": check},
         targets=targets,
         losses=losses,

@@ -1,4 +1,4 @@
-"""What a batch holds beside the model's inputs, checked by shape and value on the host.
+"""Checks of a batch's labels, by shape and value, on the host.
 
 A check takes the config, the entry's name, its array and the batch; it raises an `InputError`.
 """
@@ -11,52 +11,60 @@ import numpy as np
 from minibert.core.checks import checked_indices, checked_zeros_and_ones, shaped
 from minibert.errors import InputError
 
-IGNORED = -100  # the label of what is no target, as in PyTorch
+IGNORED = -100  # the label of positions that are not targets, as in PyTorch
 
 Batch = Mapping[str, Any]
 Check = Callable[[Any, str, np.ndarray, Batch], None]
 
 
 class NoTargetError(InputError):
-    """A batch has nothing to learn from; the last thing that a check looks at."""
+    """The batch has no targets. Raised only after all other checks of the labels passed."""
 
 
-def shape_of_words(batch: Batch) -> tuple[int, ...]:
-    """`(batch, seq)`, or `(batch, choices, seq)`."""
+def token_shape(batch: Batch) -> tuple[int, ...]:
+    """Returns the shape of a batch's tokens, `(batch, seq)` or `(batch, choices, seq)`."""
     if "input_ids" in batch:
         return np.shape(batch["input_ids"])
     return np.shape(batch["inputs_embeds"])[:-1]
 
 
 def of_tokens(field: str, *, first: int = 0) -> Check:
-    """A class for every token, below a field of the config, or −100.
+    """Returns the check of one label per token: a class below a field of the config, or −100.
 
     Args:
-        field: the config's.
-        first: where targets begin: 1 if labels are moved by one, for then nothing predicts the
-            first.
+        field: the name of the config's field.
+        first: the first position that can be a target: 1 if labels are shifted by one, because
+            then nothing predicts the first token.
     """
 
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-        shape = shape_of_words(batch)
+        shape = token_shape(batch)
         _classes(name, array, shape, getattr(config, field), field, first)
 
     return check
 
 
 def of_rows(limit: str | int) -> Check:
-    """A class for every row, below a field of the config or a number, or −100."""
+    """Returns the check of one label per row: a class below `limit`, or −100.
+
+    Args:
+        limit: the number of classes, or the name of the config's field that holds it.
+    """
 
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
         size = limit if isinstance(limit, int) else getattr(config, limit)
         field = "classes" if isinstance(limit, int) else limit
-        _classes(name, array, shape_of_words(batch)[:1], size, field)
+        _classes(name, array, token_shape(batch)[:1], size, field)
 
     return check
 
 
 def of_windows(filler: int) -> Check:
-    """Words that are targets themselves unless they are padding, and what may replace them."""
+    """Returns the check of token ids that are targets themselves, unless they are padding.
+
+    Args:
+        filler: the id of the token that replaces some of them.
+    """
 
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
         checked_indices("filler", np.asarray(filler), config.vocab_size, "vocab_size")
@@ -65,26 +73,26 @@ def of_windows(filler: int) -> Check:
             mask = checked_zeros_and_ones("attention_mask", batch["attention_mask"])
             shaped("attention_mask", mask, [array.shape])
             if not np.any(mask):
-                raise NoTargetError("attention_mask: no target: everything is padding")
+                raise NoTargetError("attention_mask: no target: every position is padding")
 
     return check
 
 
 def of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-    """Which of the choices of every row is right, or −100."""
+    """Checks that labels are the index of the right choice of each row, or −100."""
     rows, choices = _choices(name, batch)
     _classes(name, array, (rows,), choices, "choices")
 
 
 def tokens_of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-    """For every choice, the position of a token."""
+    """Checks that an array has the position of a token for each choice."""
     shaped(name, array, [_choices(name, batch)])
-    checked_indices(name, array, shape_of_words(batch)[-1], "seq")
+    checked_indices(name, array, token_shape(batch)[-1], "seq")
 
 
 def positions(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
-    """A position for every row: a negative one is the first, one past the end is no target."""
-    rows, seq = shape_of_words(batch)
+    """Checks one position per row: a negative one means the first, one past the end no target."""
+    rows, seq = token_shape(batch)
     shaped(name, array, [(rows,)])
     if array.dtype.kind not in "iu":
         raise InputError(f"{name}: expected integers, found {array.dtype}")
@@ -100,8 +108,16 @@ def numbers(
     *,
     most: float | int | None = None,
 ) -> None:
-    """For every row `num_labels` numbers (one needs no axis); from 0 to `most`, if given."""
-    rows = shape_of_words(batch)[0]
+    """Checks `num_labels` numbers per row (a single one needs no axis), from 0 to `most` if given.
+
+    Args:
+        config: the model's config.
+        name: the entry's name.
+        array: the numbers, `(batch, num_labels)`, or `(batch,)` if `num_labels` is 1.
+        batch: the batch.
+        most: the max; None for any finite number.
+    """
+    rows = token_shape(batch)[0]
     shapes = [(rows,)] if config.num_labels == 1 else []
     shaped(name, array, [*shapes, (rows, config.num_labels)])
     check_finite(name, array)
@@ -112,23 +128,23 @@ def numbers(
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
-    """Raises an `InputError` unless they are finite numbers."""
+    """Raises an `InputError` unless all elements are finite numbers."""
     if array.dtype.kind not in "biufV" or not np.isfinite(array.astype(np.float64)).all():
         raise InputError(f"{name}: expected finite numbers")
 
 
 def _choices(name: str, batch: Batch) -> tuple[int, int]:
-    match shape_of_words(batch):
+    match token_shape(batch):
         case (rows, choices, _):
             return rows, choices
         case found:
-            raise InputError(f"{name}: expected words (batch, choices, seq), found {found}")
+            raise InputError(f"{name}: expected tokens (batch, choices, seq), found {found}")
 
 
 def _classes(
     name: str, array: np.ndarray, shape: tuple[int, ...], size: int, limit: str, first: int = 0
 ) -> None:
-    """Checks classes below `size`, or −100; from `first` on there must be one."""
+    """Checks classes below `size`, or −100; at least one must be a class from `first` on."""
     shaped(name, array, [shape])
     checked_indices(name, np.where(array == IGNORED, 0, array), size, limit)
     if (array[..., first:] == IGNORED).all():
