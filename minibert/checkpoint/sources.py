@@ -69,13 +69,13 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
                 raise PickleRefusedError(
                     f"{path(name)}: expected {SAFETENSORS}, found only a pickle, which can run "
                     "code when it is opened; if you trust its author, pass allow_pickle=True "
-                    "(python -m convert: --allow-pickle)"
+                    "(minibert convert: --allow-pickle)"
                 )
             return _open_shards(folder, PICKLE) if name != PICKLE else _unpickle([path(PICKLE)])
     if os.path.lexists(path(FLAX)):
         raise SourceError(
             f"{path(FLAX)}: expected {SAFETENSORS}, found weights of the old Flax classes; convert "
-            f"them: python -m convert {folder} OUT"
+            f"them: minibert convert {folder} OUT"
         )
     raise SourceError(f"{folder}: no {SAFETENSORS}, no {SAFETENSORS}.index.json, no {PICKLE}")
 

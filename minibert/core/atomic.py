@@ -169,7 +169,7 @@ def _replaced(target: str, owned: Owned, new: Iterable[str], overwrite: bool) ->
         names = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise TargetError(
             f"{target}: already holds {names}; choose another folder, or pass overwrite=True "
-            "(python -m convert: --overwrite) to replace these files; all other files are kept"
+            "(minibert convert: --overwrite) to replace these files; all other files are kept"
         ).advising("overwrite=True")
     return found
 

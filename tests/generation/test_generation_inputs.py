@@ -101,7 +101,7 @@ OPTIONS = {
     "far": ({"xyzzy": 3}, "xyzzy: not a generation option"),
     "too long": (
         {"max_new_tokens": 35},
-        "input_ids: a prompt of 6 tokens and 35 new ones make 41; expected at most 40 (n_positions)",
+        "a prompt of 6 tokens and 35 new ones make 41; expected at most 40 (n_positions)",
     ),
     "endless": ({"max_new_tokens": 2**31 - 1}, "input_ids: a prompt of 6 tokens and 2147483647"),
     "no tokens": ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1"),
