@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Integer
@@ -19,14 +18,13 @@ from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
 from minibert.checkpoint.tensors import TensorSource
-from minibert.core.checks import Size
 from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.core.types import AnyArray, Dtype, Rngs, Size
 from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
 Model = TypeVar("Model", bound="PretrainedModel")
-Rngs = nnx.Rngs | None
 
 
 class PretrainedModel(Module):
@@ -71,7 +69,7 @@ class PretrainedModel(Module):
         config: Any,
         *,
         rngs: Rngs,
-        dtype: DTypeLike | None = None,
+        dtype: Dtype = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
         raise TypeError(f"{type(self).__name__} is the base of models, not one itself")
@@ -83,12 +81,12 @@ class PretrainedModel(Module):
 
     def positions(
         self,
-        input_ids: Any,
-        tokens: Any = None,
+        input_ids: AnyArray | None,
+        tokens: AnyArray | None = None,
         *,
         seq: Size = 0,
-        past: Any = 0,
-        segments: Any = None,
+        past: int | Array = 0,
+        segments: Array | None = None,
     ) -> Integer[Array, "#batch seq"]:
         """The default `position_ids`: 0, 1, 2, ….
 
@@ -169,8 +167,8 @@ class PretrainedModel(Module):
         cache_dir: AnyPath | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike | None = None,
+        dtype: Dtype = None,
+        param_dtype: Dtype = None,
         new_head: bool = False,
         rngs: Rngs = None,
         num_labels: int | None = None,
@@ -302,8 +300,8 @@ def load_pretrained(
     opened: Callable[..., TensorSource] | None = None,
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike | None = None,
+    dtype: Dtype = None,
+    param_dtype: Dtype = None,
     new_head: bool = False,
     rngs: Rngs = None,
     allow_pickle: bool = False,

@@ -10,19 +10,20 @@ tokens.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer
 
-from minibert.core.checks import Size
 from minibert.core.fields import SIZE, field, whole
+from minibert.core.types import AnyArray, ArrayLike, Options, Rngs, Size
 from minibert.errors import ConfigError
-from minibert.models.base import Family, Rngs
+from minibert.models.base import Family
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
+    BertForCausalLM,
     BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForTokenClassification,
@@ -31,8 +32,15 @@ from minibert.models.bert.heads import (
     VocabLogits,
 )
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
-from minibert.models.heads import ForCausalLM, ForMaskedLM, kept, projection
-from minibert.models.outputs import SequenceClassifierOutput
+from minibert.models.heads import ForMaskedLM, Output, kept, projection
+from minibert.models.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from minibert.nn.activations import activation
 from minibert.nn.layers import Dropout, LayerNorm, Module
 from minibert.text.batching import numbered
@@ -107,27 +115,29 @@ class RobertaPreTrainedModel(BertPreTrainedModel):
 class RobertaEmbeddings(BertEmbeddings):
     """Token, position and token type embeddings, summed and normalised."""
 
-    def __init__(self, config: RobertaConfig, **options: Any):
+    def __init__(self, config: RobertaConfig, **options: Unpack[Options]):
         super().__init__(config, **options)
         self.padding_idx = config.pad_token_id
 
     def __call__(
         self,
-        input_ids: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
+        input_ids: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        inputs_embeds: Array | None = None,
         rngs: Rngs = None,
     ) -> Hidden:
         """Embeds token ids, or takes `inputs_embeds`; token types are 0 by default."""
         if position_ids is None and input_ids is not None:
             position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
-        elif position_ids is None:
+        elif position_ids is None and inputs_embeds is not None:
             position_ids = self.padding_idx + 1 + jnp.arange(inputs_embeds.shape[1])[None]
         return super().__call__(input_ids, token_type_ids, position_ids, inputs_embeds, rngs)
 
 
-def counted(tokens: Any, pad: int, *, past: Any = 0, segments: Any = None) -> Array:
+def counted(
+    tokens: Array, pad: int, *, past: int | Array = 0, segments: Array | None = None
+) -> Array:
     """The positions of tokens (True) from `pad + 1`, and `pad` for padding."""
     return pad + jnp.where(tokens, numbered(tokens, segments) + past, 0)
 
@@ -148,12 +158,12 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
 
     def positions(
         self,
-        input_ids: Any,
-        tokens: Any = None,
+        input_ids: AnyArray | None,
+        tokens: AnyArray | None = None,
         *,
         seq: Size = 0,
-        past: Any = 0,
-        segments: Any = None,
+        past: int | Array = 0,
+        segments: Array | None = None,
     ) -> Integer[Array, "#batch seq"]:
         """The default `position_ids`: see `PretrainedModel.positions` for the arguments."""
         pad: Any = self.config.pad_token_id
@@ -166,7 +176,7 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
         return counted(real, pad, past=past, segments=segments)
 
 
-class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
+class RobertaWithHead(BertWithHead[Output], RobertaPreTrainedModel):
     """A `RobertaModel` under the name `roberta`, and a head."""
 
     base_class = RobertaModel
@@ -175,7 +185,7 @@ class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
 class RobertaLMHead(LMHead):
     """Scores every token of the vocabulary at every position."""
 
-    def __init__(self, config: RobertaConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
         self.dense = projection(config, hidden, **options)
         self.act = activation("gelu", **options)  # whatever the config's is
@@ -187,32 +197,32 @@ class RobertaLMHead(LMHead):
         return self.layer_norm(self.act(self.dense(hidden)))
 
 
-class _RobertaWithLMHead(RobertaWithHead):
+class _RobertaWithLMHead(RobertaWithHead[Output]):
     base_options = NO_POOLER
     tied = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     }
 
-    def _add_head(self, config: Any, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.lm_head = RobertaLMHead(config, **options)
 
     def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead):
+class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead[MaskedLMOutput]):
     """RoBERTa with its masked-token head."""
 
 
-class RobertaForCausalLM(ForCausalLM, _RobertaWithLMHead):
+class RobertaForCausalLM(BertForCausalLM, _RobertaWithLMHead[CausalLMOutputWithCrossAttentions]):
     """RoBERTa as a decoder, with a score for every next token; `config.is_decoder` makes it one."""
 
 
 class RobertaClassificationHead(Module):
     """Dense, tanh and a classifier over the first token."""
 
-    def __init__(self, config: RobertaConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         rate = config.classifier_dropout
         self.dense = projection(config, config.hidden_size, **options)
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
@@ -224,34 +234,38 @@ class RobertaClassificationHead(Module):
         return self.out_proj(self.dropout(first, rngs))
 
 
-class RobertaForSequenceClassification(RobertaWithHead):
+class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):
     """RoBERTa with a classifier over the first token."""
 
     base_options = NO_POOLER
 
-    def _add_head(self, config: Any, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.classifier = RobertaClassificationHead(config, **options)
 
-    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
-        """Takes `BertModel`'s arguments; returns a score for every label."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+    def _output(
+        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> SequenceClassifierOutput:
         logits = self.classifier(outputs.last_hidden_state, rngs)
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
-class RobertaForMultipleChoice(RobertaWithHead, BertForMultipleChoice):
+class RobertaForMultipleChoice(RobertaWithHead[MultipleChoiceModelOutput], BertForMultipleChoice):
     """RoBERTa with a score for each of several continuations."""
 
-    def _add_head(self, config: Any, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
         self.dropout = Dropout(config.hidden_dropout_prob)  # not classifier_dropout
 
 
-class RobertaForTokenClassification(RobertaWithHead, BertForTokenClassification):
+class RobertaForTokenClassification(
+    RobertaWithHead[TokenClassifierOutput], BertForTokenClassification
+):
     """RoBERTa with a classifier at every position."""
 
 
-class RobertaForQuestionAnswering(RobertaWithHead, BertForQuestionAnswering):
+class RobertaForQuestionAnswering(
+    RobertaWithHead[QuestionAnsweringModelOutput], BertForQuestionAnswering
+):
     """RoBERTa with a start and an end score at every position."""
 
 

@@ -5,14 +5,14 @@ model here is called with `BertModel`'s arguments, by the same names and in the 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.errors import ConfigError
-from minibert.models.base import Rngs
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
 from minibert.models.heads import (
@@ -21,6 +21,7 @@ from minibert.models.heads import (
     ForQuestionAnswering,
     ForTokenClassification,
     ModelWithHead,
+    Output,
     kept,
     lm_projection,
     projection,
@@ -28,11 +29,16 @@ from minibert.models.heads import (
 from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
     BertForPreTrainingOutput,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
     MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
+from minibert.nn.cache import KVCache
 from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Module, constant
 
 EmbeddingMatrix = Float[Array, "vocab hidden"]
@@ -41,14 +47,49 @@ VocabLogits = Float[Array, "batch seq vocab"]
 NO_POOLER = {"add_pooling_layer": False}
 
 
-class BertWithHead(ModelWithHead, BertPreTrainedModel):
+class BertWithHead(ModelWithHead[Output], BertPreTrainedModel):
     """A `BertModel` under the name `bert`, and a head."""
 
     base_class = BertModel
 
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> Output:
+        """Takes `BertModel`'s arguments; returns the output of this class."""
+        outputs = self.base_model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._output(outputs, input_ids, rngs)
 
-class _BertWithClassifier(BertWithHead):
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
+
+class _BertWithClassifier(BertWithHead[Output]):
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         rate = config.classifier_dropout
         self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
         self.classifier = projection(
@@ -56,29 +97,29 @@ class _BertWithClassifier(BertWithHead):
         )
 
 
-class BertForSequenceClassification(_BertWithClassifier):
+class BertForSequenceClassification(_BertWithClassifier[SequenceClassifierOutput]):
     """BERT with a classifier over the pooled first token."""
 
-    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
-        """Takes `BertModel`'s arguments; returns a score for every label."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+    def _output(
+        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> SequenceClassifierOutput:
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
-class BertForMultipleChoice(_BertWithClassifier):
+class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
     """BERT with a score for each of several continuations."""
 
     has_choices = True
 
-    def __call__(
+    def __call__(  # ty: ignore[incompatible-method-override]
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
@@ -107,18 +148,20 @@ class BertForMultipleChoice(_BertWithClassifier):
         return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
 
 
-class BertForTokenClassification(ForTokenClassification, _BertWithClassifier):
+class BertForTokenClassification(
+    ForTokenClassification, _BertWithClassifier[TokenClassifierOutput]
+):
     """BERT with a classifier at every position."""
 
     base_options = NO_POOLER
 
 
-class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead):
+class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead[QuestionAnsweringModelOutput]):
     """BERT with a start and an end score at every position."""
 
     base_options = NO_POOLER
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         if config.num_labels != 2:
             raise ConfigError(
                 "num_labels: expected 2 for question answering (start and end), "
@@ -136,7 +179,7 @@ TIED_DECODER = {
 class BertPredictionHeadTransform(Module):
     """Dense, activation, LayerNorm: what precedes the decoder."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
         self.dense = projection(config, hidden, **options)
         self.transform_act_fn = activation(config.hidden_act, **options)
@@ -152,7 +195,7 @@ class LMHead(Module):
 
     transform: Callable[..., Array]
 
-    def _add_decoder(self, config: BertConfig, **options: Any) -> None:
+    def _add_decoder(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.decoder = lm_projection(config, **options)
         key = (options["rngs"] or SHAPES_ONLY).params()
         self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
@@ -165,7 +208,7 @@ class LMHead(Module):
 class BertLMPredictionHead(LMHead):
     """Scores every word of the vocabulary at every position."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         self.transform = BertPredictionHeadTransform(config, **options)
         self._add_decoder(config, **options)
 
@@ -173,7 +216,7 @@ class BertLMPredictionHead(LMHead):
 class BertOnlyMLMHead(Module):
     """The head of a masked language model."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         self.predictions = BertLMPredictionHead(config, **options)
 
     def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
@@ -184,7 +227,7 @@ class BertOnlyMLMHead(Module):
 class BertOnlyNSPHead(Module):
     """The head that tells whether the second sentence follows the first."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         self.seq_relationship = projection(config, 2, **options)
 
     def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
@@ -195,7 +238,7 @@ class BertOnlyNSPHead(Module):
 class BertPreTrainingHeads(Module):
     """Both heads of BERT's pre-training."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         self.predictions = BertLMPredictionHead(config, **options)
         self.seq_relationship = projection(config, 2, **options)
 
@@ -209,17 +252,17 @@ class BertPreTrainingHeads(Module):
         return self.predictions(hidden, table), self.seq_relationship(pooled)
 
 
-class BertForPreTraining(BertWithHead):
+class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     """BERT as it was pre-trained: masked words and next sentence."""
 
     tied = TIED_DECODER
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls = BertPreTrainingHeads(config, **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
-        """Takes `BertModel`'s arguments; index 0 of the second output means "it follows"."""
-        outputs = self.base_model(*args, **kwargs)
+    def _output(
+        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> BertForPreTrainingOutput:
         table = self.base_model.embeddings.word_embeddings.embedding[...]
         words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
         return BertForPreTrainingOutput(
@@ -227,33 +270,76 @@ class BertForPreTraining(BertWithHead):
         )
 
 
-class _BertWithLMHead(BertWithHead):
+class _BertWithLMHead(BertWithHead[Output]):
     base_options = NO_POOLER
     tied = TIED_DECODER
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls = BertOnlyMLMHead(config, **options)
 
     def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.cls(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class BertForMaskedLM(ForMaskedLM, _BertWithLMHead):
+class BertForMaskedLM(ForMaskedLM, _BertWithLMHead[MaskedLMOutput]):
     """BERT with its masked-word head."""
 
 
-class BertForNextSentencePrediction(BertWithHead):
+class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
     """BERT with its next-sentence head."""
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls = BertOnlyNSPHead(config, **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
-        """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
-        outputs = self.base_model(*args, **kwargs)
+    def _output(
+        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> NextSentencePredictorOutput:
         logits = self.cls(outputs["pooler_output"])
         return NextSentencePredictorOutput(logits=logits, **kept(outputs))
 
 
-class BertLMHeadModel(ForCausalLM, _BertWithLMHead):
+class BertForCausalLM(ForCausalLM, BertWithHead[CausalLMOutputWithCrossAttentions]):
+    """A decoder with a score for every next token."""
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        logits_to_keep: int = 0,
+        rngs: Rngs = None,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes `BertModel`'s arguments; returns logits of the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.base_model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._kept_output(outputs, logits_to_keep)
+
+
+class BertLMHeadModel(BertForCausalLM, _BertWithLMHead[CausalLMOutputWithCrossAttentions]):
     """BERT as a decoder, with a score for every next word; `config.is_decoder` makes it one."""

@@ -5,7 +5,7 @@ Understanding", arXiv:1810.04805. Names, nesting and numbers follow transformers
 `modeling_bert.py`: a checkpoint's tensor names are this tree's paths.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Inexact
 
+from minibert.core.types import ArrayLike, Dtype, Options, Rngs
 from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
 from minibert.models.bert.config import BertConfig
@@ -33,30 +34,35 @@ Mask = Bool[Array, "#batch 1 #seq keys"] | None
 HeadMask = Inexact[Array, " heads"] | None
 Encoded = Float[Array, "batch encoder_seq hidden"] | None
 EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
-Rngs = nnx.Rngs | None
 
 
 class BertEmbeddings(Module):
     """Word, position and segment embeddings, summed and normalised."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        stddev = config.initializer_range
         vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
-        self.word_embeddings = Embed(vocab, hidden, padding_idx=padding_idx, **drawn)
-        self.position_embeddings = Embed(
-            config.max_position_embeddings, hidden, padding_idx=config.padding_position, **drawn
+        self.word_embeddings = Embed(
+            vocab, hidden, padding_idx=padding_idx, stddev=stddev, **options
         )
-        self.token_type_embeddings = Embed(config.type_vocab_size, hidden, **drawn)
+        self.position_embeddings = Embed(
+            config.max_position_embeddings,
+            hidden,
+            padding_idx=config.padding_position,
+            stddev=stddev,
+            **options,
+        )
+        self.token_type_embeddings = Embed(config.type_vocab_size, hidden, stddev=stddev, **options)
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
         self,
-        input_ids: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
+        input_ids: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        inputs_embeds: Array | None = None,
         rngs: Rngs = None,
     ) -> Hidden:
         """Embeds words, or takes `inputs_embeds`, and adds segments (0) and positions (0, 1, …)."""
@@ -73,13 +79,13 @@ class BertEmbeddings(Module):
 class _Attention(Module):
     """What self- and cross-attention share: three projections."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
+        stddev = config.initializer_range
         self.heads = config.num_attention_heads
-        self.query = Linear(hidden, hidden, **drawn)
-        self.key = Linear(hidden, hidden, **drawn)
-        self.value = Linear(hidden, hidden, **drawn)
+        self.query = Linear(hidden, hidden, stddev=stddev, **options)
+        self.key = Linear(hidden, hidden, stddev=stddev, **options)
+        self.value = Linear(hidden, hidden, stddev=stddev, **options)
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def project(self, hidden: Hidden) -> tuple[Array, Array]:
@@ -141,7 +147,7 @@ class BertCrossAttention(_Attention):
 class _Project(Module):
     """A projection to the hidden size, the residual, and their normalisation."""
 
-    def __init__(self, in_features: int, config: BertConfig, **options: Any):
+    def __init__(self, in_features: int, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
         self.dense = Linear(in_features, hidden, stddev=config.initializer_range, **options)
         self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
@@ -157,14 +163,14 @@ class _Project(Module):
 class BertSelfOutput(_Project):
     """What follows self-attention: projection, residual, normalisation."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         super().__init__(config.hidden_size, config, **options)
 
 
 class BertAttention(Module):
     """Attention, of the given kind, and its output projection."""
 
-    def __init__(self, config: BertConfig, attention: type[_Attention], **options: Any):
+    def __init__(self, config: BertConfig, attention: type[_Attention], **options: Unpack[Options]):
         self.self = attention(config, **options)
         self.output = BertSelfOutput(config, **options)
 
@@ -177,7 +183,7 @@ class BertAttention(Module):
 class BertIntermediate(Module):
     """The widening half of the feed-forward network."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         width, stddev = config.intermediate_size, config.initializer_range
         self.dense = Linear(config.hidden_size, width, stddev=stddev, **options)
         self.intermediate_act_fn = activation(config.hidden_act, **options)
@@ -190,14 +196,14 @@ class BertIntermediate(Module):
 class BertOutput(_Project):
     """The narrowing half of the feed-forward network: projection, residual, normalisation."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         super().__init__(config.intermediate_size, config, **options)
 
 
 class BertLayer(Module):
     """One post-norm transformer block."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         self.attention = BertAttention(config, BertSelfAttention, **options)
         crossed = config.add_cross_attention
         self.crossattention = nnx.data(
@@ -232,7 +238,7 @@ class BertLayer(Module):
 class BertEncoder(Module):
     """The stack of layers."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(self, hidden: Hidden, **given: Any) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -243,7 +249,7 @@ class BertEncoder(Module):
 class BertPooler(Module):
     """The first token's state through a tanh layer: what classifiers look at."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden, stddev = config.hidden_size, config.initializer_range
         self.dense = Linear(hidden, hidden, stddev=stddev, **options)
 
@@ -297,7 +303,7 @@ class BertModel(BertPreTrainedModel):
         config: BertConfig,
         *,
         rngs: Rngs,
-        dtype: DTypeLike | None = None,
+        dtype: Dtype = None,
         param_dtype: DTypeLike = jnp.float32,
         add_pooling_layer: bool = True,
     ):
@@ -307,7 +313,7 @@ class BertModel(BertPreTrainedModel):
         self.encoder = BertEncoder(config, **options)
         self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
 
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
 
         Keys and values are kept in the dtype the model computes in.
@@ -322,15 +328,15 @@ class BertModel(BertPreTrainedModel):
 
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        encoder_hidden_states: Any = None,
-        encoder_attention_mask: Any = None,
-        past_key_values: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,

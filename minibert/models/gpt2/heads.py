@@ -4,7 +4,7 @@ Radford et al. (2019), and transformers' `modeling_gpt2.py`, whose names these a
 is called with `GPT2Model`'s arguments, by the same names and in the same order.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,8 +12,8 @@ from jax import Array
 from jaxtyping import Float, Integer
 
 from minibert.core.checks import known
+from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.errors import InputError
-from minibert.models.base import Rngs
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.gpt2.modeling import GPT2Model, GPT2PreTrainedModel
 from minibert.models.heads import (
@@ -21,43 +21,122 @@ from minibert.models.heads import (
     ForQuestionAnswering,
     ForTokenClassification,
     ModelWithHead,
+    Output,
     kept,
     lm_projection,
     projection,
 )
 from minibert.models.inputs import choice_indices, joined_choices
 from minibert.models.outputs import (
+    CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
+from minibert.nn.cache import KVCache
 from minibert.nn.layers import Dropout, Module
 
 
-class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
+class _GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
     """A `GPT2Model` under the name `transformer`, and a head."""
 
     base_class = GPT2Model
 
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> Output:
+        """Takes `GPT2Model`'s arguments; returns the output of this class."""
+        outputs = self.base_model(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._output(outputs, input_ids, rngs)
 
-class _GPT2WithLMHead(_GPT2WithHead):
+
+class _GPT2WithLMHead(_GPT2WithHead[Output]):
     tied = {"lm_head.weight": "transformer.wte.weight"}
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         self.lm_head = lm_projection(config, use_bias=False, **options)
 
     def _lm_logits(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         return self.lm_head(hidden, self.base_model.wte.embedding[...])
 
 
-class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead):
+class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead[CausalLMOutputWithCrossAttentions]):
     """GPT-2 with a score for every next word."""
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        logits_to_keep: int = 0,
+        rngs: Rngs = None,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes `GPT2Model`'s arguments; returns logits of the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.base_model(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._kept_output(outputs, logits_to_keep)
 
 
 class GPT2SequenceSummary(Module):
     """One vector for a sequence, by the `summary_*` fields of the config."""
 
-    def __init__(self, config: GPT2Config, **options: Any):
+    def __init__(self, config: GPT2Config, **options: Unpack[Options]):
         self.kind = config.summary_type
         outputs = 1 if config.summary_proj_to_labels else config.n_embd
         projected = config.summary_use_proj
@@ -93,25 +172,25 @@ class GPT2SequenceSummary(Module):
         return self.last_dropout(picked, rngs)
 
 
-class GPT2DoubleHeadsModel(_GPT2WithLMHead):
+class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
     """GPT-2 with a score for every next word, and one for each of several continuations."""
 
     has_choices = True
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
         self.multiple_choice_head = GPT2SequenceSummary(config, **options)
 
-    def __call__(
+    def __call__(  # ty: ignore[incompatible-method-override]
         self,
-        input_ids: Any = None,
-        past_key_values: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        mc_token_ids: Any = None,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        mc_token_ids: ArrayLike | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -153,18 +232,18 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead):
         )
 
 
-class GPT2ForSequenceClassification(_GPT2WithHead):
+class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPast]):
     """GPT-2 with a classifier over the last token that is not padding."""
 
     needs_padding_id = True
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         self.score = projection(config, config.num_labels, use_bias=False, **options)
 
-    def __call__(
-        self, input_ids: Any = None, *args: Any, **kwargs: Any
+    def _output(
+        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutputWithPast:
-        """Takes `GPT2Model`'s arguments; returns a score for every label.
+        """A score for every label.
 
         Padding is known by `config.pad_token_id`, not by the mask. Of `inputs_embeds` the last
         position is taken.
@@ -172,7 +251,6 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         Raises:
             InputError: several rows, and the config names no padding.
         """
-        outputs = self.base_model(input_ids, *args, **kwargs)
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
         if pad is None and not (known(hidden.shape[:1]) and hidden.shape[0] == 1):
             raise InputError(
@@ -188,14 +266,14 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         )
 
 
-class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead):
+class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead[TokenClassifierOutput]):
     """GPT-2 with a classifier at every position."""
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
         self.dropout = Dropout(next(rate for rate in rates if rate is not None))
         self.classifier = projection(config, config.num_labels, **options)
 
 
-class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead):
+class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead[QuestionAnsweringModelOutput]):
     """GPT-2 with a start and an end score at every position."""

@@ -6,7 +6,7 @@ numbers follow transformers' `modeling_gpt2.py`: a checkpoint's tensor names are
 
 import dataclasses
 import math
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Inexact, Integer
 
+from minibert.core.types import ArrayLike, Dtype, Options, Rngs
 from minibert.models.base import PretrainedModel
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.inputs import model_inputs
@@ -30,13 +31,12 @@ EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 Weights = Float[Array, "batch heads seq keys"]
 Mask = Bool[Array, "#batch 1 #seq keys"] | None
 HeadMask = Inexact[Array, " heads"] | None
-Rngs = nnx.Rngs | None
 
 
 class _Attention(Module):
     """What self- and cross-attention share: the output projection and how scores are scaled."""
 
-    def __init__(self, config: GPT2Config, layer: int, inputs: int, **options: Any):
+    def __init__(self, config: GPT2Config, layer: int, inputs: int, **options: Unpack[Options]):
         hidden, stddev = config.n_embd, config.initializer_range
         narrow = stddev / math.sqrt(2 * config.n_layer)  # the residual stream sums 2 × n_layer
         self.heads = config.n_head
@@ -76,7 +76,7 @@ class _Attention(Module):
 class GPT2Attention(_Attention):
     """Multi-head self-attention; query, key and value come from one projection, in that order."""
 
-    def __init__(self, config: GPT2Config, layer: int, **options: Any):
+    def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
         super().__init__(config, layer, 3, **options)
 
     def __call__(
@@ -98,7 +98,7 @@ class GPT2Attention(_Attention):
 class GPT2CrossAttention(_Attention):
     """Attention over an encoder's states; key and value come from one projection, in that order."""
 
-    def __init__(self, config: GPT2Config, layer: int, **options: Any):
+    def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
         super().__init__(config, layer, 2, **options)
         hidden, stddev = config.n_embd, config.initializer_range
         self.q_attn = Conv1D(hidden, hidden, stddev=stddev, **options)
@@ -125,7 +125,7 @@ class GPT2CrossAttention(_Attention):
 class GPT2MLP(Module):
     """The feed-forward network."""
 
-    def __init__(self, config: GPT2Config, **options: Any):
+    def __init__(self, config: GPT2Config, **options: Unpack[Options]):
         hidden, stddev = config.n_embd, config.initializer_range
         inner = 4 * hidden if config.n_inner is None else config.n_inner
         narrow = stddev / math.sqrt(2 * config.n_layer)
@@ -142,16 +142,18 @@ class GPT2MLP(Module):
 class GPT2Block(Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: GPT2Config, layer: int, **options: Any):
-        norm: dict[str, Any] = {"epsilon": config.layer_norm_epsilon, **options}
-        self.ln_1 = LayerNorm(config.n_embd, **norm)
+    def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
+        epsilon = config.layer_norm_epsilon
+        self.ln_1 = LayerNorm(config.n_embd, epsilon=epsilon, **options)
         self.attn = GPT2Attention(config, layer, **options)
-        self.ln_2 = LayerNorm(config.n_embd, **norm)
+        self.ln_2 = LayerNorm(config.n_embd, epsilon=epsilon, **options)
         crossed = config.add_cross_attention
         self.crossattention = nnx.data(
             GPT2CrossAttention(config, layer, **options) if crossed else None
         )
-        self.ln_cross_attn = nnx.data(LayerNorm(config.n_embd, **norm) if crossed else None)
+        self.ln_cross_attn = nnx.data(
+            LayerNorm(config.n_embd, epsilon=epsilon, **options) if crossed else None
+        )
         self.mlp = GPT2MLP(config, **options)
 
     def __call__(
@@ -229,11 +231,11 @@ class GPT2Model(GPT2PreTrainedModel):
         self,
         config: GPT2Config,
         *,
-        rngs: nnx.Rngs | None,
-        dtype: DTypeLike | None = None,
+        rngs: Rngs,
+        dtype: Dtype = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        options: Options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         hidden, stddev = config.n_embd, config.initializer_range
         self.config, self.execution = config, Execution()
         self.wte = Embed(config.vocab_size, hidden, stddev=stddev, **options)
@@ -242,7 +244,7 @@ class GPT2Model(GPT2PreTrainedModel):
         self.h = nnx.List(GPT2Block(config, layer, **options) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
 
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.
 
         Keys and values are kept in the dtype the model computes in.
@@ -255,20 +257,20 @@ class GPT2Model(GPT2PreTrainedModel):
 
     def __call__(
         self,
-        input_ids: Any = None,
-        past_key_values: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        encoder_hidden_states: Any = None,
-        encoder_attention_mask: Any = None,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Reads a batch; a token attends only to itself and to those before it.
 
