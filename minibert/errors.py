@@ -17,7 +17,7 @@ _REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = LONGEST
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a message quotes it: its repr, on one line, with the middle of a long one cut."""
     try:
         text = _REPR.repr(value).replace("\n", " ")

@@ -217,7 +217,10 @@ class Config:
 
     @classmethod
     def from_dict(
-        cls: type[AnyConfig], data: Any, where: str = "config", generation: Any = None
+        cls: type[AnyConfig],
+        data: object,
+        where: str = "config",
+        generation: Mapping[str, object] | None = None,
     ) -> AnyConfig:
         """Builds a config from the contents of a config.json (and of a generation_config.json).
 

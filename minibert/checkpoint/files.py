@@ -165,7 +165,7 @@ def unchanged(folder: str) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def one_state(source: Any, place: Mapping[str, Any]) -> Generator[None]:
+def one_state(source: object, place: Mapping[str, Any]) -> Generator[None]:
     """Loads a model and its tokenizer within the block from one state of their folder, if any."""
     folder = ""
     if isinstance(source, str | os.PathLike):

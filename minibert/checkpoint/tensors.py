@@ -140,7 +140,7 @@ def raw_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def flat_arrays(node: Any, where: str, prefix: str = "") -> Arrays:
+def flat_arrays(node: object, where: str, prefix: str = "") -> Arrays:
     """The arrays of a tree of dictionaries, by their dotted paths.
 
     Raises:

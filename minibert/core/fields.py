@@ -35,7 +35,7 @@ class Rule:
     allows: Callable[[Any], bool]
     convert: Callable[[Any], Any] = lambda value: value
 
-    def check(self, name: str, value: Any, error: type[MinibertError] = ConfigError) -> Any:
+    def check(self, name: str, value: object, error: type[MinibertError] = ConfigError) -> Any:
         """Returns a value in its final form, or raises `error` if it is not allowed."""
         if not self.allows(value):
             raise error(f"{name}: expected {self.expected}, found {shown(value)}")
@@ -136,7 +136,7 @@ def field(
     )
 
 
-def key(about: str, rule: Rule = TEXT, default: Any = None) -> Any:
+def key(about: str, rule: Rule = TEXT, default: object = None) -> Any:
     """Returns a field that is described first: by default a text that need not be given."""
     return field(rule, default, about)
 
@@ -164,12 +164,12 @@ def checked(
     return found
 
 
-def check(instance: Any, error: type[MinibertError] = ConfigError) -> None:
+def check(instance: object, error: type[MinibertError] = ConfigError) -> None:
     """Checks a frozen dataclass as it is built, and gives its fields their final form."""
     assign(instance, checked(type(instance), vars(instance), error))
 
 
-def assign(instance: Any, values: Mapping[str, Any]) -> None:
+def assign(instance: object, values: Mapping[str, Any]) -> None:
     """Sets fields of a frozen dataclass while it is built."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)

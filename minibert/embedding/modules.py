@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer
 
 from minibert.core.checks import check_choice
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
 from minibert.nn.numerics import unit, widen
@@ -23,7 +24,7 @@ from minibert.nn.pooling import LAYERS, POOLINGS, pool
 from minibert.text.batching import own_text, slots_of
 
 
-def pooling_modes(name: str, pooling: Any) -> tuple[str, ...]:
+def pooling_modes(name: str, pooling: object) -> tuple[str, ...]:
     """Returns the argument `name`, one or more names of `POOLINGS`, as a tuple.
 
     Raises:
@@ -133,7 +134,9 @@ class SentenceModel(Module):
         InputError: the modules do not fit each other.
     """
 
-    def __init__(self, transformer: Any, modules: Sequence[Module], layers: str = "last"):
+    def __init__(
+        self, transformer: PretrainedModel, modules: Sequence[Module], layers: str = "last"
+    ):
         check_choice("layers", layers, LAYERS)
         features = token_features(transformer.config, layers)
         names = [type(module).__name__ for module in modules]
@@ -153,7 +156,7 @@ class SentenceModel(Module):
         self.chain = nnx.List(modules)
 
     def tokens(
-        self, input_ids: Any, mask: Any, position_ids: Any = None
+        self, input_ids: Array, mask: Array, position_ids: Array | None = None
     ) -> Float[Array, "batch seq hidden"]:
         """The vectors of tokens."""
         last = self.layers == "last"
@@ -166,7 +169,7 @@ class SentenceModel(Module):
         return run.last_hidden_state if last else LAYERS[self.layers](run.hidden_states)
 
     def __call__(
-        self, input_ids: Any, mask: Any, prompt_length: int | Array = 0
+        self, input_ids: Array, mask: Array, prompt_length: int | Array = 0
     ) -> tuple[Array, Array]:
         """Token vectors `(batch, seq, hidden)` and text vectors `(batch, features)`.
 
@@ -179,7 +182,7 @@ class SentenceModel(Module):
         return tokens, self.pooled(tokens, mask, prompt_length)
 
     def pooled(
-        self, tokens: Array, mask: Any, prompt_length: int | Array = 0
+        self, tokens: Array, mask: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch features"]:
         """The vectors of texts, of their tokens' vectors."""
         pooling, *others = self.chain
@@ -189,7 +192,7 @@ class SentenceModel(Module):
         return vectors
 
     def packed(
-        self, input_ids: Any, segments: Array, prompt_length: int | Array = 0
+        self, input_ids: Array, segments: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch slots features"]:
         """The vectors of texts that share rows; see `text.batching`."""
         # a decoder uses a mask for each query as it is

@@ -130,7 +130,7 @@ class GenerationConfig:
             raise ConfigError("; ".join(found))
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "generation_config") -> "GenerationConfig":
+    def from_dict(cls, data: object, where: str = "generation_config") -> "GenerationConfig":
         """Builds a config from the contents of a generation_config.json.
 
         What it says about a way of decoding that is not used is left alone.
@@ -152,7 +152,7 @@ class GenerationConfig:
             raise type(reason)(f"{where}: {reason}") from None
 
     @classmethod
-    def from_model_config(cls, data: Any, where: str = "config") -> "GenerationConfig":
+    def from_model_config(cls, data: object, where: str = "config") -> "GenerationConfig":
         """Builds a config from a config.json, as for a model without a generation_config.json.
 
         Its special tokens count, and what older versions of transformers kept there.
@@ -323,7 +323,7 @@ class GenerationConfig:
         """
         self._check_ids(vocab_size)
 
-        def mask(tokens: Any) -> np.ndarray | None:
+        def mask(tokens: object) -> np.ndarray | None:
             return None if tokens is None else np.isin(np.arange(vocab_size), ids(tokens))
 
         end = mask(self.eos_token_id)
@@ -477,11 +477,11 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value))
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> Any:
     return list(map(_listed, value)) if isinstance(value, tuple) else value
 
 
-def ids(tokens: Any) -> tuple[int, ...]:
+def ids(tokens: object) -> tuple[int, ...]:
     """All ids of None, an id, or tuples of them at any depth."""
     return tuple(jax.tree.leaves(tokens))
 

@@ -75,7 +75,7 @@ class Sampling:
         return jax.nn.log_softmax(scores) if self.renormalize else scores
 
 
-def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
+def top_h(scores: Scores, share: Array, _: Array) -> Kept:
     """The likeliest tokens whose entropy terms sum to at most `share` of the entropy."""
     best, tokens = lax.top_k(scores, min(TOP_H_CANDIDATES, scores.shape[1]))
     terms = _entropy_terms(best)
@@ -84,13 +84,13 @@ def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
     return _at(tokens, kept.at[:, 0].set(True), scores)
 
 
-def top_k(scores: Scores, count: Leaf, least: Leaf) -> Kept:
+def top_k(scores: Scores, count: Array, least: Array) -> Kept:
     """The `count` likeliest tokens, at least `least`, and any as likely as the last of them."""
     k = jnp.minimum(jnp.maximum(count, least), scores.shape[1])
     return scores >= kth_largest(scores, k)
 
 
-def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
+def top_p(scores: Scores, rest: Array, least: Array) -> Kept:
     """All but the least likely tokens that together have at most the mass `rest`."""
     likely = jax.nn.softmax(scores)
 
@@ -104,14 +104,14 @@ def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
     return _keep_ranked(scores, keep)
 
 
-def min_p(scores: Scores, share: Leaf, least: Leaf) -> Kept:
+def min_p(scores: Scores, share: Array, least: Array) -> Kept:
     """The tokens at least `share` times as likely as the likeliest."""
     likely = jax.nn.softmax(scores)
     kept = likely >= share * likely.max(axis=1, keepdims=True)
     return kept | top_k(scores, least, least)
 
 
-def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
+def typical_p(scores: Scores, mass: Array, least: Array) -> Kept:
     """The tokens whose information is nearest to the entropy, until they have `mass`."""
     likely = jax.nn.softmax(scores)
     entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
@@ -127,12 +127,12 @@ def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
     return _keep_ranked(-distance, keep)
 
 
-def epsilon(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
+def epsilon(scores: Scores, cutoff: Array, least: Array) -> Kept:
     """The tokens at least as likely as `cutoff`."""
     return (jax.nn.softmax(scores) >= cutoff) | top_k(scores, least, least)
 
 
-def eta(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
+def eta(scores: Scores, cutoff: Array, least: Array) -> Kept:
     """The tokens at least as likely as `cutoff`, or as √cutoff · exp(−entropy) if that is less."""
     entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
     return epsilon(scores, jnp.minimum(cutoff, jnp.sqrt(cutoff) * jnp.exp(-entropy)), least)
@@ -150,7 +150,7 @@ FILTERS: Mapping[str, Callable[[Scores, Any, Any], Kept]] = {
 }
 
 
-def kth_largest(scores: Scores, k: Leaf) -> Float32[Array, "rows 1"]:
+def kth_largest(scores: Scores, k: Array) -> Float32[Array, "rows 1"]:
     """The k-th largest score of each row, equal ones counted apart; `k` is from 1 to vocab.
 
     Found bit by bit, by counting. A sort of a large vocabulary takes several times as long, and

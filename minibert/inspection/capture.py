@@ -5,14 +5,16 @@ function, so it may be jitted, differentiated and mapped over.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import nnx
 from jax import Array
 
 from minibert.core.checks import as_array, shaped
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
 from minibert.nn.tree import paths_by_pattern, submodules
 
@@ -27,16 +29,16 @@ class Captured(dict[str, Any]):
     outputs: Any = None
 
 
-def rooms(model: Any) -> dict[str, Any]:
+def rooms(model: PretrainedModel) -> dict[str, Any]:
     """The modules of a model by their paths, from the top down; lists are left out."""
     return {path: one for path, one in submodules(model) if not isinstance(one, nnx.List)}
 
 
 def captured(
-    model: Any,
-    paths: Any,
+    model: PretrainedModel,
+    paths: str | Iterable[str],
     *args: Any,
-    replace: Any = None,
+    replace: Mapping[str, Callable[[Any], Any] | ArrayLike] | None = None,
     **kwargs: Any,
 ) -> Captured:
     """Calls a model, and keeps what some of its rooms give.
@@ -100,7 +102,7 @@ def _told(found: Captured, path: str, edits: Mapping[str, Any], output: Any) -> 
     return output
 
 
-def _replaced(path: str, edit: Any, value: Any) -> Array:
+def _replaced(path: str, edit: Any, value: object) -> Array:
     where = f"replace: {path}"
     if not isinstance(value, Array):
         raise InputError(f"{where}: gives no array but {type(value).__name__}: name a room in it")

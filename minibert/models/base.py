@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, Unpack, overload
 
 import jax.numpy as jnp
 from jax import Array
@@ -20,11 +20,30 @@ from minibert.checkpoint.sources import open_source
 from minibert.checkpoint.tensors import TensorSource
 from minibert.core.strict_json import read_json, read_object_if_there
 from minibert.core.types import AnyArray, Dtype, Rngs, Size
+from minibert.nn.cache import KVCache
 from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
 Model = TypeVar("Model", bound="PretrainedModel")
+
+
+class LoadingOptions(TypedDict, total=False):
+    """The arguments of `PretrainedModel.from_pretrained` that have a default."""
+
+    revision: str | None
+    subfolder: str
+    cache_dir: AnyPath | None
+    token: str | bool | None
+    local_files_only: bool
+    dtype: Dtype
+    param_dtype: Dtype
+    new_head: bool
+    rngs: Rngs
+    num_labels: int | None
+    id2label: Mapping[int, str] | None
+    allow_pickle: bool
+    sharding: Sharding | None
 
 
 class PretrainedModel(Module):
@@ -63,6 +82,8 @@ class PretrainedModel(Module):
     segments: ClassVar[str]
     has_choices: ClassVar[bool] = False
     needs_padding_id: ClassVar[bool] = False
+    config: Any
+    __call__: Callable[..., Any]
 
     def __init__(
         self,
@@ -104,6 +125,10 @@ class PretrainedModel(Module):
             return past + jnp.arange(seq if input_ids is None else input_ids.shape[1])[None]
         return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
 
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache, as the bare model makes it."""
+        return self.base_model.init_cache(batch_size, max_length)
+
     @property
     def tensor_prefix(self) -> str:
         """What the tree's canonical names have before those in this class's own files."""
@@ -144,7 +169,7 @@ class PretrainedModel(Module):
         source: AnyPath,
         *,
         output_loading_info: Literal[False] = False,
-        **options: Any,
+        **options: Unpack[LoadingOptions],
     ) -> Model: ...
 
     @overload
@@ -154,7 +179,7 @@ class PretrainedModel(Module):
         source: AnyPath,
         *,
         output_loading_info: Literal[True],
-        **options: Any,
+        **options: Unpack[LoadingOptions],
     ) -> tuple[Model, LoadingInfo]: ...
 
     @classmethod

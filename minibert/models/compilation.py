@@ -7,9 +7,9 @@ weight would become a constant of the program).
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.export
@@ -31,12 +31,17 @@ FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Static = tuple[tuple[str, type, Any], ...]  # options by name, with their types
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def program(
-    function: FunctionType, treedef: Any, *static: Any, donate: tuple[int, ...] = ()
+    function: FunctionType,
+    treedef: jax.tree_util.PyTreeDef,
+    *static: Hashable,
+    donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """Returns the compiled `function(model, *arguments, *static)`, called `(leaves, *arguments)`.
 
@@ -56,7 +61,7 @@ def program(
     return jax.jit(call, donate_argnums=donate)
 
 
-class Compiled:
+class Compiled(Generic[P, R]):
     """A model's call, compiled; made by `compiled`.
 
     Attributes:
@@ -65,15 +70,16 @@ class Compiled:
         parameters: its arrays, by path.
     """
 
-    def __init__(self, model: Any):
-        self.model, self.config = model, model.config
+    def __init__(self, model: Callable[P, R]):
+        self.model: Any = model
+        self.config = self.model.config
         self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
         self.parameters = parameters(model)
         self._kinds = _parameters(model)
         self._names = [name for name, kind in self._kinds.items() if kind is POSITIONAL]
         self._programs: dict[Static, Callable[..., Any]] = {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Takes the model's own arguments and returns its own output.
 
         Raises:
@@ -95,7 +101,7 @@ class Compiled:
             self._programs[static] = program(_forward, self._treedef, static)
         return self._programs[static](self._leaves, _checked(self.model, arrays))
 
-    def warm_up(self, *shapes: Any, **options: Any) -> "Compiled":
+    def warm_up(self, *shapes: Sequence[int], **options: object) -> "Compiled[P, R]":
         """Compiles the programs of batches to come, by running each once.
 
         Args:
@@ -120,11 +126,11 @@ class Compiled:
 
     def export(
         self,
-        shape: Any = ("batch", "seq"),
+        shape: Sequence[int | str] = ("batch", "seq"),
         *,
-        inputs: Any = ("input_ids", "attention_mask"),
-        platforms: Any = None,
-        **options: Any,
+        inputs: Sequence[str] = ("input_ids", "attention_mask"),
+        platforms: Sequence[str] | None = None,
+        **options: object,
     ) -> jax.export.Exported:
         """The program alone, for processes that have neither minibert nor Flax.
 
@@ -172,7 +178,7 @@ class Compiled:
         return f"compiled({type(self.model).__name__})"
 
 
-def compiled(model: Any) -> Compiled:
+def compiled(model: Callable[P, R]) -> Compiled[P, R]:
     """A model in evaluation mode as a fast callable, with its own signature and outputs.
 
     It keeps the weights the model has now. Inputs are checked by value before every call. Models
@@ -187,20 +193,20 @@ def compiled(model: Any) -> Compiled:
     return Compiled(model)
 
 
-def check_evaluation(model: Any) -> None:
+def check_evaluation(model: nnx.Module) -> None:
     """Raises an `InputError` if dropout is on: a program without keys could not drop anything."""
     for _, module in nnx.iter_modules(model):
         if getattr(module, "deterministic", True) is False and getattr(module, "rate", 0):
             raise InputError("model: is in training mode; switch dropout off with model.eval()")
 
 
-def _check_some(name: str, given: Any, known: Sequence[str]) -> None:
+def _check_some(name: str, given: object, known: Sequence[str]) -> None:
     """Raises an `InputError` if an argument is no list of known names, with one at least."""
     if not isinstance(given, list | tuple) or not given or any(one not in known for one in given):
         raise InputError(f"{name}: expected some of {', '.join(known)}; found {shown(given)}")
 
 
-def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
+def _open_shape(shape: object, longest: int) -> tuple[Any, ...]:
     """A shape for an export; what is open in its last size is at most what the model takes."""
     good = isinstance(shape, tuple | list) and len(shape) >= 2
     if not good or not all(

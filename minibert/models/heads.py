@@ -11,13 +11,13 @@ from minibert.core.types import ArrayLike, Dtype, Options, Rngs
 from minibert.models.base import PretrainedModel
 from minibert.models.inputs import kept_positions
 from minibert.models.outputs import (
+    AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     ModelOutput,
     QuestionAnsweringModelOutput,
     TokenClassifierOutput,
 )
-from minibert.nn.cache import KVCache
 from minibert.nn.layers import Dropout, Linear, TiedLinear
 
 Output = TypeVar("Output", bound=ModelOutput)
@@ -56,7 +56,7 @@ class ModelWithHead(PretrainedModel, Generic[Output]):
     def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
         raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
 
-    def _output(self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs) -> Output:
+    def _output(self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs) -> Output:
         """The head's output, of the bare model's."""
         raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
 
@@ -64,15 +64,13 @@ class ModelWithHead(PretrainedModel, Generic[Output]):
         """Logits of every token, `(…, hidden)` to `(…, vocab)`."""
         raise TypeError(f"{type(self).__name__} has no language-model head")
 
-    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty cache, as the bare model makes it."""
-        return self.base_model.init_cache(batch_size, max_length)
-
 
 class ForMaskedLM(ModelWithHead[MaskedLMOutput]):
     """A model that predicts masked tokens."""
 
-    def _output(self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs) -> MaskedLMOutput:
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> MaskedLMOutput:
         return MaskedLMOutput(logits=self._lm_logits(outputs.last_hidden_state), **kept(outputs))
 
 
@@ -81,7 +79,9 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
 
     generates = True
 
-    def _kept_output(self, outputs: Any, logits_to_keep: int) -> CausalLMOutputWithCrossAttentions:
+    def _kept_output(
+        self, outputs: AnyTrunkOutput, logits_to_keep: int
+    ) -> CausalLMOutputWithCrossAttentions:
         return CausalLMOutputWithCrossAttentions(
             logits=self._lm_logits(kept_positions(outputs.last_hidden_state, logits_to_keep)),
             **kept(outputs, "past_key_values", "cross_attentions"),
@@ -95,7 +95,7 @@ class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
     classifier: Linear
 
     def _output(
-        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> TokenClassifierOutput:
         logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
         return TokenClassifierOutput(logits=logits, **kept(outputs))
@@ -108,7 +108,7 @@ class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
         self.qa_outputs = projection(config, 2, **options)
 
     def _output(
-        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> QuestionAnsweringModelOutput:
         logits = self.qa_outputs(outputs.last_hidden_state)
         return QuestionAnsweringModelOutput(

@@ -21,6 +21,7 @@ from minibert.core.checks import (
     whole,
     zeros_and_ones,
 )
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
 from minibert.nn.attention import attention_mask_to_bool
 from minibert.nn.cache import KVCache
@@ -67,15 +68,15 @@ class ModelInputs(NamedTuple):
 def model_inputs(
     model: Any,
     *,
-    input_ids: Any,
-    inputs_embeds: Any,
-    attention_mask: Any,
-    token_type_ids: Any,
-    position_ids: Any,
-    head_mask: Any,
-    encoder_hidden_states: Any,
-    encoder_attention_mask: Any,
-    past_key_values: Any,
+    input_ids: ArrayLike | None,
+    inputs_embeds: ArrayLike | None,
+    attention_mask: ArrayLike | None,
+    token_type_ids: ArrayLike | None,
+    position_ids: ArrayLike | None,
+    head_mask: ArrayLike | None,
+    encoder_hidden_states: ArrayLike | None,
+    encoder_attention_mask: ArrayLike | None,
+    past_key_values: KVCache | None,
 ) -> ModelInputs:
     """Checks a call's arguments against the model's config; its call says what they are.
 
@@ -116,14 +117,19 @@ def model_inputs(
     )
 
 
-def _indices(model: Any, name: str, given: Any, batch: Size, seq: Size) -> Array:
+def _indices(model: Any, name: str, given: ArrayLike, batch: Size, seq: Size) -> Array:
     limit = index_limits(model)[name]
     found = indices(name, given, getattr(model.config, limit), limit)
     return shaped(name, found, [(batch, seq), (1, seq)])
 
 
 def _positions(
-    model: Any, input_ids: Any, given: Any, past: KVCache | None, batch: Size, seq: Size
+    model: Any,
+    input_ids: Array | None,
+    given: ArrayLike | None,
+    past: KVCache | None,
+    batch: Size,
+    seq: Size,
 ) -> Array:
     """The positions given; else the model's own, which go on from the cache."""
     config = model.config
@@ -139,7 +145,9 @@ def _positions(
     return model.positions(input_ids, seq=seq, past=past.index)
 
 
-def _attention_mask(mask: Any, past: KVCache | None, batch: Size, seq: Size) -> Array | None:
+def _attention_mask(
+    mask: ArrayLike | None, past: KVCache | None, batch: Size, seq: Size
+) -> Array | None:
     if mask is None:
         return None
     mask = zeros_and_ones("attention_mask", mask)
@@ -152,7 +160,7 @@ def _attention_mask(mask: Any, past: KVCache | None, batch: Size, seq: Size) -> 
     return attention_mask_to_bool(mask)
 
 
-def _head_mask(config: Any, factors: Any) -> Array | None:
+def _head_mask(config: Any, factors: ArrayLike | None) -> Array | None:
     if factors is None:
         return None
     heads = (config.num_attention_heads,)
@@ -161,7 +169,7 @@ def _head_mask(config: Any, factors: Any) -> Array | None:
     return jnp.broadcast_to(factors, layers_heads)
 
 
-def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
+def _cache(config: Any, past: object, batch: Size, seq: Size) -> KVCache | None:
     if past is None:
         return None
     if not config.is_decoder:
@@ -199,7 +207,7 @@ def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
 
 
 def encoder_inputs(
-    config: Any, states: Any, mask: Any, batch: Size
+    config: Any, states: ArrayLike | None, mask: ArrayLike | None, batch: Size
 ) -> tuple[Array | None, Array | None]:
     """Checks an encoder's states, `(batch, encoder_seq, hidden)`, and their padding mask.
 
@@ -235,7 +243,7 @@ def encoder_inputs(
 
 
 def joined_choices(
-    *, optional: bool = False, **arrays: Any
+    *, optional: bool = False, **arrays: ArrayLike | None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Joins the batch and choices axes of the arguments of a multiple-choice model.
 
@@ -270,7 +278,7 @@ def joined_choices(
     return lead, joined
 
 
-def choice_indices(mc_token_ids: Any, lead: tuple[int, ...], seq: int) -> Array | None:
+def choice_indices(mc_token_ids: ArrayLike | None, lead: tuple[int, ...], seq: int) -> Array | None:
     """Checks which token stands for each choice: integers of shape `lead`, below `seq`.
 
     Raises:
@@ -285,7 +293,7 @@ def choice_indices(mc_token_ids: Any, lead: tuple[int, ...], seq: int) -> Array 
     return jnp.where((chosen >= 0) & (chosen < seq), chosen, jnp.int32(seq))
 
 
-def kept_positions(hidden: Array, logits_to_keep: Any) -> Array:
+def kept_positions(hidden: Array, logits_to_keep: int) -> Array:
     """The last `logits_to_keep` positions of `(batch, seq, hidden)`; all of them for 0.
 
     Raises:

@@ -34,6 +34,7 @@ from minibert.models.bert.heads import (
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
 from minibert.models.heads import ForMaskedLM, Output, kept, projection
 from minibert.models.outputs import (
+    AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -121,9 +122,9 @@ class RobertaEmbeddings(BertEmbeddings):
 
     def __call__(
         self,
-        input_ids: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
-        position_ids: ArrayLike | None = None,
+        input_ids: AnyArray | None = None,
+        token_type_ids: AnyArray | None = None,
+        position_ids: AnyArray | None = None,
         inputs_embeds: Array | None = None,
         rngs: Rngs = None,
     ) -> Hidden:
@@ -243,7 +244,7 @@ class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]
         self.classifier = RobertaClassificationHead(config, **options)
 
     def _output(
-        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutput:
         logits = self.classifier(outputs.last_hidden_state, rngs)
         return SequenceClassifierOutput(logits=logits, **kept(outputs))

@@ -11,7 +11,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
+from minibert.checkpoint.config import Config
 from minibert.core.checks import known
+from minibert.core.types import Rngs
 from minibert.errors import InputError
 from minibert.models.inputs import ModelInputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -40,13 +42,13 @@ class Execution:
     row_groups: bool = False
 
 
-def state_dtype(embeddings: Any, layer: Any) -> Any:
+def state_dtype(embeddings: nnx.Embed, layer: Linear) -> Any:
     """Returns the dtype of hidden states: the one that is set, else the wider of two modules'."""
     stored = embeddings.embedding[...].dtype, layer.kernel[...].dtype
     return embeddings.dtype or jnp.promote_types(*stored)
 
 
-def with_execution(model: Any, **changes: Any) -> Any:
+def with_execution(model: Any, **changes: object) -> Any:
     """Returns a copy of a model, with the same arrays, whose `execution` is changed.
 
     Args:
@@ -114,13 +116,13 @@ def run_blocks(
     )
 
 
-def _run(block: Any, *given: Any) -> BlockOutput:
+def _run(block: Callable[..., BlockOutput], *given: Any) -> BlockOutput:
     """One block; its random keys are drawn inside, so that it may be run twice."""
     *rest, key = given
     return block(*rest, None if key is None else nnx.Rngs(dropout=key))
 
 
-def _run_in_groups(block: Any, hidden: Array, *given: Any) -> BlockOutput:
+def _run_in_groups(block: Callable[..., BlockOutput], hidden: Array, *given: Any) -> BlockOutput:
     """One block, in a program for a CPU given some rows at a time."""
     *arrays, layer, key = given
     if not known(hidden.shape):
@@ -139,7 +141,9 @@ def _run_in_groups(block: Any, hidden: Array, *given: Any) -> BlockOutput:
     )
 
 
-def _by_groups(rows: int, block: Any, hidden: Array, *arrays: Any) -> BlockOutput:
+def _by_groups(
+    rows: int, block: Callable[..., BlockOutput], hidden: Array, *arrays: Any
+) -> BlockOutput:
     mask, factors, encoded, encoder_mask = arrays
     batch = hidden.shape[0]
     cut, fixed = {"hidden": hidden}, {}
@@ -169,7 +173,7 @@ def _runner(execution: Execution) -> Callable[..., BlockOutput]:
     return run if sharding.parts == 1 else jax.checkpoint(run, policy=_all_but_moved)
 
 
-def _run_sharded(sharding: Sharding, block: Any, *given: Any) -> BlockOutput:
+def _run_sharded(sharding: Sharding, block: nnx.Module, *given: Any) -> BlockOutput:
     output = _run(gathered_module(sharding, block), *given)
     return output._replace(hidden=by_rows(sharding, output.hidden))
 
@@ -178,13 +182,13 @@ def _all_but_moved(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name != "sharding_constraint"
 
 
-def _key(rngs: Any) -> Array | None:
+def _key(rngs: Rngs) -> Array | None:
     drawn = isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs)
     return rngs.dropout() if drawn else None  # without keys, `Dropout` says what is missing
 
 
 def past_and_mask(
-    given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: Any, causal: bool
+    given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: bool | None, causal: bool
 ) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
     """A decoder's mask, and its cache with the new tokens marked.
 
@@ -205,7 +209,12 @@ def past_and_mask(
     return decoder_mask(given.batch, given.seq, given.mask, past, causal)
 
 
-def asked(outputs: Any, config: Any, states: bool | None, weights: bool | None) -> dict[str, Any]:
+def asked(
+    outputs: BaseModelOutputWithPastAndCrossAttentions,
+    config: Config,
+    states: bool | None,
+    weights: bool | None,
+) -> dict[str, Any]:
     """Which of a run's records a call returns: those it asks for, else those its config does."""
     states = config.output_hidden_states if states is None else states
     weights = config.output_attentions if weights is None else weights

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,10 @@ from minibert.nn.numerics import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, Arrays, collated, length, on_host, separated
 from minibert.pipelines.options import routed
 from minibert.text.batching import Batch, check_budget, plan
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
 FASTER = 8  # by how much the first chunks of an iterable grow: the first answer needs one input
@@ -110,10 +114,10 @@ class Pipeline(abc.ABC):
 
     def __init__(
         self,
-        model: Any = None,
-        tokenizer: Any = None,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
-        token_budget: Any = None,
+        token_budget: int | None = None,
         show_progress: bool | None = None,
         **options: Any,
     ):
@@ -130,7 +134,7 @@ class Pipeline(abc.ABC):
         self._shares({})  # refuses an unknown one now
 
     @abc.abstractmethod
-    def preprocess(self, inputs: Any) -> Any:
+    def preprocess(self, inputs: object) -> Any:
         """One input as arrays `(1, seq)`, by name; or a list of such, if it is cut into windows.
 
         What else is in it, `postprocess` finds again.
@@ -145,7 +149,7 @@ class Pipeline(abc.ABC):
     def postprocess(self, outputs: Any) -> Any:
         """The answer to one input, of its row of `forward`'s outputs, or of a list of such."""
 
-    def __call__(self, inputs: Any, *, show_progress: bool | None = None, **options: Any) -> Any:
+    def __call__(self, inputs: object, *, show_progress: bool | None = None, **options: Any) -> Any:
         """Answers one input, a list of them, or, as they are asked for, those of an iterable.
 
         Raises:
@@ -166,7 +170,12 @@ class Pipeline(abc.ABC):
         return f"{type(self).__name__}({type(self.model).__name__})"
 
     def encoded(
-        self, text: Any, text_pair: Any = None, *, truncation: Any = False, **options: Any
+        self,
+        text: object,
+        text_pair: object = None,
+        *,
+        truncation: bool | str | None = False,
+        **options: Any,
     ) -> dict[str, np.ndarray]:
         """A text, or a pair of them, as the tokenizer's arrays `(1, seq)`.
 
@@ -190,7 +199,7 @@ class Pipeline(abc.ABC):
         rows = self.tokenized(text, text_pair, truncation=truncation or False, **options)
         return {name: np.asarray(row)[None] for name, row in rows.items()}
 
-    def tokenized(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+    def tokenized(self, text: object, text_pair: object = None, **options: Any) -> Any:
         """Returns what the tokenizer returns; its own errors are `InputError`s here.
 
         Only here do pipelines call a tokenizer: it keeps the truncation and padding of a call as
@@ -202,7 +211,7 @@ class Pipeline(abc.ABC):
         except Exception as reason:  # tokenizers raises Exception itself
             raise InputError(f"the tokenizer refuses it ({shown(str(reason))})") from None
 
-    def cut_at(self, max_length: Any, pair: bool = False) -> int:
+    def cut_at(self, max_length: int | None, pair: bool = False) -> int:
         """To how many tokens a text or pair is cut.
 
         Raises:
@@ -330,12 +339,17 @@ class Pipeline(abc.ABC):
 class WindowPipeline(Pipeline):
     """A pipeline that reads texts in windows, whose tokenizer knows characters' places."""
 
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+    def __init__(
+        self,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
+    ):
         super().__init__(model, tokenizer, **options)
         if not getattr(tokenizer, "is_fast", False):
             raise InputError("tokenizer: expected a fast one, which knows characters' places")
 
-    def _arrays(self, encoding: Any) -> dict[str, np.ndarray]:
+    def _arrays(self, encoding: "Encoding") -> dict[str, np.ndarray]:
         """What the model reads of a window, as arrays `(1, seq)`."""
         rows = {
             "input_ids": encoding.ids,

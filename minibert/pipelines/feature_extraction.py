@@ -1,15 +1,20 @@
 """A text's last hidden states; the reference is transformers' `pipelines/feature_extraction.py`."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minibert.errors import InputError
+from minibert.models.base import PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class FeatureExtractionPipeline(Pipeline):
@@ -23,7 +28,12 @@ class FeatureExtractionPipeline(Pipeline):
     models = task_classes("feature-extraction")
     by_token = ("last_hidden_state",)
 
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+    def __init__(
+        self,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
+    ):
         trunk = getattr(model, "trunk", None)
         if not isinstance(model, self.models) and isinstance(
             getattr(model, trunk or "", None), self.models
@@ -34,11 +44,11 @@ class FeatureExtractionPipeline(Pipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        truncation: Any = None,
-        max_length: Any = None,
-        tokenize_kwargs: Any = None,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        tokenize_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, np.ndarray]:
         """A text's words as arrays `(1, seq)`.
 
@@ -49,7 +59,7 @@ class FeatureExtractionPipeline(Pipeline):
         if truncation is not None and "truncation" in options:
             raise InputError("truncation: given twice, by itself and in tokenize_kwargs")
         return self.encoded(
-            inputs, **{"truncation": truncation, "max_length": max_length} | options
+            inputs, **{"truncation": truncation, "max_length": max_length, **options}
         )
 
     def postprocess(self, outputs: Arrays, *, return_tensors: bool = False) -> Any:

@@ -1,19 +1,24 @@
 """Words for the masks of a text; the reference is transformers' `pipelines/fill_mask.py`."""
 
 import warnings
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import text_list, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import highest
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer
 from minibert.text.batching import default_budget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOGITS = 1 << 26  # numbers of a batch that are held at once: a quarter of a gigabyte
 
@@ -32,12 +37,17 @@ class FillMaskPipeline(Pipeline):
     task = "fill-mask"
     models = task_classes("fill-mask")
 
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+    def __init__(
+        self,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
+    ):
         super().__init__(model, tokenizer, **options)
         if getattr(tokenizer, "mask_token_id", None) is None:
             raise InputError("tokenizer: has no mask token, which fill-mask needs")
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Fills the masks of a text, of a list of texts, or of those of an iterable.
 
         Args:
@@ -50,11 +60,11 @@ class FillMaskPipeline(Pipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        truncation: Any = False,
-        max_length: Any = None,
-        tokenizer_kwargs: Any = None,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, np.ndarray]:
         """A text's words as arrays `(1, seq)`.
 
@@ -69,7 +79,9 @@ class FillMaskPipeline(Pipeline):
             raise InputError(f"no {self.tokenizer.mask_token}{cut} in {shown(inputs)}")
         return encoded
 
-    def postprocess(self, outputs: Arrays, *, top_k: Any = 5, targets: Any = None) -> list[Any]:
+    def postprocess(
+        self, outputs: Arrays, *, top_k: int = 5, targets: str | Sequence[str] | None = None
+    ) -> list[Any]:
         """The words for a text's masks, from its `input_ids` and `logits` `(1, seq, vocab)`."""
         ids = np.asarray(outputs["input_ids"])[0]
         masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
@@ -94,7 +106,7 @@ class FillMaskPipeline(Pipeline):
                 )
         return answers[0] if single else answers
 
-    def _targets(self, targets: Any) -> np.ndarray:
+    def _targets(self, targets: str | Sequence[str]) -> np.ndarray:
         """The ids of the words that are scored, each once; of a longer word that of its start."""
         found = []
         for target in text_list("targets", targets):

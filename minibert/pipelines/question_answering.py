@@ -1,7 +1,7 @@
 """Answers that stand in a text; the semantics are those of transformers 4.57.6."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import softmax
@@ -12,6 +12,9 @@ from minibert.models.registry import task_classes
 from minibert.pipelines.base import WindowPipeline
 from minibert.pipelines.batches import Arrays
 from minibert.text.tokenizer import question_first
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 OUT = -10000.0  # the score of a token that can be in no answer
 
@@ -46,7 +49,7 @@ def likeliest(
 
 
 def characters(
-    encoding: Any, first: int, last: int, sequence: int, whole_words: bool
+    encoding: "Encoding", first: int, last: int, sequence: int, whole_words: bool
 ) -> tuple[int, int]:
     """Where a span of tokens begins and ends in the text that is number `sequence` of a pair."""
     if whole_words:
@@ -87,7 +90,11 @@ class QuestionAnsweringPipeline(WindowPipeline):
     by_token = ("start_logits", "end_logits")
 
     def __call__(
-        self, *args: Any, question: Any = None, context: Any = None, **options: Any
+        self,
+        *args: object,
+        question: str | Sequence[str] | None = None,
+        context: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> Any:
         """Answers a question, a list of them, or those of an iterable."""
         inputs = _arguments(args, question, context)
@@ -96,11 +103,11 @@ class QuestionAnsweringPipeline(WindowPipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        max_seq_len: Any = None,
-        doc_stride: Any = None,
-        max_question_len: Any = None,
+        max_seq_len: int | None = None,
+        doc_stride: int | None = None,
+        max_question_len: int | None = None,
     ) -> list[dict[str, Any]]:
         """Returns the context's windows, each with the question, as arrays `(1, seq)`.
 
@@ -145,8 +152,8 @@ class QuestionAnsweringPipeline(WindowPipeline):
         self,
         outputs: Sequence[Arrays],
         *,
-        top_k: Any = 1,
-        max_answer_len: Any = 15,
+        top_k: int = 1,
+        max_answer_len: int = 15,
         handle_impossible_answer: bool = False,
         align_to_words: bool = True,
     ) -> Any:
@@ -176,7 +183,7 @@ class QuestionAnsweringPipeline(WindowPipeline):
         answers = sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
         return answers if len(answers) > 1 else answers[0]
 
-    def _window(self, encoding: Any, context: str, index: int) -> dict[str, Any]:
+    def _window(self, encoding: "Encoding", context: str, index: int) -> dict[str, Any]:
         answerable = np.array([sequence == index for sequence in encoding.sequence_ids])
         if self.tokenizer.cls_token_id is not None:  # it says that there is no answer
             answerable |= np.array(encoding.ids) == self.tokenizer.cls_token_id
@@ -192,7 +199,9 @@ class QuestionAnsweringPipeline(WindowPipeline):
         return self.tokenized(text, add_special_tokens=False).encodings[0]
 
 
-def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
+def _arguments(
+    args: Sequence[Any], question: str | Sequence[str] | None, context: str | Sequence[str] | None
+) -> Any:
     if args and (question is not None or context is not None):
         raise InputError("question, context: given twice, by name and without")
     if len(args) == 1:
@@ -213,7 +222,7 @@ def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
     return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
 
 
-def _texts(inputs: Any) -> tuple[str, str]:
+def _texts(inputs: object) -> tuple[str, str]:
     if not isinstance(inputs, Mapping) or inputs.keys() != {"question", "context"}:
         expected = '{"question": …, "context": …}'
         raise InputError(f"expected {expected}, found {shown(inputs)}")

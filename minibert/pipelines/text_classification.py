@@ -4,6 +4,7 @@ The reference is transformers' `pipelines/text_classification.py`; for next sent
 """
 
 from collections.abc import Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,18 @@ class TextClassificationPipeline(Pipeline):
     models = task_classes("text-classification")
     by_token = ()
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Classifies a text or pair, a list of them, or those of an iterable."""
         answer = super().__call__(inputs, **options)
         return [answer] if isinstance(inputs, str) and "top_k" not in options else answer
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        truncation: Any = False,
-        max_length: Any = None,
-        padding: Any = False,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
+        padding: bool | str | None = False,
         add_special_tokens: bool = True,
     ) -> dict[str, np.ndarray]:
         """The words of a text, or of a pair, as arrays `(1, seq)`."""
@@ -59,8 +60,8 @@ class TextClassificationPipeline(Pipeline):
         self,
         outputs: Arrays,
         *,
-        function_to_apply: Any = None,
-        top_k: Any = ...,
+        function_to_apply: str | None = None,
+        top_k: int | EllipsisType | None = ...,
     ) -> Any:
         """The labels, from `logits` `(1, labels)`; without `top_k` the likeliest alone."""
         if top_k is not ... and top_k is not None:
@@ -73,7 +74,7 @@ class TextClassificationPipeline(Pipeline):
         answers = [{"label": names[label], "score": float(scores[label])} for label in order]
         return answers[0] if top_k is ... else answers[:top_k]
 
-    def _scored(self, logits: np.ndarray, function: Any) -> np.ndarray:
+    def _scored(self, logits: np.ndarray, function: str | None) -> np.ndarray:
         if function is None:
             kind, labels = self.model.config.problem_type, self.model.config.num_labels
             several = kind == "multi_label_classification" or labels == 1
@@ -121,7 +122,11 @@ class NextSentencePredictionPipeline(Pipeline):
     labels = ("is_next", "not_next")
 
     def preprocess(
-        self, inputs: Any, *, truncation: Any = False, max_length: Any = None
+        self,
+        inputs: object,
+        *,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
     ) -> dict[str, np.ndarray]:
         """A pair's words as arrays `(1, seq)`."""
         text, pair = text_and_pair(inputs)
@@ -138,7 +143,7 @@ class NextSentencePredictionPipeline(Pipeline):
         ]
 
 
-def text_and_pair(inputs: Any) -> tuple[Any, Any]:
+def text_and_pair(inputs: object) -> tuple[Any, Any]:
     """The text and the second text, None if there is none.
 
     Raises:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from scipy.special import softmax
@@ -14,6 +14,9 @@ from minibert.errors import InputError, shown
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import WindowPipeline
 from minibert.pipelines.batches import Arrays
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -140,7 +143,7 @@ class TokenClassificationPipeline(WindowPipeline):
     task = "token-classification"
     models = task_classes("token-classification")
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Finds the entities of a text, of a list of texts, or of those of an iterable."""
         words = self._shares(options)["preprocess"].get("is_split_into_words", False)
         if words and isinstance(inputs, list) and not any(isinstance(i, list) for i in inputs):
@@ -149,13 +152,13 @@ class TokenClassificationPipeline(WindowPipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        stride: Any = None,
+        stride: int | None = None,
         is_split_into_words: bool = False,
-        delimiter: Any = None,
-        truncation: Any = False,
-        max_length: Any = None,
+        delimiter: str | None = None,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
     ) -> list[dict[str, Any]]:
         """A text's windows, one if there is no `stride`, each a dict of arrays `(1, seq)`.
 
@@ -183,9 +186,9 @@ class TokenClassificationPipeline(WindowPipeline):
         self,
         outputs: Sequence[Arrays],
         *,
-        aggregation_strategy: Any = "none",
-        ignore_labels: Any = None,
-        stride: Any = None,
+        aggregation_strategy: str = "none",
+        ignore_labels: Sequence[str] | None = None,
+        stride: int | None = None,
     ) -> list[Entity]:
         """The entities of a text, from its windows' `logits` `(1, seq, labels)`."""
         strategy = str(aggregation_strategy).lower()
@@ -206,7 +209,7 @@ class TokenClassificationPipeline(WindowPipeline):
         ]
         return disjoint(found) if len(outputs) > 1 else found
 
-    def _window(self, encoding: Any, sentence: str, starts: Sequence[int]) -> dict[str, Any]:
+    def _window(self, encoding: "Encoding", sentence: str, starts: Sequence[int]) -> dict[str, Any]:
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         if starts:
             words = [0 if word is None else starts[word] for word in encoding.word_ids]
@@ -240,7 +243,7 @@ class TokenClassificationPipeline(WindowPipeline):
         return tokens
 
 
-def _placed(inputs: Any, split: bool, delimiter: Any) -> tuple[str, list[int]]:
+def _placed(inputs: Any, split: bool, delimiter: str | None) -> tuple[str, list[int]]:
     """The text, and of a list of words where in it each begins."""
     if not split:
         check_text(inputs)

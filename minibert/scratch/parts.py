@@ -4,12 +4,14 @@ Names follow Raschka's "Build a Large Language Model (From Scratch)" where it ha
 numbers can be compared.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from minibert.core.checks import whole
@@ -55,7 +57,7 @@ def attention(
     *,
     scale: float = 1.0,
     mask: Bool[Array, "*#batch queries keys"] | None = None,
-    dropout: Any = None,
+    dropout: Callable[[Array], Array] | None = None,
 ) -> Attended:
     """Dot products of queries and keys, as shares of 1, weigh the values.
 
@@ -81,7 +83,7 @@ def calculate_attention(embeddings: Tokens) -> Tokens:
     return attention(embeddings, embeddings, embeddings, scale=scale).context
 
 
-def linear(x: Tokens, kernel: Any, bias: Any = None) -> Context:
+def linear(x: Tokens, kernel: Array, bias: Array | None = None) -> Context:
     """Each token's features mixed anew, `x @ kernel + bias`; `kernel` is `(features, outputs)`."""
     mixed = x @ kernel
     return mixed if bias is None else mixed + bias
@@ -107,14 +109,16 @@ class SelfAttention(Module):
         *,
         qkv_bias: bool = False,
         rngs: nnx.Rngs | None,
-        param_dtype: Any = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.W_query = projection(d_in, d_out, bias=qkv_bias, **options)
         self.W_key = projection(d_in, d_out, bias=qkv_bias, **options)
         self.W_value = projection(d_in, d_out, bias=qkv_bias, **options)
 
-    def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
+    def attend(
+        self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
+    ) -> Attended:
         """The context vectors, and the weights."""
         query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
         return attention(
@@ -133,7 +137,9 @@ class CausalAttention(SelfAttention):
         super().__init__(d_in, d_out, **options)
         self.dropout = Dropout(dropout)
 
-    def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
+    def attend(
+        self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
+    ) -> Attended:
         """The context vectors, and the weights after dropout."""
         return super().attend(x, causal_mask(x.shape[-2]) if mask is None else mask, dropout)
 
@@ -171,7 +177,9 @@ class MultiHeadAttention(CausalAttention):
             param_dtype=options.get("param_dtype", jnp.float32),
         )
 
-    def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
+    def attend(
+        self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
+    ) -> Attended:
         """The context vectors, and the weights of every head, `(…, heads, tokens, tokens)`."""
         parts = (self._split(project(x)) for project in (self.W_query, self.W_key, self.W_value))
         query, key, value = parts

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from minibert.core.checks import indices, whole
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
 from minibert.models.outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
 from minibert.nn.layers import Embed, Module
@@ -48,7 +50,7 @@ class ToyLayer(Module):
         self.causal = config.causal
         self.linear = projection(config.hidden_size, config.hidden_size, bias=True, **options)
 
-    def __call__(self, x: Tokens, words: Any = None) -> Tokens:
+    def __call__(self, x: Tokens, words: Array | None = None) -> Tokens:
         """New states for old ones; `words` `(batch, tokens)` is 0 where there is padding."""
         mask = causal_mask(x.shape[-2]) if self.causal else None
         if words is not None:
@@ -68,7 +70,7 @@ class ToyBody(Module):
         self.layers = nnx.List(ToyLayer(config, **options) for _ in range(config.num_hidden_layers))
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None
+        self, input_ids: ArrayLike, attention_mask: Any = None
     ) -> Float[Array, "batch tokens hidden"]:
         """The states `(batch, tokens, hidden)` of ids `(batch, tokens)`, padded on the right."""
         places = self.config.positions
@@ -95,14 +97,18 @@ class ToyCausalLM(Module):
         param_dtype: what they are stored in.
     """
 
-    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs, param_dtype: Any = jnp.float32):
+    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.config = config
         self.body = ToyBody(config, **options)
         self.vocabulary = projection(config.hidden_size, config.vocab_size, bias=True, **options)
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> CausalLMOutputWithCrossAttentions:
         """The scores `logits` `(batch, tokens, words)` of ids `(batch, tokens)`."""
         logits = self.vocabulary(self.body(input_ids, attention_mask))
@@ -125,7 +131,7 @@ class ToyAgent(Module):
         *,
         body: ToyBody | None = None,
         rngs: nnx.Rngs,
-        param_dtype: Any = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         if body is not None and body.config != config:
             raise InputError(f"config: expected the body's, {body.config}; found {shown(config)}")
@@ -135,7 +141,11 @@ class ToyAgent(Module):
         self.actions = projection(config.hidden_size, config.num_labels, bias=True, **options)
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> SequenceClassifierOutput:
         """The scores `logits` `(batch, actions)`, of the mean of a text's states."""
         states = self.body(input_ids, attention_mask)
@@ -144,7 +154,7 @@ class ToyAgent(Module):
         return SequenceClassifierOutput(logits=self.actions(pooled))
 
 
-def continued(model: Any, input_ids: Any, count: Any, *, window: Any) -> np.ndarray:
+def continued(model: ToyCausalLM, input_ids: ArrayLike, count: int, *, window: int) -> np.ndarray:
     """The words `(tokens,)` with the likeliest next word behind them, `count` times over.
 
     Args:
@@ -166,5 +176,5 @@ def continued(model: Any, input_ids: Any, count: Any, *, window: Any) -> np.ndar
 
 
 @jax.jit
-def _next_word(model: Any, ids: Array, last: Array) -> Array:
+def _next_word(model: ToyCausalLM, ids: Array, last: Array) -> Array:
     return model(ids).logits[0, last].argmax()

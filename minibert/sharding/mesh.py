@@ -18,7 +18,7 @@ import fnmatch
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ Rule = tuple[str | int | None, ...]
 Axes = tuple[str, ...]
 
 
-def check_rule(pattern: Any, rule: Any) -> None:
+def check_rule(pattern: object, rule: object) -> None:
     """Checks one rule by itself.
 
     Raises:
@@ -117,11 +117,11 @@ class Sharding:
         InputError: an axis is not the mesh's, or has no purpose, or two; or a rule is none.
     """
 
-    mesh: Any
+    mesh: Mesh | AbstractMesh
     data: Axes = ()
     fsdp: Axes = ()
     tensor: Axes = ()
-    rules: Any = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
     heads: int | None = None
 
     def __post_init__(self):
@@ -145,11 +145,11 @@ class Sharding:
     def of_devices(
         cls,
         *,
-        data: Any = None,
-        fsdp: Any = 1,
-        tensor: Any = 1,
-        devices: Any = None,
-        rules: Any = None,
+        data: int | None = None,
+        fsdp: int | Sequence[int] = 1,
+        tensor: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+        rules: Mapping[str, Rule] | None = None,
     ) -> "Sharding":
         """A sharding over all devices.
 
@@ -335,7 +335,7 @@ class Sharding:
             yield path, shape, parts, count * np.dtype(array.dtype).itemsize
 
 
-def checked_sharding(sharding: Any) -> Sharding | None:
+def checked_sharding(sharding: object) -> Sharding | None:
     """The argument `sharding`.
 
     Raises:

@@ -9,27 +9,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
+from minibert.core.types import AnyArray
 from minibert.errors import InputError
 from minibert.nn.tree import Structure, parameters
 from minibert.sharding.mesh import Sharding
 
 
-def put(sharding: Sharding, path: str, array: Any) -> Array:
+def put(sharding: Sharding, path: str, array: AnyArray) -> Array:
     """A parameter on its devices, in its shape in training; a copy."""
     return _placed(sharding, path, array, sharding.shape(path, array.shape))
 
 
-def stored(sharding: Sharding, path: str, array: Any) -> Array:
+def stored(sharding: Sharding, path: str, array: AnyArray) -> Array:
     """A parameter on its devices, in the shape it has; a copy."""
     return _placed(sharding, path, array, array.shape)
 
 
-def _placed(sharding: Sharding, path: str, array: Any, shape: tuple[int, ...]) -> Array:
+def _placed(sharding: Sharding, path: str, array: AnyArray, shape: tuple[int, ...]) -> Array:
     """A parameter's numbers in a shape, where one of that shape is stored; made part by part."""
     where = sharding.of(path, shape)
     if isinstance(array, jax.Array) and array.sharding.device_set == where.device_set:
@@ -73,7 +75,7 @@ def taken(
 def shardings_of(sharding: Sharding, tree: Any, params: Mapping[str, Any]) -> Any:
     """Where the leaves of a tree live: with the parameter whose path they have, else everywhere."""
 
-    def where(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def where(keys: tuple[Any, ...], leaf: Array) -> NamedSharding:
         path = next((key.key for key in reversed(keys) if isinstance(key, DictKey)), "")
         if path in params and leaf.shape == params[path].shape:
             return sharding.of(path, leaf.shape)
@@ -145,7 +147,7 @@ def gathered(sharding: Sharding, path: str, array: Array) -> Array:
     return array if stored.spec == used.spec else _moved(used, stored, array)
 
 
-def gathered_module(sharding: Sharding, module: Any, but: str = "") -> Any:
+def gathered_module(sharding: Sharding, module: nnx.Module, but: str = "") -> Any:
     """In a traced program: a module with its parameters as they are used.
 
     Args:
@@ -174,7 +176,7 @@ def by_rows(sharding: Sharding, hidden: Array, *, last: bool = False) -> Array:
     return jax.lax.with_sharding_constraint(hidden, NamedSharding(sharding.mesh, spec))
 
 
-def on_host(model: Any) -> Any:
+def on_host(model: nnx.Module) -> Any:
     """The model with its arrays whole in this host's memory, put together one at a time.
 
     Every process has to call it; then any may save it.
@@ -189,7 +191,7 @@ def on_host(model: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _moved(there: NamedSharding, back: NamedSharding, array: Array) -> Array:
+def _moved(there: NamedSharding, back: NamedSharding, array: AnyArray) -> Array:
     """In a traced program: an array as it lives there; its gradient lives as `back` says.
 
     Without the second half a gradient would be summed whole on every device.
@@ -197,7 +199,7 @@ def _moved(there: NamedSharding, back: NamedSharding, array: Array) -> Array:
     return jax.lax.with_sharding_constraint(array, there)
 
 
-def _moved_forward(there: Any, back: Any, array: Array) -> tuple[Array, None]:
+def _moved_forward(there: Any, back: Any, array: AnyArray) -> tuple[Array, None]:
     return _moved(there, back, array), None
 
 

@@ -5,7 +5,7 @@ of its fast part, which makes ids without the lists and offsets that a call of t
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,12 @@ from minibert.core.checks import check_text, elements, whole
 from minibert.errors import InputError, TextError, shown
 from minibert.text.batching import Batch, padded
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerBase
 
-def backend_of(tokenizer: Any) -> Any:
+
+def backend_of(tokenizer: "PreTrainedTokenizerBase") -> Any:
     """Returns a copy of a fast tokenizer's backend without truncation and padding.
 
     Raises:
@@ -44,7 +48,9 @@ class TokenReader:
         InputError: it is no such tokenizer, or `longest` leaves no room for the special tokens.
     """
 
-    def __init__(self, tokenizer: Any, longest: int, lower_case: bool = False):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", longest: int, lower_case: bool = False
+    ):
         self._backend = backend_of(tokenizer)
         special = tokenizer.num_special_tokens_to_add()
         longest = whole("max_seq_length", longest, max(special, 1))
@@ -115,7 +121,7 @@ class TokenReader:
         return self.tokenizer.pad_token_id or 0
 
 
-def question_first(tokenizer: Any) -> bool:
+def question_first(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Returns whether a question comes before its context in a pair.
 
     It comes after the context if the tokenizer pads on the left, as in the question-answering
@@ -124,7 +130,7 @@ def question_first(tokenizer: Any) -> bool:
     return tokenizer.padding_side != "left"
 
 
-def make_lower_case(backend: Any) -> None:
+def make_lower_case(backend: "Backend") -> None:
     """Puts a lower-casing normalizer first, unless there is one (as sentence-transformers does)."""
     from tokenizers import normalizers
 
@@ -134,7 +140,7 @@ def make_lower_case(backend: Any) -> None:
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def sentence_list(sentences: Any) -> list[str]:
+def sentence_list(sentences: object) -> list[str]:
     """Returns a text, or several, as a list; see `checks.elements`.
 
     Raises:

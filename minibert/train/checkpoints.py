@@ -12,13 +12,14 @@ import logging
 import os
 import re
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from minibert.core.atomic import matching_files
 from minibert.core.atomic_file import locked_path
 from minibert.core.fields import COUNT, Rule, check, field
+from minibert.core.types import Path
 from minibert.errors import (
     CheckpointMismatchError,
     InputError,
@@ -48,6 +49,9 @@ from minibert.train.run_identity import (
     run_differences,
 )
 from minibert.train.trainer import TrainState
+
+if TYPE_CHECKING:
+    from minibert.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 ELSEWHERE = "elsewhere"
@@ -347,7 +351,9 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Generator[Store]:
+def opened(
+    options: Checkpoints, trainer: "Trainer", data: object, iterator: Any
+) -> Generator[Store]:
     """Opens a run's checkpoints; what is being written is finished in the end.
 
     Args:
@@ -377,7 +383,11 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
 
 
 def restore(
-    trainer: Any, folder: str | os.PathLike[str], step: int | None = None, *, about: Any = None
+    trainer: "Trainer",
+    folder: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    about: Mapping[str, Any] | None = None,
 ) -> int:
     """Puts a checkpoint's state into a trainer.
 
@@ -415,7 +425,7 @@ def restore(
 
 
 @contextlib.contextmanager
-def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
+def _manager(folder: Path, policy: PreservationPolicy | None) -> Generator[Any]:
     """Yields Orbax's manager of a folder's checkpoints, which is read-only without a policy."""
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
@@ -435,7 +445,7 @@ def checkpoint_paths(folder: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def one_run(folder: Any) -> Generator[None]:
+def one_run(folder: Path) -> Generator[None]:
     """Makes a folder if it is missing, and keeps a second run out of it.
 
     The lock is on a file of its own, so that a model can be saved into the folder meanwhile.

@@ -14,6 +14,7 @@ from jax import Array
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
 from minibert.nn.numerics import cause
 from minibert.nn.tree import (
@@ -143,16 +144,16 @@ class Trainer:
 
     def __init__(
         self,
-        model: Any,
-        objective: Any,
-        optimizer: Any,
+        model: PretrainedModel,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
         *,
         trainable: Iterable[str] | None = None,
-        lora: Any = None,
-        accumulate: Any = 1,
+        lora: LoRA | Adapter | None = None,
+        accumulate: int = 1,
         remat: bool = False,
-        seed: Any = 0,
-        sharding: Any = None,
+        seed: int = 0,
+        sharding: Sharding | None = None,
     ):
         accumulate, seed = whole("accumulate", accumulate, 1), whole("seed", seed, 0, (1 << 32) - 1)
         sharding = checked_sharding(sharding)
@@ -273,7 +274,7 @@ class Trainer:
     def _taken(self, arrays: Arrays) -> Arrays:
         return arrays if self.sharding is None else taken(self.sharding, arrays, self._shapes)
 
-    def _given(self, batch: Any, parts: int, evaluated: bool = False) -> dict[str, Any]:
+    def _given(self, batch: object, parts: int, evaluated: bool = False) -> dict[str, Any]:
         alone = jax.process_count() == 1
         given = checked_batch(
             self.config, self.objective, batch, parts, targets=alone and not evaluated
@@ -291,10 +292,10 @@ class Trainer:
 
 
 def _trained(
-    model: Any,
+    model: PretrainedModel,
     arrays: Arrays,
     trainable: Iterable[str] | None,
-    lora: Any,
+    lora: LoRA | Adapter | None,
     seed: int,
 ) -> tuple[Arrays, LoRA | None, Combine]:
     """What is trained, by path; LoRA's settings; and what makes all arrays of it and the rest."""

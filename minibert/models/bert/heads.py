@@ -5,7 +5,7 @@ model here is called with `BertModel`'s arguments, by the same names and in the 
 """
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
 from flax import nnx
 from jax import Array
@@ -28,6 +28,7 @@ from minibert.models.heads import (
 )
 from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
+    AnyTrunkOutput,
     BertForPreTrainingOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
@@ -101,7 +102,7 @@ class BertForSequenceClassification(_BertWithClassifier[SequenceClassifierOutput
     """BERT with a classifier over the pooled first token."""
 
     def _output(
-        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutput:
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
@@ -112,7 +113,7 @@ class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
 
     has_choices = True
 
-    def __call__(  # ty: ignore[incompatible-method-override]
+    def __call__(
         self,
         input_ids: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
@@ -261,7 +262,7 @@ class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
         self.cls = BertPreTrainingHeads(config, **options)
 
     def _output(
-        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> BertForPreTrainingOutput:
         table = self.base_model.embeddings.word_embeddings.embedding[...]
         words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
@@ -292,7 +293,7 @@ class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
         self.cls = BertOnlyNSPHead(config, **options)
 
     def _output(
-        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> NextSentencePredictorOutput:
         logits = self.cls(outputs["pooler_output"])
         return NextSentencePredictorOutput(logits=logits, **kept(outputs))

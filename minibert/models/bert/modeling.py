@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Inexact
 
-from minibert.core.types import ArrayLike, Dtype, Options, Rngs
+from minibert.core.types import AnyArray, ArrayLike, Dtype, Options, Rngs
 from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
 from minibert.models.bert.config import BertConfig
@@ -59,9 +59,9 @@ class BertEmbeddings(Module):
 
     def __call__(
         self,
-        input_ids: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
-        position_ids: ArrayLike | None = None,
+        input_ids: Any = None,
+        token_type_ids: AnyArray | None = None,
+        position_ids: AnyArray | None = None,
         inputs_embeds: Array | None = None,
         rngs: Rngs = None,
     ) -> Hidden:

@@ -4,7 +4,7 @@ Radford et al. (2019), and transformers' `modeling_gpt2.py`, whose names these a
 is called with `GPT2Model`'s arguments, by the same names and in the same order.
 """
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -28,6 +28,7 @@ from minibert.models.heads import (
 )
 from minibert.models.inputs import choice_indices, joined_choices
 from minibert.models.outputs import (
+    AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
     QuestionAnsweringModelOutput,
@@ -181,7 +182,7 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
         super()._add_head(config, **options)
         self.multiple_choice_head = GPT2SequenceSummary(config, **options)
 
-    def __call__(  # ty: ignore[incompatible-method-override]
+    def __call__(
         self,
         input_ids: ArrayLike | None = None,
         past_key_values: KVCache | None = None,
@@ -241,7 +242,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPa
         self.score = projection(config, config.num_labels, use_bias=False, **options)
 
     def _output(
-        self, outputs: Any, input_ids: ArrayLike | None, rngs: Rngs
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutputWithPast:
         """A score for every label.
 

@@ -81,7 +81,7 @@ def _check_capacity(
             )
 
 
-def answer_of(records: Records, index: int, context: str, answers: Any) -> Answer:
+def answer_of(records: Records, index: int, context: str, answers: str) -> Answer:
     """Returns the characters of a record's first answer; None if it has no answer.
 
     Args:

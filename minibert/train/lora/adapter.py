@@ -22,6 +22,7 @@ from jax import Array
 from minibert.checkpoint.leaves import Leaf
 from minibert.checkpoint.saving import file_leaves
 from minibert.errors import InputError, UnsupportedConfigError, shown
+from minibert.models.base import PretrainedModel
 from minibert.nn.layers import Conv1D, TiedLinear
 from minibert.nn.tree import Structure, parameters, submodules
 from minibert.train.lora.config import LoRA
@@ -72,7 +73,7 @@ class Site:
         }
 
 
-def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
+def sites(model: PretrainedModel, lora: LoRA) -> tuple[Site, ...]:
     """The linear layers that get an adapter.
 
     Raises:
@@ -98,7 +99,7 @@ def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
     return places
 
 
-def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
+def target_names(model: PretrainedModel, lora: LoRA) -> str | tuple[str, ...]:
     """`target_modules`; the family's if there are none, and the layers' paths if all are meant."""
     if lora.target_modules is None:
         return model.lora_targets
@@ -113,7 +114,7 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
     )
 
 
-def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
+def saved_leaves(model: PretrainedModel, lora: LoRA) -> dict[str, Leaf]:
     """The parameters of `modules_to_save`, by path.
 
     A name that fits nothing is passed over if another fits: PEFT lists all that a head may be
@@ -137,7 +138,7 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
     return found
 
 
-def init_adapter(model: Any, lora: LoRA, *, seed: int = 0) -> Adapter:
+def init_adapter(model: PretrainedModel, lora: LoRA, *, seed: int = 0) -> Adapter:
     """An adapter to begin with: by default one that changes nothing.
 
     Args:
@@ -164,7 +165,7 @@ def init_adapter(model: Any, lora: LoRA, *, seed: int = 0) -> Adapter:
     return Adapter(lora, params)
 
 
-def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
+def trained_adapter(model: PretrainedModel, given: object, seed: int) -> Adapter:
     """The adapter that a training begins with: a fresh one, or the one that is given.
 
     Raises:
@@ -183,7 +184,7 @@ def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
     return adapter
 
 
-def combiner(model: Any, lora: LoRA) -> Callable[[Arrays, Arrays], dict[str, Array]]:
+def combiner(model: PretrainedModel, lora: LoRA) -> Callable[[Arrays, Arrays], dict[str, Array]]:
     """The function from trained and frozen arrays to all of the model's."""
     return functools.partial(_combined, sites(model, lora))
 
@@ -200,7 +201,7 @@ def _combined(places: tuple[Site, ...], params: Arrays, frozen: Arrays) -> dict[
     return arrays
 
 
-def merge(model: Any, adapter: Adapter) -> Any:
+def merge(model: PretrainedModel, adapter: Adapter) -> Any:
     """The model with an adapter folded in: an ordinary one, to be used, saved or trained on.
 
     Args:
@@ -221,7 +222,7 @@ def merge(model: Any, adapter: Adapter) -> Any:
     )
 
 
-def check_adapter(model: Any, adapter: Adapter) -> None:
+def check_adapter(model: PretrainedModel, adapter: Adapter) -> None:
     """Checks that an adapter has the arrays that its settings ask for in a model.
 
     Raises:

@@ -18,7 +18,10 @@ import optax
 from flax import nnx
 from jax import Array
 
+from minibert.checkpoint.config import Config
 from minibert.errors import InputError
+from minibert.models.base import PretrainedModel
+from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.objectives.labels import IGNORED, Batch, Check, of_rows, of_tokens, of_windows
 
@@ -28,7 +31,7 @@ WORDS = ("input_ids", "inputs_embeds")
 Terms = dict[str, Any]  # of arrays; on the host, of numbers
 
 
-def model_arguments(config: Any, batch: Batch) -> dict[str, Any]:
+def model_arguments(config: Config, batch: Batch) -> dict[str, Any]:
     """Returns the arguments with which a model is called for a batch.
 
     No call in training uses a cache, as in transformers' `Trainer`; so position ids that restart
@@ -39,12 +42,12 @@ def model_arguments(config: Any, batch: Batch) -> dict[str, Any]:
     return {**given, "use_cache": False} if restarting else given
 
 
-def call_model(model: Any, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
+def call_model(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
     """Returns a model's outputs for a batch; `more` are other arguments."""
     return model(**model_arguments(model.config, batch), **more, rngs=rngs)
 
 
-def _no_hits(outputs: Any, batch: Batch) -> Terms:
+def _no_hits(outputs: ModelOutput, batch: Batch) -> Terms:
     return {}
 
 
@@ -94,11 +97,11 @@ class Objective:
         """How many targets a batch has, by term."""
         return {term: weights.sum() for term, weights in self.targets(batch).items()}
 
-    def sums(self, outputs: Any, batch: Batch) -> Terms:
+    def sums(self, outputs: ModelOutput, batch: Batch) -> Terms:
         """The summed losses, by term."""
         return _summed(self.losses(outputs, batch), self.targets(batch))
 
-    def correct(self, outputs: Any, batch: Batch) -> Terms:
+    def correct(self, outputs: ModelOutput, batch: Batch) -> Terms:
         """How many targets the model is right about, by term."""
         return _summed(self.hits(outputs, batch), self.targets(batch))
 
@@ -110,7 +113,7 @@ class Objective:
         )
         return sum(others, start=first)
 
-    def __call__(self, outputs: Any, batch: Batch) -> Array:
+    def __call__(self, outputs: ModelOutput, batch: Batch) -> Array:
         """The loss of a batch: a number."""
         return self.total(self.sums(outputs, batch), self.counts(batch))
 
@@ -123,7 +126,7 @@ def _summed(values: Terms, targets: Terms) -> Terms:
     }
 
 
-def output(outputs: Any, name: str) -> Array:
+def output(outputs: ModelOutput, name: str) -> Array:
     """One of a model's outputs.
 
     Raises:
@@ -164,11 +167,11 @@ class Choice:
         """Where there is a label."""
         return (self.labels(batch) != IGNORED).astype(jnp.float32)
 
-    def losses(self, outputs: Any, batch: Batch) -> Array:
+    def losses(self, outputs: ModelOutput, batch: Batch) -> Array:
         """The cross-entropy at each."""
         return cross_entropy(self.logits(outputs), self.labels(batch))
 
-    def hits(self, outputs: Any, batch: Batch) -> Array:
+    def hits(self, outputs: ModelOutput, batch: Batch) -> Array:
         """Where the highest score is the label's."""
         return (self.logits(outputs).argmax(axis=-1) == self.labels(batch)).astype(jnp.float32)
 
@@ -244,7 +247,7 @@ def continuation(filler: int) -> Objective:
         half = given(ids) if of_given else ~given(ids)
         return jnp.where(text & half, ids, IGNORED)
 
-    def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
+    def apply(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None) -> Any:
         ids = batch["input_ids"]
         return call_model(model, {**batch, "input_ids": jnp.where(given(ids), ids, filler)}, rngs)
 

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from minibert.checkpoint.config import Config
 from minibert.core.fields import POSITIVE, PROBABILITY
 from minibert.errors import InputError, shown
-from minibert.models.compilation import compiled
+from minibert.models.base import PretrainedModel
+from minibert.models.compilation import Compiled, compiled
+from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
@@ -19,7 +22,9 @@ from minibert.train.objectives.base import Batch, Objective, Terms, model_argume
 from minibert.train.objectives.labels import check_finite
 
 
-def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) -> Objective:
+def distillation(
+    objective: Objective, *, temperature: float = 2.0, alpha: float = 0.5
+) -> Objective:
     """α × T² × KL(teacher ‖ student), both softened by T, and (1 − α) × an objective with labels.
 
     The divergence is taken wherever the objective has a target; the batch has `teacher_logits`, in
@@ -42,12 +47,12 @@ def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) ->
         hard = objective.targets(batch)
         return {**hard, "distillation": _only(objective, hard)}
 
-    def losses(outputs: Any, batch: Batch) -> Terms:
+    def losses(outputs: ModelOutput, batch: Batch) -> Terms:
         student = output(outputs, "logits")
         soft = divergence(jnp.asarray(batch["teacher_logits"]), student, temperature)
         return {**objective.losses(outputs, batch), "distillation": soft}
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
         hard = jax.eval_shape(objective.targets, {key: np.asarray(batch[key]) for key in batch})
         expected = _only(objective, hard).shape
         if array.ndim < 2 or array.shape[:-1] != expected or array.shape[-1] < 2:
@@ -92,7 +97,7 @@ def divergence(teacher: Array, student: Array, temperature: float | int) -> Arra
     return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
 
-def with_teacher(teacher: Any, batches: Iterable[Batch]) -> Any:
+def with_teacher(teacher: PretrainedModel, batches: Iterable[Batch]) -> Any:
     """Batches with `teacher_logits`, what a model says of each, computed by one program a shape.
 
     They can be iterated over as often as the batches can, and taken up where they were left if the
@@ -112,7 +117,7 @@ def with_teacher(teacher: Any, batches: Iterable[Batch]) -> Any:
 class Taught:
     """What `with_teacher` gives."""
 
-    def __init__(self, teacher: Any, batches: Any):
+    def __init__(self, teacher: Compiled, batches: Any):
         self._teacher, self._batches = teacher, batches
 
     @property
@@ -129,7 +134,7 @@ class Taught:
 class TaughtIterator:
     """Has `get_state` and `set_state` if the batches' own iterator has."""
 
-    teacher: Any
+    teacher: Compiled
     batches: Iterator[Batch]
 
     def __iter__(self) -> "TaughtIterator":

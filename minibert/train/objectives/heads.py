@@ -8,6 +8,9 @@ import optax
 from flax import nnx
 from jax import Array
 
+from minibert.checkpoint.config import Config
+from minibert.models.base import PretrainedModel
+from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.objectives.base import (
     WORDS,
@@ -41,7 +44,7 @@ token_classification = labelled("token_classification", of_tokens("num_labels"))
 multiple_choice = labelled("multiple_choice", of_choices)
 
 
-def _call_double_heads(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
+def _call_double_heads(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None) -> Any:
     return call_model(model, batch, rngs, mc_token_ids=batch.get("mc_token_ids"))
 
 
@@ -80,7 +83,7 @@ question_answering = choosing(
 )
 
 
-def problem_type(config: Any, dtype: Any) -> str:
+def problem_type(config: Config, dtype: np.dtype) -> str:
     """What a sequence classifier's labels are, by `transformers`' rules.
 
     Args:
@@ -95,7 +98,7 @@ def problem_type(config: Any, dtype: Any) -> str:
     return "single_label_classification" if whole else "multi_label_classification"
 
 
-def classification(config: Any) -> Objective:
+def classification(config: Config) -> Objective:
     """A label, several, or numbers for every row, as `problem_type` says.
 
     Args:
@@ -118,7 +121,7 @@ def classification(config: Any) -> Objective:
             return {"classification": one.targets(batch)}
         return {"classification": jnp.ones(batch["labels"].shape, jnp.float32)}
 
-    def losses(outputs: Any, batch: Batch) -> Terms:
+    def losses(outputs: ModelOutput, batch: Batch) -> Terms:
         if kind(batch) == "single_label_classification":
             return {"classification": one.losses(outputs, batch)}
         logits = widen(output(outputs, "logits")).reshape(batch["labels"].shape)
@@ -127,7 +130,7 @@ def classification(config: Any) -> Objective:
             return {"classification": (logits - labels) ** 2}
         return {"classification": optax.sigmoid_binary_cross_entropy(logits, labels)}
 
-    def hits(outputs: Any, batch: Batch) -> Terms:
+    def hits(outputs: ModelOutput, batch: Batch) -> Terms:
         match kind(batch):
             case "regression":
                 return {}
