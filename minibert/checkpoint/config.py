@@ -10,7 +10,6 @@ loading info). What is kept is written back by `save_pretrained`.
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -115,8 +114,6 @@ def aliased(cls: type[AnyConfig]) -> type[AnyConfig]:
         build(self, **cls._canonical(given))
 
     setattr(cls, "__init__", init)  # noqa: B010
-    for alias, name in cls.aliases.items():
-        setattr(cls, alias, property(operator.attrgetter(name), doc=f"Another name of `{name}`."))
     return cls
 
 
@@ -202,7 +199,7 @@ class Config:
             found[name] = given[alias]
         return found
 
-    def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
+    def replace(self: AnyConfig, **changes: object) -> AnyConfig:
         """A copy with some fields changed; new labels replace the old in both directions."""
         fields = dict(vars(self))
         if "id2label" in changes or "num_labels" in changes:

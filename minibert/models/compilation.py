@@ -18,6 +18,7 @@ from flax import nnx
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.inputs import index_limits
 from minibert.models.stack import with_execution
 from minibert.nn.cache import KVCache
@@ -74,7 +75,7 @@ class Compiled(Generic[P, R]):
         self.model: Any = model
         self.config = self.model.config
         self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
-        self.parameters = parameters(model)
+        self.parameters = parameters(self.model)
         self._kinds = _parameters(model)
         self._names = [name for name, kind in self._kinds.items() if kind is POSITIONAL]
         self._programs: dict[Static, Callable[..., Any]] = {}
@@ -116,12 +117,13 @@ class Compiled(Generic[P, R]):
         Raises:
             InputError: a shape is none of positive whole numbers, or not one the model takes.
         """
+        call: Any = self
         for shape in shapes:
             if not isinstance(shape, Sequence) or len(shape) < 2:
                 raise InputError(f"shapes: expected (batch, seq), found {shown(shape)}")
             ones = np.ones([whole("shapes", size, 1) for size in shape], np.int32)
             given = {"input_ids": np.zeros_like(ones), "attention_mask": ones} | options
-            jax.block_until_ready(self(**given))
+            jax.block_until_ready(call(**given))
         return self
 
     def export(
@@ -220,7 +222,7 @@ def _open_shape(shape: object, longest: int) -> tuple[Any, ...]:
     return tuple(jax.export.symbolic_shape(", ".join(map(str, shape)), constraints=bound))
 
 
-def _forward(model: Any, arrays: dict[str, Any], static: Static) -> Any:
+def _forward(model: Callable[..., Any], arrays: dict[str, Any], static: Static) -> Any:
     return model(**arrays, **{name: value for name, _, value in static})
 
 
@@ -233,7 +235,7 @@ def _plain(given: dict[str, Any]) -> dict[str, Any]:
     return plain | {name: flag(name, plain[name]) for name in FLAGS & plain.keys()}
 
 
-def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+def _checked(model: PretrainedModel, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arguments, their values checked: shapes and dtypes are checked as they are traced."""
     limits, checked = index_limits(model), {}
     for name, value in arrays.items():

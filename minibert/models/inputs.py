@@ -23,11 +23,12 @@ from minibert.core.checks import (
 )
 from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.nn.attention import attention_mask_to_bool
 from minibert.nn.cache import KVCache
 
 
-def index_limits(model: Any) -> dict[str, str]:
+def index_limits(model: PretrainedModel) -> dict[str, str]:
     """The field of the config that limits each argument of indices."""
     return {
         "input_ids": "vocab_size",
@@ -66,7 +67,7 @@ class ModelInputs(NamedTuple):
 
 
 def model_inputs(
-    model: Any,
+    model: PretrainedModel,
     *,
     input_ids: ArrayLike | None,
     inputs_embeds: ArrayLike | None,
@@ -117,14 +118,14 @@ def model_inputs(
     )
 
 
-def _indices(model: Any, name: str, given: ArrayLike, batch: Size, seq: Size) -> Array:
+def _indices(model: PretrainedModel, name: str, given: ArrayLike, batch: Size, seq: Size) -> Array:
     limit = index_limits(model)[name]
     found = indices(name, given, getattr(model.config, limit), limit)
     return shaped(name, found, [(batch, seq), (1, seq)])
 
 
 def _positions(
-    model: Any,
+    model: PretrainedModel,
     input_ids: Array | None,
     given: ArrayLike | None,
     past: KVCache | None,

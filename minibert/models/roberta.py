@@ -84,12 +84,12 @@ class RobertaConfig(BertConfig):
         return self.pad_token_id
 
     @classmethod
-    def base(cls, **changes: Any) -> "RobertaConfig":
+    def base(cls, **changes: object) -> "RobertaConfig":
         """RoBERTa-base: 12 layers of 768, 125 million parameters, 512 tokens."""
         return cls._sized(changes, **PUBLISHED)
 
     @classmethod
-    def large(cls, **changes: Any) -> "RobertaConfig":
+    def large(cls, **changes: object) -> "RobertaConfig":
         """RoBERTa-large: 24 layers of 1024, 355 million parameters, 512 tokens."""
         return cls._sized(changes, **PUBLISHED, **LARGE)
 

@@ -178,7 +178,7 @@ def _run_sharded(sharding: Sharding, block: nnx.Module, *given: Any) -> BlockOut
     return output._replace(hidden=by_rows(sharding, output.hidden))
 
 
-def _all_but_moved(primitive: Any, *_: Any, **__: Any) -> bool:
+def _all_but_moved(primitive: Any, *_: object, **__: object) -> bool:
     return primitive.name != "sharding_constraint"
 
 

@@ -58,9 +58,8 @@ class FeatureExtractionPipeline(Pipeline):
         options = for_tokenizer("tokenize_kwargs", tokenize_kwargs)
         if truncation is not None and "truncation" in options:
             raise InputError("truncation: given twice, by itself and in tokenize_kwargs")
-        return self.encoded(
-            inputs, **{"truncation": truncation, "max_length": max_length, **options}
-        )
+        given: dict[str, Any] = {"truncation": truncation, "max_length": max_length}
+        return self.encoded(inputs, **given | options)
 
     def postprocess(self, outputs: Arrays, *, return_tensors: bool = False) -> Any:
         """The text's `last_hidden_state` `(1, seq, hidden)`."""

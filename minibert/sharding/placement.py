@@ -199,11 +199,15 @@ def _moved(there: NamedSharding, back: NamedSharding, array: AnyArray) -> Array:
     return jax.lax.with_sharding_constraint(array, there)
 
 
-def _moved_forward(there: Any, back: Any, array: AnyArray) -> tuple[Array, None]:
+def _moved_forward(
+    there: NamedSharding, back: NamedSharding, array: AnyArray
+) -> tuple[Array, None]:
     return _moved(there, back, array), None
 
 
-def _moved_backward(there: Any, back: Any, _: None, cotangent: Array) -> tuple[Array]:
+def _moved_backward(
+    there: NamedSharding, back: NamedSharding, _: None, cotangent: Array
+) -> tuple[Array]:
     return (jax.lax.with_sharding_constraint(cotangent, back),)
 
 

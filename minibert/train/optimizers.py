@@ -7,10 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from minibert.core.checks import check_choice, whole
 from minibert.core.fields import NON_NEGATIVE, POSITIVE, number
-from minibert.core.types import ArrayLike
 from minibert.errors import InputError
 from minibert.train.fingerprint import description
 

@@ -50,7 +50,9 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
             if name in known and not fits(value, known[name]):
-                raise TypeError(f"{function.__qualname__}: {name}: expected {known[name]}: {value!r}")
+                raise TypeError(
+                    f"{function.__qualname__}: {name}: expected {known[name]}: {value!r}"
+                )
         result = function(*args, **kwargs)
         if "return" in known and not fits(result, known["return"]):
             raise TypeError(f"{function.__qualname__}: expected {known['return']}: {result!r}")

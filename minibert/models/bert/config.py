@@ -93,17 +93,17 @@ class BertConfig(Config):
         return self.is_decoder and self.is_causal is not False
 
     @classmethod
-    def base(cls, **changes: Any) -> "BertConfig":
+    def base(cls, **changes: object) -> "BertConfig":
         """BERT-base: 12 layers of 768, 110 million parameters."""
-        return cls(**changes)
+        return cls._sized(changes)
 
     @classmethod
-    def large(cls, **changes: Any) -> "BertConfig":
+    def large(cls, **changes: object) -> "BertConfig":
         """BERT-large: 24 layers of 1024, 335 million parameters."""
         return cls._sized(changes, **LARGE)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> "BertConfig":
+    def tiny(cls, **changes: object) -> "BertConfig":
         """Two layers of 24 with every size different: for trying things out."""
         return cls._sized(
             changes,

@@ -1,7 +1,6 @@
 """The shape and settings of a GPT-2, as transformers' `configuration_gpt2.py` has them."""
 
 import dataclasses
-from typing import Any
 
 from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, aliased
 from minibert.core.fields import (
@@ -84,32 +83,52 @@ class GPT2Config(Config):
             )
 
     @property
+    def hidden_size(self) -> int:
+        """Another name of `n_embd`."""
+        return self.n_embd
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Another name of `n_positions`."""
+        return self.n_positions
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Another name of `n_head`."""
+        return self.n_head
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Another name of `n_layer`."""
+        return self.n_layer
+
+    @property
     def causal(self) -> bool:
         """Whether a token attends only to itself and to those before it."""
         return self.is_causal is not False
 
     @classmethod
-    def small(cls, **changes: Any) -> "GPT2Config":
+    def small(cls, **changes: object) -> "GPT2Config":
         """GPT-2 small: 12 layers of 768, 124 million parameters."""
-        return cls(**changes)
+        return cls._sized(changes)
 
     @classmethod
-    def medium(cls, **changes: Any) -> "GPT2Config":
+    def medium(cls, **changes: object) -> "GPT2Config":
         """GPT-2 medium: 24 layers of 1024, 355 million parameters."""
         return cls._sized(changes, n_embd=1024, n_layer=24, n_head=16)
 
     @classmethod
-    def large(cls, **changes: Any) -> "GPT2Config":
+    def large(cls, **changes: object) -> "GPT2Config":
         """GPT-2 large: 36 layers of 1280, 774 million parameters."""
         return cls._sized(changes, n_embd=1280, n_layer=36, n_head=20)
 
     @classmethod
-    def xl(cls, **changes: Any) -> "GPT2Config":
+    def xl(cls, **changes: object) -> "GPT2Config":
         """GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
         return cls._sized(changes, n_embd=1600, n_layer=48, n_head=25)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> "GPT2Config":
+    def tiny(cls, **changes: object) -> "GPT2Config":
         """Two layers of 24 with every size different: for trying things out."""
         return cls._sized(
             changes, vocab_size=97, n_embd=24, n_layer=2, n_head=3, n_inner=80, n_positions=40

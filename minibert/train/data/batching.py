@@ -126,7 +126,7 @@ class CheckedFunction:
     function: Callable[..., Any]
     name: str
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         """Calls the function with `args`."""
         try:
             found = self.function(*args)

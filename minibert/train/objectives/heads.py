@@ -109,7 +109,7 @@ def classification(config: Config) -> Objective:
     def kind(batch: Batch) -> str:
         return problem_type(config, batch["labels"].dtype)
 
-    def check(_: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(_: object, name: str, array: np.ndarray, batch: Batch) -> None:
         found = problem_type(config, array.dtype)
         if found == "single_label_classification":
             of_rows("num_labels")(config, name, array, batch)

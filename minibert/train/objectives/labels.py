@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.checkpoint.config import Config
 from minibert.core.checks import checked_indices, checked_zeros_and_ones, shaped
 from minibert.errors import InputError
 
@@ -37,7 +38,7 @@ def of_tokens(field: str, *, first: int = 0) -> Check:
             first.
     """
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
         shape = shape_of_words(batch)
         _classes(name, array, shape, getattr(config, field), field, first)
 
@@ -47,7 +48,7 @@ def of_tokens(field: str, *, first: int = 0) -> Check:
 def of_rows(limit: str | int) -> Check:
     """A class for every row, below a field of the config or a number, or −100."""
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
         size = limit if isinstance(limit, int) else getattr(config, limit)
         field = "classes" if isinstance(limit, int) else limit
         _classes(name, array, shape_of_words(batch)[:1], size, field)
@@ -70,19 +71,19 @@ def of_windows(filler: int) -> Check:
     return check
 
 
-def of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+def of_choices(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
     """Which of the choices of every row is right, or −100."""
     rows, choices = _choices(name, batch)
     _classes(name, array, (rows,), choices, "choices")
 
 
-def tokens_of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+def tokens_of_choices(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
     """For every choice, the position of a token."""
     shaped(name, array, [_choices(name, batch)])
     checked_indices(name, array, shape_of_words(batch)[-1], "seq")
 
 
-def positions(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+def positions(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
     """A position for every row: a negative one is the first, one past the end is no target."""
     rows, seq = shape_of_words(batch)
     shaped(name, array, [(rows,)])
@@ -93,7 +94,7 @@ def positions(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
 
 
 def numbers(
-    config: Any,
+    config: Config,
     name: str,
     array: np.ndarray,
     batch: Batch,
