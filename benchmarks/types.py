@@ -11,6 +11,7 @@ exits with 1 if a bound is missed, and `--list` names the untyped parameters.
 import argparse
 import ast
 import collections
+import os
 import pathlib
 import re
 import subprocess
@@ -85,9 +86,11 @@ def counted(root: pathlib.Path) -> tuple[dict[str, list[int]], list[str]]:
 
 def completeness(pyright: str) -> float | None:
     """Returns the percentage of public symbols whose types pyright knows; None without pyright."""
-    command = [pyright, "--pythonpath", sys.executable, "--verifytypes", "minibert"]
+    command = [pyright, "--verifytypes", "minibert", "--ignoreexternal"]
+    here = os.path.dirname(sys.executable)  # the environment whose minibert is looked at
+    env = os.environ | {"PATH": os.pathsep.join((here, os.environ["PATH"]))}
     try:
-        done = subprocess.run([*command, "--ignoreexternal"], capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=here)
     except FileNotFoundError:
         return None
     found = re.search(r"Type completeness score: ([\d.]+)%", done.stdout)

@@ -82,7 +82,7 @@ class CheckpointMismatchError(MinibertError):
     """
 
     def __init__(self, where: str, faults: list[str], hint: str = ""):
-        self.faults = tuple(faults)
+        self.faults: tuple[str, ...] = tuple(faults)
         lines = [f"  - {fault}" for fault in faults]
         if len(lines) > 20:  # sorted by name, the first and the last are seldom of one kind
             lines[10:-10] = [f"  … and {len(lines) - 20} more …"]
@@ -106,6 +106,9 @@ class TextError(InputError):
         why: what is wrong with it.
     """
 
+    number: int
+    why: str
+
     def __init__(self, number: int, why: str):
         self.number, self.why = number, why
         super().__init__(f"sentence {number}: {why}")
@@ -122,6 +125,9 @@ class TextNotFiniteError(NotFiniteError):
         numbers: indices of the texts.
         why: what was found, and what to do.
     """
+
+    numbers: tuple[int, ...]
+    why: str
 
     def __init__(self, numbers: Sequence[int], why: str):
         self.numbers, self.why = tuple(numbers), why

@@ -164,7 +164,7 @@ class Config:
         """Where `max_tokens` comes from, for messages."""
         return self.name_of("max_position_embeddings")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self)
         id2label = self.id2label or FrozenDict(_default_labels(self.num_labels or 2))
         if self.num_labels not in (None, len(id2label)):

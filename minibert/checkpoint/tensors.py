@@ -105,7 +105,7 @@ class ArraySource(TensorSource):
 
     def __init__(self, arrays: Arrays, file: str, layout: str = "torch"):
         self.layout = layout
-        self.arrays = dict(arrays)
+        self.arrays: dict[str, np.ndarray] = dict(arrays)
         self.tensors = {
             name: TensorInfo(file, array.dtype, array.shape) for name, array in arrays.items()
         }

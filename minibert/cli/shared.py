@@ -20,7 +20,7 @@ from minibert.errors import CheckpointMismatchError, InputError, MinibertError
 # What is printed is other people's text: neither markup nor emoji codes in it mean anything.
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
 output, problems = Console(**PLAIN), Console(stderr=True, **PLAIN)
-styled = Console(soft_wrap=True, highlight=False)  # for text that is all our own
+styled: Console = Console(soft_wrap=True, highlight=False)  # for text that is all our own
 
 # The flags that stand for arguments which the library's messages advise.
 FLAGS = {

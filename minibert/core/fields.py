@@ -7,7 +7,7 @@ A field is declared with a rule and a default, and `check` is called from `__pos
         steps: int = field(whole(1), 100)
         schedule: str | None = field(one_of(("linear", "cosine")), None)
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             check(self)
 """
 

@@ -114,6 +114,9 @@ class SentenceEncoder:
         InputError: an argument is wrong, or one does not fit another.
     """
 
+    model: SentenceModel
+    tokenizer: "PreTrainedTokenizerBase"
+
     def __init__(
         self,
         model: PretrainedModel,
@@ -361,7 +364,7 @@ class SentenceEncoder:
             show_progress=bool(show_progress or show_progress_bar),
         )
         found = wanted.of(run)
-        self.truncated = run.truncated
+        self.truncated: int = run.truncated
         if isinstance(sentences, str):
             found = found[0]
         if wanted.tokens or (convert_to_numpy and not convert_to_tensor):
@@ -431,7 +434,7 @@ class SentenceEncoder:
 
     @prompts.setter
     def prompts(self, prompts: Mapping[str, str | None]) -> None:
-        self.settings = dataclasses.replace(self.settings, prompts=prompts)
+        self.settings: SentenceSettings = dataclasses.replace(self.settings, prompts=prompts)
 
     @property
     def similarity_fn_name(self) -> str:

@@ -209,7 +209,7 @@ class Wanted:
     truncate_dim: Any
     features: int  # the width of a text's vector
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("output_value", self.output_value, OUTPUTS)
         check_choice("precision", self.precision, PRECISIONS)
         flag("normalize_embeddings", self.normalize_embeddings)

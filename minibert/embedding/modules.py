@@ -48,6 +48,11 @@ class Pooling(Module):
         include_prompt: whether a prompt's tokens count.
     """
 
+    modes: tuple[str, ...]
+    include_prompt: bool
+    in_features: int
+    out_features: int
+
     def __init__(self, modes: str | Sequence[str], in_features: int, include_prompt: bool = True):
         modes = pooling_modes("pooling", modes)
         self.modes, self.include_prompt = modes, include_prompt
@@ -78,6 +83,10 @@ class Dense(Module):
 
     tensor_prefix: ClassVar[str] = ""  # its tensors' names have none
 
+    in_features: int
+    out_features: int
+    use_bias: bool
+
     def __init__(
         self,
         in_features: int,
@@ -92,7 +101,7 @@ class Dense(Module):
         if activation not in tuple(ACTIVATIONS):
             raise InputError(f"activation: expected a name of ACTIVATIONS, found {activation!r}")
         self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
-        self.linear = Linear(
+        self.linear: Linear = Linear(
             in_features,
             out_features,
             use_bias=bias,
@@ -101,7 +110,7 @@ class Dense(Module):
             dtype=dtype,
             param_dtype=param_dtype,
         )
-        self.activation_function = Activation(activation)
+        self.activation_function: Activation = Activation(activation)
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
         """Applies the layer to each vector."""
@@ -134,6 +143,10 @@ class SentenceModel(Module):
         InputError: the modules do not fit each other.
     """
 
+    config: Any
+    transformer: PretrainedModel
+    layers: str
+
     def __init__(
         self, transformer: PretrainedModel, modules: Sequence[Module], layers: str = "last"
     ):
@@ -153,7 +166,7 @@ class SentenceModel(Module):
             features = getattr(module, "out_features", features)
         self.out_features = features
         self.config, self.transformer, self.layers = transformer.config, transformer, layers
-        self.chain = nnx.List(modules)
+        self.chain: nnx.List[Module] = nnx.List(modules)
 
     def tokens(
         self, input_ids: Array, mask: Array, position_ids: Array | None = None

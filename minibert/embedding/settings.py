@@ -79,7 +79,7 @@ class SentenceSettings:
     truncate_dim: int | None = field(COUNT, None)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self, InputError)
         assign(self, {"prompts": {name: text or "" for name, text in self.prompts.items()}})
         self._check_known("default_prompt_name", self.default_prompt_name)

@@ -120,7 +120,7 @@ class GenerationConfig:
     )
     unset: frozenset[str] = dataclasses.field(init=False, compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = _checked({name: getattr(self, name) for name in OPTIONS})
         kept = {"unset": OPTIONS - given.keys(), "extra": FrozenDict(self.extra)}
         assign(self, {**DEFAULTS, **given, **kept})

@@ -73,9 +73,9 @@ class Compiled(Generic[P, R]):
 
     def __init__(self, model: Callable[P, R]):
         self.model: Any = model
-        self.config = self.model.config
+        self.config: Any = self.model.config
         self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
-        self.parameters = parameters(self.model)
+        self.parameters: dict[str, Any] = parameters(self.model)
         self._kinds = _parameters(model)
         self._names = [name for name, kind in self._kinds.items() if kind is POSITIONAL]
         self._programs: dict[Static, Callable[..., Any]] = {}

@@ -105,7 +105,7 @@ class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """A model that scores every token as the start and as the end of an answer."""
 
     def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
-        self.qa_outputs = projection(config, 2, **options)
+        self.qa_outputs: Linear = projection(config, 2, **options)
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs

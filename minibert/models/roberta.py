@@ -43,7 +43,7 @@ from minibert.models.outputs import (
     TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import Dropout, LayerNorm, Module
+from minibert.nn.layers import Dropout, LayerNorm, Linear, Module
 from minibert.text.batching import numbered
 
 
@@ -59,7 +59,7 @@ class RobertaConfig(BertConfig):
     vocab_size: int = field(SIZE, 50265)
     pad_token_id: int = field(whole(0), 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_tokens < 1:
             raise ConfigError(
@@ -118,7 +118,7 @@ class RobertaEmbeddings(BertEmbeddings):
 
     def __init__(self, config: RobertaConfig, **options: Unpack[Options]):
         super().__init__(config, **options)
-        self.padding_idx = config.pad_token_id
+        self.padding_idx: int = config.pad_token_id
 
     def __call__(
         self,
@@ -188,9 +188,9 @@ class RobertaLMHead(LMHead):
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        self.dense = projection(config, hidden, **options)
-        self.act = activation("gelu", **options)  # whatever the config's is
-        self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dense: Linear = projection(config, hidden, **options)
+        self.act: Module = activation("gelu", **options)  # whatever the config's is
+        self.layer_norm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
 
     def transform(self, hidden: Hidden) -> Hidden:
@@ -206,7 +206,7 @@ class _RobertaWithLMHead(RobertaWithHead[Output]):
     }
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        self.lm_head = RobertaLMHead(config, **options)
+        self.lm_head: RobertaLMHead = RobertaLMHead(config, **options)
 
     def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
@@ -225,9 +225,9 @@ class RobertaClassificationHead(Module):
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
         rate = config.classifier_dropout
-        self.dense = projection(config, config.hidden_size, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.out_proj = projection(config, config.num_labels, **options)
+        self.dense: Linear = projection(config, config.hidden_size, **options)
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.out_proj: Linear = projection(config, config.num_labels, **options)
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for every label."""
@@ -241,7 +241,7 @@ class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]
     base_options = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        self.classifier = RobertaClassificationHead(config, **options)
+        self.classifier: RobertaClassificationHead = RobertaClassificationHead(config, **options)
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
@@ -255,7 +255,7 @@ class RobertaForMultipleChoice(RobertaWithHead[MultipleChoiceModelOutput], BertF
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)  # not classifier_dropout
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob)  # not classifier_dropout
 
 
 class RobertaForTokenClassification(

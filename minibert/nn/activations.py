@@ -7,6 +7,7 @@ tanh form. `prelu` and `xielu` have parameters of their own, which a checkpoint 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ class PReLU(Module):
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()
-        self.weight = nnx.Param(constant(0.25)(key, (1,), param_dtype))
+        self.weight: nnx.Param[Any] = nnx.Param(constant(0.25)(key, (1,), param_dtype))
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""
@@ -110,10 +111,14 @@ class XIELU(Module):
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()
-        self.alpha_p = nnx.Param(constant(math.log(math.expm1(0.8)))(key, (1,), param_dtype))
-        self.alpha_n = nnx.Param(constant(math.log(math.expm1(0.3)))(key, (1,), param_dtype))
-        self.beta = Buffer(constant(0.5)(key, (), param_dtype))
-        self.eps = Buffer(constant(-1e-6)(key, (), param_dtype))
+        self.alpha_p: nnx.Param[Any] = nnx.Param(
+            constant(math.log(math.expm1(0.8)))(key, (1,), param_dtype)
+        )
+        self.alpha_n: nnx.Param[Any] = nnx.Param(
+            constant(math.log(math.expm1(0.3)))(key, (1,), param_dtype)
+        )
+        self.beta: Buffer = Buffer(constant(0.5)(key, (), param_dtype))
+        self.eps: Buffer = Buffer(constant(-1e-6)(key, (), param_dtype))
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; shape and dtype stay."""

@@ -61,7 +61,11 @@ class Module(nnx.Module):
         super().eval(**attributes)
         return self
 
-    __repr__ = __str__ = module_repr
+    def __repr__(self) -> str:
+        return module_repr(self)
+
+    def __str__(self) -> str:
+        return module_repr(self)
 
 
 class Embed(nnx.Embed):

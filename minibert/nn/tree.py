@@ -85,7 +85,7 @@ class Structure:
 
     def __init__(self, model: nnx.Module):
         found, self._treedef = tree_flatten_with_path(model)
-        self.paths = tuple(_path(keys) for keys, _ in found)
+        self.paths: tuple[str, ...] = tuple(_path(keys) for keys, _ in found)
 
     def build(self, arrays: Mapping[str, Any]) -> Any:
         """The model, with these arrays in it."""

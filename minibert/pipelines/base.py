@@ -19,7 +19,7 @@ from minibert.core.checks import check_text, elements, whole
 from minibert.core.progress import LONG, progress_bar
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
-from minibert.models.compilation import compiled
+from minibert.models.compilation import Compiled, compiled
 from minibert.nn.numerics import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, Arrays, collated, length, on_host, separated
 from minibert.pipelines.options import routed
@@ -112,6 +112,10 @@ class Pipeline(abc.ABC):
     by_token: ClassVar[tuple[str, ...]] = ("logits",)
     open_stage: ClassVar[str | None] = None
 
+    model: PretrainedModel
+    tokenizer: "PreTrainedTokenizerBase"
+    compiled: Compiled[..., Any]
+
     def __init__(
         self,
         model: PretrainedModel | None = None,
@@ -128,7 +132,7 @@ class Pipeline(abc.ABC):
         if not callable(tokenizer):
             raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
-        self.token_budget = None if token_budget is None else check_budget(token_budget)
+        self.token_budget: int | None = None if token_budget is None else check_budget(token_budget)
         self.show_progress = show_progress
         self._defaults = options
         self._shares({})  # refuses an unknown one now

@@ -119,7 +119,7 @@ class NextSentencePredictionPipeline(Pipeline):
     task = "next-sentence-prediction"
     models = task_classes("next-sentence-prediction")
     by_token = ()
-    labels = ("is_next", "not_next")
+    labels: tuple[str, str] = ("is_next", "not_next")
 
     def preprocess(
         self,

@@ -112,9 +112,9 @@ class SelfAttention(Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
-        self.W_query = projection(d_in, d_out, bias=qkv_bias, **options)
-        self.W_key = projection(d_in, d_out, bias=qkv_bias, **options)
-        self.W_value = projection(d_in, d_out, bias=qkv_bias, **options)
+        self.W_query: Linear = projection(d_in, d_out, bias=qkv_bias, **options)
+        self.W_key: Linear = projection(d_in, d_out, bias=qkv_bias, **options)
+        self.W_value: Linear = projection(d_in, d_out, bias=qkv_bias, **options)
 
     def attend(
         self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
@@ -135,7 +135,7 @@ class CausalAttention(SelfAttention):
 
     def __init__(self, d_in: int, d_out: int, *, dropout: float = 0.0, **options: Any):
         super().__init__(d_in, d_out, **options)
-        self.dropout = Dropout(dropout)
+        self.dropout: Dropout = Dropout(dropout)
 
     def attend(
         self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
@@ -168,7 +168,7 @@ class MultiHeadAttention(CausalAttention):
             raise InputError(f"num_heads: expected a divisor of {d_out}, found {num_heads}")
         super().__init__(d_in, d_out, **options)
         self.num_heads = num_heads
-        self.out_proj = projection(
+        self.out_proj: Linear = projection(
             d_out,
             d_out,
             bias=True,

@@ -15,7 +15,7 @@ from minibert.core.checks import indices, whole
 from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
 from minibert.models.outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
-from minibert.nn.layers import Embed, Module
+from minibert.nn.layers import Embed, Linear, Module
 from minibert.nn.pooling import mean
 from minibert.scratch.parts import Tokens, attention, causal_mask, projection
 
@@ -47,8 +47,10 @@ class ToyLayer(Module):
     """A transformer at its barest: attention of the states over themselves, and a linear layer."""
 
     def __init__(self, config: ToyConfig, **options: Any):
-        self.causal = config.causal
-        self.linear = projection(config.hidden_size, config.hidden_size, bias=True, **options)
+        self.causal: bool = config.causal
+        self.linear: Linear = projection(
+            config.hidden_size, config.hidden_size, bias=True, **options
+        )
 
     def __call__(self, x: Tokens, words: Array | None = None) -> Tokens:
         """New states for old ones; `words` `(batch, tokens)` is 0 where there is padding."""
@@ -64,10 +66,14 @@ class ToyBody(Module):
 
     def __init__(self, config: ToyConfig, **options: Any):
         self.config = config
-        self.embedding = Embed(config.vocab_size, config.hidden_size, stddev=1.0, **options)
+        self.embedding: Embed = Embed(config.vocab_size, config.hidden_size, stddev=1.0, **options)
         if config.positions:
-            self.positions = Embed(config.positions, config.hidden_size, stddev=1.0, **options)
-        self.layers = nnx.List(ToyLayer(config, **options) for _ in range(config.num_hidden_layers))
+            self.positions: Embed = Embed(
+                config.positions, config.hidden_size, stddev=1.0, **options
+            )
+        self.layers: nnx.List[ToyLayer] = nnx.List(
+            ToyLayer(config, **options) for _ in range(config.num_hidden_layers)
+        )
 
     def __call__(
         self, input_ids: ArrayLike, attention_mask: Any = None
@@ -100,8 +106,10 @@ class ToyCausalLM(Module):
     def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.config = config
-        self.body = ToyBody(config, **options)
-        self.vocabulary = projection(config.hidden_size, config.vocab_size, bias=True, **options)
+        self.body: ToyBody = ToyBody(config, **options)
+        self.vocabulary: Linear = projection(
+            config.hidden_size, config.vocab_size, bias=True, **options
+        )
 
     def __call__(
         self,
@@ -137,8 +145,10 @@ class ToyAgent(Module):
             raise InputError(f"config: expected the body's, {body.config}; found {shown(config)}")
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.config = config
-        self.body = ToyBody(config, **options) if body is None else body
-        self.actions = projection(config.hidden_size, config.num_labels, bias=True, **options)
+        self.body: ToyBody = ToyBody(config, **options) if body is None else body
+        self.actions: Linear = projection(
+            config.hidden_size, config.num_labels, bias=True, **options
+        )
 
     def __call__(
         self,

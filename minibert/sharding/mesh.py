@@ -124,7 +124,7 @@ class Sharding:
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
     heads: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.mesh, Mesh | AbstractMesh):
             raise InputError(f"mesh: expected a jax.sharding.Mesh, found {shown(self.mesh)}")
         names = tuple(self.mesh.axis_names)

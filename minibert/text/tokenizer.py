@@ -48,6 +48,9 @@ class TokenReader:
         InputError: it is no such tokenizer, or `longest` leaves no room for the special tokens.
     """
 
+    tokenizer: "PreTrainedTokenizerBase"
+    longest: int
+
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", longest: int, lower_case: bool = False
     ):

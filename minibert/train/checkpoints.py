@@ -53,7 +53,7 @@ from minibert.train.trainer import TrainState
 if TYPE_CHECKING:
     from minibert.train.trainer import Trainer
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 ELSEWHERE = "elsewhere"
 RUN_LOCK = ".minibert-run"  # the file in a run's folder that is locked while the run is at work
 # The folders of steps, and those that Orbax was writing when the process was killed.
@@ -220,6 +220,8 @@ class _Saved:
 
 class PreservationPolicy:
     """Keeps the last checkpoints and the best; one of Orbax's preservation policies."""
+
+    last: int
 
     def __init__(self, last: int):
         self.last, self.best = last, None

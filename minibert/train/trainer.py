@@ -142,6 +142,11 @@ class Trainer:
         InputError: an argument is wrong, or parameters to be trained are narrower than float32.
     """
 
+    objective: Objective
+    optimizer: Any
+    config: Any
+    state: TrainState
+
     def __init__(
         self,
         model: PretrainedModel,
@@ -170,7 +175,7 @@ class Trainer:
         params, self._lora, combine = _trained(model, arrays, trainable, lora, seed)
         frozen = {path: arrays[path] for path in arrays if path not in params}
         check_wide(params)
-        self.sharding = None if sharding is None else sharding.for_model(model)
+        self.sharding: Sharding | None = None if sharding is None else sharding.for_model(model)
         self._dtypes = {path: array.dtype for path, array in arrays.items()}
         self._shapes = {path: array.shape for path, array in (arrays | params).items()}
         self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
@@ -186,7 +191,7 @@ class Trainer:
             out_shardings=where,
         )
         self._parts, self._shares_checked = accumulate, False
-        self.made_by = {
+        self.made_by: dict[str, Any] = {
             "objective": objective.name,
             "objective_settings": {"weights": dict(objective.weights), **objective.settings},
             "accumulate": accumulate,

@@ -55,7 +55,7 @@ class BertConfig(Config):
     add_cross_attention: bool = field(SWITCH, False)
     tie_word_embeddings: bool = field(SWITCH, True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(

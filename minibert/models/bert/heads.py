@@ -5,7 +5,7 @@ model here is called with `BertModel`'s arguments, by the same names and in the 
 """
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 from flax import nnx
 from jax import Array
@@ -40,7 +40,7 @@ from minibert.models.outputs import (
 )
 from minibert.nn.activations import activation
 from minibert.nn.cache import KVCache
-from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Module, constant
+from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
 
 EmbeddingMatrix = Float[Array, "vocab hidden"]
 VocabLogits = Float[Array, "batch seq vocab"]
@@ -92,8 +92,8 @@ class BertWithHead(ModelWithHead[Output], BertPreTrainedModel):
 class _BertWithClassifier(BertWithHead[Output]):
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         rate = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.classifier = projection(
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.classifier: Linear = projection(
             config, 1 if self.has_choices else config.num_labels, **options
         )
 
@@ -182,9 +182,9 @@ class BertPredictionHeadTransform(Module):
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        self.dense = projection(config, hidden, **options)
-        self.transform_act_fn = activation(config.hidden_act, **options)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dense: Linear = projection(config, hidden, **options)
+        self.transform_act_fn: Module = activation(config.hidden_act, **options)
+        self.LayerNorm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
     def __call__(self, hidden: Hidden) -> Hidden:
         """Transforms every position."""
@@ -197,9 +197,11 @@ class LMHead(Module):
     transform: Callable[..., Array]
 
     def _add_decoder(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        self.decoder = lm_projection(config, **options)
+        self.decoder: TiedLinear = lm_projection(config, **options)
         key = (options["rngs"] or SHAPES_ONLY).params()
-        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+        self.bias: nnx.Param[Any] = nnx.Param(
+            constant(0.0)(key, (config.vocab_size,), options["param_dtype"])
+        )
 
     def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
         """Scores with the decoder's own matrix, or with `table`, the word embeddings."""
@@ -218,7 +220,7 @@ class BertOnlyMLMHead(Module):
     """The head of a masked language model."""
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
-        self.predictions = BertLMPredictionHead(config, **options)
+        self.predictions: BertLMPredictionHead = BertLMPredictionHead(config, **options)
 
     def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
         """Scores every word at every position; `table` is the word embeddings."""
@@ -229,7 +231,7 @@ class BertOnlyNSPHead(Module):
     """The head that tells whether the second sentence follows the first."""
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
-        self.seq_relationship = projection(config, 2, **options)
+        self.seq_relationship: Linear = projection(config, 2, **options)
 
     def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
         """Scores whether the second sentence follows (0) or not (1)."""
@@ -240,8 +242,8 @@ class BertPreTrainingHeads(Module):
     """Both heads of BERT's pre-training."""
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
-        self.predictions = BertLMPredictionHead(config, **options)
-        self.seq_relationship = projection(config, 2, **options)
+        self.predictions: BertLMPredictionHead = BertLMPredictionHead(config, **options)
+        self.seq_relationship: Linear = projection(config, 2, **options)
 
     def __call__(
         self,
@@ -259,7 +261,7 @@ class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     tied = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        self.cls = BertPreTrainingHeads(config, **options)
+        self.cls: BertPreTrainingHeads = BertPreTrainingHeads(config, **options)
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
@@ -276,7 +278,7 @@ class _BertWithLMHead(BertWithHead[Output]):
     tied = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        self.cls = BertOnlyMLMHead(config, **options)
+        self.cls: BertOnlyMLMHead = BertOnlyMLMHead(config, **options)
 
     def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.cls(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
@@ -290,7 +292,7 @@ class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
     """BERT with its next-sentence head."""
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        self.cls = BertOnlyNSPHead(config, **options)
+        self.cls: BertOnlyNSPHead = BertOnlyNSPHead(config, **options)
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs

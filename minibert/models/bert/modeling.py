@@ -43,19 +43,21 @@ class BertEmbeddings(Module):
         stddev = config.initializer_range
         vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
-        self.word_embeddings = Embed(
+        self.word_embeddings: Embed = Embed(
             vocab, hidden, padding_idx=padding_idx, stddev=stddev, **options
         )
-        self.position_embeddings = Embed(
+        self.position_embeddings: Embed = Embed(
             config.max_position_embeddings,
             hidden,
             padding_idx=config.padding_position,
             stddev=stddev,
             **options,
         )
-        self.token_type_embeddings = Embed(config.type_vocab_size, hidden, stddev=stddev, **options)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.token_type_embeddings: Embed = Embed(
+            config.type_vocab_size, hidden, stddev=stddev, **options
+        )
+        self.LayerNorm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
         self,
@@ -82,11 +84,11 @@ class _Attention(Module):
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
         stddev = config.initializer_range
-        self.heads = config.num_attention_heads
-        self.query = Linear(hidden, hidden, stddev=stddev, **options)
-        self.key = Linear(hidden, hidden, stddev=stddev, **options)
-        self.value = Linear(hidden, hidden, stddev=stddev, **options)
-        self.dropout = Dropout(config.attention_probs_dropout_prob)
+        self.heads: int = config.num_attention_heads
+        self.query: Linear = Linear(hidden, hidden, stddev=stddev, **options)
+        self.key: Linear = Linear(hidden, hidden, stddev=stddev, **options)
+        self.value: Linear = Linear(hidden, hidden, stddev=stddev, **options)
+        self.dropout: Dropout = Dropout(config.attention_probs_dropout_prob)
 
     def project(self, hidden: Hidden) -> tuple[Array, Array]:
         """Keys and values, `(batch, heads, seq, head_dim)`."""
@@ -149,9 +151,9 @@ class _Project(Module):
 
     def __init__(self, in_features: int, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        self.dense = Linear(in_features, hidden, stddev=config.initializer_range, **options)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dense: Linear = Linear(in_features, hidden, stddev=config.initializer_range, **options)
+        self.LayerNorm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
         self, hidden: Float[Array, "batch seq features"], residual: Hidden, rngs: Rngs = None
@@ -171,8 +173,8 @@ class BertAttention(Module):
     """Attention, of the given kind, and its output projection."""
 
     def __init__(self, config: BertConfig, attention: type[_Attention], **options: Unpack[Options]):
-        self.self = attention(config, **options)
-        self.output = BertSelfOutput(config, **options)
+        self.self: _Attention = attention(config, **options)
+        self.output: BertSelfOutput = BertSelfOutput(config, **options)
 
     def __call__(self, hidden: Hidden, *given: Any, rngs: Rngs = None) -> tuple[Any, ...]:
         """Attention and its projection; takes and returns what the attention does."""
@@ -185,8 +187,8 @@ class BertIntermediate(Module):
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
         width, stddev = config.intermediate_size, config.initializer_range
-        self.dense = Linear(config.hidden_size, width, stddev=stddev, **options)
-        self.intermediate_act_fn = activation(config.hidden_act, **options)
+        self.dense: Linear = Linear(config.hidden_size, width, stddev=stddev, **options)
+        self.intermediate_act_fn: Module = activation(config.hidden_act, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch seq intermediate"]:
         """Widens and applies `config.hidden_act`."""
@@ -204,13 +206,13 @@ class BertLayer(Module):
     """One post-norm transformer block."""
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
-        self.attention = BertAttention(config, BertSelfAttention, **options)
+        self.attention: BertAttention = BertAttention(config, BertSelfAttention, **options)
         crossed = config.add_cross_attention
-        self.crossattention = nnx.data(
+        self.crossattention: BertAttention | None = nnx.data(
             BertAttention(config, BertCrossAttention, **options) if crossed else None
         )
-        self.intermediate = BertIntermediate(config, **options)
-        self.output = BertOutput(config, **options)
+        self.intermediate: BertIntermediate = BertIntermediate(config, **options)
+        self.output: BertOutput = BertOutput(config, **options)
 
     def __call__(
         self,
@@ -239,7 +241,9 @@ class BertEncoder(Module):
     """The stack of layers."""
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
-        self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
+        self.layer: nnx.List[BertLayer] = nnx.List(
+            BertLayer(config, **options) for _ in range(config.num_hidden_layers)
+        )
 
     def __call__(self, hidden: Hidden, **given: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         """Applies the layers; takes what `run_blocks` takes."""
@@ -251,7 +255,7 @@ class BertPooler(Module):
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden, stddev = config.hidden_size, config.initializer_range
-        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
+        self.dense: Linear = Linear(hidden, hidden, stddev=stddev, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
         """Pools `(batch, seq, hidden)` to `(batch, hidden)`."""
@@ -298,6 +302,8 @@ class BertModel(BertPreTrainedModel):
     optional = ("bert.pooler",)
     embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
 
+    execution: Execution
+
     def __init__(
         self,
         config: BertConfig,
@@ -309,9 +315,11 @@ class BertModel(BertPreTrainedModel):
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config, self.execution = config, Execution()
-        self.embeddings = self.embeddings_class(config, **options)
-        self.encoder = BertEncoder(config, **options)
-        self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
+        self.embeddings: BertEmbeddings = self.embeddings_class(config, **options)
+        self.encoder: BertEncoder = BertEncoder(config, **options)
+        self.pooler: BertPooler | None = nnx.data(
+            BertPooler(config, **options) if add_pooling_layer else None
+        )
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.

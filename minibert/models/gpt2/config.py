@@ -75,7 +75,7 @@ class GPT2Config(Config):
     tie_word_embeddings: bool = field(SWITCH, True)
     pad_token_id: int | None = field(or_null(whole()), None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise ConfigError(

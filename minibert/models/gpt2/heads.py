@@ -37,7 +37,7 @@ from minibert.models.outputs import (
 )
 from minibert.nn.activations import activation
 from minibert.nn.cache import KVCache
-from minibert.nn.layers import Dropout, Module
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 
 
 class _GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
@@ -85,7 +85,7 @@ class _GPT2WithLMHead(_GPT2WithHead[Output]):
     tied = {"lm_head.weight": "transformer.wte.weight"}
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
-        self.lm_head = lm_projection(config, use_bias=False, **options)
+        self.lm_head: TiedLinear = lm_projection(config, use_bias=False, **options)
 
     def _lm_logits(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         return self.lm_head(hidden, self.base_model.wte.embedding[...])
@@ -138,14 +138,18 @@ class GPT2SequenceSummary(Module):
     """One vector for a sequence, by the `summary_*` fields of the config."""
 
     def __init__(self, config: GPT2Config, **options: Unpack[Options]):
-        self.kind = config.summary_type
+        self.kind: str = config.summary_type
         outputs = 1 if config.summary_proj_to_labels else config.n_embd
         projected = config.summary_use_proj
-        self.summary = nnx.data(projection(config, outputs, **options) if projected else None)
+        self.summary: Linear | None = nnx.data(
+            projection(config, outputs, **options) if projected else None
+        )
         name = config.summary_activation
-        self.activation = nnx.data(None if name is None else activation(name, **options))
-        self.first_dropout = Dropout(config.summary_first_dropout)
-        self.last_dropout = Dropout(config.summary_last_dropout)
+        self.activation: Module | None = nnx.data(
+            None if name is None else activation(name, **options)
+        )
+        self.first_dropout: Dropout = Dropout(config.summary_first_dropout)
+        self.last_dropout: Dropout = Dropout(config.summary_last_dropout)
 
     def __call__(
         self,
@@ -180,7 +184,7 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
-        self.multiple_choice_head = GPT2SequenceSummary(config, **options)
+        self.multiple_choice_head: GPT2SequenceSummary = GPT2SequenceSummary(config, **options)
 
     def __call__(
         self,
@@ -239,7 +243,7 @@ class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPa
     needs_padding_id = True
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
-        self.score = projection(config, config.num_labels, use_bias=False, **options)
+        self.score: Linear = projection(config, config.num_labels, use_bias=False, **options)
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs

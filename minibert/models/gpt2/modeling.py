@@ -39,15 +39,15 @@ class _Attention(Module):
     def __init__(self, config: GPT2Config, layer: int, inputs: int, **options: Unpack[Options]):
         hidden, stddev = config.n_embd, config.initializer_range
         narrow = stddev / math.sqrt(2 * config.n_layer)  # the residual stream sums 2 × n_layer
-        self.heads = config.n_head
+        self.heads: int = config.n_head
         self.scale = (hidden // self.heads) ** -0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
-        self.c_attn = Conv1D(hidden, inputs * hidden, stddev=stddev, **options)
+        self.c_attn: Conv1D = Conv1D(hidden, inputs * hidden, stddev=stddev, **options)
         self.inputs = inputs
-        self.c_proj = Conv1D(hidden, hidden, stddev=narrow, **options)
-        self.attn_dropout = Dropout(config.attn_pdrop)
-        self.resid_dropout = Dropout(config.resid_pdrop)
+        self.c_proj: Conv1D = Conv1D(hidden, hidden, stddev=narrow, **options)
+        self.attn_dropout: Dropout = Dropout(config.attn_pdrop)
+        self.resid_dropout: Dropout = Dropout(config.resid_pdrop)
 
     def _project(self, hidden: Hidden) -> list[Array]:
         """What the fused projection holds, each `(batch, heads, seq, head_dim)`.
@@ -101,7 +101,7 @@ class GPT2CrossAttention(_Attention):
     def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
         super().__init__(config, layer, 2, **options)
         hidden, stddev = config.n_embd, config.initializer_range
-        self.q_attn = Conv1D(hidden, hidden, stddev=stddev, **options)
+        self.q_attn: Conv1D = Conv1D(hidden, hidden, stddev=stddev, **options)
 
     def project(self, encoded: Float[Array, "batch encoder_seq hidden"]) -> tuple[Array, Array]:
         """The keys and values of an encoder's states."""
@@ -129,10 +129,10 @@ class GPT2MLP(Module):
         hidden, stddev = config.n_embd, config.initializer_range
         inner = 4 * hidden if config.n_inner is None else config.n_inner
         narrow = stddev / math.sqrt(2 * config.n_layer)
-        self.c_fc = Conv1D(hidden, inner, stddev=stddev, **options)
-        self.c_proj = Conv1D(inner, hidden, stddev=narrow, **options)
-        self.act = activation(config.activation_function, **options)
-        self.dropout = Dropout(config.resid_pdrop)
+        self.c_fc: Conv1D = Conv1D(hidden, inner, stddev=stddev, **options)
+        self.c_proj: Conv1D = Conv1D(inner, hidden, stddev=narrow, **options)
+        self.act: Module = activation(config.activation_function, **options)
+        self.dropout: Dropout = Dropout(config.resid_pdrop)
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Hidden:
         """Widens, applies `config.activation_function`, narrows."""
@@ -144,17 +144,17 @@ class GPT2Block(Module):
 
     def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
         epsilon = config.layer_norm_epsilon
-        self.ln_1 = LayerNorm(config.n_embd, epsilon=epsilon, **options)
-        self.attn = GPT2Attention(config, layer, **options)
-        self.ln_2 = LayerNorm(config.n_embd, epsilon=epsilon, **options)
+        self.ln_1: LayerNorm = LayerNorm(config.n_embd, epsilon=epsilon, **options)
+        self.attn: GPT2Attention = GPT2Attention(config, layer, **options)
+        self.ln_2: LayerNorm = LayerNorm(config.n_embd, epsilon=epsilon, **options)
         crossed = config.add_cross_attention
-        self.crossattention = nnx.data(
+        self.crossattention: GPT2CrossAttention | None = nnx.data(
             GPT2CrossAttention(config, layer, **options) if crossed else None
         )
-        self.ln_cross_attn = nnx.data(
+        self.ln_cross_attn: LayerNorm | None = nnx.data(
             LayerNorm(config.n_embd, epsilon=epsilon, **options) if crossed else None
         )
-        self.mlp = GPT2MLP(config, **options)
+        self.mlp: GPT2MLP = GPT2MLP(config, **options)
 
     def __call__(
         self,
@@ -227,6 +227,8 @@ class GPT2Model(GPT2PreTrainedModel):
 
     is_trunk = True
 
+    execution: Execution
+
     def __init__(
         self,
         config: GPT2Config,
@@ -238,11 +240,13 @@ class GPT2Model(GPT2PreTrainedModel):
         options: Options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         hidden, stddev = config.n_embd, config.initializer_range
         self.config, self.execution = config, Execution()
-        self.wte = Embed(config.vocab_size, hidden, stddev=stddev, **options)
-        self.wpe = Embed(config.n_positions, hidden, stddev=stddev, **options)
-        self.drop = Dropout(config.embd_pdrop)
-        self.h = nnx.List(GPT2Block(config, layer, **options) for layer in range(config.n_layer))
-        self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
+        self.wte: Embed = Embed(config.vocab_size, hidden, stddev=stddev, **options)
+        self.wpe: Embed = Embed(config.n_positions, hidden, stddev=stddev, **options)
+        self.drop: Dropout = Dropout(config.embd_pdrop)
+        self.h: nnx.List[GPT2Block] = nnx.List(
+            GPT2Block(config, layer, **options) for layer in range(config.n_layer)
+        )
+        self.ln_f: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, padding included.

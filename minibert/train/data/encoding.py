@@ -45,6 +45,9 @@ class Encoder:
         InputError: it is not a fast tokenizer, or an argument is wrong.
     """
 
+    tokenizer: "PreTrainedTokenizerBase"
+    backend: Any
+
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
@@ -54,12 +57,14 @@ class Encoder:
         batch_size: int,
         options: Mapping[str, Any],
     ):
-        self.batching = Batching(batch_size=batch_size, **options)
+        self.batching: Batching = Batching(batch_size=batch_size, **options)
         self.tokenizer, self.backend = tokenizer, backend_of(tokenizer)
-        self.max_length = whole("max_length", max_length, 1)
-        self.truncation = flag("truncation", truncation)
+        self.max_length: int = whole("max_length", max_length, 1)
+        self.truncation: bool = flag("truncation", truncation)
         # unlike a call, without a check of what is found
-        self.encoded = functools.partial(encoded, self.backend, show_progress=show_progress)
+        self.encoded: functools.partial[list[Any]] = functools.partial(
+            encoded, self.backend, show_progress=show_progress
+        )
 
     def __call__(
         self, inputs: Sequence[Any], places: Sequence[str], *, words: bool = False

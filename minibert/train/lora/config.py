@@ -143,7 +143,7 @@ class LoRA:
     base_model_name_or_path: Any = field(or_null(TEXT), None)
     task_type: Any = field(TASK, None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self, InputError)
         if heads := TASK_HEADS.get(self.task_type):
             names = dict.fromkeys([*(self.modules_to_save or ()), *heads])

@@ -202,17 +202,17 @@ def labelled(name: str, check: Check) -> Objective:
     return choosing(name, term, needs=(WORDS, ("labels",)), labels={"labels": check})
 
 
-causal_lm = choosing(
+causal_lm: Objective = choosing(
     "causal_lm",
     {"causal_lm": Choice("logits", next_tokens)},
     needs=(WORDS, ("labels", "shift_labels")),
     labels={"labels": of_tokens("vocab_size", first=1), "shift_labels": of_tokens("vocab_size")},
 )
 
-masked_lm = labelled("masked_lm", of_tokens("vocab_size"))
+masked_lm: Objective = labelled("masked_lm", of_tokens("vocab_size"))
 
 # BERT's own: masked words, and whether the second sentence follows the first (0: it does).
-pretraining = choosing(
+pretraining: Objective = choosing(
     "pretraining",
     {
         "masked_lm": Choice("prediction_logits", "labels"),

@@ -36,12 +36,12 @@ from minibert.train.objectives.labels import (
 )
 
 # Whether the second sentence follows the first: 0 says that it does.
-next_sentence = labelled("next_sentence", of_rows(2))
+next_sentence: Objective = labelled("next_sentence", of_rows(2))
 
-token_classification = labelled("token_classification", of_tokens("num_labels"))
+token_classification: Objective = labelled("token_classification", of_tokens("num_labels"))
 
 # Words are `(batch, choices, seq)`; `labels`, `(batch,)`, say which choice is right.
-multiple_choice = labelled("multiple_choice", of_choices)
+multiple_choice: Objective = labelled("multiple_choice", of_choices)
 
 
 def _call_double_heads(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None) -> Any:
@@ -49,7 +49,7 @@ def _call_double_heads(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | No
 
 
 # GPT-2's next words beside the right choice; `dataclasses.replace(…, weights=…)` weighs the two.
-double_heads = choosing(
+double_heads: Objective = choosing(
     "double_heads",
     {
         "causal_lm": Choice("logits", next_tokens),
@@ -74,7 +74,7 @@ def _position(name: str) -> Choice:
 
 
 # As in `transformers`, a negative position is the first, and one past the end is no target.
-question_answering = choosing(
+question_answering: Objective = choosing(
     "question_answering",
     {"start": _position("start_positions"), "end": _position("end_positions")},
     needs=(WORDS, ("start_positions",), ("end_positions",)),
