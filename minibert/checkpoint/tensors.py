@@ -25,7 +25,7 @@ BLOCK_BYTES = 1 << 19  # read at once: stays in a core's second-level cache unti
 Arrays = dict[str, np.ndarray]
 Blocks = Iterator[tuple[int, np.ndarray]]  # each with the index of its first row
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,

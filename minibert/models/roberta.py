@@ -94,7 +94,7 @@ class RobertaConfig(BertConfig):
         return cls._sized(changes, **PUBLISHED, **LARGE)
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "max_position_embeddings": 514,
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,

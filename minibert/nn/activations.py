@@ -131,7 +131,7 @@ class XIELU(Module):
         return jnp.where(wide > 0, above, below).astype(x.dtype)
 
 
-LEARNED = {"prelu": PReLU, "xielu": XIELU}
+LEARNED: dict[str, Any] = {"prelu": PReLU, "xielu": XIELU}
 ACTIVATION_NAMES = (*ACTIVATIONS, *LEARNED)
 
 

@@ -148,7 +148,7 @@ class Sharding:
         data: int | None = None,
         fsdp: int | Sequence[int] = 1,
         tensor: int = 1,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         rules: Mapping[str, Rule] | None = None,
     ) -> "Sharding":
         """A sharding over all devices.

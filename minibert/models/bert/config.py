@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, Neutral
 from minibert.core.fields import (
@@ -32,7 +32,7 @@ class BertConfig(Config):
     """The shape and settings of a BERT; field names and defaults are Hugging Face's."""
 
     model_type = "bert"
-    refused_fields = {
+    refused_fields: ClassVar[Neutral] = {
         **REFUSED_FIELDS,
         "position_embedding_type": ("absolute", None),
     }

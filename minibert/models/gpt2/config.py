@@ -1,8 +1,16 @@
 """The shape and settings of a GPT-2, as transformers' `configuration_gpt2.py` has them."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
-from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, aliased
+from minibert.checkpoint.config import (
+    REFUSED_DECODER_FIELDS,
+    REFUSED_FIELDS,
+    Config,
+    Neutral,
+    aliased,
+)
 from minibert.core.fields import (
     NON_NEGATIVE,
     POSITIVE,
@@ -35,12 +43,12 @@ class GPT2Config(Config):
 
     model_type = "gpt2"
     is_decoder = True
-    refused_fields = {
+    refused_fields: ClassVar[Neutral] = {
         **REFUSED_FIELDS,
         **REFUSED_DECODER_FIELDS,
         "tie_last_hidden_states": (True, None),  # whether the last state is after `ln_f`
     }
-    aliases = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
         "num_attention_heads": "n_head",

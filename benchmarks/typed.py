@@ -1,6 +1,6 @@
 """How much of the code is typed: parameters annotated with `Any`, and what users can see.
 
-    python -m benchmarks.types [--check] [--list] [--pyright COMMAND]
+    python -m benchmarks.typed [--check] [--list] [--pyright COMMAND]
 
 Parameters are those of every function of `minibert`, `self` and `cls` excepted, counted by folder. A
 parameter is untyped if it has no annotation, or `Any` alone, or an alias of it. The completeness is
