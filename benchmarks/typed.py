@@ -2,10 +2,10 @@
 
     python -m benchmarks.typed [--check] [--list] [--pyright COMMAND]
 
-Parameters are those of every function of `minibert`, `self` and `cls` excepted, counted by folder. A
-parameter is untyped if it has no annotation, or `Any` alone, or an alias of it. The completeness is
-pyright's (`--verifytypes`), of the installed package; without a pyright it is left out. `--check`
-exits with 1 if a bound is missed, and `--list` names the untyped parameters.
+Parameters are those of every function of `minibert`, `self` and `cls` excepted, counted by folder.
+A parameter is untyped if it has no annotation, or `Any`, an alias of it, or a union with one. The
+completeness is pyright's (`--verifytypes`), of the installed package; without a pyright it is left
+out. `--check` exits with 1 if a bound is missed, and `--list` names the untyped parameters.
 """
 
 import argparse

@@ -72,7 +72,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 class EncodeOptions(TypedDict, total=False):
-    """The arguments of `SentenceEncoder.encode` that do not change what kind of thing it returns."""
+    """The arguments of `SentenceEncoder.encode` on which the type of its result does not depend."""
 
     prompt_name: str | None
     prompt: str | None

@@ -1,8 +1,8 @@
 """The checker of shapes that the tests import minibert with (`--jaxtyping-packages`).
 
 Arguments and results are checked against jaxtyping's annotations alone, `Float[Array, "batch seq"]`
-and unions, tuples and lists of such. What Python's own types say is for a type checker to hold: many
-tests pass what a function does not take, and expect its own error.
+and unions, tuples and lists of such. What Python's own types say is for a type checker to hold:
+many tests pass what a function does not take, and expect its own error.
 """
 
 import functools
