@@ -57,7 +57,9 @@ class Pooling(Module):
         modes = pooling_modes("pooling", modes)
         self.modes, self.include_prompt = modes, include_prompt
         self.in_features, self.out_features = in_features, len(modes) * in_features
-        self.printed = ", ".join([*modes, *([] if include_prompt else ["include_prompt=False"])])
+        self.printed: str | None = ", ".join(
+            [*modes, *([] if include_prompt else ["include_prompt=False"])]
+        )
 
     def __call__(
         self,
@@ -120,7 +122,7 @@ class Dense(Module):
 class Normalize(Module):
     """Divides each vector by its length."""
 
-    printed = ""
+    printed: str | None = ""
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
         """Vectors of length 1; one of zeros stays. See `numerics.unit`."""

@@ -25,6 +25,9 @@ from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
+Names = tuple[str, ...]
+Table = Mapping[str, str]
+Dimensions = Mapping[str, tuple[str | int | None, ...]]
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
@@ -70,15 +73,15 @@ class PretrainedModel(Module):
     config_class: ClassVar[type[Config]]
     trunk: ClassVar[str]
     is_trunk: ClassVar[bool] = False
-    rooms: ClassVar[tuple[str, ...]]
-    heads: ClassVar[tuple[str, ...]]
-    optional: ClassVar[tuple[str, ...]] = ()
-    tied: ClassVar[Mapping[str, str]] = {}
+    rooms: ClassVar[Names]
+    heads: ClassVar[Names]
+    optional: ClassVar[Names] = ()
+    tied: ClassVar[Table] = {}
     generates: ClassVar[bool] = False
-    lora_targets: ClassVar[tuple[str, ...]]
-    buffers: ClassVar[Mapping[str, str]]
+    lora_targets: ClassVar[Names]
+    buffers: ClassVar[Table]
     blocks: ClassVar[str]
-    dimensions: ClassVar[Mapping[str, tuple[str | int | None, ...]]]
+    dimensions: ClassVar[Dimensions]
     segments: ClassVar[str]
     has_choices: ClassVar[bool] = False
     needs_padding_id: ClassVar[bool] = False

@@ -10,16 +10,18 @@ tokens.
 """
 
 import dataclasses
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Unpack
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer
 
+from minibert.checkpoint.config import Config
 from minibert.core.fields import SIZE, field, whole
 from minibert.core.types import AnyArray, ArrayLike, Options, Rngs, Size
 from minibert.errors import ConfigError
-from minibert.models.base import Family
+from minibert.models.base import Family, Names, PretrainedModel, Table
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -104,10 +106,16 @@ PUBLISHED: dict[str, Any] = {
 class RobertaPreTrainedModel(BertPreTrainedModel):
     """What every RoBERTa class shares: the facts about its checkpoints."""
 
-    config_class = RobertaConfig
+    config_class: ClassVar[type[Config]] = RobertaConfig
     trunk = "roberta"
-    heads = ("lm_head", "classifier", "classifier.out_proj", "qa_outputs", "roberta.pooler")
-    buffers = {
+    heads: ClassVar[Names] = (
+        "lm_head",
+        "classifier",
+        "classifier.out_proj",
+        "qa_outputs",
+        "roberta.pooler",
+    )
+    buffers: ClassVar[Table] = {
         "roberta.embeddings.position_ids": "0, 1, 2, …, which the code counts itself",
         "roberta.embeddings.token_type_ids": "zeros, which the code makes itself",
     }
@@ -154,8 +162,8 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
         add_pooling_layer: whether there is a pooler.
     """
 
-    optional = ("roberta.pooler",)
-    embeddings_class = RobertaEmbeddings
+    optional: ClassVar[Names] = ("roberta.pooler",)
+    embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
 
     def positions(
         self,
@@ -180,7 +188,7 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
 class RobertaWithHead(BertWithHead[Output], RobertaPreTrainedModel):
     """A `RobertaModel` under the name `roberta`, and a head."""
 
-    base_class = RobertaModel
+    base_class: ClassVar[Callable[..., PretrainedModel]] = RobertaModel
 
 
 class RobertaLMHead(LMHead):
@@ -199,8 +207,8 @@ class RobertaLMHead(LMHead):
 
 
 class _RobertaWithLMHead(RobertaWithHead[Output]):
-    base_options = NO_POOLER
-    tied = {
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
+    tied: ClassVar[Table] = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     }
@@ -238,7 +246,7 @@ class RobertaClassificationHead(Module):
 class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):
     """RoBERTa with a classifier over the first token."""
 
-    base_options = NO_POOLER
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.classifier: RobertaClassificationHead = RobertaClassificationHead(config, **options)

@@ -77,6 +77,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Activation(Module):
     """An activation without parameters, computed in float32 or wider."""
 
+    printed: str | None
+
     def __init__(self, name: str):
         self.name = self.printed = name
 
@@ -88,7 +90,7 @@ class Activation(Module):
 class PReLU(Module):
     """`torch.nn.PReLU`: negative values times one learned weight (He et al., arXiv:1502.01852)."""
 
-    printed = "1"
+    printed: str | None = "1"
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()
@@ -107,7 +109,7 @@ class Buffer(nnx.Variable):
 class XIELU(Module):
     """transformers' xIELU (Huang, arXiv:2411.13010), with its two parameters and two constants."""
 
-    printed = ""
+    printed: str | None = ""
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()

@@ -201,6 +201,9 @@ class Conv1D(Linear):
 class TiedLinear(Linear):
     """A linear layer whose kernel, bias or both may be someone else's: then its own is None."""
 
+    kernel: Any
+    bias: Any
+
     def __init__(
         self, in_features: int, out_features: int, *, tied: bool, rngs: Rngs, **options: Any
     ):
@@ -248,7 +251,7 @@ class Dropout(Module):
 
     def __init__(self, rate: float):
         self.rate = rate
-        self.printed = f"{rate:g}"
+        self.printed: str | None = f"{rate:g}"
         self.deterministic = False
 
     @property

@@ -1,12 +1,12 @@
 """A text's last hidden states; the reference is transformers' `pipelines/feature_extraction.py`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from minibert.errors import InputError
-from minibert.models.base import PretrainedModel
+from minibert.models.base import ModelClass, Names, PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
@@ -25,8 +25,8 @@ class FeatureExtractionPipeline(Pipeline):
     """
 
     task = "feature-extraction"
-    models = task_classes("feature-extraction")
-    by_token = ("last_hidden_state",)
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("feature-extraction")
+    by_token: ClassVar[Names] = ("last_hidden_state",)
 
     def __init__(
         self,

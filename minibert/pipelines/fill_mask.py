@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import text_list, whole
 from minibert.errors import InputError, shown
-from minibert.models.base import PretrainedModel
+from minibert.models.base import ModelClass, PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import highest
 from minibert.pipelines.base import Pipeline
@@ -35,7 +35,7 @@ class FillMaskPipeline(Pipeline):
     """
 
     task = "fill-mask"
-    models = task_classes("fill-mask")
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("fill-mask")
 
     def __init__(
         self,

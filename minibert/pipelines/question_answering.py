@@ -1,13 +1,14 @@
 """Answers that stand in a text; the semantics are those of transformers 4.57.6."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import check_text, text_list, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import ModelClass, Names
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import WindowPipeline
 from minibert.pipelines.batches import Arrays
@@ -86,8 +87,8 @@ class QuestionAnsweringPipeline(WindowPipeline):
     """
 
     task = "question-answering"
-    models = task_classes("question-answering")
-    by_token = ("start_logits", "end_logits")
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("question-answering")
+    by_token: ClassVar[Names] = ("start_logits", "end_logits")
 
     def __call__(
         self,

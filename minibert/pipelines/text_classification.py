@@ -5,13 +5,14 @@ The reference is transformers' `pipelines/text_classification.py`; for next sent
 
 from collections.abc import Mapping, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
+from minibert.models.base import ModelClass, Names
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
@@ -30,8 +31,8 @@ class TextClassificationPipeline(Pipeline):
     """
 
     task = "text-classification"
-    models = task_classes("text-classification")
-    by_token = ()
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("text-classification")
+    by_token: ClassVar[Names] = ()
 
     def __call__(self, inputs: object, **options: Any) -> Any:
         """Classifies a text or pair, a list of them, or those of an iterable."""
@@ -117,8 +118,8 @@ class NextSentencePredictionPipeline(Pipeline):
     """
 
     task = "next-sentence-prediction"
-    models = task_classes("next-sentence-prediction")
-    by_token = ()
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("next-sentence-prediction")
+    by_token: ClassVar[Names] = ()
     labels: tuple[str, str] = ("is_next", "not_next")
 
     def preprocess(

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from minibert.core.checks import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig
+from minibert.models.base import ModelClass, Names
 from minibert.models.outputs import GenerateOutput
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import Pipeline, Shares
@@ -44,9 +45,9 @@ class TextGenerationPipeline(Pipeline):
     """
 
     task = "text-generation"
-    models = task_classes("text-generation")
-    open_stage = "forward"
-    by_token = ()
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("text-generation")
+    open_stage: ClassVar[str | None] = "forward"
+    by_token: ClassVar[Names] = ()
 
     def __call__(self, inputs: object, **options: Any) -> Any:
         """Continues a text, each of a list of texts, or those of an iterable."""

@@ -4,13 +4,14 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import check_choice, check_text, text_list, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import ModelClass
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import WindowPipeline
 from minibert.pipelines.batches import Arrays
@@ -141,7 +142,7 @@ class TokenClassificationPipeline(WindowPipeline):
     """
 
     task = "token-classification"
-    models = task_classes("token-classification")
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("token-classification")
 
     def __call__(self, inputs: object, **options: Any) -> Any:
         """Finds the entities of a text, of a list of texts, or of those of an iterable."""

@@ -4,8 +4,8 @@ Devlin et al., arXiv:1810.04805, and transformers' `modeling_bert.py`, whose nam
 model here is called with `BertModel`'s arguments, by the same names and in the same order.
 """
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Unpack
 
 from flax import nnx
 from jax import Array
@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.errors import ConfigError
+from minibert.models.base import PretrainedModel, Table
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
 from minibert.models.heads import (
@@ -51,7 +52,7 @@ NO_POOLER = {"add_pooling_layer": False}
 class BertWithHead(ModelWithHead[Output], BertPreTrainedModel):
     """A `BertModel` under the name `bert`, and a head."""
 
-    base_class = BertModel
+    base_class: ClassVar[Callable[..., PretrainedModel]] = BertModel
 
     def __call__(
         self,
@@ -154,13 +155,13 @@ class BertForTokenClassification(
 ):
     """BERT with a classifier at every position."""
 
-    base_options = NO_POOLER
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
 
 class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead[QuestionAnsweringModelOutput]):
     """BERT with a start and an end score at every position."""
 
-    base_options = NO_POOLER
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         if config.num_labels != 2:
@@ -212,7 +213,7 @@ class BertLMPredictionHead(LMHead):
     """Scores every word of the vocabulary at every position."""
 
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
-        self.transform = BertPredictionHeadTransform(config, **options)
+        self.transform: Callable[..., Array] = BertPredictionHeadTransform(config, **options)
         self._add_decoder(config, **options)
 
 
@@ -258,7 +259,7 @@ class BertPreTrainingHeads(Module):
 class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     """BERT as it was pre-trained: masked words and next sentence."""
 
-    tied = TIED_DECODER
+    tied: ClassVar[Table] = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls: BertPreTrainingHeads = BertPreTrainingHeads(config, **options)
@@ -274,8 +275,8 @@ class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
 
 
 class _BertWithLMHead(BertWithHead[Output]):
-    base_options = NO_POOLER
-    tied = TIED_DECODER
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
+    tied: ClassVar[Table] = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls: BertOnlyMLMHead = BertOnlyMLMHead(config, **options)

@@ -13,9 +13,10 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Inexact
 
+from minibert.checkpoint.config import Config
 from minibert.core.types import AnyArray, ArrayLike, Dtype, Options, Rngs
 from minibert.errors import InputError
-from minibert.models.base import PretrainedModel
+from minibert.models.base import Dimensions, Names, PretrainedModel, Table
 from minibert.models.bert.config import BertConfig
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import (
@@ -265,17 +266,23 @@ class BertPooler(Module):
 class BertPreTrainedModel(PretrainedModel):
     """What every BERT class shares: the facts about its checkpoints."""
 
-    config_class = BertConfig
+    config_class: ClassVar[type[Config]] = BertConfig
     trunk = "bert"
-    rooms = ("embeddings", "encoder", "pooler")
-    heads = ("cls.predictions", "cls.seq_relationship", "classifier", "qa_outputs", "bert.pooler")
-    lora_targets = ("query", "value")
-    buffers = {
+    rooms: ClassVar[Names] = ("embeddings", "encoder", "pooler")
+    heads: ClassVar[Names] = (
+        "cls.predictions",
+        "cls.seq_relationship",
+        "classifier",
+        "qa_outputs",
+        "bert.pooler",
+    )
+    lora_targets: ClassVar[Names] = ("query", "value")
+    buffers: ClassVar[Table] = {
         "bert.embeddings.position_ids": "0, 1, 2, …, which the code counts itself",
         "bert.embeddings.token_type_ids": "zeros, which the code makes itself",
     }
     blocks = "encoder.layer"
-    dimensions = {
+    dimensions: ClassVar[Dimensions] = {
         "*attention.self.*.kernel": (None, "heads"),
         "*attention.self.*.bias": ("heads",),
         "*attention.output.dense.kernel": ("heads", None),
@@ -298,8 +305,9 @@ class BertModel(BertPreTrainedModel):
         add_pooling_layer: whether there is a pooler.
     """
 
+    config: BertConfig
     is_trunk = True
-    optional = ("bert.pooler",)
+    optional: ClassVar[Names] = ("bert.pooler",)
     embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
 
     execution: Execution

@@ -4,7 +4,8 @@ Radford et al. (2019), and transformers' `modeling_gpt2.py`, whose names these a
 is called with `GPT2Model`'s arguments, by the same names and in the same order.
 """
 
-from typing import Unpack
+from collections.abc import Callable
+from typing import ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +15,7 @@ from jaxtyping import Float, Integer
 from minibert.core.checks import known
 from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.errors import InputError
+from minibert.models.base import PretrainedModel, Table
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.gpt2.modeling import GPT2Model, GPT2PreTrainedModel
 from minibert.models.heads import (
@@ -43,7 +45,7 @@ from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 class _GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
     """A `GPT2Model` under the name `transformer`, and a head."""
 
-    base_class = GPT2Model
+    base_class: ClassVar[Callable[..., PretrainedModel]] = GPT2Model
 
     def __call__(
         self,
@@ -82,7 +84,7 @@ class _GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
 
 
 class _GPT2WithLMHead(_GPT2WithHead[Output]):
-    tied = {"lm_head.weight": "transformer.wte.weight"}
+    tied: ClassVar[Table] = {"lm_head.weight": "transformer.wte.weight"}
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         self.lm_head: TiedLinear = lm_projection(config, use_bias=False, **options)
@@ -276,8 +278,8 @@ class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead[TokenClas
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
-        self.dropout = Dropout(next(rate for rate in rates if rate is not None))
-        self.classifier = projection(config, config.num_labels, **options)
+        self.dropout: Dropout = Dropout(next(rate for rate in rates if rate is not None))
+        self.classifier: Linear = projection(config, config.num_labels, **options)
 
 
 class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead[QuestionAnsweringModelOutput]):

@@ -6,7 +6,7 @@ numbers follow transformers' `modeling_gpt2.py`: a checkpoint's tensor names are
 
 import dataclasses
 import math
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,8 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Inexact, Integer
 
+from minibert.checkpoint.config import Config
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
-from minibert.models.base import PretrainedModel
+from minibert.models.base import Dimensions, Names, PretrainedModel, Table
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -184,12 +185,18 @@ class GPT2Block(Module):
 class GPT2PreTrainedModel(PretrainedModel):
     """What every GPT-2 class shares: the facts about its checkpoints."""
 
-    config_class = GPT2Config
+    config_class: ClassVar[type[Config]] = GPT2Config
     trunk = "transformer"
-    rooms = ("wte", "wpe", "h", "ln_f")
-    heads = ("lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head")
-    lora_targets = ("c_attn",)
-    buffers = {
+    rooms: ClassVar[Names] = ("wte", "wpe", "h", "ln_f")
+    heads: ClassVar[Names] = (
+        "lm_head",
+        "score",
+        "classifier",
+        "qa_outputs",
+        "multiple_choice_head",
+    )
+    lora_targets: ClassVar[Names] = ("c_attn",)
+    buffers: ClassVar[Table] = {
         f"transformer.h.#.{name}": why
         for attention in ("attn", "crossattention")
         for name, why in (
@@ -198,7 +205,7 @@ class GPT2PreTrainedModel(PretrainedModel):
         )
     }
     blocks = "h"
-    dimensions = {
+    dimensions: ClassVar[Dimensions] = {
         "*attn.c_attn.kernel": (None, 3, "heads"),  # query, key and value
         "*attn.c_attn.bias": (3, "heads"),
         "*crossattention.c_attn.kernel": (None, 2, "heads"),  # key and value
@@ -225,6 +232,7 @@ class GPT2Model(GPT2PreTrainedModel):
         param_dtype: what to store parameters in.
     """
 
+    config: GPT2Config
     is_trunk = True
 
     execution: Execution

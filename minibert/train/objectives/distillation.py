@@ -117,7 +117,7 @@ def with_teacher(teacher: PretrainedModel, batches: Iterable[Batch]) -> Any:
 class Taught:
     """What `with_teacher` gives."""
 
-    def __init__(self, teacher: Compiled, batches: Any):
+    def __init__(self, teacher: Compiled[..., Any], batches: Any):
         self._teacher, self._batches = teacher, batches
 
     @property
@@ -134,7 +134,7 @@ class Taught:
 class TaughtIterator:
     """Has `get_state` and `set_state` if the batches' own iterator has."""
 
-    teacher: Compiled
+    teacher: Compiled[..., Any]
     batches: Iterator[Batch]
 
     def __iter__(self) -> "TaughtIterator":
