@@ -16,6 +16,7 @@ from minibert.models import outputs
 from minibert.pipelines import FillMaskPipeline, Pipeline, TextGenerationPipeline
 from minibert.pipelines import QuestionAnsweringPipeline as Answers
 from minibert.pipelines import TokenClassificationPipeline as Tags
+from minibert.train import data
 
 ids = np.array([[1, 2, 3]])
 
@@ -171,8 +172,8 @@ def training(folder: str, tokenizer: Any) -> None:
         accumulate=2,
     )
     rows = [{"text": "a", "label": "b"}]
-    batches = train.data.classification(rows, tokenizer, max_length=8, batch_size=1, shuffle=True)
+    batches = data.classification(rows, tokenizer, max_length=8, batch_size=1, shuffle=True)
     done = train.fit(trainer, batches, steps=1, checkpoints=train.Checkpoints(folder=folder))
     assert_type(done, train.Result)
-    toy = scratch.ToyCausalLM(scratch.ToyConfig(), rngs=nnx.Rngs(0))
+    toy = scratch.ToyCausalLM(scratch.ToyConfig(vocab_size=9), rngs=nnx.Rngs(0))
     assert_type(scratch.continued(toy, [1], 2, window=4), np.ndarray)
