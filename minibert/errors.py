@@ -17,7 +17,7 @@ _REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = LONGEST
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Returns the repr of a value for a message: on one line, and shortened in the middle."""
     try:
         text = _REPR.repr(value).replace("\n", " ")
@@ -82,7 +82,7 @@ class CheckpointMismatchError(MinibertError):
     """
 
     def __init__(self, where: str, faults: list[str], hint: str = ""):
-        self.faults = tuple(faults)
+        self.faults: tuple[str, ...] = tuple(faults)
         lines = [f"  - {fault}" for fault in faults]
         if len(lines) > 20:  # keep both ends: faults are sorted by name and differ in kind
             lines[10:-10] = [f"  … and {len(lines) - 20} more …"]
@@ -106,6 +106,9 @@ class TextError(InputError):
         why: the reason.
     """
 
+    number: int
+    why: str
+
     def __init__(self, number: int, why: str):
         self.number, self.why = number, why
         super().__init__(f"sentence {number}: {why}")
@@ -122,6 +125,9 @@ class TextNotFiniteError(NotFiniteError):
         numbers: the indices of the texts.
         why: what was found, and what to do.
     """
+
+    numbers: tuple[int, ...]
+    why: str
 
     def __init__(self, numbers: Sequence[int], why: str):
         self.numbers, self.why = tuple(numbers), why

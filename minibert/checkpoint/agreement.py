@@ -5,11 +5,14 @@ head was widened or a module was added without changing the config, loading fail
 transformers, initialises the remaining parameters randomly.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from minibert.checkpoint.config import Config
 from minibert.checkpoint.leaves import Leaf, leaves
 from minibert.checkpoint.matching import head_of
 from minibert.errors import CheckpointMismatchError, InputError, shown
@@ -19,7 +22,7 @@ from minibert.nn.tree import submodules
 COMPUTING = ("heads", "scale", "epsilon", "name")
 
 
-def check_tree(model: Any, config: Any) -> None:
+def check_tree(model: Any, config: Config) -> None:
     """Compares a model with the tree of shapes that its class builds from a config.
 
     Args:
@@ -52,7 +55,9 @@ def check_tree(model: Any, config: Any) -> None:
         )
 
 
-def tree_faults(model: Any, expected: Any, optional: Any = lambda leaf: False) -> list[str]:
+def tree_faults(
+    model: nnx.Module, expected: nnx.Module, optional: Callable[[Leaf], bool] = lambda leaf: False
+) -> list[str]:
     """Returns the differences between a model and a tree of shapes, as messages.
 
     Args:

@@ -10,7 +10,6 @@ Face's class does not define and therefore ignores (kept, and listed in the load
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -115,8 +114,6 @@ def aliased(cls: type[AnyConfig]) -> type[AnyConfig]:
         build(self, **cls._canonical(given))
 
     setattr(cls, "__init__", init)  # noqa: B010
-    for alias, name in cls.aliases.items():
-        setattr(cls, alias, property(operator.attrgetter(name), doc=f"Alias of `{name}`."))
     return cls
 
 
@@ -167,7 +164,7 @@ class Config:
         """The field that `max_tokens` comes from, for messages."""
         return self.name_of("max_position_embeddings")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self)
         id2label = self.id2label or FrozenDict(_default_labels(self.num_labels or 2))
         if self.num_labels not in (None, len(id2label)):
@@ -203,7 +200,7 @@ class Config:
             found[name] = given[alias]
         return found
 
-    def replace(self: AnyConfig, **changes: Any) -> AnyConfig:
+    def replace(self: AnyConfig, **changes: object) -> AnyConfig:
         """Returns a copy with some fields changed; new labels replace `id2label` and `label2id`."""
         fields = dict(vars(self))
         if "id2label" in changes or "num_labels" in changes:
@@ -218,7 +215,10 @@ class Config:
 
     @classmethod
     def from_dict(
-        cls: type[AnyConfig], data: Any, where: str = "config", generation: Any = None
+        cls: type[AnyConfig],
+        data: object,
+        where: str = "config",
+        generation: Mapping[str, object] | None = None,
     ) -> AnyConfig:
         """Builds a config from the contents of a config.json (and of a generation_config.json).
 

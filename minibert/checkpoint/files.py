@@ -165,7 +165,7 @@ def unchanged(folder: str) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def one_state(source: Any, place: Mapping[str, Any]) -> Generator[None]:
+def one_state(source: object, place: Mapping[str, Any]) -> Generator[None]:
     """Ensures that the block loads a model and its tokenizer in one state of their folder."""
     folder = ""
     if isinstance(source, str | os.PathLike):

@@ -86,7 +86,7 @@ class Leaf:
         """The tensor that a file of PyTorch's layout must contain for this leaf."""
         return Expected(self.path, self.shape_in("torch"), self.transposed == "torch")
 
-    def fill(self, array: Any, sharding: Sharding | None) -> None:
+    def fill(self, array: np.ndarray, sharding: Sharding | None) -> None:
         """Moves an array to its devices and stores it in the leaf."""
         placed = jax.device_put(array) if sharding is None else stored(sharding, self.path, array)
         self.variable.set_value(placed)
@@ -200,7 +200,7 @@ def read_exactly(
     return arrays
 
 
-def stored_dtypes(model: Any) -> dict[str, int]:
+def stored_dtypes(model: nnx.Module) -> dict[str, int]:
     """Returns the number of leaves stored in each dtype, the most common first."""
     return dict(Counter(str(leaf.variable[...].dtype) for leaf in leaves(model)).most_common())
 

@@ -9,16 +9,18 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from minibert.checkpoint.config import Config
 from minibert.checkpoint.leaves import leaves
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.tensors import TensorSource
+from minibert.core.types import Dtype
 from minibert.errors import ConfigError, InputError, shown
-from minibert.sharding.mesh import checked_sharding
+from minibert.sharding.mesh import Sharding, checked_sharding
 
 
 def assemble(
     cls: type[Any],
-    config: Any,
+    config: Config,
     source: TensorSource,
     where: str,
     *,
@@ -27,7 +29,7 @@ def assemble(
     new_head: bool = False,
     rngs: nnx.Rngs | None = None,
     relabelled: bool = False,
-    sharding: Any = None,
+    sharding: Sharding | None = None,
 ) -> tuple[Any, LoadingInfo]:
     """Builds a tree of shapes, matches it with the tensors of `source`, and fills it.
 
@@ -86,7 +88,7 @@ def shapes_only(
     return cls(config, rngs=None, **options)
 
 
-def _floating(name: str, dtype: Any) -> np.dtype | None:
+def _floating(name: str, dtype: Dtype) -> np.dtype | None:
     if dtype is None:
         return None
     try:

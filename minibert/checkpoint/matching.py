@@ -92,6 +92,11 @@ class Matching:
             shape counts as missing and is left in the file.
     """
 
+    model: Any
+    source: TensorSource
+    new_head: bool
+    relabelled: bool
+
     def __init__(self, model: Any, source: TensorSource, *, new_head: bool, relabelled: bool):
         self.model, self.source = model, source
         self.new_head, self.relabelled = new_head, relabelled
@@ -102,10 +107,10 @@ class Matching:
         self.fresh: list[Leaf] = []
         self.suspicious: list[str] = []
         self.renamed: dict[str, str] = {}
-        self.found = self._canonical_names()
+        self.found: dict[str, str] = self._canonical_names()
         self._remove_absent_submodules()
         self._resolve_tied_copies()
-        self.expected = {leaf.name: leaf for leaf in leaves(model)}
+        self.expected: dict[str, Leaf] = {leaf.name: leaf for leaf in leaves(model)}
         self._resolve_heads()
         self._compare()
 
@@ -220,7 +225,7 @@ class Matching:
                     f"{shown(found[name])}: {info.dtype} of shape {shown(info.shape)} in the "
                     f"file, but no leaf of {type(self.model).__name__} has that name"
                 )
-        self.matched = [name for name in expected if name in found]
+        self.matched: list[str] = [name for name in expected if name in found]
         for name in self.matched:
             shape = expected[name].shape_in(self.source.layout)
             faults += tensor_faults(name, self._stored(name), shape)

@@ -10,7 +10,7 @@ from flax.core import unfreeze
 from safetensors.numpy import save_file
 
 from minibert.checkpoint.agreement import check_tree
-from minibert.checkpoint.config import GENERATION
+from minibert.checkpoint.config import GENERATION, Config
 from minibert.checkpoint.files import model_paths
 from minibert.checkpoint.leaves import Leaf, finite, leaves, stored_dtypes
 from minibert.checkpoint.sources import SAFETENSORS, open_source
@@ -46,7 +46,7 @@ def parse_size(text: str | int) -> int:
 
 
 def save_model(
-    model: Any, folder: str, max_shard_size: str | int, overwrite: bool, config: Any
+    model: Any, folder: str, max_shard_size: str | int, overwrite: bool, config: Config | None
 ) -> None:
     """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
     limit = parse_size(max_shard_size)
@@ -69,7 +69,7 @@ def check_here(model: Any) -> None:
             )
 
 
-def write_model(model: Any, folder: str, limit: int, config: Any = None) -> None:
+def write_model(model: Any, folder: str, limit: int, config: Config | None = None) -> None:
     """Writes config.json and shards of at most `limit` bytes into an existing folder."""
     write_config(model, folder, config)
     shards = _shards(model, limit)
@@ -85,7 +85,7 @@ def write_model(model: Any, folder: str, limit: int, config: Any = None) -> None
     write_json(index, os.path.join(folder, f"{SAFETENSORS}.index.json"))
 
 
-def write_config(model: Any, folder: str, config: Any = None) -> None:
+def write_config(model: Any, folder: str, config: Config | None = None) -> None:
     """Writes config.json with the class and the dtype, and generation_config.json if there was one.
 
     Args:
@@ -104,7 +104,7 @@ def write_config(model: Any, folder: str, config: Any = None) -> None:
             data["torch_dtype"] = dtypes[0]
     write_json(data, os.path.join(folder, "config.json"))
     if config.generation is not None:
-        write_json(unfreeze(config.generation), os.path.join(folder, GENERATION))
+        write_json(unfreeze(dict(config.generation)), os.path.join(folder, GENERATION))
 
 
 def file_leaves(model: Any, layout: str = "torch") -> dict[str, Leaf]:
@@ -170,7 +170,7 @@ def write_arrays(arrays: Arrays, path: str) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def write_json(data: Any, path: str) -> None:
+def write_json(data: object, path: str) -> None:
     """Writes an indented JSON file with sorted keys."""
     try:
         text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)

@@ -25,7 +25,7 @@ BLOCK_BYTES = 1 << 19  # read at a time: a block stays in a core's L2 cache unti
 Arrays = dict[str, np.ndarray]
 Blocks = Iterator[tuple[int, np.ndarray]]  # each with the index of its first row
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -105,7 +105,7 @@ class ArraySource(TensorSource):
 
     def __init__(self, arrays: Arrays, file: str, layout: str = "torch"):
         self.layout = layout
-        self.arrays = dict(arrays)
+        self.arrays: dict[str, np.ndarray] = dict(arrays)
         self.tensors = {
             name: TensorInfo(file, array.dtype, array.shape) for name, array in arrays.items()
         }
@@ -140,7 +140,7 @@ def raw_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def flat_arrays(node: Any, where: str, prefix: str = "") -> Arrays:
+def flat_arrays(node: object, where: str, prefix: str = "") -> Arrays:
     """Returns the arrays of a tree of dictionaries, by their dotted paths.
 
     Raises:

@@ -32,7 +32,7 @@ from minibert.cli.shared import (
 from minibert.cli.train import train
 from minibert.data.files import read_text
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -18,6 +18,7 @@ from minibert.cli.shared import Device, problems, settings
 from minibert.cli.shared import styled as output
 from minibert.core.atomic import atomic_folder, matching_files
 from minibert.errors import TargetError, writing
+from minibert.models.base import PretrainedModel
 
 BOUND = 2e-5  # maximum difference of a float32 hidden state, as in the tests
 DIFFERS = 3  # exit status
@@ -194,7 +195,7 @@ def _write() -> Report:
     return {"prompt": PROMPT, "continuation": "".join(pieces)}
 
 
-def _save(report: Report, bert: Any, folder: str) -> None:
+def _save(report: Report, bert: PretrainedModel, folder: str) -> None:
     """Writes the report and its figures to an existing folder."""
     with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2, ensure_ascii=False)

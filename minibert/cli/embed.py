@@ -5,7 +5,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Generator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -37,6 +37,9 @@ from minibert.errors import (
     TextError,
     TextNotFiniteError,
 )
+
+if TYPE_CHECKING:
+    from minibert.embedding.encoder import SentenceEncoder
 
 Pooling = Annotated[
     str | None,
@@ -171,11 +174,11 @@ def similar(
             print_rows(rows)
 
 
-def _encoder(model: str, pooling: str | None, dtype: Any) -> Any:
+def _encoder(model: str, pooling: str | None, dtype: str | None) -> Any:
     return minibert.SentenceEncoder.from_pretrained(model, pooling=pooling, dtype=dtype)
 
 
-def _fingerprint(encoder: Any) -> dict[str, str]:
+def _fingerprint(encoder: "SentenceEncoder") -> dict[str, str]:
     """Returns digests of everything that determines an encoder's vectors."""
     weights = hashlib.sha256(repr(encoder).encode())
     for leaf in jax.tree.leaves(encoder.model):

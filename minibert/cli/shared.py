@@ -20,7 +20,7 @@ from minibert.errors import CheckpointMismatchError, InputError, MinibertError
 # The printed texts are user data, in which markup and emoji codes must not be interpreted.
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
 output, problems = Console(**PLAIN), Console(stderr=True, **PLAIN)
-styled = Console(soft_wrap=True, highlight=False)  # for text without user data
+styled: Console = Console(soft_wrap=True, highlight=False)  # for text without user data
 
 # The flags that correspond to arguments in the library's messages.
 FLAGS = {
@@ -102,7 +102,7 @@ def _device(name: str) -> Any:
         raise InputError(f"--device: {name!r} is not available ({why})") from None
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Prints JSON, with arrays as lists and other unknown types as text."""
     text = json.dumps(value, ensure_ascii=False, indent=2, default=_plain)
     try:
@@ -120,7 +120,7 @@ def visible(text: str) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray | jax.Array) else str(value)
 
 
@@ -140,7 +140,7 @@ def print_answers(found: Any, as_json: bool) -> None:
     print_json(found) if as_json else print_rows(found)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if not isinstance(value, float | np.floating):
         return visible(str(value))
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

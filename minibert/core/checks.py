@@ -13,17 +13,16 @@ import numpy as np
 from jax import Array
 
 from minibert.core import fields
+from minibert.core.types import AnyArray, ArrayLike, Size
 from minibert.errors import InputError, shown
 
-Size = int | Any  # the size of an axis: an integer, or symbolic in an export
 
-
-def indices(name: str, ids: Any, limit: int, limit_name: str) -> Array:
+def indices(name: str, ids: ArrayLike, limit: int, limit_name: str) -> Array:
     """Returns indices as a JAX array; checks that concrete ones are from 0 to `limit` - 1."""
     return jnp.asarray(checked_indices(name, ids, limit, limit_name))
 
 
-def checked_indices(name: str, ids: Any, limit: int, limit_name: str) -> Any:
+def checked_indices(name: str, ids: ArrayLike, limit: int, limit_name: str) -> Any:
     """Checks like `indices`, but does not move the array to a device, which compiles per shape."""
     ids = as_array(name, ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -36,12 +35,12 @@ def checked_indices(name: str, ids: Any, limit: int, limit_name: str) -> Any:
     return ids
 
 
-def zeros_and_ones(name: str, mask: Any) -> Array:
+def zeros_and_ones(name: str, mask: ArrayLike) -> Array:
     """Returns a mask as a JAX array; checks that it consists of 0 and 1, or of booleans."""
     return jnp.asarray(checked_zeros_and_ones(name, mask))
 
 
-def checked_zeros_and_ones(name: str, mask: Any) -> Any:
+def checked_zeros_and_ones(name: str, mask: ArrayLike) -> Any:
     """Checks like `zeros_and_ones`, but does not move the array to a device."""
     mask = as_array(name, mask)
     if not (jnp.issubdtype(mask.dtype, jnp.integer) or mask.dtype == bool):
@@ -54,7 +53,7 @@ def checked_zeros_and_ones(name: str, mask: Any) -> Any:
     return mask
 
 
-def floats(name: str, values: Any) -> Array:
+def floats(name: str, values: object) -> Array:
     """Returns values as a JAX array; checks that they are floating-point numbers."""
     values = as_array(name, values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -75,12 +74,12 @@ def lengths(
     return batch, seq
 
 
-def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """Returns an integer after checking that it is at least `least` and at most `most`."""
     return fields.whole(least, most).check(name, value, InputError)
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """Returns a bool of Python or NumPy as a bool of Python."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name}: expected True or False, found {shown(value)}")
@@ -92,7 +91,7 @@ def known(shape: tuple[Size, ...]) -> bool:
     return all(isinstance(size, int) for size in shape)
 
 
-def shaped(name: str, array: Any, shapes: list[tuple[Size, ...]]) -> Any:
+def shaped(name: str, array: AnyArray, shapes: list[tuple[Size, ...]]) -> Any:
     """Returns the array after checking that it has one of the shapes."""
     if array.shape not in shapes:
         expected = " or ".join(map(str, dict.fromkeys(shapes)))
@@ -100,14 +99,14 @@ def shaped(name: str, array: Any, shapes: list[tuple[Size, ...]]) -> Any:
     return array
 
 
-def _extremes(array: Any) -> tuple[Any, ...]:
+def _extremes(array: AnyArray) -> tuple[Any, ...]:
     if isinstance(array, jax.core.Tracer) or not array.size or array.dtype == bool:
         return ()
     values = np.asarray(array)
     return values.min(), values.max()
 
 
-def unmasked(name: str, value: Any) -> Any:
+def unmasked(name: str, value: object) -> Any:
     """Returns a value unchanged, after checking that no NumPy mask hides an element of it.
 
     Conversions to an array discard the mask of a masked array, also of one in a list.
@@ -123,7 +122,7 @@ def unmasked(name: str, value: Any) -> Any:
     return value
 
 
-def _masked(value: Any) -> bool:
+def _masked(value: object) -> bool:
     if isinstance(value, list | tuple):
         kinds = set(map(type, value))  # few, however many elements there are
         some = any(issubclass(kind, list | tuple | np.ma.MaskedArray) for kind in kinds)
@@ -131,7 +130,7 @@ def _masked(value: Any) -> bool:
     return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
 
 
-def as_array(name: str, value: Any) -> Any:
+def as_array(name: str, value: object) -> Any:
     """Returns a JAX array unchanged, and any other array of numbers as a NumPy array.
 
     The dtype is not narrowed to those of JAX.
@@ -204,14 +203,14 @@ def elements(
         raise InputError(f"{name}: expected {expected} ({reason})") from None
 
 
-def check_choice(name: str, value: Any, choices: Collection[str | None]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
     """Raises an `InputError` unless the argument `name` is one of the choices."""
     if not isinstance(value, str | None) or value not in tuple(choices):
         known = ", ".join(map(str, choices))
         raise InputError(f"{name}: expected one of {known}; found {shown(value)}")
 
 
-def check_text(text: Any, where: str = "") -> None:
+def check_text(text: object, where: str = "") -> None:
     """Raises an `InputError` that begins with `where` unless `text` is a `str` valid in UTF-8."""
     where = where and f"{where}: "
     if not isinstance(text, str):
@@ -223,7 +222,7 @@ def check_text(text: Any, where: str = "") -> None:
         raise InputError(f"{where}half a surrogate pair in {shown(text)}") from None
 
 
-def text_list(name: str, texts: Any, *, ordered: bool = True) -> list[str]:
+def text_list(name: str, texts: object, *, ordered: bool = True) -> list[str]:
     """Returns one or several texts as a list; the arguments are those of `elements`.
 
     Raises:

@@ -7,7 +7,7 @@ A field is declared with a rule and a default, and `check` is called from `__pos
         steps: int = field(whole(1), 100)
         schedule: str | None = field(one_of(("linear", "cosine")), None)
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             check(self)
 """
 
@@ -35,7 +35,7 @@ class Rule:
     allows: Callable[[Any], bool]
     convert: Callable[[Any], Any] = lambda value: value
 
-    def check(self, name: str, value: Any, error: type[MinibertError] = ConfigError) -> Any:
+    def check(self, name: str, value: object, error: type[MinibertError] = ConfigError) -> Any:
         """Returns a value in its final form, or raises `error` if it is not allowed."""
         if not self.allows(value):
             raise error(f"{name}: expected {self.expected}, found {shown(value)}")
@@ -136,7 +136,7 @@ def field(
     )
 
 
-def key(about: str, rule: Rule = TEXT, default: Any = None) -> Any:
+def key(about: str, rule: Rule = TEXT, default: object = None) -> Any:
     """Returns a field, with the description first; by default an optional text."""
     return field(rule, default, about)
 
@@ -164,12 +164,12 @@ def checked(
     return found
 
 
-def check(instance: Any, error: type[MinibertError] = ConfigError) -> None:
+def check(instance: object, error: type[MinibertError] = ConfigError) -> None:
     """Checks and converts the fields of a frozen dataclass, in its `__post_init__`."""
     assign(instance, checked(type(instance), vars(instance), error))
 
 
-def assign(instance: Any, values: Mapping[str, Any]) -> None:
+def assign(instance: object, values: Mapping[str, Any]) -> None:
     """Sets fields of a frozen dataclass in its `__post_init__`."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)

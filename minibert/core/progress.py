@@ -3,14 +3,13 @@
 import contextlib
 import sys
 from collections.abc import Callable, Generator
-from typing import Any
 
 LONG = 1000  # the number of inputs for which a bar is shown by default
 
 
 @contextlib.contextmanager
 def progress_bar(
-    label: str | None, total: int | None, show: bool | None, *, least: int = 0, **options: Any
+    label: str | None, total: int | None, show: bool | None, *, least: int = 0, **options: object
 ) -> Generator[Callable[..., None]]:
     """Shows a progress bar of tqdm on stderr, and yields a function that advances it.
 

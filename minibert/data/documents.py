@@ -3,8 +3,8 @@
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
+from minibert.core.types import Path
 from minibert.data.files import read_text
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
@@ -14,7 +14,7 @@ RULING = re.compile(r"[*=\-+|~^\s]+|\s*[|+].*")  # rulings of headings and table
 
 
 def read_documents(
-    source: Any = None, *, title: str = "title", text: str = "text"
+    source: Path | None = None, *, title: str = "title", text: str = "text"
 ) -> dict[str, str]:
     """Returns documents by title.
 
@@ -73,7 +73,7 @@ def unwrapped(text: str) -> str:
     return "\n".join(lines)
 
 
-def _folder(source: Any) -> Iterator[tuple[str, str]]:
+def _folder(source: Path) -> Iterator[tuple[str, str]]:
     for name in sorted(os.listdir(source)):
         if not name.endswith(".txt") or name.startswith("."):
             continue

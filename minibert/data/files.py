@@ -227,7 +227,7 @@ def place_of(path: str, row: int) -> str:
 
 
 @contextlib.contextmanager
-def open_texts(path: str, column: Any = None) -> Generator[TextFile]:
+def open_texts(path: str, column: object = None) -> Generator[TextFile]:
     """Opens a file of texts, whose extension determines the format.
 
     Args:

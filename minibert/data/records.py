@@ -24,7 +24,7 @@ class Records(Sequence[dict[str, Any]]):
         InputError: a row cannot be read or lacks a column; or there are no rows.
     """
 
-    def __init__(self, source: Any, columns: Iterable[Any]):
+    def __init__(self, source: object, columns: Iterable[Any]):
         columns = list(columns)
         for column in columns:
             if not isinstance(column, str):
@@ -59,7 +59,7 @@ class Records(Sequence[dict[str, Any]]):
         """
         return checked_text(self._rows[index][column], self.where(index, column))
 
-    def _given(self, source: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def _given(self, source: object, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         rows = elements("records", source, expected="a path or mappings", table=ROWS)
         for index, row in enumerate(rows):
             where = self.where(index)
@@ -80,7 +80,7 @@ def checked_text(value: Any, where: str) -> str:
     return value
 
 
-def read_texts(source: Any, column: Any = None) -> tuple[list[str], list[str]]:
+def read_texts(source: object, column: object = None) -> tuple[list[str], list[str]]:
     """Returns texts, and the name of each text for messages.
 
     Args:

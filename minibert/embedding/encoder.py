@@ -7,13 +7,15 @@ are padded on the right, whatever side the tokenizer pads on.
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import DTypeLike
 
+from minibert.core.types import ArrayLike, Texts
 from minibert.embedding.encoding import EncodeRequest, Run, programs
 from minibert.embedding.folder import save_encoder
 from minibert.embedding.loading import load_encoder
@@ -26,9 +28,13 @@ from minibert.embedding.settings import (
 )
 from minibert.embedding.similarity import semantic_search, similarity, similarity_pairwise
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.compilation import check_evaluation
 from minibert.text.batching import check_budget, check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Arguments of sentence-transformers' `encode` that are not supported, and what replaces them.
 ELSEWHERE = {
@@ -41,6 +47,47 @@ ELSEWHERE = {
 }
 
 Encoder = TypeVar("Encoder", bound="SentenceEncoder")
+Call = TypeVar("Call")
+
+
+class Settings(TypedDict, total=False):
+    """The fields of `SentenceSettings` as arguments; None for what is not in their place."""
+
+    max_seq_length: int | None
+    do_lower_case: bool | None
+    prompts: Mapping[str, str | None] | None
+    default_prompt_name: str | None
+    similarity_fn_name: str | None
+    truncate_dim: int | None
+    extra: Mapping[str, Any] | None
+
+
+class SearchOptions(TypedDict, total=False):
+    """The arguments of `similarity.semantic_search` that have a default."""
+
+    top_k: int
+    score_function: str
+    query_chunk_size: int
+    corpus_chunk_size: int
+
+
+class EncodeOptions(TypedDict, total=False):
+    """The arguments of `SentenceEncoder.encode` on which the type of its result does not depend."""
+
+    prompt_name: str | None
+    prompt: str | None
+    token_budget: int | None
+    packing: int | None
+    normalize_embeddings: bool
+    truncate_dim: int | None
+    precision: str
+    show_progress: bool
+    show_progress_bar: bool | None
+
+
+def typed_as(call: Call) -> Callable[[Callable[..., Any]], Call]:
+    """Lets type checkers take a function for another, whose arguments it takes."""
+    return lambda own: cast(Call, own)
 
 
 class SentenceEncoder:
@@ -68,17 +115,20 @@ class SentenceEncoder:
         InputError: if an argument is invalid, or arguments do not fit each other.
     """
 
+    model: SentenceModel
+    tokenizer: "PreTrainedTokenizerBase"
+
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PretrainedModel,
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         pooling: str | Sequence[str] = "mean",
         include_prompt: bool = True,
         dense: Dense | Sequence[Dense] = (),
         normalize: bool = False,
         layers: str = "last",
-        **settings: Any,
+        **settings: Unpack[Settings],
     ):
         dense = (dense,) if isinstance(dense, Dense) else tuple(dense)
         if not getattr(model, "is_trunk", False):
@@ -89,7 +139,9 @@ class SentenceEncoder:
         found = new_settings(model.config, tokenizer, settings)
         self._set_up(SentenceModel(model, chain, layers), tokenizer, found)
 
-    def _set_up(self, model: SentenceModel, tokenizer: Any, settings: SentenceSettings) -> None:
+    def _set_up(
+        self, model: SentenceModel, tokenizer: "PreTrainedTokenizerBase", settings: SentenceSettings
+    ) -> None:
         check_evaluation(model)
         settings.check_fits(model.config.max_tokens, model.out_features)
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
@@ -113,7 +165,7 @@ class SentenceEncoder:
         pooling: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         layers: str = "last",
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> Encoder:
         """Loads a sentence-transformers folder, or a plain model folder with a given pooling.
 
@@ -164,39 +216,94 @@ class SentenceEncoder:
         return encoder
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a sentence-transformers folder atomically, and verifies it.
+        """Writes a folder that sentence-transformers reads; complete and checked, or not at all.
 
         Args:
-            folder: the target. It may exist, but must not contain files of a model, tokenizer or
-                encoder unless `overwrite` is True. All other files are kept.
+            folder: where to. It may exist; it must not hold files of a model, tokenizer or encoder
+                unless `overwrite`. All other files stay.
             overwrite: whether to replace such files.
 
         Raises:
-            TargetError: if the folder contains such files, or cannot be written.
-            CheckpointMismatchError: if the transformer or a Dense does not match its config.
-            InputError: if the format cannot represent the encoder.
+            TargetError: the folder holds such files, or cannot be written.
+            CheckpointMismatchError: the transformer or a Dense is not as its config describes it.
+            InputError: the encoder is one that such a folder cannot hold.
         """
         save_encoder(
             self.model, self.tokenizer, self.settings, os.fspath(folder), overwrite=overwrite
         )
 
+    @overload
     def encode(
         self,
-        sentences: Any,
+        sentences: Texts,
+        *,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        **options: Unpack[EncodeOptions],
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: Texts,
+        *,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: Literal[True],
+        **options: Unpack[EncodeOptions],
+    ) -> Array: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: Texts,
+        *,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        **options: Unpack[EncodeOptions],
+    ) -> np.ndarray | Array | list[Array]: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: Texts,
+        *,
+        output_value: Literal["token_embeddings"],
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        **options: Unpack[EncodeOptions],
+    ) -> np.ndarray | list[np.ndarray]: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: Texts,
+        *,
+        output_value: str | None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        **options: Unpack[EncodeOptions],
+    ) -> Any: ...
+
+    def encode(
+        self,
+        sentences: Texts,
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        token_budget: Any = None,
-        packing: Any = None,
-        normalize_embeddings: Any = False,
-        truncate_dim: Any = None,
+        token_budget: int | None = None,
+        packing: int | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
         precision: str = "float32",
         output_value: str | None = "sentence_embedding",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         show_progress: bool = False,
         show_progress_bar: bool | None = None,
-        **others: Any,
+        **others: object,
     ) -> Any:
         """Returns the vectors of texts, in input order.
 
@@ -260,7 +367,7 @@ class SentenceEncoder:
             show_progress=bool(show_progress or show_progress_bar),
         )
         found = request.outputs(run)
-        self.truncated = run.truncated
+        self.truncated: int = run.truncated
         if isinstance(sentences, str):
             found = found[0]
         if request.tokens or (convert_to_numpy and not convert_to_tensor):
@@ -268,7 +375,8 @@ class SentenceEncoder:
         array = jnp.asarray(found)
         return array if convert_to_tensor or array.ndim == 1 else list(array)
 
-    def encode_query(self, sentences: Any, **options: Any) -> Any:
+    @typed_as(encode)
+    def encode_query(self, sentences: Texts, **options: Any) -> Any:
         """Calls `encode` with the prompt named `query`, unless the options specify another.
 
         An empty `query` prompt is used as well: then nothing is prepended. The default prompt is
@@ -276,40 +384,40 @@ class SentenceEncoder:
         """
         return self._encode_as(QUERY_PROMPTS, sentences, options)
 
-    def encode_document(self, sentences: Any, **options: Any) -> Any:
+    @typed_as(encode)
+    def encode_document(self, sentences: Texts, **options: Any) -> Any:
         """Calls `encode` with the first existing prompt of `document`, `passage` and `corpus`.
 
         Every encoder has a `document` prompt, empty by default; assign `prompts` to remove it.
         """
         return self._encode_as(DOCUMENT_PROMPTS, sentences, options)
 
-    def _encode_as(self, names: Sequence[str], sentences: Any, options: dict[str, Any]) -> Any:
+    def _encode_as(self, names: Sequence[str], sentences: Texts, options: dict[str, Any]) -> Any:
         if options.get("prompt") is None and options.get("prompt_name") is None:
             options["prompt_name"] = next((name for name in names if name in self.prompts), None)
         return self.encode(sentences, **options)
 
-    def tokenize(self, sentences: Any) -> dict[str, np.ndarray]:
+    def tokenize(self, sentences: Texts) -> dict[str, np.ndarray]:
         """Returns texts as host arrays `(texts, longest)`: ids, mask and, if any, segments.
 
         Truncation and padding are those of the tokenizer; no prompt is prepended.
         """
         return self._reader.arrays(sentence_list(sentences))
 
-    def similarity(self, one: Any, other: Any) -> np.ndarray:
+    def similarity(self, one: ArrayLike, other: ArrayLike) -> np.ndarray:
         """Returns the similarity of each of the first vectors to each of the second."""
         return similarity(one, other, self.similarity_fn_name)
 
-    def similarity_pairwise(self, one: Any, other: Any) -> np.ndarray:
+    def similarity_pairwise(self, one: ArrayLike, other: ArrayLike) -> np.ndarray:
         """Returns the similarity of each pair of vectors, `(texts,)`."""
         return similarity_pairwise(one, other, self.similarity_fn_name)
 
-    def semantic_search(self, queries: Any, corpus: Any, **options: Any) -> list[Any]:
-        """Returns the vectors of a corpus that are most similar to each query.
-
-        See `similarity.semantic_search`.
-        """
-        given: dict[str, Any] = {"score_function": self.similarity_fn_name, **options}
-        return semantic_search(queries, corpus, **given)
+    def semantic_search(
+        self, queries: ArrayLike, corpus: ArrayLike, **options: Unpack[SearchOptions]
+    ) -> list[list[dict[str, int | float]]]:
+        """The vectors of a corpus most like each query; see `similarity.semantic_search`."""
+        options.setdefault("score_function", self.similarity_fn_name)
+        return semantic_search(queries, corpus, **options)
 
     @property
     def max_seq_length(self) -> int:
@@ -317,7 +425,7 @@ class SentenceEncoder:
         return self.settings.max_seq_length
 
     @max_seq_length.setter
-    def max_seq_length(self, length: Any) -> None:
+    def max_seq_length(self, length: int) -> None:
         settings = dataclasses.replace(self.settings, max_seq_length=length)
         self._set_up(self.model, self.tokenizer, settings)
 
@@ -327,8 +435,8 @@ class SentenceEncoder:
         return self.settings.prompts
 
     @prompts.setter
-    def prompts(self, prompts: Any) -> None:
-        self.settings = dataclasses.replace(self.settings, prompts=prompts)
+    def prompts(self, prompts: Mapping[str, str | None]) -> None:
+        self.settings: SentenceSettings = dataclasses.replace(self.settings, prompts=prompts)
 
     @property
     def similarity_fn_name(self) -> str:

@@ -7,7 +7,7 @@ next batches are prepared, up to a few batches ahead.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -141,7 +141,9 @@ class Run:
             array.copy_to_host_async()
         return results
 
-    def _fetched(self, batch: Batch, ids: list[np.ndarray], results: Any) -> EncodedBatch:
+    def _fetched(
+        self, batch: Batch, ids: list[np.ndarray], results: Iterable[Array]
+    ) -> EncodedBatch:
         places: Any = slice(len(ids)) if batch.places is None else tuple(batch.places.T)
         arrays = [widen(np.asarray(array)[places]) for array in results]
         vectors, tokens = arrays[0], []
@@ -177,7 +179,11 @@ def programs(model: SentenceModel) -> dict[str, Callable[..., Any]]:
 
 
 def _alone(
-    model: SentenceModel, input_ids: Any, lengths: Any, prompt_length: Any, with_tokens: bool
+    model: SentenceModel,
+    input_ids: Array,
+    lengths: Array,
+    prompt_length: int | Array,
+    with_tokens: bool,
 ) -> tuple[Array, ...]:
     mask = jnp.arange(input_ids.shape[1]) < lengths[:, None]
     tokens, vectors = model(input_ids, mask, prompt_length)
@@ -185,7 +191,7 @@ def _alone(
 
 
 def _packed(
-    model: SentenceModel, input_ids: Any, segments: Any, prompt_length: Any
+    model: SentenceModel, input_ids: Array, segments: Array, prompt_length: int | Array
 ) -> tuple[Array, ...]:
     return (model.packed(input_ids, segments, prompt_length),)
 
@@ -207,7 +213,7 @@ class EncodeRequest:
     truncate_dim: Any
     features: int  # the width of a text's vector
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("output_value", self.output_value, OUTPUTS)
         check_choice("precision", self.precision, PRECISIONS)
         flag("normalize_embeddings", self.normalize_embeddings)

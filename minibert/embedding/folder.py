@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -48,6 +48,9 @@ from minibert.errors import (
 )
 from minibert.nn.activations import ACTIVATIONS
 from minibert.nn.layers import Module
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # A relative path of plain names: no hidden folder, no "..".
 INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")
@@ -128,7 +131,7 @@ def read_entries(folder: str) -> list[Entry]:
     return entries
 
 
-def _entry(item: Any, where: str) -> Entry:
+def _entry(item: object, where: str) -> Entry:
     if not isinstance(item, dict):
         raise ConfigError(f"{where}: expected an object of fields, found {shown(item)}")
     for name in ("type", "path"):
@@ -271,7 +274,7 @@ TYPES = "sentence_transformers.models."
 
 def save_encoder(
     model: SentenceModel,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     settings: SentenceSettings,
     folder: str,
     *,
@@ -311,7 +314,7 @@ def save_encoder(
         write_json(lines, os.path.join(new, MODULES))
 
 
-def _write_tokenizer(tokenizer: Any, folder: str) -> None:
+def _write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: str) -> None:
     try:
         tokenizer.save_pretrained(folder)
     except OSError:

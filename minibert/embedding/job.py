@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -211,7 +211,7 @@ class _MismatchError(InputError):
     """Vectors have another width or dtype than previous ones."""
 
 
-def _rows(name: str, found: Any, count: int, like: np.ndarray | None) -> np.ndarray:
+def _rows(name: str, found: object, count: int, like: np.ndarray | None) -> np.ndarray:
     """Returns `found` as an array, after checking that it has a row of numbers for each text.
 
     Args:
@@ -270,7 +270,7 @@ def _ending(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _write_npy(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
+def _write_npy(file: BinaryIO, rows: int, parts: Iterator[np.ndarray]) -> None:
     first = next(parts)
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
     np.lib.format.write_array_header_1_0(file, header | {"shape": (rows, *first.shape[1:])})
@@ -279,7 +279,7 @@ def _write_npy(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
         file.write(part.tobytes())
 
 
-def _write_parquet(file: Any, rows: int, parts: Iterator[np.ndarray]) -> None:
+def _write_parquet(file: BinaryIO, rows: int, parts: Iterator[np.ndarray]) -> None:
     pyarrow = _pyarrow(file.name)
     start, writer = 0, None
     for part in parts:

@@ -79,10 +79,12 @@ class Parts:
         job: the digest of what the vectors depend on.
     """
 
+    folder: str
+
     def __init__(self, output: str, job: Mapping[str, Any], warn: Callable[[str], object]):
         self.folder, self._output, self._warn = f"{output}.parts", output, warn
         self._settings = json.dumps(job, sort_keys=True, indent=1)
-        self.job = hashlib.sha256(self._settings.encode()).hexdigest()
+        self.job: str = hashlib.sha256(self._settings.encode()).hexdigest()
 
     def check(self) -> None:
         """Raises a `TargetError` if the folder contains anything but a job's files."""

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer
 
 from minibert.core.checks import check_choice
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.nn.activations import ACTIVATIONS, Activation
 from minibert.nn.layers import Linear, Module
 from minibert.nn.numerics import unit, widen
@@ -23,7 +24,7 @@ from minibert.nn.pooling import LAYERS, POOLINGS, pool
 from minibert.text.batching import own_text, slots_of
 
 
-def pooling_modes(name: str, pooling: Any) -> tuple[str, ...]:
+def pooling_modes(name: str, pooling: object) -> tuple[str, ...]:
     """Returns the argument `name`, one or more names of `POOLINGS`, as a tuple.
 
     Raises:
@@ -47,11 +48,18 @@ class Pooling(Module):
         include_prompt: whether to pool a prompt's tokens too.
     """
 
+    modes: tuple[str, ...]
+    include_prompt: bool
+    in_features: int
+    out_features: int
+
     def __init__(self, modes: str | Sequence[str], in_features: int, include_prompt: bool = True):
         modes = pooling_modes("pooling", modes)
         self.modes, self.include_prompt = modes, include_prompt
         self.in_features, self.out_features = in_features, len(modes) * in_features
-        self.printed = ", ".join([*modes, *([] if include_prompt else ["include_prompt=False"])])
+        self.printed: str | None = ", ".join(
+            [*modes, *([] if include_prompt else ["include_prompt=False"])]
+        )
 
     def __call__(
         self,
@@ -77,6 +85,10 @@ class Dense(Module):
 
     tensor_prefix: ClassVar[str] = ""
 
+    in_features: int
+    out_features: int
+    use_bias: bool
+
     def __init__(
         self,
         in_features: int,
@@ -91,7 +103,7 @@ class Dense(Module):
         if activation not in tuple(ACTIVATIONS):
             raise InputError(f"activation: expected a name of ACTIVATIONS, found {activation!r}")
         self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
-        self.linear = Linear(
+        self.linear: Linear = Linear(
             in_features,
             out_features,
             use_bias=bias,
@@ -100,7 +112,7 @@ class Dense(Module):
             dtype=dtype,
             param_dtype=param_dtype,
         )
-        self.activation_function = Activation(activation)
+        self.activation_function: Activation = Activation(activation)
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
         """Applies the layer to each vector."""
@@ -110,7 +122,7 @@ class Dense(Module):
 class Normalize(Module):
     """Divides each vector by its length."""
 
-    printed = ""
+    printed: str | None = ""
 
     def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
         """Returns vectors of length 1; a vector of zeros stays zero. See `numerics.unit`."""
@@ -133,7 +145,13 @@ class SentenceModel(Module):
         InputError: if the modules do not fit each other.
     """
 
-    def __init__(self, transformer: Any, modules: Sequence[Module], layers: str = "last"):
+    config: Any
+    transformer: PretrainedModel
+    layers: str
+
+    def __init__(
+        self, transformer: PretrainedModel, modules: Sequence[Module], layers: str = "last"
+    ):
         check_choice("layers", layers, LAYERS)
         features = token_features(transformer.config, layers)
         names = [type(module).__name__ for module in modules]
@@ -152,10 +170,10 @@ class SentenceModel(Module):
             features = getattr(module, "out_features", features)
         self.out_features = features
         self.config, self.transformer, self.layers = transformer.config, transformer, layers
-        self.chain = nnx.List(modules)
+        self.chain: nnx.List[Module] = nnx.List(modules)
 
     def tokens(
-        self, input_ids: Any, mask: Any, position_ids: Any = None
+        self, input_ids: Array, mask: Array, position_ids: Array | None = None
     ) -> Float[Array, "batch seq hidden"]:
         """Returns the vectors of tokens."""
         last = self.layers == "last"
@@ -168,7 +186,7 @@ class SentenceModel(Module):
         return run.last_hidden_state if last else LAYERS[self.layers](run.hidden_states)
 
     def __call__(
-        self, input_ids: Any, mask: Any, prompt_length: int | Array = 0
+        self, input_ids: Array, mask: Array, prompt_length: int | Array = 0
     ) -> tuple[Array, Array]:
         """Returns token vectors `(batch, seq, hidden)` and text vectors `(batch, features)`.
 
@@ -181,7 +199,7 @@ class SentenceModel(Module):
         return tokens, self.pooled(tokens, mask, prompt_length)
 
     def pooled(
-        self, tokens: Array, mask: Any, prompt_length: int | Array = 0
+        self, tokens: Array, mask: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch features"]:
         """Returns the vectors of texts, given their tokens' vectors."""
         pooling, *others = self.chain
@@ -191,7 +209,7 @@ class SentenceModel(Module):
         return vectors
 
     def packed(
-        self, input_ids: Any, segments: Array, prompt_length: int | Array = 0
+        self, input_ids: Array, segments: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch slots features"]:
         """Returns the vectors of texts that share rows; see `text.batching`."""
         # own_text must be causal for a decoder, which uses a mask of queries and keys as it is

@@ -3,12 +3,11 @@
 Follows sentence-transformers' `quantize_embeddings` (`util/quantization.py`).
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
 from minibert.core.checks import as_array, check_choice
+from minibert.core.types import ArrayLike
 from minibert.embedding.similarity import vectors
 from minibert.errors import InputError
 from minibert.nn.numerics import is_finite
@@ -19,10 +18,10 @@ SMALLEST = np.finfo(np.float32).tiny  # a smaller step loses digits in float32
 
 
 def quantize_embeddings(
-    embeddings: Any,
+    embeddings: ArrayLike,
     precision: str,
-    ranges: Any = None,
-    calibration_embeddings: Any = None,
+    ranges: ArrayLike | None = None,
+    calibration_embeddings: ArrayLike | None = None,
 ) -> np.ndarray:
     """Quantizes embeddings.
 
@@ -67,7 +66,9 @@ def quantize_embeddings(
     return (levels - 128 if precision == "int8" else levels).astype(precision)
 
 
-def _ranges(floats: np.ndarray, precision: str, ranges: Any, calibration: Any) -> np.ndarray:
+def _ranges(
+    floats: np.ndarray, precision: str, ranges: ArrayLike | None, calibration: ArrayLike | None
+) -> np.ndarray:
     dim = floats.shape[-1]
     if ranges is not None:
         found = _float32("ranges", vectors("ranges", ranges))

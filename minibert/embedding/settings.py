@@ -9,14 +9,18 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from minibert.checkpoint.config import Config
 from minibert.checkpoint.files import BODY_CONFIGS, TOP_CONFIG
 from minibert.core.checks import check_text
 from minibert.core.fields import COUNT, SWITCH, Rule, assign, check, field, one_of, refuse, whole
 from minibert.core.strict_json import read_object_if_there
 from minibert.embedding.similarity import SIMILARITIES
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_PROMPTS = {"query": "", "document": ""}  # of every new encoder
 # The prompts of `encode_query` and `encode_document`: of several, the first that exists.
@@ -67,15 +71,15 @@ class SentenceSettings:
         extra: the other fields of `config_sentence_transformers.json`, kept for saving.
     """
 
-    max_seq_length: Any = field(COUNT)
-    do_lower_case: Any = field(SWITCH, False)
-    prompts: Any = field(PROMPTS, default_factory=DEFAULT_PROMPTS.copy)
-    default_prompt_name: Any = None
-    similarity_fn_name: Any = field(one_of(SIMILARITIES), "cosine")
-    truncate_dim: Any = field(COUNT, None)
+    max_seq_length: int = field(COUNT)
+    do_lower_case: bool = field(SWITCH, False)
+    prompts: Mapping[str, str] = field(PROMPTS, default_factory=DEFAULT_PROMPTS.copy)
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = field(one_of(SIMILARITIES), "cosine")
+    truncate_dim: int | None = field(COUNT, None)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self, InputError)
         assign(self, {"prompts": {name: text or "" for name, text in self.prompts.items()}})
         self._check_known("default_prompt_name", self.default_prompt_name)
@@ -105,7 +109,7 @@ class SentenceSettings:
         self._check_known("prompt_name", name)
         return "" if name is None else self.prompts[name]
 
-    def _check_known(self, argument: str, name: Any) -> None:
+    def _check_known(self, argument: str, name: str | None) -> None:
         if name not in (None, *self.prompts):
             known = ", ".join(self.prompts)
             raise InputError(f"{argument}: expected one of {known}; found {shown(name)}")
@@ -122,7 +126,13 @@ class SentenceSettings:
         return {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
 
 
-def read_settings(top: str, body: str, config: Any, tokenizer: Any, given: Any) -> SentenceSettings:
+def read_settings(
+    top: str,
+    body: str,
+    config: Config,
+    tokenizer: "PreTrainedTokenizerBase",
+    given: Mapping[str, Any],
+) -> SentenceSettings:
     """Reads the settings of a folder.
 
     Args:
@@ -180,14 +190,16 @@ def checked_given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def new_settings(config: Any, tokenizer: Any, given: Mapping[str, Any]) -> SentenceSettings:
+def new_settings(
+    config: Config, tokenizer: "PreTrainedTokenizerBase", given: Mapping[str, Any]
+) -> SentenceSettings:
     """Returns the settings of an encoder without a settings file; see `checked_given`."""
     fields: dict[str, Any] = {"max_seq_length": longest(config, tokenizer), **checked_given(given)}
     fields["prompts"] = merged_prompts(fields.get("prompts", {}))
     return SentenceSettings(**fields)
 
 
-def longest(config: Any, tokenizer: Any) -> int:
+def longest(config: Config, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Returns the maximum number of tokens that both the tokenizer and the model accept."""
     positions = config.max_tokens
     return min(getattr(tokenizer, "model_max_length", positions), positions)
@@ -221,7 +233,7 @@ def _read_top(path: str) -> dict[str, Any]:
     return {**found, "extra": extra}
 
 
-def merged_prompts(*groups: Any) -> dict[str, str]:
+def merged_prompts(*groups: Mapping[str, str | None] | None) -> dict[str, str]:
     """Returns the default prompts, replaced and extended by those of each group in turn.
 
     A prompt of None keeps the previous one, or else is empty, as in sentence-transformers.

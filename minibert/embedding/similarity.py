@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert.core.checks import as_array, check_choice, whole
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError
 from minibert.nn.numerics import extreme, highest, in_range, out_of_range, rows_not_finite, unit
 
@@ -102,7 +103,7 @@ SIMILARITIES: dict[str, Similarity] = {
 }
 
 
-def similarity(one: Any, other: Any, name: str = "cosine") -> Scores:
+def similarity(one: ArrayLike, other: ArrayLike, name: str = "cosine") -> Scores:
     """Returns the similarity of each of the first vectors to each of the second.
 
     Args:
@@ -122,7 +123,7 @@ def similarity(one: Any, other: Any, name: str = "cosine") -> Scores:
     return _scores(name, function.all_pairs, first, second)
 
 
-def similarity_pairwise(one: Any, other: Any, name: str = "cosine") -> Scores:
+def similarity_pairwise(one: ArrayLike, other: ArrayLike, name: str = "cosine") -> Scores:
     """Returns the similarity of each pair of vectors, `(texts,)`.
 
     Arguments and errors are those of `similarity`; both arrays must have the same shape.
@@ -137,13 +138,13 @@ def similarity_pairwise(one: Any, other: Any, name: str = "cosine") -> Scores:
 
 @np.errstate(over="ignore", under="ignore")
 def semantic_search(
-    query_embeddings: Any,
-    corpus_embeddings: Any,
+    query_embeddings: ArrayLike,
+    corpus_embeddings: ArrayLike,
     *,
-    top_k: Any = 10,
+    top_k: int = 10,
     score_function: str = "cosine",
-    query_chunk_size: Any = 100,
-    corpus_chunk_size: Any = 1 << 14,
+    query_chunk_size: int = 100,
+    corpus_chunk_size: int = 1 << 14,
 ) -> list[list[dict[str, int | float]]]:
     """Returns the vectors of a corpus that are most similar to each query.
 
@@ -209,7 +210,7 @@ class _TopK:
         return [{"corpus_id": number, "score": score} for number, score in pairs]
 
 
-def vectors(name: str, embeddings: Any) -> Vectors:
+def vectors(name: str, embeddings: ArrayLike) -> Vectors:
     """Checks one or more vectors, and returns them in float32 or float64.
 
     Raises:
@@ -233,7 +234,9 @@ def vectors(name: str, embeddings: Any) -> Vectors:
 
 
 def _pair(
-    one: Any, other: Any, names: tuple[str, str] = ("first embeddings", "second embeddings")
+    one: ArrayLike,
+    other: ArrayLike,
+    names: tuple[str, str] = ("first embeddings", "second embeddings"),
 ) -> tuple[Vectors, Vectors]:
     """Returns vectors of one width, checked, in the wider of their dtypes."""
     first, second = vectors(names[0], one), vectors(names[1], other)
@@ -287,7 +290,7 @@ def _any_extreme(one: Vectors, other: Vectors) -> bool:
     return any(extreme(vectors).any() for vectors in (one, other))
 
 
-def _scaled(vectors: Vectors, exponents: Any) -> Vectors:
+def _scaled(vectors: Vectors, exponents: int | np.ndarray | None) -> Vectors:
     """Divides vectors by powers of two, in float64, if there are any."""
     if exponents is None:
         return vectors

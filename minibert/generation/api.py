@@ -16,10 +16,12 @@ import numpy as np
 from jax import Array
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
+from minibert.core.types import AnyArray, ArrayLike
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation import beams, decoding
 from minibert.generation.config import DEFAULTS, GenerationConfig
 from minibert.generation.decoding import Plan, Prompt, Rules
+from minibert.models.base import PretrainedModel
 from minibert.models.compilation import program
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
@@ -53,14 +55,14 @@ BANS = (
 
 
 def generate(
-    model: Any,
-    input_ids: Any,
-    attention_mask: Any = None,
+    model: PretrainedModel,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
     *,
-    generation_config: Any = None,
-    key: Any = None,
-    encoder_hidden_states: Any = None,
-    encoder_attention_mask: Any = None,
+    generation_config: GenerationConfig | None = None,
+    key: Array | None = None,
+    encoder_hidden_states: ArrayLike | None = None,
+    encoder_attention_mask: ArrayLike | None = None,
     **options: Any,
 ) -> np.ndarray | GenerateOutput:
     """Generates continuations of prompts.
@@ -102,14 +104,14 @@ def generate(
 
 
 def stream(
-    model: Any,
-    input_ids: Any,
-    attention_mask: Any = None,
+    model: PretrainedModel,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
     *,
-    generation_config: Any = None,
-    key: Any = None,
-    encoder_hidden_states: Any = None,
-    encoder_attention_mask: Any = None,
+    generation_config: GenerationConfig | None = None,
+    key: Array | None = None,
+    encoder_hidden_states: ArrayLike | None = None,
+    encoder_attention_mask: ArrayLike | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
     """Generates continuations of prompts and yields each token as soon as it is generated.
@@ -133,7 +135,12 @@ def stream(
     return _tokens(begin, advance, call.arguments, config)
 
 
-def _tokens(begin: Any, advance: Any, given: Any, config: GenerationConfig) -> Iterator[np.ndarray]:
+def _tokens(
+    begin: Callable[..., Any],
+    advance: Callable[..., Any],
+    given: Any,
+    config: GenerationConfig,
+) -> Iterator[np.ndarray]:
     leaves, prompt, rules = given
     state, token, faults, more = begin(*given)
     while True:
@@ -144,7 +151,7 @@ def _tokens(begin: Any, advance: Any, given: Any, config: GenerationConfig) -> I
         state, token, faults, more = advance(leaves, state, rules)
 
 
-def _check_rows(faults: Any, batch: int, config: GenerationConfig) -> None:
+def _check_rows(faults: AnyArray, batch: int, config: GenerationConfig) -> None:
     """Raises an error if a row has no next token. Every prompt has the same number of rows."""
     faults = np.asarray(faults)
     if not faults.any():
@@ -166,11 +173,13 @@ def _bans(config: GenerationConfig) -> str:
     return ", ".join(name for name in BANS if getattr(config, name) != DEFAULTS[name])
 
 
-def _begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> tuple[Any, ...]:
+def _begin(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> tuple[Any, ...]:
     return _streamed(decoding.begin(model, prompt, rules, plan), rules, plan)
 
 
-def _advance(model: Any, state: decoding.State, rules: Rules, plan: Plan) -> tuple[Any, ...]:
+def _advance(
+    model: PretrainedModel, state: decoding.State, rules: Rules, plan: Plan
+) -> tuple[Any, ...]:
     return _streamed(decoding.advance(model, state, rules, plan), rules, plan)
 
 
@@ -198,7 +207,9 @@ class _Call(NamedTuple):
         return program(function, self.treedef, self.plan, **options)
 
 
-def _config_of_call(model: Any, config: Any, options: dict[str, Any]) -> GenerationConfig:
+def _config_of_call(
+    model: PretrainedModel, config: GenerationConfig | None, options: dict[str, Any]
+) -> GenerationConfig:
     if not getattr(model, "generates", False):
         name = type(model).__name__
         raise InputError(f"model: {name} cannot generate: it returns no next-token logits")
@@ -208,11 +219,11 @@ def _config_of_call(model: Any, config: Any, options: dict[str, Any]) -> Generat
 
 
 def _checked_call(
-    model: Any,
-    input_ids: Any,
-    attention_mask: Any,
+    model: PretrainedModel,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None,
     encoder: tuple[Any, Any],
-    key: Any,
+    key: Array | None,
     config: GenerationConfig,
 ) -> _Call:
     leaves, treedef = jax.tree.flatten(model)
@@ -228,7 +239,11 @@ def _checked_call(
 
 
 def _given(
-    model: Any, input_ids: Any, mask: Any, config: GenerationConfig, encoder: tuple[Any, Any]
+    model: PretrainedModel,
+    input_ids: Any,
+    mask: ArrayLike | None,
+    config: GenerationConfig,
+    encoder: tuple[Any, Any],
 ) -> Prompt:
     """Returns the prompts as they were passed, and the encoder's states, after validation.
 
@@ -288,7 +303,7 @@ def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prepare(
-    model: Any, given: Prompt, config: GenerationConfig, key: Any
+    model: PretrainedModel, given: Prompt, config: GenerationConfig, key: Array | None
 ) -> tuple[Plan, Rules, Prompt]:
     """Returns the static part of the program, its inputs and the padded prompts.
 
@@ -362,7 +377,7 @@ def _powers(steps: int, penalty: float) -> np.ndarray:
         return np.clip(lengths**penalty, finite.tiny, finite.max).astype(np.float32)
 
 
-def _key(key: Any) -> Any:
+def _key(key: Array | None) -> Any:
     known = isinstance(key, jax.Array | np.ndarray)
     typed = known and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
     raw = known and key.dtype == np.uint32 and key.ndim == 1
@@ -416,5 +431,5 @@ def _continued(given: Prompt, texts: np.ndarray) -> np.ndarray:
     return np.concatenate([ids, texts], axis=1, dtype=np.int32)
 
 
-def _by_step(records: decoding.Records, steps: int) -> dict[str, tuple[np.ndarray, ...]]:
+def _by_step(records: decoding.Records, steps: int) -> dict[str, Any]:
     return {n: tuple(np.asarray(array).swapaxes(0, 1)[:steps]) for n, array in records.items()}

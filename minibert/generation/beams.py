@@ -34,6 +34,7 @@ from minibert.generation.decoding import (
 )
 from minibert.generation.processors import History
 from minibert.generation.sampling import draw_distinct
+from minibert.models.base import PretrainedModel
 
 IMPOSSIBLE = -1e9
 
@@ -86,7 +87,7 @@ class Search(NamedTuple):
         return self.running.tokens.reshape(-1, self.running.tokens.shape[2])
 
 
-def search(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
+def search(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     """Runs beam search until it stops as `plan.early_stopping` specifies, or a beam has a fault."""
     logits, tokens, cache, records = prefill(model, prompt, plan)
     batch, beams = len(prompt.ids), plan.copies

@@ -120,7 +120,7 @@ class GenerationConfig:
     )
     unset: frozenset[str] = dataclasses.field(init=False, compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = _checked({name: getattr(self, name) for name in OPTIONS})
         kept = {"unset": OPTIONS - given.keys(), "extra": FrozenDict(self.extra)}
         assign(self, {**DEFAULTS, **given, **kept})
@@ -130,7 +130,7 @@ class GenerationConfig:
             raise ConfigError("; ".join(found))
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "generation_config") -> "GenerationConfig":
+    def from_dict(cls, data: object, where: str = "generation_config") -> "GenerationConfig":
         """Builds a config from the contents of a generation_config.json.
 
         Fields of a decoding method that is not used are ignored.
@@ -152,7 +152,7 @@ class GenerationConfig:
             raise type(reason)(f"{where}: {reason}") from None
 
     @classmethod
-    def from_model_config(cls, data: Any, where: str = "config") -> "GenerationConfig":
+    def from_model_config(cls, data: object, where: str = "config") -> "GenerationConfig":
         """Builds a config from a config.json, for a model without a generation_config.json.
 
         Uses its special tokens and the generation fields that older versions of transformers
@@ -326,7 +326,7 @@ class GenerationConfig:
         """
         self._check_ids(vocab_size)
 
-        def mask(tokens: Any) -> np.ndarray | None:
+        def mask(tokens: object) -> np.ndarray | None:
             return None if tokens is None else np.isin(np.arange(vocab_size), ids(tokens))
 
         end = mask(self.eos_token_id)
@@ -479,11 +479,11 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value))
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> Any:
     return list(map(_listed, value)) if isinstance(value, tuple) else value
 
 
-def ids(tokens: Any) -> tuple[int, ...]:
+def ids(tokens: object) -> tuple[int, ...]:
     """Returns all ids in None, an id, or tuples of ids nested to any depth."""
     return tuple(jax.tree.leaves(tokens))
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32, Int, Int8
 
 from minibert.generation.processors import History, Processors
 from minibert.generation.sampling import Sampling, draw, row_keys
+from minibert.models.base import PretrainedModel
 from minibert.models.compilation import check_evaluation
 from minibert.nn.cache import KVCache
 
@@ -121,7 +122,7 @@ class State(NamedTuple):
 
 
 def prefill(
-    model: Any, prompt: Prompt, plan: Plan
+    model: PretrainedModel, prompt: Prompt, plan: Plan
 ) -> tuple[Logits, Int[Array, "rows slots"], KVCache, Records]:
     """Runs the model on the prompts and makes `plan.copies` rows of each.
 
@@ -149,7 +150,7 @@ def prefill(
     return logits, tokens, cache, dict.fromkeys(plan.records, empty)
 
 
-def read(model: Any, state: Any, plan: Plan) -> tuple[Any, Logits]:
+def read(model: PretrainedModel, state: Any, plan: Plan) -> tuple[Any, Logits]:
     """Runs the model on the last token of each row, at the position after the row's other tokens.
 
     Args:
@@ -176,7 +177,7 @@ def step_keys(rules: Rules, step: Array, rows: int) -> Array:
     return jax.vmap(jax.random.fold_in, (0, None))(row_keys(rules.key, rows), step)
 
 
-def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
+def begin(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Runs the model on the prompts and generates the first token of every row."""
     logits, tokens, cache, records = prefill(model, prompt, plan)
     rows = len(tokens)
@@ -192,7 +193,7 @@ def begin(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     return _write(state, logits, rules, plan)
 
 
-def advance(model: Any, state: State, rules: Rules, plan: Plan) -> State:
+def advance(model: PretrainedModel, state: State, rules: Rules, plan: Plan) -> State:
     """Runs the model on the last token of every row and generates the next."""
     return _write(*read(model, state, plan), rules, plan)
 
@@ -202,7 +203,7 @@ def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
     return (state.step < rules.limit) & ~state.done.all() & ~state.faults.any()
 
 
-def run(model: Any, prompt: Prompt, rules: Rules, plan: Plan) -> State:
+def run(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> State:
     """Generates until every row has ended, the limit is reached or a row has a fault."""
     return jax.lax.while_loop(
         lambda state: unfinished(state, rules),

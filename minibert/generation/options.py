@@ -127,6 +127,6 @@ DECAY = Rule(
 )
 
 
-def option(rule: Rule, default: Any = None) -> Any:
+def option(rule: Rule, default: object = None) -> Any:
     """Returns a dataclass field that is unset where it is None, and then has its default."""
     return dataclasses.field(default=None, metadata={"rule": rule, "default": default})

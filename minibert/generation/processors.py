@@ -145,70 +145,70 @@ def add_phrase_bias(phrases: Phrases, scores: Scores, history: History) -> Score
     return scores + bias.add(jnp.where(matching, phrases.bias, 0))
 
 
-def penalize(penalty: Leaf, scores: Scores, tokens: Bool[Array, "rows vocab"]) -> Scores:
+def penalize(penalty: Array, scores: Scores, tokens: Bool[Array, "rows vocab"]) -> Scores:
     """Lowers the scores of `tokens` with a penalty above 1 and raises them with one below."""
     penalized = jnp.where(scores < 0, scores * penalty, scores / penalty)
     return jnp.where(tokens, penalized, scores)
 
 
-def penalize_prompt(penalty: Leaf, scores: Scores, history: History) -> Scores:
+def penalize_prompt(penalty: Array, scores: Scores, history: History) -> Scores:
     """Favours the tokens of the prompt."""
     return penalize(1 / penalty, scores, _counts(scores, history, history.prompt()) > 0)
 
 
-def penalize_text(penalty: Leaf, scores: Scores, history: History) -> Scores:
+def penalize_text(penalty: Array, scores: Scores, history: History) -> Scores:
     """Penalises the tokens of the text."""
     return penalize(penalty, scores, _counts(scores, history, history.real) > 0)
 
 
-def penalize_presence(penalty: Leaf, scores: Scores, history: History) -> Scores:
+def penalize_presence(penalty: Array, scores: Scores, history: History) -> Scores:
     """Subtracts `penalty` from the score of every token that was generated before."""
     return jnp.where(_counts(scores, history, history.generated()) > 0, scores - penalty, scores)
 
 
-def penalize_frequency(penalty: Leaf, scores: Scores, history: History) -> Scores:
+def penalize_frequency(penalty: Array, scores: Scores, history: History) -> Scores:
     """Subtracts `penalty` from a token's score once for each time it was generated."""
     return scores - penalty * _counts(scores, history, history.generated())
 
 
-def ban_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
+def ban_ngrams(size: Array, scores: Scores, history: History) -> Scores:
     """Bans the tokens that would complete an n-gram of the text a second time."""
     return _ban_completions(size, scores, history, history.real)
 
 
-def ban_prompt_ngrams(size: Leaf, scores: Scores, history: History) -> Scores:
+def ban_prompt_ngrams(size: Array, scores: Scores, history: History) -> Scores:
     """Bans the tokens that would complete an n-gram of the prompt."""
     return _ban_completions(size, scores, history, history.prompt())
 
 
-def ban_end_before_length(numbers: Leaf, scores: Scores, history: History) -> Scores:
+def ban_end_before_length(numbers: Array, scores: Scores, history: History) -> Scores:
     """Bans EOS in texts that are too short, prompt included."""
     least, end = numbers
     return _ban(scores, end & (history.lengths() < least)[:, None])
 
 
-def ban_end_before_step(numbers: Leaf, scores: Scores, history: History) -> Scores:
+def ban_end_before_step(numbers: Array, scores: Scores, history: History) -> Scores:
     """Bans EOS before enough tokens are generated."""
     least, end = numbers
     return _ban(scores, end & (history.step < least))
 
 
-def force_second(mask: Leaf, scores: Scores, history: History) -> Scores:
+def force_second(mask: Array, scores: Scores, history: History) -> Scores:
     """Forces the token that follows a text of one token."""
     return _force(scores, mask, (history.lengths() == 1)[:, None])
 
 
-def force_last(mask: Leaf, scores: Scores, history: History) -> Scores:
+def force_last(mask: Array, scores: Scores, history: History) -> Scores:
     """Forces the token at the length limit."""
     return _force(scores, mask, history.step == history.limit - 1)
 
 
-def remove_invalid(_: Leaf, scores: Scores, history: History) -> Scores:
+def remove_invalid(_: Array, scores: Scores, history: History) -> Scores:
     """Replaces NaN by 0, and infinities by the largest finite numbers."""
     return jnp.nan_to_num(scores, nan=0)
 
 
-def favour_end(numbers: Leaf, scores: Scores, history: History) -> Scores:
+def favour_end(numbers: Array, scores: Scores, history: History) -> Scores:
     """Raises the score of EOS with every token after a given number of them."""
     after, logarithm, end = numbers
     past = jnp.asarray(history.step - after, scores.dtype)
@@ -218,19 +218,19 @@ def favour_end(numbers: Leaf, scores: Scores, history: History) -> Scores:
     return jnp.where(end & (past > 0) & jnp.isfinite(scores), favoured, scores)
 
 
-def suppress(mask: Leaf, scores: Scores, history: History) -> Scores:
+def suppress(mask: Array, scores: Scores, history: History) -> Scores:
     """Bans tokens."""
     return _ban(scores, mask)
 
 
-def suppress_first(numbers: Leaf, scores: Scores, history: History) -> Scores:
+def suppress_first(numbers: Array, scores: Scores, history: History) -> Scores:
     """Bans tokens as the first generated token, or as the second after a forced one."""
     mask, forced = numbers
     first = jnp.where(forced & (history.prompt().sum(axis=1) <= 1), 1, 0)
     return _ban(scores, mask & (history.step == first)[:, None])
 
 
-def force_positions(numbers: Leaf, scores: Scores, history: History) -> Scores:
+def force_positions(numbers: Array, scores: Scores, history: History) -> Scores:
     """Forces tokens at given positions of a text."""
     positions, tokens = numbers
     here = positions == history.lengths()[:, None]
@@ -269,7 +269,7 @@ def _counts(scores: Scores, history: History, where: Slots) -> Scores:
     return jnp.zeros_like(scores).at[rows, columns].add(1, mode="drop")
 
 
-def _ban_completions(size: Leaf, scores: Scores, history: History, among: Slots) -> Scores:
+def _ban_completions(size: Array, scores: Scores, history: History, among: Slots) -> Scores:
     """Bans tokens at slots of `among` that follow the `size - 1` tokens that end the text."""
     end = history.start + history.step
     slots = jnp.arange(history.tokens.shape[1])
@@ -284,11 +284,11 @@ def _ban_completions(size: Leaf, scores: Scores, history: History, among: Slots)
     return _ban(scores, _counts(scores, history, completing) > 0)
 
 
-def _ban(scores: Scores, tokens: Leaf) -> Scores:
+def _ban(scores: Scores, tokens: Array) -> Scores:
     return jnp.where(tokens, -jnp.inf, scores)
 
 
-def _force(scores: Scores, tokens: Leaf, where: Array) -> Scores:
+def _force(scores: Scores, tokens: Array, where: Array) -> Scores:
     return jnp.where(where, jnp.where(tokens, 0, -jnp.inf), scores)
 
 

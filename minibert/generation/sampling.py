@@ -76,7 +76,7 @@ class Sampling:
         return jax.nn.log_softmax(scores) if self.renormalize else scores
 
 
-def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
+def top_h(scores: Scores, share: Array, _: Array) -> Kept:
     """Keeps the most probable tokens whose entropy terms sum to at most `share` of the entropy."""
     best, tokens = lax.top_k(scores, min(TOP_H_CANDIDATES, scores.shape[1]))
     terms = _entropy_terms(best)
@@ -85,13 +85,13 @@ def top_h(scores: Scores, share: Leaf, _: Leaf) -> Kept:
     return _at(tokens, kept.at[:, 0].set(True), scores)
 
 
-def top_k(scores: Scores, count: Leaf, least: Leaf) -> Kept:
+def top_k(scores: Scores, count: Array, least: Array) -> Kept:
     """Keeps the `count` most probable tokens, at least `least`, and ties with the last of them."""
     k = jnp.minimum(jnp.maximum(count, least), scores.shape[1])
     return scores >= kth_largest(scores, k)
 
 
-def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
+def top_p(scores: Scores, rest: Array, least: Array) -> Kept:
     """Drops the least probable tokens with a total probability of at most `rest`."""
     likely = jax.nn.softmax(scores)
 
@@ -105,14 +105,14 @@ def top_p(scores: Scores, rest: Leaf, least: Leaf) -> Kept:
     return _keep_ranked(scores, keep)
 
 
-def min_p(scores: Scores, share: Leaf, least: Leaf) -> Kept:
+def min_p(scores: Scores, share: Array, least: Array) -> Kept:
     """Keeps the tokens whose probability is at least `share` of the maximum."""
     likely = jax.nn.softmax(scores)
     kept = likely >= share * likely.max(axis=1, keepdims=True)
     return kept | top_k(scores, least, least)
 
 
-def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
+def typical_p(scores: Scores, mass: Array, least: Array) -> Kept:
     """Keeps the tokens whose information is closest to the entropy, until they reach `mass`."""
     likely = jax.nn.softmax(scores)
     entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
@@ -128,12 +128,12 @@ def typical_p(scores: Scores, mass: Leaf, least: Leaf) -> Kept:
     return _keep_ranked(-distance, keep)
 
 
-def epsilon(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
+def epsilon(scores: Scores, cutoff: Array, least: Array) -> Kept:
     """Keeps the tokens whose probability is at least `cutoff`."""
     return (jax.nn.softmax(scores) >= cutoff) | top_k(scores, least, least)
 
 
-def eta(scores: Scores, cutoff: Leaf, least: Leaf) -> Kept:
+def eta(scores: Scores, cutoff: Array, least: Array) -> Kept:
     """Keeps the tokens whose probability is at least min(cutoff, √cutoff · exp(−entropy))."""
     entropy = _entropy_terms(scores).sum(axis=1, keepdims=True)
     return epsilon(scores, jnp.minimum(cutoff, jnp.sqrt(cutoff) * jnp.exp(-entropy)), least)
@@ -151,7 +151,7 @@ FILTERS: Mapping[str, Callable[[Scores, Any, Any], Kept]] = {
 }
 
 
-def kth_largest(scores: Scores, k: Leaf) -> Float32[Array, "rows 1"]:
+def kth_largest(scores: Scores, k: Array) -> Float32[Array, "rows 1"]:
     """Returns the k-th largest score of each row, with ties counted separately; 1 ≤ k ≤ vocab.
 
     The score is found bit by bit, by counting: sorting a large vocabulary takes several times as

@@ -6,8 +6,8 @@ is one more hidden state than layers, the embeddings.
 
 import collections
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,22 @@ from scipy.special import softmax
 
 from minibert.core.checks import as_array, check_choice, shaped, whole
 from minibert.core.fields import NON_NEGATIVE
+from minibert.core.types import AnyArray, ArrayLike
 from minibert.embedding.similarity import cosine, pairwise_cosine, similarity
 from minibert.errors import InputError, TextNotFiniteError
 from minibert.inspection.capture import captured
+from minibert.models.base import PretrainedModel
 from minibert.models.compilation import compiled
 from minibert.nn.numerics import cause, rows_not_finite
 from minibert.nn.pooling import POOLINGS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") -> np.ndarray:
+
+def pool_layers(
+    hidden_states: Sequence[AnyArray] | AnyArray, attention_mask: ArrayLike, pooling: str = "mean"
+) -> np.ndarray:
     """Returns a vector for each text and layer, `(layers + 1, batch, hidden)`.
 
     Args:
@@ -50,7 +57,11 @@ def pool_layers(hidden_states: Any, attention_mask: Any, pooling: str = "mean") 
 
 
 def embed_by_layer(
-    model: Any, inputs: Mapping[str, Any], pooling: str = "mean", *, batch_size: Any = 32
+    model: PretrainedModel,
+    inputs: Mapping[str, Any],
+    pooling: str = "mean",
+    *,
+    batch_size: int = 32,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the vectors of many texts by layer.
 
@@ -86,7 +97,7 @@ def embed_by_layer(
     return np.concatenate(layers, axis=1), np.concatenate(pooled) if pooled else None
 
 
-def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.ndarray:
+def softmax_similarity(one: ArrayLike, other: ArrayLike, scale: float | int = 1.0) -> np.ndarray:
     """Returns the softmax of the dot products of two sets of vectors, `(first, second)`.
 
     Args:
@@ -99,7 +110,7 @@ def softmax_similarity(one: Any, other: Any, scale: float | int = 1.0) -> np.nda
     return softmax(left @ right.T, axis=-1)
 
 
-def similarity_matrices(embeddings: Any, scale: float | int = 10) -> dict[str, np.ndarray]:
+def similarity_matrices(embeddings: ArrayLike, scale: float | int = 10) -> dict[str, np.ndarray]:
     """Returns three matrices of the similarities between tokens.
 
     Args:
@@ -128,7 +139,7 @@ def layer_to_layer(pooled: np.ndarray) -> np.ndarray:
     return np.stack([pairwise_cosine(*pair) for pair in itertools.pairwise(pooled)])
 
 
-def describe(values: Any) -> dict[str, float]:
+def describe(values: ArrayLike) -> dict[str, float]:
     """Returns count, mean, standard deviation (n − 1), min, quartiles and max of numbers."""
     flat = np.asarray(as_array("values", values), np.float64).ravel()
     if not flat.size:
@@ -143,7 +154,9 @@ def describe(values: Any) -> dict[str, float]:
     }
 
 
-def token_through_layers(hidden_states: Any, row: int, position: int) -> dict[str, np.ndarray]:
+def token_through_layers(
+    hidden_states: Sequence[AnyArray], row: int, position: int
+) -> dict[str, np.ndarray]:
     """Returns how the state of a token changes from layer to layer, `(layers + 1,)` each.
 
     Args:
@@ -165,7 +178,9 @@ def token_through_layers(hidden_states: Any, row: int, position: int) -> dict[st
     }
 
 
-def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.ndarray]:
+def attention_statistics(
+    attentions: Sequence[AnyArray], attention_mask: ArrayLike
+) -> dict[str, np.ndarray]:
     """Returns attention statistics of each head over the tokens of all texts, `(layers, heads)`.
 
     Args:
@@ -209,12 +224,12 @@ def attention_statistics(attentions: Any, attention_mask: Any) -> dict[str, np.n
     return {name: np.stack(values) for name, values in found.items()}
 
 
-def last_block(model: Any) -> str:
+def last_block(model: PretrainedModel) -> str:
     """Returns the path of a model's last block."""
     return model.block_paths[-1]
 
 
-def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
+def logit_lens(model: PretrainedModel, *args: Any, **kwargs: Any) -> Array:
     """Returns the logits of a model if it ended after each layer, `(layers + 1, *logits)`.
 
     Each hidden state replaces the output of the last block, and is then processed by the modules
@@ -241,7 +256,9 @@ def logit_lens(model: Any, *args: Any, **kwargs: Any) -> Array:
     )
 
 
-def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+def knocked_out(
+    model: PretrainedModel, score: Callable[[Any], Array], *args: Any, **kwargs: Any
+) -> np.ndarray:
     """Returns how much a score drops when each head is ablated, `(layers, heads)`.
 
     One program is compiled for all heads.
@@ -259,7 +276,7 @@ def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
 
     @jax.jit
-    def scored(model: Any, factors: Array) -> Array:
+    def scored(model: PretrainedModel, factors: Array) -> Array:
         outputs = model(*args, **kwargs, head_mask=factors)
         return shaped("score", jnp.asarray(score(outputs)), [()])
 
@@ -270,7 +287,7 @@ def knocked_out(model: Any, score: Any, *args: Any, **kwargs: Any) -> np.ndarray
 
 
 def nearest_words(
-    table: Any, vector: Any, tokenizer: Any, count: int = 5
+    table: ArrayLike, vector: ArrayLike, tokenizer: "PreTrainedTokenizerBase", count: int = 5
 ) -> Sequence[tuple[str, float]]:
     """Returns the tokens whose embeddings are most similar to a vector, with cosines.
 
@@ -290,7 +307,7 @@ def nearest_words(
     return list(zip(names, alike[best].tolist(), strict=True))
 
 
-def _wide(array: Any) -> np.ndarray:
+def _wide(array: ArrayLike) -> np.ndarray:
     """Returns an array in float32, or wider."""
     found = np.asarray(as_array("array", array))
     return found.astype(np.float32) if found.dtype.itemsize < 4 else found

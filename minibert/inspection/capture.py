@@ -5,14 +5,16 @@ change. It is a pure function, so that it can be jitted, differentiated and vect
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import nnx
 from jax import Array
 
 from minibert.core.checks import as_array, shaped
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
 from minibert.nn.tree import paths_by_pattern, submodules
 
@@ -27,16 +29,16 @@ class Captured(dict[str, Any]):
     outputs: Any = None
 
 
-def rooms(model: Any) -> dict[str, Any]:
+def rooms(model: PretrainedModel) -> dict[str, Any]:
     """Returns the submodules of a model by path, top down, without lists."""
     return {path: one for path, one in submodules(model) if not isinstance(one, nnx.List)}
 
 
 def captured(
-    model: Any,
-    paths: Any,
+    model: PretrainedModel,
+    paths: str | Iterable[str],
     *args: Any,
-    replace: Any = None,
+    replace: Mapping[str, Callable[[Any], Any] | ArrayLike] | None = None,
     **kwargs: Any,
 ) -> Captured:
     """Calls a model and returns the outputs of some of its submodules.
@@ -101,7 +103,7 @@ def _record(found: Captured, path: str, edits: Mapping[str, Any], output: Any) -
     return output
 
 
-def _replaced(path: str, edit: Any, value: Any) -> Array:
+def _replaced(path: str, edit: Any, value: object) -> Array:
     where = f"replace: {path}"
     if not isinstance(value, Array):
         kind = type(value).__name__

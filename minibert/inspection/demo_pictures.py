@@ -8,9 +8,12 @@ from transformers import AutoTokenizer
 
 import minibert
 from minibert import assets, plots
+from minibert.models.base import PretrainedModel
 
 
-def pictures(report: dict[str, Any], bert: Any, bound: float) -> tuple[Any, Any, Any, Any]:
+def pictures(
+    report: dict[str, Any], bert: PretrainedModel, bound: float
+) -> tuple[Any, Any, Any, Any]:
     """Returns matplotlib figures of parity, predicted words, attention and similarity.
 
     Args:

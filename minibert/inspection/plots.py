@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minibert.core.checks import unmasked
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError
 
 BLUE, ORANGE, GREY, RED = "#0072b2", "#e69f00", "#8c8c8c", "#d55e00"  # Okabe and Ito's
@@ -33,7 +34,7 @@ def figure(width: float | int, height: float | int) -> Any:
 
 
 def matrix(
-    values: Any,
+    values: ArrayLike,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     *,
@@ -101,7 +102,14 @@ def matrix(
     return made
 
 
-def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabel: str) -> Any:
+def violins(
+    values: Sequence[ArrayLike] | ArrayLike,
+    names: Sequence[str],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> Any:
     """Plots the distribution of each group as a violin with median and quartiles.
 
     Args:
@@ -130,7 +138,7 @@ def violins(values: Any, names: Sequence[str], *, title: str, xlabel: str, ylabe
 
 
 def attention_maps(
-    weights: Any, tokens: Sequence[str], *, title: str, names: Sequence[str] | None = None
+    weights: ArrayLike, tokens: Sequence[str], *, title: str, names: Sequence[str] | None = None
 ) -> Any:
     """Plots the attention weights of each head of a layer, with a shared colour scale.
 
@@ -281,7 +289,7 @@ def _logged(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[Any],
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
-def _chart(width: float | int, height: float | int, **labels: Any) -> tuple[Any, Any]:
+def _chart(width: float | int, height: float | int, **labels: str) -> tuple[Any, Any]:
     """Returns a figure and its axes, with a grid and without top and right spines."""
     made = figure(width, height)
     axes = made.subplots()
@@ -291,7 +299,7 @@ def _chart(width: float | int, height: float | int, **labels: Any) -> tuple[Any,
     return made, axes
 
 
-def _averaged(values: Any) -> np.ndarray:
+def _averaged(values: Sequence[float]) -> np.ndarray:
     """Returns the centred running mean over about a twentieth of the run."""
     reach = len(values) // 40
     sums = np.concatenate([[0.0], np.cumsum(values)])

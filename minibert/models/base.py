@@ -3,10 +3,9 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, Unpack, overload
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Integer
@@ -19,14 +18,35 @@ from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
 from minibert.checkpoint.sources import open_source
 from minibert.checkpoint.tensors import TensorSource
-from minibert.core.checks import Size
 from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.core.types import AnyArray, Dtype, Rngs, Size
+from minibert.nn.cache import KVCache
 from minibert.nn.layers import Module
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
+Names = tuple[str, ...]
+Table = Mapping[str, str]
+Dimensions = Mapping[str, tuple[str | int | None, ...]]
 Model = TypeVar("Model", bound="PretrainedModel")
-Rngs = nnx.Rngs | None
+
+
+class LoadingOptions(TypedDict, total=False):
+    """The arguments of `PretrainedModel.from_pretrained` that have a default."""
+
+    revision: str | None
+    subfolder: str
+    cache_dir: AnyPath | None
+    token: str | bool | None
+    local_files_only: bool
+    dtype: Dtype
+    param_dtype: Dtype
+    new_head: bool
+    rngs: Rngs
+    num_labels: int | None
+    id2label: Mapping[int, str] | None
+    allow_pickle: bool
+    sharding: Sharding | None
 
 
 class PretrainedModel(Module):
@@ -54,25 +74,27 @@ class PretrainedModel(Module):
     config_class: ClassVar[type[Config]]
     trunk: ClassVar[str]
     is_trunk: ClassVar[bool] = False
-    submodules: ClassVar[tuple[str, ...]]
-    heads: ClassVar[tuple[str, ...]]
-    optional: ClassVar[tuple[str, ...]] = ()
-    tied: ClassVar[Mapping[str, str]] = {}
+    submodules: ClassVar[Names]
+    heads: ClassVar[Names]
+    optional: ClassVar[Names] = ()
+    tied: ClassVar[Table] = {}
     generates: ClassVar[bool] = False
-    lora_targets: ClassVar[tuple[str, ...]]
-    buffers: ClassVar[Mapping[str, str]]
+    lora_targets: ClassVar[Names]
+    buffers: ClassVar[Table]
     blocks: ClassVar[str]
-    dimensions: ClassVar[Mapping[str, tuple[str | int | None, ...]]]
+    dimensions: ClassVar[Dimensions]
     segments: ClassVar[str]
     has_choices: ClassVar[bool] = False
     needs_padding_id: ClassVar[bool] = False
+    config: Any
+    __call__: Callable[..., Any]
 
     def __init__(
         self,
         config: Any,
         *,
         rngs: Rngs,
-        dtype: DTypeLike | None = None,
+        dtype: Dtype = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
         raise TypeError(f"{type(self).__name__} is an abstract base class; use a subclass")
@@ -84,12 +106,12 @@ class PretrainedModel(Module):
 
     def positions(
         self,
-        input_ids: Any,
-        tokens: Any = None,
+        input_ids: AnyArray | None,
+        tokens: AnyArray | None = None,
         *,
         seq: Size = 0,
-        past: Any = 0,
-        segments: Any = None,
+        past: int | Array = 0,
+        segments: Array | None = None,
     ) -> Integer[Array, "#batch seq"]:
         """Returns the default `position_ids`: 0, 1, 2, ….
 
@@ -107,6 +129,10 @@ class PretrainedModel(Module):
         if tokens is None:
             return past + jnp.arange(seq if input_ids is None else input_ids.shape[1])[None]
         return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
+
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache, as the bare model makes it."""
+        return self.base_model.init_cache(batch_size, max_length)
 
     @property
     def tensor_prefix(self) -> str:
@@ -148,7 +174,7 @@ class PretrainedModel(Module):
         source: AnyPath,
         *,
         output_loading_info: Literal[False] = False,
-        **options: Any,
+        **options: Unpack[LoadingOptions],
     ) -> Model: ...
 
     @overload
@@ -158,7 +184,7 @@ class PretrainedModel(Module):
         source: AnyPath,
         *,
         output_loading_info: Literal[True],
-        **options: Any,
+        **options: Unpack[LoadingOptions],
     ) -> tuple[Model, LoadingInfo]: ...
 
     @classmethod
@@ -171,8 +197,8 @@ class PretrainedModel(Module):
         cache_dir: AnyPath | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike | None = None,
+        dtype: Dtype = None,
+        param_dtype: Dtype = None,
         new_head: bool = False,
         rngs: Rngs = None,
         num_labels: int | None = None,
@@ -305,8 +331,8 @@ def load_pretrained(
     opened: Callable[..., TensorSource] | None = None,
     num_labels: int | None = None,
     id2label: Mapping[int, str] | None = None,
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike | None = None,
+    dtype: Dtype = None,
+    param_dtype: Dtype = None,
     new_head: bool = False,
     rngs: Rngs = None,
     allow_pickle: bool = False,

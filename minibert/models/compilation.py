@@ -7,9 +7,9 @@ arguments (a captured weight would become a constant of the program).
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.export
@@ -18,6 +18,7 @@ from flax import nnx
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.inputs import index_limits
 from minibert.models.stack import with_execution
 from minibert.nn.cache import KVCache
@@ -31,12 +32,17 @@ FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Static = tuple[tuple[str, type, Any], ...]  # options by name, with their types
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def program(
-    function: FunctionType, treedef: Any, *static: Any, donate: tuple[int, ...] = ()
+    function: FunctionType,
+    treedef: jax.tree_util.PyTreeDef,
+    *static: Hashable,
+    donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """Returns the compiled `function(model, *arguments, *static)`, called `(leaves, *arguments)`.
 
@@ -56,7 +62,7 @@ def program(
     return jax.jit(call, donate_argnums=donate)
 
 
-class Compiled:
+class Compiled(Generic[P, R]):
     """A compiled model; returned by `compiled`.
 
     Attributes:
@@ -65,15 +71,16 @@ class Compiled:
         parameters: the arrays of the model at the time it was compiled, by path.
     """
 
-    def __init__(self, model: Any):
-        self.model, self.config = model, model.config
+    def __init__(self, model: Callable[P, R]):
+        self.model: Any = model
+        self.config: Any = self.model.config
         self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
-        self.parameters = parameters(model)
+        self.parameters: dict[str, Any] = parameters(self.model)
         self._kinds = _parameters(model)
         self._names = [name for name, kind in self._kinds.items() if kind is POSITIONAL]
         self._programs: dict[Static, Callable[..., Any]] = {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Takes the arguments of the model's call and returns its output.
 
         Raises:
@@ -97,7 +104,7 @@ class Compiled:
             self._programs[static] = program(_forward, self._treedef, static)
         return self._programs[static](self._leaves, _checked(self.model, arrays))
 
-    def warm_up(self, *shapes: Any, **options: Any) -> "Compiled":
+    def warm_up(self, *shapes: Sequence[int], **options: object) -> "Compiled[P, R]":
         """Compiles the programs for batches of some shapes by executing each once.
 
         Args:
@@ -112,21 +119,22 @@ class Compiled:
         Raises:
             InputError: a shape does not consist of positive integers, or the model rejects it.
         """
+        call: Any = self
         for shape in shapes:
             if not isinstance(shape, Sequence) or len(shape) < 2:
                 raise InputError(f"shapes: expected (batch, seq), found {shown(shape)}")
             ones = np.ones([whole("shapes", size, 1) for size in shape], np.int32)
             given = {"input_ids": np.zeros_like(ones), "attention_mask": ones} | options
-            jax.block_until_ready(self(**given))
+            jax.block_until_ready(call(**given))
         return self
 
     def export(
         self,
-        shape: Any = ("batch", "seq"),
+        shape: Sequence[int | str] = ("batch", "seq"),
         *,
-        inputs: Any = ("input_ids", "attention_mask"),
-        platforms: Any = None,
-        **options: Any,
+        inputs: Sequence[str] = ("input_ids", "attention_mask"),
+        platforms: Sequence[str] | None = None,
+        **options: object,
     ) -> jax.export.Exported:
         """Exports the program for processes that have neither minibert nor Flax.
 
@@ -176,7 +184,7 @@ class Compiled:
         return f"compiled({type(self.model).__name__})"
 
 
-def compiled(model: Any) -> Compiled:
+def compiled(model: Callable[P, R]) -> Compiled[P, R]:
     """Returns a fast callable with the signature and outputs of a model in evaluation mode.
 
     It keeps the current weights of the model. The values of its inputs are checked before every
@@ -191,7 +199,7 @@ def compiled(model: Any) -> Compiled:
     return Compiled(model)
 
 
-def check_evaluation(model: Any) -> None:
+def check_evaluation(model: nnx.Module) -> None:
     """Raises an `InputError` if dropout is on, which a program without random keys cannot apply."""
     for _, module in nnx.iter_modules(model):
         if getattr(module, "deterministic", True) is False and getattr(module, "rate", 0):
@@ -200,13 +208,13 @@ def check_evaluation(model: Any) -> None:
             )
 
 
-def _check_some(name: str, given: Any, known: Sequence[str]) -> None:
+def _check_some(name: str, given: object, known: Sequence[str]) -> None:
     """Raises an `InputError` if an argument is not a non-empty list of known names."""
     if not isinstance(given, list | tuple) or not given or any(one not in known for one in given):
         raise InputError(f"{name}: expected some of {', '.join(known)}; found {shown(given)}")
 
 
-def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
+def _open_shape(shape: object, longest: int) -> tuple[Any, ...]:
     """Returns the symbolic shape for an export; a symbolic last size is at most `longest`."""
     good = isinstance(shape, tuple | list) and len(shape) >= 2
     if not good or not all(
@@ -222,7 +230,7 @@ def _open_shape(shape: Any, longest: int) -> tuple[Any, ...]:
     return tuple(jax.export.symbolic_shape(", ".join(map(str, shape)), constraints=bound))
 
 
-def _forward(model: Any, arrays: dict[str, Any], static: Static) -> Any:
+def _forward(model: Callable[..., Any], arrays: dict[str, Any], static: Static) -> Any:
     return model(**arrays, **{name: value for name, _, value in static})
 
 
@@ -235,7 +243,7 @@ def _plain(given: dict[str, Any]) -> dict[str, Any]:
     return plain | {name: flag(name, plain[name]) for name in FLAGS & plain.keys()}
 
 
-def _checked(model: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+def _checked(model: PretrainedModel, arrays: dict[str, Any]) -> dict[str, Any]:
     """Returns the arrays after checking their values; shapes and dtypes are checked by tracing."""
     limits, checked = index_limits(model), {}
     for name, value in arrays.items():

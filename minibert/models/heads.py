@@ -1,25 +1,29 @@
 """Heads shared by several families, each on top of the bare model of its family."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from minibert.models.base import PretrainedModel, Rngs
+from minibert.core.types import ArrayLike, Dtype, Options, Rngs
+from minibert.models.base import PretrainedModel
 from minibert.models.inputs import kept_positions
 from minibert.models.outputs import (
+    AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
+    ModelOutput,
     QuestionAnsweringModelOutput,
     TokenClassifierOutput,
 )
-from minibert.nn.cache import KVCache
 from minibert.nn.layers import Dropout, Linear, TiedLinear
 
+Output = TypeVar("Output", bound=ModelOutput)
 
-class ModelWithHead(PretrainedModel):
+
+class ModelWithHead(PretrainedModel, Generic[Output]):
     """A bare model, in the attribute that its family names (`trunk`), with a head.
 
     Args:
@@ -41,98 +45,98 @@ class ModelWithHead(PretrainedModel):
         config: Any,
         *,
         rngs: Rngs,
-        dtype: DTypeLike | None = None,
+        dtype: Dtype = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        options: Options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         setattr(self, self.trunk, self.base_class(config, **self.base_options, **options))
         self._add_head(config, **options)
 
-    def _add_head(self, config: Any, **options: Any) -> None:
-        raise TypeError(f"{type(self).__name__} has no head; use a class with a head")
+    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
 
-    def _lm_logits(self, hidden: Any) -> Array:
+    def _output(self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs) -> Output:
+        """The head's output, of the bare model's."""
+        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+
+    def _lm_logits(self, hidden: Array) -> Array:
         """Returns the vocabulary logits of hidden states, `(…, hidden)` to `(…, vocab)`."""
         raise TypeError(f"{type(self).__name__} has no language-model head")
 
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
-        """Returns an empty cache; see `init_cache` of the bare model."""
-        return self.base_model.init_cache(batch_size, max_length)
 
-
-class ForMaskedLM(ModelWithHead):
+class ForMaskedLM(ModelWithHead[MaskedLMOutput]):
     """A model that predicts masked tokens."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> MaskedLMOutput:
-        """Takes the bare model's arguments; returns logits, `(batch, seq, vocab)`."""
-        outputs = self.base_model(*args, **kwargs)
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> MaskedLMOutput:
         return MaskedLMOutput(logits=self._lm_logits(outputs.last_hidden_state), **kept(outputs))
 
 
-class ForCausalLM(ModelWithHead):
+class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
     """A decoder that predicts the next token."""
 
     generates = True
 
-    def __call__(
-        self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any
+    def _kept_output(
+        self, outputs: AnyTrunkOutput, logits_to_keep: int
     ) -> CausalLMOutputWithCrossAttentions:
-        """Takes the bare model's arguments; returns logits of the last `logits_to_keep` positions.
-
-        With 0, the default, it returns those of all positions.
-        """
-        outputs = self.base_model(*args, **kwargs)
         return CausalLMOutputWithCrossAttentions(
             logits=self._lm_logits(kept_positions(outputs.last_hidden_state, logits_to_keep)),
             **kept(outputs, "past_key_values", "cross_attentions"),
         )
 
 
-class ForTokenClassification(ModelWithHead):
+class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
     """A model that classifies every token."""
 
     dropout: Dropout
     classifier: Linear
 
-    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> TokenClassifierOutput:
-        """Takes the bare model's arguments; returns logits, `(batch, seq, labels)`."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> TokenClassifierOutput:
         logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
         return TokenClassifierOutput(logits=logits, **kept(outputs))
 
 
-class ForQuestionAnswering(ModelWithHead):
+class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """A model that scores each token as the start and as the end of an answer."""
 
-    def _add_head(self, config: Any, **options: Any) -> None:
-        self.qa_outputs = projection(config, 2, **options)
+    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+        self.qa_outputs: Linear = projection(config, 2, **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> QuestionAnsweringModelOutput:
-        """Takes the bare model's arguments; returns start and end logits, `(batch, seq)`."""
-        outputs = self.base_model(*args, **kwargs)
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> QuestionAnsweringModelOutput:
         logits = self.qa_outputs(outputs.last_hidden_state)
         return QuestionAnsweringModelOutput(
             start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
         )
 
 
-def projection(config: Any, outputs: int, **options: Any) -> Linear:
+def projection(
+    config: Any, outputs: int, use_bias: bool = True, **options: Unpack[Options]
+) -> Linear:
     """Returns a linear layer from hidden states to `outputs` features."""
-    return Linear(config.hidden_size, outputs, stddev=config.initializer_range, **options)
+    return Linear(
+        config.hidden_size, outputs, use_bias=use_bias, stddev=config.initializer_range, **options
+    )
 
 
-def lm_projection(config: Any, **options: Any) -> TiedLinear:
+def lm_projection(config: Any, use_bias: bool = True, **options: Unpack[Options]) -> TiedLinear:
     """Returns a linear layer from hidden states to logits, which may be tied."""
     return TiedLinear(
         config.hidden_size,
         config.vocab_size,
         tied=config.tie_word_embeddings and options["rngs"] is not None,
         stddev=config.initializer_range,
+        use_bias=use_bias,
         **options,
     )
 
 
-def kept(outputs: Any, *names: str) -> dict[str, Any]:
+def kept(outputs: ModelOutput, *names: str) -> dict[str, Any]:
     """Returns the fields that a model's output takes over from the bare model's output."""
     return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *names)}

@@ -21,12 +21,14 @@ from minibert.core.checks import (
     whole,
     zeros_and_ones,
 )
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.nn.attention import attention_mask_to_bool
 from minibert.nn.cache import KVCache
 
 
-def index_limits(model: Any) -> dict[str, str]:
+def index_limits(model: PretrainedModel) -> dict[str, str]:
     """Returns, for each argument of indices, the field of the config that limits it."""
     return {
         "input_ids": "vocab_size",
@@ -65,17 +67,17 @@ class ModelInputs(NamedTuple):
 
 
 def model_inputs(
-    model: Any,
+    model: PretrainedModel,
     *,
-    input_ids: Any,
-    inputs_embeds: Any,
-    attention_mask: Any,
-    token_type_ids: Any,
-    position_ids: Any,
-    head_mask: Any,
-    encoder_hidden_states: Any,
-    encoder_attention_mask: Any,
-    past_key_values: Any,
+    input_ids: ArrayLike | None,
+    inputs_embeds: ArrayLike | None,
+    attention_mask: ArrayLike | None,
+    token_type_ids: ArrayLike | None,
+    position_ids: ArrayLike | None,
+    head_mask: ArrayLike | None,
+    encoder_hidden_states: ArrayLike | None,
+    encoder_attention_mask: ArrayLike | None,
+    past_key_values: KVCache | None,
 ) -> ModelInputs:
     """Checks the arguments of a call against the config of the model.
 
@@ -116,14 +118,19 @@ def model_inputs(
     )
 
 
-def _indices(model: Any, name: str, given: Any, batch: Size, seq: Size) -> Array:
+def _indices(model: PretrainedModel, name: str, given: ArrayLike, batch: Size, seq: Size) -> Array:
     limit = index_limits(model)[name]
     found = indices(name, given, getattr(model.config, limit), limit)
     return shaped(name, found, [(batch, seq), (1, seq)])
 
 
 def _positions(
-    model: Any, input_ids: Any, given: Any, past: KVCache | None, batch: Size, seq: Size
+    model: PretrainedModel,
+    input_ids: Array | None,
+    given: ArrayLike | None,
+    past: KVCache | None,
+    batch: Size,
+    seq: Size,
 ) -> Array:
     """Returns the positions passed, else the model's defaults, which continue those in `past`."""
     config = model.config
@@ -139,7 +146,9 @@ def _positions(
     return model.positions(input_ids, seq=seq, past=past.index)
 
 
-def _attention_mask(mask: Any, past: KVCache | None, batch: Size, seq: Size) -> Array | None:
+def _attention_mask(
+    mask: ArrayLike | None, past: KVCache | None, batch: Size, seq: Size
+) -> Array | None:
     if mask is None:
         return None
     mask = zeros_and_ones("attention_mask", mask)
@@ -152,7 +161,7 @@ def _attention_mask(mask: Any, past: KVCache | None, batch: Size, seq: Size) -> 
     return attention_mask_to_bool(mask)
 
 
-def _head_mask(config: Any, factors: Any) -> Array | None:
+def _head_mask(config: Any, factors: ArrayLike | None) -> Array | None:
     if factors is None:
         return None
     heads = (config.num_attention_heads,)
@@ -161,7 +170,7 @@ def _head_mask(config: Any, factors: Any) -> Array | None:
     return jnp.broadcast_to(factors, layers_heads)
 
 
-def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
+def _cache(config: Any, past: object, batch: Size, seq: Size) -> KVCache | None:
     if past is None:
         return None
     if not config.is_decoder:
@@ -201,7 +210,7 @@ def _cache(config: Any, past: Any, batch: Size, seq: Size) -> KVCache | None:
 
 
 def encoder_inputs(
-    config: Any, states: Any, mask: Any, batch: Size
+    config: Any, states: ArrayLike | None, mask: ArrayLike | None, batch: Size
 ) -> tuple[Array | None, Array | None]:
     """Checks an encoder's hidden states, `(batch, encoder_seq, hidden)`, and their padding mask.
 
@@ -237,7 +246,7 @@ def encoder_inputs(
 
 
 def joined_choices(
-    *, optional: bool = False, **arrays: Any
+    *, optional: bool = False, **arrays: ArrayLike | None
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Merges the batch and choices axes of the arguments of a multiple-choice model.
 
@@ -272,7 +281,7 @@ def joined_choices(
     return lead, joined
 
 
-def choice_indices(mc_token_ids: Any, lead: tuple[int, ...], seq: int) -> Array | None:
+def choice_indices(mc_token_ids: ArrayLike | None, lead: tuple[int, ...], seq: int) -> Array | None:
     """Checks the index of the token that represents each choice.
 
     Args:
@@ -292,7 +301,7 @@ def choice_indices(mc_token_ids: Any, lead: tuple[int, ...], seq: int) -> Array 
     return jnp.where((chosen >= 0) & (chosen < seq), chosen, jnp.int32(seq))
 
 
-def kept_positions(hidden: Array, logits_to_keep: Any) -> Array:
+def kept_positions(hidden: Array, logits_to_keep: int) -> Array:
     """Returns the last `logits_to_keep` positions of `(batch, seq, hidden)`; all of them for 0.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, dataclass_transform
 
 import jax
+import numpy as np
 from jax import Array
 
 from minibert.nn.cache import KVCache
@@ -73,6 +74,11 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
     past_key_values: KVCache | None = None
     attentions: States = None
     cross_attentions: States = None
+
+
+AnyTrunkOutput = (
+    BaseModelOutputWithPastAndCrossAttentions | BaseModelOutputWithPoolingAndCrossAttentions
+)
 
 
 class Scores(ModelOutput):
@@ -165,9 +171,9 @@ class GenerateOutput(ModelOutput):
             was chosen; −1 after EOS.
     """
 
-    sequences: Any
-    log_probs: Any = None
-    sequences_scores: Any = None
-    scores: tuple[Any, ...] | None = None
-    logits: tuple[Any, ...] | None = None
-    beam_indices: Any = None
+    sequences: np.ndarray
+    log_probs: np.ndarray | None = None
+    sequences_scores: np.ndarray | None = None
+    scores: tuple[np.ndarray, ...] | None = None
+    logits: tuple[np.ndarray, ...] | None = None
+    beam_indices: np.ndarray | None = None

@@ -1,22 +1,25 @@
 """Choice of the model class of a checkpoint: by its config, or else by its tensors."""
 
-import inspect
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 from minibert.checkpoint.hub import AnyPath
+from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
 from minibert.models import bert, gpt2, roberta
-from minibert.models.base import Family, ModelClass, PretrainedModel, load_pretrained
+from minibert.models.base import (
+    Family,
+    LoadingOptions,
+    ModelClass,
+    PretrainedModel,
+    load_pretrained,
+)
 
 FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
 MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 BY_TYPE = {family.model_type: family for family in FAMILIES}
-LOADING_OPTIONS = frozenset(inspect.signature(PretrainedModel.from_pretrained).parameters) - {
-    "source",
-    "output_loading_info",
-}
+LOADING_OPTIONS = frozenset(LoadingOptions.__annotations__)
 
 
 def task_classes(task: str) -> tuple[ModelClass, ...]:
@@ -87,7 +90,24 @@ def _family(data: dict[str, Any], names: Collection[str]) -> Family | None:
     return [*named, *fitting, *FAMILIES][0]
 
 
-def load(source: AnyPath, *, output_loading_info: bool = False, **options: Any) -> Any:
+@overload
+def load(
+    source: AnyPath,
+    *,
+    output_loading_info: Literal[False] = False,
+    **options: Unpack[LoadingOptions],
+) -> PretrainedModel: ...
+
+
+@overload
+def load(
+    source: AnyPath, *, output_loading_info: Literal[True], **options: Unpack[LoadingOptions]
+) -> tuple[PretrainedModel, LoadingInfo]: ...
+
+
+def load(
+    source: AnyPath, *, output_loading_info: bool = False, **options: Unpack[LoadingOptions]
+) -> PretrainedModel | tuple[PretrainedModel, LoadingInfo]:
     """Loads a checkpoint into the class named by its `architectures`, else by its tensors.
 
     Arguments, results and errors are those of `PretrainedModel.from_pretrained`.
@@ -97,7 +117,7 @@ def load(source: AnyPath, *, output_loading_info: bool = False, **options: Any) 
 
 
 def load_model(
-    task: str, classes: tuple[ModelClass, ...], source: Any, **options: Any
+    task: str, classes: tuple[ModelClass, ...], source: AnyPath, **options: Any
 ) -> PretrainedModel:
     """Loads a checkpoint into its family's class for a task, whatever class its config names.
 

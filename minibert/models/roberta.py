@@ -10,19 +10,22 @@ has the position `pad_token_id`. A text therefore has at most
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Unpack
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer
 
-from minibert.core.checks import Size
+from minibert.checkpoint.config import Config
 from minibert.core.fields import SIZE, field, whole
+from minibert.core.types import AnyArray, ArrayLike, Options, Rngs, Size
 from minibert.errors import ConfigError
-from minibert.models.base import Family, Rngs
+from minibert.models.base import Family, Names, PretrainedModel, Table
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
+    BertForCausalLM,
     BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForTokenClassification,
@@ -31,10 +34,18 @@ from minibert.models.bert.heads import (
     VocabLogits,
 )
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
-from minibert.models.heads import ForCausalLM, ForMaskedLM, kept, projection
-from minibert.models.outputs import SequenceClassifierOutput
+from minibert.models.heads import ForMaskedLM, Output, kept, projection
+from minibert.models.outputs import (
+    AnyTrunkOutput,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from minibert.nn.activations import activation
-from minibert.nn.layers import Dropout, LayerNorm, Module
+from minibert.nn.layers import Dropout, LayerNorm, Linear, Module
 from minibert.text.batching import numbered
 
 
@@ -50,7 +61,7 @@ class RobertaConfig(BertConfig):
     vocab_size: int = field(SIZE, 50265)
     pad_token_id: int = field(whole(0), 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_tokens < 1:
             raise ConfigError(
@@ -75,17 +86,17 @@ class RobertaConfig(BertConfig):
         return self.pad_token_id
 
     @classmethod
-    def base(cls, **changes: Any) -> "RobertaConfig":
+    def base(cls, **changes: object) -> "RobertaConfig":
         """Returns the config of RoBERTa-base: 12 layers of 768, 125 million parameters."""
         return cls._sized(changes, **PUBLISHED)
 
     @classmethod
-    def large(cls, **changes: Any) -> "RobertaConfig":
+    def large(cls, **changes: object) -> "RobertaConfig":
         """Returns the config of RoBERTa-large: 24 layers of 1024, 355 million parameters."""
         return cls._sized(changes, **PUBLISHED, **LARGE)
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "max_position_embeddings": 514,
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,
@@ -95,10 +106,16 @@ PUBLISHED = {
 class RobertaPreTrainedModel(BertPreTrainedModel):
     """Base class of all RoBERTa models: facts about their checkpoints."""
 
-    config_class = RobertaConfig
+    config_class: ClassVar[type[Config]] = RobertaConfig
     trunk = "roberta"
-    heads = ("lm_head", "classifier", "classifier.out_proj", "qa_outputs", "roberta.pooler")
-    buffers = {
+    heads: ClassVar[Names] = (
+        "lm_head",
+        "classifier",
+        "classifier.out_proj",
+        "qa_outputs",
+        "roberta.pooler",
+    )
+    buffers: ClassVar[Table] = {
         "roberta.embeddings.position_ids": "0, 1, 2, …, which are computed",
         "roberta.embeddings.token_type_ids": "zeros, which are computed",
     }
@@ -107,27 +124,29 @@ class RobertaPreTrainedModel(BertPreTrainedModel):
 class RobertaEmbeddings(BertEmbeddings):
     """Token, position and token type embeddings, summed and normalised."""
 
-    def __init__(self, config: RobertaConfig, **options: Any):
+    def __init__(self, config: RobertaConfig, **options: Unpack[Options]):
         super().__init__(config, **options)
-        self.padding_idx = config.pad_token_id
+        self.padding_idx: int = config.pad_token_id
 
     def __call__(
         self,
-        input_ids: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
+        input_ids: AnyArray | None = None,
+        token_type_ids: AnyArray | None = None,
+        position_ids: AnyArray | None = None,
+        inputs_embeds: Array | None = None,
         rngs: Rngs = None,
     ) -> Hidden:
         """Embeds token ids, or uses `inputs_embeds`; token types are 0 by default."""
         if position_ids is None and input_ids is not None:
             position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
-        elif position_ids is None:
+        elif position_ids is None and inputs_embeds is not None:
             position_ids = self.padding_idx + 1 + jnp.arange(inputs_embeds.shape[1])[None]
         return super().__call__(input_ids, token_type_ids, position_ids, inputs_embeds, rngs)
 
 
-def counted(tokens: Any, pad: int, *, past: Any = 0, segments: Any = None) -> Array:
+def counted(
+    tokens: Array, pad: int, *, past: int | Array = 0, segments: Array | None = None
+) -> Array:
     """Returns the positions of tokens (True), counted from `pad + 1`, and `pad` for padding."""
     return pad + jnp.where(tokens, numbered(tokens, segments) + past, 0)
 
@@ -143,17 +162,17 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
         add_pooling_layer: whether there is a pooler.
     """
 
-    optional = ("roberta.pooler",)
-    embeddings_class = RobertaEmbeddings
+    optional: ClassVar[Names] = ("roberta.pooler",)
+    embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
 
     def positions(
         self,
-        input_ids: Any,
-        tokens: Any = None,
+        input_ids: AnyArray | None,
+        tokens: AnyArray | None = None,
         *,
         seq: Size = 0,
-        past: Any = 0,
-        segments: Any = None,
+        past: int | Array = 0,
+        segments: Array | None = None,
     ) -> Integer[Array, "#batch seq"]:
         """Returns the default `position_ids`; see `PretrainedModel.positions` for the arguments."""
         pad: Any = self.config.pad_token_id
@@ -166,20 +185,22 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
         return counted(real, pad, past=past, segments=segments)
 
 
-class RobertaWithHead(BertWithHead, RobertaPreTrainedModel):
+class RobertaWithHead(BertWithHead[Output], RobertaPreTrainedModel):
     """A `RobertaModel`, in the attribute `roberta`, with a head."""
 
-    base_class = RobertaModel
+    base_class: ClassVar[Callable[..., PretrainedModel]] = RobertaModel
 
 
 class RobertaLMHead(LMHead):
     """The language-model head: scores each token of the vocabulary at each position."""
 
-    def __init__(self, config: RobertaConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        self.dense = projection(config, hidden, **options)
-        self.act = activation("gelu", **options)  # not `config.hidden_act`, as in transformers
-        self.layer_norm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dense: Linear = projection(config, hidden, **options)
+        self.act: Module = activation(
+            "gelu", **options
+        )  # not `config.hidden_act`, as in transformers
+        self.layer_norm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
 
     def transform(self, hidden: Hidden) -> Hidden:
@@ -187,36 +208,36 @@ class RobertaLMHead(LMHead):
         return self.layer_norm(self.act(self.dense(hidden)))
 
 
-class _RobertaWithLMHead(RobertaWithHead):
-    base_options = NO_POOLER
-    tied = {
+class _RobertaWithLMHead(RobertaWithHead[Output]):
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
+    tied: ClassVar[Table] = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     }
 
-    def _add_head(self, config: Any, **options: Any) -> None:
-        self.lm_head = RobertaLMHead(config, **options)
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
+        self.lm_head: RobertaLMHead = RobertaLMHead(config, **options)
 
     def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead):
+class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead[MaskedLMOutput]):
     """RoBERTa with a masked language model head."""
 
 
-class RobertaForCausalLM(ForCausalLM, _RobertaWithLMHead):
+class RobertaForCausalLM(BertForCausalLM, _RobertaWithLMHead[CausalLMOutputWithCrossAttentions]):
     """RoBERTa with a next-token head; a causal decoder if `config.is_decoder` is set."""
 
 
 class RobertaClassificationHead(Module):
     """The sequence classification head: dense, tanh and a classifier over the first token."""
 
-    def __init__(self, config: RobertaConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         rate = config.classifier_dropout
-        self.dense = projection(config, config.hidden_size, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.out_proj = projection(config, config.num_labels, **options)
+        self.dense: Linear = projection(config, config.hidden_size, **options)
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.out_proj: Linear = projection(config, config.num_labels, **options)
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for each label."""
@@ -224,34 +245,38 @@ class RobertaClassificationHead(Module):
         return self.out_proj(self.dropout(first, rngs))
 
 
-class RobertaForSequenceClassification(RobertaWithHead):
+class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):
     """RoBERTa with a classifier over the first token."""
 
-    base_options = NO_POOLER
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
-    def _add_head(self, config: Any, **options: Any) -> None:
-        self.classifier = RobertaClassificationHead(config, **options)
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
+        self.classifier: RobertaClassificationHead = RobertaClassificationHead(config, **options)
 
-    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
-        """Takes `BertModel`'s arguments; returns a score for each label, `(batch, labels)`."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> SequenceClassifierOutput:
         logits = self.classifier(outputs.last_hidden_state, rngs)
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
-class RobertaForMultipleChoice(RobertaWithHead, BertForMultipleChoice):
+class RobertaForMultipleChoice(RobertaWithHead[MultipleChoiceModelOutput], BertForMultipleChoice):
     """RoBERTa with a multiple-choice head: a score for each of several continuations."""
 
-    def _add_head(self, config: Any, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)  # not classifier_dropout
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob)  # not classifier_dropout
 
 
-class RobertaForTokenClassification(RobertaWithHead, BertForTokenClassification):
+class RobertaForTokenClassification(
+    RobertaWithHead[TokenClassifierOutput], BertForTokenClassification
+):
     """RoBERTa with a token classification head: scores of labels at each position."""
 
 
-class RobertaForQuestionAnswering(RobertaWithHead, BertForQuestionAnswering):
+class RobertaForQuestionAnswering(
+    RobertaWithHead[QuestionAnsweringModelOutput], BertForQuestionAnswering
+):
     """RoBERTa with a question answering head: a start and an end score at each position."""
 
 

@@ -11,7 +11,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
 
+from minibert.checkpoint.config import Config
 from minibert.core.checks import known
+from minibert.core.types import Rngs
 from minibert.errors import InputError
 from minibert.models.inputs import ModelInputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -40,13 +42,13 @@ class Execution:
     row_groups: bool = False
 
 
-def state_dtype(embeddings: Any, layer: Any) -> Any:
+def state_dtype(embeddings: nnx.Embed, layer: Linear) -> Any:
     """Returns the dtype of hidden states: `embeddings.dtype`, or the wider of the parameters'."""
     stored = embeddings.embedding[...].dtype, layer.kernel[...].dtype
     return embeddings.dtype or jnp.promote_types(*stored)
 
 
-def with_execution(model: Any, **changes: Any) -> Any:
+def with_execution(model: Any, **changes: object) -> Any:
     """Returns a copy of a model with the same arrays and a changed `execution`.
 
     Args:
@@ -114,13 +116,13 @@ def run_blocks(
     )
 
 
-def _run(block: Any, *given: Any) -> BlockOutput:
+def _run(block: Callable[..., BlockOutput], *given: Any) -> BlockOutput:
     """Applies a block; random keys are split inside, so that rematerialisation repeats them."""
     *rest, key = given
     return block(*rest, None if key is None else nnx.Rngs(dropout=key))
 
 
-def _run_in_groups(block: Any, hidden: Array, *given: Any) -> BlockOutput:
+def _run_in_groups(block: Callable[..., BlockOutput], hidden: Array, *given: Any) -> BlockOutput:
     """Applies a block; programs for a CPU apply it to a few rows at a time."""
     *arrays, layer, key = given
     if not known(hidden.shape):
@@ -139,7 +141,9 @@ def _run_in_groups(block: Any, hidden: Array, *given: Any) -> BlockOutput:
     )
 
 
-def _by_groups(rows: int, block: Any, hidden: Array, *arrays: Any) -> BlockOutput:
+def _by_groups(
+    rows: int, block: Callable[..., BlockOutput], hidden: Array, *arrays: Any
+) -> BlockOutput:
     mask, factors, encoded, encoder_mask = arrays
     batch = hidden.shape[0]
     cut, fixed = {"hidden": hidden}, {}
@@ -169,22 +173,22 @@ def _runner(execution: Execution) -> Callable[..., BlockOutput]:
     return run if sharding.parts == 1 else jax.checkpoint(run, policy=_all_but_moved)
 
 
-def _run_sharded(sharding: Sharding, block: Any, *given: Any) -> BlockOutput:
+def _run_sharded(sharding: Sharding, block: nnx.Module, *given: Any) -> BlockOutput:
     output = _run(gathered_module(sharding, block), *given)
     return output._replace(hidden=by_rows(sharding, output.hidden))
 
 
-def _all_but_moved(primitive: Any, *_: Any, **__: Any) -> bool:
+def _all_but_moved(primitive: Any, *_: object, **__: object) -> bool:
     return primitive.name != "sharding_constraint"
 
 
-def _key(rngs: Any) -> Array | None:
+def _key(rngs: Rngs) -> Array | None:
     drawn = isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs)
     return rngs.dropout() if drawn else None  # without keys, `Dropout` says what is missing
 
 
 def past_and_mask(
-    given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: Any, causal: bool
+    given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: bool | None, causal: bool
 ) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
     """Returns a decoder's attention mask, and its cache with the new tokens marked.
 
@@ -208,7 +212,10 @@ def past_and_mask(
 
 
 def requested_outputs(
-    outputs: Any, config: Any, states: bool | None, weights: bool | None
+    outputs: BaseModelOutputWithPastAndCrossAttentions,
+    config: Config,
+    states: bool | None,
+    weights: bool | None,
 ) -> dict[str, Any]:
     """Returns the cache, and the states and weights that the call or else the config requests."""
     states = config.output_hidden_states if states is None else states

@@ -7,6 +7,7 @@ tanh approximation. `prelu` and `xielu` have parameters, which are stored in the
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Activation(Module):
     """An activation without parameters, computed in float32 or wider."""
 
+    printed: str | None
+
     def __init__(self, name: str):
         self.name = self.printed = name
 
@@ -87,11 +90,11 @@ class Activation(Module):
 class PReLU(Module):
     """`torch.nn.PReLU`: negative values times a learned weight (He et al., arXiv:1502.01852)."""
 
-    printed = "1"
+    printed: str | None = "1"
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()
-        self.weight = nnx.Param(constant(0.25)(key, (1,), param_dtype))
+        self.weight: nnx.Param[Any] = nnx.Param(constant(0.25)(key, (1,), param_dtype))
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; keeps shape and dtype."""
@@ -106,14 +109,18 @@ class Buffer(nnx.Variable):
 class XIELU(Module):
     """The xIELU of transformers (Huang, arXiv:2411.13010): two parameters and two constants."""
 
-    printed = ""
+    printed: str | None = ""
 
     def __init__(self, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike):
         key = (rngs or SHAPES_ONLY).params()
-        self.alpha_p = nnx.Param(constant(math.log(math.expm1(0.8)))(key, (1,), param_dtype))
-        self.alpha_n = nnx.Param(constant(math.log(math.expm1(0.3)))(key, (1,), param_dtype))
-        self.beta = Buffer(constant(0.5)(key, (), param_dtype))
-        self.eps = Buffer(constant(-1e-6)(key, (), param_dtype))
+        self.alpha_p: nnx.Param[Any] = nnx.Param(
+            constant(math.log(math.expm1(0.8)))(key, (1,), param_dtype)
+        )
+        self.alpha_n: nnx.Param[Any] = nnx.Param(
+            constant(math.log(math.expm1(0.3)))(key, (1,), param_dtype)
+        )
+        self.beta: Buffer = Buffer(constant(0.5)(key, (), param_dtype))
+        self.eps: Buffer = Buffer(constant(-1e-6)(key, (), param_dtype))
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; keeps shape and dtype."""
@@ -126,7 +133,7 @@ class XIELU(Module):
         return jnp.where(wide > 0, above, below).astype(x.dtype)
 
 
-LEARNED = {"prelu": PReLU, "xielu": XIELU}
+LEARNED: dict[str, Any] = {"prelu": PReLU, "xielu": XIELU}
 ACTIVATION_NAMES = (*ACTIVATIONS, *LEARNED)
 
 

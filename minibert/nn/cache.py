@@ -21,7 +21,7 @@ from minibert.errors import InputError
 from minibert.nn.attention import causal_mask
 
 # A leaf: an array, or the placeholder that JAX uses when it rebuilds a tree.
-Leaf = Any
+Leaf = Array
 Projected = Float[Array, "batch heads length head_dim"]
 
 
@@ -105,10 +105,10 @@ class KVCache:
     index: Leaf
     cross_keys: tuple[Leaf, ...] | None = None
     cross_values: tuple[Leaf, ...] | None = None
-    cross_mask: Leaf = None
+    cross_mask: Leaf | None = None
 
     @classmethod
-    def empty(cls, config: Any, batch: Any, length: Any, dtype: DTypeLike) -> "KVCache":
+    def empty(cls, config: Any, batch: int, length: int, dtype: DTypeLike) -> "KVCache":
         """Returns an empty cache for `batch` rows of at most `length` tokens.
 
         Raises:

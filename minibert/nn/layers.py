@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from minibert.core.checks import as_array
+from minibert.core.types import AnyArray, Rngs
 from minibert.errors import InputError, shown
 from minibert.nn.tree import module_repr
 
@@ -50,17 +51,21 @@ class Module(nnx.Module):
 
     printed: str | None = None  # the arguments to show on a leaf module's line of the printed tree
 
-    def train(self: AnyModule, **attributes: Any) -> AnyModule:
+    def train(self: AnyModule, **attributes: bool) -> AnyModule:
         """Switches dropout on, in place, and returns the module."""
         super().train(**attributes)
         return self
 
-    def eval(self: AnyModule, **attributes: Any) -> AnyModule:
+    def eval(self: AnyModule, **attributes: bool) -> AnyModule:
         """Switches dropout off, in place, and returns the module."""
         super().eval(**attributes)
         return self
 
-    __repr__ = __str__ = module_repr
+    def __repr__(self) -> str:
+        return module_repr(self)
+
+    def __str__(self) -> str:
+        return module_repr(self)
 
 
 class Embed(nnx.Embed):
@@ -94,7 +99,9 @@ class Embed(nnx.Embed):
         if rngs is not None and padding_idx is not None:
             self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
 
-    def __call__(self, inputs: Any, out_sharding: Any = None) -> Array:
+    def __call__(
+        self, inputs: AnyArray, out_sharding: jax.sharding.Sharding | None = None
+    ) -> Array:
         """Looks up rows: `(…)` integers to `(…, features)`, NaN where an index is out of range.
 
         Raises:
@@ -151,7 +158,9 @@ class Linear(nnx.Linear):
         )
 
     def __call__(
-        self, inputs: Float[Array, "*batch features"], out_sharding: Any = None
+        self,
+        inputs: Float[Array, "*batch features"],
+        out_sharding: jax.sharding.Sharding | None = None,
     ) -> Float[Array, "..."]:
         """Multiplies by the kernel and adds the bias."""
         bias = None if self.bias is None else self.bias[...]
@@ -162,7 +171,7 @@ class Linear(nnx.Linear):
         inputs: Float[Array, "*batch features"],
         kernel: Float[Array, "features *outputs"],
         bias: Float[Array, "*outputs"] | None,
-        out_sharding: Any = None,
+        out_sharding: jax.sharding.Sharding | None = None,
     ) -> Float[Array, "..."]:
         """Multiplies by a given kernel and adds a given bias, in the dtype of this layer."""
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
@@ -192,7 +201,12 @@ class Conv1D(Linear):
 class TiedLinear(Linear):
     """A linear layer whose kernel or bias may be tied to another module's; then its own is None."""
 
-    def __init__(self, in_features: int, out_features: int, *, tied: bool, rngs: Any, **options):
+    kernel: Any
+    bias: Any
+
+    def __init__(
+        self, in_features: int, out_features: int, *, tied: bool, rngs: Rngs, **options: Any
+    ):
         super().__init__(in_features, out_features, rngs=None if tied else rngs, **options)
         if tied:
             self.kernel = self.bias = nnx.data(None)
@@ -237,7 +251,7 @@ class Dropout(Module):
 
     def __init__(self, rate: float):
         self.rate = rate
-        self.printed = f"{rate:g}"
+        self.printed: str | None = f"{rate:g}"
         self.deterministic = False
 
     @property
@@ -245,11 +259,11 @@ class Dropout(Module):
         """Whether a call changes anything."""
         return not self.deterministic and self.rate != 0
 
-    def with_keys(self, rngs: Any) -> Callable[[Array], Array] | None:
+    def with_keys(self, rngs: Rngs) -> Callable[[Array], Array] | None:
         """Returns the dropout as a function of an array only; None if it drops nothing."""
         return functools.partial(self, rngs=rngs) if self.drops else None
 
-    def __call__(self, x: Array, rngs: Any = None) -> Array:
+    def __call__(self, x: Array, rngs: Rngs = None) -> Array:
         """Drops each element with probability `rate` in training mode.
 
         Raises:

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 
+from minibert.core.types import AnyArray
 from minibert.nn.tree import computing_dtypes, parameters
 
 EPSILON = 1e-12  # torch.nn.functional.normalize divides a vector of zeros by it
@@ -18,7 +20,7 @@ def widen(array: Any) -> Any:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def unit(vectors: Any) -> Any:
+def unit(vectors: AnyArray) -> Any:
     """Scales vectors to length 1 along the last axis.
 
     A vector whose squares would overflow or underflow is first multiplied by a power of two, which
@@ -125,7 +127,7 @@ def each_finite(arrays: list[Array]) -> list[Array]:
     return [jnp.isfinite(array).all() for array in arrays]
 
 
-def cause(model: Any) -> str:
+def cause(model: nnx.Module) -> str:
     """Returns a message that states why a model's outputs are not finite, and what to do."""
     known = parameters(model)
     found = jax.device_get(each_finite(list(known.values())))
@@ -137,7 +139,7 @@ def cause(model: Any) -> str:
     return "every parameter is finite, but an intermediate value overflowed"
 
 
-def quoted(value: Any) -> str:
+def quoted(value: object) -> str:
     """Returns the beginning of an input, for messages."""
     text = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"

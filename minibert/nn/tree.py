@@ -13,17 +13,17 @@ from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_leave
 from minibert.errors import InputError, shown
 
 
-def submodules(module: Any) -> Iterator[tuple[str, Any]]:
+def submodules(module: nnx.Module) -> Iterator[tuple[str, Any]]:
     """Yields every submodule with its path, parents first, in the order of construction."""
     return ((path, node) for path, node, _ in _walk(module) if isinstance(node, nnx.Module))
 
 
-def variables(module: Any) -> Iterator[tuple[str, Any, Any]]:
+def variables(module: nnx.Module) -> Iterator[tuple[str, Any, Any]]:
     """Yields every variable with its path and its owner, in the order of construction."""
     return (found for found in _walk(module) if isinstance(found[1], nnx.Variable))
 
 
-def _walk(module: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _walk(module: nnx.Module, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yields the path of each module and variable in a module, the object itself, and its owner."""
     for name, child in _children(module):
         yield f"{prefix}{name}", child, module
@@ -31,7 +31,7 @@ def _walk(module: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield from _walk(child, f"{prefix}{name}.")
 
 
-def _children(module: Any) -> list[tuple[str, Any]]:
+def _children(module: nnx.Module) -> list[tuple[str, Any]]:
     items = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
     return [(str(k), v) for k, v in items if isinstance(v, nnx.Module | nnx.Variable)]
 
@@ -41,7 +41,7 @@ def module_repr(module: nnx.Module) -> str:
     return "\n".join(_tree_lines(module))
 
 
-def _tree_lines(module: Any) -> list[str]:
+def _tree_lines(module: nnx.Module) -> list[str]:
     name = type(module).__name__
     match module:
         case nnx.Linear():
@@ -83,16 +83,16 @@ class Structure:
         paths: the paths of the arrays, such as `encoder.layer.0.output.dense.kernel`.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: nnx.Module):
         found, self._treedef = tree_flatten_with_path(model)
-        self.paths = tuple(_path(keys) for keys, _ in found)
+        self.paths: tuple[str, ...] = tuple(_path(keys) for keys, _ in found)
 
     def build(self, arrays: Mapping[str, Any]) -> Any:
         """Returns the model with the given arrays."""
         return jax.tree.unflatten(self._treedef, [arrays[path] for path in self.paths])
 
 
-def parameters(model: Any) -> dict[str, Any]:
+def parameters(model: nnx.Module) -> dict[str, Any]:
     """Returns the arrays of a model by path; for a tree of shapes, the shapes."""
     return {_path(keys): leaf for keys, leaf in tree_leaves_with_path(model)}
 
@@ -103,13 +103,13 @@ def computing_dtypes(model: nnx.Module) -> list[str]:
     return sorted(str(jnp.dtype(dtype)) for dtype in found)
 
 
-def trainable_paths(model: Any) -> list[str]:
+def trainable_paths(model: nnx.Module) -> list[str]:
     """Returns the paths of a model's `nnx.Param`s: all its arrays except constants."""
     found = tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, nnx.Variable))
     return [_path(keys) for keys, leaf in found if isinstance(leaf, nnx.Param)]
 
 
-def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
+def matching_paths(name: str, patterns: object, paths: Iterable[str]) -> list[str]:
     """Returns the paths that match at least one pattern, in which `*` matches any characters.
 
     Args:
@@ -130,7 +130,7 @@ def matching_paths(name: str, patterns: Any, paths: Iterable[str]) -> list[str]:
 
 
 def paths_by_pattern(
-    name: str, patterns: Any, paths: Iterable[str], kind: str
+    name: str, patterns: object, paths: Iterable[str], kind: str
 ) -> dict[str, list[str]]:
     """Returns the paths that match each pattern; `kind` is what they are paths of, for messages."""
     if not isinstance(patterns, Iterable):

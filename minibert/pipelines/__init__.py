@@ -4,11 +4,13 @@ The reference is transformers' `pipelines`: tasks, names, options, keys and orde
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, overload
 
 from minibert.checkpoint.files import one_state
 from minibert.checkpoint.tokenizer import HUB_OPTIONS, load_tokenizer
+from minibert.core.types import Path
 from minibert.errors import InputError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.registry import LOADING_OPTIONS, load_model
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.feature_extraction import FeatureExtractionPipeline
@@ -21,6 +23,9 @@ from minibert.pipelines.text_classification import (
 )
 from minibert.pipelines.text_generation import TextGenerationPipeline
 from minibert.pipelines.token_classification import TokenClassificationPipeline
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "FeatureExtractionPipeline",
@@ -49,12 +54,70 @@ TASKS: dict[str, type[Pipeline]] = {
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 
 
+Own = TypeVar("Own", bound=Pipeline)
+ModelOrPath = Path | PretrainedModel
+
+
+@overload
+def pipeline(
+    task: str, model: ModelOrPath, *, pipeline_class: type[Own], **options: object
+) -> Own: ...
+
+
+@overload
+def pipeline(
+    task: Literal["fill-mask"], model: ModelOrPath, **options: object
+) -> FillMaskPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["text-classification", "sentiment-analysis"],
+    model: ModelOrPath,
+    **options: object,
+) -> TextClassificationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["token-classification", "ner"], model: ModelOrPath, **options: object
+) -> TokenClassificationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["question-answering"], model: ModelOrPath, **options: object
+) -> QuestionAnsweringPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["feature-extraction"], model: ModelOrPath, **options: object
+) -> FeatureExtractionPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["text-generation"], model: ModelOrPath, **options: object
+) -> TextGenerationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["next-sentence-prediction"], model: ModelOrPath, **options: object
+) -> NextSentencePredictionPipeline: ...
+
+
+@overload
+def pipeline(task: str, model: ModelOrPath, **options: object) -> Pipeline: ...
+
+
 def pipeline(
     task: str,
-    model: Any,
+    model: ModelOrPath,
     *,
-    tokenizer: Any = None,
-    pipeline_class: Any = None,
+    tokenizer: "Path | PreTrainedTokenizerBase | None" = None,
+    pipeline_class: type[Pipeline] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Returns the pipeline of a task.
@@ -99,5 +162,5 @@ def pipeline(
     return cls(model=model, tokenizer=source, **options)
 
 
-def _is_place(value: Any) -> bool:
+def _is_place(value: object) -> TypeGuard[Path]:
     return isinstance(value, str | os.PathLike)

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -19,11 +19,15 @@ from minibert.core.checks import check_text, elements, whole
 from minibert.core.progress import LONG, progress_bar
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
-from minibert.models.compilation import compiled
+from minibert.models.compilation import Compiled, compiled
 from minibert.nn.numerics import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, Arrays, collated, length, on_host, separated
 from minibert.pipelines.options import routed
 from minibert.text.batching import Batch, check_budget, plan
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK = 512  # inputs that are read, sorted by length and answered together
 FASTER = 8  # factor by which an iterable's first chunks grow: the first answer needs one input
@@ -108,12 +112,16 @@ class Pipeline(abc.ABC):
     by_token: ClassVar[tuple[str, ...]] = ("logits",)
     open_stage: ClassVar[str | None] = None
 
+    model: PretrainedModel
+    tokenizer: "PreTrainedTokenizerBase"
+    compiled: Compiled[..., Any]
+
     def __init__(
         self,
-        model: Any = None,
-        tokenizer: Any = None,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
-        token_budget: Any = None,
+        token_budget: int | None = None,
         show_progress: bool | None = None,
         **options: Any,
     ):
@@ -124,13 +132,13 @@ class Pipeline(abc.ABC):
         if not callable(tokenizer):
             raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
-        self.token_budget = None if token_budget is None else check_budget(token_budget)
+        self.token_budget: int | None = None if token_budget is None else check_budget(token_budget)
         self.show_progress = show_progress
         self._defaults = options
         self._shares({})  # raises an error for an unknown option
 
     @abc.abstractmethod
-    def preprocess(self, inputs: Any) -> Any:
+    def preprocess(self, inputs: object) -> Any:
         """Returns one input as arrays `(1, seq)` by name, or a list of such for windows.
 
         All other entries are passed on to `postprocess`.
@@ -145,7 +153,7 @@ class Pipeline(abc.ABC):
     def postprocess(self, outputs: Any) -> Any:
         """Returns the answer to one input, given its row or rows of `forward`'s outputs."""
 
-    def __call__(self, inputs: Any, *, show_progress: bool | None = None, **options: Any) -> Any:
+    def __call__(self, inputs: object, *, show_progress: bool | None = None, **options: Any) -> Any:
         """Answers one input, a list of inputs, or lazily those of another iterable.
 
         Raises:
@@ -166,7 +174,12 @@ class Pipeline(abc.ABC):
         return f"{type(self).__name__}({type(self.model).__name__})"
 
     def encoded(
-        self, text: Any, text_pair: Any = None, *, truncation: Any = False, **options: Any
+        self,
+        text: object,
+        text_pair: object = None,
+        *,
+        truncation: bool | str | None = False,
+        **options: Any,
     ) -> dict[str, np.ndarray]:
         """Returns a text, or a pair of texts, as the tokenizer's arrays `(1, seq)`.
 
@@ -190,7 +203,7 @@ class Pipeline(abc.ABC):
         rows = self.tokenized(text, text_pair, truncation=truncation or False, **options)
         return {name: np.asarray(row)[None] for name, row in rows.items()}
 
-    def tokenized(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+    def tokenized(self, text: object, text_pair: object = None, **options: Any) -> Any:
         """Calls the tokenizer; its errors become `InputError`s.
 
         Pipelines call the tokenizer only here: it stores the truncation and padding of a call as
@@ -202,7 +215,7 @@ class Pipeline(abc.ABC):
         except Exception as reason:  # tokenizers raises Exception itself
             raise InputError(f"the tokenizer rejects it ({shown(str(reason))})") from None
 
-    def cut_at(self, max_length: Any, pair: bool = False) -> int:
+    def cut_at(self, max_length: int | None, pair: bool = False) -> int:
         """Returns the number of tokens to which a text or pair is truncated.
 
         Raises:
@@ -331,12 +344,17 @@ class Pipeline(abc.ABC):
 class WindowPipeline(Pipeline):
     """A pipeline that splits texts into windows; it needs a tokenizer with character offsets."""
 
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+    def __init__(
+        self,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
+    ):
         super().__init__(model, tokenizer, **options)
         if not getattr(tokenizer, "is_fast", False):
             raise InputError("tokenizer: expected a fast tokenizer, which has character offsets")
 
-    def _arrays(self, encoding: Any) -> dict[str, np.ndarray]:
+    def _arrays(self, encoding: "Encoding") -> dict[str, np.ndarray]:
         """Returns the model inputs of a window as arrays `(1, seq)`."""
         rows = {
             "input_ids": encoding.ids,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minibert.core.types import AnyArray
 from minibert.nn.numerics import widen
 from minibert.text.batching import Batch, padded
 
@@ -81,7 +82,7 @@ def separated(
     return found
 
 
-def on_host(array: Any) -> np.ndarray:
+def on_host(array: AnyArray) -> np.ndarray:
     """Copies an array to the host; half precision becomes float32."""
     array = np.asarray(array)
     half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4

@@ -1,15 +1,20 @@
 """Feature extraction; the reference is transformers' `pipelines/feature_extraction.py`."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from minibert.errors import InputError
+from minibert.models.base import ModelClass, Names, PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class FeatureExtractionPipeline(Pipeline):
@@ -21,10 +26,15 @@ class FeatureExtractionPipeline(Pipeline):
     """
 
     task = "feature-extraction"
-    models = task_classes("feature-extraction")
-    by_token = ("last_hidden_state",)
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("feature-extraction")
+    by_token: ClassVar[Names] = ("last_hidden_state",)
 
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+    def __init__(
+        self,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
+    ):
         trunk = getattr(model, "trunk", None)
         if not isinstance(model, self.models) and isinstance(
             getattr(model, trunk or "", None), self.models
@@ -35,11 +45,11 @@ class FeatureExtractionPipeline(Pipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        truncation: Any = None,
-        max_length: Any = None,
-        tokenize_kwargs: Any = None,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        tokenize_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns a text's tokens as arrays `(1, seq)`.
 
@@ -49,9 +59,8 @@ class FeatureExtractionPipeline(Pipeline):
         options = for_tokenizer("tokenize_kwargs", tokenize_kwargs)
         if truncation is not None and "truncation" in options:
             raise InputError("truncation: passed twice, by itself and in tokenize_kwargs")
-        return self.encoded(
-            inputs, **{"truncation": truncation, "max_length": max_length} | options
-        )
+        given: dict[str, Any] = {"truncation": truncation, "max_length": max_length}
+        return self.encoded(inputs, **given | options)
 
     def postprocess(self, outputs: Arrays, *, return_tensors: bool = False) -> Any:
         """Returns the text's `last_hidden_state` `(1, seq, hidden)`."""

@@ -1,19 +1,24 @@
 """Fill-mask; the reference is transformers' `pipelines/fill_mask.py`."""
 
 import warnings
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import text_list, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import ModelClass, PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import highest
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.batches import Arrays, on_host
 from minibert.pipelines.options import for_tokenizer
 from minibert.text.batching import default_budget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOGITS = 1 << 26  # maximum number of logits of a batch: a quarter of a gigabyte
 
@@ -30,14 +35,19 @@ class FillMaskPipeline(Pipeline):
     """
 
     task = "fill-mask"
-    models = task_classes("fill-mask")
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("fill-mask")
 
-    def __init__(self, model: Any = None, tokenizer: Any = None, **options: Any):
+    def __init__(
+        self,
+        model: PretrainedModel | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
+    ):
         super().__init__(model, tokenizer, **options)
         if getattr(tokenizer, "mask_token_id", None) is None:
             raise InputError("tokenizer: fill-mask needs a mask token, found none")
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Fills the masks of a text, of a list of texts, or of those of an iterable.
 
         Args:
@@ -50,11 +60,11 @@ class FillMaskPipeline(Pipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        truncation: Any = False,
-        max_length: Any = None,
-        tokenizer_kwargs: Any = None,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns a text's tokens as arrays `(1, seq)`.
 
@@ -69,7 +79,9 @@ class FillMaskPipeline(Pipeline):
             raise InputError(f"no {self.tokenizer.mask_token}{cut} in {shown(inputs)}")
         return encoded
 
-    def postprocess(self, outputs: Arrays, *, top_k: Any = 5, targets: Any = None) -> list[Any]:
+    def postprocess(
+        self, outputs: Arrays, *, top_k: int = 5, targets: str | Sequence[str] | None = None
+    ) -> list[Any]:
         """Returns the tokens for a text's masks, given `logits` `(1, seq, vocab)`."""
         ids = np.asarray(outputs["input_ids"])[0]
         masks = np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist()
@@ -94,7 +106,7 @@ class FillMaskPipeline(Pipeline):
                 )
         return answers[0] if single else answers
 
-    def _targets(self, targets: Any) -> np.ndarray:
+    def _targets(self, targets: str | Sequence[str]) -> np.ndarray:
         """Returns the ids of the target words, each once; for a longer word, its first token."""
         found = []
         for target in text_list("targets", targets):

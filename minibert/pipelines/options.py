@@ -63,7 +63,7 @@ RESERVED = (
 )
 
 
-def for_tokenizer(name: str, given: Any) -> dict[str, Any]:
+def for_tokenizer(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the tokenizer arguments of a call as a dictionary.
 
     Args:

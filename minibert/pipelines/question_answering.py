@@ -1,17 +1,21 @@
 """Extractive question answering, with the semantics of transformers 4.57.6."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import check_text, text_list, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import ModelClass, Names
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import WindowPipeline
 from minibert.pipelines.batches import Arrays
 from minibert.text.tokenizer import question_first
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 OUT = -10000.0  # the score of a token that cannot be part of an answer
 
@@ -46,7 +50,7 @@ def best_spans(
 
 
 def characters(
-    encoding: Any, first: int, last: int, sequence: int, whole_words: bool
+    encoding: "Encoding", first: int, last: int, sequence: int, whole_words: bool
 ) -> tuple[int, int]:
     """Returns the character offsets of a span of tokens in text number `sequence` of a pair."""
     if whole_words:
@@ -83,11 +87,15 @@ class QuestionAnsweringPipeline(WindowPipeline):
     """
 
     task = "question-answering"
-    models = task_classes("question-answering")
-    by_token = ("start_logits", "end_logits")
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("question-answering")
+    by_token: ClassVar[Names] = ("start_logits", "end_logits")
 
     def __call__(
-        self, *args: Any, question: Any = None, context: Any = None, **options: Any
+        self,
+        *args: object,
+        question: str | Sequence[str] | None = None,
+        context: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> Any:
         """Answers a question, a list of them, or those of an iterable."""
         inputs = _arguments(args, question, context)
@@ -96,11 +104,11 @@ class QuestionAnsweringPipeline(WindowPipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        max_seq_len: Any = None,
-        doc_stride: Any = None,
-        max_question_len: Any = None,
+        max_seq_len: int | None = None,
+        doc_stride: int | None = None,
+        max_question_len: int | None = None,
     ) -> list[dict[str, Any]]:
         """Returns the context's windows, each with the question, as arrays `(1, seq)`.
 
@@ -145,8 +153,8 @@ class QuestionAnsweringPipeline(WindowPipeline):
         self,
         outputs: Sequence[Arrays],
         *,
-        top_k: Any = 1,
-        max_answer_len: Any = 15,
+        top_k: int = 1,
+        max_answer_len: int = 15,
         handle_impossible_answer: bool = False,
         align_to_words: bool = True,
     ) -> Any:
@@ -176,7 +184,7 @@ class QuestionAnsweringPipeline(WindowPipeline):
         answers = sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
         return answers if len(answers) > 1 else answers[0]
 
-    def _window(self, encoding: Any, context: str, index: int) -> dict[str, Any]:
+    def _window(self, encoding: "Encoding", context: str, index: int) -> dict[str, Any]:
         answerable = np.array([sequence == index for sequence in encoding.sequence_ids])
         if self.tokenizer.cls_token_id is not None:  # it stands for "no answer"
             answerable |= np.array(encoding.ids) == self.tokenizer.cls_token_id
@@ -192,7 +200,9 @@ class QuestionAnsweringPipeline(WindowPipeline):
         return self.tokenized(text, add_special_tokens=False).encodings[0]
 
 
-def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
+def _arguments(
+    args: Sequence[Any], question: str | Sequence[str] | None, context: str | Sequence[str] | None
+) -> Any:
     if args and (question is not None or context is not None):
         raise InputError("question, context: passed twice, by name and by position")
     if len(args) == 1:
@@ -216,7 +226,7 @@ def _arguments(args: Sequence[Any], question: Any, context: Any) -> Any:
     return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
 
 
-def _texts(inputs: Any) -> tuple[str, str]:
+def _texts(inputs: object) -> tuple[str, str]:
     if not isinstance(inputs, Mapping) or inputs.keys() != {"question", "context"}:
         expected = '{"question": …, "context": …}'
         raise InputError(f"expected {expected}, found {shown(inputs)}")

@@ -5,13 +5,15 @@ next-sentence prediction.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import EllipsisType
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
+from minibert.models.base import ModelClass, Names
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
@@ -30,21 +32,21 @@ class TextClassificationPipeline(Pipeline):
     """
 
     task = "text-classification"
-    models = task_classes("text-classification")
-    by_token = ()
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("text-classification")
+    by_token: ClassVar[Names] = ()
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Classifies a text or pair, a list of them, or those of an iterable."""
         answer = super().__call__(inputs, **options)
         return [answer] if isinstance(inputs, str) and "top_k" not in options else answer
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        truncation: Any = False,
-        max_length: Any = None,
-        padding: Any = False,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
+        padding: bool | str | None = False,
         add_special_tokens: bool = True,
     ) -> dict[str, np.ndarray]:
         """Returns the tokens of a text or a pair as arrays `(1, seq)`."""
@@ -60,8 +62,8 @@ class TextClassificationPipeline(Pipeline):
         self,
         outputs: Arrays,
         *,
-        function_to_apply: Any = None,
-        top_k: Any = ...,
+        function_to_apply: str | None = None,
+        top_k: int | EllipsisType | None = ...,
     ) -> Any:
         """Returns labels, given `logits` `(1, labels)`; without `top_k` only the most probable."""
         if top_k is not ... and top_k is not None:
@@ -74,7 +76,7 @@ class TextClassificationPipeline(Pipeline):
         answers = [{"label": names[label], "score": float(scores[label])} for label in order]
         return answers[0] if top_k is ... else answers[:top_k]
 
-    def _scored(self, logits: np.ndarray, function: Any) -> np.ndarray:
+    def _scored(self, logits: np.ndarray, function: str | None) -> np.ndarray:
         if function is None:
             kind, labels = self.model.config.problem_type, self.model.config.num_labels
             several = kind == "multi_label_classification" or labels == 1
@@ -117,12 +119,16 @@ class NextSentencePredictionPipeline(Pipeline):
     """
 
     task = "next-sentence-prediction"
-    models = task_classes("next-sentence-prediction")
-    by_token = ()
-    labels = ("is_next", "not_next")
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("next-sentence-prediction")
+    by_token: ClassVar[Names] = ()
+    labels: tuple[str, str] = ("is_next", "not_next")
 
     def preprocess(
-        self, inputs: Any, *, truncation: Any = False, max_length: Any = None
+        self,
+        inputs: object,
+        *,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns a pair's tokens as arrays `(1, seq)`."""
         text, pair = text_and_pair(inputs)
@@ -139,7 +145,7 @@ class NextSentencePredictionPipeline(Pipeline):
         ]
 
 
-def text_and_pair(inputs: Any) -> tuple[Any, Any]:
+def text_and_pair(inputs: object) -> tuple[Any, Any]:
     """Returns the text and the second text, or None.
 
     Raises:

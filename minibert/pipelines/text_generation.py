@@ -2,21 +2,23 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from jax import Array
 
 from minibert.core.checks import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig
+from minibert.models.base import ModelClass, Names
 from minibert.models.outputs import GenerateOutput
 from minibert.models.registry import task_classes
-from minibert.pipelines.base import Pipeline
+from minibert.pipelines.base import Pipeline, Shares
 from minibert.pipelines.batches import Arrays, length
-from minibert.pipelines.streaming import Decode, Pieces, collected, stopped
+from minibert.pipelines.streaming import Pieces, collected, stopped
 from minibert.text.batching import Batch, padded, plan
 
 NEW_TOKENS = 256  # transformers' defaults where neither call nor checkpoint sets a value
@@ -43,11 +45,11 @@ class TextGenerationPipeline(Pipeline):
     """
 
     task = "text-generation"
-    models = task_classes("text-generation")
-    open_stage = "forward"
-    by_token = ()
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("text-generation")
+    open_stage: ClassVar[str | None] = "forward"
+    by_token: ClassVar[Names] = ()
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Continues a text, each of a list of texts, or those of an iterable."""
         given = self._shares(options)["forward"]
         callback = given.get("callback")
@@ -64,13 +66,13 @@ class TextGenerationPipeline(Pipeline):
         self,
         inputs: Any,
         *,
-        prefix: Any = "",
+        prefix: str = "",
         add_special_tokens: bool = True,
         truncation: bool = False,
-        handle_long_generation: Any = None,
-        generation_config: Any = None,
-        max_new_tokens: Any = None,
-        max_length: Any = None,
+        handle_long_generation: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
     ) -> dict[str, Any]:
         """Returns a prompt's tokens as arrays `(1, seq)`, and the prompt as `prompt_text`.
 
@@ -110,13 +112,13 @@ class TextGenerationPipeline(Pipeline):
         self,
         inputs: Arrays,
         *,
-        key: Any = None,
-        callback: Any = None,
-        stop_strings: Any = None,
-        stop_sequence: Any = None,
-        generation_config: Any = None,
-        max_new_tokens: Any = None,
-        max_length: Any = None,
+        key: Array | None = None,
+        callback: Callable[..., None] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        stop_sequence: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool | None = None,
         **options: Any,
@@ -164,8 +166,8 @@ class TextGenerationPipeline(Pipeline):
         return_tensors: bool = False,
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool | None = None,
-        stop_strings: Any = None,
-        stop_sequence: Any = None,
+        stop_strings: str | Sequence[str] | None = None,
+        stop_sequence: str | None = None,
     ) -> list[dict[str, Any]]:
         """Returns a prompt's texts, given `new_tokens` and `new_lengths`."""
         stops = _stops(stop_strings, stop_sequence)
@@ -183,7 +185,10 @@ class TextGenerationPipeline(Pipeline):
         return answers
 
     def _settings(
-        self, generation_config: Any = None, key: Any = None, **options: Any
+        self,
+        generation_config: GenerationConfig | None = None,
+        key: Array | None = None,
+        **options: Any,
     ) -> GenerationConfig:
         """Returns the config of a call as `generate` does, with the pipeline's temperature."""
         lengths = ("max_new_tokens", "max_length")
@@ -195,7 +200,7 @@ class TextGenerationPipeline(Pipeline):
             settings = settings.replace(temperature=TEMPERATURE)
         return settings
 
-    def _plan(self, rows: Sequence[Arrays], shares: Any) -> list[Batch]:
+    def _plan(self, rows: Sequence[Arrays], shares: Shares) -> list[Batch]:
         """Batches prompts by length, or one by one where results would depend on the batch."""
         known = ("key", "generation_config", "max_new_tokens", "max_length", "do_sample")
         given = shares["forward"]
@@ -217,7 +222,7 @@ class TextGenerationPipeline(Pipeline):
             options["key"] = jax.random.fold_in(key, numbers[0])
         return self.forward(arrays, **options)
 
-    def _decoder(self, skip: bool, clean_up: bool | None) -> Decode:
+    def _decoder(self, skip: bool, clean_up: bool | None) -> Any:
         return functools.partial(
             self.tokenizer.decode, skip_special_tokens=skip, clean_up_tokenization_spaces=clean_up
         )
@@ -245,7 +250,7 @@ def _ended(text: np.ndarray, ends: Sequence[int]) -> np.ndarray:
     return text[: found[0] + 1] if found.size else text
 
 
-def _stops(stop_strings: Any, stop_sequence: Any) -> list[str]:
+def _stops(stop_strings: str | Sequence[str] | None, stop_sequence: str | None) -> list[str]:
     if stop_strings is not None and stop_sequence is not None:
         raise InputError("stop_sequence: an alias of stop_strings; expected only one of them")
     given = stop_strings if stop_sequence is None else stop_sequence

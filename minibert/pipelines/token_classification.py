@@ -4,16 +4,20 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from scipy.special import softmax
 
 from minibert.core.checks import check_choice, check_text, text_list, whole
 from minibert.errors import InputError, shown
+from minibert.models.base import ModelClass
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import WindowPipeline
 from minibert.pipelines.batches import Arrays
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -139,9 +143,9 @@ class TokenClassificationPipeline(WindowPipeline):
     """
 
     task = "token-classification"
-    models = task_classes("token-classification")
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("token-classification")
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Finds the entities of a text, of a list of texts, or of those of an iterable."""
         words = self._shares(options)["preprocess"].get("is_split_into_words", False)
         if words and isinstance(inputs, list) and not any(isinstance(i, list) for i in inputs):
@@ -150,13 +154,13 @@ class TokenClassificationPipeline(WindowPipeline):
 
     def preprocess(
         self,
-        inputs: Any,
+        inputs: object,
         *,
-        stride: Any = None,
+        stride: int | None = None,
         is_split_into_words: bool = False,
-        delimiter: Any = None,
-        truncation: Any = False,
-        max_length: Any = None,
+        delimiter: str | None = None,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
     ) -> list[dict[str, Any]]:
         """Returns a text's windows, one without `stride`, each a dict of arrays `(1, seq)`.
 
@@ -184,9 +188,9 @@ class TokenClassificationPipeline(WindowPipeline):
         self,
         outputs: Sequence[Arrays],
         *,
-        aggregation_strategy: Any = "none",
-        ignore_labels: Any = None,
-        stride: Any = None,
+        aggregation_strategy: str = "none",
+        ignore_labels: Sequence[str] | None = None,
+        stride: int | None = None,
     ) -> list[Entity]:
         """Returns the entities of a text, given its windows' `logits` `(1, seq, labels)`."""
         strategy = str(aggregation_strategy).lower()
@@ -207,7 +211,7 @@ class TokenClassificationPipeline(WindowPipeline):
         ]
         return disjoint(found) if len(outputs) > 1 else found
 
-    def _window(self, encoding: Any, sentence: str, starts: Sequence[int]) -> dict[str, Any]:
+    def _window(self, encoding: "Encoding", sentence: str, starts: Sequence[int]) -> dict[str, Any]:
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         if starts:
             words = [0 if word is None else starts[word] for word in encoding.word_ids]
@@ -241,7 +245,7 @@ class TokenClassificationPipeline(WindowPipeline):
         return tokens
 
 
-def _placed(inputs: Any, split: bool, delimiter: Any) -> tuple[str, list[int]]:
+def _placed(inputs: Any, split: bool, delimiter: str | None) -> tuple[str, list[int]]:
     """Returns the text and, for a list of words, the start of each word in it."""
     if not split:
         check_text(inputs)

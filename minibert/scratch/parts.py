@@ -4,12 +4,14 @@ Names follow Raschka's "Build a Large Language Model (From Scratch)" where possi
 can be compared.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from minibert.core.checks import whole
@@ -55,7 +57,7 @@ def attention(
     *,
     scale: float = 1.0,
     mask: Bool[Array, "*#batch queries keys"] | None = None,
-    dropout: Any = None,
+    dropout: Callable[[Array], Array] | None = None,
 ) -> Attended:
     """Computes attention: the softmax of the dot products of queries and keys weights the values.
 
@@ -81,7 +83,7 @@ def calculate_attention(embeddings: Tokens) -> Tokens:
     return attention(embeddings, embeddings, embeddings, scale=scale).context
 
 
-def linear(x: Tokens, kernel: Any, bias: Any = None) -> Context:
+def linear(x: Tokens, kernel: Array, bias: Array | None = None) -> Context:
     """Returns `x @ kernel + bias`; `kernel` is `(features, outputs)`."""
     product = x @ kernel
     return product if bias is None else product + bias
@@ -107,14 +109,16 @@ class SelfAttention(Module):
         *,
         qkv_bias: bool = False,
         rngs: nnx.Rngs | None,
-        param_dtype: Any = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
-        self.W_query = projection(d_in, d_out, bias=qkv_bias, **options)
-        self.W_key = projection(d_in, d_out, bias=qkv_bias, **options)
-        self.W_value = projection(d_in, d_out, bias=qkv_bias, **options)
+        self.W_query: Linear = projection(d_in, d_out, bias=qkv_bias, **options)
+        self.W_key: Linear = projection(d_in, d_out, bias=qkv_bias, **options)
+        self.W_value: Linear = projection(d_in, d_out, bias=qkv_bias, **options)
 
-    def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
+    def attend(
+        self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
+    ) -> Attended:
         """Returns the context vectors and the weights."""
         query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
         return attention(
@@ -131,9 +135,11 @@ class CausalAttention(SelfAttention):
 
     def __init__(self, d_in: int, d_out: int, *, dropout: float = 0.0, **options: Any):
         super().__init__(d_in, d_out, **options)
-        self.dropout = Dropout(dropout)
+        self.dropout: Dropout = Dropout(dropout)
 
-    def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
+    def attend(
+        self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
+    ) -> Attended:
         """Returns the context vectors and the weights after dropout."""
         return super().attend(x, causal_mask(x.shape[-2]) if mask is None else mask, dropout)
 
@@ -162,7 +168,7 @@ class MultiHeadAttention(CausalAttention):
             raise InputError(f"num_heads: expected a divisor of {d_out}, found {num_heads}")
         super().__init__(d_in, d_out, **options)
         self.num_heads = num_heads
-        self.out_proj = projection(
+        self.out_proj: Linear = projection(
             d_out,
             d_out,
             bias=True,
@@ -171,7 +177,9 @@ class MultiHeadAttention(CausalAttention):
             param_dtype=options.get("param_dtype", jnp.float32),
         )
 
-    def attend(self, x: Tokens, mask: Any = None, dropout: Any = None) -> Attended:
+    def attend(
+        self, x: Tokens, mask: Array | None = None, dropout: Callable[[Array], Array] | None = None
+    ) -> Attended:
         """Returns the context vectors and the weights `(…, heads, tokens, tokens)`."""
         parts = (self._split(project(x)) for project in (self.W_query, self.W_key, self.W_value))
         query, key, value = parts

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from minibert.core.checks import indices, whole
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
 from minibert.models.outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
-from minibert.nn.layers import Embed, Module
+from minibert.nn.layers import Embed, Linear, Module
 from minibert.nn.pooling import mean
 from minibert.scratch.parts import Tokens, attention, causal_mask, projection
 
@@ -45,10 +47,12 @@ class ToyLayer(Module):
     """A minimal transformer layer: self-attention without projections, and a linear layer."""
 
     def __init__(self, config: ToyConfig, **options: Any):
-        self.causal = config.causal
-        self.linear = projection(config.hidden_size, config.hidden_size, bias=True, **options)
+        self.causal: bool = config.causal
+        self.linear: Linear = projection(
+            config.hidden_size, config.hidden_size, bias=True, **options
+        )
 
-    def __call__(self, x: Tokens, words: Any = None) -> Tokens:
+    def __call__(self, x: Tokens, words: Array | None = None) -> Tokens:
         """Returns new hidden states; `words` `(batch, tokens)` is a mask, 0 at padding."""
         mask = causal_mask(x.shape[-2]) if self.causal else None
         if words is not None:
@@ -62,13 +66,17 @@ class ToyBody(Module):
 
     def __init__(self, config: ToyConfig, **options: Any):
         self.config = config
-        self.embedding = Embed(config.vocab_size, config.hidden_size, stddev=1.0, **options)
+        self.embedding: Embed = Embed(config.vocab_size, config.hidden_size, stddev=1.0, **options)
         if config.positions:
-            self.positions = Embed(config.positions, config.hidden_size, stddev=1.0, **options)
-        self.layers = nnx.List(ToyLayer(config, **options) for _ in range(config.num_hidden_layers))
+            self.positions: Embed = Embed(
+                config.positions, config.hidden_size, stddev=1.0, **options
+            )
+        self.layers: nnx.List[ToyLayer] = nnx.List(
+            ToyLayer(config, **options) for _ in range(config.num_hidden_layers)
+        )
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None
+        self, input_ids: ArrayLike, attention_mask: Any = None
     ) -> Float[Array, "batch tokens hidden"]:
         """Returns hidden states of ids `(batch, tokens)`, which may be padded on the right."""
         limit = self.config.positions
@@ -95,14 +103,20 @@ class ToyCausalLM(Module):
         param_dtype: the dtype of the parameters.
     """
 
-    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs, param_dtype: Any = jnp.float32):
+    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.config = config
-        self.body = ToyBody(config, **options)
-        self.vocabulary = projection(config.hidden_size, config.vocab_size, bias=True, **options)
+        self.body: ToyBody = ToyBody(config, **options)
+        self.vocabulary: Linear = projection(
+            config.hidden_size, config.vocab_size, bias=True, **options
+        )
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> CausalLMOutputWithCrossAttentions:
         """Returns `logits` `(batch, tokens, vocab)` of ids `(batch, tokens)`."""
         logits = self.vocabulary(self.body(input_ids, attention_mask))
@@ -125,17 +139,23 @@ class ToyAgent(Module):
         *,
         body: ToyBody | None = None,
         rngs: nnx.Rngs,
-        param_dtype: Any = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         if body is not None and body.config != config:
             raise InputError(f"config: expected that of body, {body.config}, found {shown(config)}")
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.config = config
-        self.body = ToyBody(config, **options) if body is None else body
-        self.actions = projection(config.hidden_size, config.num_labels, bias=True, **options)
+        self.body: ToyBody = ToyBody(config, **options) if body is None else body
+        self.actions: Linear = projection(
+            config.hidden_size, config.num_labels, bias=True, **options
+        )
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None, *, rngs: nnx.Rngs | None = None
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> SequenceClassifierOutput:
         """Returns `logits` `(batch, actions)`, scores of the mean of a text's hidden states."""
         states = self.body(input_ids, attention_mask)
@@ -144,7 +164,7 @@ class ToyAgent(Module):
         return SequenceClassifierOutput(logits=self.actions(pooled))
 
 
-def continued(model: Any, input_ids: Any, count: Any, *, window: Any) -> np.ndarray:
+def continued(model: ToyCausalLM, input_ids: ArrayLike, count: int, *, window: int) -> np.ndarray:
     """Returns token ids followed by `count` tokens, each the most probable next one.
 
     Args:
@@ -166,5 +186,5 @@ def continued(model: Any, input_ids: Any, count: Any, *, window: Any) -> np.ndar
 
 
 @jax.jit
-def _next_token(model: Any, ids: Array, last: Array) -> Array:
+def _next_token(model: ToyCausalLM, ids: Array, last: Array) -> Array:
     return model(ids).logits[0, last].argmax()

@@ -18,7 +18,7 @@ import fnmatch
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ Rule = tuple[str | int | None, ...]
 Axes = tuple[str, ...]
 
 
-def check_rule(pattern: Any, rule: Any) -> None:
+def check_rule(pattern: object, rule: object) -> None:
     """Checks the format of a rule.
 
     Raises:
@@ -118,14 +118,14 @@ class Sharding:
             invalid.
     """
 
-    mesh: Any
+    mesh: Mesh | AbstractMesh
     data: Axes = ()
     fsdp: Axes = ()
     tensor: Axes = ()
-    rules: Any = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
     heads: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.mesh, Mesh | AbstractMesh):
             raise InputError(f"mesh: expected a jax.sharding.Mesh, found {shown(self.mesh)}")
         names = tuple(self.mesh.axis_names)
@@ -146,11 +146,11 @@ class Sharding:
     def of_devices(
         cls,
         *,
-        data: Any = None,
-        fsdp: Any = 1,
-        tensor: Any = 1,
-        devices: Any = None,
-        rules: Any = None,
+        data: int | None = None,
+        fsdp: int | Sequence[int] = 1,
+        tensor: int = 1,
+        devices: Sequence[Any] | None = None,
+        rules: Mapping[str, Rule] | None = None,
     ) -> "Sharding":
         """Returns a sharding over devices.
 
@@ -338,7 +338,7 @@ class Sharding:
             yield path, shape, parts, count * np.dtype(array.dtype).itemsize
 
 
-def checked_sharding(sharding: Any) -> Sharding | None:
+def checked_sharding(sharding: object) -> Sharding | None:
     """Returns the argument `sharding` after checking its type.
 
     Raises:

@@ -9,27 +9,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
+from minibert.core.types import AnyArray
 from minibert.errors import InputError
 from minibert.nn.tree import Structure, parameters
 from minibert.sharding.mesh import Sharding
 
 
-def put(sharding: Sharding, path: str, array: Any) -> Array:
+def put(sharding: Sharding, path: str, array: AnyArray) -> Array:
     """Returns a copy of a parameter on its devices, in its shape in training."""
     return _placed(sharding, path, array, sharding.shape(path, array.shape))
 
 
-def stored(sharding: Sharding, path: str, array: Any) -> Array:
+def stored(sharding: Sharding, path: str, array: AnyArray) -> Array:
     """Returns a copy of a parameter on its devices, in its own shape."""
     return _placed(sharding, path, array, array.shape)
 
 
-def _placed(sharding: Sharding, path: str, array: Any, shape: tuple[int, ...]) -> Array:
+def _placed(sharding: Sharding, path: str, array: AnyArray, shape: tuple[int, ...]) -> Array:
     """Returns a copy of a parameter in a given shape, made shard by shard on its devices."""
     where = sharding.of(path, shape)
     if isinstance(array, jax.Array) and array.sharding.device_set == where.device_set:
@@ -73,7 +75,7 @@ def taken(
 def shardings_of(sharding: Sharding, tree: Any, params: Mapping[str, Any]) -> Any:
     """Returns the shardings of a tree: that of the parameter of a leaf's path, else replicated."""
 
-    def where(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def where(keys: tuple[Any, ...], leaf: Array) -> NamedSharding:
         path = next((key.key for key in reversed(keys) if isinstance(key, DictKey)), "")
         if path in params and leaf.shape == params[path].shape:
             return sharding.of(path, leaf.shape)
@@ -150,7 +152,7 @@ def gathered(sharding: Sharding, path: str, array: Array) -> Array:
     return array if stored.spec == used.spec else _moved(used, stored, array)
 
 
-def gathered_module(sharding: Sharding, module: Any, but: str = "") -> Any:
+def gathered_module(sharding: Sharding, module: nnx.Module, but: str = "") -> Any:
     """Returns a module with its parameters as they are used, in a traced program.
 
     Args:
@@ -179,7 +181,7 @@ def by_rows(sharding: Sharding, hidden: Array, *, last: bool = False) -> Array:
     return jax.lax.with_sharding_constraint(hidden, NamedSharding(sharding.mesh, spec))
 
 
-def on_host(model: Any) -> Any:
+def on_host(model: nnx.Module) -> Any:
     """Returns a model whose arrays are whole in this host's memory, gathered one at a time.
 
     Every process must call it; then any of them can save the model.
@@ -194,7 +196,7 @@ def on_host(model: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _moved(there: NamedSharding, back: NamedSharding, array: Array) -> Array:
+def _moved(there: NamedSharding, back: NamedSharding, array: AnyArray) -> Array:
     """Constrains an array to one sharding and its gradient to another, in a traced program.
 
     Without the latter, the whole gradient would be summed on every device.
@@ -202,11 +204,15 @@ def _moved(there: NamedSharding, back: NamedSharding, array: Array) -> Array:
     return jax.lax.with_sharding_constraint(array, there)
 
 
-def _moved_forward(there: Any, back: Any, array: Array) -> tuple[Array, None]:
+def _moved_forward(
+    there: NamedSharding, back: NamedSharding, array: AnyArray
+) -> tuple[Array, None]:
     return _moved(there, back, array), None
 
 
-def _moved_backward(there: Any, back: Any, _: None, cotangent: Array) -> tuple[Array]:
+def _moved_backward(
+    there: NamedSharding, back: NamedSharding, _: None, cotangent: Array
+) -> tuple[Array]:
     return (jax.lax.with_sharding_constraint(cotangent, back),)
 
 

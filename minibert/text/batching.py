@@ -71,7 +71,7 @@ def default_budget() -> int:
     return 1024 if jax.default_backend() == "cpu" else 1 << 15
 
 
-def check_budget(token_budget: Any) -> int:
+def check_budget(token_budget: object) -> int:
     """Returns the given budget, or the default.
 
     Raises:

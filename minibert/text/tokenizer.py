@@ -5,7 +5,7 @@ without the lists and offsets that a call of the tokenizer creates.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,12 @@ from minibert.core.checks import check_text, elements, whole
 from minibert.errors import InputError, TextError, shown
 from minibert.text.batching import Batch, padded
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerBase
 
-def backend_of(tokenizer: Any) -> Any:
+
+def backend_of(tokenizer: "PreTrainedTokenizerBase") -> Any:
     """Returns a copy of a fast tokenizer's backend without truncation and padding.
 
     Raises:
@@ -45,7 +49,12 @@ class TokenReader:
             special tokens.
     """
 
-    def __init__(self, tokenizer: Any, longest: int, lower_case: bool = False):
+    tokenizer: "PreTrainedTokenizerBase"
+    longest: int
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", longest: int, lower_case: bool = False
+    ):
         self._backend = backend_of(tokenizer)
         special = tokenizer.num_special_tokens_to_add()
         longest = whole("max_seq_length", longest, max(special, 1))
@@ -116,7 +125,7 @@ class TokenReader:
         return self.tokenizer.pad_token_id or 0
 
 
-def question_first(tokenizer: Any) -> bool:
+def question_first(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Returns whether a question comes before its context in a pair.
 
     It comes after the context if the tokenizer pads on the left, as in the question-answering
@@ -125,7 +134,7 @@ def question_first(tokenizer: Any) -> bool:
     return tokenizer.padding_side != "left"
 
 
-def make_lower_case(backend: Any) -> None:
+def make_lower_case(backend: "Backend") -> None:
     """Prepends a lower-casing normalizer unless there is one, as sentence-transformers does."""
     from tokenizers import normalizers
 
@@ -135,7 +144,7 @@ def make_lower_case(backend: Any) -> None:
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def sentence_list(sentences: Any) -> list[str]:
+def sentence_list(sentences: object) -> list[str]:
     """Returns a text, or several, as a list; see `checks.elements`.
 
     Raises:

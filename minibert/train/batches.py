@@ -1,10 +1,10 @@
 """Validation of training batches before anything is computed."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from minibert.checkpoint.config import Config
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones
 from minibert.errors import InputError, shown
 from minibert.train.objectives.base import MODEL_INPUTS, Objective
@@ -18,7 +18,7 @@ LIMITS = {
 
 
 def checked_batch(
-    config: Any, objective: Objective, batch: Any, parts: int, *, targets: bool = True
+    config: Config, objective: Objective, batch: object, parts: int, *, targets: bool = True
 ) -> dict[str, np.ndarray]:
     """Returns the entries that the objective and its model use, after checking them.
 

@@ -92,12 +92,12 @@ def from_dict(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
     return TrainState(arrays["step"], arrays["params"], opt_state)
 
 
-def key_data(array: Any) -> Any:
+def key_data(array: Array) -> Any:
     """Returns the data of an array of typed random keys, and any other array as it is."""
     return jax.random.key_data(array) if _is_key(array) else array
 
 
-def _is_key(array: Any) -> bool:
+def _is_key(array: Array) -> bool:
     return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
@@ -116,7 +116,7 @@ def seal(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def of_all_processes(value: Any) -> list[str]:
+def of_all_processes(value: object) -> list[str]:
     """Returns the values of all processes as JSON, in the order of the processes."""
     own = json.dumps(value, default=_jsonable)
     if jax.process_count() == 1:
@@ -129,7 +129,7 @@ def of_all_processes(value: Any) -> list[str]:
     return [bytes(row).decode() for row in process_allgather(padded)]
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: object) -> Any:
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if isinstance(value, np.generic | np.ndarray):

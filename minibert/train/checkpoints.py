@@ -12,13 +12,14 @@ import logging
 import os
 import re
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from minibert.core.atomic import matching_files
 from minibert.core.atomic_file import locked_path
 from minibert.core.fields import COUNT, Rule, check, field
+from minibert.core.types import Path
 from minibert.errors import (
     CheckpointMismatchError,
     InputError,
@@ -49,7 +50,10 @@ from minibert.train.run_identity import (
 )
 from minibert.train.trainer import TrainState
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from minibert.train.trainer import Trainer
+
+logger: logging.Logger = logging.getLogger(__name__)
 ELSEWHERE = "elsewhere"
 RUN_LOCK = ".minibert-run"  # the file in a run's folder that is locked while the run is active
 # The folders of steps, and those that Orbax was writing when the process was killed.
@@ -225,6 +229,8 @@ class _StepCheckpoint:
 class PreservationPolicy:
     """A preservation policy of Orbax that keeps the last checkpoints and the best."""
 
+    last: int
+
     def __init__(self, last: int):
         self.last, self.best = last, None
 
@@ -357,7 +363,9 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Generator[Store]:
+def opened(
+    options: Checkpoints, trainer: "Trainer", data: object, iterator: Any
+) -> Generator[Store]:
     """Opens a run's checkpoints, and on exit waits until they are written.
 
     Args:
@@ -388,7 +396,11 @@ def opened(options: Checkpoints, trainer: Any, data: Any, iterator: Any) -> Gene
 
 
 def restore(
-    trainer: Any, folder: str | os.PathLike[str], step: int | None = None, *, about: Any = None
+    trainer: "Trainer",
+    folder: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    about: Mapping[str, Any] | None = None,
 ) -> int:
     """Loads the state of a checkpoint into a trainer.
 
@@ -426,7 +438,7 @@ def restore(
 
 
 @contextlib.contextmanager
-def _manager(folder: Any, policy: PreservationPolicy | None) -> Generator[Any]:
+def _manager(folder: Path, policy: PreservationPolicy | None) -> Generator[Any]:
     """Yields Orbax's manager of a folder's checkpoints; it is read-only without a policy."""
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
 
@@ -446,7 +458,7 @@ def checkpoint_paths(folder: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def one_run(folder: Any) -> Generator[None]:
+def one_run(folder: Path) -> Generator[None]:
     """Creates a folder if it is missing, and locks it against a second run.
 
     The lock is on a file of its own, so that a model can be saved into the folder meanwhile.

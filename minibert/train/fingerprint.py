@@ -12,7 +12,7 @@ AT_ONCE = 1 << 24  # items of an array that are read together: a memory map may 
 SIMPLE = (str, bool, int, float, type(None))
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """Returns a short digest of a value's contents.
 
     All contents of numbers, texts, arrays, lists, tuples, mappings and dataclasses are included; of
@@ -40,11 +40,11 @@ def description(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _has_fields(value: Any) -> bool:
+def _has_fields(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _feed(found: Any, value: Any) -> None:
+def _feed(found: "hashlib._Hash", value: object) -> None:
     match value:
         case np.ndarray() | np.generic():
             found.update(f"array {value.dtype.str} {value.shape} ".encode())
@@ -69,7 +69,7 @@ def _feed(found: Any, value: Any) -> None:
             _feed_object(found, value)
 
 
-def _feed_object(found: Any, value: Any) -> None:
+def _feed_object(found: "hashlib._Hash", value: Any) -> None:
     found.update(f"{type(value).__qualname__} ".encode())
     if _has_fields(value):
         for field in dataclasses.fields(value):

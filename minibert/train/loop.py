@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from math import isfinite
+from types import UnionType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 
 from minibert.core.checks import whole
 from minibert.core.fields import COUNT, check, field
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.train.checkpoints import Checkpoints, EvaluationState, Store, opened
 from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes, training_bar
@@ -29,7 +31,7 @@ def interruption() -> Generator[threading.Event]:
     """Yields an event that the first SIGINT or SIGTERM sets; the second one raises."""
     requested = threading.Event()
 
-    def request(number: int, frame: Any) -> None:
+    def request(number: int, frame: object) -> None:
         if requested.is_set():
             raise KeyboardInterrupt
         requested.set()
@@ -106,14 +108,14 @@ class Result:
 
 
 def fit(
-    trainer: Any,
-    data: Any,
+    trainer: "Trainer",
+    data: Iterable[Mapping[str, ArrayLike]],
     *,
-    steps: Any,
-    evaluation: Any = None,
-    checkpoints: Any = None,
+    steps: int,
+    evaluation: Evaluation | None = None,
+    checkpoints: Checkpoints | None = None,
     log: str | os.PathLike[str] | None = None,
-    log_every: Any = 1,
+    log_every: int = 1,
     callbacks: Iterable[Callback] = (),
     on_train_begin: Callable[[], Any] | None = None,
     show_progress: bool | None = None,
@@ -340,6 +342,6 @@ class _Run:
             self.store.wait()
 
 
-def _check_kind(name: str, value: Any, kind: Any) -> None:
+def _check_kind(name: str, value: object, kind: type | UnionType) -> None:
     if not isinstance(value, kind):
         raise InputError(f"{name}: expected {shown(kind)}, found {shown(type(value))}")

@@ -9,14 +9,18 @@ import os
 import stat
 import time
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import jax
 import numpy as np
 
 from minibert.core.atomic_file import lock_file, new_file
 from minibert.core.progress import progress_bar
+from minibert.core.types import Path
 from minibert.errors import InputError, TargetError, writing
+
+if TYPE_CHECKING:
+    from minibert.train.trainer import Trainer
 
 # Dense bfloat16 FLOP/s per device, from the vendors' data sheets; a v2 or v3 device is half a chip.
 PEAKS = {
@@ -100,7 +104,7 @@ class MetricsLog:
                 self.close()
                 raise
 
-    def _begin(self, path: Any, step: int, restored: bool, resume: bool) -> None:
+    def _begin(self, path: Path, step: int, restored: bool, resume: bool) -> None:
         """Keeps the lines of earlier steps, or moves another run's file out of the way."""
         lines = _lines(path)
         if not lines and not os.path.getsize(path):
@@ -154,7 +158,7 @@ class MetricsLog:
             self._file.close()
 
 
-def _lines(path: Any) -> list[Metrics]:
+def _lines(path: Path) -> list[Metrics]:
     with open(path, "rb") as file:
         *texts, tail = file.read().split(b"\n")
     lines = []
@@ -172,7 +176,7 @@ def _lines(path: Any) -> list[Metrics]:
     return lines
 
 
-def _locked(path: Any) -> BinaryIO:
+def _locked(path: Path) -> BinaryIO:
     """Opens a log for appending, and locks it.
 
     Raises:
@@ -227,7 +231,7 @@ def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
 class Speed:
     """Measures throughput; the first step, which includes compilation, does not count."""
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: "Trainer"):
         self._since: float | None = None
         self._seconds, self._done = 0.0, dict.fromkeys(("tokens", "examples", "flops"), 0.0)
         self._flops, self._peak = (0.0, 0.0), None
@@ -285,7 +289,7 @@ def operations(
     return 6.0 * count, 12.0 * config.num_hidden_layers * config.hidden_size
 
 
-def _peak(trainer: Any) -> float | None:
+def _peak(trainer: "Trainer") -> float | None:
     """Returns the peak FLOP/s of the parameters' devices; None if one is not in `PEAKS`."""
     devices = next(iter(trainer.state.params.values())).sharding.device_set
     peaks: list[Any] = [PEAKS.get(device.device_kind) for device in devices]

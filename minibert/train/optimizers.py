@@ -1,12 +1,13 @@
 """AdamW and learning-rate schedules, built from optax."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from minibert.core.checks import check_choice, whole
 from minibert.core.fields import NON_NEGATIVE, POSITIVE, number
@@ -29,7 +30,7 @@ class Schedule:
     rate: optax.Schedule
     arguments: Mapping[str, Any]
 
-    def __call__(self, step: Any) -> Any:
+    def __call__(self, step: ArrayLike) -> Any:
         """Returns the learning rate at a step, an int32 that is converted to a float."""
         # JAX computes quotients of an int32 in float32, in 64-bit mode too
         return self.rate(jnp.asarray(step, float))
@@ -46,7 +47,7 @@ class ConfiguredOptimizer(optax.GradientTransformationExtraArgs):
     arguments: Mapping[str, Any]
 
 
-def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") -> optax.Schedule:
+def schedule(peak: float, steps: int, *, warmup: int = 0, kind: str = "linear") -> optax.Schedule:
     """Returns a learning-rate schedule: a linear warm-up from 0 to `peak`, then a decay to 0.
 
     The rates are those of `transformers.get_scheduler` at every step from 0 to `steps`; after that
@@ -82,13 +83,13 @@ def schedule(peak: Any, steps: Any, *, warmup: Any = 0, kind: Any = "linear") ->
 
 
 def adamw(
-    learning_rate: Any,
+    learning_rate: float | Callable[[Any], Any],
     *,
-    weight_decay: Any = 0.01,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    max_grad_norm: Any = 1.0,
+    weight_decay: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    max_grad_norm: float | None = 1.0,
 ) -> optax.GradientTransformation:
     """Returns AdamW (Loshchilov and Hutter, arXiv:1711.05101) with clipping by the global norm.
 
@@ -134,7 +135,7 @@ def decaying(params: Mapping[str, Any]) -> dict[str, bool]:
     return {path: not path.endswith(("bias", "scale")) for path in params}
 
 
-def learning_rate(opt_state: Any) -> Any:
+def learning_rate(opt_state: object) -> Any:
     """Returns the learning rate of the last step; None unless the state holds exactly one."""
     found = optax.tree_utils.tree_get_all_with_path(
         opt_state, "learning_rate", lambda path, value: isinstance(value, Array)

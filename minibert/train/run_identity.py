@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -14,6 +14,9 @@ from minibert.errors import InputError, shown
 from minibert.train.checkpoint_state import checksums, key_data, opt_state_leaves
 from minibert.train.fingerprint import digest
 
+if TYPE_CHECKING:
+    from minibert.train.trainer import Trainer
+
 Values = Mapping[str, Any]  # by name
 FORMAT = 2
 STATE = ("params: ", "opt_state: ")  # prefixes of differences that make restoring impossible
@@ -21,7 +24,7 @@ STATE = ("params: ", "opt_state: ")  # prefixes of differences that make restori
 INERT = ("extra", "generation", "output_hidden_states", "output_attentions")
 
 
-def identity(trainer: Any, about: Values) -> dict[str, Any]:
+def identity(trainer: "Trainer", about: Values) -> dict[str, Any]:
     """Returns what two runs must have in common for one to resume the other, as JSON values.
 
     Args:
@@ -43,7 +46,7 @@ def identity(trainer: Any, about: Values) -> dict[str, Any]:
     return as_json("about", found)
 
 
-def as_json(name: str, about: Any) -> dict[str, Any]:
+def as_json(name: str, about: object) -> dict[str, Any]:
     """Returns a mapping as it is after a round trip through JSON.
 
     Raises:
@@ -57,7 +60,7 @@ def as_json(name: str, about: Any) -> dict[str, Any]:
         raise InputError(f"{name}: expected values that JSON can represent ({reason})") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, np.generic | np.ndarray):

@@ -14,6 +14,7 @@ from jax import Array
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
+from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
 from minibert.nn.numerics import cause
 from minibert.nn.tree import (
@@ -142,18 +143,23 @@ class Trainer:
         InputError: an argument is wrong, or parameters to be trained are narrower than float32.
     """
 
+    objective: Objective
+    optimizer: Any
+    config: Any
+    state: TrainState
+
     def __init__(
         self,
-        model: Any,
-        objective: Any,
-        optimizer: Any,
+        model: PretrainedModel,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
         *,
         trainable: Iterable[str] | None = None,
-        lora: Any = None,
-        accumulate: Any = 1,
+        lora: LoRA | Adapter | None = None,
+        accumulate: int = 1,
         remat: bool = False,
-        seed: Any = 0,
-        sharding: Any = None,
+        seed: int = 0,
+        sharding: Sharding | None = None,
     ):
         accumulate, seed = whole("accumulate", accumulate, 1), whole("seed", seed, 0, (1 << 32) - 1)
         sharding = checked_sharding(sharding)
@@ -175,7 +181,7 @@ class Trainer:
         params, self._lora, combine = _trained(model, arrays, trainable, lora, seed)
         frozen = {path: arrays[path] for path in arrays if path not in params}
         check_wide(params)
-        self.sharding = None if sharding is None else sharding.for_model(model)
+        self.sharding: Sharding | None = None if sharding is None else sharding.for_model(model)
         self._dtypes = {path: array.dtype for path, array in arrays.items()}
         self._shapes = {path: array.shape for path, array in (arrays | params).items()}
         self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
@@ -191,7 +197,7 @@ class Trainer:
             out_shardings=where,
         )
         self._parts, self._shares_checked = accumulate, False
-        self.made_by = {
+        self.made_by: dict[str, Any] = {
             "objective": objective.name,
             "objective_settings": {"weights": dict(objective.weights), **objective.settings},
             "accumulate": accumulate,
@@ -281,7 +287,7 @@ class Trainer:
     def _taken(self, arrays: Arrays) -> Arrays:
         return arrays if self.sharding is None else taken(self.sharding, arrays, self._shapes)
 
-    def _given(self, batch: Any, parts: int, evaluated: bool = False) -> dict[str, Any]:
+    def _given(self, batch: object, parts: int, evaluated: bool = False) -> dict[str, Any]:
         alone = jax.process_count() == 1
         given = checked_batch(
             self.config, self.objective, batch, parts, targets=alone and not evaluated
@@ -299,10 +305,10 @@ class Trainer:
 
 
 def _trained(
-    model: Any,
+    model: PretrainedModel,
     arrays: Arrays,
     trainable: Iterable[str] | None,
-    lora: Any,
+    lora: LoRA | Adapter | None,
     seed: int,
 ) -> tuple[Arrays, LoRA | None, Combine]:
     """Returns the parameters to train, LoRA's settings, and the function that combines arrays.

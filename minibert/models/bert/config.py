@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, Neutral
 from minibert.core.fields import (
@@ -32,7 +32,7 @@ class BertConfig(Config):
     """The shape and settings of a BERT; field names and defaults are Hugging Face's."""
 
     model_type = "bert"
-    refused_fields = {
+    refused_fields: ClassVar[Neutral] = {
         **REFUSED_FIELDS,
         "position_embedding_type": ("absolute", None),
     }
@@ -55,7 +55,7 @@ class BertConfig(Config):
     add_cross_attention: bool = field(SWITCH, False)
     tie_word_embeddings: bool = field(SWITCH, True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
@@ -93,17 +93,17 @@ class BertConfig(Config):
         return self.is_decoder and self.is_causal is not False
 
     @classmethod
-    def base(cls, **changes: Any) -> "BertConfig":
+    def base(cls, **changes: object) -> "BertConfig":
         """Returns the config of BERT-base: 12 layers of 768, 110 million parameters."""
-        return cls(**changes)
+        return cls._sized(changes)
 
     @classmethod
-    def large(cls, **changes: Any) -> "BertConfig":
+    def large(cls, **changes: object) -> "BertConfig":
         """Returns the config of BERT-large: 24 layers of 1024, 335 million parameters."""
         return cls._sized(changes, **LARGE)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> "BertConfig":
+    def tiny(cls, **changes: object) -> "BertConfig":
         """Returns a config of two layers of 24 in which all sizes differ, for experiments."""
         return cls._sized(
             changes,

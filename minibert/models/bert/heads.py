@@ -4,15 +4,16 @@ Devlin et al., arXiv:1810.04805. Names follow transformers' `modeling_bert.py`. 
 the arguments of `BertModel`, with the same names and in the same order.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Unpack
 
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.errors import ConfigError
-from minibert.models.base import Rngs
+from minibert.models.base import PretrainedModel, Table
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
 from minibert.models.heads import (
@@ -21,19 +22,26 @@ from minibert.models.heads import (
     ForQuestionAnswering,
     ForTokenClassification,
     ModelWithHead,
+    Output,
     kept,
     lm_projection,
     projection,
 )
 from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
+    AnyTrunkOutput,
     BertForPreTrainingOutput,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
     MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Module, constant
+from minibert.nn.cache import KVCache
+from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
 
 EmbeddingMatrix = Float[Array, "vocab hidden"]
 VocabLogits = Float[Array, "batch seq vocab"]
@@ -41,44 +49,79 @@ VocabLogits = Float[Array, "batch seq vocab"]
 NO_POOLER = {"add_pooling_layer": False}
 
 
-class BertWithHead(ModelWithHead, BertPreTrainedModel):
+class BertWithHead(ModelWithHead[Output], BertPreTrainedModel):
     """A `BertModel`, in the attribute `bert`, with a head."""
 
-    base_class = BertModel
+    base_class: ClassVar[Callable[..., PretrainedModel]] = BertModel
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> Output:
+        """Takes `BertModel`'s arguments; returns the output of this class."""
+        outputs = self.base_model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._output(outputs, input_ids, rngs)
 
 
-class _BertWithClassifier(BertWithHead):
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
+class _BertWithClassifier(BertWithHead[Output]):
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         rate = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
-        self.classifier = projection(
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.classifier: Linear = projection(
             config, 1 if self.has_choices else config.num_labels, **options
         )
 
 
-class BertForSequenceClassification(_BertWithClassifier):
+class BertForSequenceClassification(_BertWithClassifier[SequenceClassifierOutput]):
     """BERT with a sequence classification head, over the pooled first token."""
 
-    def __call__(self, *args: Any, rngs: Rngs = None, **kwargs: Any) -> SequenceClassifierOutput:
-        """Takes `BertModel`'s arguments; returns a score for each label, `(batch, labels)`."""
-        outputs = self.base_model(*args, rngs=rngs, **kwargs)
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> SequenceClassifierOutput:
         logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
-class BertForMultipleChoice(_BertWithClassifier):
+class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
     """BERT with a multiple-choice head: a score for each of several continuations."""
 
     has_choices = True
 
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
@@ -107,18 +150,20 @@ class BertForMultipleChoice(_BertWithClassifier):
         return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
 
 
-class BertForTokenClassification(ForTokenClassification, _BertWithClassifier):
+class BertForTokenClassification(
+    ForTokenClassification, _BertWithClassifier[TokenClassifierOutput]
+):
     """BERT with a token classification head: scores of labels at each position."""
 
-    base_options = NO_POOLER
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
 
-class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead):
+class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead[QuestionAnsweringModelOutput]):
     """BERT with a question answering head: a start and an end score at each position."""
 
-    base_options = NO_POOLER
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         if config.num_labels != 2:
             raise ConfigError(
                 "num_labels: expected 2 for question answering (start and end), "
@@ -136,11 +181,11 @@ TIED_DECODER = {
 class BertPredictionHeadTransform(Module):
     """The layers before the decoder: dense, activation, LayerNorm."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        self.dense = projection(config, hidden, **options)
-        self.transform_act_fn = activation(config.hidden_act, **options)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dense: Linear = projection(config, hidden, **options)
+        self.transform_act_fn: Module = activation(config.hidden_act, **options)
+        self.LayerNorm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
 
     def __call__(self, hidden: Hidden) -> Hidden:
         """Applies the layers to each position."""
@@ -152,10 +197,12 @@ class LMHead(Module):
 
     transform: Callable[..., Array]
 
-    def _add_decoder(self, config: BertConfig, **options: Any) -> None:
-        self.decoder = lm_projection(config, **options)
+    def _add_decoder(self, config: BertConfig, **options: Unpack[Options]) -> None:
+        self.decoder: TiedLinear = lm_projection(config, **options)
         key = (options["rngs"] or SHAPES_ONLY).params()
-        self.bias = nnx.Param(constant(0.0)(key, (config.vocab_size,), options["param_dtype"]))
+        self.bias: nnx.Param[Any] = nnx.Param(
+            constant(0.0)(key, (config.vocab_size,), options["param_dtype"])
+        )
 
     def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
         """Returns vocabulary logits; a tied decoder uses `table`, the token embedding matrix."""
@@ -165,16 +212,16 @@ class LMHead(Module):
 class BertLMPredictionHead(LMHead):
     """Scores each token of the vocabulary at each position."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        self.transform = BertPredictionHeadTransform(config, **options)
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        self.transform: Callable[..., Array] = BertPredictionHeadTransform(config, **options)
         self._add_decoder(config, **options)
 
 
 class BertOnlyMLMHead(Module):
     """The head of a masked language model."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        self.predictions = BertLMPredictionHead(config, **options)
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        self.predictions: BertLMPredictionHead = BertLMPredictionHead(config, **options)
 
     def __call__(self, hidden: Hidden, table: EmbeddingMatrix) -> VocabLogits:
         """Returns vocabulary logits; `table` is the token embedding matrix."""
@@ -184,8 +231,8 @@ class BertOnlyMLMHead(Module):
 class BertOnlyNSPHead(Module):
     """The next-sentence head: scores whether the second sentence follows the first."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        self.seq_relationship = projection(config, 2, **options)
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        self.seq_relationship: Linear = projection(config, 2, **options)
 
     def __call__(self, pooled: Float[Array, "batch hidden"]) -> Float[Array, "batch 2"]:
         """Returns the scores of "it follows" (index 0) and "it does not" (index 1)."""
@@ -195,9 +242,9 @@ class BertOnlyNSPHead(Module):
 class BertPreTrainingHeads(Module):
     """Both heads of BERT's pre-training."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        self.predictions = BertLMPredictionHead(config, **options)
-        self.seq_relationship = projection(config, 2, **options)
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        self.predictions: BertLMPredictionHead = BertLMPredictionHead(config, **options)
+        self.seq_relationship: Linear = projection(config, 2, **options)
 
     def __call__(
         self,
@@ -209,51 +256,94 @@ class BertPreTrainingHeads(Module):
         return self.predictions(hidden, table), self.seq_relationship(pooled)
 
 
-class BertForPreTraining(BertWithHead):
+class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     """BERT with both heads of its pre-training: masked tokens and next sentence."""
 
-    tied = TIED_DECODER
+    tied: ClassVar[Table] = TIED_DECODER
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self.cls = BertPreTrainingHeads(config, **options)
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
+        self.cls: BertPreTrainingHeads = BertPreTrainingHeads(config, **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> BertForPreTrainingOutput:
-        """Takes `BertModel`'s arguments; index 0 of the second logits means "it follows"."""
-        outputs = self.base_model(*args, **kwargs)
-        matrix = self.base_model.embeddings.word_embeddings.embedding[...]
-        tokens, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], matrix)
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> BertForPreTrainingOutput:
+        table = self.base_model.embeddings.word_embeddings.embedding[...]
+        words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
         return BertForPreTrainingOutput(
-            prediction_logits=tokens, seq_relationship_logits=pairs, **kept(outputs)
+            prediction_logits=words, seq_relationship_logits=pairs, **kept(outputs)
         )
 
 
-class _BertWithLMHead(BertWithHead):
-    base_options = NO_POOLER
-    tied = TIED_DECODER
+class _BertWithLMHead(BertWithHead[Output]):
+    base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
+    tied: ClassVar[Table] = TIED_DECODER
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self.cls = BertOnlyMLMHead(config, **options)
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
+        self.cls: BertOnlyMLMHead = BertOnlyMLMHead(config, **options)
 
     def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.cls(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class BertForMaskedLM(ForMaskedLM, _BertWithLMHead):
+class BertForMaskedLM(ForMaskedLM, _BertWithLMHead[MaskedLMOutput]):
     """BERT with a masked language model head."""
 
 
-class BertForNextSentencePrediction(BertWithHead):
+class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
     """BERT with a next-sentence head."""
 
-    def _add_head(self, config: BertConfig, **options: Any) -> None:
-        self.cls = BertOnlyNSPHead(config, **options)
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
+        self.cls: BertOnlyNSPHead = BertOnlyNSPHead(config, **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NextSentencePredictorOutput:
-        """Takes `BertModel`'s arguments; index 0 of the logits means "it follows"."""
-        outputs = self.base_model(*args, **kwargs)
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> NextSentencePredictorOutput:
         logits = self.cls(outputs["pooler_output"])
         return NextSentencePredictorOutput(logits=logits, **kept(outputs))
 
 
-class BertLMHeadModel(ForCausalLM, _BertWithLMHead):
+class BertForCausalLM(ForCausalLM, BertWithHead[CausalLMOutputWithCrossAttentions]):
+    """A decoder with a score for every next token."""
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        logits_to_keep: int = 0,
+        rngs: Rngs = None,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes `BertModel`'s arguments; returns logits of the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.base_model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._kept_output(outputs, logits_to_keep)
+
+
+class BertLMHeadModel(BertForCausalLM, _BertWithLMHead[CausalLMOutputWithCrossAttentions]):
     """BERT with a next-token head; a causal decoder if `config.is_decoder` is set."""

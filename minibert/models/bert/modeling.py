@@ -5,7 +5,7 @@ Understanding", arXiv:1810.04805. Names, nesting and numerics follow transformer
 `modeling_bert.py`: a checkpoint's tensor names are this tree's paths.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,8 +13,10 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Inexact
 
+from minibert.checkpoint.config import Config
+from minibert.core.types import AnyArray, ArrayLike, Dtype, Options, Rngs
 from minibert.errors import InputError
-from minibert.models.base import PretrainedModel
+from minibert.models.base import Dimensions, Names, PretrainedModel, Table
 from minibert.models.bert.config import BertConfig
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import (
@@ -39,30 +41,37 @@ Mask = Bool[Array, "#batch 1 #seq keys"] | None
 HeadMask = Inexact[Array, " heads"] | None
 Encoded = Float[Array, "batch encoder_seq hidden"] | None
 EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
-Rngs = nnx.Rngs | None
 
 
 class BertEmbeddings(Module):
     """Token, position and token type embeddings, summed and normalised."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        stddev = config.initializer_range
         vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
-        self.word_embeddings = Embed(vocab, hidden, padding_idx=padding_idx, **drawn)
-        self.position_embeddings = Embed(
-            config.max_position_embeddings, hidden, padding_idx=config.padding_position, **drawn
+        self.word_embeddings: Embed = Embed(
+            vocab, hidden, padding_idx=padding_idx, stddev=stddev, **options
         )
-        self.token_type_embeddings = Embed(config.type_vocab_size, hidden, **drawn)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.position_embeddings: Embed = Embed(
+            config.max_position_embeddings,
+            hidden,
+            padding_idx=config.padding_position,
+            stddev=stddev,
+            **options,
+        )
+        self.token_type_embeddings: Embed = Embed(
+            config.type_vocab_size, hidden, stddev=stddev, **options
+        )
+        self.LayerNorm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
         self,
         input_ids: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        inputs_embeds: Any = None,
+        token_type_ids: AnyArray | None = None,
+        position_ids: AnyArray | None = None,
+        inputs_embeds: Array | None = None,
         rngs: Rngs = None,
     ) -> Hidden:
         """Embeds token ids, or uses `inputs_embeds`; types default to 0, positions to 0, 1, …."""
@@ -79,14 +88,14 @@ class BertEmbeddings(Module):
 class _Attention(Module):
     """Base class of self- and cross-attention: query, key and value projections."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        drawn: dict[str, Any] = {"stddev": config.initializer_range, **options}
-        self.heads = config.num_attention_heads
-        self.query = Linear(hidden, hidden, **drawn)
-        self.key = Linear(hidden, hidden, **drawn)
-        self.value = Linear(hidden, hidden, **drawn)
-        self.dropout = Dropout(config.attention_probs_dropout_prob)
+        stddev = config.initializer_range
+        self.heads: int = config.num_attention_heads
+        self.query: Linear = Linear(hidden, hidden, stddev=stddev, **options)
+        self.key: Linear = Linear(hidden, hidden, stddev=stddev, **options)
+        self.value: Linear = Linear(hidden, hidden, stddev=stddev, **options)
+        self.dropout: Dropout = Dropout(config.attention_probs_dropout_prob)
 
     def project(self, hidden: Hidden) -> tuple[Array, Array]:
         """Returns keys and values, each `(batch, heads, seq, head_dim)`."""
@@ -147,11 +156,11 @@ class BertCrossAttention(_Attention):
 class _Project(Module):
     """A projection to the hidden size, the residual connection and LayerNorm."""
 
-    def __init__(self, in_features: int, config: BertConfig, **options: Any):
+    def __init__(self, in_features: int, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
-        self.dense = Linear(in_features, hidden, stddev=config.initializer_range, **options)
-        self.LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dense: Linear = Linear(in_features, hidden, stddev=config.initializer_range, **options)
+        self.LayerNorm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
+        self.dropout: Dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
         self, hidden: Float[Array, "batch seq features"], residual: Hidden, rngs: Rngs = None
@@ -163,16 +172,16 @@ class _Project(Module):
 class BertSelfOutput(_Project):
     """The layers after attention: projection, residual connection, LayerNorm."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         super().__init__(config.hidden_size, config, **options)
 
 
 class BertAttention(Module):
     """Self- or cross-attention with its output projection."""
 
-    def __init__(self, config: BertConfig, attention: type[_Attention], **options: Any):
-        self.self = attention(config, **options)
-        self.output = BertSelfOutput(config, **options)
+    def __init__(self, config: BertConfig, attention: type[_Attention], **options: Unpack[Options]):
+        self.self: _Attention = attention(config, **options)
+        self.output: BertSelfOutput = BertSelfOutput(config, **options)
 
     def __call__(self, hidden: Hidden, *given: Any, rngs: Rngs = None) -> tuple[Any, ...]:
         """Applies attention and its projection; takes and returns what the attention does."""
@@ -183,10 +192,10 @@ class BertAttention(Module):
 class BertIntermediate(Module):
     """The first layer of the feed-forward network, with its activation."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         width, stddev = config.intermediate_size, config.initializer_range
-        self.dense = Linear(config.hidden_size, width, stddev=stddev, **options)
-        self.intermediate_act_fn = activation(config.hidden_act, **options)
+        self.dense: Linear = Linear(config.hidden_size, width, stddev=stddev, **options)
+        self.intermediate_act_fn: Module = activation(config.hidden_act, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch seq intermediate"]:
         """Projects to the intermediate size and applies `config.hidden_act`."""
@@ -196,21 +205,21 @@ class BertIntermediate(Module):
 class BertOutput(_Project):
     """The second layer of the feed-forward network: projection, residual connection, LayerNorm."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         super().__init__(config.intermediate_size, config, **options)
 
 
 class BertLayer(Module):
     """One post-norm transformer block."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        self.attention = BertAttention(config, BertSelfAttention, **options)
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        self.attention: BertAttention = BertAttention(config, BertSelfAttention, **options)
         crossed = config.add_cross_attention
-        self.crossattention = nnx.data(
+        self.crossattention: BertAttention | None = nnx.data(
             BertAttention(config, BertCrossAttention, **options) if crossed else None
         )
-        self.intermediate = BertIntermediate(config, **options)
-        self.output = BertOutput(config, **options)
+        self.intermediate: BertIntermediate = BertIntermediate(config, **options)
+        self.output: BertOutput = BertOutput(config, **options)
 
     def __call__(
         self,
@@ -238,8 +247,10 @@ class BertLayer(Module):
 class BertEncoder(Module):
     """The stack of layers."""
 
-    def __init__(self, config: BertConfig, **options: Any):
-        self.layer = nnx.List(BertLayer(config, **options) for _ in range(config.num_hidden_layers))
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+        self.layer: nnx.List[BertLayer] = nnx.List(
+            BertLayer(config, **options) for _ in range(config.num_hidden_layers)
+        )
 
     def __call__(self, hidden: Hidden, **given: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         """Applies the layers; takes the arguments of `run_blocks`."""
@@ -249,9 +260,9 @@ class BertEncoder(Module):
 class BertPooler(Module):
     """A tanh layer over the hidden state of the first token, the input of classifiers."""
 
-    def __init__(self, config: BertConfig, **options: Any):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden, stddev = config.hidden_size, config.initializer_range
-        self.dense = Linear(hidden, hidden, stddev=stddev, **options)
+        self.dense: Linear = Linear(hidden, hidden, stddev=stddev, **options)
 
     def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
         """Pools `(batch, seq, hidden)` to `(batch, hidden)`."""
@@ -261,17 +272,23 @@ class BertPooler(Module):
 class BertPreTrainedModel(PretrainedModel):
     """Base class of all BERT models: facts about their checkpoints."""
 
-    config_class = BertConfig
+    config_class: ClassVar[type[Config]] = BertConfig
     trunk = "bert"
-    submodules = ("embeddings", "encoder", "pooler")
-    heads = ("cls.predictions", "cls.seq_relationship", "classifier", "qa_outputs", "bert.pooler")
-    lora_targets = ("query", "value")
-    buffers = {
+    submodules: ClassVar[Names] = ("embeddings", "encoder", "pooler")
+    heads: ClassVar[Names] = (
+        "cls.predictions",
+        "cls.seq_relationship",
+        "classifier",
+        "qa_outputs",
+        "bert.pooler",
+    )
+    lora_targets: ClassVar[Names] = ("query", "value")
+    buffers: ClassVar[Table] = {
         "bert.embeddings.position_ids": "0, 1, 2, …, which are computed",
         "bert.embeddings.token_type_ids": "zeros, which are computed",
     }
     blocks = "encoder.layer"
-    dimensions = {
+    dimensions: ClassVar[Dimensions] = {
         "*attention.self.*.kernel": (None, "heads"),
         "*attention.self.*.bias": ("heads",),
         "*attention.output.dense.kernel": ("heads", None),
@@ -294,26 +311,31 @@ class BertModel(BertPreTrainedModel):
         add_pooling_layer: whether there is a pooler.
     """
 
+    config: BertConfig
     is_trunk = True
-    optional = ("bert.pooler",)
+    optional: ClassVar[Names] = ("bert.pooler",)
     embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
+
+    execution: Execution
 
     def __init__(
         self,
         config: BertConfig,
         *,
         rngs: Rngs,
-        dtype: DTypeLike | None = None,
+        dtype: Dtype = None,
         param_dtype: DTypeLike = jnp.float32,
         add_pooling_layer: bool = True,
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config, self.execution = config, Execution()
-        self.embeddings = self.embeddings_class(config, **options)
-        self.encoder = BertEncoder(config, **options)
-        self.pooler = nnx.data(BertPooler(config, **options) if add_pooling_layer else None)
+        self.embeddings: BertEmbeddings = self.embeddings_class(config, **options)
+        self.encoder: BertEncoder = BertEncoder(config, **options)
+        self.pooler: BertPooler | None = nnx.data(
+            BertPooler(config, **options) if add_pooling_layer else None
+        )
 
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Returns an empty cache for `batch_size` rows of up to `max_length` tokens, with padding.
 
         Keys and values are stored in the dtype of the hidden states.
@@ -330,15 +352,15 @@ class BertModel(BertPreTrainedModel):
 
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        encoder_hidden_states: Any = None,
-        encoder_attention_mask: Any = None,
-        past_key_values: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,

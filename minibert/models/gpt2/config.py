@@ -1,9 +1,16 @@
 """The config of GPT-2, which follows transformers' `configuration_gpt2.py`."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
-from minibert.checkpoint.config import REFUSED_DECODER_FIELDS, REFUSED_FIELDS, Config, aliased
+from minibert.checkpoint.config import (
+    REFUSED_DECODER_FIELDS,
+    REFUSED_FIELDS,
+    Config,
+    Neutral,
+    aliased,
+)
 from minibert.core.fields import (
     NON_NEGATIVE,
     POSITIVE,
@@ -36,12 +43,12 @@ class GPT2Config(Config):
 
     model_type = "gpt2"
     is_decoder = True
-    refused_fields = {
+    refused_fields: ClassVar[Neutral] = {
         **REFUSED_FIELDS,
         **REFUSED_DECODER_FIELDS,
         "tie_last_hidden_states": (True, None),  # whether the last state is after `ln_f`
     }
-    aliases = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
         "num_attention_heads": "n_head",
@@ -76,7 +83,7 @@ class GPT2Config(Config):
     tie_word_embeddings: bool = field(SWITCH, True)
     pad_token_id: int | None = field(or_null(whole()), None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise ConfigError(
@@ -84,32 +91,52 @@ class GPT2Config(Config):
             )
 
     @property
+    def hidden_size(self) -> int:
+        """Another name of `n_embd`."""
+        return self.n_embd
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Another name of `n_positions`."""
+        return self.n_positions
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Another name of `n_head`."""
+        return self.n_head
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Another name of `n_layer`."""
+        return self.n_layer
+
+    @property
     def causal(self) -> bool:
         """Whether a token attends only to itself and to those before it."""
         return self.is_causal is not False
 
     @classmethod
-    def small(cls, **changes: Any) -> "GPT2Config":
+    def small(cls, **changes: object) -> "GPT2Config":
         """Returns the config of GPT-2 small: 12 layers of 768, 124 million parameters."""
-        return cls(**changes)
+        return cls._sized(changes)
 
     @classmethod
-    def medium(cls, **changes: Any) -> "GPT2Config":
+    def medium(cls, **changes: object) -> "GPT2Config":
         """Returns the config of GPT-2 medium: 24 layers of 1024, 355 million parameters."""
         return cls._sized(changes, n_embd=1024, n_layer=24, n_head=16)
 
     @classmethod
-    def large(cls, **changes: Any) -> "GPT2Config":
+    def large(cls, **changes: object) -> "GPT2Config":
         """Returns the config of GPT-2 large: 36 layers of 1280, 774 million parameters."""
         return cls._sized(changes, n_embd=1280, n_layer=36, n_head=20)
 
     @classmethod
-    def xl(cls, **changes: Any) -> "GPT2Config":
+    def xl(cls, **changes: object) -> "GPT2Config":
         """Returns the config of GPT-2 XL: 48 layers of 1600, 1.6 billion parameters."""
         return cls._sized(changes, n_embd=1600, n_layer=48, n_head=25)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> "GPT2Config":
+    def tiny(cls, **changes: object) -> "GPT2Config":
         """Returns a config of two layers of 24 in which all sizes differ, for experiments."""
         return cls._sized(
             changes, vocab_size=97, n_embd=24, n_layer=2, n_head=3, n_inner=80, n_positions=40

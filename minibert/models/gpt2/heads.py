@@ -4,7 +4,8 @@ Radford et al. (2019). Names follow transformers' `modeling_gpt2.py`. Every mode
 arguments of `GPT2Model`, with the same names and in the same order.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,8 +13,9 @@ from jax import Array
 from jaxtyping import Float, Integer
 
 from minibert.core.checks import known
+from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.errors import InputError
-from minibert.models.base import Rngs
+from minibert.models.base import PretrainedModel, Table
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.gpt2.modeling import GPT2Model, GPT2PreTrainedModel
 from minibert.models.heads import (
@@ -21,51 +23,135 @@ from minibert.models.heads import (
     ForQuestionAnswering,
     ForTokenClassification,
     ModelWithHead,
+    Output,
     kept,
     lm_projection,
     projection,
 )
 from minibert.models.inputs import choice_indices, joined_choices
 from minibert.models.outputs import (
+    AnyTrunkOutput,
+    CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
-from minibert.nn.layers import Dropout, Module
+from minibert.nn.cache import KVCache
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 
 
-class _GPT2WithHead(ModelWithHead, GPT2PreTrainedModel):
+class _GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
     """A `GPT2Model`, in the attribute `transformer`, with a head."""
 
-    base_class = GPT2Model
+    base_class: ClassVar[Callable[..., PretrainedModel]] = GPT2Model
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> Output:
+        """Takes `GPT2Model`'s arguments; returns the output of this class."""
+        outputs = self.base_model(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._output(outputs, input_ids, rngs)
 
 
-class _GPT2WithLMHead(_GPT2WithHead):
-    tied = {"lm_head.weight": "transformer.wte.weight"}
+class _GPT2WithLMHead(_GPT2WithHead[Output]):
+    tied: ClassVar[Table] = {"lm_head.weight": "transformer.wte.weight"}
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        self.lm_head = lm_projection(config, use_bias=False, **options)
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
+        self.lm_head: TiedLinear = lm_projection(config, use_bias=False, **options)
 
     def _lm_logits(self, hidden: Float[Array, "*batch hidden"]) -> Float[Array, "*batch vocab"]:
         return self.lm_head(hidden, self.base_model.wte.embedding[...])
 
 
-class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead):
+class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead[CausalLMOutputWithCrossAttentions]):
     """GPT-2 with a next-token head."""
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        logits_to_keep: int = 0,
+        rngs: Rngs = None,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Takes `GPT2Model`'s arguments; returns logits of the last `logits_to_keep` positions.
+
+        0, the default, is all positions.
+        """
+        outputs = self.base_model(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._kept_output(outputs, logits_to_keep)
 
 
 class GPT2SequenceSummary(Module):
     """Pools a sequence to one vector, as the `summary_*` fields of the config specify."""
 
-    def __init__(self, config: GPT2Config, **options: Any):
-        self.kind = config.summary_type
+    def __init__(self, config: GPT2Config, **options: Unpack[Options]):
+        self.kind: str = config.summary_type
         outputs = 1 if config.summary_proj_to_labels else config.n_embd
         projected = config.summary_use_proj
-        self.summary = nnx.data(projection(config, outputs, **options) if projected else None)
+        self.summary: Linear | None = nnx.data(
+            projection(config, outputs, **options) if projected else None
+        )
         name = config.summary_activation
-        self.activation = nnx.data(None if name is None else activation(name, **options))
-        self.first_dropout = Dropout(config.summary_first_dropout)
-        self.last_dropout = Dropout(config.summary_last_dropout)
+        self.activation: Module | None = nnx.data(
+            None if name is None else activation(name, **options)
+        )
+        self.first_dropout: Dropout = Dropout(config.summary_first_dropout)
+        self.last_dropout: Dropout = Dropout(config.summary_last_dropout)
 
     def __call__(
         self,
@@ -93,25 +179,25 @@ class GPT2SequenceSummary(Module):
         return self.last_dropout(picked, rngs)
 
 
-class GPT2DoubleHeadsModel(_GPT2WithLMHead):
+class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
     """GPT-2 with a next-token head and a multiple-choice head."""
 
     has_choices = True
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
-        self.multiple_choice_head = GPT2SequenceSummary(config, **options)
+        self.multiple_choice_head: GPT2SequenceSummary = GPT2SequenceSummary(config, **options)
 
     def __call__(
         self,
-        input_ids: Any = None,
-        past_key_values: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        mc_token_ids: Any = None,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        mc_token_ids: ArrayLike | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -154,31 +240,30 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead):
         )
 
 
-class GPT2ForSequenceClassification(_GPT2WithHead):
-    """GPT-2 with a sequence classification head, over the last token that is not padding."""
+class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPast]):
+    """GPT-2 with a classifier over the last token that is not padding."""
 
     needs_padding_id = True
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
-        self.score = projection(config, config.num_labels, use_bias=False, **options)
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
+        self.score: Linear = projection(config, config.num_labels, use_bias=False, **options)
 
-    def __call__(
-        self, input_ids: Any = None, *args: Any, **kwargs: Any
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutputWithPast:
-        """Takes `GPT2Model`'s arguments; returns a score for each label, `(batch, labels)`.
+        """A score for every label.
 
-        Padding is recognised by `config.pad_token_id`, not by the mask. With `inputs_embeds` the
-        last position is used.
+        Padding is known by `config.pad_token_id`, not by the mask. Of `inputs_embeds` the last
+        position is taken.
 
         Raises:
-            InputError: there are several rows, and `config.pad_token_id` is None.
+            InputError: several rows, and the config names no padding.
         """
-        outputs = self.base_model(input_ids, *args, **kwargs)
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
         if pad is None and not (known(hidden.shape[:1]) and hidden.shape[0] == 1):
             raise InputError(
-                f"input_ids: expected 1 row, found {hidden.shape[0]}; for several rows set "
-                "config.pad_token_id, by which the last token of each is found"
+                f"input_ids: {hidden.shape[0]} rows, and config.pad_token_id, by which the last "
+                "token of each is found, is null; set it, or give one row"
             )
         last = hidden[:, -1]
         if pad is not None and input_ids is not None:
@@ -189,14 +274,14 @@ class GPT2ForSequenceClassification(_GPT2WithHead):
         )
 
 
-class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead):
-    """GPT-2 with a token classification head: scores of labels at each position."""
+class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead[TokenClassifierOutput]):
+    """GPT-2 with a classifier at every position."""
 
-    def _add_head(self, config: GPT2Config, **options: Any) -> None:
+    def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
-        self.dropout = Dropout(next(rate for rate in rates if rate is not None))
-        self.classifier = projection(config, config.num_labels, **options)
+        self.dropout: Dropout = Dropout(next(rate for rate in rates if rate is not None))
+        self.classifier: Linear = projection(config, config.num_labels, **options)
 
 
-class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead):
-    """GPT-2 with a question answering head: a start and an end score at each position."""
+class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead[QuestionAnsweringModelOutput]):
+    """GPT-2 with a start and an end score at every position."""

@@ -6,7 +6,7 @@ numerics follow transformers' `modeling_gpt2.py`: a checkpoint's tensor names ar
 
 import dataclasses
 import math
-from typing import Any
+from typing import ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Inexact, Integer
 
-from minibert.models.base import PretrainedModel
+from minibert.checkpoint.config import Config
+from minibert.core.types import ArrayLike, Dtype, Options, Rngs
+from minibert.models.base import Dimensions, Names, PretrainedModel, Table
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -36,24 +38,23 @@ EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 Weights = Float[Array, "batch heads seq keys"]
 Mask = Bool[Array, "#batch 1 #seq keys"] | None
 HeadMask = Inexact[Array, " heads"] | None
-Rngs = nnx.Rngs | None
 
 
 class _Attention(Module):
     """Base class of self- and cross-attention: fused and output projections, scale of scores."""
 
-    def __init__(self, config: GPT2Config, layer: int, inputs: int, **options: Any):
+    def __init__(self, config: GPT2Config, layer: int, inputs: int, **options: Unpack[Options]):
         hidden, stddev = config.n_embd, config.initializer_range
         narrow = stddev / math.sqrt(2 * config.n_layer)  # the residual stream sums 2 × n_layer
-        self.heads = config.n_head
+        self.heads: int = config.n_head
         self.scale = (hidden // self.heads) ** -0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
-        self.c_attn = Conv1D(hidden, inputs * hidden, stddev=stddev, **options)
+        self.c_attn: Conv1D = Conv1D(hidden, inputs * hidden, stddev=stddev, **options)
         self.inputs = inputs
-        self.c_proj = Conv1D(hidden, hidden, stddev=narrow, **options)
-        self.attn_dropout = Dropout(config.attn_pdrop)
-        self.resid_dropout = Dropout(config.resid_pdrop)
+        self.c_proj: Conv1D = Conv1D(hidden, hidden, stddev=narrow, **options)
+        self.attn_dropout: Dropout = Dropout(config.attn_pdrop)
+        self.resid_dropout: Dropout = Dropout(config.resid_pdrop)
 
     def _project(self, hidden: Hidden) -> list[Array]:
         """Returns the parts of the fused projection, each `(batch, heads, seq, head_dim)`.
@@ -82,7 +83,7 @@ class _Attention(Module):
 class GPT2Attention(_Attention):
     """Multi-head self-attention; query, key and value come from one projection, in that order."""
 
-    def __init__(self, config: GPT2Config, layer: int, **options: Any):
+    def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
         super().__init__(config, layer, 3, **options)
 
     def __call__(
@@ -104,10 +105,10 @@ class GPT2Attention(_Attention):
 class GPT2CrossAttention(_Attention):
     """Attention over an encoder's states; key and value come from one projection, in that order."""
 
-    def __init__(self, config: GPT2Config, layer: int, **options: Any):
+    def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
         super().__init__(config, layer, 2, **options)
         hidden, stddev = config.n_embd, config.initializer_range
-        self.q_attn = Conv1D(hidden, hidden, stddev=stddev, **options)
+        self.q_attn: Conv1D = Conv1D(hidden, hidden, stddev=stddev, **options)
 
     def project(self, encoded: Float[Array, "batch encoder_seq hidden"]) -> tuple[Array, Array]:
         """Returns the keys and values of an encoder's states."""
@@ -131,14 +132,14 @@ class GPT2CrossAttention(_Attention):
 class GPT2MLP(Module):
     """The feed-forward network."""
 
-    def __init__(self, config: GPT2Config, **options: Any):
+    def __init__(self, config: GPT2Config, **options: Unpack[Options]):
         hidden, stddev = config.n_embd, config.initializer_range
         inner = 4 * hidden if config.n_inner is None else config.n_inner
         narrow = stddev / math.sqrt(2 * config.n_layer)
-        self.c_fc = Conv1D(hidden, inner, stddev=stddev, **options)
-        self.c_proj = Conv1D(inner, hidden, stddev=narrow, **options)
-        self.act = activation(config.activation_function, **options)
-        self.dropout = Dropout(config.resid_pdrop)
+        self.c_fc: Conv1D = Conv1D(hidden, inner, stddev=stddev, **options)
+        self.c_proj: Conv1D = Conv1D(inner, hidden, stddev=narrow, **options)
+        self.act: Module = activation(config.activation_function, **options)
+        self.dropout: Dropout = Dropout(config.resid_pdrop)
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Hidden:
         """Projects to the inner size, applies `config.activation_function` and projects back."""
@@ -148,17 +149,19 @@ class GPT2MLP(Module):
 class GPT2Block(Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: GPT2Config, layer: int, **options: Any):
-        norm: dict[str, Any] = {"epsilon": config.layer_norm_epsilon, **options}
-        self.ln_1 = LayerNorm(config.n_embd, **norm)
-        self.attn = GPT2Attention(config, layer, **options)
-        self.ln_2 = LayerNorm(config.n_embd, **norm)
+    def __init__(self, config: GPT2Config, layer: int, **options: Unpack[Options]):
+        epsilon = config.layer_norm_epsilon
+        self.ln_1: LayerNorm = LayerNorm(config.n_embd, epsilon=epsilon, **options)
+        self.attn: GPT2Attention = GPT2Attention(config, layer, **options)
+        self.ln_2: LayerNorm = LayerNorm(config.n_embd, epsilon=epsilon, **options)
         crossed = config.add_cross_attention
-        self.crossattention = nnx.data(
+        self.crossattention: GPT2CrossAttention | None = nnx.data(
             GPT2CrossAttention(config, layer, **options) if crossed else None
         )
-        self.ln_cross_attn = nnx.data(LayerNorm(config.n_embd, **norm) if crossed else None)
-        self.mlp = GPT2MLP(config, **options)
+        self.ln_cross_attn: LayerNorm | None = nnx.data(
+            LayerNorm(config.n_embd, epsilon=epsilon, **options) if crossed else None
+        )
+        self.mlp: GPT2MLP = GPT2MLP(config, **options)
 
     def __call__(
         self,
@@ -188,12 +191,18 @@ class GPT2Block(Module):
 class GPT2PreTrainedModel(PretrainedModel):
     """Base class of all GPT-2 models: facts about their checkpoints."""
 
-    config_class = GPT2Config
+    config_class: ClassVar[type[Config]] = GPT2Config
     trunk = "transformer"
-    submodules = ("wte", "wpe", "h", "ln_f")
-    heads = ("lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head")
-    lora_targets = ("c_attn",)
-    buffers = {
+    submodules: ClassVar[Names] = ("wte", "wpe", "h", "ln_f")
+    heads: ClassVar[Names] = (
+        "lm_head",
+        "score",
+        "classifier",
+        "qa_outputs",
+        "multiple_choice_head",
+    )
+    lora_targets: ClassVar[Names] = ("c_attn",)
+    buffers: ClassVar[Table] = {
         f"transformer.h.#.{name}": why
         for attention in ("attn", "crossattention")
         for name, why in (
@@ -202,7 +211,7 @@ class GPT2PreTrainedModel(PretrainedModel):
         )
     }
     blocks = "h"
-    dimensions = {
+    dimensions: ClassVar[Dimensions] = {
         "*attn.c_attn.kernel": (None, 3, "heads"),  # query, key and value
         "*attn.c_attn.bias": (3, "heads"),
         "*crossattention.c_attn.kernel": (None, 2, "heads"),  # key and value
@@ -229,26 +238,31 @@ class GPT2Model(GPT2PreTrainedModel):
         param_dtype: the dtype of the parameters.
     """
 
+    config: GPT2Config
     is_trunk = True
+
+    execution: Execution
 
     def __init__(
         self,
         config: GPT2Config,
         *,
-        rngs: nnx.Rngs | None,
-        dtype: DTypeLike | None = None,
+        rngs: Rngs,
+        dtype: Dtype = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        options: Options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         hidden, stddev = config.n_embd, config.initializer_range
         self.config, self.execution = config, Execution()
-        self.wte = Embed(config.vocab_size, hidden, stddev=stddev, **options)
-        self.wpe = Embed(config.n_positions, hidden, stddev=stddev, **options)
-        self.drop = Dropout(config.embd_pdrop)
-        self.h = nnx.List(GPT2Block(config, layer, **options) for layer in range(config.n_layer))
-        self.ln_f = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
+        self.wte: Embed = Embed(config.vocab_size, hidden, stddev=stddev, **options)
+        self.wpe: Embed = Embed(config.n_positions, hidden, stddev=stddev, **options)
+        self.drop: Dropout = Dropout(config.embd_pdrop)
+        self.h: nnx.List[GPT2Block] = nnx.List(
+            GPT2Block(config, layer, **options) for layer in range(config.n_layer)
+        )
+        self.ln_f: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_epsilon, **options)
 
-    def init_cache(self, batch_size: Any, max_length: Any) -> KVCache:
+    def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Returns an empty cache for `batch_size` rows of up to `max_length` tokens, with padding.
 
         Keys and values are stored in the dtype of the hidden states.
@@ -261,20 +275,20 @@ class GPT2Model(GPT2PreTrainedModel):
 
     def __call__(
         self,
-        input_ids: Any = None,
-        past_key_values: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        head_mask: Any = None,
-        inputs_embeds: Any = None,
-        encoder_hidden_states: Any = None,
-        encoder_attention_mask: Any = None,
+        input_ids: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
-        rngs: nnx.Rngs | None = None,
+        rngs: Rngs = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Applies the decoder; each token attends only to itself and to earlier ones.
 

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from minibert.core.fields import COUNT, Rule, assign, check, field, or_null, who
 from minibert.errors import InputError, SourceError, shown
 from minibert.train.fingerprint import description, digest
 
+if TYPE_CHECKING:
+    from grain import IterDataset
+
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
 Collation = Callable[[Sequence[Example]], dict[str, np.ndarray]]
@@ -28,6 +31,13 @@ COMPARED = ("batch_size", "shuffle", "drop_last", "workers")  # between runs
 AHEAD = 4  # batches that are made before they are requested
 EPOCHS = dataclasses.replace(or_null(COUNT), expected=COUNT.expected)  # None: without end
 FLAG = Rule("True or False", lambda value: isinstance(value, bool | np.bool_), bool)
+
+
+class Examples(Protocol):
+    """A sequence, or what has as much of one as batches are made of."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +126,7 @@ class CheckedFunction:
     function: Callable[..., Any]
     name: str
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         """Calls the function with `args`."""
         try:
             found = self.function(*args)
@@ -140,20 +150,31 @@ class CheckedExamples:
         return CheckedFunction(self.source.__getitem__, f"example {index}")(index)
 
 
+class BatchOptions(TypedDict, total=False):
+    """The arguments of `batches` that say in which order examples come, and where."""
+
+    shuffle: bool
+    drop_last: bool
+    epochs: int | None
+    seed: int
+    workers: int
+    share: tuple[int, int] | None
+
+
 def batches(
-    examples: Any,
+    examples: Examples,
     *,
-    batch_size: Any,
-    shuffle: Any = False,
-    drop_last: Any = False,
-    epochs: Any = 1,
-    seed: Any = 0,
-    workers: Any = 0,
-    share: Any = None,
+    batch_size: int,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    epochs: int | None = 1,
+    seed: int = 0,
+    workers: int = 0,
+    share: tuple[int, int] | None = None,
     transforms: Sequence[Transform] = (),
     collate: Collation = stacked,
     about: Mapping[str, Any] | None = None,
-) -> Any:
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns batches of examples, as Grain's `IterDataset`.
 
     Its iterators have `get_state()`, which JSON can represent, and `set_state()`: the batches
@@ -196,13 +217,13 @@ def batches(
 
 
 def batched(
-    examples: Any,
+    examples: Examples,
     options: Batching,
     collate: Collation,
     *,
     transforms: Sequence[Transform] = (),
     about: Mapping[str, Any],
-) -> Any:
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns batches of examples, with the method `identity`; see `batches`."""
     try:
         import grain

@@ -5,19 +5,25 @@ import functools
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minibert.core.checks import flag, whole
 from minibert.core.progress import LONG, progress_bar
+from minibert.core.types import Path, Texts
 from minibert.data.files import read_text
 from minibert.data.records import read_texts
 from minibert.errors import InputError
 from minibert.text.tokenizer import backend_of
-from minibert.train.data.batching import Batching, Collate, Example, batched
+from minibert.train.data.batching import Batching, Collate, Example, Examples, batched
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.labels import IGNORED
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerBase
 
 AT_ONCE = 1000  # texts that are tokenized between two updates of the progress bar
 
@@ -39,21 +45,26 @@ class Encoder:
         InputError: it is not a fast tokenizer, or an argument is wrong.
     """
 
+    tokenizer: "PreTrainedTokenizerBase"
+    backend: Any
+
     def __init__(
         self,
-        tokenizer: Any,
-        max_length: Any,
-        truncation: Any,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        truncation: bool,
         show_progress: bool | None,
-        batch_size: Any,
+        batch_size: int,
         options: Mapping[str, Any],
     ):
-        self.batching = Batching(batch_size=batch_size, **options)
+        self.batching: Batching = Batching(batch_size=batch_size, **options)
         self.tokenizer, self.backend = tokenizer, backend_of(tokenizer)
-        self.max_length = whole("max_length", max_length, 1)
-        self.truncation = flag("truncation", truncation)
+        self.max_length: int = whole("max_length", max_length, 1)
+        self.truncation: bool = flag("truncation", truncation)
         # unlike a call, without a check of what is found
-        self.encoded = functools.partial(encoded, self.backend, show_progress=show_progress)
+        self.encoded: functools.partial[list[Any]] = functools.partial(
+            encoded, self.backend, show_progress=show_progress
+        )
 
     def __call__(
         self, inputs: Sequence[Any], places: Sequence[str], *, words: bool = False
@@ -96,14 +107,14 @@ class Encoder:
                 "truncation=True truncates"
             ).advising("truncation=True")
 
-    def arrays(self, encoding: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    def arrays(self, encoding: "Encoding", prefix: str = "") -> dict[str, np.ndarray]:
         """Returns an encoding as the model's inputs, `(seq,)` each."""
         rows = unpadded(encoding.ids, prefix)
         if "token_type_ids" in self.tokenizer.model_input_names and not prefix:
             rows["token_type_ids"] = np.array(encoding.type_ids, np.int32)
         return rows
 
-    def batches(self, examples: Any, collate: Collate, transforms: Sequence[Any] = ()) -> Any:
+    def batches(self, examples: Examples, collate: Collate, transforms: Sequence[Any] = ()) -> Any:
         """Returns batches of examples; see `batches`."""
         about = {
             "tokenizer": digest(self.backend.to_str()),
@@ -113,7 +124,7 @@ class Encoder:
         return batched(examples, self.batching, collate, transforms=transforms, about=about)
 
 
-def unpadded(ids: Any, prefix: str = "") -> dict[str, np.ndarray]:
+def unpadded(ids: Sequence[int] | np.ndarray, prefix: str = "") -> dict[str, np.ndarray]:
     """Returns `input_ids` and an `attention_mask` of ones, `(seq,)` each."""
     return {
         f"{prefix}input_ids": np.array(ids, np.int32),
@@ -122,7 +133,7 @@ def unpadded(ids: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def encoded(
-    backend: Any,
+    backend: "Backend",
     inputs: Sequence[Any],
     *,
     words: bool = False,
@@ -140,7 +151,11 @@ def encoded(
 
 
 def collate_for(
-    encoder: Encoder, pad_to: Any, *, labels: bool = False, prefixes: Sequence[str] = ("",)
+    encoder: Encoder,
+    pad_to: int | Sequence[int] | None,
+    *,
+    labels: bool = False,
+    prefixes: Sequence[str] = ("",),
 ) -> Collate:
     """Returns a `Collate` that pads masks with 0 and labels of tokens with −100.
 
@@ -196,7 +211,7 @@ class Frame:
         return len(self.before) + len(self.between) + len(self.after)
 
 
-def frame_of(backend: Any, pair: bool) -> Frame:
+def frame_of(backend: "Backend", pair: bool) -> Frame:
     """Returns the special tokens that a tokenizer adds to one text, or to a pair."""
     encoding = backend.encode("a", "a") if pair else backend.encode("a")
     special, ids = np.array(encoding.special_tokens_mask, bool), np.array(encoding.ids)
@@ -216,11 +231,11 @@ Sentence = tuple[np.ndarray, np.ndarray]  # ids, and whether a word begins at ea
 
 
 def token_ids(
-    source: Any,
-    tokenizer: Any,
+    source: Path | Texts,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
-    column: Any = None,
-    end: Any = True,
+    column: str | None = None,
+    end: bool = True,
     show_progress: bool | None = None,
 ) -> np.ndarray:
     """Returns the concatenated ids of texts, `(tokens,)`, for `windows`.
@@ -246,7 +261,7 @@ def token_ids(
     return np.concatenate([np.array(e.ids + ends, np.int32) for e in found])
 
 
-def _end(tokenizer: Any) -> int:
+def _end(tokenizer: "PreTrainedTokenizerBase") -> int:
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return token
@@ -309,7 +324,7 @@ def blocks_of(encoder: Encoder, texts: Sequence[str]) -> Blocks:
     return Blocks(*joined(parts[:-1]), frame, encoder.max_length)
 
 
-def word_starts(encoding: Any) -> np.ndarray:
+def word_starts(encoding: "Encoding") -> np.ndarray:
     """Returns for each token whether a word begins at it; a special token is a word of its own.
 
     Words are those of the tokenizer's pre-tokenizer: BERT's are a token and those with ## after it,
@@ -319,7 +334,7 @@ def word_starts(encoding: Any) -> np.ndarray:
     return np.array([word is None or word != before for before, word in words], bool)
 
 
-def sentence_of(encoding: Any) -> Sentence:
+def sentence_of(encoding: "Encoding") -> Sentence:
     """Returns the ids of an encoding, and whether a word begins at each."""
     return np.array(encoding.ids, np.int32), word_starts(encoding)
 

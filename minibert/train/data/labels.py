@@ -8,6 +8,7 @@ import numpy as np
 
 from minibert.core.checks import check_choice, unmasked
 from minibert.core.fields import whole
+from minibert.core.types import Path
 from minibert.data.records import Records
 from minibert.errors import InputError, shown
 
@@ -22,7 +23,12 @@ INDEX = whole(0)
 MAX_LABELS = 1 << 20  # a larger number is not a label, but an amount or another id
 
 
-def label_ids(source: Any, label: Any = "label", *, problem_type: Any = None) -> dict[str, int]:
+def label_ids(
+    source: Path | Iterable[Mapping[str, Any]],
+    label: str = "label",
+    *,
+    problem_type: str | None = None,
+) -> dict[str, int]:
     """Returns the ids of the labels of records by name, as for a config's `label2id`.
 
     Names are sorted. Integers, or their digits, are ids already.
@@ -63,12 +69,12 @@ def names_to_ids(labels: Iterable[Placed]) -> dict[str, int]:
     return {name: number for number, name in enumerate(sorted(values))}
 
 
-def known_labels(label2id: Any, labels: Iterable[Placed]) -> dict[str, int]:
+def known_labels(label2id: object, labels: Iterable[Placed]) -> dict[str, int]:
     """Returns `label2id`, checked; by default the ids of the labels found."""
     return names_to_ids(labels) if label2id is None else checked_label2id(label2id)
 
 
-def checked_label2id(label2id: Any) -> dict[str, int]:
+def checked_label2id(label2id: object) -> dict[str, int]:
     """Returns a config's `label2id`, if it maps names to 0, 1, 2, ….
 
     Raises:
@@ -109,7 +115,7 @@ def label_id(value: Any, label2id: Mapping[str, int], place: str) -> int:
 
 
 def record_labels(
-    records: Records, column: str, problem: str, label2id: Any
+    records: Records, column: str, problem: str, label2id: Mapping[str, int] | None
 ) -> list[np.ndarray | np.integer | np.floating]:
     """Returns the labels of records: ids, multi-hot vectors, or real numbers.
 
@@ -174,7 +180,7 @@ def is_multi_hot(
     )
 
 
-def checked_list(value: Any, place: str) -> list[Any]:
+def checked_list(value: object, place: str) -> list[Any]:
     """Returns a list, tuple or array of labels or words as a list.
 
     Raises:
@@ -201,7 +207,7 @@ def _labels_and_places(records: Records, column: str) -> list[Placed]:
     return [(unmasked(place, row[column]), place) for row, place in placed]
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 

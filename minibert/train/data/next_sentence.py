@@ -5,7 +5,6 @@ import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from minibert.train.data.encoding import (
 )
 
 
-def read_documents(source: Any, column: str | None) -> tuple[list[list[str]], list[str]]:
+def read_documents(source: object, column: str | None) -> tuple[list[list[str]], list[str]]:
     """Returns documents, each a list of sentences, and the name of each for messages.
 
     Args:

@@ -6,7 +6,7 @@ answer, or there is no answer.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from minibert.errors import InputError, shown
 from minibert.text.tokenizer import question_first
 from minibert.train.data.encoding import Encoder, encoded
 from minibert.train.data.labels import texts_of
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 Answer = tuple[int, int] | None  # the start and end of its characters in the context
 
@@ -81,7 +84,7 @@ def _check_capacity(
             )
 
 
-def answer_of(records: Records, index: int, context: str, answers: Any) -> Answer:
+def answer_of(records: Records, index: int, context: str, answers: str) -> Answer:
     """Returns the characters of a record's first answer; None if it has no answer.
 
     Args:
@@ -126,7 +129,7 @@ def answer_of(records: Records, index: int, context: str, answers: Any) -> Answe
     return start, start + len(text)
 
 
-def tokens_of(window: Any, answer: Answer, context_index: int = 1) -> tuple[int, int]:
+def tokens_of(window: "Encoding", answer: Answer, context_index: int = 1) -> tuple[int, int]:
     """Returns the first and the last token of an answer; [CLS] for both if it is not in the window.
 
     Args:

@@ -1,12 +1,15 @@
 """Training data of tasks: classification, token classification, question answering, contrastive."""
 
 import itertools
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from minibert.core.types import Path
 from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
+from minibert.train.data.batching import BatchOptions
 from minibert.train.data.encoding import Encoder, collate_for, word_starts
 from minibert.train.data.labels import (
     checked_list,
@@ -19,23 +22,27 @@ from minibert.train.data.labels import (
 from minibert.train.data.spans import span_examples
 from minibert.train.objectives.labels import IGNORED
 
+if TYPE_CHECKING:
+    from grain import IterDataset
+    from transformers import PreTrainedTokenizerBase
+
 
 def classification(
-    source: Any,
-    tokenizer: Any,
+    source: Path | Iterable[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
     *,
-    max_length: Any,
-    batch_size: Any,
-    text: Any = "text",
-    text_pair: Any = None,
-    label: Any = "label",
-    label2id: Any = None,
-    problem_type: Any = "single_label_classification",
-    truncation: Any = False,
-    pad_to: Any = None,
+    max_length: int,
+    batch_size: int,
+    text: str = "text",
+    text_pair: str | None = None,
+    label: str = "label",
+    label2id: Mapping[str, int] | None = None,
+    problem_type: str = "single_label_classification",
+    truncation: bool = False,
+    pad_to: int | Sequence[int] | None = None,
     show_progress: bool | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns texts, or pairs, with labels: `input_ids`, `attention_mask`, …, and `labels`.
 
     `labels` are ids `(batch,)`; with multiple labels multi-hot vectors `(batch, labels)`; for
@@ -76,19 +83,19 @@ def classification(
 
 
 def token_classification(
-    source: Any,
-    tokenizer: Any,
+    source: Path | Iterable[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
     *,
-    max_length: Any,
-    batch_size: Any,
-    words: Any = "tokens",
-    label: Any = "labels",
-    label2id: Any = None,
-    truncation: Any = False,
-    pad_to: Any = None,
+    max_length: int,
+    batch_size: int,
+    words: str = "tokens",
+    label: str = "labels",
+    label2id: Mapping[str, int] | None = None,
+    truncation: bool = False,
+    pad_to: int | Sequence[int] | None = None,
     show_progress: bool | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns words with labels: `input_ids`, `attention_mask`, …, `labels`, `(batch, seq)` each.
 
     A word's label is at its first token (the first that remains, if a text is truncated on the
@@ -144,19 +151,19 @@ def token_classification(
 
 
 def question_answering(
-    source: Any,
-    tokenizer: Any,
+    source: Path | Iterable[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
     *,
-    max_length: Any = 384,
-    doc_stride: Any = 128,
-    batch_size: Any,
-    question: Any = "question",
-    context: Any = "context",
-    answers: Any = "answers",
-    pad_to: Any = None,
+    max_length: int = 384,
+    doc_stride: int = 128,
+    batch_size: int,
+    question: str = "question",
+    context: str = "context",
+    answers: str = "answers",
+    pad_to: int | Sequence[int] | None = None,
     show_progress: bool | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns questions with windows of contexts: …, `start_positions`, `end_positions` `(batch,)`.
 
     The positions are the answer's first and last token; 0 ([CLS]) if a window does not hold the
@@ -199,19 +206,19 @@ def question_answering(
 
 
 def contrastive(
-    source: Any,
-    tokenizer: Any,
+    source: Path | Iterable[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
     *,
-    max_length: Any,
-    batch_size: Any,
-    anchor: Any = "anchor",
-    positive: Any = "positive",
-    negative: Any = None,
-    truncation: Any = False,
-    pad_to: Any = None,
+    max_length: int,
+    batch_size: int,
+    anchor: str = "anchor",
+    positive: str = "positive",
+    negative: str | None = None,
+    truncation: bool = False,
+    pad_to: int | Sequence[int] | None = None,
     show_progress: bool | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns pairs of texts: `anchor_input_ids`, `anchor_attention_mask`, `positive_…`, ….
 
     All are `(batch, seq)`, of one length. A text that is twice in a batch is its own negative.
@@ -245,7 +252,7 @@ def contrastive(
 
 
 def _words_and_labels(
-    records: Records, words: str, label: str, label2id: Any
+    records: Records, words: str, label: str, label2id: Mapping[str, int] | None
 ) -> tuple[list[list[str]], list[list[int]]]:
     """Returns the words of records, and the ids of their labels."""
     inputs, labels = [], []

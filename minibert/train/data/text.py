@@ -1,15 +1,17 @@
 """Running text: windows for causal models, masked texts, masked pairs of sentences."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from minibert.core.checks import as_array, checked_indices, flag, whole
 from minibert.core.fields import number
+from minibert.core.types import ArrayLike, Path, Texts
 from minibert.data.records import read_texts
 from minibert.errors import InputError
-from minibert.train.data.batching import Batching, batched, stacked
+from minibert.train.data.batching import Batching, BatchOptions, batched, stacked
 from minibert.train.data.encoding import (
     Encoder,
     Windows,
@@ -20,6 +22,10 @@ from minibert.train.data.encoding import (
 )
 from minibert.train.data.next_sentence import pairs_of, read_documents
 from minibert.train.objectives.labels import IGNORED
+
+if TYPE_CHECKING:
+    from grain import IterDataset
+    from transformers import PreTrainedTokenizerBase
 
 MASKED, RANDOM = 0.8, 0.1  # the fractions of targets replaced by the mask, and by a random token
 
@@ -88,7 +94,9 @@ class Masking:
         }
 
 
-def masking_of(tokenizer: Any, probability: Any, whole_words: Any) -> Masking:
+def masking_of(
+    tokenizer: "PreTrainedTokenizerBase", probability: float, whole_words: bool
+) -> Masking:
     """Returns the masking for a tokenizer.
 
     Raises:
@@ -109,8 +117,13 @@ AT_ONCE = 1 << 24  # ids that are checked together
 
 
 def windows(
-    ids: Any, *, max_length: Any, stride: Any = None, batch_size: Any, **options: Any
-) -> Any:
+    ids: ArrayLike,
+    *,
+    max_length: int,
+    stride: int | None = None,
+    batch_size: int,
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns sliding windows over ids: `input_ids` and `shift_labels`, `(batch, max_length)` both.
 
     Windows begin at 0, stride, 2 · stride, … as long as each of their tokens has a token after it.
@@ -144,20 +157,20 @@ def windows(
 
 
 def masked_lm(
-    source: Any,
-    tokenizer: Any,
+    source: Path | Texts | Iterable[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
     *,
-    max_length: Any,
-    batch_size: Any,
-    column: Any = None,
-    pack: Any = True,
-    truncation: Any = False,
-    probability: Any = 0.15,
-    whole_words: Any = False,
-    pad_to: Any = None,
+    max_length: int,
+    batch_size: int,
+    column: str | None = None,
+    pack: bool = True,
+    truncation: bool = False,
+    probability: float = 0.15,
+    whole_words: bool = False,
+    pad_to: int | Sequence[int] | None = None,
     show_progress: bool | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns masked texts: `input_ids`, `attention_mask`, `labels`, `(batch, seq)` each.
 
     Masks are drawn again in every epoch (`Masking`).
@@ -202,19 +215,19 @@ def masked_lm(
 
 
 def pretraining(
-    source: Any,
-    tokenizer: Any,
+    source: Path | Texts | Iterable[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
     *,
-    max_length: Any,
-    batch_size: Any,
-    column: Any = None,
-    truncation: Any = False,
-    probability: Any = 0.15,
-    whole_words: Any = False,
-    pad_to: Any = None,
+    max_length: int,
+    batch_size: int,
+    column: str | None = None,
+    truncation: bool = False,
+    probability: float = 0.15,
+    whole_words: bool = False,
+    pad_to: int | Sequence[int] | None = None,
     show_progress: bool | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
     """Returns masked sentence pairs: as `masked_lm`, and `token_type_ids`, `next_sentence_label`.
 
     `next_sentence_label` `(batch,)` is 0 if the second part follows the first in its document, and

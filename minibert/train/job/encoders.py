@@ -5,17 +5,21 @@ import copy
 import dataclasses
 import os
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minibert.embedding.folder import Entry, one_encoder_state, read_module, save_encoder
 from minibert.embedding.loading import encoder_folder
 from minibert.embedding.modules import Pooling, SentenceModel, token_features
 from minibert.embedding.settings import SentenceSettings, longest, read_settings
 from minibert.errors import ConfigError
+from minibert.models.base import PretrainedModel
 from minibert.nn.layers import Module
 from minibert.text.tokenizer import make_lower_case
 from minibert.train.objectives.base import Objective
 from minibert.train.objectives.contrastive import contrastive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class InitialModel(NamedTuple):
@@ -51,14 +55,16 @@ class EncoderModules:
         scaled = {} if scale is None else {"scale": scale}
         return contrastive(pooling=pooling.modes, modules=others, **scaled)
 
-    def training_tokenizer(self, tokenizer: Any) -> Any:
+    def training_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> Any:
         """Returns the tokenizer to train with; it lowercases texts if the encoder does."""
         if self.settings.do_lower_case:
             tokenizer = copy.deepcopy(tokenizer)
             make_lower_case(tokenizer.backend_tokenizer)
         return tokenizer
 
-    def save(self, model: Any, tokenizer: Any, folder: str) -> None:
+    def save(
+        self, model: PretrainedModel, tokenizer: "PreTrainedTokenizerBase", folder: str
+    ) -> None:
         """Writes a sentence-transformers folder, replacing the encoder that is in it."""
         save_encoder(
             SentenceModel(model, self.chain), tokenizer, self.settings, folder, overwrite=True
@@ -83,7 +89,10 @@ def open_initial_model(source: str) -> Generator[InitialModel]:
 
 
 def encoder_modules(
-    start: InitialModel | None, pooling: str | None, model: Any, tokenizer: Any
+    start: InitialModel | None,
+    pooling: str | None,
+    model: PretrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> EncoderModules:
     """Reads the modules of the folder that a run starts from; a pooling alone for a plain model.
 

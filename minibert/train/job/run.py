@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 from os.path import exists, isdir, join
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minibert.checkpoint.files import adapter_paths, encoder_paths, one_state
 from minibert.checkpoint.saving import check_saved, write_model
 from minibert.core.atomic import atomic_folder, remove_files
 from minibert.core.atomic_file import new_file
 from minibert.errors import ConfigError, InputError, TargetError, shown, writing
+from minibert.models.base import PretrainedModel
 from minibert.sharding.mesh import Sharding
 from minibert.train.checkpoints import (
     ELSEWHERE,
@@ -41,8 +42,12 @@ from minibert.train.job.tasks import (
 from minibert.train.loop import Evaluation, Result, fit
 from minibert.train.lora.config import LoRA
 from minibert.train.lora.files import save_adapter
+from minibert.train.objectives.base import Objective
 from minibert.train.optimizers import adamw, schedule
 from minibert.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The folders that a run writes into its output folder, each with a function that returns the paths
 # in it that are a run's,
@@ -202,7 +207,13 @@ def _steps(settings: Settings, dataset: Any, source: Any) -> int:
     return int(settings.epochs or 0) * sum(1 for _ in dataset(source, drop_last=True))
 
 
-def _trainer(settings: Settings, model: Any, objective: Any, sharding: Any, steps: int) -> Trainer:
+def _trainer(
+    settings: Settings,
+    model: PretrainedModel,
+    objective: Objective,
+    sharding: Sharding | None,
+    steps: int,
+) -> Trainer:
     optimizer = adamw(
         schedule(settings.learning_rate, steps, warmup=settings.warmup, kind=settings.schedule),
         weight_decay=settings.weight_decay,
@@ -253,7 +264,11 @@ def _about(settings: Settings) -> dict[str, Any]:
 
 
 def _write(
-    settings: Settings, trainer: Trainer, model: Any, tokenizer: Any, modules: EncoderModules | None
+    settings: Settings,
+    trainer: Trainer,
+    model: PretrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    modules: EncoderModules | None,
 ) -> None:
     trained = trainer.model
     folder = join(settings.output, "model")

@@ -1,12 +1,13 @@
 """Tasks of `minibert train`: their models, objectives and data, and configs of new models."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flax import nnx
 
+from minibert.checkpoint.config import Config
 from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.core.fields import one_of
 from minibert.core.strict_json import read_json
@@ -30,9 +31,16 @@ from minibert.train.objectives.heads import (
     token_classification,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def fresh_config(
-    name: str, family: str, classes: tuple[Any, ...], tokenizer: Any, labels: dict[str, Any]
+    name: str,
+    family: str,
+    classes: tuple[Any, ...],
+    tokenizer: "PreTrainedTokenizerBase",
+    labels: dict[str, Any],
 ) -> Any:
     """Returns the config of a new model, from a preset or a file, for a tokenizer and labels.
 
@@ -109,14 +117,16 @@ class Task:
     adapted_as: str | None = None
 
 
-def _windows(source: Any, tokenizer: Any, *, column: Any = None, **options: Any) -> Any:
+def _windows(
+    source: Any, tokenizer: "PreTrainedTokenizerBase", *, column: str | None = None, **options: Any
+) -> Any:
     ids = source
     if not isinstance(source, np.ndarray):
         ids = datasets.token_ids(source, tokenizer, column=column)
     return datasets.windows(ids, **options)
 
 
-def _continuation(settings: Settings, config: Any) -> Objective:
+def _continuation(settings: Settings, config: Config) -> Objective:
     if settings.filler is None:
         raise ConfigError(
             "filler: missing; continuation needs the id of a token that no text contains"
@@ -221,21 +231,23 @@ def new_labels(settings: Settings) -> dict[str, Any]:
     task = TASKS[settings.task]
     if "label" not in task.options or not (settings.new_head or settings.config):
         return {}
-    column = settings.label or task.columns["label"]
+    column: Any = settings.label or task.columns["label"]
     if settings.problem_type == "regression":
         return {"num_labels": np.size(Records(settings.data, [column])[0][column])}
     ids = datasets.label_ids(settings.data, column, problem_type=settings.problem_type)
     return {"id2label": {number: name for name, number in ids.items()}}
 
 
-def label_map(settings: Settings, config: Any) -> dict[str, int] | None:
+def label_map(settings: Settings, config: Config) -> dict[str, int] | None:
     """Returns the ids of a model's labels by name; None if its task has no labels."""
     if "label" not in TASKS[settings.task].options or settings.problem_type == "regression":
         return None
     return {name: number for number, name in config.id2label.items()}
 
 
-def model_of(settings: Settings, tokenizer: Any, sharding: Sharding | None) -> Any:
+def model_of(
+    settings: Settings, tokenizer: "PreTrainedTokenizerBase", sharding: Sharding | None
+) -> Any:
     """Returns the model to train: a pretrained one, or a newly initialised one.
 
     Raises:
@@ -275,7 +287,7 @@ def sharding_of(settings: Settings) -> Sharding | None:
     return Sharding.of_devices(fsdp=tuple(settings.fsdp or [1]), tensor=settings.tensor or 1)
 
 
-def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
+def sources_of(settings: Settings, tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, Any]:
     """Returns the sources of training and of evaluation (or None): files, or parts of one file."""
     task, fraction = TASKS[settings.task], settings.evaluation_fraction
     if fraction is None:
@@ -303,7 +315,11 @@ def sources_of(settings: Settings, tokenizer: Any) -> tuple[Any, Any]:
 
 
 def dataset_of(
-    settings: Settings, source: Any, tokenizer: Any, label2id: Any, **options: Any
+    settings: Settings,
+    source: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    label2id: Mapping[str, int] | None,
+    **options: Any,
 ) -> Any:
     """Returns batches of a source, according to the settings."""
     task = TASKS[settings.task]

@@ -23,6 +23,7 @@ from jax import Array
 from minibert.checkpoint.leaves import Leaf
 from minibert.checkpoint.saving import file_leaves
 from minibert.errors import InputError, UnsupportedConfigError, shown
+from minibert.models.base import PretrainedModel
 from minibert.nn.layers import Conv1D, TiedLinear
 from minibert.nn.tree import Structure, parameters, submodules
 from minibert.train.lora.config import LoRA
@@ -73,7 +74,7 @@ class Site:
         }
 
 
-def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
+def sites(model: PretrainedModel, lora: LoRA) -> tuple[Site, ...]:
     """Returns the linear layers that get an adapter.
 
     Raises:
@@ -102,7 +103,7 @@ def sites(model: Any, lora: LoRA) -> tuple[Site, ...]:
     return found_sites
 
 
-def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
+def target_names(model: PretrainedModel, lora: LoRA) -> str | tuple[str, ...]:
     """Returns `target_modules`: the family's for None, and the layers' paths for `all-linear`."""
     if lora.target_modules is None:
         return model.lora_targets
@@ -117,7 +118,7 @@ def target_names(model: Any, lora: LoRA) -> str | tuple[str, ...]:
     )
 
 
-def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
+def saved_leaves(model: PretrainedModel, lora: LoRA) -> dict[str, Leaf]:
     """Returns the parameters of `modules_to_save`, by path.
 
     A name that matches nothing is ignored if another one matches, because PEFT lists all possible
@@ -141,7 +142,7 @@ def saved_leaves(model: Any, lora: LoRA) -> dict[str, Leaf]:
     return found
 
 
-def init_adapter(model: Any, lora: LoRA, *, seed: int = 0) -> Adapter:
+def init_adapter(model: PretrainedModel, lora: LoRA, *, seed: int = 0) -> Adapter:
     """Returns a newly initialised adapter, which by default does not change the model's outputs.
 
     Args:
@@ -168,7 +169,7 @@ def init_adapter(model: Any, lora: LoRA, *, seed: int = 0) -> Adapter:
     return Adapter(lora, params)
 
 
-def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
+def trained_adapter(model: PretrainedModel, given: object, seed: int) -> Adapter:
     """Returns the adapter to train: a new one for a `LoRA`, or the `Adapter` passed.
 
     Raises:
@@ -187,7 +188,7 @@ def trained_adapter(model: Any, given: Any, seed: int) -> Adapter:
     return adapter
 
 
-def combiner(model: Any, lora: LoRA) -> Callable[[Arrays, Arrays], dict[str, Array]]:
+def combiner(model: PretrainedModel, lora: LoRA) -> Callable[[Arrays, Arrays], dict[str, Array]]:
     """Returns a function that combines trained and frozen arrays into all of the model's arrays."""
     return functools.partial(_combined, sites(model, lora))
 
@@ -204,7 +205,7 @@ def _combined(adapted: tuple[Site, ...], params: Arrays, frozen: Arrays) -> dict
     return arrays
 
 
-def merge(model: Any, adapter: Adapter) -> Any:
+def merge(model: PretrainedModel, adapter: Adapter) -> Any:
     """Returns a model with an adapter merged into its kernels.
 
     Args:
@@ -225,7 +226,7 @@ def merge(model: Any, adapter: Adapter) -> Any:
     )
 
 
-def check_adapter(model: Any, adapter: Adapter) -> None:
+def check_adapter(model: PretrainedModel, adapter: Adapter) -> None:
     """Checks that an adapter has the arrays that its settings require for a model.
 
     Raises:

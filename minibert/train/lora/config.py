@@ -35,7 +35,7 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _several(value: Any) -> list[Any]:
+def _several(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
 
 
@@ -47,11 +47,11 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _tuple(value: Any) -> tuple[Any, ...] | None:
+def _tuple(value: object) -> tuple[Any, ...] | None:
     return tuple(dict.fromkeys(_several(value))) or None
 
 
-def _are_names(value: Any) -> bool:
+def _are_names(value: object) -> bool:
     return all(isinstance(name, str) and name for name in _several(value))
 
 
@@ -145,7 +145,7 @@ class LoRA:
     base_model_name_or_path: Any = field(or_null(TEXT), None)
     task_type: Any = field(TASK, None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self, InputError)
         if heads := TASK_HEADS.get(self.task_type):
             names = dict.fromkeys([*(self.modules_to_save or ()), *heads])
@@ -213,5 +213,5 @@ def _ends(pattern: str, path: str) -> bool:
     return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", path) is not None
 
 
-def _first(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+def _first(patterns: Mapping[str, Any], path: str, default: object) -> Any:
     return next((value for pattern, value in patterns.items() if _ends(pattern, path)), default)

@@ -24,6 +24,7 @@ from minibert.errors import (
     shown,
     writing,
 )
+from minibert.models.base import PretrainedModel
 from minibert.train.lora.adapter import Adapter, check_adapter, saved_leaves, sites, target_names
 from minibert.train.lora.config import LoRA
 
@@ -38,7 +39,11 @@ INERT = frozenset(
 
 
 def save_adapter(
-    model: Any, adapter: Adapter, folder: str | os.PathLike[str], *, overwrite: bool = False
+    model: PretrainedModel,
+    adapter: Adapter,
+    folder: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Writes an adapter in PEFT's format: complete, flushed and checked, or not at all.
 
@@ -83,7 +88,7 @@ def save_adapter(
         write_arrays(arrays, os.path.join(new, ADAPTER_TENSORS))
 
 
-def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
+def load_adapter(model: PretrainedModel, folder: str | os.PathLike[str]) -> Adapter:
     """Loads an adapter that PEFT or `save_adapter` wrote.
 
     Args:
@@ -118,7 +123,7 @@ def load_adapter(model: Any, folder: str | os.PathLike[str]) -> Adapter:
             return Adapter(lora, read_exactly(source, path, expected, wide))
 
 
-def tensors(model: Any, lora: LoRA) -> dict[str, Expected]:
+def tensors(model: PretrainedModel, lora: LoRA) -> dict[str, Expected]:
     """Returns the expected tensors of an adapter's file, by name."""
     found = {}
     for path, leaf in saved_leaves(model, lora).items():
@@ -130,7 +135,7 @@ def tensors(model: Any, lora: LoRA) -> dict[str, Expected]:
     return found
 
 
-def config_fields(model: Any, lora: LoRA) -> dict[str, Any]:
+def config_fields(model: PretrainedModel, lora: LoRA) -> dict[str, Any]:
     """Returns the contents of `adapter_config.json`, with the model's defaults filled in."""
     return {
         **vars(lora),

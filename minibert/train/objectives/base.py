@@ -18,7 +18,10 @@ import optax
 from flax import nnx
 from jax import Array
 
+from minibert.checkpoint.config import Config
 from minibert.errors import InputError
+from minibert.models.base import PretrainedModel
+from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.objectives.labels import IGNORED, Batch, Check, of_rows, of_tokens, of_windows
 
@@ -28,7 +31,7 @@ TOKENS = ("input_ids", "inputs_embeds")
 Terms = dict[str, Any]  # arrays by term; on the host, numbers
 
 
-def model_arguments(config: Any, batch: Batch) -> dict[str, Any]:
+def model_arguments(config: Config, batch: Batch) -> dict[str, Any]:
     """Returns the arguments with which a model is called for a batch.
 
     As in transformers' `Trainer`, training never uses a cache; without one, models that support it
@@ -39,12 +42,12 @@ def model_arguments(config: Any, batch: Batch) -> dict[str, Any]:
     return {**given, "use_cache": False} if restarting else given
 
 
-def call_model(model: Any, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
+def call_model(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
     """Returns a model's outputs for a batch; `more` are further arguments of the model."""
     return model(**model_arguments(model.config, batch), **more, rngs=rngs)
 
 
-def _no_hits(outputs: Any, batch: Batch) -> Terms:
+def _no_hits(outputs: ModelOutput, batch: Batch) -> Terms:
     return {}
 
 
@@ -95,11 +98,11 @@ class Objective:
         """Returns the sum of a batch's target weights, by term."""
         return {term: weights.sum() for term, weights in self.targets(batch).items()}
 
-    def sums(self, outputs: Any, batch: Batch) -> Terms:
+    def sums(self, outputs: ModelOutput, batch: Batch) -> Terms:
         """Returns the summed losses, by term."""
         return _summed(self.losses(outputs, batch), self.targets(batch))
 
-    def correct(self, outputs: Any, batch: Batch) -> Terms:
+    def correct(self, outputs: ModelOutput, batch: Batch) -> Terms:
         """Returns the number of correct predictions, by term."""
         return _summed(self.hits(outputs, batch), self.targets(batch))
 
@@ -111,7 +114,7 @@ class Objective:
         )
         return sum(others, start=first)
 
-    def __call__(self, outputs: Any, batch: Batch) -> Array:
+    def __call__(self, outputs: ModelOutput, batch: Batch) -> Array:
         """Returns the loss of a batch, `()`."""
         return self.total(self.sums(outputs, batch), self.counts(batch))
 
@@ -124,7 +127,7 @@ def _summed(values: Terms, targets: Terms) -> Terms:
     }
 
 
-def output(outputs: Any, name: str) -> Array:
+def output(outputs: ModelOutput, name: str) -> Array:
     """Returns one of a model's outputs.
 
     Raises:
@@ -171,11 +174,11 @@ class Choice:
         """Returns 1 where there is a label, and 0 elsewhere."""
         return (self.labels(batch) != IGNORED).astype(jnp.float32)
 
-    def losses(self, outputs: Any, batch: Batch) -> Array:
+    def losses(self, outputs: ModelOutput, batch: Batch) -> Array:
         """Returns the cross-entropy at each position."""
         return cross_entropy(self.logits(outputs), self.labels(batch))
 
-    def hits(self, outputs: Any, batch: Batch) -> Array:
+    def hits(self, outputs: ModelOutput, batch: Batch) -> Array:
         """Returns 1 where the label has the largest logit, and 0 elsewhere."""
         return (self.logits(outputs).argmax(axis=-1) == self.labels(batch)).astype(jnp.float32)
 
@@ -206,17 +209,17 @@ def labelled(name: str, check: Check) -> Objective:
     return choosing(name, term, needs=(TOKENS, ("labels",)), labels={"labels": check})
 
 
-causal_lm = choosing(
+causal_lm: Objective = choosing(
     "causal_lm",
     {"causal_lm": Choice("logits", next_tokens)},
     needs=(TOKENS, ("labels", "shift_labels")),
     labels={"labels": of_tokens("vocab_size", first=1), "shift_labels": of_tokens("vocab_size")},
 )
 
-masked_lm = labelled("masked_lm", of_tokens("vocab_size"))
+masked_lm: Objective = labelled("masked_lm", of_tokens("vocab_size"))
 
 # BERT's pretraining: masked tokens, and whether the second sentence follows the first (0: it does).
-pretraining = choosing(
+pretraining: Objective = choosing(
     "pretraining",
     {
         "masked_lm": Choice("prediction_logits", "labels"),
@@ -251,7 +254,7 @@ def continuation(filler: int) -> Objective:
         half = given(ids) if of_given else ~given(ids)
         return jnp.where(text & half, ids, IGNORED)
 
-    def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
+    def apply(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None) -> Any:
         ids = batch["input_ids"]
         return call_model(model, {**batch, "input_ids": jnp.where(given(ids), ids, filler)}, rngs)
 

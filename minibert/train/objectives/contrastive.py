@@ -11,6 +11,7 @@ from jax import Array
 from minibert.core.fields import POSITIVE
 from minibert.embedding.modules import pooling_modes
 from minibert.errors import InputError
+from minibert.models.base import PretrainedModel
 from minibert.nn.layers import Module
 from minibert.nn.numerics import unit, widen
 from minibert.nn.pooling import pool
@@ -30,7 +31,10 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 def contrastive(
-    *, scale: float | int = 20.0, pooling: Any = "mean", modules: Sequence[Module] = ()
+    *,
+    scale: float | int = 20.0,
+    pooling: str | Sequence[str] = "mean",
+    modules: Sequence[Module] = (),
 ) -> Objective:
     """Returns the multiple negatives ranking loss of sentence-transformers.
 
@@ -52,7 +56,7 @@ def contrastive(
     modes = pooling_modes("pooling", pooling)
     POSITIVE.check("scale", scale, InputError)
 
-    def embedded(model: Any, batch: Batch, rngs: nnx.Rngs | None, prefix: str) -> Array:
+    def embedded(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None, prefix: str) -> Array:
         """Returns the embeddings of a batch's texts, `(texts, features)`, with norm 1."""
         given = {n: jnp.asarray(batch[prefix + n]) for n in INPUTS if prefix + n in batch}
         given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
@@ -63,7 +67,7 @@ def contrastive(
             vectors = module(vectors)
         return unit(vectors)
 
-    def apply(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Array:
+    def apply(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None) -> Array:
         present = [prefix for prefix in PREFIXES if f"{prefix}input_ids" in batch]
         anchors, *others = (embedded(model, batch, rngs, prefix) for prefix in present)
         return scale * anchors @ jnp.concatenate(others).T

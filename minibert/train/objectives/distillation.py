@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from minibert.checkpoint.config import Config
 from minibert.core.fields import POSITIVE, PROBABILITY
 from minibert.errors import InputError, shown
-from minibert.models.compilation import compiled
+from minibert.models.base import PretrainedModel
+from minibert.models.compilation import Compiled, compiled
+from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
@@ -19,7 +22,9 @@ from minibert.train.objectives.base import Batch, Objective, Terms, model_argume
 from minibert.train.objectives.labels import check_finite
 
 
-def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) -> Objective:
+def distillation(
+    objective: Objective, *, temperature: float = 2.0, alpha: float = 0.5
+) -> Objective:
     """Returns α × T² × KL(teacher ‖ student) + (1 − α) × an objective with labels.
 
     The divergence is computed wherever the objective has a target. A batch must have
@@ -44,12 +49,12 @@ def distillation(objective: Any, *, temperature: Any = 2.0, alpha: Any = 0.5) ->
         hard = objective.targets(batch)
         return {**hard, "distillation": _only(objective, hard)}
 
-    def losses(outputs: Any, batch: Batch) -> Terms:
+    def losses(outputs: ModelOutput, batch: Batch) -> Terms:
         student = output(outputs, "logits")
         soft = divergence(jnp.asarray(batch["teacher_logits"]), student, temperature)
         return {**objective.losses(outputs, batch), "distillation": soft}
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
         hard = jax.eval_shape(objective.targets, {key: np.asarray(batch[key]) for key in batch})
         expected = _only(objective, hard).shape
         if array.ndim < 2 or array.shape[:-1] != expected or array.shape[-1] < 2:
@@ -95,7 +100,7 @@ def divergence(teacher: Array, student: Array, temperature: float | int) -> Arra
     return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
 
-def with_teacher(teacher: Any, batches: Iterable[Batch]) -> Any:
+def with_teacher(teacher: PretrainedModel, batches: Iterable[Batch]) -> Any:
     """Returns batches with the entry `teacher_logits`, a model's logits for each batch.
 
     The logits are computed by one compiled program per shape. The result can be iterated over
@@ -117,7 +122,7 @@ def with_teacher(teacher: Any, batches: Iterable[Batch]) -> Any:
 class TeacherBatches:
     """Iterable batches with a teacher's logits; see `with_teacher`."""
 
-    def __init__(self, teacher: Any, batches: Any):
+    def __init__(self, teacher: Compiled[..., Any], batches: Any):
         self._teacher, self._batches = teacher, batches
 
     @property
@@ -134,7 +139,7 @@ class TeacherBatches:
 class TeacherIterator:
     """Adds a teacher's logits to batches; has `get_state` and `set_state` if their iterator has."""
 
-    teacher: Any
+    teacher: Compiled[..., Any]
     batches: Iterator[Batch]
 
     def __iter__(self) -> "TeacherIterator":

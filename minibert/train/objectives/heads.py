@@ -8,6 +8,9 @@ import optax
 from flax import nnx
 from jax import Array
 
+from minibert.checkpoint.config import Config
+from minibert.models.base import PretrainedModel
+from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.objectives.base import (
     TOKENS,
@@ -33,20 +36,20 @@ from minibert.train.objectives.labels import (
 )
 
 # Whether the second sentence follows the first: 0 if it does.
-next_sentence = labelled("next_sentence", of_rows(2))
+next_sentence: Objective = labelled("next_sentence", of_rows(2))
 
-token_classification = labelled("token_classification", of_tokens("num_labels"))
+token_classification: Objective = labelled("token_classification", of_tokens("num_labels"))
 
 # Token ids are `(batch, choices, seq)`; `labels` `(batch,)` are the indices of the right choices.
-multiple_choice = labelled("multiple_choice", of_choices)
+multiple_choice: Objective = labelled("multiple_choice", of_choices)
 
 
-def _call_double_heads(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> Any:
+def _call_double_heads(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None) -> Any:
     return call_model(model, batch, rngs, mc_token_ids=batch.get("mc_token_ids"))
 
 
 # GPT-2's next tokens and the right choice; `dataclasses.replace(…, weights=…)` sets their weights.
-double_heads = choosing(
+double_heads: Objective = choosing(
     "double_heads",
     {
         "causal_lm": Choice("logits", next_tokens),
@@ -71,7 +74,7 @@ def _position(name: str) -> Choice:
 
 
 # As in `transformers`, a negative position means the first, and one past the end is not a target.
-question_answering = choosing(
+question_answering: Objective = choosing(
     "question_answering",
     {"start": _position("start_positions"), "end": _position("end_positions")},
     needs=(TOKENS, ("start_positions",), ("end_positions",)),
@@ -80,7 +83,7 @@ question_answering = choosing(
 )
 
 
-def problem_type(config: Any, dtype: Any) -> str:
+def problem_type(config: Config, dtype: np.dtype) -> str:
     """Returns the problem type of a sequence classifier, by the rules of `transformers`.
 
     Args:
@@ -96,7 +99,7 @@ def problem_type(config: Any, dtype: Any) -> str:
     return "single_label_classification" if whole else "multi_label_classification"
 
 
-def classification(config: Any) -> Objective:
+def classification(config: Config) -> Objective:
     """Returns the objective of sequence classification or regression; see `problem_type`.
 
     Args:
@@ -107,7 +110,7 @@ def classification(config: Any) -> Objective:
     def kind(batch: Batch) -> str:
         return problem_type(config, batch["labels"].dtype)
 
-    def check(_: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(_: object, name: str, array: np.ndarray, batch: Batch) -> None:
         found = problem_type(config, array.dtype)
         if found == "single_label_classification":
             of_rows("num_labels")(config, name, array, batch)
@@ -119,7 +122,7 @@ def classification(config: Any) -> Objective:
             return {"classification": one.targets(batch)}
         return {"classification": jnp.ones(batch["labels"].shape, jnp.float32)}
 
-    def losses(outputs: Any, batch: Batch) -> Terms:
+    def losses(outputs: ModelOutput, batch: Batch) -> Terms:
         if kind(batch) == "single_label_classification":
             return {"classification": one.losses(outputs, batch)}
         logits = widen(output(outputs, "logits")).reshape(batch["labels"].shape)
@@ -128,7 +131,7 @@ def classification(config: Any) -> Objective:
             return {"classification": (logits - labels) ** 2}
         return {"classification": optax.sigmoid_binary_cross_entropy(logits, labels)}
 
-    def hits(outputs: Any, batch: Batch) -> Terms:
+    def hits(outputs: ModelOutput, batch: Batch) -> Terms:
         match kind(batch):
             case "regression":
                 return {}

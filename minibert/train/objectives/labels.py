@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.checkpoint.config import Config
 from minibert.core.checks import checked_indices, checked_zeros_and_ones, shaped
 from minibert.errors import InputError
 
@@ -37,7 +38,7 @@ def of_tokens(field: str, *, first: int = 0) -> Check:
             then nothing predicts the first token.
     """
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
         shape = token_shape(batch)
         _classes(name, array, shape, getattr(config, field), field, first)
 
@@ -51,7 +52,7 @@ def of_rows(limit: str | int) -> Check:
         limit: the number of classes, or the name of the config's field that holds it.
     """
 
-    def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    def check(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
         size = limit if isinstance(limit, int) else getattr(config, limit)
         field = "classes" if isinstance(limit, int) else limit
         _classes(name, array, token_shape(batch)[:1], size, field)
@@ -78,19 +79,19 @@ def of_windows(filler: int) -> Check:
     return check
 
 
-def of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+def of_choices(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
     """Checks that labels are the index of the right choice of each row, or −100."""
     rows, choices = _choices(name, batch)
     _classes(name, array, (rows,), choices, "choices")
 
 
-def tokens_of_choices(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+def tokens_of_choices(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
     """Checks that an array has the position of a token for each choice."""
     shaped(name, array, [_choices(name, batch)])
     checked_indices(name, array, token_shape(batch)[-1], "seq")
 
 
-def positions(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+def positions(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
     """Checks one position per row: a negative one means the first, one past the end no target."""
     rows, seq = token_shape(batch)
     shaped(name, array, [(rows,)])
@@ -101,7 +102,7 @@ def positions(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
 
 
 def numbers(
-    config: Any,
+    config: Config,
     name: str,
     array: np.ndarray,
     batch: Batch,
