@@ -35,6 +35,8 @@ def fits(value: Any, annotation: Any) -> bool:
         return len(value) == len(parts) and all(map(fits, value, parts))
     if kind in (list, Sequence) and isinstance(value, list | tuple):
         return all(fits(one, parts[0]) for one in value)
+    if kind is Callable:
+        return callable(value)
     return not shaped(annotation) or isinstance(value, annotation)
 
 
