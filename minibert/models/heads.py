@@ -54,11 +54,11 @@ class ModelWithHead(PretrainedModel, Generic[Output]):
         self._add_head(config, **options)
 
     def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
-        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+        raise TypeError(f"{type(self).__name__} has no head; use a class with a head")
 
     def _output(self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs) -> Output:
         """The head's output, of the bare model's."""
-        raise TypeError(f"{type(self).__name__} has no head; use a class that has one")
+        raise TypeError(f"{type(self).__name__} has no head; use a class with a head")
 
     def _lm_logits(self, hidden: Array) -> Array:
         """Returns the vocabulary logits of hidden states, `(…, hidden)` to `(…, vocab)`."""

@@ -267,10 +267,10 @@ class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> BertForPreTrainingOutput:
-        table = self.base_model.embeddings.word_embeddings.embedding[...]
-        words, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], table)
+        matrix = self.base_model.embeddings.word_embeddings.embedding[...]
+        tokens, pairs = self.cls(outputs.last_hidden_state, outputs["pooler_output"], matrix)
         return BertForPreTrainingOutput(
-            prediction_logits=words, seq_relationship_logits=pairs, **kept(outputs)
+            prediction_logits=tokens, seq_relationship_logits=pairs, **kept(outputs)
         )
 
 

@@ -116,7 +116,7 @@ class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead[CausalLMOutputWithCrossAttent
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes `GPT2Model`'s arguments; returns logits of the last `logits_to_keep` positions.
 
-        0, the default, is all positions.
+        With 0, the default, it returns those of all positions.
         """
         outputs = self.base_model(
             input_ids,
@@ -251,19 +251,19 @@ class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPa
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutputWithPast:
-        """A score for every label.
+        """Returns a score for each label.
 
-        Padding is known by `config.pad_token_id`, not by the mask. Of `inputs_embeds` the last
-        position is taken.
+        Padding is recognised by `config.pad_token_id`, not by the mask. With `inputs_embeds` the
+        last position is used.
 
         Raises:
-            InputError: several rows, and the config names no padding.
+            InputError: there are several rows, and `config.pad_token_id` is None.
         """
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
         if pad is None and not (known(hidden.shape[:1]) and hidden.shape[0] == 1):
             raise InputError(
-                f"input_ids: {hidden.shape[0]} rows, and config.pad_token_id, by which the last "
-                "token of each is found, is null; set it, or give one row"
+                f"input_ids: expected 1 row, found {hidden.shape[0]}; for several rows set "
+                "config.pad_token_id, by which the last token of each is found"
             )
         last = hidden[:, -1]
         if pad is not None and input_ids is not None:
