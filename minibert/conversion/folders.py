@@ -19,7 +19,7 @@ from minibert.checkpoint.sources import FLAX
 from minibert.errors import SourceError, TargetError, reading, writing
 
 # Tokenizer and sentence-transformers files, at the top of a model folder …
-COMPANIONS = frozenset((*TOKENIZER_FILES, MODULES, BODY_CONFIGS[0], TOP_CONFIG))
+COMPANIONS = frozenset((*TOKENIZER_FILES, MODULES, *BODY_CONFIGS, TOP_CONFIG))
 # … and in the folders of a sentence-transformers module, such as 1_Pooling or 2_Dense.
 MOST_BYTES = 1 << 30  # of a companion
 BLOCK = 1 << 20

@@ -158,7 +158,7 @@ class Sharding:
             data: the number of replicas of the parameters, each for a part of a batch; by default
                 the number of remaining devices.
             fsdp: the number of shards of each parameter. Several numbers make as many axes of the
-                mesh, which can split different dimensions of one parameter: 1,600 × 6,400 numbers
+                mesh, which can split different dimensions of one parameter: 1,600 × 1,600 numbers
                 can be split by 256 as (64, 4) or (16, 16), not as one axis.
             tensor: the number of shards of heads and features.
             devices: the devices; by default all of JAX, of all processes.

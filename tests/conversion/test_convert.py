@@ -16,6 +16,7 @@ import minibert
 from conftest import FIXTURES
 from converting import HAS_TORCH, needs_torch, run
 from folders import contents
+from minibert.checkpoint.files import BODY_CONFIGS
 from minibert.cli.convert import DIFFERS, REFUSED
 from minibert.nn import activations
 
@@ -226,6 +227,13 @@ def test_output_switches_in_the_config(field, source, tmp_path):
     (source / "config.json").write_text(json.dumps(config | {field: field != "return_dict"}))
     result = run(source, tmp_path / "out")
     assert result.exit_code == 0, result.output
+
+
+def test_settings_of_an_encoder_are_copied_under_every_name(source, tmp_path):
+    for name in BODY_CONFIGS:
+        (source / name).write_text('{"max_seq_length": 5}')
+    assert run(source, tmp_path / "out", "--no-verify").exit_code == 0
+    assert {*BODY_CONFIGS} <= {*os.listdir(tmp_path / "out")}
 
 
 def test_unreadable_companion_is_named(source, tmp_path):

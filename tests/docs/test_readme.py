@@ -34,11 +34,20 @@ def sessions(page: pathlib.Path) -> list[tuple[str, list[str]]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def converted(minilm, tmp_path_factory):
+    """What README's second command writes."""
+    folder = tmp_path_factory.mktemp("converted") / "minilm"
+    command = [sys.executable, "-m", "convert", minilm, str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture
-def workplace(minilm, tmp_path, monkeypatch):
-    """A folder to read the pages in: README's second command has converted all-MiniLM-L6-v2."""
+def workplace(converted, tmp_path, monkeypatch):
+    """A folder to read the pages in."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "minilm").symlink_to(minilm)
+    (tmp_path / "out" / "minilm").symlink_to(converted)
     (tmp_path / "LICENSE").symlink_to(ROOT / "LICENSE")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -97,6 +106,9 @@ def test_python_examples(page, workplace, capsys):
 )
 def test_sessions(page, workplace):
     make_heads(workplace / "out")
+    for text, _ in blocks(page, "toml"):
+        if text.startswith("# CONFIG.toml"):
+            (workplace / "CONFIG.toml").write_text(text)
     mark = "=== next"
     script = "".join(f"{command}\necho '{mark}'\n" for command, _ in sessions(page))
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))

@@ -43,7 +43,7 @@ class Settings:
     data: str = field(TEXT, about="File to train on: txt, jsonl, csv or parquet.")
     output: str = field(TEXT, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
     model: str | None = key("Pretrained model: a folder, or a repository of the Hub.")
-    config: str | None = key("For a new model: a config.json, or a preset (tiny).")
+    config: str | None = key("For a new model: a config.json, or a preset such as tiny.")
     tokenizer: str | None = key("Folder of the tokenizer; the model's own by default.")
     new_head: bool = key("Whether to newly initialise a head that is missing.", SWITCH, False)
     filler: int | None = key("continuation: id of the token for the second half.", WHOLE)
