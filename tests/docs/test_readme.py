@@ -69,7 +69,9 @@ def make_heads(folder: pathlib.Path) -> None:
 def same(found: str, shown: str) -> bool:
     """Whether two lines have the same words, and numbers of four places that all but agree."""
     pairs = list(
-        itertools.zip_longest(*(re.split(r"[\s{}\[\](),]+", text) for text in (found, shown)))
+        itertools.zip_longest(
+            *(re.split(r"[\s{}\[\](),]+", text) for text in (found.strip(), shown.strip()))
+        )
     )
     return all(
         one == other

@@ -121,6 +121,7 @@ def checkpoints(folder: str) -> None:
     again(ids)
     tagger = minibert.BertForTokenClassification.from_pretrained(folder, new_head=True)
     assert_type(tagger, minibert.BertForTokenClassification)
+    assert_type(minibert.verify(tagger).passed, bool)
     fast = minibert.compiled(tagger)
     assert_type(fast(ids, attention_mask=ids), outputs.TokenClassifierOutput)
     minibert.on_host(tagger)
