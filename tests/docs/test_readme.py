@@ -18,8 +18,8 @@ PAGES = [README, *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 
 
 def blocks(page: pathlib.Path, language: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a language, each with the block of output that follows at once."""
-    fence = rf"^```{language}\n(.*?)^```\n(?:```text\n(.*?)^```$)?"
+    """The fenced blocks of a language, each with the block of output that follows."""
+    fence = rf"^```{language}\n(.*?)^```\n\n?(?:```text\n(.*?)^```$)?"
     return re.findall(fence, page.read_text() + "\n", re.M | re.S)
 
 
