@@ -78,7 +78,7 @@ def test_classify(folders):
     assert sum(row["score"] for row in read) == pytest.approx(1, abs=1e-5)
     long = run("classify", model, "word " * 1000)
     assert long.exit_code == 1
-    assert "1002 tokens" in long.stderr
+    assert "found 1002;" in long.stderr
     assert run("classify", model, "word " * 1000, "--truncate").exit_code == 0
 
 

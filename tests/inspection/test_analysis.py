@@ -29,7 +29,7 @@ def test_layers_pooled_as_by_torch():
     np.testing.assert_array_equal(first[2, :, 0], STATES[2][[0, 1, 2], [0, 0, 2], 0])
     with pytest.raises(InputError, match=r"pooling: expected one of cls, .*found 'middle'"):
         analysis.pool_layers(STATES, MASK, "middle")
-    with pytest.raises(InputError, match=r"attention_mask: expected .3, 6. as the states"):
+    with pytest.raises(InputError, match=r"attention_mask: expected .3, 6., as the states"):
         analysis.pool_layers(STATES, MASK[:, :5])
 
 

@@ -119,7 +119,7 @@ def test_a_context_without_words_answers_nothing(bert):
         ((QUESTION, CONTEXT), {"max_seq_len": 65}, "max_seq_len: .*from 1 to 64, found 65"),
         ((QUESTION, CONTEXT), {"doc_stride": 70}, "doc_stride: .*from 0 to 64, found 70"),
         ((QUESTION, CONTEXT), {"max_seq_len": 8}, "question: leaves no space .* of 8 tokens"),
-        ((QUESTION, CONTEXT * 9), {"doc_stride": 60}, r"cannot overlap by 60 .*room for \d+"),
+        ((QUESTION, CONTEXT * 9), {"doc_stride": 60}, r"cannot overlap by 60 .*space for only \d+"),
         (([QUESTION * 20], CONTEXT), {}, "question: leaves no space"),
         ((QUESTION, CONTEXT), {"topk": 2}, r"topk: unknown option .*did you mean top_k\?"),
         (([{"question": QUESTION}, 2],), {}, "input 0: expected"),
