@@ -184,7 +184,7 @@ def checked_list(value: object, place: str) -> list[Any]:
     """Returns a list, tuple or array of labels or words as a list.
 
     Raises:
-        InputError: the value is none of these, or elements are masked.
+        InputError: the value is not a list, tuple or array, or elements are masked.
     """
     if not _is_list(value):
         raise InputError(f"{place}: expected a list, found {shown(value)}")
