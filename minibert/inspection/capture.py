@@ -16,7 +16,7 @@ from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
-from minibert.nn.tree import paths_by_pattern, submodules
+from minibert.nn import tree
 
 
 class Captured(dict[str, Any]):
@@ -29,9 +29,9 @@ class Captured(dict[str, Any]):
     outputs: Any = None
 
 
-def rooms(model: PretrainedModel) -> dict[str, Any]:
+def submodules(model: PretrainedModel) -> dict[str, Any]:
     """Returns the submodules of a model by path, top down, without lists."""
-    return {path: one for path, one in submodules(model) if not isinstance(one, nnx.List)}
+    return {path: one for path, one in tree.submodules(model) if not isinstance(one, nnx.List)}
 
 
 def captured(
@@ -64,13 +64,13 @@ def captured(
     """
     # values computed inside `jax.checkpoint` could not leave it
     copy = with_execution(model, remat=False, sharding=None)
-    known = rooms(copy)
+    known = submodules(copy)
     patterns = [paths] if isinstance(paths, str) else paths
-    read = paths_by_pattern("paths", patterns, known, "submodule")
+    read = tree.paths_by_pattern("paths", patterns, known, "submodule")
     replacing = {} if replace is None else replace
     if not isinstance(replacing, Mapping):
         raise InputError(f"replace: expected a mapping of paths, found {shown(replace)}")
-    replaced = paths_by_pattern("replace", replacing, known, "submodule")
+    replaced = tree.paths_by_pattern("replace", replacing, known, "submodule")
     edits = {}
     for pattern, hits in replaced.items():
         for path in hits:

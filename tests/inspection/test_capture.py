@@ -14,7 +14,7 @@ import minibert
 import oracle
 from conftest import FLOAT64
 from minibert.errors import InputError
-from minibert.inspection.capture import captured, rooms
+from minibert.inspection.capture import captured, submodules
 
 LAYERS = {"bert": "num_hidden_layers", "gpt2": "n_layer"}
 # torch's activation of the pooler is a submodule of its own, whose output is the pooler's
@@ -75,7 +75,7 @@ def test_every_submodule_returns_what_torchs_does(name, count, tmp_path):
         expected, _ = hooked(theirs, arguments)
         paths = expected.keys() - ONLY_THERE
         assert len(paths) == count
-        assert paths <= rooms(ours).keys()
+        assert paths <= submodules(ours).keys()
         found = captured(ours, sorted(paths), **arguments)
         mask = arguments["attention_mask"].astype(bool)
         for path in paths:

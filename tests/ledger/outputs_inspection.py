@@ -45,14 +45,16 @@ def poolings(folder: pathlib.Path) -> Any:
     return found
 
 
-def rooms(folder: pathlib.Path) -> Any:
+def submodules(folder: pathlib.Path) -> Any:
     model, given = drawn("BertForMaskedLM"), inputs("BertForMaskedLM")
     paths = ["bert.encoder.layer.*.attention.self", "cls.predictions.transform"]
     inner = minibert.captured(model, paths, **given)
     silent = {"bert.encoder.layer.1.attention.output.dense": lambda found: 0 * found}
     changed = minibert.captured(model, (), **given, replace=silent)
     return {
-        "rooms": [f"{path}: {type(room).__name__}" for path, room in capture.rooms(model).items()],
+        "submodules": [
+            f"{path}: {type(one).__name__}" for path, one in capture.submodules(model).items()
+        ],
         "inner": dict(inner),
         "outputs": inner.outputs,
         "changed": changed.outputs,
@@ -168,4 +170,4 @@ def toys(folder: pathlib.Path) -> Any:
     }
 
 
-CASES = (poolings, rooms, analyses, pictures, parts, toys)
+CASES = (poolings, submodules, analyses, pictures, parts, toys)

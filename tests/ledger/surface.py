@@ -29,7 +29,7 @@ HOMES = {
 }
 # Of these the notebooks and docstrings name only some.
 NAMED = {
-    "capture": ("Captured", "rooms"),
+    "capture": ("Captured", "submodules"),
     "parameters": ("parameters",),
     "quantization": ("PRECISIONS", "quantize_embeddings"),
     "similarity": ("SIMILARITIES", "semantic_search", "similarity", "similarity_pairwise"),
