@@ -30,7 +30,7 @@ from minibert.core.fields import (
 from minibert.core.strict_json import read_json
 from minibert.errors import ConfigError, shown
 
-GENERATION = "generation_config.json"  # beside the config.json of a decoder
+GENERATION = "generation_config.json"  # next to the config.json of a decoder
 MAX_LABELS = 1 << 20
 
 LABELS = ("num_labels", "id2label", "label2id")

@@ -67,7 +67,7 @@ _WEIGHTS = "|".join(
     )
 )
 _ADAPTER = rf"{re.escape(ADAPTER_CONFIG)}|adapter_model\.(safetensors|bin)"
-# parity.json describes the weights beside it and is replaced with them.
+# parity.json describes the weights next to it and is replaced with them.
 _MODEL = rf"config\.json|generation_config\.json|parity\.json|{_ADAPTER}|{_WEIGHTS}"
 _TOKENIZER = _any(TOKENIZER_FILES)
 _BODY = rf"{_MODEL}|{_TOKENIZER}|{_any(BODY_CONFIGS)}"
@@ -144,7 +144,7 @@ def unchanged(folder: str) -> Generator[None]:
     Subfolders are not included, except for `orbax`. A snapshot in the Hub's cache never changes.
 
     Raises:
-        SourceError: a file that loading may read was written, replaced, added or removed meanwhile;
+        SourceError: a file that loading may read was written, replaced, added or removed during loading;
             this replaces any error of the block, which may be a consequence. Or a text file is a
             link out of the folder that `check_link` refuses.
     """
@@ -231,7 +231,7 @@ def _compare(folder: str, before: State, reason: Exception | None) -> None:
 
 
 def refuse_adapter(folder: str) -> None:
-    """Refuses a folder that contains an adapter beside a model.
+    """Refuses a folder that contains an adapter next to a model.
 
     Raises:
         UnsupportedConfigError: there is an adapter. transformers with PEFT installed applies it.
@@ -239,7 +239,7 @@ def refuse_adapter(folder: str) -> None:
     path = os.path.join(folder, ADAPTER_CONFIG)
     if os.path.lexists(path):
         raise UnsupportedConfigError(
-            f"{path}: expected no adapter beside the weights (transformers applies it, minibert "
+            f"{path}: expected no adapter next to the weights (transformers applies it, minibert "
             f"does not). Move {ADAPTER_CONFIG} and {ADAPTER_TENSORS} to a folder of their own, "
             "load the model, and call minibert.train.load_adapter(model, folder) and "
             "minibert.train.merge"
@@ -273,7 +273,7 @@ def check_link(folder: str, path: str, *, loading: bool = False) -> str:
         return str(real)
     raise SourceError(
         f"{whole}: is a link to {shown(str(real))}, outside of the folder, which is not followed; "
-        "replace the link by the file itself"
+        "replace the link with the file itself"
     )
 
 

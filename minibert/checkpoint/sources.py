@@ -50,7 +50,7 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
         PickleRefusedError: there is only a pickle, and `allow_pickle` is False.
         ShardIndexError: the shard index is invalid or disagrees with the shards.
         WeightsFileError: a file is damaged.
-        UnsupportedConfigError: the folder contains an adapter beside the weights.
+        UnsupportedConfigError: the folder contains an adapter next to the weights.
     """
     refuse_adapter(folder)
 

@@ -1,7 +1,7 @@
 """Reading weights files tensor by tensor, and tensors by blocks of rows.
 
 safetensors files are parsed here and not memory-mapped: `pread` into new memory keeps no part of
-the file resident, is safe if the file is replaced or truncated meanwhile, and the parser refuses
+the file resident, is safe if the file is replaced or truncated while it is read, and the parser refuses
 the duplicate keys that the reference implementation accepts. Format:
 https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the data).
 """
@@ -131,7 +131,7 @@ def joined(
     for name, info in more.items():
         if name in tensors:
             other = tensors[name].file
-            raise WeightsFileError(f"{info.file}: the tensor {shown(name)} is in {other} too")
+            raise WeightsFileError(f"{info.file}: the tensor {shown(name)} is also in {other}")
     return {**tensors, **more}
 
 
@@ -259,14 +259,14 @@ def read_header(file: int, path: str) -> dict[str, TensorInfo]:
         if info.offset != end:
             raise WeightsFileError(
                 f"{path}: {shown(name)}: expected its data at {end}, found it at "
-                f"{shown(info.offset)} (tensors overlap, or leave a hole)"
+                f"{shown(info.offset)} (tensors overlap, or leave a gap)"
             )
         end += info.nbytes
     data = 8 + len(text)
     if end != length - data:
         raise WeightsFileError(
             f"{path}: expected {end} bytes of data, as the header says, found {length - data}: "
-            "truncated, or data after the end"
+            "the file is truncated, or has data after the end"
         )
     return {name: info._replace(offset=data + info.offset) for name, info in found.items()}
 
@@ -277,7 +277,7 @@ def _header_text(file: int, path: str, length: int) -> bytes:
         header_length = int.from_bytes(start[:8], "little")
         if len(start) >= 8 and header_length <= min(length - 8, MAX_HEADER_BYTES):
             return os.pread(file, header_length, 8)
-    # one header in 32 begins with the first byte of a pickle, but each has a brace at offset 8
+    # one header in 32 begins with the first byte of a pickle, but all have a brace at offset 8
     if start[8:] != b"{" and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         raise WeightsFileError(f"{path}: expected a safetensors file, found a pickle")
     if length < 8:

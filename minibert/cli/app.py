@@ -1,4 +1,6 @@
-"""The `minibert` command: the library's functions for texts and files. Arguments and printing only.
+"""The `minibert` command: the library's functions for texts and files.
+
+The commands only parse arguments and print results.
 
 Exit status: 0 success; 1 error, with a one-line message; 2 wrong usage; 130 interrupted.
 """
@@ -230,7 +232,9 @@ def main() -> None:
     """Runs the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for characters the terminal lacks
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # for characters that the terminal cannot show
     app(prog_name="minibert")
 
 

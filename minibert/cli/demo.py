@@ -89,7 +89,9 @@ def _is_ours(folder: str) -> bool:
     if not found and (is_folder or not os.path.lexists(folder)):
         return False
     if REPORT not in found or found - {REPORT, *PICTURES}:
-        raise TargetError(f"{folder}: exists, with files not from an earlier demo; choose another")
+        raise TargetError(
+            f"{folder}: exists, and has files that are not from a demo; choose another"
+        )
     return True
 
 
@@ -205,4 +207,6 @@ def _save(report: Report, bert: PretrainedModel, folder: str) -> None:
         for name, figure in zip(PICTURES, pictures(report, bert, BOUND), strict=True):
             figure.savefig(os.path.join(folder, name), dpi=120, bbox_inches="tight")
     except ImportError:
-        output.print("No figures: they need matplotlib: pip install 'minibert-jax[plots]'")
+        output.print(
+            "No figures, as matplotlib is not installed: pip install 'minibert-jax[plots]'"
+        )

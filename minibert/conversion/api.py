@@ -60,13 +60,13 @@ def convert(
     verifies: bool = True,
     progress: Progress = lambda step: None,
 ) -> Conversion:
-    """Converts a checkpoint into a folder that is there complete and verified, or not at all.
+    """Converts a checkpoint into a folder, which is written complete and verified, or not at all.
 
     Args:
         source: a folder or a repository of the Hub.
         target: the folder to write.
         to: Hugging Face's format, or an Orbax checkpoint with its config.json.
-        dtype: what to store the parameters in; None for each as it is.
+        dtype: the dtype to store the parameters in; None to keep that of each.
         max_shard_size: larger models are split (Hugging Face's format only).
         revision: a branch, tag or commit of the repository.
         allow_pickle: whether a `pytorch_model.bin` may be opened.

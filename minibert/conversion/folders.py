@@ -1,4 +1,4 @@
-"""What surrounds the weights: where a source is, and which of its files come along."""
+"""The folder of a conversion's source, and the files that are copied along with the weights."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def locate(source: AnyPath, *, revision: str | None, allow_pickle: bool) -> str:
 
 
 def companions(folder: str) -> list[str]:
-    """The files of a folder that a conversion copies, by their paths inside it."""
+    """Returns the paths, inside a folder, of the files that a conversion copies."""
     names = sorted(os.listdir(folder))
     found = [name for name in names if name in COMPANIONS]
     for name in names:
@@ -68,7 +68,7 @@ def check_links(source: str) -> None:
     """Refuses a source in which a file that is copied or written back is a link out of the folder.
 
     Raises:
-        SourceError: there is one.
+        SourceError: there is such a link.
     """
     for path in ["config.json", GENERATION, *companions(source)]:
         check_link(source, path)
@@ -78,8 +78,8 @@ def copy_companions(source: str, target: str) -> list[str]:
     """Copies a folder's companions into another; returns their paths.
 
     Raises:
-        SourceError: one is a link out of the folder, is not a regular file, or is too large.
-        TargetError: one cannot be written.
+        SourceError: a file is a link out of the folder, is not a regular file, or is too large.
+        TargetError: a file cannot be written.
     """
     paths = companions(source)
     for path in paths:
@@ -96,7 +96,7 @@ def _blocks(path: str, where: str) -> Iterator[bytes]:
     """Reads a regular file of at most `MOST_BYTES` block by block."""
     left = MOST_BYTES
     with reading(where):
-        # O_NONBLOCK: a FIFO must not hang
+        # O_NONBLOCK: opening a FIFO must not block
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         with open(file, "rb") as source:
             state = os.fstat(file)
@@ -110,11 +110,11 @@ def _blocks(path: str, where: str) -> Iterator[bytes]:
 
 
 def refuse_nested(source: str, target: str) -> None:
-    """Refuses a target that is its source, or inside it, or around it.
+    """Refuses a target that is its source, is inside it, or contains it.
 
     Raises:
-        TargetError: it is.
+        TargetError: it is one of these.
     """
     one, other = os.path.realpath(source), os.path.realpath(target)
     if os.path.commonpath([one, other]) in (one, other):
-        raise TargetError(f"{target}: is the source {source}, or inside it, or around it")
+        raise TargetError(f"{target}: is the source {source}, is inside it, or contains it")

@@ -93,7 +93,7 @@ def _tokenized(config: Any, folder: str) -> list[list[int]]:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         rows = [tokenizer.encode(text).ids for text in _passages()]
-    except Exception:  # no tokenizer, or one that tokenizers refuses: random ids will do
+    except Exception:  # no tokenizer, or one that tokenizers refuses: use random ids
         return []
     usable = all(row and max(row) < config.vocab_size for row in rows)
     return [row[: config.max_tokens] for row in rows] if usable else []
@@ -136,7 +136,7 @@ def compare(
         load_ours: from a param_dtype to our model.
         load_theirs: to the PyTorch model, in float32.
         inputs: the arguments, as the models take them.
-        progress: told what happens next.
+        progress: called with a description of each step before it begins.
         one_by_one: whether the models take no more than one row at a time.
     """
     calls = [inputs]

@@ -211,7 +211,7 @@ def _move_in(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
             os.rename(folder, target)
             return
         except OSError:
-            if not isdir(target):  # else another process has created it meanwhile
+            if not isdir(target):  # else another process has just created it
                 raise
     if dirname(folder) != target:
         inner = join(target, f"{PREFIX}new-{secrets.token_hex(4)}")
@@ -306,7 +306,7 @@ def _sweep(folder: str, stem: str) -> None:
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
-            continue  # removed meanwhile, not a folder, or not readable
+            continue  # just removed, not a folder, or not readable
         try:
             if lock_file(lock):  # else its writer is alive, or locks are not supported
                 shutil.rmtree(path, ignore_errors=True)

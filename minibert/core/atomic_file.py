@@ -18,7 +18,7 @@ UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errn
 def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """Yields a new file that replaces `path` if the block ends without an error.
 
-    It is written beside `path`, as `PATH.TOKEN.new` with eight random hexadecimal digits, and
+    It is written next to `path`, as `PATH.TOKEN.new` with eight random hexadecimal digits, and
     flushed to the disk before it is renamed. A link at `path` is replaced; its target is never
     written to.
     """
@@ -60,7 +60,7 @@ def locked_path(path: str, busy: str) -> Generator[None]:
                 state = os.fstat(lock)
                 if state.st_size or not stat.S_ISREG(state.st_mode):
                     raise TargetError(
-                        f"{path}: expected an empty file (a lock), found another; move it elsewhere"
+                        f"{path}: expected an empty file (a lock); move this one elsewhere"
                     )
                 if lock_file(lock) is False:
                     raise TargetError(busy)

@@ -315,7 +315,7 @@ class SentenceEncoder:
             prompt_name: the name of the prompt that is prepended to each text.
             prompt: a text that is prepended to each text, in place of a named prompt.
             token_budget: rows × positions of a batch; by default chosen for the device.
-            packing: length of rows that short texts share; None for one text in each row. It does
+            packing: length of rows that short texts share; None puts one text in each row. It does
                 not change vectors, and cannot be combined with token vectors.
             normalize_embeddings: whether to scale vectors to length 1, after `truncate_dim`.
             truncate_dim: the number of dimensions to keep; None for the settings' value.
@@ -353,7 +353,7 @@ class SentenceEncoder:
         )
         prefix = self.settings.prompt(prompt, prompt_name)
         texts = [f"{prefix}{text}" for text in sentence_list(sentences)]
-        reader = self._reader  # another thread may set max_seq_length meanwhile
+        reader = self._reader  # another thread may set max_seq_length during the call
         width = check_width(packing, reader.longest, request.tokens)
         run = Run(
             model=self.model,

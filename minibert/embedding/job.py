@@ -1,8 +1,8 @@
 """Embedding a file of any size: in parts, so that a job that was killed can be resumed.
 
-The parts are written to `OUTPUT.parts`. When all exist they become the output, which exists as a
-whole or not at all. A part always holds the same texts in the same batches, so that a job that was
-killed and resumed writes the same bytes as one that was not.
+The parts are written to `OUTPUT.parts`. When all exist they are merged into the output, which is
+written completely or not at all. A part always holds the same texts in the same batches, so that a
+job that was killed and resumed writes the same bytes as one that was not.
 """
 
 import os
@@ -78,11 +78,11 @@ def embed_file(
         encode: returns an array `(texts, dim)` of finite numbers for a list of texts, with the same
             `dim` and dtype at every call.
         output: `.npy`, an array `(texts, dim)`; or `.parquet`, with columns `row` and `embedding`.
-        made_by: what the output depends on besides the texts, as JSON can represent it.
+        made_by: what the output depends on besides the texts, as values that JSON can represent.
         finish: applied to each part at the end, with the min and max of each column over all parts,
             `(2, dim)`; for example a quantization.
         cut: returns how many of the texts of the last `encode` were truncated.
-        least_rows: the smallest number of texts; two, if `finish` needs ranges.
+        least_rows: the smallest number of texts; 2 if `finish` needs ranges.
         rows_a_part: the number of texts of a part.
         overwrite: whether to replace an existing output.
         restart: whether to discard the parts of an earlier job.
@@ -91,12 +91,12 @@ def embed_file(
 
     Raises:
         TargetError: if the output exists or cannot be written; or its parts belong to another job,
-            or have vectors of another width or dtype.
+            or have vectors of a different width or dtype.
         SourceError: if there are too few texts.
         TextError: if `encode` raises it; the number of the text is changed to that among all texts.
         TextNotFiniteError: likewise, or if a vector is not finite.
         InputError: if `texts` are not texts, or `encode` or `finish` does not return a row for
-            each.
+            each text.
     """
     texts = elements("texts", texts, expected="texts")
     check_output(output, overwrite)
@@ -171,7 +171,7 @@ def _compute_parts(
     cut: Callable[[], int],
     progress: Callable[[int, bool], None],
 ) -> tuple[EmbeddingResult, list[str]]:
-    """Computes the parts that do not exist; returns also the digest of each part's texts."""
+    """Computes the parts that do not exist; also returns the digest of each part's texts."""
     result, digests = EmbeddingResult(0, 0, 0), []
     like: np.ndarray | None = None
     for number, some in enumerate(chunks):
@@ -208,7 +208,7 @@ def _compute_parts(
 
 
 class _MismatchError(InputError):
-    """Vectors have another width or dtype than previous ones."""
+    """Vectors have a different width or dtype from previous ones."""
 
 
 def _rows(name: str, found: object, count: int, like: np.ndarray | None) -> np.ndarray:
@@ -221,7 +221,7 @@ def _rows(name: str, found: object, count: int, like: np.ndarray | None) -> np.n
         like: other rows, with the expected width and dtype.
 
     Raises:
-        InputError: if `found` has another shape, width or dtype.
+        InputError: if `found` has a different shape, width or dtype.
     """
     array = np.asarray(as_array(name, found))
     if array.ndim != 2 or len(array) != count or not array.size or array.dtype.kind not in "iuf":

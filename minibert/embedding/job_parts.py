@@ -125,7 +125,7 @@ class Parts:
         names = sorted(found.keys() | job.keys())
         other = ", ".join(name for name in names if found.get(name, ...) != job.get(name, ...))
         raise TargetError(
-            f"{self.folder}: contains parts of a job with another {other}; resume it with that, or "
+            f"{self.folder}: contains parts of a job with another {other}; use the same one, or "
             "--restart to discard them"
         )
 

@@ -1,7 +1,7 @@
 """Analyses of a model: pooled states by layer, similarities, attention, logit lens, ablation.
 
 Arguments and results are arrays. The axes are those of `attention.py`, preceded by `layers`; there
-is one more hidden state than layers, the embeddings.
+is one more hidden state than layers: the first is the output of the embeddings.
 """
 
 import collections
@@ -101,7 +101,7 @@ def softmax_similarity(one: ArrayLike, other: ArrayLike, scale: float | int = 1.
     """Returns the softmax of the dot products of two sets of vectors, `(first, second)`.
 
     Args:
-        one, other: vectors, a row each.
+        one, other: vectors, one in each row.
         scale: factor of all vectors; larger values give the most similar vector more weight.
     """
     scale = NON_NEGATIVE.check("scale", scale, InputError)
@@ -115,7 +115,7 @@ def similarity_matrices(embeddings: ArrayLike, scale: float | int = 10) -> dict[
 
     Args:
         embeddings: `(tokens, features)`.
-        scale: the scale of the third; see `softmax_similarity`.
+        scale: the scale of the third matrix; see `softmax_similarity`.
     """
     vectors = _wide(embeddings)
     return {
@@ -230,7 +230,7 @@ def last_block(model: PretrainedModel) -> str:
 
 
 def logit_lens(model: PretrainedModel, *args: Any, **kwargs: Any) -> Array:
-    """Returns the logits of a model if it ended after each layer, `(layers + 1, *logits)`.
+    """Returns the logits that a model would have if it ended after each layer, `(layers + 1, *logits)`.
 
     Each hidden state replaces the output of the last block, and is then processed by the modules
     that follow the blocks, a norm or a head (nostalgebraist, "interpreting GPT", 2020).

@@ -229,7 +229,7 @@ class PretrainedModel(Module):
 
         Raises:
             SourceError: there is no such model, or its files were replaced during loading.
-            UnsupportedConfigError: the folder contains an adapter beside the weights.
+            UnsupportedConfigError: the folder contains an adapter next to the weights.
             ConfigError: config.json is invalid, or requests something that is not implemented.
             WeightsFileError: a weights file is damaged, or is a pickle and `allow_pickle` is off.
             CheckpointMismatchError: tensors and leaves do not correspond one to one.
@@ -298,7 +298,7 @@ class Family:
         models: the classes of the family, the bare model first.
         by_heads: the class of a checkpoint whose config names none, by the heads among its tensors
             in the order of the classes' `heads`.
-        causal: for some of these classes, the one that replaces it if `is_decoder` is true.
+        causal: the classes that replace some of these if `is_decoder` is true.
         tasks: the class of each task: the tasks of `minibert.pipeline`, and pretraining and
             continuation of `minibert train`. Feature extraction uses the bare model.
     """

@@ -26,7 +26,7 @@ def unit(vectors: AnyArray) -> Any:
     A vector whose squares would overflow or underflow is first multiplied by a power of two, which
     is exact; all others are computed as `torch.nn.functional.normalize` computes them. A vector of
     zeros stays zero, and its gradient is PyTorch's, that of a division by `EPSILON`. (PyTorch
-    divides all vectors shorter than `EPSILON` by it, and turns those longer than 1e19 to zeros.)
+    divides all vectors shorter than `EPSILON` by it, and turns those longer than 1e19 into zeros.)
 
     Args:
         vectors: `(..., dim)` of float32 or float64, of NumPy or JAX. JAX's compiler may treat
@@ -45,7 +45,9 @@ def extreme(vectors: np.ndarray) -> np.ndarray:
     """
     with np.errstate(over="ignore", under="ignore"):
         found = out_of_range(np.einsum("...i,...i->...", vectors, vectors))
-    return found & vectors.any(axis=-1) if found.any() else found  # vectors of zeros are not
+    return (
+        found & vectors.any(axis=-1) if found.any() else found
+    )  # vectors of zeros are not extreme
 
 
 def out_of_range(sums: np.ndarray) -> np.ndarray:
@@ -115,7 +117,7 @@ def scores_defined(scores: np.ndarray) -> bool:
     """Returns whether the softmax over the last axis is defined.
 
     It is if the max of each row is finite: -inf excludes an outcome, but a row with NaN, with +inf
-    or with nothing but -inf has no probabilities.
+    or with only -inf has no probabilities.
     """
     with np.errstate(invalid="ignore"):
         return bool(np.isfinite(scores.max(axis=-1)).all())

@@ -86,7 +86,7 @@ class Pipeline(abc.ABC):
     call override them.
 
     Several threads may call a pipeline, or pipelines that share a tokenizer, at the same time. A
-    thread that calls the tokenizer itself meanwhile needs a copy of it (`copy.deepcopy`).
+    thread that calls the tokenizer directly at the same time needs a copy (`copy.deepcopy`).
 
     Args:
         model: a model of one of the classes in `models`, in evaluation mode.

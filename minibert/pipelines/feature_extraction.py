@@ -58,7 +58,7 @@ class FeatureExtractionPipeline(Pipeline):
         """
         options = for_tokenizer("tokenize_kwargs", tokenize_kwargs)
         if truncation is not None and "truncation" in options:
-            raise InputError("truncation: passed twice, by itself and in tokenize_kwargs")
+            raise InputError("truncation: passed twice, as an argument and in tokenize_kwargs")
         given: dict[str, Any] = {"truncation": truncation, "max_length": max_length}
         return self.encoded(inputs, **given | options)
 

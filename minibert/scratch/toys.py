@@ -142,7 +142,9 @@ class ToyAgent(Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         if body is not None and body.config != config:
-            raise InputError(f"config: expected that of body, {body.config}, found {shown(config)}")
+            raise InputError(
+                f"config: expected the config of body, {body.config}, found {shown(config)}"
+            )
         options: dict[str, Any] = {"rngs": rngs, "dtype": None, "param_dtype": param_dtype}
         self.config = config
         self.body: ToyBody = ToyBody(config, **options) if body is None else body

@@ -63,7 +63,9 @@ class TokenReader:
         if lower_case:
             make_lower_case(self._backend)
         if any(self._backend.encode("a").type_ids):
-            raise InputError("tokenizer: expected token type 0 for a single text, found another")
+            raise InputError(
+                "tokenizer: expected only token type 0 for a single text, found others"
+            )
 
     def ids(
         self, texts: Sequence[str], numbers: Sequence[int] | None = None

@@ -461,7 +461,7 @@ def checkpoint_paths(folder: str) -> list[str]:
 def one_run(folder: Path) -> Generator[None]:
     """Creates a folder if it is missing, and locks it against a second run.
 
-    The lock is on a file of its own, so that a model can be saved into the folder meanwhile.
+    The lock is on a file of its own, so that a model can be saved into the folder at the same time.
 
     Raises:
         TargetError: another run is using the folder, or it cannot be created.

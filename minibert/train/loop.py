@@ -141,13 +141,13 @@ def fit(
         evaluation: when and on which batches to evaluate.
         checkpoints: where to write the run's checkpoints, and whether to resume from them.
         log: a JSONL file for the metrics. A run that resumes from a checkpoint drops the lines of
-            later steps; lines of a run that left no checkpoint are moved to a file beside it.
+            later steps; lines of a run that left no checkpoint are moved to a file next to it.
         log_every: the number of steps between lines of metrics; evaluations and the last step are
             always logged.
         callbacks: functions that are called with the step and its metrics.
         on_train_begin: called before the first step, after the checkpoint to resume from has been
             accepted and restored and the log has been opened.
-        show_progress: whether to show a progress bar; None for one if stderr is a terminal.
+        show_progress: whether to show a progress bar; None shows it if stderr is a terminal.
 
     Raises:
         NotFiniteError: a metric is NaN or infinite; the message names the step and the batch. That

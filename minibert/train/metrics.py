@@ -70,12 +70,12 @@ SHOWN = {
 
 
 class MetricsLog:
-    """A JSONL file of metrics, with a flushed line per step, and the same as a list, `history`.
+    """A JSONL file of metrics, with one flushed line per step; `history` is the same as a list.
 
-    The file is locked until it is closed, so that no two runs write one log.
+    The file is locked until it is closed, so that two runs cannot write the same log.
 
     Args:
-        path: the file; None for the list alone.
+        path: the file; None to keep only the list.
         step: the number of completed steps. Lines of later steps are from a run that was killed
             after its last checkpoint, and are dropped.
         restored: whether the run resumes from a checkpoint. Otherwise lines of later steps are
@@ -122,7 +122,7 @@ class MetricsLog:
             raise TargetError(f"{path}: already exists; choose another file, or remove it")
 
     def add(self, line: Metrics) -> None:
-        """Adds the metrics of a step; if the last line is of the same step, to that line."""
+        """Adds the metrics of a step, to the last line if that is of the same step."""
         amended = bool(self.history) and self.history[-1]["step"] == line["step"]
         if amended:
             self.history[-1] |= line
@@ -138,7 +138,7 @@ class MetricsLog:
                 self._file.flush()
 
     def _rewrite(self) -> None:
-        """Replaces the file by one with the current lines, which is locked before the rename."""
+        """Replaces the file with one of the current lines, which is locked before the rename."""
         with new_file(self.path) as new:
             lock_file(new.fileno())
             new.writelines(json.dumps(line).encode() + b"\n" for line in self.history)
@@ -196,13 +196,13 @@ def _locked(path: Path) -> BinaryIO:
         state = os.fstat(number)
         why = ""
         if not stat.S_ISREG(state.st_mode):
-            why = "expected a file, found something else"
+            why = "expected a regular file"
         elif lock_file(number) is False:
             why = "another run is writing this log; choose another file"
         else:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(path), state):
-                    return file  # otherwise it was replaced meanwhile
+                    return file  # otherwise it has just been replaced
         file.close()
         if why:
             raise TargetError(f"{path}: {why}")
@@ -305,7 +305,7 @@ def training_bar(
     Args:
         step: the number of completed steps.
         steps: the total number of steps.
-        show: whether to show the bar; None for one if stderr is a terminal.
+        show: whether to show the bar; None shows it if stderr is a terminal.
     """
     known: Metrics = {}
     with progress_bar(None, steps, show, initial=step, unit="step", postfix="compiling") as advance:

@@ -122,7 +122,7 @@ class Trainer:
         objective: the objective to minimise (`minibert.train.objectives.base`).
         optimizer: any optax transformation; it receives a dictionary of arrays by path.
         trainable: patterns of the paths to train, such as `classifier.*`; None for every
-            `nnx.Param`. (The constants of `xielu` are not `nnx.Param`s and are never trained.)
+            `nnx.Param`. (The constants of `xielu` are no `nnx.Param` and are never trained.)
             All other parameters stay bit for bit the same.
         lora: what to train instead of the model's parameters: a `LoRA` for a new adapter, or an
             `Adapter` to train further.

@@ -144,7 +144,7 @@ def test_companions(minilm, tmp_path):
     [
         ("source", "is the source"),
         ("source/inside", "inside it"),
-        (".", "around it"),
+        (".", "contains it"),
         ("occupied", "already holds config.json"),
         ("file", "not a folder"),
         ("file/below", "cannot be written"),

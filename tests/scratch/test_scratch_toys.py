@@ -64,7 +64,7 @@ def test_only_the_new_head_is_trained():
     for path, array in before.items():
         same = np.array_equal(np.asarray(array), np.asarray(after[path]))
         assert same == (not path.startswith("actions.")), path
-    with pytest.raises(InputError, match="config: expected that of body"):
+    with pytest.raises(InputError, match="config: expected the config of body"):
         ToyAgent(ToyConfig(vocab_size=31), body=body, rngs=nnx.Rngs(0))
 
 

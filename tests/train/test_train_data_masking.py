@@ -218,7 +218,7 @@ def test_blocks_hold_all_tokens(tokenizer, length):
         (
             ["a " * 40],
             {"pack": False},
-            "text 0: 42 tokens; max_length is 16, at which truncation=True",
+            "text 0: 42 tokens; expected at most 16 .max_length.; truncation=True",
         ),
         (["a", "🙂"], {"pack": False}, "text 1: has no token that can be masked"),
         (

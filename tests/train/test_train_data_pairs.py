@@ -105,7 +105,9 @@ def test_all_other_documents_are_drawn(pairs, tokenizer):
 
 def test_pairs_are_truncated_only_on_request(tokenizer):
     long = [["one " * 30, "two " * 5], ["three " * 40, "four " * 40]]
-    with pytest.raises(InputError, match="document 0: sentences 0 to 1: 38 tokens; max_length is"):
+    with pytest.raises(
+        InputError, match="document 0: sentences 0 to 1: 38 tokens; expected at most"
+    ):
         data.pretraining(long, tokenizer, max_length=24, batch_size=1)
     for batch in data.pretraining(
         long, tokenizer, max_length=24, batch_size=1, truncation=True, epochs=30

@@ -96,7 +96,7 @@ def test_links_are_not_followed(tmp_path):
         path.unlink()
     assert not mine.exists()
     os.mkfifo(path)
-    with pytest.raises(TargetError, match="expected a file, found something else"):
+    with pytest.raises(TargetError, match="expected a regular file"):
         MetricsLog(path, 0, restored=False, resume=True)
 
 

@@ -36,7 +36,7 @@ class Encoder:
         max_length: the max number of tokens of an example, including special tokens.
         truncation: whether to truncate longer examples (of a pair, the longer text first);
             otherwise they are errors.
-        show_progress: whether to show a progress bar; None for one if there are many texts and
+        show_progress: whether to show a progress bar; None shows it if there are many texts and
             stderr is a terminal.
         batch_size: rows of a batch.
         options: the other arguments of `batches`.
@@ -61,7 +61,7 @@ class Encoder:
         self.tokenizer, self.backend = tokenizer, backend_of(tokenizer)
         self.max_length: int = whole("max_length", max_length, 1)
         self.truncation: bool = flag("truncation", truncation)
-        # unlike a call, without a check of what is found
+        # unlike a call, this does not check the encodings
         self.encoded: functools.partial[list[Any]] = functools.partial(
             encoded, self.backend, show_progress=show_progress
         )
@@ -73,11 +73,11 @@ class Encoder:
 
         Args:
             inputs: texts, tuples of two texts, or lists of words.
-            places: their names for messages.
+            places: the names of the inputs, for messages.
             words: whether they are lists of words.
 
         Raises:
-            InputError: one is too long and `truncation` is False, or has no token.
+            InputError: one is too long and `truncation` is False, or has no tokens.
         """
         pair = any(isinstance(item, tuple) for item in inputs[:1])
         self.check_capacity(self.tokenizer.num_special_tokens_to_add(pair=pair))
@@ -87,7 +87,7 @@ class Encoder:
         found = self.encoded(inputs, words=words)
         for place, encoding in zip(places, found, strict=True):
             if all(encoding.special_tokens_mask):
-                raise InputError(f"{place}: has no token")
+                raise InputError(f"{place}: has no tokens")
             self.check_length(place, len(encoding.ids))
         return found
 
@@ -103,7 +103,7 @@ class Encoder:
         """Raises an InputError if a text is too long."""
         if length > self.max_length:
             raise InputError(
-                f"{place}: {length} tokens; max_length is {self.max_length}, at which "
+                f"{place}: {length} tokens; expected at most {self.max_length} (max_length); "
                 "truncation=True truncates"
             ).advising("truncation=True")
 
@@ -160,11 +160,11 @@ def collate_for(
     """Returns a `Collate` that pads masks with 0 and labels of tokens with −100.
 
     Args:
-        encoder: what the examples are made with.
+        encoder: the encoder that makes the examples.
         pad_to: one or more lengths; longer batches, or all if it is None, are padded to the
             encoder's `max_length`.
         labels: whether there are labels of tokens.
-        prefixes: what precedes the names of each text's entries.
+        prefixes: the prefixes of the names of each text's entries.
 
     Raises:
         InputError: the tokenizer has no padding token, or a length is not an integer from 1 to
@@ -241,11 +241,11 @@ def token_ids(
     """Returns the concatenated ids of texts, `(tokens,)`, for `windows`.
 
     Args:
-        source: a path or an iterable of texts, as for `masked_lm`; but a `.txt` file is one text.
+        source: a path or an iterable of texts, as for `masked_lm`, except that a `.txt` file is one text.
         tokenizer: a fast tokenizer of transformers.
         column: the column of a file that has columns; `text` by default.
         end: whether to append the EOS (or separator) token to each text.
-        show_progress: whether to show a progress bar; None for one if there are many texts and
+        show_progress: whether to show a progress bar; None shows it if there are many texts and
             stderr is a terminal.
 
     Raises:
@@ -270,7 +270,7 @@ def _end(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Sliding windows over ids: `input_ids`, and as `shift_labels` the token after each."""
+    """Sliding windows over ids: `input_ids`, and the token after each as `shift_labels`."""
 
     ids: np.ndarray
     max_length: int
@@ -345,7 +345,7 @@ def _special(ids: Sequence[int]) -> Sentence:
 
 
 def joined(sentences: Iterable[Sentence]) -> Sentence:
-    """Returns sentences as one."""
+    """Concatenates sentences."""
     ids, starts = zip(*sentences, strict=True)
     return np.concatenate(ids), np.concatenate(starts)
 

@@ -65,7 +65,7 @@ def names_to_ids(labels: Iterable[Placed]) -> dict[str, int]:
         return _numbered(max(map(int, values)) + 1)
     for value, place in labels:
         if not isinstance(value, str):
-            raise InputError(f"{place}: expected a name as elsewhere, found {shown(value)}")
+            raise InputError(f"{place}: expected a name, as for other labels, found {shown(value)}")
     return {name: number for number, name in enumerate(sorted(values))}
 
 
@@ -176,7 +176,7 @@ def is_multi_hot(
     row, place = rows[0]
     raise InputError(
         f"{place}: {shown(row)} and all others may be ids of labels, or a 0 or a 1 for each label; "
-        'expected floats, such as [1.0, 0.0], for 0 and 1; for ids names, or texts, such as ["1"]'
+        'pass floats, such as [1.0, 0.0], for 0 and 1; for ids pass names, or texts such as ["1"]'
     )
 
 

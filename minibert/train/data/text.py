@@ -34,7 +34,7 @@ POSITIVE_PROBABILITY = number("a number above 0, to 1", lambda value: 0 < value 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masking:
-    """Masks an example at random, anew at every call (Devlin et al., arXiv:1810.04805, 3.1).
+    """Masks an example at random, differently at every call (Devlin et al., arXiv:1810.04805, 3.1).
 
     The semantics are those of `DataCollatorForLanguageModeling` of transformers, except that the
     tokens of a masked word are replaced independently, 80/10/10, as in BERT's own
@@ -148,7 +148,7 @@ def windows(
         )
     if len(array) <= max_length:
         raise InputError(
-            f"ids: {len(array)} tokens; a window of {max_length} and what follows need "
+            f"ids: {len(array)} tokens; a window of {max_length} and the next token need "
             f"{max_length + 1}"
         )
     for start in range(0, len(array), AT_ONCE):  # a memory map is not read whole
