@@ -144,9 +144,9 @@ def unchanged(folder: str) -> Generator[None]:
     Subfolders are not included, except for `orbax`. A snapshot in the Hub's cache never changes.
 
     Raises:
-        SourceError: a file that loading may read was written, replaced, added or removed during loading;
-            this replaces any error of the block, which may be a consequence. Or a text file is a
-            link out of the folder that `check_link` refuses.
+        SourceError: a file that loading may read was written, replaced, added or removed in the
+            block; this replaces any other error of the block, which may be a consequence. Or a text
+            file is a link out of the folder that `check_link` refuses.
     """
     home = pathlib.Path(os.path.realpath(folder))
     check_settled(folder)

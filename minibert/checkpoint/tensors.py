@@ -1,8 +1,8 @@
 """Reading weights files tensor by tensor, and tensors by blocks of rows.
 
 safetensors files are parsed here and not memory-mapped: `pread` into new memory keeps no part of
-the file resident, is safe if the file is replaced or truncated while it is read, and the parser refuses
-the duplicate keys that the reference implementation accepts. Format:
+the file resident and is safe if the file is replaced or truncated while it is read, and the parser
+refuses the duplicate keys that the reference implementation accepts. Format:
 https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the data).
 """
 

@@ -63,7 +63,7 @@ def convert(
     """Converts weights from and to Hugging Face's format, verified against PyTorch.
 
     Reads safetensors (single or sharded), pytorch_model.bin, the flax_model.msgpack of the old
-    Flax classes, and Orbax folders written here. OUT is written complete and verified, or not at all.
+    Flax classes, and Orbax folders written here. OUT is written and verified, or not at all.
 
     Exit status: 0 done; 1 refused, nothing written; 2 wrong usage; 3 differs from PyTorch,
     nothing written.

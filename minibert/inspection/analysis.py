@@ -230,7 +230,7 @@ def last_block(model: PretrainedModel) -> str:
 
 
 def logit_lens(model: PretrainedModel, *args: Any, **kwargs: Any) -> Array:
-    """Returns the logits that a model would have if it ended after each layer, `(layers + 1, *logits)`.
+    """Returns a model's logits as if it ended after each layer, `(layers + 1, *logits)`.
 
     Each hidden state replaces the output of the last block, and is then processed by the modules
     that follow the blocks, a norm or a head (nostalgebraist, "interpreting GPT", 2020).

@@ -146,7 +146,7 @@ def shard_pickled(folder):
 
 
 SHARDS = {
-    "tensor-in-two": (spare, "is in"),
+    "tensor-in-two": (spare, "is also in"),
     "fifo": (shard_as_fifo, "expected a regular file"),
     "cut": (shard_cut, "truncated"),
     "pickle": (shard_pickled, "found a pickle"),

@@ -133,7 +133,7 @@ def labelled(*labels):
         (labelled("a"), MULTI, "record 0: label: expected a list, found 'a'"),
         (labelled(["a", "a"]), MULTI, "record 0: label: a label occurs twice"),
         (labelled([1, 0], [0, 1]), MULTI, r"record 0: label: \[1, 0\] and all others may be ids"),
-        (labelled([1], [0]), MULTI, r"\[1\] and all others may be ids .* expected floats"),
+        (labelled([1], [0]), MULTI, r"\[1\] and all others may be ids .* pass floats"),
         (labelled([1, 0]), MULTI | {"label2id": AB}, r"\[1, 0\] and all others may be ids"),
         (labelled([0]), MULTI | {"label2id": {"a": 0}}, r"\[0\] and all others may be ids"),
         (labelled([1, 0, 0]), MULTI | {"label2id": AB}, "twice in .1, 0, 0.; .* each of 2 labels"),

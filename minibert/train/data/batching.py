@@ -2,8 +2,8 @@
 
 The order is the same on all hosts, and host `i` of `n` makes the `i`-th of `n` contiguous parts of
 every batch. The parts, concatenated in the order of the hosts, are the batch that a single host
-would make, row for row, so that everything that depends on a row's position in the batch (such as its
-dropout masks) and the position in the data are independent of the number of hosts.
+would make, row for row, so that everything that depends on a row's position in the batch (such as
+its dropout masks) and the position in the data are independent of the number of hosts.
 """
 
 import dataclasses

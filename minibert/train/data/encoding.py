@@ -241,7 +241,7 @@ def token_ids(
     """Returns the concatenated ids of texts, `(tokens,)`, for `windows`.
 
     Args:
-        source: a path or an iterable of texts, as for `masked_lm`, except that a `.txt` file is one text.
+        source: a path or an iterable of texts, as for `masked_lm`, but a `.txt` file is one text.
         tokenizer: a fast tokenizer of transformers.
         column: the column of a file that has columns; `text` by default.
         end: whether to append the EOS (or separator) token to each text.
