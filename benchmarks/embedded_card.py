@@ -14,14 +14,14 @@ pipeline_tag: {tag}
 
 # {name}
 
-{what} It is small, to be always at hand: for trying things out, for tests, and for a first look at
-how such a model works. It knows Python's language reference, and nothing else.
+{what} It is small and comes with the package: for trying things out, for tests, and for a first look
+at how such a model works. It was trained only on Python's language reference.
 
 ```python
 {use}
 ```
 
-It loads into `transformers` as it is.
+It loads into `transformers` unchanged.
 
 ## Data
 
