@@ -31,7 +31,7 @@ def check_tree(model: Any, config: Config) -> None:
 
     Raises:
         InputError: the config is not of the model's config class, or no model can be built from it.
-        CheckpointMismatchError: parameters are missing, unexpected or of another shape, or an
+        CheckpointMismatchError: parameters are missing, unexpected or of a different shape, or an
             attribute of a module differs; the message lists every difference.
     """
     cls = type(model)

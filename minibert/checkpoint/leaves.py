@@ -179,8 +179,8 @@ def read_exactly(
         The arrays by the paths of their leaves.
 
     Raises:
-        CheckpointMismatchError: a tensor is missing, unexpected, of another shape, not of
-            floating-point numbers, not finite, or of a dtype that JAX does not have.
+        CheckpointMismatchError: a tensor is missing, unexpected, of a different shape, not
+            of floating-point numbers, not finite, or of a dtype that JAX does not have.
     """
     found = source.tensors
     faults = [f"{name!r}: missing" for name in expected.keys() - found.keys()]

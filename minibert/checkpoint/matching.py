@@ -42,7 +42,7 @@ class LoadingInfo:
         ignored: buffers that were not read: name → reason.
         new: leaves of a newly initialised head.
         absent: optional submodules that the checkpoint lacks.
-        renamed: tensors with another name in the file: name in the file → name in the tree.
+        renamed: tensors with a different name in the file: name in the file → name in the tree.
         dtypes: the number of leaves stored in each dtype.
         config_ignored: fields of config.json that Hugging Face ignores, and so does minibert.
         suspicious: legal but unusual facts, one sentence each.
@@ -268,7 +268,7 @@ class Matching:
             MissingHeadError: only a head is missing.
         """
         heads = [
-            f"the head {head!r} is not in the file, or has another shape"
+            f"the head {head!r} is not in the file, or has a different shape"
             for head in self.missing_heads
         ]
         hint = "; pass new_head=True, rngs=nnx.Rngs(0) to initialise a new one" if heads else ""

@@ -97,7 +97,7 @@ def read_index(path: str, kind: str) -> dict[str, Any]:
     for name, shard in weight_map.items():
         if not (isinstance(shard, str) and plain.fullmatch(shard)):
             raise ShardIndexError(
-                f"{path}: {shown(name)}: expected the plain name of a {ending} file beside the "
+                f"{path}: {shown(name)}: expected the plain name of a {ending} file next to the "
                 f"index, found {shown(shard)}"
             )
     return index

@@ -145,7 +145,7 @@ def _running() -> Generator[Progress]:
 
 @contextlib.contextmanager
 def _interruptible() -> Generator[Callable[[], None]]:
-    """Remembers Ctrl-C, which a callback of JAX's swallows while it runs; yields its check."""
+    """Records Ctrl-C, which a running JAX callback swallows; yields a check for it."""
     interrupted = False
 
     def remember(*_: object) -> None:

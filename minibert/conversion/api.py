@@ -37,7 +37,7 @@ class Conversion:
     """The result of a conversion.
 
     Attributes:
-        info: what became of every tensor.
+        info: how every tensor was handled.
         copied: the paths of the other files that were copied.
         verification: the comparison with PyTorch; None if there was none.
     """
@@ -160,7 +160,7 @@ def verify(
 def verify_checkpoint(
     source: AnyPath, revision: str | None, allow_pickle: bool, progress: Progress
 ) -> tuple[LoadingInfo, Verification]:
-    """`verify` of a checkpoint; returns what became of its tensors too."""
+    """Verifies a checkpoint as `verify` does; also returns the loading report."""
     _check_torch()
     folder = locate(source, revision=revision, allow_pickle=allow_pickle)
     with unchanged(folder):
@@ -210,7 +210,7 @@ def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> ModelCl
 
 
 def _left(cls: ModelClass, data: Any, tensors: TensorSource) -> int | float:
-    """How many tensors a class would leave behind; infinitely many if it does not fit them."""
+    """Returns how many tensors a class would leave unread; infinity if it does not fit them."""
     try:
         model = shapes_only(cls, cls.config_class.from_dict(data), tensors, "")
     except MinibertError:

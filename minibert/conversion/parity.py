@@ -57,7 +57,7 @@ class Row:
 
 
 def ragged_inputs(config: Any, folder: str) -> Arrays:
-    """A fixed ragged batch: the Apache licence, some 2,000 tokens of English, or random ids.
+    """Returns a fixed padded batch: some 2,000 tokens of the Apache licence, or random ids.
 
     Args:
         config: the model's config.

@@ -59,7 +59,7 @@ class Verification:
 
     @property
     def reference(self) -> str:
-        """What PyTorch read, and why if it is not the source."""
+        """What PyTorch read, with the reason if it is not the source."""
         return f"{self.theirs} ({self.why})" if self.why else self.theirs
 
     def to_dict(self) -> dict[str, Any]:

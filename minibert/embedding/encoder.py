@@ -415,7 +415,7 @@ class SentenceEncoder:
     def semantic_search(
         self, queries: ArrayLike, corpus: ArrayLike, **options: Unpack[SearchOptions]
     ) -> list[list[dict[str, int | float]]]:
-        """The vectors of a corpus most like each query; see `similarity.semantic_search`."""
+        """The corpus vectors most similar to each query; see `similarity.semantic_search`."""
         options.setdefault("score_function", self.similarity_fn_name)
         return semantic_search(queries, corpus, **options)
 

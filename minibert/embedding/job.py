@@ -94,7 +94,7 @@ def embed_file(
             or have vectors of a different width or dtype.
         SourceError: if there are too few texts.
         TextError: if `encode` raises it; the number of the text is changed to that among all texts.
-        TextNotFiniteError: likewise, or if a vector is not finite.
+        TextNotFiniteError: in the same way, or if a vector is not finite.
         InputError: if `texts` are not texts, or `encode` or `finish` does not return a row for
             each text.
     """

@@ -66,8 +66,8 @@ class GenerationConfig:
         forced_decoder_ids: pairs of a position in a row and the token there (transformers 4).
         eos_token_id: the EOS token, or several of them.
         pad_token_id: the token that fills a row after EOS; the first EOS token if None.
-        extra: the file's other fields, kept as they are. They take no part in equality.
-        unset: the names of the unset fields. They take no part in equality.
+        extra: the file's other fields, unchanged. They are ignored in comparisons.
+        unset: the names of the unset fields. They are ignored in comparisons.
 
     `Processors` and `Sampling` describe the other fields.
 
@@ -366,7 +366,7 @@ class GenerationConfig:
         """The filters that act: those of sampling, or only `renormalize_logits` without it."""
         if not self.do_sample:
             return Sampling(renormalize=self.renormalize_logits)
-        # With beams, one token more than can end a text: a beam must be able to go on.
+        # With beams, one more token than can end a text, so that a beam can always continue.
         least = 1 + max(len(self.end_ids), 1) if self.num_beams > 1 else 1
         return Sampling(
             **self._numbers("temperature", "top_h", "min_p", "typical_p"),

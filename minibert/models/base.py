@@ -131,7 +131,7 @@ class PretrainedModel(Module):
         return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty cache, as the bare model makes it."""
+        """Returns an empty cache, made by the bare model."""
         return self.base_model.init_cache(batch_size, max_length)
 
     @property
@@ -281,8 +281,8 @@ class PretrainedModel(Module):
             TargetError: the folder contains a model, or cannot be written; or a parameter is NaN or
                 infinite.
             CheckpointMismatchError: the config does not describe the model: parameters are missing,
-                extra, or of another shape.
-            InputError: the config is of another class.
+                extra, or of a different shape.
+            InputError: the config is of a different class.
         """
         save_model(self, os.fspath(folder), max_shard_size, overwrite, config)
 

@@ -92,22 +92,22 @@ class GPT2Config(Config):
 
     @property
     def hidden_size(self) -> int:
-        """Another name of `n_embd`."""
+        """An alias of `n_embd`."""
         return self.n_embd
 
     @property
     def max_position_embeddings(self) -> int:
-        """Another name of `n_positions`."""
+        """An alias of `n_positions`."""
         return self.n_positions
 
     @property
     def num_attention_heads(self) -> int:
-        """Another name of `n_head`."""
+        """An alias of `n_head`."""
         return self.n_head
 
     @property
     def num_hidden_layers(self) -> int:
-        """Another name of `n_layer`."""
+        """An alias of `n_layer`."""
         return self.n_layer
 
     @property

@@ -159,7 +159,7 @@ class GPT2SequenceSummary(Module):
         index: Integer[Array, "*batch"] | None = None,
         rngs: Rngs = None,
     ) -> Float[Array, "..."]:
-        """Pools as `summary_type` says; `cls_index` takes the token at `index` (or the last)."""
+        """Pools by `summary_type`; `cls_index` takes the token at `index` (or the last)."""
         match self.kind:
             case "last":
                 picked = hidden[:, -1]

@@ -192,11 +192,11 @@ def batches(
         share: (index, count): which of `count` contiguous parts of every batch this host makes; by
             default `jax.process_index()` and `jax.process_count()`. With a `Sharding`, pass its
             `share`: hosts that share tensors make the same rows.
-        transforms: applied to every example in every epoch, with random numbers that depend on
-            seed, epoch and example alone: neither on the order nor on hosts or workers.
+        transforms: applied to every example in every epoch, with random numbers that depend only
+            on the seed, the epoch and the example, not on the order, hosts or workers.
         collate: from some examples to a batch.
         about: what else a run must have in common with one that it resumes, as JSON can represent
-            it. (Compared are the arguments above, except `epochs` and a `seed` that is not used,
+            it. (The arguments above are compared, except `epochs` and a `seed` that is not used,
             and the examples: all of a list, an array or a dataclass; of another sequence 4,096,
             evenly spaced. Functions that are not dataclasses are compared by name.)
 

@@ -325,7 +325,7 @@ def blocks_of(encoder: Encoder, texts: Sequence[str]) -> Blocks:
 
 
 def word_starts(encoding: "Encoding") -> np.ndarray:
-    """Returns for each token whether a word begins at it; a special token is a word of its own.
+    """Returns for each token whether a word begins at it; a special token is a separate word.
 
     Words are those of the tokenizer's pre-tokenizer: BERT's are a token and those with ## after it,
     GPT-2's include the space before.
@@ -340,7 +340,7 @@ def sentence_of(encoding: "Encoding") -> Sentence:
 
 
 def _special(ids: Sequence[int]) -> Sentence:
-    """Special tokens, each a word of its own."""
+    """Returns special tokens, each of which is a separate word."""
     return np.array(ids, np.int32), np.ones(len(ids), bool)
 
 

@@ -254,7 +254,7 @@ def _write_settings(settings: Settings, *, replace: bool) -> None:
 
 
 def _about(settings: Settings) -> dict[str, Any]:
-    """What a resumed run must have in common with its checkpoint: settings and file contents."""
+    """Returns the settings and file contents in which a resumed run must equal its checkpoint."""
     found = {name: value for name, value in _plain(settings).items() if name not in FREE}
     for name in ("data", "evaluation"):
         if (path := getattr(settings, name)) is not None:

@@ -108,7 +108,7 @@ class LoRA:
         layers_to_transform: the indices of the layers to adapt; None for all.
         layers_pattern: the name of the list of layers, for paths with several indices.
         rank_pattern: other values of `r` by module: regular expressions for the ends of paths.
-        alpha_pattern: other values of `lora_alpha`, likewise.
+        alpha_pattern: other values of `lora_alpha`, in the same way.
         modules_to_save: ends of the paths of modules that are trained whole, such as `classifier`.
             `task_type` adds to them.
         bias: `none`.
