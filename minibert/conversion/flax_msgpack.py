@@ -16,7 +16,7 @@ def open_flax(folder: str) -> TensorSource:
     """Opens the `flax_model.msgpack` of a folder.
 
     Raises:
-        WeightsFileError: it is not a tree of named arrays.
+        WeightsFileError: the file is not a tree of named arrays.
     """
     path = os.path.join(folder, FLAX)
     with reading(path, WeightsFileError), open(path, "rb") as file:

@@ -185,12 +185,12 @@ def refuse(
 
     Args:
         data: the file's fields by name.
-        neutral: the fields that are not implemented, each with the values that change nothing.
+        neutral: the fields that are not implemented, each with the values that have no effect.
         known: the names of all other fields that the file may have; None for any.
         where: a prefix of the field's name, for messages.
 
     Raises:
-        UnsupportedConfigError: a field is not known, or its value would change something.
+        UnsupportedConfigError: a field is not known, or its value would have an effect.
     """
     for name, value in data.items():
         if name in neutral and value not in neutral[name]:

@@ -2,7 +2,7 @@
 
 Reimers & Gurevych, "Sentence-BERT", arXiv:1908.10084. Names, arguments and folders are those of
 sentence-transformers' `SentenceTransformer`. A text's vector does not depend on other texts: rows
-are padded on the right, whatever side the tokenizer pads on.
+are padded on the right, even if the tokenizer pads on the left.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ Call = TypeVar("Call")
 
 
 class Settings(TypedDict, total=False):
-    """The fields of `SentenceSettings` as arguments; None for what is not in their place."""
+    """The fields of `SentenceSettings` as arguments; None for those that are not passed."""
 
     max_seq_length: int | None
     do_lower_case: bool | None
@@ -86,7 +86,7 @@ class EncodeOptions(TypedDict, total=False):
 
 
 def typed_as(call: Call) -> Callable[[Callable[..., Any]], Call]:
-    """Lets type checkers take a function for another, whose arguments it takes."""
+    """Gives a function the type of another one with the same arguments, for type checkers."""
     return lambda own: cast(Call, own)
 
 

@@ -219,7 +219,7 @@ def encoder_inputs(
         passed.
 
     Raises:
-        InputError: they are of the wrong shape or type, or the model has no cross-attention.
+        InputError: an array has the wrong shape or type, or the model has no cross-attention.
     """
     if states is None:
         if mask is not None:

@@ -342,7 +342,7 @@ def checked_sharding(sharding: object) -> Sharding | None:
     """Returns the argument `sharding` after checking its type.
 
     Raises:
-        InputError: it is neither a `Sharding` nor None.
+        InputError: `sharding` is neither a `Sharding` nor None.
     """
     if sharding is not None and not isinstance(sharding, Sharding):
         raise InputError(f"sharding: expected a minibert.Sharding, found {shown(type(sharding))}")

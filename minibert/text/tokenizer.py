@@ -77,7 +77,7 @@ class TokenReader:
             numbers: the numbers of the texts, for messages.
 
         Raises:
-            TextError: a text is not a Unicode text, or has no token.
+            TextError: a text is not a Unicode text, or has no tokens.
         """
         numbers = range(len(texts)) if numbers is None else numbers
         try:
@@ -150,7 +150,7 @@ def sentence_list(sentences: object) -> list[str]:
     """Returns a text, or several, as a list; see `checks.elements`.
 
     Raises:
-        InputError: `sentences` is neither.
+        InputError: `sentences` is neither a text nor several.
         TextError: an element is not a text.
     """
     texts = [sentences] if isinstance(sentences, str) else list(elements("sentences", sentences))

@@ -87,7 +87,7 @@ class Checkpoints:
     shape of a trained parameter: GPT-2's joint projection is `(in, 3, hidden)` with tensor axes
     that split its heads, and `(in, 3·hidden)` otherwise. The number of steps may differ too: to
     extend a run, call `fit` with more steps. With a constant schedule nothing else changes; a
-    schedule that ends at the last step changes with it, which makes it another run.
+    schedule that ends at the last step changes with it, which makes it a different run.
 
     With `resume="elsewhere"` differences are logged as warnings, except those in paths, shapes or
     dtypes of trained parameters and the optimiser's state, which remain errors. Parameters, moments

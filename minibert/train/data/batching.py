@@ -83,10 +83,10 @@ def _padded(row: np.ndarray, length: int, pad: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How batches are made: arguments of `batches`, checked before anything that takes long.
+    """How batches are made: arguments of `batches`, checked before any slow operation.
 
     Raises:
-        InputError: one of them is wrong.
+        InputError: an argument is wrong.
     """
 
     batch_size: Any = field(COUNT)

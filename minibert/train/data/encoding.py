@@ -42,7 +42,7 @@ class Encoder:
         options: the other arguments of `batches`.
 
     Raises:
-        InputError: it is not a fast tokenizer, or an argument is wrong.
+        InputError: `tokenizer` is not a fast tokenizer, or an argument is wrong.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -77,7 +77,7 @@ class Encoder:
             words: whether they are lists of words.
 
         Raises:
-            InputError: one is too long and `truncation` is False, or has no tokens.
+            InputError: an input is too long and `truncation` is False, or has no tokens.
         """
         pair = any(isinstance(item, tuple) for item in inputs[:1])
         self.check_capacity(self.tokenizer.num_special_tokens_to_add(pair=pair))

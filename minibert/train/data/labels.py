@@ -78,7 +78,7 @@ def checked_label2id(label2id: object) -> dict[str, int]:
     """Returns a config's `label2id`, if it maps names to 0, 1, 2, ….
 
     Raises:
-        InputError: it does not, or two names have the same id.
+        InputError: the ids are not 0, 1, 2, …, or two names have the same id.
     """
     if not isinstance(label2id, Mapping) or not label2id:
         raise InputError(f"label2id: expected ids by name, found {shown(label2id)}")
@@ -95,7 +95,7 @@ def label_id(value: Any, label2id: Mapping[str, int], place: str) -> int:
     """Returns the id of a label, which is a name, an id, or an id's digits.
 
     Raises:
-        InputError: it is not in `label2id`.
+        InputError: the label is not in `label2id`.
     """
     _check_label(value, place)
     if isinstance(value, str):

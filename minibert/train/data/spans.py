@@ -95,7 +95,7 @@ def answer_of(records: Records, index: int, context: str, answers: str) -> Answe
             of a text (empty if there is no answer) and of the position where it begins.
 
     Raises:
-        InputError: it is not an answer, or is not at its position in the context.
+        InputError: the answer is malformed, or is not at its position in the context.
     """
     row = records[index]
     if isinstance(answers, str):

@@ -78,7 +78,7 @@ def sites(model: PretrainedModel, lora: LoRA) -> tuple[Site, ...]:
     """Returns the linear layers that get an adapter.
 
     Raises:
-        InputError: there are none; a target is not a linear layer, or has no kernel of its own; or
+        InputError: no layer is adapted; a target is not a linear layer, or has no kernel; or
             `fan_in_fan_out` is wrong.
     """
     targets = target_names(model, lora)

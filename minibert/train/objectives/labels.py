@@ -19,7 +19,7 @@ Check = Callable[[Any, str, np.ndarray, Batch], None]
 
 
 class NoTargetError(InputError):
-    """The batch has no targets. Raised only after all other checks of the labels passed."""
+    """The batch has no targets. It is raised after all other checks have passed."""
 
 
 def token_shape(batch: Batch) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ def of_windows(filler: int) -> Check:
 
 
 def of_choices(config: Config, name: str, array: np.ndarray, batch: Batch) -> None:
-    """Checks that labels are the index of the right choice of each row, or −100."""
+    """Checks that labels are the index of the correct choice of each row, or −100."""
     rows, choices = _choices(name, batch)
     _classes(name, array, (rows,), choices, "choices")
 
