@@ -14,8 +14,8 @@ pipeline_tag: {tag}
 
 # {name}
 
-{what} It is small and comes with the package: for trying things out, for tests, and for a first look
-at how such a model works. It was trained only on Python's language reference.
+{what} It is small and comes with the package: for trying things out, for tests, and for a first
+look at how such a model works. It was trained only on Python's language reference.
 
 ```python
 {use}
