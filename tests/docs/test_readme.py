@@ -145,7 +145,7 @@ def test_commands_are_checked(command):
 
 def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 180
-    imports, *tours = blocks(README, "python")
+    _, *tours = blocks(README, "python")
     assert len(tours) == 6
     assert all(shown and len(code.splitlines()) <= 8 for code, shown in tours)
 
