@@ -54,7 +54,6 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
-VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 SHORTER = {  # what a signature prints, and what a reader needs of it
     r": ~?(typing\.)?Any\b(?=[,)]| = )": "",
     r"~?(str \| )?~?type\[~?(typing\.)?Any\] \| ~?[\w.]*dtype \| ~?\S*SupportsDType": "DTypeLike",
@@ -65,11 +64,8 @@ SHORTER = {  # what a signature prints, and what a reader needs of it
 }
 
 
-def full_signature(name: str) -> inspect.Signature | None:
-    """Returns the signature of a model's class or `__call__`, with the arguments it passes on.
-
-    A model with a head passes the arguments that it does not name to the bare model inside it.
-    """
+def model_signature(name: str) -> inspect.Signature | None:
+    """Returns the signature of a model's class or `__call__`."""
     from minibert.models.base import PretrainedModel
     from minibert.models.registry import MODELS
 
@@ -79,17 +75,7 @@ def full_signature(name: str) -> inspect.Signature | None:
         return inspect.signature(known[last].__init__)
     if owner not in known or last != "__call__":
         return None
-    own = inspect.signature(known[owner].__call__)
-    base = getattr(known[owner], "base_class", None)
-    kinds = {parameter.kind for parameter in own.parameters.values()}
-    if base is None or not kinds.intersection(VARIABLE):
-        return own
-    named = {n: p for n, p in own.parameters.items() if p.kind not in VARIABLE}
-    passed = dict(inspect.signature(base.__call__).parameters)
-    if VARIABLE[0] not in kinds:  # what is passed on is passed by name
-        passed = {n: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for n, p in passed.items()}
-    merged = {**passed, **named} if VARIABLE[0] in kinds else {**named, **passed, **named}
-    return own.replace(parameters=sorted(merged.values(), key=lambda parameter: parameter.kind))
+    return inspect.signature(known[owner].__call__)
 
 
 def shorter(text: str | None) -> str | None:
@@ -102,8 +88,8 @@ def shorter(text: str | None) -> str | None:
 def signature(
     app: Any, what: str, name: str, obj: Any, options: Any, arguments: str | None, returned: Any
 ) -> tuple[str | None, str | None]:
-    """Returns what is printed as a signature: a model's arguments in full, and no `Any`."""
-    if what in ("class", "method") and (full := full_signature(name)) is not None:
+    """Returns what is printed as a signature: a model's arguments by name, and no `Any`."""
+    if what in ("class", "method") and (full := model_signature(name)) is not None:
         shown = [parameter for n, parameter in full.parameters.items() if n != "self"]
         full = full.replace(parameters=shown, return_annotation=full.empty)
         arguments = stringify_signature(full, unqualified_typehints=True)

@@ -39,7 +39,7 @@ app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog="Exit status: 0 success; 1 error; 2 wrong usage; 130 interrupted.",
+    epilog="Exit status: 0 success; 1 error; 2 wrong usage; 3 not PyTorch's; 130 interrupted.",
 )
 
 

@@ -130,8 +130,8 @@ def verify(
 
     Args:
         model_or_source: a model, a folder, or a repository of the Hub.
-        revision: a branch, tag or commit of the repository.
-        allow_pickle: whether a `pytorch_model.bin` may be opened.
+        revision: a branch, tag or commit of the repository; ignored for a model in memory.
+        allow_pickle: whether a `pytorch_model.bin` may be opened; ignored for a model in memory.
         progress: called with the name of each step.
 
     Returns:

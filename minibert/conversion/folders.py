@@ -21,9 +21,9 @@ from minibert.errors import SourceError, TargetError, reading, writing
 # Tokenizer and sentence-transformers files, at the top of a model folder …
 COMPANIONS = frozenset((*TOKENIZER_FILES, MODULES, *BODY_CONFIGS, TOP_CONFIG))
 # … and in the folders of a sentence-transformers module, such as 1_Pooling or 2_Dense.
+MODULE_FILES = frozenset({"config.json", "model.safetensors"})
 MOST_BYTES = 1 << 30  # of a companion
 BLOCK = 1 << 20
-MODULE_FILES = frozenset({"config.json", "model.safetensors"})
 
 
 def locate(source: AnyPath, *, revision: str | None, allow_pickle: bool) -> str:

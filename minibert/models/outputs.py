@@ -123,7 +123,10 @@ class MaskedLMOutput(Scores):
 
 
 class BertForPreTrainingOutput(ModelOutput):
-    """`prediction_logits`: `(batch, seq, vocab)`; `seq_relationship_logits`: `(batch, 2)`."""
+    """`prediction_logits`: `(batch, seq, vocab)`; `seq_relationship_logits`: `(batch, 2)`.
+
+    Index 0 of the latter means "the second sentence follows the first".
+    """
 
     prediction_logits: Array
     seq_relationship_logits: Array

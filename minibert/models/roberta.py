@@ -25,10 +25,10 @@ from minibert.models.base import Family, Names, PretrainedModel, Table
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
-    BertForCausalLM,
     BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    BertWithCausalLM,
     BertWithHead,
     LMHead,
     VocabLogits,
@@ -197,9 +197,8 @@ class RobertaLMHead(LMHead):
     def __init__(self, config: BertConfig, **options: Unpack[Options]):
         hidden = config.hidden_size
         self.dense: Linear = projection(config, hidden, **options)
-        self.act: Module = activation(
-            "gelu", **options
-        )  # not `config.hidden_act`, as in transformers
+        # GELU whatever `config.hidden_act` is, as in transformers
+        self.act: Module = activation("gelu", **options)
         self.layer_norm: LayerNorm = LayerNorm(hidden, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
 
@@ -226,7 +225,7 @@ class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead[MaskedLMOutput]):
     """RoBERTa with a masked language model head."""
 
 
-class RobertaForCausalLM(BertForCausalLM, _RobertaWithLMHead[CausalLMOutputWithCrossAttentions]):
+class RobertaForCausalLM(BertWithCausalLM, _RobertaWithLMHead[CausalLMOutputWithCrossAttentions]):
     """RoBERTa with a next-token head; a causal decoder if `config.is_decoder` is set."""
 
 

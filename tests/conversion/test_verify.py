@@ -1,6 +1,7 @@
 """`minibert.verify` and the commands `minibert convert` and `minibert verify`."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import minibert
 from converting import HAS_TORCH, needs_torch
 from minibert.cli.app import app
 from minibert.cli.convert import DIFFERS, REFUSED
+from minibert.conversion import parity
 from minibert.errors import SourceError
 from minibert.nn import activations
 
@@ -104,6 +106,11 @@ def test_without_torch(source, model, tmp_path):
     done = command("convert", source, tmp_path / "out")
     assert done.exit_code == 0
     assert "Not verified: torch is not installed" in done.output
+
+
+def test_the_text_that_is_compared_is_the_licence():
+    root = pathlib.Path(__file__).parents[2]
+    assert pathlib.Path(parity.TEXT).read_bytes() == (root / "LICENSE").read_bytes()
 
 
 def test_version():

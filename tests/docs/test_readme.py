@@ -44,7 +44,7 @@ def converted(minilm, tmp_path_factory):
 
 
 @pytest.fixture
-def workplace(converted, tmp_path, monkeypatch):
+def reader(converted, tmp_path, monkeypatch):
     """A folder to read the pages in."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "minilm").symlink_to(converted)
@@ -93,7 +93,7 @@ def check_output(printed: str, shown: list[str], what: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_examples(page, workplace, capsys):
+def test_python_examples(page, reader, capsys):
     names: dict[str, object] = {"__name__": "__main__"}
     for code, shown in blocks(page, "python"):
         exec(compile(code, page.name, "exec"), names)  # one reader's session, top to bottom
@@ -106,17 +106,17 @@ def test_python_examples(page, workplace, capsys):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "console")], ids=lambda page: page.stem
 )
-def test_sessions(page, workplace):
-    make_heads(workplace / "out")
+def test_sessions(page, reader):
+    make_heads(reader / "out")
     for text, _ in blocks(page, "toml"):
         if text.startswith("# CONFIG.toml"):
-            (workplace / "CONFIG.toml").write_text(text)
+            (reader / "CONFIG.toml").write_text(text)
     mark = "=== next"
     script = "".join(f"{command}\necho '{mark}'\n" for command, _ in sessions(page))
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
     done = subprocess.run(
         ["bash", "-c", script],
-        cwd=workplace,
+        cwd=reader,
         env=os.environ | {"PATH": path, "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -302,8 +302,8 @@ class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
         return NextSentencePredictorOutput(logits=logits, **kept(outputs))
 
 
-class BertForCausalLM(ForCausalLM, BertWithHead[CausalLMOutputWithCrossAttentions]):
-    """A decoder with a score for every next token."""
+class BertWithCausalLM(ForCausalLM, BertWithHead[CausalLMOutputWithCrossAttentions]):
+    """Base class of decoders with a next-token head."""
 
     def __call__(
         self,
@@ -325,7 +325,7 @@ class BertForCausalLM(ForCausalLM, BertWithHead[CausalLMOutputWithCrossAttention
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes `BertModel`'s arguments; returns logits of the last `logits_to_keep` positions.
 
-        0, the default, is all positions.
+        With 0, the default, it returns those of all positions.
         """
         outputs = self.base_model(
             input_ids,
@@ -345,5 +345,5 @@ class BertForCausalLM(ForCausalLM, BertWithHead[CausalLMOutputWithCrossAttention
         return self._kept_output(outputs, logits_to_keep)
 
 
-class BertLMHeadModel(BertForCausalLM, _BertWithLMHead[CausalLMOutputWithCrossAttentions]):
+class BertLMHeadModel(BertWithCausalLM, _BertWithLMHead[CausalLMOutputWithCrossAttentions]):
     """BERT with a next-token head; a causal decoder if `config.is_decoder` is set."""

@@ -42,7 +42,7 @@ from minibert.nn.cache import KVCache
 from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 
 
-class _GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
+class GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
     """A `GPT2Model`, in the attribute `transformer`, with a head."""
 
     base_class: ClassVar[Callable[..., PretrainedModel]] = GPT2Model
@@ -83,7 +83,7 @@ class _GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
         return self._output(outputs, input_ids, rngs)
 
 
-class _GPT2WithLMHead(_GPT2WithHead[Output]):
+class _GPT2WithLMHead(GPT2WithHead[Output]):
     tied: ClassVar[Table] = {"lm_head.weight": "transformer.wte.weight"}
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
@@ -240,8 +240,12 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
         )
 
 
-class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPast]):
-    """GPT-2 with a classifier over the last token that is not padding."""
+class GPT2ForSequenceClassification(GPT2WithHead[SequenceClassifierOutputWithPast]):
+    """GPT-2 with a sequence classification head, over the last token that is not padding.
+
+    Padding is recognised by `config.pad_token_id`, not by the mask; without one, several rows are
+    an `InputError`. With `inputs_embeds` the last position is used.
+    """
 
     needs_padding_id = True
 
@@ -251,14 +255,6 @@ class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPa
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutputWithPast:
-        """Returns a score for each label.
-
-        Padding is recognised by `config.pad_token_id`, not by the mask. With `inputs_embeds` the
-        last position is used.
-
-        Raises:
-            InputError: there are several rows, and `config.pad_token_id` is None.
-        """
         hidden, pad = outputs.last_hidden_state, self.config.pad_token_id
         if pad is None and not (known(hidden.shape[:1]) and hidden.shape[0] == 1):
             raise InputError(
@@ -274,8 +270,8 @@ class GPT2ForSequenceClassification(_GPT2WithHead[SequenceClassifierOutputWithPa
         )
 
 
-class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead[TokenClassifierOutput]):
-    """GPT-2 with a classifier at every position."""
+class GPT2ForTokenClassification(ForTokenClassification, GPT2WithHead[TokenClassifierOutput]):
+    """GPT-2 with a token classification head: scores of labels at each position."""
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         rates = (config.classifier_dropout, config.hidden_dropout, 0.1)
@@ -283,5 +279,5 @@ class GPT2ForTokenClassification(ForTokenClassification, _GPT2WithHead[TokenClas
         self.classifier: Linear = projection(config, config.num_labels, **options)
 
 
-class GPT2ForQuestionAnswering(ForQuestionAnswering, _GPT2WithHead[QuestionAnsweringModelOutput]):
-    """GPT-2 with a start and an end score at every position."""
+class GPT2ForQuestionAnswering(ForQuestionAnswering, GPT2WithHead[QuestionAnsweringModelOutput]):
+    """GPT-2 with a question answering head: a start and an end score at each position."""
