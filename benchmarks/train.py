@@ -167,7 +167,7 @@ def compare(family: str, size: str, rows: int, length: int, repeats: int) -> dic
         model = minibert.load(folder)
         count = sum(leaf.size for leaf in jax.tree.leaves(model))
         batch = make_batch(family, model.config.vocab_size, rows, length)
-        linear, square = operations(parameters(model), model.config, over_words=True)
+        linear, square = operations(parameters(model), model.config, over_vocabulary=True)
         flops = (linear + square * length) * rows * length
         for dtype in ["float32"] if device.platform == "cpu" else ["float32", "bfloat16"]:
             steps = minibert_step(folder, family, dtype) | torch_steps(folder, family, dtype)

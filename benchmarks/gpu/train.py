@@ -38,7 +38,7 @@ def measure(job: Job) -> None:
     job.note(ceiling_tflops=most / 1e12, known_peak_tflops=peak and peak / 1e12)
     folder = models.gpt2_folder(job)
     model = minibert.load(folder)
-    linear, square = operations(parameters(model), model.config, over_words=True)
+    linear, square = operations(parameters(model), model.config, over_vocabulary=True)
     steps = train.minibert_step(folder, "gpt2", BF16)
     steps |= train.torch_steps(folder, "gpt2", BF16) if peers else {}
 
