@@ -383,7 +383,7 @@ def test_an_adapter_beside_the_weights(name, weights, source):
     refused(UnsupportedConfigError, said, lambda: ADAPTED[name](source))
     result = run(source, source.parent / "out", "--no-verify")
     assert result.exit_code == 1
-    assert "adapter_config.json: expected no adapter beside" in result.output
+    assert "adapter_config.json: expected no adapter next to" in result.output
 
 
 def test_an_adapter_is_not_saved_beside_a_model(models, tmp_path):
