@@ -26,9 +26,10 @@ def fits(value: Any, annotation: Any) -> bool:
     """Whether a value has the shape of an annotation; true of all that is no shape."""
     kind, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if kind in (typing.Union, types.UnionType):
-        return any(fits(value, part) for part in parts)
-    if annotation in (None, type(None)):
-        return value is None
+        return any(
+            isinstance(value, part) if isinstance(part, type) else fits(value, part)
+            for part in parts
+        )
     if kind is tuple and isinstance(value, tuple):
         if parts[-1] is Ellipsis:
             return all(fits(one, parts[0]) for one in value)
