@@ -77,7 +77,7 @@ def test_continued_is_the_most_probable_token_again_and_again():
         seen = np.array([words[-6:]])
         words.append(int(model(seen).logits[0, -1].argmax()))
     np.testing.assert_array_equal(scratch.continued(model, [3, 1, 4], 7, window=6), words)
-    with pytest.raises(InputError, match=r"input_ids: expected .tokens,., found shape .0,."):
+    with pytest.raises(InputError, match=r"input_ids: expected shape .tokens,., found .0,."):
         scratch.continued(model, [], 7, window=6)
 
 
