@@ -9,6 +9,17 @@ from minibert.generation.config import GenerationConfig as GenerationConfig
 # models and their checkpoints
 from minibert.models.registry import load as load
 from minibert.conversion.api import verify as verify
+from minibert.models.auto import (
+    AutoConfig as AutoConfig,
+    AutoModel as AutoModel,
+    AutoModelForCausalLM as AutoModelForCausalLM,
+    AutoModelForMaskedLM as AutoModelForMaskedLM,
+    AutoModelForMultipleChoice as AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction as AutoModelForNextSentencePrediction,
+    AutoModelForQuestionAnswering as AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification as AutoModelForSequenceClassification,
+    AutoModelForTokenClassification as AutoModelForTokenClassification,
+)
 from minibert.checkpoint.matching import LoadingInfo as LoadingInfo
 from minibert.models.compilation import compiled as compiled
 from minibert.nn.cache import KVCache as KVCache

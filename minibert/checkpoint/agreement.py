@@ -35,10 +35,7 @@ def check_tree(model: Any, config: Config) -> None:
             attribute of a module differs; the message lists every difference.
     """
     cls = type(model)
-    if not isinstance(config, cls.config_class):
-        raise InputError(
-            f"config: expected a {cls.config_class.__name__}, found {shown(type(config).__name__)}"
-        )
+    check_config(config, cls)
     try:
         expected = cls(config, rngs=None)
     except TypeError as reason:
@@ -52,6 +49,14 @@ def check_tree(model: Any, config: Config) -> None:
             f"{cls.__name__} does not match its config, so that the saved model could not be "
             "loaded; pass a matching config to save_pretrained(config=…)",
             faults,
+        )
+
+
+def check_config(config: object, cls: Any) -> None:
+    """Raises an `InputError` if a config is not of a model class's config class."""
+    if not isinstance(config, cls.config_class):
+        raise InputError(
+            f"config: expected a {cls.config_class.__name__}, found {shown(type(config).__name__)}"
         )
 
 

@@ -10,11 +10,16 @@ Face's class does not define and therefore ignores (kept, and listed in the load
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
 from flax.core import FrozenDict, freeze, unfreeze
 
+from minibert.checkpoint.files import GENERATION, unchanged
+from minibert.checkpoint.hub import AnyPath, model_folder
+from minibert.core.atomic import atomic_folder
 from minibert.core.fields import (
     SWITCH,
     Rule,
@@ -27,13 +32,27 @@ from minibert.core.fields import (
     refuse,
     whole,
 )
-from minibert.core.strict_json import read_json
-from minibert.errors import ConfigError, shown
+from minibert.core.strict_json import read_json, read_object_if_there, write_json
+from minibert.errors import ConfigError, InputError, shown, suggest
 
-GENERATION = "generation_config.json"  # next to the config.json of a decoder
 MAX_LABELS = 1 << 20
 
 LABELS = ("num_labels", "id2label", "label2id")
+# Arguments of `from_pretrained` in transformers, and what replaces them.
+ELSEWHERE = {
+    "_do_init": "for a tree of shapes, call the class with rngs=None",
+    "attn_implementation": "attention has one implementation",
+    "device_map": "pass sharding=minibert.Sharding(…)",
+    "from_flax": "convert the file with `minibert convert`",
+    "from_pt": "PyTorch's weights are read as they are",
+    "from_tf": "convert the checkpoint with transformers 4",
+    "gradient_checkpointing": "call model.gradient_checkpointing_enable()",
+    "ignore_mismatched_sizes": "for a new head pass num_labels and new_head=True",
+    "input_shape": "a model needs no example of its inputs",
+    "seed": "for a new head pass rngs=nnx.Rngs(0)",
+    "torch_dtype": "pass param_dtype, and dtype for computations",
+    "trust_remote_code": "the code of a repository is never run",
+}
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Fields of transformers' PreTrainedConfig, of 4.57 or 5.23, that do not affect a forward pass.
@@ -208,6 +227,26 @@ class Config:
                 del fields[name]
         return type(self)(**fields | self._canonical(changes))
 
+    def overridden(self: AnyConfig, changes: Mapping[str, object]) -> AnyConfig:
+        """Returns a copy with the fields that a caller of `from_pretrained` passed.
+
+        Raises:
+            InputError: a name is not a field, or a value is invalid.
+        """
+        known = {one.name for one in dataclasses.fields(self)} | self.aliases.keys()
+        known -= {"extra", "generation"}
+        for name in changes:
+            if name not in known:
+                hint = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else suggest(name, known)
+                raise InputError(
+                    f"{name}: not an argument of from_pretrained, nor a field of "
+                    f"{type(self).__name__}{hint}"
+                )
+        try:
+            return self.replace(**changes)
+        except ConfigError as reason:
+            raise InputError(f"{reason}") from None
+
     @classmethod
     def _sized(cls: type[AnyConfig], changes: Mapping[str, Any], **sizes: Any) -> AnyConfig:
         """Returns a config of some sizes, of which `changes` may override any."""
@@ -254,6 +293,61 @@ class Config:
         """Reads a config.json file; see `from_dict`."""
         return cls.from_dict(read_json(path), path)
 
+    @classmethod
+    def from_pretrained(
+        cls: type[AnyConfig],
+        source: AnyPath,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        cache_dir: AnyPath | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **fields: object,
+    ) -> AnyConfig:
+        """Reads the config of a checkpoint, without its weights, from a folder or the Hub.
+
+        Args:
+            source: a folder with a config.json, or a repository of the Hub.
+            revision: a branch, tag or commit of the repository.
+            subfolder: the path of the model in the folder or repository.
+            cache_dir: a folder to use instead of the Hub's default cache.
+            token: access token for private repositories.
+            local_files_only: whether to use only the Hub's cache.
+            fields: fields that override the checkpoint's.
+
+        Raises:
+            SourceError: there is no such config.
+            ConfigError: a field has an invalid value.
+            UnsupportedConfigError: a field requests something that is not implemented.
+            InputError: a name in `fields` is not a field, or its value is invalid.
+        """
+        data, path, generation = read_config(
+            source,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        config = cls.from_dict(data, path, generation)
+        return config.overridden(fields) if fields else config
+
+    def save_pretrained(self, folder: AnyPath, *, overwrite: bool = False) -> None:
+        """Writes config.json, and generation_config.json if there was one, into a folder.
+
+        All other files of the folder are left alone.
+
+        Args:
+            folder: the target folder.
+            overwrite: whether to replace such files.
+
+        Raises:
+            TargetError: the folder contains such a file, or cannot be written.
+        """
+        with new_files(folder, overwrite) as new:
+            write_config_files(self.to_dict(), self.generation, new)
+
     @property
     def ignored_fields(self) -> tuple[str, ...]:
         """The fields of the file that Hugging Face's class does not define and thus ignores."""
@@ -275,6 +369,33 @@ class Config:
             if self.label2id == _inverse(plain):
                 del data["label2id"]
         return data
+
+
+def read_config(source: AnyPath, **where: Any) -> tuple[Any, str, dict[str, Any] | None]:
+    """Returns the contents of config.json, its path, and the contents of generation_config.json.
+
+    Args:
+        source: a folder, or a repository of the Hub.
+        where: other arguments of `hub.model_folder`.
+    """
+    folder = model_folder(source, weights=False, **where)
+    with unchanged(folder):
+        path = os.path.join(folder, "config.json")
+        return read_json(path), path, read_object_if_there(os.path.join(folder, GENERATION))
+
+
+def new_files(folder: AnyPath, overwrite: bool) -> AbstractContextManager[str]:
+    """Returns the context of a staging folder, whose files are moved to `folder`; others stay."""
+    return atomic_folder(os.fspath(folder), owned=lambda folder: [], overwrite=overwrite)
+
+
+def write_config_files(
+    data: Mapping[str, Any], generation: Mapping[str, Any] | None, folder: str
+) -> None:
+    """Writes config.json, and generation_config.json unless `generation` is None."""
+    write_json(data, os.path.join(folder, "config.json"))
+    if generation is not None:
+        write_json(unfreeze(dict(generation)), os.path.join(folder, GENERATION))
 
 
 def _default_labels(count: int) -> dict[int, str]:

@@ -23,6 +23,7 @@ from minibert.errors import (
     shown,
 )
 
+GENERATION = "generation_config.json"  # next to the config.json of a decoder
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
 TOKENIZER_FILES = (

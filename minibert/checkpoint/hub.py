@@ -7,8 +7,7 @@ huggingface_hub.
 import os
 from typing import Any
 
-from minibert.checkpoint.config import GENERATION
-from minibert.checkpoint.files import ADAPTER_CONFIG, check_settled
+from minibert.checkpoint.files import ADAPTER_CONFIG, GENERATION, check_settled
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS, read_index
 from minibert.errors import SourceError, shown
 
@@ -24,6 +23,7 @@ def model_folder(
     token: str | bool | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    weights: bool = True,
 ) -> str:
     """Returns the folder that contains a model's config and weights, after downloading if needed.
 
@@ -35,6 +35,7 @@ def model_folder(
         token: access token for private repositories; True for the one stored by `hf auth login`.
         local_files_only: whether to use only the cache.
         allow_pickle: whether to download `pytorch_model.bin` if there is no safetensors file.
+        weights: whether to download weights too.
 
     Raises:
         SourceError: there is no such folder, repository, revision or file.
@@ -69,7 +70,8 @@ def model_folder(
         "token": token,
         "local_files_only": local_files_only,
     }
-    return _fetch(source, (SAFETENSORS, PICKLE) if allow_pickle else (SAFETENSORS,), options)
+    kinds = (SAFETENSORS, PICKLE) if allow_pickle else (SAFETENSORS,)
+    return _fetch(source, kinds if weights else (), options)
 
 
 def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> str:
@@ -94,6 +96,8 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
         fetch_if_there(GENERATION)
         fetch_if_there(ADAPTER_CONFIG)  # which `open_source` refuses
         unreachable.clear()  # most models have neither file, and the cache need not record that
+        if not kinds:
+            return folder
         for kind in kinds:
             if fetch_if_there(kind):
                 return folder

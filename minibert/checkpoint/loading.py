@@ -1,7 +1,10 @@
-"""Assembly of a model: a tree of shapes, matched with the tensors of a checkpoint and filled."""
+"""Loading of a model: a tree of shapes, matched with the tensors of a checkpoint and filled."""
 
+import os
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +12,77 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from minibert.checkpoint.agreement import check_config
 from minibert.checkpoint.config import Config
+from minibert.checkpoint.files import GENERATION, unchanged
+from minibert.checkpoint.hub import AnyPath, model_folder
 from minibert.checkpoint.leaves import leaves
 from minibert.checkpoint.matching import LoadingInfo, Matching
+from minibert.checkpoint.sources import open_source
 from minibert.checkpoint.tensors import TensorSource
-from minibert.core.types import Dtype
+from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.core.types import Dtype, Rngs
 from minibert.errors import ConfigError, InputError, shown
 from minibert.sharding.mesh import Sharding, checked_sharding
+
+Model = TypeVar("Model")
+
+
+def load_pretrained(
+    choose: Callable[[dict[str, Any], TensorSource, str], type[Model]],
+    source: AnyPath,
+    *,
+    opened: Callable[..., TensorSource] | None = None,
+    num_labels: int | None = None,
+    id2label: Mapping[int, str] | None = None,
+    config: Config | None = None,
+    dtype: Dtype = None,
+    param_dtype: Dtype = None,
+    new_head: bool = False,
+    rngs: Rngs = None,
+    allow_pickle: bool = False,
+    sharding: Sharding | None = None,
+    fields: Mapping[str, object] = MappingProxyType({}),
+    **where: Any,
+) -> tuple[Model, LoadingInfo]:
+    """Finds a checkpoint, opens it once, and loads it into the class that `choose` returns.
+
+    Args:
+        choose: maps the contents of config.json, the tensors and the folder to the class.
+        source: a folder, or a repository of the Hub.
+        opened: called instead of `open_source`.
+        where: other arguments of `hub.model_folder`.
+
+    Other arguments and the errors raised are those of `PretrainedModel.from_pretrained`.
+    """
+    folder = model_folder(source, allow_pickle=allow_pickle, **where)
+    labels = {"num_labels": num_labels, "id2label": id2label}
+    wanted = {name: value for name, value in labels.items() if value is not None}
+    changes, given = {**wanted, **fields}, config is not None
+    with unchanged(folder):
+        path = os.path.join(folder, "config.json")
+        data = read_json(path)
+        generation = read_object_if_there(os.path.join(folder, GENERATION))
+        with (opened or open_source)(folder, allow_pickle=allow_pickle) as tensors:
+            cls: Any = choose(data if isinstance(data, dict) else {}, tensors, folder)
+            if config is None:
+                config = cls.config_class.from_dict(data, path, generation)
+            else:
+                check_config(config, cls)
+            return assemble(
+                cls,
+                config.overridden(changes) if changes else config,
+                tensors,
+                folder,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                new_head=new_head,
+                rngs=rngs,
+                relabelled=bool(wanted),
+                fewer_layers=given
+                or config.name_of("num_hidden_layers") in map(config.name_of, fields),
+                sharding=sharding,
+            )
 
 
 def assemble(
@@ -29,6 +96,7 @@ def assemble(
     new_head: bool = False,
     rngs: nnx.Rngs | None = None,
     relabelled: bool = False,
+    fewer_layers: bool = False,
     sharding: Sharding | None = None,
 ) -> tuple[Any, LoadingInfo]:
     """Builds a tree of shapes, matches it with the tensors of `source`, and fills it.
@@ -39,6 +107,8 @@ def assemble(
         source: the tensors.
         where: the folder, for messages.
         relabelled: whether the caller overrides the labels of the checkpoint.
+        fewer_layers: whether the caller overrides the number of layers, so that the checkpoint may
+            have more.
 
     Other arguments and the errors raised are those of `PretrainedModel.from_pretrained`.
     """
@@ -48,7 +118,9 @@ def assemble(
         raise InputError(f"rngs: expected nnx.Rngs(0), found {shown(rngs)}")
     kept = param_dtype or _prevailing_dtype(source)
     model = shapes_only(cls, config, source, where, dtype=dtype, param_dtype=kept)
-    matching = Matching(model, source, new_head=new_head, relabelled=relabelled)
+    matching = Matching(
+        model, source, new_head=new_head, relabelled=relabelled, fewer_layers=fewer_layers
+    )
     matching.check(where)
     if sharding is not None:
         sharding = sharding.for_model(model)

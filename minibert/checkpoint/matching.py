@@ -38,7 +38,8 @@ class LoadingInfo:
         files: the weights files that were read.
         matched: names in the tree of the tensors that filled a leaf.
         tied: tied tensors: copy → original.
-        left: head tensors that this class does not use, left in the file.
+        left: tensors left in the file: of heads that this class does not use, and of layers beyond
+            the number that the caller passed.
         ignored: buffers that were not read: name → reason.
         new: leaves of a newly initialised head.
         absent: optional submodules that the checkpoint lacks.
@@ -90,16 +91,26 @@ class Matching:
         new_head: whether a missing head is newly initialised.
         relabelled: whether the caller overrides the labels of the file, so that a head of another
             shape counts as missing and is left in the file.
+        fewer_layers: whether the file may have more layers, which are left in it.
     """
 
     model: Any
     source: TensorSource
     new_head: bool
     relabelled: bool
+    fewer_layers: bool
 
-    def __init__(self, model: Any, source: TensorSource, *, new_head: bool, relabelled: bool):
+    def __init__(
+        self,
+        model: Any,
+        source: TensorSource,
+        *,
+        new_head: bool,
+        relabelled: bool,
+        fewer_layers: bool = False,
+    ):
         self.model, self.source = model, source
-        self.new_head, self.relabelled = new_head, relabelled
+        self.new_head, self.relabelled, self.fewer_layers = new_head, relabelled, fewer_layers
         self.faults: list[str] = []
         self.missing_heads: list[str] = []
         self.tied: dict[str, str] = {}
@@ -217,7 +228,7 @@ class Matching:
             head = self._head(name)
             if name in buffers:
                 self.ignored[name] = buffers[name]
-            elif head and head not in ours:
+            elif (head and head not in ours) or (self.fewer_layers and self._is_further(name)):
                 self.left.append(name)
             else:
                 info = self._stored(name)
@@ -229,6 +240,13 @@ class Matching:
         for name in self.matched:
             shape = expected[name].shape_in(self.source.layout)
             faults += tensor_faults(name, self._stored(name), shape)
+
+    def _is_further(self, name: str) -> bool:
+        """Returns whether a tensor belongs to a layer that the model does not have."""
+        blocks = f"{self.model.trunk}.{self.model.blocks}."
+        number = name.removeprefix(blocks).partition(".")[0]
+        layers = self.model.config.num_hidden_layers
+        return name.startswith(blocks) and number.isdecimal() and int(number) >= layers
 
     def _stored(self, name: str) -> TensorInfo:
         return self.source.tensors[self.found[name]]

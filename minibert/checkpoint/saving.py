@@ -1,22 +1,21 @@
 """Atomic writing of a model folder: config.json and safetensors, in one file or in shards."""
 
 import functools
-import json
 import os
 import re
 from typing import Any
 
-from flax.core import unfreeze
 from safetensors.numpy import save_file
 
 from minibert.checkpoint.agreement import check_tree
-from minibert.checkpoint.config import GENERATION, Config
+from minibert.checkpoint.config import Config, write_config_files
 from minibert.checkpoint.files import model_paths
 from minibert.checkpoint.leaves import Leaf, finite, leaves, stored_dtypes
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.checkpoint.tensors import Arrays
 from minibert.core.atomic import atomic_folder
-from minibert.errors import ConfigError, InputError, TargetError, shown, writing
+from minibert.core.strict_json import write_json
+from minibert.errors import InputError, TargetError, shown, writing
 
 UNITS = {
     "": 1,
@@ -102,9 +101,7 @@ def write_config(model: Any, folder: str, config: Config | None = None) -> None:
         data["dtype"] = dtypes[0]
         if "torch_dtype" in data:
             data["torch_dtype"] = dtypes[0]
-    write_json(data, os.path.join(folder, "config.json"))
-    if config.generation is not None:
-        write_json(unfreeze(dict(config.generation)), os.path.join(folder, GENERATION))
+    write_config_files(data, config.generation, folder)
 
 
 def file_leaves(model: Any, layout: str = "torch") -> dict[str, Leaf]:
@@ -168,14 +165,3 @@ def write_arrays(arrays: Arrays, path: str) -> int:
     except Exception as reason:  # SafetensorError carries the operating system's error as text
         raise TargetError(f"{path}: cannot be written ({reason})") from None
     return sum(array.nbytes for array in arrays.values())
-
-
-def write_json(data: object, path: str) -> None:
-    """Writes an indented JSON file with sorted keys."""
-    try:
-        text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        content = f"{text}\n".encode()
-    except (TypeError, ValueError, RecursionError) as reason:
-        raise ConfigError(f"{path}: expected values that JSON can represent ({reason})") from None
-    with open(path, "wb") as file:
-        file.write(content)

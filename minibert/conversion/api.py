@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from minibert.checkpoint.files import encoder_paths, refuse_adapter, unchanged
 from minibert.checkpoint.hub import AnyPath
-from minibert.checkpoint.loading import shapes_only
+from minibert.checkpoint.loading import load_pretrained, shapes_only
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
 from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
@@ -28,7 +28,7 @@ from minibert.conversion.verification import (
 )
 from minibert.core.atomic import atomic_folder
 from minibert.errors import MinibertError, SourceError, writing
-from minibert.models.base import ModelClass, PretrainedModel, load_pretrained
+from minibert.models.base import ModelClass, PretrainedModel
 from minibert.models.registry import class_by_tensors, model_class
 
 

@@ -5,9 +5,9 @@ import re
 import stat
 from collections.abc import Iterator
 
-from minibert.checkpoint.config import GENERATION
 from minibert.checkpoint.files import (
     BODY_CONFIGS,
+    GENERATION,
     MODULE_FOLDER,
     MODULES,
     TOKENIZER_FILES,

@@ -1,4 +1,4 @@
-"""Strict reading of JSON: anything that two parsers might read differently is refused."""
+"""Strict reading of JSON: anything that two parsers might read differently is refused; writing."""
 
 import json
 import math
@@ -96,3 +96,14 @@ def read_json(path: str, error: type[MinibertError] = ConfigError, limit: int = 
     if len(text) > limit:
         raise error(f"{path}: larger than {limit:,} bytes")
     return parse_json(text, path, error)
+
+
+def write_json(data: object, path: str) -> None:
+    """Writes an indented JSON file with sorted keys."""
+    try:
+        text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        content = f"{text}\n".encode()
+    except (TypeError, ValueError, RecursionError) as reason:
+        raise ConfigError(f"{path}: expected values that JSON can represent ({reason})") from None
+    with open(path, "wb") as file:
+        file.write(content)

@@ -27,14 +27,13 @@ from minibert.checkpoint.leaves import read_exactly
 from minibert.checkpoint.saving import (
     check_saved,
     file_leaves,
-    write_json,
     write_model,
     write_tensors,
 )
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
 from minibert.core.fields import COUNT, SWITCH, refuse
-from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.core.strict_json import read_json, read_object_if_there, write_json
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, pooling_modes
 from minibert.embedding.settings import SentenceSettings, read_from
 from minibert.errors import (

@@ -8,17 +8,21 @@ value has no effect, or does not influence the result.
 
 import dataclasses
 import math
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax.core import FrozenDict
 
+from minibert.checkpoint.config import new_files, read_config
+from minibert.checkpoint.files import GENERATION
+from minibert.checkpoint.hub import AnyPath
 from minibert.core.fields import PROBABILITY, SIZE, SWITCH, assign, checked, refuse
+from minibert.core.strict_json import write_json
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown, suggest
+from minibert.generation.contradictions import contradictions, faults, ids, overruled
 from minibert.generation.options import (
-    BEAMS_ONLY,
     BIASES,
     COUNT,
     DECAY,
@@ -30,7 +34,6 @@ from minibert.generation.options import (
     PLACED_TOKENS,
     POSITIVE_SHARE,
     REFUSED,
-    SAMPLING_ONLY,
     TOKEN,
     TOKEN_OR_TOKENS,
     TOKENS,
@@ -126,7 +129,7 @@ class GenerationConfig:
         assign(self, {**DEFAULTS, **given, **kept})
         if not self.use_cache:
             raise UnsupportedConfigError("use_cache: False is not implemented (only True)")
-        if found := self._faults():
+        if found := faults(self):
             raise ConfigError("; ".join(found))
 
     @classmethod
@@ -170,6 +173,61 @@ class GenerationConfig:
         if given.get("output_scores") or given.get("output_logits"):
             given["return_dict_in_generate"] = True
         return cls.from_dict(given, where)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: AnyPath,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        cache_dir: AnyPath | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> "GenerationConfig":
+        """Reads a checkpoint's generation_config.json, or else the fields of its config.json.
+
+        Args:
+            source: a folder with a config.json, or a repository of the Hub.
+            revision: a branch, tag or commit of the repository.
+            subfolder: the path of the model in the folder or repository.
+            cache_dir: a folder to use instead of the Hub's default cache.
+            token: access token for private repositories.
+            local_files_only: whether to use only the Hub's cache.
+            options: fields that override the checkpoint's.
+
+        Raises:
+            SourceError: if there is no such config.
+            ConfigError, UnsupportedConfigError: as `from_dict`.
+            InputError: as `replace`.
+        """
+        data, path, generation = read_config(
+            source,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        if generation is None:
+            config = cls.from_model_config(data, path)
+        else:
+            config = cls.from_dict(generation, os.path.join(os.path.dirname(path), GENERATION))
+        return config.replace(**options) if options else config
+
+    def save_pretrained(self, folder: AnyPath, *, overwrite: bool = False) -> None:
+        """Writes generation_config.json into a folder, whose other files are left alone.
+
+        Args:
+            folder: the target folder.
+            overwrite: whether to replace such a file.
+
+        Raises:
+            TargetError: if the folder contains such a file, or cannot be written.
+        """
+        with new_files(folder, overwrite) as new:
+            write_json(self.to_dict(), os.path.join(new, GENERATION))
 
     @classmethod
     def of_model(cls, config: Any, without: Collection[str] = ()) -> "GenerationConfig":
@@ -228,7 +286,7 @@ class GenerationConfig:
                 raise InputError(
                     f"generation_config: combined with the checkpoint's fields: {reason}"
                 ) from None
-            if (found := filled._overruled(fields)) and not given._overruled(fields):
+            if (found := overruled(filled, fields)) and not overruled(given, fields):
                 raise InputError("generation_config: " + "; ".join(found))
         return filled.replace(**options)
 
@@ -268,7 +326,7 @@ class GenerationConfig:
         except ConfigError as reason:
             raise InputError(f"{reason}") from None
         asked = {name: getattr(config, name) for name in given if given[name] is not None}
-        if found := config._contradictions(asked):
+        if found := contradictions(config, asked, DEFAULTS):
             raise InputError("; ".join(found)).advising("do_sample=True")
         return config
 
@@ -402,57 +460,6 @@ class GenerationConfig:
                     f"{name}: expected token ids below {vocab_size} (vocab_size), found {wrong[0]}"
                 )
 
-    def _faults(self) -> list[str]:
-        """Returns the contradictions between fields, whatever their source."""
-        found, several, beams = [], self.num_return_sequences, self.num_beams
-        if several > beams > 1:
-            found.append(f"num_return_sequences: {several}, but num_beams is {beams}")
-        elif several > beams and not self.do_sample:
-            found.append(
-                f"num_return_sequences: {several}, but greedy decoding returns one text: "
-                "more need do_sample=True or num_beams"
-            )
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            forced = getattr(self, name)
-            if forced is not None and {*ids(forced)} <= {*ids(self.suppress_tokens)}:
-                found.append(f"{name}: {forced}, but suppress_tokens contains it")
-        return found
-
-    def _overruled(self, options: Mapping[str, Any]) -> list[str]:
-        """Returns the lengths in `options` that another field of this config overrides."""
-        found = []
-        for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            given, counts = options.get(one), getattr(self, other)
-            if given is not None and counts is not None:
-                found.append(f"{one}: {given}, but {other} is {counts} and takes precedence")
-        return found
-
-    def _contradictions(self, options: Mapping[str, Any]) -> list[str]:
-        """Returns the contradictions of a call's options with each other or the decoding method.
-
-        Args:
-            options: the call's options that are not None; this config already contains them.
-        """
-        found = self._overruled(options)
-        if self.exponential_decay_length_penalty is not None and not self.end_ids:
-            found.append("exponential_decay_length_penalty: set, but eos_token_id is not")
-        for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
-            if options.get(least, 0) > options.get(most, math.inf):
-                found.append(
-                    f"{least}: {options[least]}, which is greater than {most}, {options[most]}"
-                )
-        for only, active, remedy in (
-            (SAMPLING_ONLY, self.do_sample, "do_sample=True"),
-            (BEAMS_ONLY, self.num_beams > 1, "num_beams of at least 2"),
-        ):
-            for name in only.keys() & options.keys():
-                if not active and options[name] not in (only[name], DEFAULTS[name]):
-                    found.append(f"{name}: {options[name]}, which needs {remedy}")
-        for name in ("output_scores", "output_logits"):
-            if options.get(name) and not self.return_dict_in_generate:
-                found.append(f"{name}: true, which needs return_dict_in_generate=True")
-        return sorted(found)
-
 
 DEFAULTS: Mapping[str, Any] = {
     field.name: field.metadata["default"]
@@ -481,11 +488,6 @@ def _plain(value: Any) -> Any:
 
 def _listed(value: object) -> Any:
     return list(map(_listed, value)) if isinstance(value, tuple) else value
-
-
-def ids(tokens: object) -> tuple[int, ...]:
-    """Returns all ids in None, an id, or tuples of ids nested to any depth."""
-    return tuple(jax.tree.leaves(tokens))
 
 
 def _count(value: int | None) -> Any:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float32, Int
 from minibert.text.batching import power_of_two
 
 # A leaf: an array, or the object that JAX puts in its place in a tree; None where inactive.
-Leaf = Any
+TreeLeaf = Any
 Scores = Float32[Array, "rows vocab"]
 Slots = Bool[Array, "rows slots"]
 
@@ -69,9 +69,9 @@ class Phrases(NamedTuple):
         bias: `(n,)`, added where the text ends with all tokens but the last.
     """
 
-    tokens: Leaf
-    lengths: Leaf
-    bias: Leaf
+    tokens: TreeLeaf
+    lengths: TreeLeaf
+    bias: TreeLeaf
 
 
 @jax.tree_util.register_dataclass
@@ -105,23 +105,23 @@ class Processors:
         forced_decoder_ids: positions `(n,)` of a text and the tokens `(n,)` forced there.
     """
 
-    sequence_bias: Leaf = None
-    encoder_repetition_penalty: Leaf = None
-    repetition_penalty: Leaf = None
-    presence_penalty: Leaf = None
-    frequency_penalty: Leaf = None
-    no_repeat_ngram_size: Leaf = None
-    encoder_no_repeat_ngram_size: Leaf = None
-    bad_words_ids: Leaf = None
-    min_length: Leaf = None
-    min_new_tokens: Leaf = None
-    forced_bos_token_id: Leaf = None
-    forced_eos_token_id: Leaf = None
+    sequence_bias: TreeLeaf = None
+    encoder_repetition_penalty: TreeLeaf = None
+    repetition_penalty: TreeLeaf = None
+    presence_penalty: TreeLeaf = None
+    frequency_penalty: TreeLeaf = None
+    no_repeat_ngram_size: TreeLeaf = None
+    encoder_no_repeat_ngram_size: TreeLeaf = None
+    bad_words_ids: TreeLeaf = None
+    min_length: TreeLeaf = None
+    min_new_tokens: TreeLeaf = None
+    forced_bos_token_id: TreeLeaf = None
+    forced_eos_token_id: TreeLeaf = None
     remove_invalid_values: bool = dataclasses.field(default=False, metadata={"static": True})
-    exponential_decay_length_penalty: Leaf = None
-    suppress_tokens: Leaf = None
-    begin_suppress_tokens: Leaf = None
-    forced_decoder_ids: Leaf = None
+    exponential_decay_length_penalty: TreeLeaf = None
+    suppress_tokens: TreeLeaf = None
+    begin_suppress_tokens: TreeLeaf = None
+    forced_decoder_ids: TreeLeaf = None
 
     def __call__(self, scores: Scores, history: History) -> Scores:
         """Processes the scores of each row's next token: logits, or beams' log-probabilities."""

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float32, Int, Integer
 
 # A leaf: an array, or the object that JAX puts in its place in a tree; None where inactive.
-Leaf = Any
+TreeLeaf = Any
 Scores = Float32[Array, "rows vocab"]
 Kept = Bool[Array, "rows vocab"]
 Values = Float32[Array, "rows some"]
@@ -52,15 +52,15 @@ class Sampling:
         renormalize: whether to convert the result to log-probabilities. Static.
     """
 
-    temperature: Leaf = None
-    top_h: Leaf = None
-    top_k: Leaf = None
-    top_p_rest: Leaf = None
-    min_p: Leaf = None
-    typical_p: Leaf = None
-    epsilon_cutoff: Leaf = None
-    eta_cutoff: Leaf = None
-    min_tokens_to_keep: Leaf = 1
+    temperature: TreeLeaf = None
+    top_h: TreeLeaf = None
+    top_k: TreeLeaf = None
+    top_p_rest: TreeLeaf = None
+    min_p: TreeLeaf = None
+    typical_p: TreeLeaf = None
+    epsilon_cutoff: TreeLeaf = None
+    eta_cutoff: TreeLeaf = None
+    min_tokens_to_keep: TreeLeaf = 1
     renormalize: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __call__(self, scores: Scores) -> Scores:

@@ -1,8 +1,9 @@
 """The base class of all models, loading and saving of pretrained models, and model families."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, Unpack, overload
 
 import jax.numpy as jnp
@@ -10,18 +11,18 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Integer
 
-from minibert.checkpoint.config import GENERATION, Config
-from minibert.checkpoint.files import unchanged
-from minibert.checkpoint.hub import AnyPath, model_folder
-from minibert.checkpoint.loading import assemble
+from minibert.checkpoint.config import Config
+from minibert.checkpoint.hub import AnyPath
+from minibert.checkpoint.loading import load_pretrained
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
-from minibert.checkpoint.sources import open_source
-from minibert.checkpoint.tensors import TensorSource
-from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.core.checks import whole
 from minibert.core.types import AnyArray, Dtype, Rngs, Size
+from minibert.errors import InputError, shown
+from minibert.models.resizing import drawn_rows, keep_layers, mean_rows, resize
 from minibert.nn.cache import KVCache
-from minibert.nn.layers import Module
+from minibert.nn.layers import Embed, Module, TiedLinear
+from minibert.nn.tree import submodules
 from minibert.sharding.mesh import Sharding
 from minibert.text.batching import numbered
 
@@ -45,6 +46,7 @@ class LoadingOptions(TypedDict, total=False):
     rngs: Rngs
     num_labels: int | None
     id2label: Mapping[int, str] | None
+    config: Config | None
     allow_pickle: bool
     sharding: Sharding | None
 
@@ -69,6 +71,7 @@ class PretrainedModel(Module):
         segments: the field of the config that limits `token_type_ids`.
         has_choices: whether the arguments have an axis of choices, the second.
         needs_padding_id: whether several rows need the config's `pad_token_id`.
+        token_embeddings: the path of the token embeddings in the bare model.
     """
 
     config_class: ClassVar[type[Config]]
@@ -86,6 +89,7 @@ class PretrainedModel(Module):
     segments: ClassVar[str]
     has_choices: ClassVar[bool] = False
     needs_padding_id: ClassVar[bool] = False
+    token_embeddings: ClassVar[str]
     config: Any
     __call__: Callable[..., Any]
 
@@ -150,6 +154,113 @@ class PretrainedModel(Module):
         count = self.base_model.config.num_hidden_layers
         return [f"{self.blocks_path}.{number}" for number in range(count)]
 
+    def get_input_embeddings(self) -> Embed:
+        """Returns the module that embeds token ids."""
+        return functools.reduce(getattr, self.token_embeddings.split("."), self.base_model)
+
+    def set_input_embeddings(self, value: Embed) -> None:
+        """Replaces the module that embeds token ids by one of the same shape.
+
+        Raises:
+            InputError: the shape is different; `resize_token_embeddings` changes the number of
+                tokens.
+        """
+        shape = self.config.vocab_size, self.config.hidden_size
+        found = value.embedding.shape if isinstance(value, Embed) else type(value).__name__
+        if found != shape:
+            raise InputError(
+                f"value: expected an Embed of shape {shape}, found {shown(found)}; "
+                "resize_token_embeddings changes the number of tokens"
+            )
+        *parents, last = self.token_embeddings.split(".")
+        setattr(functools.reduce(getattr, parents, self.base_model), last, value)
+
+    def get_output_embeddings(self) -> TiedLinear | None:
+        """Returns the module that computes vocabulary logits; None if there is none.
+
+        If it is tied, its `kernel` is None: it uses the token embeddings.
+        """
+        found = (module for _, module in submodules(self) if isinstance(module, TiedLinear))
+        return next(found, None)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+        *,
+        rngs: Rngs = None,
+    ) -> Embed:
+        """Changes the number of tokens in place, in the embeddings, the head and the config.
+
+        The first rows are kept. Compiled models and encoders made earlier keep the old sizes.
+
+        Args:
+            new_num_tokens: the new size of the vocabulary, such as `len(tokenizer)`; None to keep
+                the size.
+            pad_to_multiple_of: the size is rounded up to a multiple of this.
+            mean_resizing: whether a new row is the mean of the old ones, to which transformers adds
+                noise of about 3e-5 of their standard deviation. Otherwise it is drawn as the
+                initialisation does. The bias of a new token is 0, or, in a head that is not tied,
+                the mean too.
+            rngs: random keys, needed only if rows are added with `mean_resizing=False`.
+
+        Returns:
+            The token embeddings.
+
+        Raises:
+            InputError: an argument is invalid, or the model is sharded.
+            CheckpointMismatchError: the model is not the one that its config describes.
+        """
+        size = self.config.vocab_size
+        if new_num_tokens is not None:
+            size = whole("new_num_tokens", new_num_tokens, 1)
+        if pad_to_multiple_of is not None:
+            size += -size % whole("pad_to_multiple_of", pad_to_multiple_of, 1)
+        if size != self.config.vocab_size:
+            # a tied head's bias gets zeros in transformers
+            rows = functools.partial(mean_rows, mean_of_bias=not self.config.tie_word_embeddings)
+            if size > self.config.vocab_size and not mean_resizing:
+                rows = drawn_rows(self.config.initializer_range, rngs)
+            resize(self, "vocab_size", size, rows)
+        return self.get_input_embeddings()
+
+    def resize_position_embeddings(
+        self, new_num_position_embeddings: int, *, rngs: Rngs = None
+    ) -> None:
+        """Changes the number of positions, `max_position_embeddings`, in place.
+
+        The first rows are kept. Compiled models and encoders made earlier keep the old sizes.
+
+        Args:
+            new_num_position_embeddings: the new number.
+            rngs: random keys, needed if rows are added, which are drawn as the initialisation does.
+
+        Raises:
+            InputError: an argument is invalid, or the model is sharded.
+            CheckpointMismatchError: the model is not the one that its config describes.
+        """
+        name, field = "new_num_position_embeddings", "max_position_embeddings"
+        size, now = whole(name, new_num_position_embeddings, 1), getattr(self.config, field)
+        if size != now:
+            drawn = size > now
+            rows = drawn_rows(self.config.initializer_range, rngs) if drawn else mean_rows
+            resize(self, field, size, rows)
+
+    def keep_layers(self, layers: Sequence[int]) -> None:
+        """Keeps some layers in the given order, in place, and changes `num_hidden_layers`.
+
+        Args:
+            layers: the indices of the layers, such as `range(6)` or `[0, 2, 4]`.
+
+        Raises:
+            InputError: an index is out of range or repeated.
+            CheckpointMismatchError: a layer depends on its index
+                (`scale_attn_by_inverse_layer_idx`) and would change it; or the model is not the one
+                that its config describes.
+        """
+        keep_layers(self, layers)
+
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether the backward pass recomputes the activations inside blocks, to save memory."""
@@ -187,6 +298,16 @@ class PretrainedModel(Module):
         **options: Unpack[LoadingOptions],
     ) -> tuple[Model, LoadingInfo]: ...
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        source: AnyPath,
+        *,
+        output_loading_info: Literal[False] = False,
+        **options: object,
+    ) -> Model: ...
+
     @classmethod
     def from_pretrained(
         cls: type[Model],
@@ -203,9 +324,11 @@ class PretrainedModel(Module):
         rngs: Rngs = None,
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
+        config: Config | None = None,
         allow_pickle: bool = False,
         sharding: Sharding | None = None,
         output_loading_info: bool = False,
+        **fields: object,
     ) -> Model | tuple[Model, LoadingInfo]:
         """Loads a model strictly, in evaluation mode, from a folder or the Hugging Face Hub.
 
@@ -222,12 +345,17 @@ class PretrainedModel(Module):
             rngs: random keys for a new head.
             num_labels: the number of labels; overrides the config.
             id2label: the names of the labels; overrides the config.
+            config: the config to use instead of the checkpoint's; it may have fewer layers.
             allow_pickle: whether a `pytorch_model.bin` may be opened.
             sharding: how parameters are distributed over devices; no device and no host ever holds
                 the whole model.
             output_loading_info: whether to return a `LoadingInfo` too.
+            fields: fields of the config that override the checkpoint's, such as
+                `hidden_dropout_prob=0.0`. With a smaller `num_hidden_layers` the tensors of the
+                other layers are left in the file.
 
         Raises:
+            InputError: an argument is invalid.
             SourceError: there is no such model, or its files were replaced during loading.
             UnsupportedConfigError: the folder contains an adapter next to the weights.
             ConfigError: config.json is invalid, or requests something that is not implemented.
@@ -249,8 +377,10 @@ class PretrainedModel(Module):
             rngs=rngs,
             num_labels=num_labels,
             id2label=id2label,
+            config=config,
             allow_pickle=allow_pickle,
             sharding=sharding,
+            fields=fields,
         )
         return (model, info) if output_loading_info else model
 
@@ -299,8 +429,9 @@ class Family:
         by_heads: the class of a checkpoint whose config names none, by the heads among its tensors
             in the order of the classes' `heads`.
         causal: the classes that replace some of these if `is_decoder` is true.
-        tasks: the class of each task: the tasks of `minibert.pipeline`, and pretraining and
-            continuation of `minibert train`. Feature extraction uses the bare model.
+        tasks: the class of each task: the tasks of `minibert.pipeline`, multiple choice, and
+            pretraining and continuation of `minibert train`. Feature extraction uses the bare
+            model.
     """
 
     models: tuple[ModelClass, ...]
@@ -322,52 +453,3 @@ class Family:
     def model_type(self) -> str:
         """The config's `model_type`."""
         return self.config.model_type
-
-
-def load_pretrained(
-    choose: Callable[[dict[str, Any], TensorSource, str], type[Model]],
-    source: AnyPath,
-    *,
-    opened: Callable[..., TensorSource] | None = None,
-    num_labels: int | None = None,
-    id2label: Mapping[int, str] | None = None,
-    dtype: Dtype = None,
-    param_dtype: Dtype = None,
-    new_head: bool = False,
-    rngs: Rngs = None,
-    allow_pickle: bool = False,
-    sharding: Sharding | None = None,
-    **where: Any,
-) -> tuple[Model, LoadingInfo]:
-    """Finds a checkpoint, opens it once, and loads it into the class that `choose` returns.
-
-    Args:
-        choose: maps the contents of config.json, the tensors and the folder to the class.
-        source: a folder, or a repository of the Hub.
-        opened: called instead of `open_source`.
-        where: other arguments of `hub.model_folder`.
-
-    Other arguments and the errors raised are those of `PretrainedModel.from_pretrained`.
-    """
-    folder = model_folder(source, allow_pickle=allow_pickle, **where)
-    labels = {"num_labels": num_labels, "id2label": id2label}
-    wanted = {name: value for name, value in labels.items() if value is not None}
-    with unchanged(folder):
-        path = os.path.join(folder, "config.json")
-        data = read_json(path)
-        generation = read_object_if_there(os.path.join(folder, GENERATION))
-        with (opened or open_source)(folder, allow_pickle=allow_pickle) as tensors:
-            cls = choose(data if isinstance(data, dict) else {}, tensors, folder)
-            config = cls.config_class.from_dict(data, path, generation)
-            return assemble(
-                cls,
-                config.replace(**wanted) if wanted else config,
-                tensors,
-                folder,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                new_head=new_head,
-                rngs=rngs,
-                relabelled=bool(wanted),
-                sharding=sharding,
-            )

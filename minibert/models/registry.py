@@ -1,9 +1,10 @@
 """Choice of the model class of a checkpoint: by its config, or else by its tensors."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, Unpack, overload
 
 from minibert.checkpoint.hub import AnyPath
+from minibert.checkpoint.loading import load_pretrained
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
@@ -13,7 +14,6 @@ from minibert.models.base import (
     LoadingOptions,
     ModelClass,
     PretrainedModel,
-    load_pretrained,
 )
 
 FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
@@ -105,21 +105,35 @@ def load(
 ) -> tuple[PretrainedModel, LoadingInfo]: ...
 
 
+@overload
 def load(
-    source: AnyPath, *, output_loading_info: bool = False, **options: Unpack[LoadingOptions]
+    source: AnyPath, *, output_loading_info: Literal[False] = False, **options: object
+) -> PretrainedModel: ...
+
+
+def load(
+    source: AnyPath, *, output_loading_info: bool = False, **options: object
 ) -> PretrainedModel | tuple[PretrainedModel, LoadingInfo]:
     """Loads a checkpoint into the class named by its `architectures`, else by its tensors.
 
     Arguments, results and errors are those of `PretrainedModel.from_pretrained`.
     """
-    model, info = load_pretrained(model_class, source, **options)
+    model, info = load_pretrained(model_class, source, **with_fields(options))
     return (model, info) if output_loading_info else model
 
 
 def load_model(
-    task: str, classes: tuple[ModelClass, ...], source: AnyPath, **options: Any
-) -> PretrainedModel:
+    task: str,
+    classes: tuple[ModelClass, ...],
+    source: AnyPath,
+    *,
+    output_loading_info: bool = False,
+    **options: object,
+) -> Any:
     """Loads a checkpoint into its family's class for a task, whatever class its config names.
+
+    Returns:
+        The model; with `output_loading_info` also a `LoadingInfo`.
 
     Raises:
         ConfigError: the family has no class for the task.
@@ -138,4 +152,12 @@ def load_model(
         known = " or ".join(repr(cls.config_class.model_type) for cls in classes)
         raise ConfigError(f"{where}: model_type: {task} is for {known}, found {shown(kind)}")
 
-    return load_pretrained(choose, source, **options)[0]
+    model, info = load_pretrained(choose, source, **with_fields(options))
+    return (model, info) if output_loading_info else model
+
+
+def with_fields(options: Mapping[str, object]) -> dict[str, Any]:
+    """Returns the options of `load_pretrained`, with all others as fields of the config."""
+    named = {name: options[name] for name in options if name in LOADING_OPTIONS}
+    fields = {name: options[name] for name in options if name not in LOADING_OPTIONS}
+    return {**named, "fields": fields}

@@ -306,6 +306,7 @@ FAMILY = Family(
         "text-classification": RobertaForSequenceClassification,
         "token-classification": RobertaForTokenClassification,
         "question-answering": RobertaForQuestionAnswering,
+        "multiple-choice": RobertaForMultipleChoice,
         "text-generation": RobertaForCausalLM,
         "continuation": RobertaForMaskedLM,
     },

@@ -60,6 +60,28 @@ def bert_heads() -> None:
     )
 
 
+def classes_by_task() -> None:
+    assert_type(minibert.BertConfig.from_pretrained("folder", num_labels=3), minibert.BertConfig)
+    config = minibert.AutoConfig.from_pretrained("folder")
+    config.save_pretrained("out", overwrite=True)
+    for auto in (
+        minibert.AutoModel,
+        minibert.AutoModelForMaskedLM,
+        minibert.AutoModelForCausalLM,
+        minibert.AutoModelForSequenceClassification,
+        minibert.AutoModelForTokenClassification,
+        minibert.AutoModelForQuestionAnswering,
+        minibert.AutoModelForMultipleChoice,
+        minibert.AutoModelForNextSentencePrediction,
+    ):
+        auto.from_config(config, rngs=nnx.Rngs(0)).keep_layers([0])
+    model = minibert.BertModel.from_pretrained("folder", num_hidden_layers=2)
+    assert_type(model, minibert.BertModel)
+    model.resize_token_embeddings(100, pad_to_multiple_of=64)
+    model.set_input_embeddings(model.get_input_embeddings())
+    assert_type(minibert.GenerationConfig.from_pretrained("folder"), minibert.GenerationConfig)
+
+
 def gpt2_heads() -> None:
     config, rngs = minibert.GPT2Config.tiny(), nnx.Rngs(0)
     assert_type(config.hidden_size, int)

@@ -43,6 +43,7 @@ FAMILY = Family(
         "text-classification": BertForSequenceClassification,
         "token-classification": BertForTokenClassification,
         "question-answering": BertForQuestionAnswering,
+        "multiple-choice": BertForMultipleChoice,
         "next-sentence-prediction": BertForNextSentencePrediction,
         "text-generation": BertLMHeadModel,
         "pretraining": BertForPreTraining,

@@ -297,6 +297,7 @@ class BertPreTrainedModel(PretrainedModel):
         "*output.dense.kernel": ("features", None),
     }
     segments = "type_vocab_size"
+    token_embeddings = "embeddings.word_embeddings"
     config: BertConfig
 
 

@@ -225,6 +225,7 @@ class GPT2PreTrainedModel(PretrainedModel):
         "*mlp.c_proj.kernel": ("features", None),
     }
     segments = "vocab_size"
+    token_embeddings = "wte"
     config: GPT2Config
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from minibert.checkpoint.files import ADAPTER_CONFIG, ADAPTER_TENSORS, adapter_paths, unchanged
 from minibert.checkpoint.leaves import Expected, read_exactly
-from minibert.checkpoint.saving import write_arrays, write_json
+from minibert.checkpoint.saving import write_arrays
 from minibert.checkpoint.tensors import SafetensorsSource
 from minibert.core.atomic import atomic_folder
-from minibert.core.strict_json import read_object_if_there
+from minibert.core.strict_json import read_object_if_there, write_json
 from minibert.errors import (
     ConfigError,
     MinibertError,
