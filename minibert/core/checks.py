@@ -53,6 +53,21 @@ def checked_zeros_and_ones(name: str, mask: ArrayLike) -> Any:
     return mask
 
 
+def checked_mask(name: str, mask: ArrayLike) -> Any:
+    """Returns an attention mask after checking its values, without moving it to a device.
+
+    With four axes it may hold floating-point numbers, which are added to scores; otherwise it
+    consists of 0 and 1, or of booleans, and is returned as booleans.
+    """
+    array = as_array(name, mask)
+    if array.ndim != 4 or not jnp.issubdtype(array.dtype, jnp.floating):
+        return checked_zeros_and_ones(name, array).astype(bool)
+    for value in _extremes(array):
+        if not value < np.inf:  # NaN too
+            raise InputError(f"{name}: expected finite numbers or -inf to add, found {value}")
+    return array
+
+
 def floats(name: str, values: object) -> Array:
     """Returns values as a JAX array; checks that they are floating-point numbers."""
     values = as_array(name, values)

@@ -16,7 +16,14 @@ import jax.export
 import numpy as np
 from flax import nnx
 
-from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, flag, whole
+from minibert.core.checks import (
+    as_array,
+    checked_indices,
+    checked_mask,
+    checked_zeros_and_ones,
+    flag,
+    whole,
+)
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.inputs import index_limits
@@ -255,7 +262,9 @@ def _checked(model: PretrainedModel, arrays: dict[str, Any]) -> dict[str, Any]:
             if isinstance(array, np.ndarray):
                 array = array.astype(np.int32)  # one program for all integer dtypes
             checked[name] = array
-        elif name in ("attention_mask", "encoder_attention_mask"):
+        elif name == "attention_mask":
+            checked[name] = checked_mask(name, value)
+        elif name == "encoder_attention_mask":
             # one program for all dtypes of masks
             checked[name] = checked_zeros_and_ones(name, value).astype(bool)
         else:

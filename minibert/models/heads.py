@@ -80,7 +80,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
     generates = True
 
     def _kept_output(
-        self, outputs: AnyTrunkOutput, logits_to_keep: int
+        self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
     ) -> CausalLMOutputWithCrossAttentions:
         return CausalLMOutputWithCrossAttentions(
             logits=self._lm_logits(kept_positions(outputs.last_hidden_state, logits_to_keep)),

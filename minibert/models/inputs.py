@@ -8,11 +8,13 @@ inputs are checked here. Under a caller's own `jax.jit` only shapes and dtypes c
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from minibert.core.checks import (
     Size,
     as_array,
+    checked_mask,
     concrete,
     floats,
     indices,
@@ -45,7 +47,9 @@ class ModelInputs(NamedTuple):
         inputs_embeds: `(batch, seq, hidden)` floats, or None.
         token_type_ids: `(batch or 1, seq)` integers, or None.
         position_ids: `(batch or 1, seq)` integers.
-        mask: `(batch, 1, seq or 1, seq)` booleans, True where a query attends to a key; or None.
+        tokens: `(batch, seq)` booleans, False at padding; None without such a mask.
+        mask: `(batch or 1, heads or 1, seq or 1, keys)`, booleans or numbers to add to scores, for
+            all that a query attends to; None without such a mask.
         head_mask: `(layers, heads)` floats, or None.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` floats, or None.
         encoder_mask: `(batch, 1, 1, encoder_seq)` booleans, or None.
@@ -57,6 +61,7 @@ class ModelInputs(NamedTuple):
     inputs_embeds: Any
     token_type_ids: Array | None
     position_ids: Array
+    tokens: Array | None
     mask: Array | None
     head_mask: Array | None
     encoder_hidden_states: Array | None
@@ -103,12 +108,14 @@ def model_inputs(
     encoder, encoder_mask = encoder_inputs(
         config, encoder_hidden_states, encoder_attention_mask, batch
     )
+    tokens, mask = _attention_mask(config, attention_mask, past, batch, seq)
     return ModelInputs(
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
         token_type_ids=token_type_ids,
         position_ids=_positions(model, input_ids, position_ids, past, batch, seq),
-        mask=_attention_mask(attention_mask, past, batch, seq),
+        tokens=tokens,
+        mask=mask,
         head_mask=_head_mask(config, head_mask),
         encoder_hidden_states=encoder,
         encoder_mask=encoder_mask,
@@ -147,18 +154,33 @@ def _positions(
 
 
 def _attention_mask(
-    mask: ArrayLike | None, past: KVCache | None, batch: Size, seq: Size
-) -> Array | None:
-    if mask is None:
-        return None
-    mask = zeros_and_ones("attention_mask", mask)
-    if past is not None and mask.shape != (batch, seq):
+    config: Any, given: ArrayLike | None, past: KVCache | None, batch: Size, seq: Size
+) -> tuple[Array | None, Array | None]:
+    """Returns `tokens` and `mask` of `ModelInputs`, of which at most one is not None."""
+    if given is None:
+        return None, None
+    mask = jnp.asarray(checked_mask("attention_mask", given))
+    keys = (seq,) if past is None else (concrete(past.index) + seq, past.length)
+    if mask.ndim == 3:
+        expected: list[tuple[Size, ...]] = [(batch, seq, count) for count in keys]
+        return None, shaped("attention_mask", mask, expected)[:, None]
+    if mask.ndim == 4:
+        queries = (seq,) if config.causal else (seq, 1)  # one row for all would not be causal
+        sizes = (batch, 1), (config.num_attention_heads, 1), queries, keys
+        if any(size not in allowed for size, allowed in zip(mask.shape, sizes, strict=True)):
+            each = (" or ".join(map(str, dict.fromkeys(allowed))) for allowed in sizes)
+            raise InputError(
+                f"attention_mask: expected shape ({', '.join(each)}), found {mask.shape}"
+            )
+        return None, mask
+    if mask.shape != (batch, seq):
+        why = ", for the new tokens only (the cache stores the mask of earlier ones)"
+        square = ", ".join(map(str, (batch, seq, keys[0])))
         raise InputError(
-            f"attention_mask: expected shape {(batch, seq)}, for the new tokens only (the cache "
-            f"stores the mask of earlier ones), found {mask.shape}"
+            f"attention_mask: expected shape {(batch, seq)}{'' if past is None else why} or "
+            f"({square}), found {mask.shape}"
         )
-    shaped("attention_mask", mask, [(batch, seq), (batch, seq, seq)])
-    return attention_mask_to_bool(mask)
+    return mask, None
 
 
 def _head_mask(config: Any, factors: ArrayLike | None) -> Array | None:
@@ -301,11 +323,23 @@ def choice_indices(mc_token_ids: ArrayLike | None, lead: tuple[int, ...], seq: i
     return jnp.where((chosen >= 0) & (chosen < seq), chosen, jnp.int32(seq))
 
 
-def kept_positions(hidden: Array, logits_to_keep: int) -> Array:
-    """Returns the last `logits_to_keep` positions of `(batch, seq, hidden)`; all of them for 0.
+def kept_positions(hidden: Array, logits_to_keep: int | ArrayLike) -> Array:
+    """Returns some positions of `(batch, seq, hidden)`.
+
+    Args:
+        hidden: the hidden states.
+        logits_to_keep: the number of last positions, 0 for all; or the indices of positions.
 
     Raises:
-        InputError: `logits_to_keep` is not an integer of at least 0.
+        InputError: `logits_to_keep` is not a number of at least 0, or not indices of positions.
     """
-    kept = whole("logits_to_keep", logits_to_keep, 0)
+    name, seq = "logits_to_keep", hidden.shape[1]
+    if isinstance(logits_to_keep, list | tuple | np.ndarray | Array) and np.ndim(logits_to_keep):
+        chosen = indices(name, logits_to_keep, seq, "seq")
+        if chosen.ndim != 1:
+            raise InputError(
+                f"{name}: expected a number or shape (positions,), found {chosen.shape}"
+            )
+        return hidden.at[:, chosen].get(mode="fill", fill_value=jnp.nan)
+    kept = whole(name, logits_to_keep, 0)
     return hidden[:, -kept:]

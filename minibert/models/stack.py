@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Inexact
 from minibert.checkpoint.config import Config
 from minibert.core.checks import known
 from minibert.core.types import Rngs
-from minibert.errors import InputError
 from minibert.models.inputs import ModelInputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
+from minibert.nn.attention import AttentionMask
 from minibert.nn.attention_cpu import divisor
 from minibert.nn.cache import BlockOutput, KVCache, decoder_mask
 from minibert.nn.layers import Linear
@@ -69,7 +69,7 @@ def run_blocks(
     blocks: Iterable[Callable[..., BlockOutput]],
     hidden: Float[Array, "batch seq hidden"],
     *,
-    masks: Sequence[Bool[Array, "#batch 1 #seq keys"] | None],
+    masks: Sequence[AttentionMask | None],
     head_mask: Inexact[Array, "layers heads"] | None = None,
     encoded: Float[Array, "batch encoder_seq hidden"] | None = None,
     encoder_mask: Bool[Array, "batch 1 1 encoder_seq"] | None = None,
@@ -83,7 +83,7 @@ def run_blocks(
         blocks: the blocks in order; each takes hidden states, an attention mask, a head mask, the
             encoder's hidden states, their mask, its layer of the cache and random keys.
         hidden: the input of the first block.
-        masks: the attention mask of each block, True where a query attends to a key.
+        masks: the attention mask of each block, as `attention.attend` takes it.
         head_mask: factors for the attention weights of each layer's heads.
         encoded: hidden states of an encoder.
         encoder_mask: True where these are not padding.
@@ -189,26 +189,17 @@ def _key(rngs: Rngs) -> Array | None:
 
 def past_and_mask(
     given: ModelInputs, new_cache: Callable[[], KVCache], use_cache: bool | None, causal: bool
-) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
-    """Returns a decoder's attention mask, and its cache with the new tokens marked.
+) -> tuple[AttentionMask | None, KVCache | None]:
+    """Returns the attention mask of a decoder, and its cache with the new tokens marked.
 
     Args:
         given: the arguments of the call.
         new_cache: makes an empty cache; called if `use_cache` is set and no cache was passed.
         use_cache: whether to use a cache.
         causal: whether a token attends only to itself and to those before it.
-
-    Raises:
-        InputError: a new cache is requested with a mask that has a row for each query.
     """
-    past = given.past
-    if past is None and use_cache:
-        if given.mask is not None and given.mask.shape[2] > 1:
-            raise InputError(
-                "attention_mask: expected shape (batch, seq) with a cache, found (batch, seq, seq)"
-            )
-        past = new_cache()
-    return decoder_mask(given.batch, given.seq, given.mask, past, causal)
+    past = new_cache() if given.past is None and use_cache else given.past
+    return decoder_mask(given.batch, given.seq, given.tokens, given.mask, past, causal)
 
 
 def requested_outputs(

@@ -25,6 +25,10 @@ from jaxtyping import Bool, Float, Inexact, Integer
 from minibert.core.checks import Size
 from minibert.nn.attention_cpu import context_on_cpu
 
+AttentionMask = (
+    Bool[Array, "#batch #heads #queries keys"] | Float[Array, "#batch #heads #queries keys"]
+)
+
 
 def attention_mask_to_bool(
     attention_mask: Integer[Array, "batch *queries keys"] | Bool[Array, "batch *queries keys"],
@@ -68,7 +72,7 @@ def attend(
     value: Float[Array, "batch heads keys head_dim"],
     *,
     scale: float | None = None,
-    mask: Bool[Array, "#batch 1 #queries keys"] | None = None,
+    mask: AttentionMask | None = None,
     bias: Float[Array, "#batch #heads queries keys"] | None = None,
     head_mask: Inexact[Array, " heads"] | None = None,
     dropout: Callable[[Array], Array] | None = None,
@@ -82,7 +86,8 @@ def attend(
     Args:
         query, key, value: the projections, already split into heads.
         scale: the factor of the scores; None for 1/√head_dim.
-        mask: True where a query attends to a key; None for everywhere.
+        mask: True where a query attends to a key; or numbers that are added to the scaled scores,
+            of which -inf counts as the lowest finite one; None for everywhere.
         bias: added to the scaled scores, for example a relative position bias.
         head_mask: a factor for each head's weights.
         dropout: applied to the weights.
@@ -92,6 +97,10 @@ def attend(
         The weighted values, and the weights after dropout and head mask.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if mask is not None and mask.dtype != bool:
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        added = jnp.maximum(mask.astype(wide), jnp.finfo(wide).min)
+        mask, bias = None, added if bias is None else bias + added
     scores = _scores(scale, query, key, mask, bias)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if dropout is not None:

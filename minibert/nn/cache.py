@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from minibert.core.checks import Size, unmasked, whole
 from minibert.errors import InputError
-from minibert.nn.attention import causal_mask
+from minibert.nn.attention import AttentionMask, attention_mask_to_bool, causal_mask
 
 # A leaf: an array, or the placeholder that JAX uses when it rebuilds a tree.
 Leaf = Array
@@ -196,16 +196,17 @@ class KVCache:
 def decoder_mask(
     batch: Size,
     seq: Size,
-    mask: Bool[Array, "batch 1 #seq seq"] | None,
+    tokens: Bool[Array, "batch seq"] | None,
+    mask: Bool[Array, "#batch #heads #queries _"] | Float[Array, "#batch #heads #queries _"] | None,
     past: KVCache | None,
     causal: bool,
-) -> tuple[Bool[Array, "#batch 1 #seq keys"] | None, KVCache | None]:
+) -> tuple[AttentionMask | None, KVCache | None]:
     """Returns the attention mask of a decoder, which excludes padding, and the cache.
 
     Args:
         batch, seq: the number of rows and of new tokens in each.
-        mask: `(batch, 1, 1, seq)`, True at tokens and False at padding; or with a row for each
-            query, `(batch, 1, seq, seq)`, which is then used unchanged.
+        tokens: True at tokens and False at padding; None if there is no padding.
+        mask: a mask that is used unchanged, but for slots of the cache that it does not cover.
         past: the cache, if there is one; the keys are then its slots.
         causal: whether a token attends only to itself and to those before it.
 
@@ -213,10 +214,16 @@ def decoder_mask(
         The mask, None for everywhere; and the cache with the new tokens marked.
     """
     if past is not None:
-        tokens = jnp.ones((batch, seq), bool) if mask is None else mask[:, 0, 0]
-        past = past.extended(tokens)
-        return past.attention_mask(seq, causal), past
-    if not causal or (mask is not None and mask.shape[2] > 1):
+        past = past.extended(jnp.ones((batch, seq), bool) if tokens is None else tokens)
+        if mask is None:
+            return past.attention_mask(seq, causal), past
+        further = ((0, 0), (0, 0), (0, 0), (0, past.length - mask.shape[3]))
+        lowest = False if mask.dtype == bool else jnp.finfo(mask.dtype).min
+        return jnp.pad(mask, further, constant_values=lowest), past
+    if mask is not None:
         return mask, None
-    before = causal_mask(seq, seq)
-    return before if mask is None else mask & before, None
+    before = causal_mask(seq, seq) if causal else None
+    if tokens is None:
+        return before, None
+    padding = attention_mask_to_bool(tokens)
+    return padding if before is None else padding & before, None

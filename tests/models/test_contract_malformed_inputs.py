@@ -146,8 +146,8 @@ REFUSED = {
     ),
     "mask-negative": ({"input_ids": IDS, "attention_mask": at(ONES, -1)}, "0 and 1, found -1"),
     "mask-additive": (
-        {"input_ids": IDS, "attention_mask": np.zeros((2, 1, 1, 6), np.float32)},
-        f"attention_mask: expected integers or booleans, {MASK}; found float32",
+        {"input_ids": IDS, "attention_mask": np.zeros((2, 1, 6, 5), np.float32)},
+        "attention_mask: expected shape (2 or 1, 3 or 1, 6",
     ),
     "mask-float": ({"input_ids": IDS, "attention_mask": ONES * 1.0}, f"{MASK}; found float64"),
     "mask-strings": ({"input_ids": IDS, "attention_mask": [["1"]]}, f"attention_mask: {NUMBERS}"),
@@ -163,7 +163,10 @@ REFUSED = {
     "mask-one-row": ({"input_ids": IDS, "attention_mask": ONES[:1]}, "found (1, 6)"),
     "mask-1d": ({"input_ids": IDS, "attention_mask": ONES[0]}, "found (6,)"),
     "mask-not-square": ({"input_ids": IDS, "attention_mask": np.ones((2, 6, 5), int)}, "(2, 6, 5)"),
-    "mask-4d": ({"input_ids": IDS, "attention_mask": ONES[:, None, None]}, "found (2, 1, 1, 6)"),
+    "mask-4d": (
+        {"input_ids": IDS, "attention_mask": np.ones((2, 2, 6, 6), int)},
+        "found (2, 2, 6, 6)",
+    ),
     "mask-of-words": ({"inputs_embeds": WORDS, "attention_mask": ONES[:1]}, "found (1, 6)"),
     "head-mask-integers": (
         {"input_ids": IDS, "head_mask": [1, 1, 0]},

@@ -31,13 +31,19 @@ from minibert.models.stack import (
     state_dtype,
 )
 from minibert.nn.activations import activation
-from minibert.nn.attention import attend, merge_heads, split_heads
+from minibert.nn.attention import (
+    AttentionMask,
+    attend,
+    attention_mask_to_bool,
+    merge_heads,
+    split_heads,
+)
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
 from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
 
 Hidden = Float[Array, "batch seq hidden"]
 Weights = Float[Array, "batch heads seq keys"]
-Mask = Bool[Array, "#batch 1 #seq keys"] | None
+Mask = AttentionMask | None
 HeadMask = Inexact[Array, " heads"] | None
 Encoded = Float[Array, "batch encoder_seq hidden"] | None
 EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
@@ -372,9 +378,12 @@ class BertModel(BertPreTrainedModel):
 
         Args:
             input_ids: `(batch, seq)` token ids; alternatively pass `inputs_embeds`.
-            attention_mask: `(batch, seq)`, 1 for a token and 0 for padding; or
-                `(batch, seq, seq)`, 1 where a query (second axis) attends to a key (third). With a
-                cache it is `(batch, seq)`, for the new tokens only.
+            attention_mask: `(batch, seq)`, 1 for a token and 0 for padding, for the new tokens
+                only: a cache stores the mask of earlier ones. Or a mask that is used unchanged,
+                `(batch, seq, keys)`, 1 where a query (second axis) attends to a key (third), also
+                by head, `(batch, heads, seq, keys)`, where one row or head stands for all;
+                floating-point numbers with four axes are added to the scores. With a cache, the
+                keys are those in it and the new ones.
             token_type_ids: `(batch, seq)` token types (segments); zeros by default.
             position_ids: `(batch, seq)` or `(1, seq)` positions; by default those of `positions`,
                 continuing those in the cache.
@@ -407,6 +416,8 @@ class BertModel(BertPreTrainedModel):
             past_key_values=past_key_values,
         )
         mask, past = given.mask, None
+        if given.tokens is not None:
+            mask = attention_mask_to_bool(given.tokens)
         if config.is_decoder:
             mask, past = past_and_mask(
                 given,

@@ -111,12 +111,13 @@ class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead[CausalLMOutputWithCrossAttent
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         *,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | ArrayLike = 0,
         rngs: Rngs = None,
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes `GPT2Model`'s arguments; returns logits of the last `logits_to_keep` positions.
 
-        With 0, the default, it returns those of all positions.
+        With 0, the default, it returns those of all positions; with a list or an array of indices
+        those of these positions.
         """
         outputs = self.base_model(
             input_ids,

@@ -28,7 +28,7 @@ from minibert.models.stack import (
     state_dtype,
 )
 from minibert.nn.activations import activation
-from minibert.nn.attention import attend, merge_heads, split_heads
+from minibert.nn.attention import AttentionMask, attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
 from minibert.nn.layers import Conv1D, Dropout, Embed, LayerNorm, Module
 
@@ -36,7 +36,7 @@ Hidden = Float[Array, "batch seq hidden"]
 Encoded = Float[Array, "batch encoder_seq hidden"] | None
 EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 Weights = Float[Array, "batch heads seq keys"]
-Mask = Bool[Array, "#batch 1 #seq keys"] | None
+Mask = AttentionMask | None
 HeadMask = Inexact[Array, " heads"] | None
 
 
@@ -298,9 +298,11 @@ class GPT2Model(GPT2PreTrainedModel):
             past_key_values: the cache of earlier calls (`init_cache` returns an empty one), to
                 which the new tokens are appended.
             attention_mask: `(batch, seq)`, 1 for a token and 0 for padding, for the new tokens
-                only: the cache stores the mask of earlier ones. Without a cache also
-                `(batch, seq, seq)`, 1 where a query (second axis) attends to a key (third); then no
-                other mask is applied, not even the causal one.
+                only: a cache stores the mask of earlier ones. Or a mask that is used unchanged,
+                without the causal one: `(batch, seq, keys)`, 1 where a query (second axis) attends
+                to a key (third), also by head, `(batch, heads, seq, keys)`, where one row or head
+                stands for all; floating-point numbers with four axes are added to the scores. With
+                a cache, the keys are those in it and the new ones.
             token_type_ids: `(batch, seq)` ids, embedded by the token embedding matrix and added.
             position_ids: `(batch, seq)` or `(1, seq)`; by default 0, 1, 2, …, continuing those in
                 the cache and counting padding. Without a mask and a cache, and with
@@ -342,7 +344,8 @@ class GPT2Model(GPT2PreTrainedModel):
             config.causal,
         )
         cached = config.use_cache if use_cache is None else use_cache
-        if position_ids is not None and given.mask is None and not cached and past is None:
+        unmasked = given.mask is None and given.tokens is None
+        if position_ids is not None and unmasked and not cached and past is None:
             mask = mask if mask is None else mask & same_text(given.position_ids)
         tokens = given.inputs_embeds if input_ids is None else self.wte(given.input_ids)
         hidden = tokens + self.wpe(given.position_ids)
