@@ -6,6 +6,7 @@ field or argument, what was expected and what was found.
 
 import contextlib
 import difflib
+import re
 import reprlib
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
@@ -24,6 +25,18 @@ def shown(value: object) -> str:
     except ValueError:  # Python refuses to print an integer of thousands of digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 30]} … {text[-20:]}"
+
+
+# Control characters except line ends, halves of surrogate pairs, line separators, and characters
+# that reverse the direction of the text after them.
+HIDDEN = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """Escapes characters that would control a terminal or hide what a text says."""
+    return HIDDEN.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def suggest(name: str, known: Iterable[str], count: int = 1) -> str:
@@ -72,6 +85,17 @@ class ShardIndexError(WeightsFileError):
     """A shard index lists files or tensors that are missing or not allowed."""
 
 
+def _by_reason(faults: Sequence[str]) -> list[str]:
+    """Returns the first fault of each reason (the text after its name), and how many are alike."""
+    found: dict[str, list[str]] = {}
+    for fault in faults:
+        found.setdefault(fault.partition(": ")[2] or fault, []).append(fault)
+    return [
+        f"{first} (and {len(others)} more like it)" if others else first
+        for first, *others in found.values()
+    ]
+
+
 class CheckpointMismatchError(MinibertError):
     """The tensors of a checkpoint and the leaves of a model are not in one-to-one correspondence.
 
@@ -84,6 +108,8 @@ class CheckpointMismatchError(MinibertError):
     def __init__(self, where: str, faults: list[str], hint: str = ""):
         self.faults: tuple[str, ...] = tuple(faults)
         lines = [f"  - {fault}" for fault in faults]
+        if len(lines) > 20:
+            lines = [f"  - {fault}" for fault in _by_reason(faults)]
         if len(lines) > 20:  # keep both ends: faults are sorted by name and differ in kind
             lines[10:-10] = [f"  … and {len(lines) - 20} more …"]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"

@@ -15,6 +15,7 @@ from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.checkpoint.tensors import Arrays
 from minibert.core.atomic import atomic_folder
 from minibert.core.strict_json import write_json
+from minibert.core.types import Path
 from minibert.errors import InputError, TargetError, shown, writing
 
 UNITS = {
@@ -45,7 +46,7 @@ def parse_size(text: str | int) -> int:
 
 
 def save_model(
-    model: Any, folder: str, max_shard_size: str | int, overwrite: bool, config: Config | None
+    model: Any, folder: Path, max_shard_size: str | int, overwrite: bool, config: Config | None
 ) -> None:
     """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
     limit = parse_size(max_shard_size)

@@ -14,6 +14,14 @@ exchange consists of renames only, and each of its steps is visible in the names
 The files in `LAST` are moved out first and moved in last: during an exchange, or after its process
 was killed, no reader finds a config.json, and none can mistake files of two saves for one model.
 The next process that writes into the folder completes the exchange or undoes it.
+
+A mount point, and a folder whose parent cannot be written, are folders that exist: nothing is
+written next to them. File systems limit what is promised:
+
+    without locks (flock)     staged files of killed writers are not removed, and two processes
+                              must not save into one folder at the same time
+    without flushing folders  after a power failure, the folder may be in an earlier state or in
+                              the midst of an exchange; files are flushed in any case
 """
 
 import contextlib
@@ -26,7 +34,8 @@ from collections.abc import Callable, Generator, Iterable
 from os.path import dirname, isdir, isfile, islink, join, lexists
 
 from minibert.core.atomic_file import UNSUPPORTED, lock_file
-from minibert.errors import TargetError, shown, writing
+from minibert.core.paths import path_text
+from minibert.errors import MinibertError, TargetError, writing
 
 PREFIX = ".minibert-"
 LAST = ("modules.json", "adapter_config.json", "config.json")
@@ -37,7 +46,7 @@ LOCK_WAIT = 10.0  # seconds to wait for the exchange of another process, which t
 
 @contextlib.contextmanager
 def atomic_folder(
-    target: str,
+    target: str | os.PathLike[str],
     *,
     owned: Owned,
     overwrite: bool = False,
@@ -52,41 +61,68 @@ def atomic_folder(
         overwrite: whether to replace or remove existing files.
         check: called with the staging folder before its files are moved; raises if they are wrong.
 
-    Errors raised in the block are propagated unchanged.
+    Errors raised in the block are propagated. In the messages of all errors, resolved and temporary
+    paths are replaced by `target` as it was passed.
 
     Raises:
+        InputError: `target` is not a path.
         TargetError: without `overwrite`, a file in `target` would be replaced or removed; or the
             target cannot be written.
     """
-    if not target or "\0" in target:
-        raise TargetError(f"{shown(target)}: expected the name of a folder")
-    target = os.path.realpath(target)
-    parent, name = os.path.split(target)
-    with writing(target):
-        os.makedirs(parent, exist_ok=True)
-        home, stem = parent, f"{PREFIX}new-{name}-"
-        _sweep(home, stem)
-        if isdir(target):
-            if is_unsettled(target):
-                with _exclusive(target):
-                    _settle(target)
-            home, stem = target, f"{PREFIX}new-"
-            _sweep(home, stem)
-            _replaced(target, owned, (), overwrite)
-        elif lexists(target):
-            raise TargetError(f"{target}: exists and is not a folder")
-        folder, lock = _staging_folder(home, stem)
+    given = path_text("folder", target)
+    if not given:
+        raise TargetError("'': expected the name of a folder")
+    target = os.path.realpath(given)
+    with _named(given, target), writing(target):
+        folder, lock = _begin(target, owned, overwrite)
     try:
-        yield folder
-        with writing(target):
-            if check is not None:
-                check(folder)
-            _flush(folder)
-            _move_in(folder, target, owned, overwrite)
-            flush_path(parent)
+        with _named(given, target, folder):
+            yield folder
+            with writing(target):
+                if check is not None:
+                    check(folder)
+                _flush(folder)
+                _move_in(folder, target, owned, overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def _named(given: str, *resolved: str) -> Generator[None]:
+    """Replaces paths in the messages of errors by the path that the caller passed."""
+    try:
+        yield
+    except MinibertError as reason:
+        longest_first = sorted((given, *resolved), key=len, reverse=True)
+        paths = "|".join(map(re.escape, longest_first))
+        reason.args = (re.sub(paths, lambda _: given, str(reason)),)
+        raise
+
+
+def _begin(target: str, owned: Owned, overwrite: bool) -> tuple[str, int]:
+    """Settles and checks the target, and returns a staging folder and its lock."""
+    parent, name = os.path.split(target)
+    beside = f"{PREFIX}new-{name}-"
+    if isdir(target):
+        if is_unsettled(target):
+            with _exclusive(target):
+                _settle(target)
+        _sweep(parent, beside)
+        _sweep(target, f"{PREFIX}new-")
+        _replaced(target, owned, (), overwrite)
+        return _staging_folder(target, f"{PREFIX}new-")
+    if lexists(target):
+        raise TargetError(f"{target}: exists and is not a folder")
+    try:
+        os.makedirs(parent, exist_ok=True)
+        _sweep(parent, beside)
+        return _staging_folder(parent, beside)
+    except OSError as reason:
+        raise TargetError(
+            f"{target}: cannot be written: no folder can be created in {parent} "
+            f"({reason.strerror or reason})"
+        ) from reason
 
 
 def matching_files(folder: str, pattern: re.Pattern[str]) -> list[str]:
@@ -209,10 +245,12 @@ def _move_in(folder: str, target: str, owned: Owned, overwrite: bool) -> None:
     if not lexists(target):
         try:
             os.rename(folder, target)
-            return
         except OSError:
             if not isdir(target):  # else another process has just created it
                 raise
+        else:
+            flush_path(dirname(target))
+            return
     if dirname(folder) != target:
         inner = join(target, f"{PREFIX}new-{secrets.token_hex(4)}")
         os.rename(folder, inner)
@@ -298,8 +336,12 @@ def _remove_empty(folder: str, inner: str) -> None:
 
 
 def _sweep(folder: str, stem: str) -> None:
-    """Removes staged files of killed writers."""
-    for entry in _names(folder):
+    """Removes staged files of killed writers, if the folder can be read."""
+    try:
+        names = _names(folder)
+    except OSError:
+        return
+    for entry in names:
         if not entry.startswith(stem) or "-" in entry.removeprefix(stem):
             continue
         path = join(folder, entry)
@@ -322,8 +364,13 @@ def _flush(folder: str) -> None:
 
 
 def flush_path(path: str) -> None:
-    """Flushes a file, or the entries of a folder if the file system supports it, to the disk."""
-    file = os.open(path, os.O_RDONLY)
+    """Flushes a file to the disk, or the entries of a folder if they can be read and flushed."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if isdir(path):
+            return
+        raise
     try:
         os.fsync(file)
     except OSError as reason:

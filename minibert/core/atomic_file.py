@@ -19,8 +19,8 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """Yields a new file that replaces `path` if the block ends without an error.
 
     It is written next to `path`, as `PATH.TOKEN.new` with eight random hexadecimal digits, and
-    flushed to the disk before it is renamed. A link at `path` is replaced; its target is never
-    written to.
+    flushed to the disk before it is renamed. A file at `path` keeps its permissions. A link at
+    `path` is replaced; its target is never written to.
     """
     path = os.fspath(path)
     while True:
@@ -30,6 +30,7 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
             break
     try:
         with file:
+            keep_mode(path, file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,6 +39,14 @@ def new_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def keep_mode(path: str, file: BinaryIO) -> None:
+    """Gives an open file the permissions of the file at `path`, which it will replace, if any."""
+    with contextlib.suppress(FileNotFoundError):
+        state = os.lstat(path)
+        if stat.S_ISREG(state.st_mode):
+            os.fchmod(file.fileno(), stat.S_IMODE(state.st_mode))
 
 
 @contextlib.contextmanager

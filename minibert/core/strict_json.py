@@ -3,10 +3,10 @@
 import json
 import math
 import os
-import stat
 from typing import Any
 
-from minibert.errors import ConfigError, MinibertError, reading, shown
+from minibert.core.paths import read_file
+from minibert.errors import ConfigError, MinibertError, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # far below Python's recursion limit
@@ -88,14 +88,7 @@ def read_object_if_there(path: str) -> dict[str, Any] | None:
 
 def read_json(path: str, error: type[MinibertError] = ConfigError, limit: int = MAX_BYTES) -> Any:
     """Reads a JSON file of at most `limit` bytes; see `parse_json`."""
-    with reading(path, error):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise error(f"{path}: not a regular file")
-        with open(path, "rb") as file:
-            text = file.read(limit + 1)
-    if len(text) > limit:
-        raise error(f"{path}: larger than {limit:,} bytes")
-    return parse_json(text, path, error)
+    return parse_json(read_file(path, limit, error), path, error)
 
 
 def write_json(data: object, path: str) -> None:

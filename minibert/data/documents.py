@@ -4,10 +4,11 @@ import os
 import re
 from collections.abc import Iterator
 
+from minibert.core.paths import path_text
 from minibert.core.types import Path
 from minibert.data.files import read_text
 from minibert.data.records import Records
-from minibert.errors import InputError, shown
+from minibert.errors import InputError
 
 WIDTH = 70  # characters in a line of `pydoc_data.topics`
 RULING = re.compile(r"[*=\-+|~^\s]+|\s*[|+].*")  # rulings of headings and tables; rows of tables
@@ -34,8 +35,7 @@ def read_documents(
         from pydoc_data.topics import topics
 
         return {name: unwrapped(topics[name]).strip() for name in sorted(topics)}
-    if not isinstance(source, str | os.PathLike):
-        raise InputError(f"source: expected a path, found {shown(source)}")
+    source = path_text("source", source)
     if os.path.isdir(source):
         pairs = _folder(source)
     else:
@@ -49,7 +49,7 @@ def read_documents(
             unique = f"{name} ({number})"
         found[unique] = content
     if not found:
-        raise InputError(f"{os.fspath(source)}: expected files that end in .txt, found none")
+        raise InputError(f"{source}: expected files that end in .txt, found none")
     return found
 
 
@@ -73,7 +73,7 @@ def unwrapped(text: str) -> str:
     return "\n".join(lines)
 
 
-def _folder(source: Path) -> Iterator[tuple[str, str]]:
+def _folder(source: str) -> Iterator[tuple[str, str]]:
     for name in sorted(os.listdir(source)):
         if not name.endswith(".txt") or name.startswith("."):
             continue

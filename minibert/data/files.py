@@ -5,11 +5,11 @@ import csv
 import dataclasses
 import json
 import os
-import stat
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from minibert.core.checks import check_text
+from minibert.core.paths import open_file, path_text
 from minibert.core.strict_json import unique_keys
 from minibert.errors import InputError, MinibertError, SourceError, reading, shown
 
@@ -67,7 +67,7 @@ def while_unchanged(path: str, file: BinaryIO, parts: Iterator[Item]) -> Iterato
     def check() -> None:
         now = os.fstat(file.fileno())
         same = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-        if stat.S_ISREG(before.st_mode) and not same:
+        if not same:
             raise SourceError(
                 f"{path}: changed while it was read: it had {before.st_size:,} bytes and has "
                 f"{now.st_size:,}; read it again when no process writes to it"
@@ -240,6 +240,7 @@ def open_texts(path: str, column: object = None) -> Generator[TextFile]:
             iteration, the file changes.
         InputError: during the iteration: a line is not a text, or there is no such column.
     """
+    path = path_text("path", path)
     if path == "-":
         raise SourceError("-: expected a file with an extension, found standard input")
     if column is not None and not (isinstance(column, str) and column):
@@ -247,9 +248,7 @@ def open_texts(path: str, column: object = None) -> Generator[TextFile]:
     kind = kind_of(path)
     if kind == "txt" and column is not None:
         raise InputError(f"column: expected none, as {path} has one text per line")
-    with reading(path):
-        file = open(path, "rb")  # noqa: SIM115  # closed below
-    with file:
+    with open_file(path) as file:
         if kind == "txt":
             lines = (
                 (line.removesuffix("\n").removesuffix("\r"), done)
@@ -272,7 +271,7 @@ def read_text(path: str) -> str:
         InputError: the file is not UTF-8.
     """
     try:
-        with reading(path), open(path, "rb") as file:
+        with open_file(path) as file, reading(path):
             whole = while_unchanged(path, file, iter(file.read, b""))
             return b"".join(whole).decode("utf-8-sig")
     except UnicodeDecodeError as reason:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minibert.core.checks import check_text, elements
+from minibert.core.paths import open_file
 from minibert.data.files import TABLES, kind_of, open_texts, picked, place_of, read_rows
 from minibert.errors import InputError, reading, shown
 
@@ -35,7 +36,7 @@ class Records(Sequence[dict[str, Any]]):
             self._rows = list(self._given(source, columns))
         else:
             kind_of(self._path, TABLES)
-            with reading(self._path), open(self._path, "rb") as file:
+            with open_file(self._path) as file, reading(self._path):
                 self._rows = [row for row, _ in read_rows(self._path, file, columns)[0]]
         if not self._rows:
             raise InputError(f"{self._path or 'records'}: expected at least 1 record, found none")

@@ -228,9 +228,7 @@ class SentenceEncoder:
             CheckpointMismatchError: the transformer or a Dense is not as its config describes it.
             InputError: the encoder is one that such a folder cannot hold.
         """
-        save_encoder(
-            self.model, self.tokenizer, self.settings, os.fspath(folder), overwrite=overwrite
-        )
+        save_encoder(self.model, self.tokenizer, self.settings, folder, overwrite=overwrite)
 
     @overload
     def encode(

@@ -34,6 +34,7 @@ from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
 from minibert.core.fields import COUNT, SWITCH, refuse
 from minibert.core.strict_json import read_json, read_object_if_there, write_json
+from minibert.core.types import Path
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, pooling_modes
 from minibert.embedding.settings import SentenceSettings, read_from
 from minibert.errors import (
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # A relative path of plain names: no hidden folder, no "..".
-INNER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*/?)*")
+_PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+INNER = re.compile(rf"({_PLAIN}(/{_PLAIN})*/?)?")
 
 # The older schema's switches, in the order of concatenation.
 SWITCHES: dict[str, str] = {
@@ -275,7 +277,7 @@ def save_encoder(
     model: SentenceModel,
     tokenizer: "PreTrainedTokenizerBase",
     settings: SentenceSettings,
-    folder: str,
+    folder: Path,
     *,
     overwrite: bool = False,
 ) -> None:

@@ -14,7 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from minibert.core.atomic import flush_path
+from minibert.core.atomic_file import keep_mode
 from minibert.core.checks import as_array, check_text, elements
+from minibert.core.paths import path_text
 from minibert.embedding.job_parts import (
     AGAIN,
     Part,
@@ -142,10 +144,10 @@ def check_output(output: str, overwrite: bool, source: str | None = None) -> Non
         source: the file of the texts, which must be another file.
 
     Raises:
-        TargetError: if the output exists, is a link or the source, or has an unsupported type.
+        InputError: if the output is not a path.
+        TargetError: if it exists, is a link or the source, or has an unsupported type.
     """
-    if "\0" in output:
-        raise TargetError(f"{shown(output)}: expected a path, found a NUL character in it")
+    path_text("output", output)
     if _ending(output) not in ENDINGS:
         raise TargetError(f"{output}: expected a file that ends in {' or '.join(ENDINGS)}")
     if _ending(output) == ".parquet":
@@ -258,6 +260,7 @@ def _assemble(
         whole = os.path.join(parts.folder, "whole")
         write = _write_npy if _ending(output) == ".npy" else _write_parquet
         with open(whole, "wb") as file:
+            keep_mode(output, file)
             write(file, result.rows, finished())
         flush_path(whole)
         parts.finish(whole, digest_of(digests), result.rows, result.cut)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minibert.core.atomic_file import locked_path, new_file
-from minibert.errors import TargetError, shown, writing
+from minibert.core.strict_json import read_json
+from minibert.errors import MinibertError, TargetError, shown, writing
 
 OWN = re.compile(r"(\d{7}\.npz|job\.json|finished)((\.[0-9a-f]{8})?\.new)?|whole")
 AGAIN = "--restart to start over"
@@ -244,10 +245,9 @@ def has_parts(output: str) -> bool:
 def finished_job(output: str) -> FinishedJob | None:
     """Returns the record of a job that was killed after its output was complete, if any."""
     try:
-        with open(os.path.join(f"{output}.parts", "finished"), encoding="utf-8") as file:
-            done = FinishedJob(**json.load(file))
+        done = FinishedJob(**read_json(os.path.join(f"{output}.parts", "finished")))
         state = os.stat(output)
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, MinibertError, TypeError):
         return None
     return done if (state.st_ino, state.st_size) == (done.inode, done.size) else None
 

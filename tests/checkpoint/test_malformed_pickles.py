@@ -173,7 +173,7 @@ BROKEN = {
         f"{ONE}: expected 1000000000000000000 elements in the file, found 1",
     ),
     "fifo": (as_pipe, "expected a regular file"),
-    "directory": (as_folder, "expected a regular file"),
+    "directory": (as_folder, "Is a directory"),
     "link-to-dev-zero": (as_link("/dev/zero"), "expected a regular file"),
 }
 

@@ -115,8 +115,8 @@ DAMAGED = {
     ),
     "duplicate-map": (edited(lambda c: c[:-2] + b', "weight_map": {}}'), "'weight_map' appears"),
     "too-large": (vast, "larger than 67,108,864 bytes"),
-    "directory": (as_folder, "not a regular file"),
-    "fifo": (as_pipe, "not a regular file"),
+    "directory": (as_folder, "Is a directory"),
+    "fifo": (as_pipe, "expected a regular file"),
     "link-to-nothing": (as_link("nowhere"), "cannot be read"),
 }
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from malformed import (
     write,
 )
 from minibert.core.atomic import PREFIX, atomic_folder
+from minibert.core.atomic_file import new_file
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import TargetError
 from minibert.train.checkpoints import RUN_LOCK, one_run
@@ -74,7 +77,6 @@ def test_target_that_is_taken(make, options, said, model, tmp_path):
 
 NAMES = {
     "empty": ("", "''"),
-    "nul": ("a\0b", "'a\\x00b'"),
     "too-long": ("/tmp/" + "x" * 300, "File name too long"),
     "device": ("/dev/null", "exists and is not a folder"),
     "in-proc": ("/proc/minibert", "cannot be written"),
@@ -213,13 +215,113 @@ def test_what_was_private_stays_private(model, folder):
     assert (folder / WEIGHTS).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_target_whose_parent_cannot_be_written(model, tmp_path):
-    """A mount point, for one: nothing is written beside a folder that exists."""
+def test_nothing_is_written_beside_a_folder_that_exists(model, tmp_path):
     target = tmp_path / "home" / "model"
     target.mkdir(parents=True)
     beside = os.stat(target.parent).st_mtime_ns
     model.save_pretrained(target)
     assert os.stat(target.parent).st_mtime_ns == beside
+
+
+# Writes twice into a folder, whose parent has these permissions, and into one that is missing.
+PARENT = """
+    import json, os, pathlib, sys, types
+    package = types.ModuleType("minibert")  # its own __init__ imports JAX, which takes a while
+    package.__path__ = ["minibert"]
+    sys.modules["minibert"] = package
+    from minibert.core.atomic import atomic_folder
+    from minibert.errors import TargetError
+
+    def owned(folder):
+        return [name for name in os.listdir(folder) if name == "config.json"]
+
+    home, mode = pathlib.Path(sys.argv[1]), int(sys.argv[2], 8)
+    home.chmod(mode)
+    said = []
+    for name, text in (("model", "old"), ("model", "new"), ("missing", "new")):
+        try:
+            with atomic_folder(home / name, owned=owned, overwrite=True) as new:
+                pathlib.Path(new, "config.json").write_text(text)
+        except TargetError as reason:
+            said.append(str(reason))
+    home.chmod(0o700)
+    found = {str(path.relative_to(home)): path.read_text() for path in home.rglob("*.json")}
+    print(json.dumps([found, said]))
+"""
+# Without what allows root to read and write everywhere.
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+MOUNTED = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
+
+
+def runs(command):
+    """Returns a command that runs the one after it; skips the test where it is not allowed."""
+    if (
+        shutil.which(command[0]) is None
+        or subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip(f"{command[0]} is not allowed or not installed here")
+    return command
+
+
+@pytest.mark.parametrize("mode", ["500", "300", "100"])
+def test_a_parent_that_cannot_be_written_or_read(mode, tmp_path):
+    """A folder that exists is written inside; the message about another one names its parent."""
+    (tmp_path / "model").mkdir()
+    before = runs(UNPRIVILEGED) if os.geteuid() == 0 else []
+    found, said = run_script(PARENT, tmp_path, mode, before=before)
+    assert found.pop("model/config.json") == "new"
+    if mode == "300":
+        assert (found, said) == ({"missing/config.json": "new"}, [])
+    else:
+        why = f"no folder can be created in {tmp_path} (Permission denied)"
+        assert (found, said) == ({}, [f"{tmp_path}/missing: cannot be written: {why}"])
+
+
+def test_a_mount_point(tmp_path):
+    """Nothing can be renamed over it."""
+    (tmp_path / "model").mkdir()
+    mounted = runs([*MOUNTED, str(tmp_path / "model")])
+    found, said = run_script(PARENT, tmp_path, "700", before=mounted)
+    assert found == {"model/config.json": "new", "missing/config.json": "new"}
+    assert said == []
+    assert os.listdir(tmp_path / "model") == []  # all was written into the mounted file system
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(mode, tmp_path):
+    path = tmp_path / "log.jsonl"
+    with new_file(path) as file:
+        file.write(b"old")
+    usual = path.stat().st_mode
+    path.chmod(mode)
+    with new_file(path) as file:
+        assert os.fstat(file.fileno()).st_mode & 0o777 == mode  # before anything is written
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == mode
+    path.unlink()
+    path.symlink_to("nowhere")
+    with new_file(path):
+        pass
+    assert path.stat().st_mode == usual
+
+
+def test_messages_name_the_target_as_it_was_passed(model, tmp_path, monkeypatch):
+    """Not its absolute path, nor that of a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("model")
+    refused(TargetError, (), lambda: model.save_pretrained("model"))
+    with pytest.raises(TargetError, match=f"^model: {HOLDS} config.json"):
+        model.save_pretrained("model")
+    (tmp_path / "link").symlink_to("model")
+    with pytest.raises(TargetError, match=f"^./link: {HOLDS} config.json"):
+        model.save_pretrained("./link")
+    with (
+        pytest.raises(TargetError, match=r"^new/a: differs; new$"),
+        atomic_folder("new", owned=OWNED) as folder,
+    ):
+        raise TargetError(f"{folder}/a: differs; {tmp_path}/new")
+    assert sorted(os.listdir()) == ["link", "model"]
 
 
 USERS = ["1_Results/config.json", "1_Results/vocab.txt", "2_Dense/config.json"]

@@ -6,7 +6,10 @@ import re
 
 import pytest
 
+from malformed import promptly
+from minibert.data.documents import read_documents
 from minibert.data.files import open_texts, read_text, while_unchanged
+from minibert.data.records import Records
 from minibert.errors import InputError, SourceError
 
 TEXTS = ["one", "", "two words", 'a "quoted", text\nof two lines', "عربي 🙂", "x" * 200_000]
@@ -103,6 +106,21 @@ def test_what_is_no_text_is_named(name, content, said, tmp_path):
 def test_what_cannot_be_opened(name, column, error, said, tmp_path):
     with pytest.raises(error, match=said), open_texts(str(tmp_path / name), column):
         pass
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_a_pipe_is_not_waited_for(kind, tmp_path):
+    os.mkfifo(path := tmp_path / f"a.{kind}")
+    readers = {
+        "texts": lambda: open_texts(str(path)).__enter__(),
+        "records": lambda: Records(path, ["text"]),
+        "documents": lambda: read_documents(tmp_path if kind == "txt" else path),
+    }
+    if kind == "txt":
+        readers |= {"records": lambda: read_text(str(path))}
+    for reader in readers.values():
+        with promptly(), pytest.raises(SourceError, match=f"a.{kind}: expected a regular file"):
+            reader()
 
 
 def test_a_cell_of_any_length(tmp_path):

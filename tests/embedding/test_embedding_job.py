@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from malformed import promptly
 from minibert.embedding.job import embed_file
 from minibert.embedding.job_parts import Parts
 from minibert.errors import InputError, NotFiniteError, SourceError, TargetError
@@ -115,6 +116,24 @@ def test_another_job_is_not_mixed_in(change, said, tmp_path):
     assert rows == computed == len(change.get("texts", TEXTS))
 
 
+def test_a_private_output_stays_private(tmp_path):
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"old")
+    output.chmod(0o600)
+    job(output, overwrite=True)
+    assert np.load(output).shape == (23, 3)
+    assert output.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pipe_in_place_of_the_record_of_a_job(tmp_path):
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"old")
+    (tmp_path / "out.npy.parts").mkdir()
+    os.mkfifo(tmp_path / "out.npy.parts" / "finished")
+    with promptly(), pytest.raises(TargetError, match="exists"):
+        job(output)
+
+
 def test_an_output_is_replaced_only_with_overwrite(tmp_path):
     output = tmp_path / "out.npy"
     output.write_bytes(b"precious")
@@ -219,7 +238,7 @@ def test_what_is_finished_has_a_row_for_each_text(wrong, tmp_path):
 def test_texts_that_are_none(tmp_path):
     with pytest.raises(InputError, match="text 5: expected a text, found 3"):
         job(tmp_path / "out.npy", iter([*TEXTS[:5], 3]))
-    with pytest.raises(TargetError, match="a NUL character"):
+    with pytest.raises(InputError, match="a NUL character"):
         job("a\0.npy")
 
 

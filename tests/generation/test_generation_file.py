@@ -95,8 +95,8 @@ MALFORMED = {
     "latin-1": (text(b'{"a": "\xfc"}'), "not UTF-8"),
     "deep": (text(b'{"a": ' + b"[" * 99 + b"]" * 99 + b"}"), "nested too deeply"),
     "vast": (text(b'{"a": "' + b"x" * (1 << 20) + b'"}'), "larger than 1,048,576 bytes"),
-    "folder": (replaced(as_folder), "not a regular file"),
-    "pipe": (replaced(as_pipe), "not a regular file"),
+    "folder": (replaced(as_folder), "Is a directory"),
+    "pipe": (replaced(as_pipe), "expected a regular file"),
     "link-to-nothing": (replaced(as_link("nowhere")), "cannot be read"),
     "link-to-itself": (replaced(as_link(FILE)), "cannot be read"),
 }

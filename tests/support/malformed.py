@@ -1,15 +1,17 @@
 """Builds malformed model folders, and asserts that they are refused with the right message."""
 
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,22 @@ def cases(table: dict[str, tuple[Any, ...]]) -> list[Any]:
     return [pytest.param(*row, id=name) for name, row in table.items()]
 
 
+@contextlib.contextmanager
+def promptly(seconds: int = 30) -> Iterator[None]:
+    """Ends what would hang, such as the opening of a pipe, with a TimeoutError."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # What may take the place of a file.
 
 
@@ -206,10 +224,16 @@ def full(path):
     (path / "mine").write_text("keep")
 
 
-def run_script(script, *arguments):
-    """Runs a script in a process of its own, and returns the JSON it prints."""
+def run_script(script, *arguments, before=()):
+    """Runs a script in a process of its own, and returns the JSON it prints.
+
+    Args:
+        script: the script.
+        arguments: its arguments.
+        before: a command that runs the command after it, such as `setpriv`.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        [*map(str, before), sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
