@@ -38,20 +38,24 @@ from minibert.errors import ConfigError, InputError, shown, suggest
 MAX_LABELS = 1 << 20
 
 LABELS = ("num_labels", "id2label", "label2id")
-# Arguments of `from_pretrained` in transformers, and what replaces them.
+# Arguments of `from_pretrained` in transformers that are not supported, and what replaces them.
 ELSEWHERE = {
-    "_do_init": "for a tree of shapes, call the class with rngs=None",
-    "attn_implementation": "attention has one implementation",
-    "device_map": "pass sharding=minibert.Sharding(…)",
-    "from_flax": "convert the file with `minibert convert`",
-    "from_pt": "PyTorch's weights are read as they are",
-    "from_tf": "convert the checkpoint with transformers 4",
+    "_do_init": "leave it out; nnx.split(model) separates the parameters from the model",
+    "attn_implementation": "leave it out; the attention is chosen by device",
+    "device_map": "pass sharding",
+    "force_download": "remove the repository from the Hub's cache",
+    "from_flax": "convert flax_model.msgpack once: minibert convert SOURCE OUT",
+    "from_pt": "leave it out; PyTorch's layout is the format",
+    "from_tf": "convert the weights to safetensors with transformers 4",
     "gradient_checkpointing": "call model.gradient_checkpointing_enable()",
-    "ignore_mismatched_sizes": "for a new head pass num_labels and new_head=True",
-    "input_shape": "a model needs no example of its inputs",
-    "seed": "for a new head pass rngs=nnx.Rngs(0)",
-    "torch_dtype": "pass param_dtype, and dtype for computations",
-    "trust_remote_code": "the code of a repository is never run",
+    "ignore_mismatched_sizes": "pass new_head=True, rngs=nnx.Rngs(0) for a new head",
+    "input_shape": "leave it out; the config determines all shapes",
+    "low_cpu_mem_usage": "leave it out; a model is never in memory twice",
+    "seed": "pass rngs=nnx.Rngs(seed), which only a new head needs",
+    "torch_dtype": "pass dtype for the computation, or param_dtype for the parameters",
+    "trust_remote_code": "leave it out; code of a repository is never run",
+    "use_auth_token": "pass token",
+    "use_safetensors": "leave it out, or pass allow_pickle=True",
 }
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -82,6 +86,7 @@ REFUSED_FIELDS: Neutral = {
     "per_layer_config": (None, {}),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
+    "transformers_weights": (None,),  # the file that it reads the weights from
 }
 # Fields that it reads when it makes the cache of a decoder (cache_utils.py).
 REFUSED_DECODER_FIELDS: Neutral = {

@@ -39,6 +39,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+MOST_BYTES = 1 << 30  # of a file of a tokenizer or an encoder other than weights
 # sentence-transformers' names of the file with a transformer's settings, the newest first.
 BODY_CONFIGS = tuple(
     f"sentence_{kind}_config.json"

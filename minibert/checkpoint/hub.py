@@ -4,14 +4,17 @@ Downloads, the cache, tokens and the offline switches (`HF_HOME`, `HF_HUB_OFFLIN
 huggingface_hub.
 """
 
+import contextlib
 import os
 from typing import Any
 
 from minibert.checkpoint.files import ADAPTER_CONFIG, GENERATION, check_settled
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS, read_index
-from minibert.errors import SourceError, shown
+from minibert.core.paths import path_text
+from minibert.errors import SourceError, shown, suggest
 
 AnyPath = str | os.PathLike[str]
+PLACE = "a folder or the name of a repository"  # what a source may be, for messages
 
 
 def model_folder(
@@ -39,10 +42,12 @@ def model_folder(
 
     Raises:
         SourceError: there is no such folder, repository, revision or file.
+        InputError: `source`, `subfolder` or `cache_dir` is not a path.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise SourceError(f"{shown(source)}: expected a folder or the name of a repository")
-    source = os.fspath(source)
+    source = path_text("source", source, PLACE)
+    for name, path in (("subfolder", subfolder), ("cache_dir", cache_dir)):
+        if path:
+            path_text(name, path)
     if os.path.isfile(source):
         raise SourceError(f"{shown(source)}: expected a folder, found a file; pass its folder")
     if os.path.isdir(source):
@@ -62,6 +67,7 @@ def model_folder(
     if looks_like_path or os.path.exists(source):
         raise SourceError(
             f"{shown(source)}: expected a folder or a repository of the Hub, found no such folder"
+            f"{similar_folders(source)}"
         )
     options = {
         "revision": revision,
@@ -109,12 +115,12 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
             return folder  # `open_source` raises the error
     except errors.LocalEntryNotFoundError as reason:
         raise SourceError(
-            f"{shown(repository)}: not a folder here, not in the cache, and the Hub cannot be "
-            f"reached ({first_line(reason)})"
+            f"{no_folder(repository)} As a repository of the Hub, it is not in the cache, and the "
+            f"Hub cannot be reached ({first_line(reason)})"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
         raise SourceError(
-            f"{shown(repository)}: not found on the Hub ({first_line(reason)})"
+            f"{no_folder(repository)} It was not found on the Hub either ({first_line(reason)})"
         ) from None
     if unreachable:
         raise SourceError(
@@ -125,6 +131,20 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
         f"{shown(repository)}: expected {' or '.join(kinds)} in this repository, found no such "
         "file; to load a pickle pass allow_pickle=True"
     )
+
+
+def no_folder(source: str) -> str:
+    """Returns the sentence about a source that is not a folder, and so the name of a repository."""
+    return f"{shown(source)}: there is no such folder here{similar_folders(source)}."
+
+
+def similar_folders(source: str) -> str:
+    """Returns a hint at the existing folders whose paths are most similar; "" if there are none."""
+    parent = os.path.dirname(source)
+    near = []
+    with contextlib.suppress(OSError), os.scandir(parent or os.curdir) as entries:
+        near = [os.path.join(parent, entry.name) for entry in entries if entry.is_dir()]
+    return suggest(source, near)
 
 
 def first_line(reason: Exception) -> str:

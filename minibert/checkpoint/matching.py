@@ -7,7 +7,7 @@ classes (see `PretrainedModel`): trunk, heads, tied copies, optional submodules,
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -78,7 +78,9 @@ class LoadingInfo:
         return "\n".join(line if line.isprintable() else shown(line) for line in lines)
 
 
-WRAPPERS = ("model.", "module.", "0.auto_model.")
+# Prefixes of all tensors of a model saved inside another module: by torch.compile, by
+# DistributedDataParallel, by a module with the attribute `model`, and by sentence-transformers.
+WRAPPERS = ("_orig_mod.", "module.", "model.", "0.auto_model.")
 LEGACY_LAYER_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -129,8 +131,8 @@ class Matching:
         """Maps each tensor's name in the tree, trunk prefix included, to its name in the file."""
         raws = list(self.source.tensors)
         trunk, submodules = f"{self.model.trunk}.", self.model.submodules
-        wrapper = next((w for w in WRAPPERS if raws and all(r.startswith(w) for r in raws)), "")
-        names = {raw: raw.removeprefix(wrapper) for raw in raws}
+        outer = wrapper(raws, trunk)
+        names = {raw: raw.removeprefix(outer) for raw in raws}
         prefixed = any(name.startswith(trunk) for name in names.values())
         layout = self.source.layout
         canonical = {leaf.name_in(layout): leaf.name for leaf in leaves(self.model)}
@@ -328,6 +330,24 @@ class Matching:
                 del array  # before the next is read
         if faults:
             raise CheckpointMismatchError(where, sorted(faults))
+
+
+def wrapper(names: Collection[str], trunk: str) -> str:
+    """Returns the prefixes of wrappers that all names share, such as `module._orig_mod.`; or "".
+
+    Args:
+        names: the names of the tensors of a checkpoint.
+        trunk: the prefix of the bare model, which is not a wrapper's.
+    """
+    found = ""
+    while names:
+        for one in WRAPPERS:
+            if one != trunk and all(name.startswith(found + one) for name in names):
+                found += one
+                break
+        else:
+            break
+    return found
 
 
 def head_of(model: Any, name: str) -> str | None:

@@ -5,7 +5,7 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from minibert.checkpoint.tensors import (
     joined,
     raw_bytes,
 )
+from minibert.core.paths import open_file
 from minibert.core.strict_json import read_json
 from minibert.errors import (
     PickleRefusedError,
@@ -60,7 +61,7 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
     if os.path.lexists(path(SAFETENSORS)):
         return SafetensorsSource([path(SAFETENSORS)])
     if os.path.lexists(path(f"{SAFETENSORS}.index.json")):
-        return _open_shards(folder, SAFETENSORS)
+        return open_shards(folder, SAFETENSORS, SafetensorsSource)
     if os.path.isdir(path(ORBAX)):
         return _open_orbax(path(ORBAX))
     for name in (PICKLE, f"{PICKLE}.index.json"):
@@ -71,13 +72,21 @@ def open_source(folder: str, *, allow_pickle: bool = False) -> TensorSource:
                     "code when it is opened; if you trust its author, pass allow_pickle=True "
                     "(minibert convert: --allow-pickle)"
                 )
-            return _open_shards(folder, PICKLE) if name != PICKLE else _unpickle([path(PICKLE)])
-    if os.path.lexists(path(FLAX)):
+            if name == PICKLE:
+                return _unpickle([path(PICKLE)])
+            return open_shards(folder, PICKLE, _unpickle)
+    if has_flax(folder):
         raise SourceError(
             f"{path(FLAX)}: expected {SAFETENSORS}, found weights of the old Flax classes; convert "
             f"them: minibert convert {folder} OUT"
         )
     raise SourceError(f"{folder}: no {SAFETENSORS}, no {SAFETENSORS}.index.json, no {PICKLE}")
+
+
+def has_flax(folder: str) -> bool:
+    """Returns whether a folder contains weights of the old Flax classes, in a file or in shards."""
+    names = (FLAX, f"{FLAX}.index.json")
+    return any(os.path.lexists(os.path.join(folder, name)) for name in names)
 
 
 def read_index(path: str, kind: str) -> dict[str, Any]:
@@ -103,7 +112,19 @@ def read_index(path: str, kind: str) -> dict[str, Any]:
     return index
 
 
-def _open_shards(folder: str, kind: str) -> TensorSource:
+def open_shards(
+    folder: str, kind: str, open_files: Callable[[list[str]], TensorSource]
+) -> TensorSource:
+    """Opens the shards that an index lists.
+
+    Args:
+        folder: the folder.
+        kind: the name of a file that is not split, whose index is `KIND.index.json`.
+        open_files: opens the shards, given their paths.
+
+    Raises:
+        ShardIndexError: the index is invalid or disagrees with the shards.
+    """
     index_path = os.path.join(folder, f"{kind}.index.json")
     index = read_index(index_path, kind)
     shards = sorted(set(index["weight_map"].values()))
@@ -118,7 +139,7 @@ def _open_shards(folder: str, kind: str) -> TensorSource:
                 f"{index_path}: the shard {shown(shard)} is a link to {shown(str(real))}, outside "
                 "of the folder"
             )
-    source = SafetensorsSource(paths) if kind == SAFETENSORS else _unpickle(paths)
+    source = open_files(paths)
     try:
         _check_index(index, source, index_path)
     except BaseException:
@@ -129,6 +150,8 @@ def _open_shards(folder: str, kind: str) -> TensorSource:
 
 def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -> None:
     weight_map, tensors = index["weight_map"], source.tensors
+    if source.layout == "flax":  # whose indices have the paths of the tree
+        weight_map = {name.replace("/", "."): shard for name, shard in weight_map.items()}
     for name, shard in weight_map.items():
         if name not in tensors:
             raise ShardIndexError(
@@ -150,13 +173,24 @@ def _check_index(index: dict[str, Any], source: TensorSource, index_path: str) -
         raise ShardIndexError(f"{index_path}: total_size: expected {size}, found {shown(total)}")
 
 
-def _unpickle(paths: list[str]) -> TensorSource:
-    source = ArraySource({}, "")
+def read_files(
+    paths: list[str], read: Callable[[str], Arrays], layout: str = "torch"
+) -> ArraySource:
+    """Reads the arrays of several files.
+
+    Raises:
+        WeightsFileError: an array is in two files.
+    """
+    source = ArraySource({}, "", layout)
     for path in paths:
-        one = ArraySource(_load_pickle(path), path)
+        one = ArraySource(read(path), path)
         source.tensors = joined(source.tensors, one.tensors)
         source.arrays |= one.arrays
     return source
+
+
+def _unpickle(paths: list[str]) -> TensorSource:
+    return read_files(paths, _load_pickle)
 
 
 def _load_pickle(path: str) -> Arrays:
@@ -170,8 +204,7 @@ def _load_pickle(path: str) -> Arrays:
         raise WeightsFileError(
             f"{path}: reading a pickle safely needs torch 2.10 or newer, found {torch.__version__}"
         )
-    if not os.path.isfile(path):
-        raise WeightsFileError(f"{path}: expected a regular file")
+    open_file(path, WeightsFileError).close()
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -222,6 +255,9 @@ def _open_orbax(path: str) -> TensorSource:
             f"{path}: reading it needs orbax-checkpoint; pip install 'minibert-jax[train]'"
         ) from None
     path = os.path.abspath(path)  # Orbax requires an absolute path
+    for root, _, names in os.walk(path):
+        for name in names:
+            open_file(os.path.join(root, name), WeightsFileError).close()
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path)

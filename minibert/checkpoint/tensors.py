@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from minibert.core.strict_json import parse_json
+from minibert.core.strict_json import MAX_DEPTH, parse_json
 from minibert.errors import WeightsFileError, reading, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
@@ -144,8 +144,8 @@ def flat_arrays(node: object, where: str, prefix: str = "") -> Arrays:
     """Returns the arrays of a tree of dictionaries, by their dotted paths.
 
     Raises:
-        WeightsFileError: a node is neither a dictionary nor an array, or a key is not a non-empty
-            string without dots.
+        WeightsFileError: a node is neither a dictionary nor an array, or is nested too deeply; or a
+            key is not a non-empty string without dots.
     """
     if not isinstance(node, dict):
         if not isinstance(node, np.ndarray):
@@ -153,6 +153,8 @@ def flat_arrays(node: object, where: str, prefix: str = "") -> Arrays:
                 f"{where}: {shown(prefix)}: expected an array, found {type(node).__name__}"
             )
         return {prefix: node}
+    if prefix.count(".") >= MAX_DEPTH:
+        raise WeightsFileError(f"{where}: {shown(prefix)}: nested too deeply")
     arrays: Arrays = {}
     for key, value in node.items():
         if not isinstance(key, str) or not key or "." in key:

@@ -4,9 +4,11 @@ import contextlib
 import os
 from typing import Any
 
-from minibert.checkpoint.files import unchanged
-from minibert.checkpoint.hub import AnyPath, first_line
-from minibert.errors import SourceError
+from minibert.checkpoint.files import MOST_BYTES, TOKENIZER_FILES, unchanged
+from minibert.checkpoint.hub import PLACE, AnyPath, first_line
+from minibert.core.paths import open_file, path_text
+from minibert.errors import SourceError, shown
+from minibert.text.tokenizer import panics_as_errors
 
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
 
@@ -19,16 +21,22 @@ def load_tokenizer(source: AnyPath, **place: Any) -> Any:
         place: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`.
 
     Raises:
-        SourceError: there is no tokenizer, or it cannot be loaded.
+        InputError: `source` is not a path.
+        SourceError: there is no tokenizer, or it cannot be loaded, or its ids cannot be those of a
+            text.
     """
     from transformers import AutoTokenizer  # imported here to keep `import minibert` fast
 
-    source = os.fspath(source)
+    source = path_text("source", source, PLACE)
     if os.path.isdir(source) and place.get("subfolder"):
         source = os.path.join(source, place.pop("subfolder"))
     with unchanged(source) if os.path.isdir(source) else contextlib.nullcontext():
+        _check_files(source)
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **place)
+            with panics_as_errors():
+                tokenizer: Any = AutoTokenizer.from_pretrained(
+                    source, trust_remote_code=False, **place
+                )
         except Exception as reason:  # every tokenizer class raises its own types
             raise SourceError(
                 f"{source}: its tokenizer cannot be loaded ({first_line(reason)})"
@@ -38,4 +46,41 @@ def load_tokenizer(source: AnyPath, **place: Any) -> Any:
         raise SourceError(
             f"{source}: expected a tokenizer (tokenizer.json, vocab.txt, …), found none"
         )
+    _check_encoding(tokenizer, source)
     return tokenizer
+
+
+def _check_files(folder: str) -> None:
+    """Refuses a file that transformers would wait for, or that does not fit in memory."""
+    for path in (os.path.join(folder, name) for name in TOKENIZER_FILES):
+        if os.path.exists(path):
+            with open_file(path) as file:
+                size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise SourceError(f"{path}: {size:,} bytes; expected at most {MOST_BYTES:,}")
+
+
+def _check_encoding(tokenizer: Any, source: str) -> None:
+    """Encodes a text, and checks the ids and segments that the tokenizer adds to it."""
+    if not tokenizer.is_fast:
+        return
+    try:
+        with panics_as_errors():
+            found = tokenizer.backend_tokenizer.encode("a")
+    except ValueError as reason:
+        raise SourceError(
+            f"{source}: its tokenizer cannot encode a text ({first_line(reason)})"
+        ) from None
+    except Exception:  # a vocabulary may lack this text
+        return
+    unknown = [i for i in found.ids if tokenizer.backend_tokenizer.id_to_token(i) is None]
+    if unknown:
+        raise SourceError(
+            f"{source}: its tokenizer adds the id {unknown[0]} to a text; expected one of its "
+            f"{tokenizer.backend_tokenizer.get_vocab_size():,} tokens"
+        )
+    if any(found.type_ids):
+        raise SourceError(
+            f"{source}: its tokenizer gives a single text the segments {shown(found.type_ids)}; "
+            "expected 0 only"
+        )

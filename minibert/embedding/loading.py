@@ -11,9 +11,10 @@ from minibert.checkpoint.files import (
     TOP_CONFIG,
     check_settled,
 )
-from minibert.checkpoint.hub import model_folder
+from minibert.checkpoint.hub import PLACE, first_line, model_folder, no_folder
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS
 from minibert.checkpoint.tokenizer import load_tokenizer
+from minibert.core.paths import path_text
 from minibert.embedding.folder import one_encoder_state, read_entries, read_module
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel, token_features
 from minibert.embedding.settings import (
@@ -22,7 +23,7 @@ from minibert.embedding.settings import (
     new_settings,
     read_settings,
 )
-from minibert.errors import InputError, SourceError, shown
+from minibert.errors import InputError, SourceError
 from minibert.models.registry import load_model, task_classes
 from minibert.nn.layers import Module
 
@@ -39,12 +40,11 @@ def encoder_folder(
         where: other arguments of `hub.model_folder`.
 
     Raises:
+        InputError: if `source` is not a path.
         SourceError: if there is no such folder, repository or file.
         ConfigError: if its modules.json is invalid.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise SourceError(f"{shown(source)}: expected a folder or the name of a repository")
-    path = os.path.expanduser(os.fspath(source))
+    path = os.path.expanduser(path_text("source", source, PLACE))
     if os.path.isdir(path):
         folder = os.path.join(path, subfolder) if subfolder else path
         check_settled(folder)
@@ -76,9 +76,8 @@ def _fetch(repository: str, prefix: str, names: Sequence[str], where: dict[str, 
         patterns = [f"{prefix}{name}" for name in names]
         return os.path.join(snapshot_download(repository, allow_patterns=patterns, **where), prefix)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as reason:
-        why = str(reason).strip().partition("\n")[0][:300]
         raise SourceError(
-            f"{shown(repository)}: not a local folder, and not found on the Hub ({why})"
+            f"{no_folder(repository)} It was not found on the Hub either ({first_line(reason)})"
         ) from None
 
 

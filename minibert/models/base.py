@@ -412,9 +412,9 @@ class PretrainedModel(Module):
                 infinite.
             CheckpointMismatchError: the config does not describe the model: parameters are missing,
                 extra, or of a different shape.
-            InputError: the config is of a different class.
+            InputError: the config is of a different class, or `folder` is not a path.
         """
-        save_model(self, os.fspath(folder), max_shard_size, overwrite, config)
+        save_model(self, folder, max_shard_size, overwrite, config)
 
 
 ModelClass = type[PretrainedModel]
@@ -429,6 +429,8 @@ class Family:
         by_heads: the class of a checkpoint whose config names none, by the heads among its tensors
             in the order of the classes' `heads`.
         causal: the classes that replace some of these if `is_decoder` is true.
+        flax_names: other names that `architectures` may have: those that transformers' Flax classes
+            wrote, where PyTorch's class has another one.
         tasks: the class of each task: the tasks of `minibert.pipeline`, multiple choice, and
             pretraining and continuation of `minibert train`. Feature extraction uses the bare
             model.
@@ -438,6 +440,7 @@ class Family:
     by_heads: Mapping[tuple[str, ...], ModelClass]
     tasks: Mapping[str, ModelClass]
     causal: Mapping[ModelClass, ModelClass] = dataclasses.field(default_factory=dict)
+    flax_names: Mapping[str, ModelClass] = dataclasses.field(default_factory=dict)
 
     @property
     def base(self) -> ModelClass:

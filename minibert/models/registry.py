@@ -18,6 +18,8 @@ from minibert.models.base import (
 
 FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
 MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
+# The Flax classes of transformers 4 wrote their names without the prefix into config.json.
+FLAX_NAMES = {name: cls for family in FAMILIES for name, cls in family.flax_names.items()}
 BY_TYPE = {family.model_type: family for family in FAMILIES}
 LOADING_OPTIONS = frozenset(LoadingOptions.__annotations__)
 
@@ -43,12 +45,14 @@ def model_class(data: dict[str, Any], source: TensorSource, where: str) -> Model
     """
     if named := data.get("architectures"):
         name = named[0] if isinstance(named, list) else named
-        if not isinstance(name, str) or name not in MODELS:
+        known = MODELS | FLAX_NAMES
+        found = known.get(name.removeprefix("Flax")) if isinstance(name, str) else None
+        if found is None:
             raise ConfigError(
                 f"{where}: architectures: expected one of minibert's {len(MODELS)} classes, found "
                 f"{shown(name)}{suggest(str(name), MODELS, count=3)}"
             )
-        return MODELS[name]
+        return found
     cls = class_by_tensors(data, source.tensors)
     if cls is not None:
         return cls

@@ -4,7 +4,8 @@ The tokenizer itself is not changed: truncation is set on a copy of its backend,
 without the lists and offsets that a call of the tokenizer creates.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,17 @@ from minibert.text.batching import Batch, padded
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerBase
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Generator[None]:
+    """Converts a panic of tokenizers (of a damaged file), a `BaseException`, to a `ValueError`."""
+    try:
+        yield
+    except BaseException as reason:
+        if type(reason).__name__ != "PanicException":
+            raise
+        raise ValueError(f"a failure inside the tokenizers library: {reason}") from None
 
 
 def backend_of(tokenizer: "PreTrainedTokenizerBase") -> Any:
@@ -81,7 +93,8 @@ class TokenReader:
         """
         numbers = range(len(texts)) if numbers is None else numbers
         try:
-            found = self._backend.encode_batch_fast(list(texts))
+            with panics_as_errors():
+                found = self._backend.encode_batch_fast(list(texts))
         except Exception as reason:  # tokenizers raises TypeError for half a surrogate pair
             for number, text in zip(numbers, texts, strict=True):
                 try:

@@ -103,7 +103,7 @@ def test_a_stacked_ensemble(tmp_path):
         return minibert.BertModel(minibert.BertConfig.tiny(), rngs=nnx.Rngs(params=key))
 
     models = build(jax.random.split(jax.random.key(0), 3))
-    said = ("pooler.dense.kernel: expected shape (24, 24), found shape (3, 24, 24)",)
+    said = (": expected shape (24, 24), found shape (3, 24, 24) (and 8 more like it)",)
     refused(CheckpointMismatchError, said, lambda: models.save_pretrained(tmp_path / "out"))
 
 

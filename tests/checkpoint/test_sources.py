@@ -1,12 +1,13 @@
 """Sources of models: folders without a model, unknown names, a cache that lacks a file."""
 
+import os
 import shutil
 
 import pytest
 
 import minibert
-from malformed import INDEX, WEIGHTS, cases, edit_json, load, refused
-from minibert.errors import ShardIndexError, SourceError, WeightsFileError
+from malformed import INDEX, WEIGHTS, cases, edit_json, load, promptly, refused
+from minibert.errors import InputError, ShardIndexError, SourceError, WeightsFileError
 
 OTHERS = {
     "nothing": (lambda folder: None, "no model.safetensors"),
@@ -41,7 +42,6 @@ FOLDERS = {
     "absent": (lambda path: path, "no such folder"),
     "file": (lambda path: path.touch() or path, "found a file"),
     "empty": (lambda path: path.mkdir() or path, "no config.json"),
-    "nul": (lambda path: f"{path}\0x", "no such folder"),
     "no-name": (lambda path: "", "''"),
     "not-a-name": (lambda path: "a b/c d", "'a b/c d'"),
     "long": (lambda path: "x" * 10**6, "not found"),
@@ -54,6 +54,45 @@ FOLDERS = {
 def test_no_such_source(make, said, tmp_path):
     source = make(tmp_path / "model")
     refused(SourceError, (said,), lambda: minibert.BertModel.from_pretrained(source))
+
+
+@pytest.mark.parametrize("load", [minibert.load, minibert.SentenceEncoder.from_pretrained])
+def test_a_mistyped_folder(load, tmp_path, monkeypatch):
+    """With one slash it could be a repository, which is looked for; the folders here are named."""
+    (tmp_path / "out" / "minilm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    said = ("'out/minilmm': there is no such folder here (did you mean out/minilm?)", "Hub")
+    refused(SourceError, said, lambda: load("out/minilmm"))
+    refused(SourceError, ("no such folder here", "Hub"), lambda: load("elsewhere/minilm"))
+    refused(SourceError, ("no such folder", "did you mean"), lambda: load("./out/minilmm"))
+
+
+OPTIONS = {
+    "from_pt": (True, "leave it out"),
+    "_do_init": (False, "nnx.split"),
+    "config": (minibert.BertConfig.tiny(), "num_labels or id2label"),
+    "seed": (1, "rngs=nnx.Rngs"),
+    "input_shape": ((1, 1), "leave it out"),
+    "torch_dtype": ("auto", "param_dtype"),
+    "ignore_mismatched_sizes": (True, "new_head=True"),
+    "rng": (1, "help"),
+}
+
+
+@pytest.mark.parametrize("load", [minibert.load, minibert.BertModel.from_pretrained])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_argument_of_transformers(name, load, folder):
+    value, said = OPTIONS[name]
+    refused(InputError, (f"{name}: not an argument", said), lambda: load(folder, **{name: value}))
+
+
+def test_a_pipe_in_an_orbax_folder(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "orbax" / "d").mkdir(parents=True)
+    os.mkfifo(folder / "orbax" / "d" / "0")
+    said = (str(folder / "orbax" / "d" / "0"), "expected a regular file")
+    with promptly():
+        refused(WeightsFileError, said, lambda: load(folder))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Sentence folders that are damaged, contradictory or unsupported: one clear error each."""
 
+import base64
 import json
+import os
 import pathlib
 import shutil
 
@@ -9,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sentences
+from malformed import promptly
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.errors import (
     CheckpointMismatchError,
@@ -86,6 +89,54 @@ def test_no_tokenizer(folder):
     refused(folder, SourceError, str(folder), "tokenizer")
     (folder / "tokenizer.json").write_text("{}")
     refused(folder, SourceError, str(folder), "tokenizer")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "tokenizer_config.json"])
+def test_a_file_of_the_tokenizer_that_is_not_read(name, folder):
+    path = folder / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with promptly():
+        refused(folder, SourceError, f"{path}: expected a regular file")
+    path.unlink()
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with promptly():
+        refused(folder, SourceError, f"{path}: 1,099,511,627,776 bytes; expected at most")
+
+
+def other_id(data):
+    data["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [5000]
+
+
+def other_segment(data):
+    data["post_processor"]["single"][1]["Sequence"]["type_id"] = 1
+
+
+def damaged_map(data, charsmap=b"\x10\0\0\0" + bytes(20)):
+    text = base64.b64encode(charsmap).decode()
+    data["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": text}
+
+
+def cut_map(data):
+    damaged_map(data, b"\xff\xff\0\0")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (other_id, "adds the id 5000 to a text"),
+        (other_segment, "gives a single text the segments"),
+        (damaged_map, "its tokenizer cannot"),
+        (cut_map, "its tokenizer cannot"),
+    ],
+)
+def test_a_tokenizer_that_fails_at_the_first_text(change, part, folder):
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    refused(folder, SourceError, str(folder), part)
 
 
 def test_no_folder(tmp_path):
@@ -199,6 +250,8 @@ THIRD, FOURTH = line("Dense", "2_Dense"), line("Normalize", "3_Normalize")
         ([FIRST, line("Pooling", "../1_Pooling")], ConfigError, "'../1_Pooling'"),
         ([FIRST, line("Pooling", "/etc")], ConfigError, "'/etc'"),
         ([FIRST, line("Pooling", ".hidden")], ConfigError, "'.hidden'"),
+        ([FIRST, line("Pooling", "a" * 40 + "!")], ConfigError, "aa!'"),  # without backtracking
+        ([FIRST, line("Pooling", "a/" * 40 + "!")], ConfigError, "a/!'"),
         ([FIRST, {**SECOND, "kwargs": ["task"]}], UnsupportedConfigError, "kwargs"),
         ([FIRST, {**SECOND, "colour": 1}], UnsupportedConfigError, "colour"),
         ([line("Transformer", "", idx=1), line("Pooling", "1_Pooling", idx=0)], ConfigError, "idx"),

@@ -82,16 +82,29 @@ def test_config_survives(facts, tmp_path):
     assert {key: after[key] for key in before} == before
 
 
-@pytest.mark.parametrize("wrapper", ["model.", "module.", "0.auto_model."])
+WRAPPERS = ["model.", "module.", "0.auto_model.", "_orig_mod.", "module._orig_mod.model."]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", [name for facts in FACTS.values() for name in facts.wrapped])
 def test_wrappers(name, wrapper, tmp_path):
     oracle.saved(name, tmp_path)
-    plain = oracle.named_arrays(oracle.ours(name, tmp_path))
+    plain = oracle.ours(name, tmp_path)
     rewrite(tmp_path, lambda tensors: {wrapper + key: tensors[key] for key in tensors})
-    wrapped = oracle.named_arrays(oracle.ours(name, tmp_path))
-    assert wrapped.keys() == plain.keys()
-    for key, array in plain.items():
-        np.testing.assert_array_equal(wrapped[key], array)
+    wrapped = oracle.ours(name, tmp_path)
+    for model, folder in ((plain, "plain"), (wrapped, "wrapped")):
+        model.save_pretrained(tmp_path / folder)
+    one, other = (tmp_path / folder / "model.safetensors" for folder in ("plain", "wrapped"))
+    assert one.read_bytes() == other.read_bytes()  # with names without a wrapper
+    rewrite(tmp_path, lambda tensors: half_wrapped(tensors, wrapper))
+    with pytest.raises(CheckpointMismatchError, match="no leaf of"):
+        oracle.ours(name, tmp_path)
+
+
+def half_wrapped(tensors, wrapper):
+    """The first tensor without the wrapper."""
+    first, *others = tensors
+    return {first.removeprefix(wrapper): tensors[first]} | {key: tensors[key] for key in others}
 
 
 def test_base_file_into_a_head_class(facts, tmp_path):

@@ -170,7 +170,7 @@ def test_lm_head(name, stored, tied, tmp_path):
         assert torch.equal(back.state_dict()[key], value), key
 
 
-@pytest.mark.parametrize("wrapper", ["model.", "module.", "0.auto_model."])
+@pytest.mark.parametrize("wrapper", ["model.", "module.", "0.auto_model.", "_orig_mod.module."])
 @pytest.mark.parametrize("layout", [as_published, as_saved_by_old_versions])
 def test_wrappers(layout, wrapper, tmp_path):
     oracle.saved(LM, tmp_path)

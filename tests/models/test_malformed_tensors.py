@@ -6,7 +6,6 @@ import pytest
 
 from malformed import (
     FINITE,
-    ONES,
     add,
     edit_json,
     edit_tensors,
@@ -29,11 +28,22 @@ def test_no_tensor_at_all(folder):
 
 
 def test_many_faults_are_counted_and_twenty_shown(folder):
-    edit_tensors(folder, lambda tensors: tensors.update({f"x{i}": ONES for i in range(100)}))
+    many = {f"x{i}": np.ones(i + 1, np.float32) for i in range(100)}
+    edit_tensors(folder, lambda tensors: tensors.update(many))
     error = refused(
         CheckpointMismatchError, ("100 faults", "… and 80 more …"), lambda: load(folder)
     )
     assert len(error.faults) == 100
+
+
+def test_of_many_faults_every_reason_is_shown(folder):
+    """A config of another width: not the names of all tensors, but each shape that differs."""
+    edit_json(folder / "config.json", lambda config: config.update(hidden_size=48))
+    said = [f"expected shape {s}, found {o}" for s, o in (((48,), (24,)), ((48, 48), (24, 24)))]
+    said += ["expected shape (97, 48), found (97, 24)", "more like it)"]
+    error = refused(CheckpointMismatchError, tuple(said), lambda: load(folder))
+    assert len(error.faults) > 20
+    assert "more …" not in str(error)
 
 
 def test_buffers_are_ignored_with_a_reason(folder):

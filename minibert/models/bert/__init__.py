@@ -38,6 +38,7 @@ FAMILY = Family(
         ("classifier",): BertForTokenClassification,
     },
     causal={BertForMaskedLM: BertLMHeadModel},
+    flax_names={"BertForCausalLM": BertLMHeadModel},
     tasks={
         "fill-mask": BertForMaskedLM,
         "text-classification": BertForSequenceClassification,
