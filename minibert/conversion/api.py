@@ -13,7 +13,7 @@ from minibert.checkpoint.hub import AnyPath
 from minibert.checkpoint.loading import load_pretrained, shapes_only
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
-from minibert.checkpoint.sources import FLAX, PICKLE, SAFETENSORS, open_source
+from minibert.checkpoint.sources import PICKLE, SAFETENSORS, has_flax, open_source
 from minibert.checkpoint.tensors import TensorSource
 from minibert.conversion.flax_msgpack import open_flax
 from minibert.conversion.folders import check_links, copy_companions, locate, refuse_nested
@@ -27,6 +27,7 @@ from minibert.conversion.verification import (
     write_report,
 )
 from minibert.core.atomic import atomic_folder
+from minibert.core.paths import path_text
 from minibert.errors import MinibertError, SourceError, writing
 from minibert.models.base import ModelClass, PretrainedModel
 from minibert.models.registry import class_by_tensors, model_class
@@ -79,7 +80,7 @@ def convert(
         MinibertError: a source, config, tensor or target is not right; nothing was written.
         ParityError: the result's outputs differ from PyTorch's; nothing was written.
     """
-    limit = parse_size(max_shard_size)
+    target, limit = path_text("target", target), parse_size(max_shard_size)
     folder = locate(source, revision=revision, allow_pickle=allow_pickle)
     refuse_nested(folder, target)
     check_links(folder)
@@ -220,7 +221,7 @@ def _left(cls: ModelClass, data: Any, tensors: TensorSource) -> int | float:
 
 
 def _open(folder: str, *, allow_pickle: bool) -> TensorSource:
-    if _unreadable_by_torch(folder) and os.path.exists(os.path.join(folder, FLAX)):
+    if _unreadable_by_torch(folder) and has_flax(folder):
         refuse_adapter(folder)
         return open_flax(folder)
     return open_source(folder, allow_pickle=allow_pickle)

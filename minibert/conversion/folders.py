@@ -10,19 +10,19 @@ from minibert.checkpoint.files import (
     GENERATION,
     MODULE_FOLDER,
     MODULES,
+    MOST_BYTES,
     TOKENIZER_FILES,
     TOP_CONFIG,
     check_link,
 )
 from minibert.checkpoint.hub import AnyPath, model_folder
-from minibert.checkpoint.sources import FLAX
+from minibert.checkpoint.sources import FLAX, has_flax
 from minibert.errors import SourceError, TargetError, reading, writing
 
 # Tokenizer and sentence-transformers files, at the top of a model folder …
 COMPANIONS = frozenset((*TOKENIZER_FILES, MODULES, *BODY_CONFIGS, TOP_CONFIG))
 # … and in the folders of a sentence-transformers module, such as 1_Pooling or 2_Dense.
 MODULE_FILES = frozenset({"config.json", "model.safetensors"})
-MOST_BYTES = 1 << 30  # of a companion
 BLOCK = 1 << 20
 
 
@@ -34,15 +34,18 @@ def locate(source: AnyPath, *, revision: str | None, allow_pickle: bool) -> str:
     """
     if not isinstance(source, str) or os.path.isdir(source):
         return model_folder(source)
-    from huggingface_hub import errors, hf_hub_download, snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
     try:
         folder = model_folder(source, revision=revision, allow_pickle=allow_pickle)
     except SourceError as reason:
+        names = ["config.json", FLAX, f"{FLAX}.index.json", "flax_model-*-of-*.msgpack"]
         try:
-            folder = os.path.dirname(hf_hub_download(source, FLAX, revision=revision))
+            folder = snapshot_download(source, revision=revision, allow_patterns=names)
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError):
             raise reason from None
+        if not has_flax(folder):
+            raise
     wanted = [GENERATION, *COMPANIONS, *(f"[0-9]*_*/{name}" for name in MODULE_FILES)]
     try:
         snapshot_download(source, revision=revision, allow_patterns=wanted)

@@ -7,6 +7,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from minibert.checkpoint.files import ORBAX
+from minibert.checkpoint.hub import first_line
 from minibert.checkpoint.saving import check_saved
 from minibert.checkpoint.sources import CHECKSUMS, array_sums
 from minibert.errors import TargetError
@@ -20,7 +21,8 @@ def write_orbax(model: Any, folder: str) -> None:
     Checksums of the arrays are in the checkpoint's custom metadata, and compared when it is read.
 
     Raises:
-        TargetError: orbax-checkpoint is not installed, or what was written is not the model.
+        TargetError: orbax-checkpoint is not installed, the checkpoint cannot be written, or what
+            was written is not the model.
     """
     try:
         import orbax.checkpoint as ocp
@@ -30,10 +32,11 @@ def write_orbax(model: Any, folder: str) -> None:
         ) from None
     arrays = parameters(model)
     sums = array_sums({path: np.asarray(array) for path, array in arrays.items()})
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(
-            os.path.abspath(os.path.join(folder, ORBAX)),
-            unflatten_dict(arrays, sep="."),
-            custom_metadata={CHECKSUMS: sums},
-        )
+    path = os.path.abspath(os.path.join(folder, ORBAX))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = unflatten_dict(arrays, sep=".")
+            checkpointer.save(path, tree, custom_metadata={CHECKSUMS: sums})
+    except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
+        raise TargetError(f"{path}: cannot be written ({first_line(reason)})") from None
     check_saved(model, folder)

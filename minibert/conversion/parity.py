@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from minibert import assets
+from minibert.checkpoint.files import MOST_BYTES
+from minibert.checkpoint.hub import first_line
 from minibert.checkpoint.tensors import Arrays
+from minibert.core.paths import read_file
+from minibert.errors import SourceError
+from minibert.text.tokenizer import panics_as_errors
 
 Progress = Callable[[str], None]
 
@@ -89,10 +94,12 @@ def _tokenized(config: Any, folder: str) -> list[list[int]]:
     import tokenizers
 
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        rows = [tokenizer.encode(text).ids for text in _passages()]
+        with panics_as_errors():
+            content = read_file(os.path.join(folder, "tokenizer.json"), MOST_BYTES)
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            rows = [tokenizer.encode(text).ids for text in _passages()]
     except Exception:  # no tokenizer, or one that tokenizers refuses: use random ids
         return []
     usable = all(row and max(row) < config.vocab_size for row in rows)
@@ -138,20 +145,29 @@ def compare(
         inputs: the arguments, as the models take them.
         progress: called with a description of each step before it begins.
         one_by_one: whether the models take no more than one row at a time.
+
+    Raises:
+        SourceError: transformers cannot load or run the model.
     """
     calls = [inputs]
     if one_by_one:
         rows = range(len(inputs["input_ids"]))
         calls = [{name: a[row : row + 1] for name, a in inputs.items()} for row in rows]
     progress("PyTorch, float32")
-    theirs = load_theirs().float()
-    torch32 = _run_torch(theirs, calls)
-    progress("PyTorch, float64")
-    for module in theirs.modules():
-        if hasattr(module, "reorder_and_upcast_attn"):
-            module.reorder_and_upcast_attn = False  # it changes rounding, and refuses float64
-    torch64 = _run_torch(theirs.double(), calls)
-    del theirs
+    try:
+        theirs = load_theirs().float()
+        torch32 = _run_torch(theirs, calls)
+        progress("PyTorch, float64")
+        for module in theirs.modules():
+            if hasattr(module, "reorder_and_upcast_attn"):
+                module.reorder_and_upcast_attn = False  # it changes rounding, and refuses float64
+        torch64 = _run_torch(theirs.double(), calls)
+        del theirs
+    except Exception as reason:  # torch and transformers raise many types, such as for a config
+        raise SourceError(
+            f"nothing can be verified: transformers failed ({type(reason).__name__}: "
+            f"{first_line(reason)}); convert without a verification, or with another config.json"
+        ) from None
     with jax.default_device(jax.devices("cpu")[0]):  # an accelerator rounds in ways of its own
         progress("minibert, float32")
         ours32 = _run_jax(load_ours(jnp.float32), calls)

@@ -16,9 +16,11 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import minibert
 from minibert.checkpoint.files import ORBAX
+from minibert.checkpoint.hub import first_line
 from minibert.checkpoint.tensors import Arrays
 from minibert.conversion.parity import (
     FLOAT32,
@@ -29,7 +31,7 @@ from minibert.conversion.parity import (
     ragged_inputs,
     shaped,
 )
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, visible
 
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
 
@@ -155,7 +157,7 @@ def _unreadable(name: str, source: str) -> str:
     try:
         _, info = _load_torch(name, source)
     except Exception as reason:  # transformers raises many types for what it cannot read
-        return f"transformers cannot read it: {str(reason).splitlines()[0][:200]}"
+        return f"transformers cannot read it: {first_line(reason)}"
     missing = [*info["missing_keys"], *info["mismatched_keys"]]
     return f"transformers misses tensors in it: {missing[:3]}" if missing else ""
 
@@ -163,14 +165,14 @@ def _unreadable(name: str, source: str) -> str:
 def table(found: Verification) -> Table:
     """The verification as a table, a row an output."""
     tokens = found.inputs["attention_mask"].sum()
-    caption = (
+    caption = visible(
         f"Largest absolute differences at unpadded positions; f64 alone is PyTorch's. RMS: errors "
         f"against f64. Bounds: {FLOAT32:g} in f32, {FLOAT64:g} in f64, times the output's largest "
         f"number where that is over 1. PyTorch read {found.reference}."
     )
     result = Table(
         title=f"{found.model}: {tokens:,} tokens, against PyTorch",
-        caption=caption,
+        caption=Text(caption),  # not markup, as it may contain a message of transformers
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.serialization import msgpack_restore, msgpack_serialize
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 import minibert
 from conftest import FIXTURES
 from converting import HAS_TORCH, needs_torch, run
 from folders import contents
+from malformed import cases, promptly
 from minibert.checkpoint.files import BODY_CONFIGS
 from minibert.cli.convert import DIFFERS, REFUSED
 from minibert.nn import activations
@@ -207,6 +210,83 @@ def test_one_clear_line(arguments, status, message, source, tmp_path):
     assert not (tmp_path / "out").exists()
     if status == REFUSED:
         assert result.output.startswith("error: ")
+
+
+def nested(path):
+    path.write_bytes(b"\x81\xa1a" * 980 + msgpack_serialize(np.ones(2, "f")))  # {"a": {"a": …
+
+
+def vast(path):
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+
+
+MSGPACKS = {
+    "pipe": (os.mkfifo, "expected a regular file"),
+    "nested": (nested, "nested too deeply|recursion"),
+    "vast": (vast, "larger than [0-9,]+ bytes"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), cases(MSGPACKS))
+def test_a_msgpack_that_cannot_be_read(make, said, tmp_path):
+    (tmp_path / "in").mkdir()
+    config = (FIXTURES / "flax_bert_base" / "config.json").read_text()
+    (tmp_path / "in" / "config.json").write_text(config)
+    make(tmp_path / "in" / "flax_model.msgpack")
+    with promptly():
+        result = run(tmp_path / "in", tmp_path / "out")
+    assert result.exit_code == REFUSED
+    assert re.search(f"flax_model.msgpack: .*({said})", result.output), result.output
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["flax_bert_base", "flax_gpt2_lm"])
+def test_a_msgpack_in_shards(name, tmp_path):
+    """As the Flax classes wrote models larger than `max_shard_size`."""
+    whole, source = FIXTURES / name, tmp_path / "in"
+    source.mkdir()
+    (source / "config.json").write_text((whole / "config.json").read_text())
+    tree = msgpack_restore((whole / "flax_model.msgpack").read_bytes())
+    flat = flatten_dict(tree, sep="/")
+    files = [f"flax_model-{number:05}-of-00002.msgpack" for number in (1, 2)]
+    shards = [dict(list(flat.items())[start::2]) for start in (0, 1)]
+    for file, shard in zip(files, shards, strict=True):
+        (source / file).write_bytes(msgpack_serialize(unflatten_dict(shard, sep="/")))
+    weight_map = {key: file for file, part in zip(files, shards, strict=True) for key in part}
+    index = source / "flax_model.msgpack.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    for folder in (whole, source):
+        result = run(folder, tmp_path / f"out-{folder.name}", "--no-verify")
+        assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "out-in") == contents(tmp_path / f"out-{name}")
+    index.write_text(index.read_text().replace(files[0], files[1], 1))
+    result = run(source, tmp_path / "again", "--no-verify")
+    assert result.exit_code == REFUSED
+    assert f"expected in '{files[1]}', found in '{files[0]}'" in result.output
+
+
+def test_the_names_of_the_old_flax_classes(tmp_path):
+    """They wrote BertForCausalLM into config.json, which PyTorch's classes do not have."""
+    model = minibert.BertLMHeadModel(minibert.BertConfig.tiny(is_decoder=True), rngs=nnx.Rngs(0))
+    model.save_pretrained(tmp_path / "in")
+    path = tmp_path / "in" / "config.json"
+    for name in ("BertForCausalLM", "FlaxBertForCausalLM", "FlaxBertLMHeadModel"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [name]}))
+        assert type(minibert.load(tmp_path / "in")) is minibert.BertLMHeadModel
+    assert run(tmp_path / "in", tmp_path / "out", "--no-verify").exit_code == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"] == ["BertLMHeadModel"]
+
+
+def test_names_are_printed_without_control_characters(source, tmp_path):
+    out = tmp_path / "a\x9b31m\u202e\x1b[1m"
+    result = run(source, out, "--no-verify")
+    assert result.exit_code == 0
+    assert result.output.endswith("/a\\x9b31m\\u202e\\x1b[1m\n")
+    result = run(source, out, "--no-verify")
+    assert result.exit_code == REFUSED
+    assert not set(result.output) & set("\x9b\u202e\x1b")
 
 
 def test_wrong_weights_are_refused(source, tmp_path):

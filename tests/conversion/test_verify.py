@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 import minibert
 from converting import HAS_TORCH, needs_torch
+from malformed import refused
 from minibert.cli.app import app
 from minibert.cli.convert import DIFFERS, REFUSED
 from minibert.conversion import parity
-from minibert.errors import SourceError
+from minibert.errors import SourceError, UnsupportedConfigError
 from minibert.nn import activations
 
 pytestmark = pytest.mark.unoptimised
@@ -50,6 +51,21 @@ def test_of_a_folder(source):
     assert len(steps) == 5
     assert json.loads(json.dumps(verification.to_dict()))["outputs"][0]["passed"]
     assert "hidden_states[2]" in str(verification)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("field", "error", "said"),
+    [
+        ("transformers_weights", UnsupportedConfigError, "transformers_weights: 'x'"),
+        ("sub_configs", SourceError, "nothing can be verified: transformers failed"),
+        ("to_dict", SourceError, "nothing can be verified: transformers failed"),
+    ],
+)
+def test_a_config_that_transformers_cannot_read(field, error, said, source):
+    path = source / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: "x"}))
+    refused(error, (said,), lambda: minibert.verify(source))
 
 
 @needs_torch
