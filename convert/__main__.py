@@ -1,11 +1,23 @@
 """The command line `python -m convert SOURCE OUT`: `minibert convert`, from a checkout."""
 
-import typer
+import functools
+from collections.abc import Callable
 
-from minibert.cli.convert import convert
+from minibert.__main__ import run
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-app.command()(convert)
+
+def command() -> Callable[..., object]:
+    """Returns the command."""
+    import typer
+
+    from minibert.cli.convert import convert
+
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    )
+    app.command()(convert)
+    return app
+
 
 if __name__ == "__main__":
-    app(prog_name="python -m convert")
+    run(lambda: functools.partial(command(), prog_name="python -m convert"))

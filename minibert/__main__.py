@@ -1,20 +1,56 @@
 """The entry point of the `minibert` command: from its first moment an interrupt is status 130."""
 
+import contextlib
 import os
+import signal
 import sys
+from collections.abc import Callable
 
 
 def main() -> None:
     """Runs the command."""
     # without PyTorch transformers advises that models won't be available, of which we need none
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    try:
-        from minibert.cli.app import main as run  # JAX comes with it, which takes seconds
+    run(_minibert)
 
-        run()
+
+def run(load: Callable[[], Callable[[], object]]) -> None:
+    """Loads a command and calls it; an interrupt is one line, and exit status 130.
+
+    While other libraries are imported, and while Python exits, a KeyboardInterrupt would be raised
+    inside of them, and they print tracebacks. There the process ends at once: the command has
+    nothing left to clean up.
+
+    Args:
+        load: imports and returns the command.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not in the background
+    if usual:
+        signal.signal(signal.SIGINT, _end)
+    command = load()
+    if usual:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        command()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        if usual:
+            signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def _minibert() -> Callable[[], object]:
+    from minibert.cli.app import main as command  # JAX comes with it, which takes seconds
+
+    return command
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from minibert.cli.shared import (
     print_json,
     print_rows,
     settings,
-    visible,
 )
 from minibert.cli.train import train
 from minibert.data.files import read_text
+from minibert.errors import visible
 
 app: typer.Typer = typer.Typer(
     add_completion=False,
@@ -78,7 +78,7 @@ def inspect(model: Model, as_json: AsJson = False, device: Device = None) -> Non
                 }
             )
             return
-        output.print(f"{loaded}\n\n{parameters:,} parameters\n{info}")
+        output.print(visible(f"{loaded}\n\n{parameters:,} parameters\n{info}"))
 
 
 for other in (demo, embed, similar, train, convert, verify):

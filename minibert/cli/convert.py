@@ -2,8 +2,9 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Generator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,7 +16,7 @@ from minibert.conversion.api import verify_checkpoint
 from minibert.conversion.parity import Progress
 from minibert.conversion.verification import ParityError, Verification, table, torch_installed
 from minibert.core.progress import progress_bar
-from minibert.errors import MinibertError
+from minibert.errors import MinibertError, visible
 
 REFUSED, DIFFERS = 1, 3
 DEFAULT_SHARD = "5GB"
@@ -141,6 +142,12 @@ def _running() -> Generator[Progress]:
         _fail(str(reason), DIFFERS)
     except MinibertError as reason:
         _fail(str(reason), REFUSED)
+    except OSError as reason:
+        where = "" if reason.filename is None else f"{reason.filename}: "
+        _fail(f"{where}{reason.strerror or reason}", REFUSED)
+    except KeyboardInterrupt:
+        problems.print("interrupted")
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager
@@ -157,11 +164,17 @@ def _interruptible() -> Generator[Callable[[], None]]:
         if interrupted:
             raise KeyboardInterrupt
 
+    def report(found: Any) -> None:
+        if not isinstance(found.exc_value, KeyboardInterrupt):
+            shown(found)
+
+    shown, sys.unraisablehook = sys.unraisablehook, report  # for an interrupt that was swallowed
     before = signal.signal(signal.SIGINT, remember)
     try:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = shown
 
 
 def _report(info: LoadingInfo, copied: list[str], verification: Verification | None) -> None:
@@ -183,5 +196,5 @@ def _fail(message: str, status: int) -> None:
 
 
 def _print(console: Console, text: str) -> None:
-    """Prints a text as it is: names and paths are neither markup nor wrapped."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Prints a text whose names and paths are neither markup nor wrapped."""
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from minibert import assets
 from minibert.cli.shared import Device, problems, settings
 from minibert.cli.shared import styled as output
 from minibert.core.atomic import atomic_folder, matching_files
-from minibert.errors import TargetError, writing
+from minibert.errors import TargetError, visible, writing
 from minibert.models.base import PretrainedModel
 
 BOUND = 2e-5  # maximum difference of a float32 hidden state, as in the tests
@@ -71,7 +71,7 @@ def demo(
         owned = functools.partial(matching_files, pattern=OWNED)
         with atomic_folder(folder, owned=owned, overwrite=again) as new, writing(folder):
             _save(report, models["bert"], new)
-    output.print(f"{folder}: {', '.join(sorted(os.listdir(folder)))}", markup=False)
+    output.print(visible(f"{folder}: {', '.join(sorted(os.listdir(folder)))}"), markup=False)
     output.print(f"\nAll done in {time.perf_counter() - start:.0f} s.")
     if not all(found["equal"] for found in report["parity"].values()):
         problems.print("a hidden state differs from PyTorch's", style="bold red")

@@ -23,7 +23,6 @@ from minibert.cli.shared import (
     print_rows,
     problems,
     settings,
-    visible,
 )
 from minibert.core.progress import progress_bar
 from minibert.data.files import TextFile, open_texts
@@ -36,6 +35,7 @@ from minibert.errors import (
     SourceError,
     TextError,
     TextNotFiniteError,
+    visible,
 )
 
 if TYPE_CHECKING:

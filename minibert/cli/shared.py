@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Generator
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minibert.errors import CheckpointMismatchError, InputError, MinibertError
+from minibert.errors import HIDDEN, CheckpointMismatchError, InputError, MinibertError, visible
 
 # The printed texts are user data, in which markup and emoji codes must not be interpreted.
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
@@ -103,21 +102,14 @@ def _device(name: str) -> Any:
 
 
 def print_json(value: object) -> None:
-    """Prints JSON, with arrays as lists and other unknown types as text."""
+    """Prints JSON, with arrays as lists and other unknown types as text; see `visible`."""
     text = json.dumps(value, ensure_ascii=False, indent=2, default=_plain)
+    text = HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2, default=_plain)
     sys.stdout.write(f"{text}\n")
-
-
-def visible(text: str) -> str:
-    """Escapes the control characters of a text, except line ends."""
-    return "".join(
-        repr(one)[1:-1] if unicodedata.category(one) in ("Cc", "Cs") and one != "\n" else one
-        for one in text
-    )
 
 
 def _plain(value: object) -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from minibert.cli.shared import AsJson, Device, output, print_json, problems, settings
 from minibert.core.atomic_file import new_file
+from minibert.errors import visible
 from minibert.inspection.plots import loss_curve
 from minibert.train.job.settings import FIELDS, read_settings
 from minibert.train.loop import Result
@@ -77,7 +78,7 @@ def _print_result(result: Result, last: Mapping[str, Any], folder: str, picture:
         return
     why = "" if result.stopped == "steps" else f" ({result.stopped})"
     output.print(f"Trained {result.step:,} steps{why}{losses}")
-    output.print(f"Wrote {os.path.join(folder, 'model')}")
+    output.print(visible(f"Wrote {os.path.join(folder, 'model')}"))
     if not picture:
         output.print("No loss.png: pip install 'minibert-jax[plots]'")
 

@@ -15,7 +15,8 @@ import pytest
 import minibert
 import sentences
 from commands import model_folder, run
-from minibert.cli.shared import print_json, visible
+from minibert.cli.shared import print_json
+from minibert.errors import visible
 
 pytestmark = pytest.mark.unoptimised
 
@@ -74,7 +75,17 @@ def test_texts_are_printed_as_they_are(encoder, words, tmp_path):
 
 def test_visible():
     assert visible("a\x1b[31m\x07\r\ud800") == r"a\x1b[31m\x07\r\ud800"
-    assert visible(kept := "\n日本 \u200d🙂 \u202e") == kept
+    assert visible("\x9b31m \u202e \u2066 \u2028") == r"\x9b31m \u202e \u2066 \u2028"
+    assert visible(kept := "\n日本 \u200d🙂 عربي \u200f") == kept
+
+
+def test_json_controls_no_terminal(capsys):
+    value = {"a\x9b31m": "\x1b[1m \u202e\u2066 \u2028 \x7f 日本 \ud800\\"}
+    print_json(value)
+    printed = capsys.readouterr().out
+    assert "日本" in printed
+    assert all(one == "\n" or one.isprintable() for one in printed)
+    assert json.loads(printed) == value
 
 
 def test_errors_are_printed_as_they_are(tmp_path):

@@ -4,12 +4,15 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from flax import nnx
 
 import minibert
+from checkout import ROOT
 from folders import contents
 from forked import Forked
 
@@ -48,11 +51,11 @@ def start(source, tmp_path_factory):
     return run
 
 
-def converted(command):
+def converted(arguments):
     """The command `python -m convert`."""
-    from convert.__main__ import app
+    from convert.__main__ import command
 
-    app(command)
+    command()(arguments)
 
 
 @pytest.mark.slow
@@ -89,6 +92,52 @@ def test_killed_at_random_moments(start, flags, source, old, tmp_path):
         assert set(os.listdir(home / "out")) == own
     assert littered
     assert seen & {"absent", "old"}
+
+
+def importing(process):
+    """Returns whether a process has begun to import libraries, or has ended."""
+    try:
+        return "numpy" in pathlib.Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:
+        return True
+
+
+@pytest.mark.slow
+def test_interrupted_at_random_moments(source, old, tmp_path):
+    """Ctrl-C from the first import to the exit: one line and its status, and the old or the new."""
+    pytest.importorskip("orbax.checkpoint")
+    expected, before = contents(source), contents(old)
+    draw, seen, least = random.Random(0), set(), {}
+    for turn in range(-3, 20):  # the first three are not interrupted: how long do they take?
+        kind = turn % 3
+        home = tmp_path / str(turn)
+        home.mkdir()
+        flags = [[], ["--overwrite"], ["--to", "orbax"]][kind]
+        if kind == 1:
+            minibert.load(old).save_pretrained(home / "out")
+        command = [sys.executable, "-m", "convert", source, home / "out", "--no-verify", *flags]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while not importing(process):
+            time.sleep(0.01)
+        start = time.monotonic()
+        if turn >= 0:
+            time.sleep(draw.uniform(0, least[kind]))
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        least.setdefault(kind, time.monotonic() - start)
+        interrupted = process.returncode == 130
+        assert (process.returncode, said) == ((130, "interrupted\n") if interrupted else (0, ""))
+        if (home / "out").exists():
+            found = contents(home / "out")
+            assert len(found) == len(expected) if kind == 2 else found in (expected, before)
+            assert interrupted or kind == 2 or found == expected
+        assert (home / "out").exists() or (interrupted and kind != 1)
+        assert set(os.listdir(home)) <= {"out"}
+        assert not list(home.glob("out/.minibert-*"))
+        seen.add((interrupted, turn >= 0))
+    assert (True, True) in seen
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from typer.testing import CliRunner
 
-from convert.__main__ import app
+from convert.__main__ import command
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="verification needs torch")
@@ -13,7 +13,7 @@ needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="verification needs torch
 
 def run(*arguments: object):
     """Runs `python -m convert`, which may exit with any status, but never with a traceback."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(command(), [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
     return result

@@ -11,7 +11,7 @@ import pytest
 from checkout import PYTHONPATH
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["convert.__main__", "sharded", "training"])
+SERVER.set_forkserver_preload(["minibert.cli.convert", "sharded", "training"])
 
 
 class Forked:
