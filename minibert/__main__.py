@@ -1,6 +1,5 @@
 """The entry point of the `minibert` command: from its first moment an interrupt is status 130."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -17,9 +16,9 @@ def main() -> None:
 def run(load: Callable[[], Callable[[], object]]) -> None:
     """Loads a command and calls it; an interrupt is one line, and exit status 130.
 
-    While other libraries are imported, and while Python exits, a KeyboardInterrupt would be raised
-    inside of them, and they print tracebacks. There the process ends at once: the command has
-    nothing left to clean up.
+    While other libraries are imported, a KeyboardInterrupt would be raised inside of them, and they
+    print tracebacks: there the process ends at once. While Python exits, the command is done, and
+    an interrupt is ignored.
 
     Args:
         load: imports and returns the command.
@@ -32,14 +31,15 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as reason:
+        silent = getattr(reason.__context__, "__cause__", None)  # typer makes it a status alone
+        if not any(isinstance(one, KeyboardInterrupt) for one in (reason, silent)):
+            raise
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
         if usual:
-            signal.signal(signal.SIGINT, _end)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end(*_: object) -> None:

@@ -6,7 +6,8 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import ml_dtypes
@@ -37,6 +38,7 @@ PICKLE = "pytorch_model.bin"
 CHECKSUMS = "minibert_crc32"  # key in the custom metadata of an Orbax checkpoint
 FLAX = "flax_model.msgpack"
 MAX_INDEX_BYTES = 64 << 20
+Result = TypeVar("Result")
 MIN_TORCH = (2, 10)  # the first version whose weights_only unpickler has no known vulnerability
 
 
@@ -258,17 +260,30 @@ def _open_orbax(path: str) -> TensorSource:
     for root, _, names in os.walk(path):
         for name in names:
             open_file(os.path.join(root, name), WeightsFileError).close()
-    try:
+
+    def restore() -> tuple[Any, Any]:
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path)
             shapes = metadata.item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            restored = checkpointer.restore(path, restore_args=as_numpy)
+            return checkpointer.restore(path, restore_args=as_numpy), metadata
+
+    try:
+        restored, metadata = uninterrupted(restore)
     except Exception as reason:  # Orbax, TensorStore and zarr each raise their own types
         raise WeightsFileError(f"{path}: not an Orbax checkpoint ({shown(str(reason))})") from None
     arrays = flat_arrays(restored, path)
     _check_sums(arrays, (metadata.custom_metadata or {}).get(CHECKSUMS), path)
     return ArraySource(arrays, path, layout="tree")
+
+
+def uninterrupted(call: Callable[[], Result]) -> Result:
+    """Returns the result of a call in another thread; a KeyboardInterrupt waits for its end.
+
+    Orbax has threads that would go on after an exception, with files that were removed meanwhile.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def array_sums(arrays: Arrays) -> dict[str, int]:

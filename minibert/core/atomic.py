@@ -75,28 +75,38 @@ def atomic_folder(
     target = os.path.realpath(given)
     with _named(given, target), writing(target):
         folder, lock = _begin(target, owned, overwrite)
+    unchanged = "; its files are unchanged" if lexists(target) else "; nothing was created"
     try:
-        with _named(given, target, folder):
+        with _named(given, target, folder, unwritten=unchanged):
             yield folder
             with writing(target):
                 if check is not None:
                     check(folder)
                 _flush(folder)
-                _move_in(folder, target, owned, overwrite)
+        with _named(given, target, folder), writing(target):
+            _move_in(folder, target, owned, overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
 @contextlib.contextmanager
-def _named(given: str, *resolved: str) -> Generator[None]:
-    """Replaces paths in the messages of errors by the path that the caller passed."""
+def _named(given: str, *resolved: str, unwritten: str = "") -> Generator[None]:
+    """Replaces paths in the messages of errors by the path that the caller passed.
+
+    Args:
+        given: that path.
+        resolved: the paths.
+        unwritten: what to append to a message about something that cannot be written.
+    """
     try:
         yield
     except MinibertError as reason:
         longest_first = sorted((given, *resolved), key=len, reverse=True)
         paths = "|".join(map(re.escape, longest_first))
-        reason.args = (re.sub(paths, lambda _: given, str(reason)),)
+        text = re.sub(paths, lambda _: given, str(reason))
+        failed = isinstance(reason, TargetError) and "cannot be written" in text
+        reason.args = (text + unwritten * failed,)
         raise
 
 

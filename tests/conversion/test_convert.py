@@ -18,7 +18,7 @@ import minibert
 from conftest import FIXTURES
 from converting import HAS_TORCH, needs_torch, run
 from folders import contents
-from malformed import cases, promptly
+from malformed import MOUNTED, cases, promptly, run_script, runs
 from minibert.checkpoint.files import BODY_CONFIGS
 from minibert.cli.convert import DIFFERS, REFUSED
 from minibert.nn import activations
@@ -287,6 +287,31 @@ def test_names_are_printed_without_control_characters(source, tmp_path):
     result = run(source, out, "--no-verify")
     assert result.exit_code == REFUSED
     assert not set(result.output) & set("\x9b\u202e\x1b")
+
+
+ON_A_FULL_DISK = """
+    import json, os, pathlib, subprocess, sys
+    home = pathlib.Path(sys.argv[1])
+    (home / "out").mkdir()
+    (home / "out" / "thesis.tex").write_text("mine")
+    command = [sys.executable, "-m", "convert", sys.argv[2], home / "out", *sys.argv[3:]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    left = [os.listdir(home), os.listdir(home / "out")]
+    print(json.dumps([done.returncode, done.stderr, *left]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_a_full_disk(to, source, tmp_path):
+    """One line, which says what is left; and nothing else is."""
+    home = tmp_path / "small"
+    home.mkdir()
+    options = ("--to", to, "--no-verify")
+    mounted = runs([*MOUNTED, str(home)])
+    status, said, *left = run_script(ON_A_FULL_DISK, home, source, *options, before=mounted)
+    assert (status, left) == (REFUSED, [["out"], ["thesis.tex"]])
+    assert re.fullmatch(rf"error: {home}/out/.*: cannot be written \(.*\); its files .*\n", said)
 
 
 def test_wrong_weights_are_refused(source, tmp_path):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -11,7 +9,9 @@ import pytest
 import sentences
 from malformed import (
     HOLDS,
+    MOUNTED,
     OWNED,
+    UNPRIVILEGED,
     WEIGHTS,
     cases,
     contents,
@@ -19,6 +19,7 @@ from malformed import (
     load,
     refused,
     run_script,
+    runs,
     write,
 )
 from minibert.core.atomic import PREFIX, atomic_folder
@@ -248,19 +249,6 @@ PARENT = """
     found = {str(path.relative_to(home)): path.read_text() for path in home.rglob("*.json")}
     print(json.dumps([found, said]))
 """
-# Without what allows root to read and write everywhere.
-UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-MOUNTED = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
-
-
-def runs(command):
-    """Returns a command that runs the one after it; skips the test where it is not allowed."""
-    if (
-        shutil.which(command[0]) is None
-        or subprocess.run([*command, "true"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip(f"{command[0]} is not allowed or not installed here")
-    return command
 
 
 @pytest.mark.parametrize("mode", ["500", "300", "100"])

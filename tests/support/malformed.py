@@ -224,6 +224,21 @@ def full(path):
     (path / "mine").write_text("keep")
 
 
+# Without what allows root to read and write everywhere; with a file system of its own in a folder.
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+MOUNTED = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=40k none "$0" && exec "$@"']
+
+
+def runs(command):
+    """Returns a command that runs the one after it; skips the test where it is not allowed."""
+    if (
+        shutil.which(command[0]) is None
+        or subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip(f"{command[0]} is not allowed or not installed here")
+    return command
+
+
 def run_script(script, *arguments, before=()):
     """Runs a script in a process of its own, and returns the JSON it prints.
 
