@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import minibert
+import minibert.checkpoint.loading
 import minibert.embedding.folder
 import minibert.embedding.loading
 import minibert.train.job.run
@@ -77,7 +78,7 @@ def patched(monkeypatch, module, name, first):
 
 CHANGED = "changed while the folder was read"
 READERS = {
-    "load": ("models", minibert.models.base, "open_source", minibert.load),
+    "load": ("models", minibert.checkpoint.loading, "open_source", minibert.load),
     "encoder-tokenizer": ("encoders", minibert.embedding.loading, "load_tokenizer", encoder),
     "encoder-settings": ("encoders", minibert.embedding.loading, "read_settings", encoder),
     "encoder-pooling": ("encoders", minibert.embedding.loading, "read_module", encoder),
@@ -106,14 +107,19 @@ def test_a_save_in_the_middle_of_a_load(
 def test_an_error_of_mixed_files_is_not_blamed_on_them(models, tmp_path, monkeypatch):
     save(models[0], tmp_path / "it")
     larger = minibert.BertModel(minibert.BertConfig.tiny(hidden_size=36), rngs=nnx.Rngs(0))
-    patched(monkeypatch, minibert.models.base, "open_source", lambda: save(larger, tmp_path / "it"))
+    patched(
+        monkeypatch,
+        minibert.checkpoint.loading,
+        "open_source",
+        lambda: save(larger, tmp_path / "it"),
+    )
     refused(SourceError, (CHANGED,), lambda: minibert.load(tmp_path / "it"))
 
 
 def test_other_files_may_change(models, tmp_path, monkeypatch):
     save(models[0], tmp_path)
     log = tmp_path / "log.jsonl"
-    patched(monkeypatch, minibert.models.base, "open_source", lambda: log.write_text("{}"))
+    patched(monkeypatch, minibert.checkpoint.loading, "open_source", lambda: log.write_text("{}"))
     assert minibert.load(tmp_path) is not None
 
 
@@ -332,7 +338,7 @@ def test_a_content_by_digest_that_changes_while_it_is_read(models, tmp_path, mon
     config.symlink_to(tmp_path / DIGEST)
     text = (tmp_path / DIGEST).read_text()
     write = lambda: (tmp_path / DIGEST).write_text(text.replace("yes-0", "yes-2"))  # noqa: E731
-    patched(monkeypatch, minibert.models.base, "open_source", write)
+    patched(monkeypatch, minibert.checkpoint.loading, "open_source", write)
     refused(SourceError, (CHANGED, "config.json"), lambda: minibert.load(tmp_path / "it"))
 
 

@@ -70,12 +70,11 @@ def test_a_mistyped_folder(load, tmp_path, monkeypatch):
 OPTIONS = {
     "from_pt": (True, "leave it out"),
     "_do_init": (False, "nnx.split"),
-    "config": (minibert.BertConfig.tiny(), "num_labels or id2label"),
     "seed": (1, "rngs=nnx.Rngs"),
     "input_shape": ((1, 1), "leave it out"),
     "torch_dtype": ("auto", "param_dtype"),
     "ignore_mismatched_sizes": (True, "new_head=True"),
-    "rng": (1, "help"),
+    "rng": (1, "BertConfig"),
 }
 
 
