@@ -25,8 +25,10 @@ SEALED = ("identity", "standing", "checksums", "positions", "data")
 
 
 @jax.jit
-def _summary(leaf: Array) -> tuple[Array, Array]:
-    """Returns whether all numbers of an array are finite, and a checksum, without moving shards.
+def _summary(leaf: Array) -> tuple[Array, Array, Array]:
+    """Returns whether all numbers of an array are finite, whether none is NaN, and a checksum.
+
+    Shards are not moved.
 
     Machine words of at most 32 bits are mixed with their indices (by the finalizer of MurmurHash3,
     which is a bijection, so that every change of a single word changes the sum) and summed.
@@ -40,7 +42,8 @@ def _summary(leaf: Array) -> tuple[Array, Array]:
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
     mixed = mixed ^ (mixed >> 16)
-    return jnp.isfinite(leaf).all(), jnp.sum(mixed, dtype=jnp.uint32)
+    finite, numbers = jnp.isfinite(leaf).all(), ~jnp.isnan(leaf).any()
+    return finite, numbers, jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def checksums(arrays: Mapping[str, Array], *, step: int | None = None) -> dict[str, int]:
@@ -48,18 +51,21 @@ def checksums(arrays: Mapping[str, Array], *, step: int | None = None) -> dict[s
 
     Args:
         arrays: the arrays.
-        step: the step of a checkpoint in which all numbers must be finite; None for other arrays.
+        step: the step of a checkpoint in which all numbers must be finite, except that a scalar of
+            the optimiser may be infinite, as the smallest loss before the first is; None for other
+            arrays.
 
     Raises:
         NotFiniteError: a number of a checkpoint is NaN or infinite.
     """
     found = jax.device_get({path: _summary(array) for path, array in arrays.items()})
-    for path, (finite, _) in found.items():
-        if step is not None and not finite:
+    for path, (finite, numbers, _) in found.items():
+        scalar = path.startswith("opt_state: ") and arrays[path].ndim == 0
+        if step is not None and not (numbers if scalar else finite):
             raise NotFiniteError(
                 f"step {step}: NaN or infinity in {path}; no checkpoint of this step was written"
             )
-    return {path: int(value) for path, (_, value) in found.items()}
+    return {path: int(value) for path, (_, _, value) in found.items()}
 
 
 def opt_state_leaves(state: TrainState) -> dict[str, Any]:

@@ -58,7 +58,9 @@ ELSEWHERE = "elsewhere"
 RUN_LOCK = ".minibert-run"  # the file in a run's folder that is locked while the run is active
 # The folders of steps, and those that Orbax was writing when the process was killed.
 _STEPS = re.compile(r"\d+(\.orbax-checkpoint-tmp[^/]*)?/")
-PATH = Rule("a path", lambda v: isinstance(v, str | os.PathLike))
+PATH = Rule(
+    "a path", lambda v: isinstance(v, str | os.PathLike) and "\0" not in os.fsdecode(os.fspath(v))
+)
 RESUME = Rule(f"True, False or {ELSEWHERE!r}", lambda v: isinstance(v, bool) or v == ELSEWHERE)
 
 
@@ -76,8 +78,7 @@ class Checkpoints:
       the model's config;
     - the paths, shapes and dtypes of all arrays, and the values of those that are not trained;
     - the optimiser: the programs of its `init` and `update`, in which all hyperparameters and the
-      schedule are constants (only if the versions of jax and optax are the same; of an optimiser
-      that needs more than gradients, such as the loss, only its arrays are compared);
+      schedule are constants (only if the versions of jax and optax are the same);
     - the number of processes, and the data: the examples and their order, the batch size, seed,
       transformations and tokenizer, see `minibert.train.data.batches`. The data of a custom
       iterator are compared only if it has a method `identity` that returns a mapping; otherwise a

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -11,10 +12,23 @@ from jax.typing import ArrayLike
 
 from minibert.core.checks import check_choice, whole
 from minibert.core.fields import NON_NEGATIVE, POSITIVE, number
-from minibert.errors import InputError
+from minibert.errors import InputError, shown
 from minibert.train.fingerprint import description
 
 KINDS = ("linear", "cosine", "constant")
+MOST = 2**31 - 1  # steps, which are counted in 32 bits
+# Names of what `update` takes besides gradients, state and parameters. An optimiser gets the first
+# group that it accepts: Sophia needs the first, and line searches accept only the second, which
+# optax documents; `optax.contrib.sam` accepts only the third.
+EXTRA_ARGUMENTS = (
+    ("value", "grad", "value_fn", "grad_fn", "obj_fn"),
+    ("value", "grad", "value_fn"),
+    ("grad_fn",),
+    (),
+)
+# from gradients, state, parameters, the loss, and the loss as a function of parameters, to updates
+# and the next state
+Update = Callable[[Any, Any, Any, Any, Callable[[Any], Any]], tuple[Any, Any]]
 BELOW_1 = number("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
@@ -63,7 +77,7 @@ def schedule(peak: float, steps: int, *, warmup: int = 0, kind: str = "linear") 
     Raises:
         InputError: an argument is wrong.
     """
-    peak, steps = NON_NEGATIVE.check("peak", peak, InputError), whole("steps", steps, 1)
+    peak, steps = NON_NEGATIVE.check("peak", peak, InputError), whole("steps", steps, 1, MOST)
     warmup = whole("warmup", warmup, 0, steps)
     check_choice("kind", kind, KINDS)
     rest = steps - warmup
@@ -141,3 +155,92 @@ def learning_rate(opt_state: object) -> Any:
         opt_state, "learning_rate", lambda path, value: isinstance(value, Array)
     )
     return found[0][1] if len(found) == 1 else None
+
+
+def initial_state(optimizer: optax.GradientTransformation, params: Mapping[str, Any]) -> Any:
+    """Returns the state of an optimiser before the first step.
+
+    Raises:
+        InputError: the optimiser does not accept a dictionary of arrays.
+    """
+    try:
+        return optimizer.init(params)
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as reason:  # may be anything
+        raise _unusable("init", reason) from reason
+
+
+def checked_update(
+    optimizer: optax.GradientTransformation, params: Mapping[str, Any], opt_state: Any
+) -> Update:
+    """Returns an optimiser's `update`, to which the loss is passed in the form that it accepts.
+
+    Args:
+        optimizer: the optimiser.
+        params: the parameters, or their shapes.
+        opt_state: its state, or the shapes of its arrays.
+
+    Raises:
+        InputError: `update` accepts neither dictionaries of arrays alone nor one of
+            `EXTRA_ARGUMENTS` in addition, or its updates are not for the same arrays.
+    """
+    loss = jax.ShapeDtypeStruct((), jnp.float32)
+    failure: Exception = TypeError()
+    for names in EXTRA_ARGUMENTS:
+        update = _passing(optimizer, names)
+        try:
+            updates, _ = jax.eval_shape(
+                lambda params, state, loss, update=update: update(
+                    params, state, params, loss, sum_of_squares
+                ),
+                params,
+                opt_state,
+                loss,
+            )
+        except TypeError as reason:  # also if an argument is not known, or missing
+            failure = reason
+        except Exception as reason:
+            raise _unusable("update", reason) from reason
+        else:
+            if _shapes(updates) != _shapes(params):
+                raise InputError(
+                    "optimizer: expected updates of the trained parameters, by path and in their "
+                    "shapes; found others"
+                )
+            return update
+    raise _unusable("update", failure) from failure
+
+
+def sum_of_squares(params: Any) -> Array:
+    """Returns a scalar that stands for a loss where only the operations of an optimiser matter."""
+    return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params)), start=jnp.zeros(()))
+
+
+def _passing(optimizer: Any, names: tuple[str, ...]) -> Update:
+    update: Any = optax.with_extra_args_support(optimizer).update
+
+    def passing(
+        gradients: Any, state: Any, params: Any, loss: Any, loss_of: Callable[[Any], Any]
+    ) -> Any:
+        known = {
+            "value": loss,
+            "grad": gradients,
+            "value_fn": loss_of,
+            "grad_fn": lambda params, _: jax.grad(loss_of)(params),
+            "obj_fn": loss_of,
+        }
+        return update(gradients, state, params, **{name: known[name] for name in names})
+
+    return passing
+
+
+def _shapes(arrays: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, arrays)
+
+
+def _unusable(function: str, reason: Exception) -> InputError:
+    return InputError(
+        f"optimizer: cannot train a dictionary of arrays by path: its {function} raised "
+        f"{type(reason).__name__} ({shown(str(reason))})"
+    )

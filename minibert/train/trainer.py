@@ -38,7 +38,7 @@ from minibert.train.batches import checked_batch
 from minibert.train.lora.adapter import Adapter, combiner, trained_adapter
 from minibert.train.lora.config import LoRA
 from minibert.train.objectives.base import Batch, Objective, Terms
-from minibert.train.optimizers import learning_rate
+from minibert.train.optimizers import Update, checked_update, initial_state, learning_rate
 
 Arrays = dict[str, Array]  # by path
 Combine = Callable[[Arrays, Arrays], Arrays]
@@ -74,17 +74,33 @@ def first_state(
     start = jnp.zeros((), jnp.int32)
     if sharding is None:
         params = copied(params)
-        leaves, structure = jax.tree.flatten(optimizer.init(params))
-        for index, leaf in enumerate(leaves):  # may be the optimiser's own keys, or parameters
-            leaves[index] = jnp.array(leaf, copy=True)  # one at a time, to save memory
-        return TrainState(start, params, jax.tree.unflatten(structure, leaves)), frozen, None
+        opt_state = distinct(initial_state(optimizer, params))
+        return TrainState(start, params, opt_state), frozen, None
     params = {path: put(sharding, path, array) for path, array in params.items()}
     frozen = {path: put(sharding, path, array) for path, array in frozen.items()}
-    first = TrainState(start, params, jax.eval_shape(optimizer.init, params))
-    where = shardings_of(sharding, first, params)
-    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
+    initialised = functools.partial(initial_state, optimizer)
+    where = shardings_of(
+        sharding, TrainState(start, params, jax.eval_shape(initialised, params)), params
+    )
+    opt_state = distinct(jax.jit(initialised, out_shardings=where.opt_state)(params))
     state = TrainState(jax.device_put(start, where.step), params, opt_state)
     return state, frozen, (where, sharding.everywhere)
+
+
+def distinct(opt_state: Any) -> Any:
+    """Returns a state whose arrays are copies.
+
+    Arrays of an optimiser's state may be parameters, several times the same array, or the
+    optimiser's own keys; a step donates the memory of each, once.
+    """
+    leaves, structure = jax.tree.flatten(opt_state)
+    for index, leaf in enumerate(leaves):  # one at a time, to save memory
+        leaves[index] = jnp.array(leaf, copy=True)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _makes_one(optimizer: object) -> bool:
+    return hasattr(optimizer, "gradient_transformation")  # optax.MultiSteps
 
 
 def copied(arrays: Arrays) -> Arrays:
@@ -120,7 +136,9 @@ class Trainer:
     Args:
         model: the model to train; the trainer copies it and leaves the original unchanged.
         objective: the objective to minimise (`minibert.train.objectives.base`).
-        optimizer: any optax transformation; it receives a dictionary of arrays by path.
+        optimizer: an optax transformation; it receives a dictionary of arrays by path, and, if its
+            `update` accepts them, `value`, the loss; `grad`; and `value_fn`, the loss as a function
+            of parameters, for the same batch and dropout.
         trainable: patterns of the paths to train, such as `classifier.*`; None for every
             `nnx.Param`. (The constants of `xielu` are no `nnx.Param` and are never trained.)
             All other parameters stay bit for bit the same.
@@ -140,11 +158,13 @@ class Trainer:
             with `share=sharding.share`.
 
     Raises:
-        InputError: an argument is wrong, or parameters to be trained are narrower than float32.
+        InputError: an argument is wrong; the optimiser cannot be used with a dictionary of arrays,
+            or needs further arguments; or parameters to be trained are narrower than float32.
     """
 
     objective: Objective
     optimizer: Any
+    update: Update
     config: Any
     state: TrainState
 
@@ -168,8 +188,9 @@ class Trainer:
                 f"objective: expected an objective of minibert.train, found {shown(objective)}"
             )
         if not isinstance(optimizer, optax.GradientTransformation):
+            hint = "; pass its .gradient_transformation()" if _makes_one(optimizer) else ""
             raise InputError(
-                f"optimizer: expected an optax transformation, found {shown(optimizer)}"
+                f"optimizer: expected an optax transformation, found {shown(optimizer)}{hint}"
             )
         if accumulate > 1 and not objective.separable:
             raise InputError(
@@ -185,13 +206,14 @@ class Trainer:
         self._dtypes = {path: array.dtype for path, array in arrays.items()}
         self._shapes = {path: array.shape for path, array in (arrays | params).items()}
         self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
+        self.update = checked_update(optimizer, self.state.params, self.state.opt_state)
         self._plain, self._combine = Structure(with_execution(model).eval()), combine
         copy = with_execution(model, remat=remat, sharding=self.sharding)  # train, eval modify it
         training = functools.partial(_built, Structure(copy.train()), combine, self.sharding)
         evaluating = functools.partial(_built, Structure(copy.eval()), combine, self.sharding)
         self._step = jax.jit(
             functools.partial(
-                _step, training, objective, optimizer, accumulate, jax.random.key(seed)
+                _step, training, objective, self.update, accumulate, jax.random.key(seed)
             ),
             donate_argnums=0,
             out_shardings=where,
@@ -348,7 +370,7 @@ def _built(
 def _step(
     build: Build,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    update: Update,
     parts: int,
     key: Array,
     state: TrainState,
@@ -369,6 +391,15 @@ def _step(
     def add(carry: Any, given: tuple[Batch, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, gradient(state.params, *given)), None
 
+    def loss_of_batch(params: Arrays) -> Array:
+        if parts == 1:
+            return loss_of(params, batch, key)[0]
+
+        def add_loss(total: Array, given: tuple[Batch, Array]) -> tuple[Array, None]:
+            return total + jax.checkpoint(loss_of)(params, *given)[0], None
+
+        return jax.lax.scan(add_loss, jnp.zeros_like(loss), (split, keys))[0]
+
     if parts == 1:
         gradients, sums = gradient(state.params, batch, key)
     else:
@@ -378,9 +409,10 @@ def _step(
         shapes = jax.eval_shape(gradient, state.params, batch, key)  # the same for any rows
         zeros = jax.tree.map(jnp.zeros_like, shapes)
         (gradients, sums), _ = jax.lax.scan(add, zeros, (split, keys))
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    loss = objective.total(sums, counts)
+    updates, opt_state = update(gradients, state.opt_state, state.params, loss, loss_of_batch)
     params: Any = optax.apply_updates(state.params, updates)
-    metrics = {"loss": objective.total(sums, counts), "grad_norm": optax.tree.norm(gradients)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     rate = learning_rate(opt_state)
     if rate is not None:
         metrics["learning_rate"] = rate
