@@ -18,11 +18,12 @@ import jax
 import numpy as np
 
 from minibert.core.checks import whole
-from minibert.core.fields import COUNT, check, field
+from minibert.core.fields import COUNT, check, field, or_null
 from minibert.core.types import ArrayLike
 from minibert.errors import InputError, NotFiniteError, shown
-from minibert.train.checkpoints import Checkpoints, EvaluationState, Store, opened
+from minibert.train.checkpoints import PATH, Checkpoints, EvaluationState, Store, opened
 from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes, training_bar
+from minibert.train.optimizers import MOST
 from minibert.train.trainer import Trainer
 
 
@@ -156,8 +157,9 @@ def fit(
         CheckpointMismatchError: the checkpoints are another run's.
         TargetError: a file or folder is another run's, or cannot be written.
     """
-    whole("steps", steps, 1)
+    whole("steps", steps, 1, MOST)
     whole("log_every", log_every, 1)
+    or_null(PATH).check("log", log, InputError)
     _check_kind("trainer", trainer, Trainer)
     _check_kind("evaluation", evaluation, Evaluation | None)
     _check_kind("checkpoints", checkpoints, Checkpoints | None)

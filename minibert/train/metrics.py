@@ -219,7 +219,9 @@ def sizes(batch: Mapping[str, Any]) -> dict[str, int]:
             shape = np.shape(batch[name])
             positions = math.prod(shape)
             mask = batch.get(f"{name.removesuffix('input_ids')}attention_mask")
-            if mask is not None and np.ndim(mask) == 3:  # positions that are attended to
+            if mask is not None:  # may be an array of another library, or on a device
+                mask = np.asarray(jax.device_get(mask))
+            if mask is not None and mask.ndim == 3:  # positions that are attended to
                 mask = np.any(mask, axis=1)
             found["examples"] = max(found["examples"], shape[0])
             found["tokens"] += positions if mask is None else int(np.sum(mask))

@@ -93,7 +93,7 @@ def test_a_run_is_replaced_only_with_overwrite(classifier, place):
     assert "--resume" in refused.output
     other = run("train", path, "--resume", "--seed", "1", "--evaluation-fraction", "0.2")
     assert other.exit_code == 1
-    assert "about: seed: 0 in the checkpoint, 1 here" in other.output
+    assert "- seed: 0 in the checkpoint, 1 here" in other.output
     impossible = run("train", path, "--elsewhere", "--evaluation-fraction", "0.2", "--lora-rank", 2)
     assert impossible.exit_code == 1
     assert "the checkpoint of another run" in impossible.output
@@ -300,13 +300,20 @@ def test_a_sentence_encoder_of_a_plain_model(place, tmp_path):
     ("text", "said"),
     [
         ("learning_rat = 1.0\n", r"unknown key: 'learning_rat' \(did you mean learning_rate\?\)"),
-        ('batch_size = "8"\n', "batch_size: expected a whole number of at least 1, found '8'"),
+        ('batch_size = "8"\n', "batch_size: expected a whole number from 1 to 2147483647, found '8'"),
         ("remat = 1\n", "remat: expected true or false, found 1"),
-        ("batch_size = true\n", "batch_size: expected a whole number of at least 1, found True"),
+        ("batch_size = true\n", "batch_size: expected a whole number from 1 to 2147483647, found True"),
         ('trainable = ["a", 1]\n', r"trainable: expected a list of texts, found \['a', 1\]"),
         ("steps = 1\nepochs = 1\n", "steps, epochs: expected one of them"),
         ("patience = 2\nsteps = 1\n", "patience: needs evaluation or evaluation_fraction"),
         ("lora_alpha = 2\nsteps = 1\n", "lora_alpha: needs lora_rank"),
+        *((f'dtype = "{name}"\n', "dtype: expected one of float32, bfloat16, float16") for name in
+          ("evil", "int32", "object", "complex64", "float8_e4m3fn", "")),
+        (f"seed = {2**70}\n", "seed: expected a whole number from 0 to 4294967295, found 11805"),
+        (f"steps = {2**62}\n", "steps: expected a whole number from 1 to 2147483647, found 46116"),
+        (f"filler = {-2**62}\n", "filler: expected a whole number from -2147483647 to 2147483647"),
+        *((f'{name} = "a\\u0000b"\n', rf"{name}: expected a path without NUL characters, found "
+           r"'a\\x00b'") for name in ("config", "tokenizer", "evaluation")),
         ("steps = \n", "not TOML"),
         ("[lora]\nrank = 1\n", "unknown key: 'lora'"),
     ],
@@ -326,8 +333,8 @@ def test_wrong_files(text, said, tmp_path):
         (["--probability", "0.3"], "probability: not a key of classification"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (["--schedule", "steep"], "schedule: expected one of linear, cosine, constant"),
-        (["--accumulate", "0"], "accumulate: expected a whole number of at least 1, found 0"),
-        (["--tensor", "0"], "tensor: expected a whole number of at least 1"),
+        (["--accumulate", "0"], "accumulate: expected a whole number from 1 to 2147483647, found 0"),
+        (["--tensor", "0"], "tensor: expected a whole number from 1 to 2147483647, found 0"),
         (["--learning-rate", "nan"], "learning_rate: expected a number of at least 0"),
         (["--max-grad-norm", "0"], "max_grad_norm: expected a positive number"),
         (["--lora-rank", "2", "--lora-alpha", "0"], "lora_alpha: expected a positive number"),

@@ -253,6 +253,25 @@ def test_errors_in_reading_examples_are_raised(shuffle):
         list(data.batches(Rows(9), batch_size=2, transforms=[ending]))
 
 
+def test_batches_of_pytorch(tmp_path):
+    """A DataLoader's batches, tensors, train as the arrays in them do."""
+    loaders = pytest.importorskip("torch.utils.data", reason="it makes the batches")
+    rows = [{**Rows(8)[number], "attention_mask": np.ones(9, bool)} for number in range(8)]
+    loader = loaders.DataLoader(rows, batch_size=4)
+    arrays = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in loader]
+    found, expected = (
+        fit(trainer(), given, steps=2, evaluation=Evaluation(batches=given, every=1))
+        for given in (loader, arrays)
+    )
+    for ours, theirs in zip(found.history, expected.history, strict=True):
+        assert {k: v for k, v in ours.items() if "second" not in k} == {
+            k: v for k, v in theirs.items() if "second" not in k
+        }
+    assert found.history[1]["tokens_per_second"] > 0
+    with pytest.raises(InputError, match="the data cannot be resumed"):
+        fit(trainer(), loader, steps=1, checkpoints=Checkpoints(folder=tmp_path))
+
+
 def test_every_third_line():
     result = fit(trainer(), batches(), steps=7, log_every=3)
     assert [line["step"] for line in result.history] == [3, 6, 7]
@@ -285,7 +304,9 @@ def test_frozen_parts_count():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"steps": 0}, "steps: expected a whole number of at least 1"),
+        ({"steps": 0}, "steps: expected a whole number from 1 to 2147483647, found 0"),
+        ({"steps": 2**62}, "steps: expected a whole number from 1 to 2147483647"),
+        ({"steps": 1, "log": "a\0b"}, r"log: expected a path or null, found 'a\\x00b'"),
         ({"steps": 3, "log_every": 0}, "log_every"),
         ({"steps": 3, "checkpoints": "list"}, "the data cannot be resumed"),
         ({"steps": 3, "evaluation": 5}, "evaluation: expected .*Evaluation.*, found .*int"),
@@ -296,6 +317,8 @@ def test_refused(options, said, tmp_path):
         options["checkpoints"] = Checkpoints(folder=tmp_path)
     with pytest.raises(InputError, match=said):
         fit(trainer(), held(), **options)
+    with pytest.raises(InputError, match=r"folder: expected a path, found 'a\\x00b'"):
+        Checkpoints(folder="a\0b")
     with pytest.raises(InputError, match="iterated over repeatedly"):
         Evaluation(batches=iter(held()), every=1)
     with pytest.raises(InputError, match="iterated over repeatedly"):

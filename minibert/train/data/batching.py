@@ -93,7 +93,7 @@ class Batching:
     shuffle: Any = field(FLAG, False)
     drop_last: Any = field(FLAG, False)
     epochs: Any = field(EPOCHS, 1)
-    seed: Any = field(whole(0), 0)
+    seed: Any = field(whole(0, 2**32 - 1), 0)
     workers: Any = field(whole(0), 0)
     share: Any = None
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from minibert.core.fields import (
-    COUNT,
     NON_NEGATIVE,
     NUMBER,
     POSITIVE,
@@ -21,9 +20,12 @@ from minibert.core.fields import (
     whole,
 )
 from minibert.errors import ConfigError, reading, shown, suggest
-from minibert.train.optimizers import KINDS
+from minibert.train.optimizers import KINDS, MOST
 
-WHOLE, INDEX = whole(), whole(0)
+WHOLE, INDEX, COUNT = whole(-MOST, MOST), whole(0, MOST), whole(1, MOST)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SEED = whole(0, 2**32 - 1)
+FILE = Rule("a path without NUL characters", lambda v: isinstance(v, str) and "\0" not in v)
 WHOLES = Rule(
     "a list of whole numbers", lambda v: isinstance(v, list) and all(map(WHOLE.allows, v))
 )
@@ -40,11 +42,11 @@ class Settings:
         about="causal-lm, continuation, masked-lm, pretraining, classification, "
         "token-classification, question-answering or contrastive.",
     )
-    data: str = field(TEXT, about="File to train on: txt, jsonl, csv or parquet.")
-    output: str = field(TEXT, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
-    model: str | None = key("Pretrained model: a folder, or a repository of the Hub.")
-    config: str | None = key("For a new model: a config.json, or a preset such as tiny.")
-    tokenizer: str | None = key("Folder of the tokenizer; the model's own by default.")
+    data: str = field(FILE, about="File to train on: txt, jsonl, csv or parquet.")
+    output: str = field(FILE, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
+    model: str | None = key("Pretrained model: a folder, or a repository of the Hub.", FILE)
+    config: str | None = key("For a new model: a config.json, or a preset such as tiny.", FILE)
+    tokenizer: str | None = key("Folder of the tokenizer; the model's own by default.", FILE)
     new_head: bool = key("Whether to newly initialise a head that is missing.", SWITCH, False)
     filler: int | None = key("continuation: id of the token for the second half.", WHOLE)
     pooling: str | None = key(
@@ -88,15 +90,15 @@ class Settings:
     remat: bool = key("Whether to recompute activations instead of storing them.", SWITCH, False)
     fsdp: list[int] | None = key("All devices: shards of each parameter, by axis.", WHOLES)
     tensor: int | None = key("All devices: shards of heads and features.", COUNT)
-    dtype: str | None = key("Dtype of the computation, such as bfloat16.")
+    dtype: str | None = key("Dtype of the computation, such as bfloat16.", one_of(DTYPES))
     trainable: list[str] | None = key("Paths to train, such as classifier.*", TEXTS)
     lora_rank: int | None = key("Train LoRA adapters of this rank.", COUNT)
     lora_alpha: float | None = key("LoRA's alpha; the rank by default.", POSITIVE)
     lora_targets: list[str] | None = key("Layers to adapt; the family's by default.", TEXTS)
     lora_save: list[str] | None = key("Modules to train whole; a task's head always is.", TEXTS)
-    seed: int = key("Seed of order, masks, dropout and initialisation.", INDEX, 0)
+    seed: int = key("Seed of order, masks, dropout and initialisation.", SEED, 0)
 
-    evaluation: str | None = key("File to evaluate on.")
+    evaluation: str | None = key("File to evaluate on.", FILE)
     evaluation_fraction: float | None = key("Or: fraction of the data to hold out.", FRACTION)
     evaluate_every: int | None = key(
         "Steps between evaluations; by default only at the end.", COUNT
@@ -114,20 +116,14 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-# Keys that may differ when a run is resumed. The contents of files are compared instead of paths,
-# and the optimiser's schedule is compared, which may depend on the number of steps.
+# Keys that are not compared when a run is resumed: those that may differ (of files, the contents are
+# compared), and those that set what every run compares: the arguments of the optimiser and of the
+# trainer, and the data's batch size and workers.
 FREE = (
-    "output",
-    "data",
-    "evaluation",
-    "tokenizer",
-    "steps",
-    "epochs",
-    "fsdp",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "best",
+    *("output", "data", "evaluation", "tokenizer", "steps", "epochs", "fsdp", "tensor", "remat"),
+    *("evaluate_every", "patience", "best", "log_every", "checkpoint_every", "keep"),
+    *("learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm"),
+    *("accumulate", "seed", "dtype", "batch_size", "workers"),
 )
 
 
