@@ -110,6 +110,7 @@ NUMBER = number("a number", math.isfinite)
 POSITIVE = number("a positive number", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = number("a number of at least 0", lambda value: 0 <= value < math.inf)
 PROBABILITY = interval(0, 1)
+BELOW_1 = number("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 SIZE = size(1)
 COUNT = whole(1)
 

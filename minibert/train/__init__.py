@@ -22,6 +22,7 @@ from minibert.train.objectives.heads import (
     next_sentence,
     question_answering,
     token_classification,
+    weighted,
 )
 from minibert.train.optimizers import adamw, learning_rate, schedule
 from minibert.train.trainer import Trainer
@@ -56,5 +57,6 @@ __all__ = [
     "save_adapter",
     "schedule",
     "token_classification",
+    "weighted",
     "with_teacher",
 ]

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from minibert.core.checks import check_choice, whole
-from minibert.core.fields import NON_NEGATIVE, POSITIVE, number
+from minibert.core.fields import BELOW_1, NON_NEGATIVE, POSITIVE
 from minibert.errors import InputError, shown
 from minibert.train.fingerprint import description
 
@@ -29,7 +29,6 @@ EXTRA_ARGUMENTS = (
 # from gradients, state, parameters, the loss, and the loss as a function of parameters, to updates
 # and the next state
 Update = Callable[[Any, Any, Any, Any, Callable[[Any], Any]], tuple[Any, Any]]
-BELOW_1 = number("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 @dataclasses.dataclass(frozen=True)

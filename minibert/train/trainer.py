@@ -123,10 +123,11 @@ def check_wide(params: Arrays) -> None:
 
 
 class _Sums(NamedTuple):
-    """Sums over one or more batches, by term: losses, targets and correct predictions."""
+    """Sums over batches, by term: losses, weights of targets, targets, correct predictions."""
 
     losses: Terms
     counts: Terms
+    numbers: Terms
     hits: Terms
 
 
@@ -298,12 +299,12 @@ class Trainer:
             sums = found if sums is None else jax.tree.map(np.add, sums, found)
         if sums is None:
             raise InputError("batches: expected at least one, found none")
-        losses, counts, hits = sums
+        losses, counts, numbers, hits = sums
         if not any(counts.values()):
             raise InputError("batches: expected at least one target, found none")
         metrics = {"loss": self.objective.total(losses, counts)}
-        metrics |= {term: losses[term] / max(counts[term], 1) for term in counts}
-        metrics |= {f"{term}_accuracy": hits[term] / max(counts[term], 1) for term in hits}
+        metrics |= {term: losses[term] / (counts[term] or 1) for term in counts}
+        metrics |= {f"{term}_accuracy": hits[term] / (numbers[term] or 1) for term in hits}
         return {name: float(value) for name, value in metrics.items()}
 
     def _taken(self, arrays: Arrays) -> Arrays:
@@ -417,7 +418,7 @@ def _step(
     if rate is not None:
         metrics["learning_rate"] = rate
     if len(sums) > 1:
-        metrics |= {term: sums[term] / jnp.maximum(counts[term], 1) for term in sums}
+        metrics |= {term: sums[term] / (counts[term] + (counts[term] == 0)) for term in sums}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
@@ -432,5 +433,6 @@ def _evaluate(
     return _Sums(
         objective.sums(outputs, batch),
         objective.counts(batch),
+        objective.numbers(batch),
         objective.correct(outputs, batch),
     )

@@ -134,6 +134,30 @@ def distil(objective):
     return train.distillation(objective, temperature=T, alpha=ALPHA)
 
 
+SMOOTHING, WEIGHTS = 0.2, (1.5, 0.25, 3.0, 1.0, 0.5)
+
+
+def weighting(weights=None, shift=False):
+    """Returns PyTorch's cross-entropy with smoothed labels and weighted classes."""
+
+    def loss(model, batch):
+        labels, logits = batch["labels"], model(**batch).logits
+        if shift:
+            labels, logits = labels[:, 1:], logits[:, :-1]
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, -2),
+            labels.flatten(),
+            weight=weights and torch.tensor(weights, dtype=torch.float64),
+            label_smoothing=SMOOTHING,
+        )
+
+    return loss
+
+
+def weighed(objective, weights=WEIGHTS):
+    return train.weighted(objective, label_smoothing=SMOOTHING, class_weights=weights)
+
+
 def sides(*prefixes: str, negatives: int = 0):
     """Texts for every side of a pair; hard negatives, if any, have an axis of their own."""
 
@@ -214,6 +238,29 @@ CASES = {
     "tokens GPT-2": Case(
         "GPT2ForTokenClassification", train.token_classification, tokens(5), {"num_labels": 5}
     ),
+    "weighted labels": Case(
+        BERT_CLASSIFIER,
+        lambda config: weighed(train.classification(config)),
+        rows(5, True),
+        {"num_labels": 5},
+        loss=weighting(WEIGHTS),
+    ),
+    "weighted tokens": Case(
+        "BertForTokenClassification",
+        weighed(train.token_classification),
+        tokens(5),
+        {"num_labels": 5},
+        loss=weighting(WEIGHTS),
+    ),
+    "smoothed masked": Case(
+        "BertForMaskedLM", weighed(train.masked_lm, None), tokens(VOCAB), loss=weighting()
+    ),
+    "smoothed causal": Case(
+        "GPT2LMHeadModel",
+        weighed(train.causal_lm, None),
+        own_words,
+        loss=weighting(shift=True),
+    ),
     "choices": Case("BertForMultipleChoice", train.multiple_choice, rows(4, True), choices=4),
     "double": Case(
         "GPT2DoubleHeadsModel", train.double_heads, double_labels, choices=2, loss=double_loss
@@ -248,7 +295,7 @@ CASES = {
         "GPT2LMHeadModel", distil(train.causal_lm), taught(own_words, VOCAB, (SEQ,)), loss=distilled
     ),
 }
-QUICK = ("causal", "masked", "one label", "pairs")
+QUICK = ("causal", "masked", "one label", "pairs", "weighted labels")
 
 
 @pytest.mark.parametrize("name", slow_but(CASES, *QUICK))

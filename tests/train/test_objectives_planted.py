@@ -69,9 +69,21 @@ TAUGHT_LABEL = train.distillation(
     temperature=references.T,
     alpha=references.ALPHA,
 )
+WEIGHTS, SMOOTHING = tuple(0.5 + number for number in range(CLASSES)), 0.2
+WEIGHTED = train.weighted(train.masked_lm, label_smoothing=SMOOTHING, class_weights=WEIGHTS)
 OBJECTIVES = {
     "causal": (train.causal_lm, CAUSAL, references.causal),
     "masked": (train.masked_lm, CAUSAL, references.chosen),
+    "weighted": (
+        WEIGHTED,
+        CAUSAL,
+        lambda outputs, batch: F.cross_entropy(
+            outputs["logits"].flatten(0, 1),
+            batch["labels"].flatten(),
+            weight=torch.tensor(WEIGHTS, dtype=torch.float64),
+            label_smoothing=SMOOTHING,
+        ),
+    ),
     "spans": (train.question_answering, SPANS, references.spans),
     "taught": (TAUGHT_LABEL, TAUGHT, references.taught),
     "numbers": (
@@ -112,6 +124,18 @@ class AllTokens(train.Objective):
 def all_tokens(objective):
     fields = dataclasses.fields(objective)
     return AllTokens(**{field.name: getattr(objective, field.name) for field in fields})
+
+
+class TargetsAlike(train.Objective):
+    """Means over targets that count alike."""
+
+    def counts(self, batch):
+        return self.numbers(batch)
+
+
+def targets_alike(objective):
+    fields = dataclasses.fields(objective)
+    return TargetsAlike(**{field.name: getattr(objective, field.name) for field in fields})
 
 
 def narrow(objective):
@@ -165,6 +189,21 @@ MISTAKES = {
     "labels shifted that should not be": ("masked", lambda o: train.causal_lm),
     "-100 is a class": ("masked", zero_is_padding),
     "loss in bfloat16": ("masked", narrow),
+    "weights without smoothing": (
+        "weighted",
+        lambda o: train.weighted(train.masked_lm, class_weights=WEIGHTS),
+    ),
+    "smoothing without weights": (
+        "weighted",
+        lambda o: train.weighted(train.masked_lm, label_smoothing=SMOOTHING),
+    ),
+    "mean over targets instead of weights": ("weighted", targets_alike),
+    "spread over classes without their weights": (
+        "weighted",
+        lambda o: dataclasses.replace(
+            o, losses=train.weighted(train.masked_lm, label_smoothing=SMOOTHING).losses
+        ),
+    ),
     "sum of the two ends": ("spans", weighed()),
     "positions past the end kept": ("spans", unclamped),
     "alpha and 1 - alpha swapped": (

@@ -212,6 +212,42 @@ def test_evaluation_counts_every_target_alike():
         trainer.evaluate([none])
 
 
+def test_weighted_classes():
+    """The loss is weighted, accuracies are not, and parts have the loss of the whole batch."""
+    model = drawn("BertForSequenceClassification", num_labels=3, **STILL["bert"], **ONE_LAYER)
+    plain = train.classification(model.config)
+    weights = (0.01, 0.02, 0.03)
+    objective = train.weighted(plain, class_weights=weights, label_smoothing=0.1)
+    batch = {"input_ids": texts()["input_ids"], "labels": np.array([0, 2, -100, 2])}
+    made = functools.partial(Trainer, model, objective, optax.sgd(0.1))
+    found = made().evaluate([batch])
+    unweighted = Trainer(model, plain, optax.sgd(0.1)).evaluate([batch])
+    assert found["classification_accuracy"] == unweighted["classification_accuracy"]
+    log_p = jax.nn.log_softmax(model(batch["input_ids"]).logits)
+    each = [0.9 * w * -log_p[row, label] - 0.1 / 3 * (log_p[row] @ np.array(weights))
+            for row, label, w in ((0, 0, 0.01), (1, 2, 0.03), (3, 2, 0.03))]
+    assert found["loss"] == pytest.approx(float(sum(each)) / 0.07, abs=1e-9)
+    (whole,), expected = steps(made(), batch)
+    (parts,), params = steps(made(accumulate=2), batch)
+    assert whole["loss"] == pytest.approx(found["loss"], abs=1e-9)
+    assert largest(parts, whole) <= 1e-12
+    assert largest(params, expected) <= 1e-12
+    for wrong, said in (
+        ({"class_weights": [1, 0]}, "class_weights: expected a positive number, found 0"),
+        ({"class_weights": "ab"}, "class_weights: expected numbers, found 'ab'"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected a number of at least 0 and below 1"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train.weighted(plain, **wrong)
+    with pytest.raises(InputError, match="with one cross-entropy term, found 'pretraining'"):
+        train.weighted(train.pretraining, label_smoothing=0.1)
+    with pytest.raises(InputError, match="class_weights: expected 3 weights, .*; found 2"):
+        Trainer(model, train.weighted(plain, class_weights=[1, 2]), optax.sgd(0.1)).step(batch)
+    numbers = batch | {"labels": np.zeros((4, 3))}
+    with pytest.raises(InputError, match="not implemented for multi_label_classification"):
+        made().step(numbers)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_parameters_are_refused(dtype):
     config = minibert.BertConfig.tiny(**ONE_LAYER)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minibert.core.fields import (
+    BELOW_1,
     NON_NEGATIVE,
     NUMBER,
     POSITIVE,
@@ -30,6 +31,9 @@ WHOLES = Rule(
     "a list of whole numbers", lambda v: isinstance(v, list) and all(map(WHOLE.allows, v))
 )
 TEXTS = Rule("a list of texts", lambda v: isinstance(v, list) and all(map(TEXT.allows, v)))
+WEIGHTS = Rule(
+    "a list of positive numbers", lambda v: isinstance(v, list) and all(map(POSITIVE.allows, v))
+)
 FRACTION = number("a number between 0 and 1", lambda value: 0 < value < 1)
 
 
@@ -60,6 +64,12 @@ class Settings:
     problem_type: str | None = key(
         "classification: single_label_classification (the default), multi_label_classification "
         "(lists of labels) or regression (numbers)."
+    )
+    label_smoothing: float | None = key(
+        "Classification, of tokens too: part of a label that is spread over all classes.", BELOW_1
+    )
+    class_weights: list[float] | None = key(
+        "Classification, of tokens too: weights of the labels in the loss, by id.", WEIGHTS
     )
     words: str | None = key("token-classification: column of the lists of words.")
     question: str | None = key("Column of the questions.")
@@ -117,12 +127,13 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 # Keys that are not compared when a run is resumed: those that may differ (of files, the contents are
-# compared), and those that set what every run compares: the arguments of the optimiser and of the
-# trainer, and the data's batch size and workers.
+# compared), and those that set what every run compares: the arguments of the optimiser, of the
+# objective and of the trainer, and the data's batch size and workers.
 FREE = (
     *("output", "data", "evaluation", "tokenizer", "steps", "epochs", "fsdp", "tensor", "remat"),
     *("evaluate_every", "patience", "best", "log_every", "checkpoint_every", "keep"),
     *("learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm"),
+    *("label_smoothing", "class_weights", "filler", "pooling", "scale"),
     *("accumulate", "seed", "dtype", "batch_size", "workers"),
 )
 

@@ -29,6 +29,7 @@ from minibert.train.objectives.heads import (
     classification,
     question_answering,
     token_classification,
+    weighted,
 )
 
 if TYPE_CHECKING:
@@ -134,7 +135,24 @@ def _continuation(settings: Settings, config: Config) -> Objective:
     return continuation(settings.filler)
 
 
-OBJECTIVE_KEYS = {"filler", "pooling", "scale"}
+def _weighted(settings: Settings, config: Config, objective: Objective) -> Objective:
+    """Returns the objective with the settings' smoothed labels and weighted classes."""
+    smoothing, weights = settings.label_smoothing, settings.class_weights
+    if smoothing is None and weights is None:
+        return objective
+    if weights is not None and len(weights) != config.num_labels:
+        raise ConfigError(
+            f"class_weights: expected {config.num_labels} weights, for the labels "
+            f"{shown(list(config.id2label.values()))}; found {len(weights)}"
+        )
+    if settings.problem_type not in (None, "single_label_classification"):
+        raise ConfigError(
+            f"label_smoothing, class_weights: not implemented for {settings.problem_type}"
+        )
+    return weighted(objective, label_smoothing=smoothing or 0.0, class_weights=weights)
+
+
+OBJECTIVE_KEYS = {"filler", "pooling", "scale", "label_smoothing", "class_weights"}
 TASKS = {
     "causal-lm": Task(
         model_task="text-generation",
@@ -164,17 +182,20 @@ TASKS = {
     ),
     "classification": Task(
         model_task="text-classification",
-        objective=lambda settings, config: classification(config),
+        objective=lambda settings, config: _weighted(settings, config, classification(config)),
         dataset=datasets.classification,
-        options=("text", "text_pair", "label", "problem_type", "truncation", "pad_to"),
+        options=(
+            *("text", "text_pair", "label", "problem_type", "truncation", "pad_to"),
+            *("label_smoothing", "class_weights"),
+        ),
         columns={"text": "text", "text_pair": None, "label": "label"},
         adapted_as="SEQ_CLS",
     ),
     "token-classification": Task(
         model_task="token-classification",
-        objective=lambda settings, config: token_classification,
+        objective=lambda settings, config: _weighted(settings, config, token_classification),
         dataset=datasets.token_classification,
-        options=("words", "label", "truncation", "pad_to"),
+        options=("words", "label", "truncation", "pad_to", "label_smoothing", "class_weights"),
         columns={"words": "tokens", "label": "labels"},
         adapted_as="TOKEN_CLS",
     ),

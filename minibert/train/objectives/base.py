@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -70,6 +71,8 @@ class Objective:
         separable: whether a batch may be split into parts (not with in-batch negatives).
         settings: the settings of the objective, as JSON can represent them; a run that resumes
             another must have the same.
+        weigh: a function that returns the objective with other weights of classes; None if it has
+            no single cross-entropy term (see `weighted`).
     """
 
     name: str
@@ -83,6 +86,7 @@ class Objective:
     apply: Callable[[Any, Batch, nnx.Rngs | None], Any] = call_model
     separable: bool = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weigh: "Callable[[ClassWeights], Objective] | None" = None
 
     @property
     def entries(self) -> list[str]:
@@ -98,13 +102,21 @@ class Objective:
         """Returns the sum of a batch's target weights, by term."""
         return {term: weights.sum() for term, weights in self.targets(batch).items()}
 
+    def numbers(self, batch: Batch) -> Terms:
+        """Returns the number of a batch's targets, by term."""
+        return {term: (weights > 0).sum() for term, weights in self.targets(batch).items()}
+
     def sums(self, outputs: ModelOutput, batch: Batch) -> Terms:
         """Returns the summed losses, by term."""
         return _summed(self.losses(outputs, batch), self.targets(batch))
 
     def correct(self, outputs: ModelOutput, batch: Batch) -> Terms:
         """Returns the number of correct predictions, by term."""
-        return _summed(self.hits(outputs, batch), self.targets(batch))
+        targets = self.targets(batch)
+        return {
+            term: jnp.sum(jnp.where(targets[term] > 0, hits, 0))
+            for term, hits in self.hits(outputs, batch).items()
+        }
 
     def total(self, sums: Terms, counts: Terms) -> Any:
         """Returns the weighted sum of the terms' means; the mean of a term without targets is 0."""
@@ -158,25 +170,81 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return jnp.where(inside, losses, jnp.nan)
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassWeights:
+    """How a cross-entropy weighs classes, as PyTorch's `CrossEntropyLoss` does.
+
+    Attributes:
+        label_smoothing: the part of each target that is spread over all classes equally.
+        class_weights: the weight of each class; None for 1.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def targets(self, labels: Array) -> Array:
+        """Returns the weight of each target, `(…)`: 0 where the label is −100."""
+        there = (labels != IGNORED).astype(jnp.float32)
+        if self.class_weights is None:
+            return there
+        weights = jnp.asarray(self.class_weights)
+        return jnp.where(there > 0, weights[jnp.clip(labels, 0, weights.size - 1)], 0)
+
+    def losses(self, logits: Array, labels: Array) -> Array:
+        """Returns the loss at each target, `(…)`, still to be multiplied by the target's weight.
+
+        Raises:
+            InputError: there are more or fewer weights than classes.
+        """
+        losses, weights = cross_entropy(logits, labels), self.class_weights
+        if weights is not None and len(weights) != logits.shape[-1]:
+            raise InputError(
+                f"class_weights: expected {logits.shape[-1]} weights, one for each class; found "
+                f"{len(weights)}"
+            )
+        if not self.label_smoothing:
+            return losses
+        each = -jax.nn.log_softmax(widen(logits))
+        if weights is not None:
+            own = self.targets(labels).astype(each.dtype)
+            each = each * jnp.asarray(weights, each.dtype) / jnp.where(own > 0, own, 1)[..., None]
+        rate = self.label_smoothing
+        return (1 - rate) * losses + rate * each.mean(axis=-1)
+
+
+PLAIN = ClassWeights()
+
+
 class Choice:
     """A classification term: cross-entropy, ignoring labels of −100.
 
     Args:
         logits: a function from outputs to logits `(…, classes)`, or the name of an output.
         labels: a function from a batch to labels `(…)`, or the name of an entry.
+        classes: how classes are weighted.
     """
 
-    def __init__(self, logits: str | Callable[[Any], Array], labels: str | Callable[[Batch], Any]):
+    def __init__(
+        self,
+        logits: str | Callable[[Any], Array],
+        labels: str | Callable[[Batch], Any],
+        classes: ClassWeights = PLAIN,
+    ):
+        self.classes = classes
         self.logits = (lambda o: output(o, logits)) if isinstance(logits, str) else logits
         self.labels = (lambda b: jnp.asarray(b[labels])) if isinstance(labels, str) else labels
 
     def targets(self, batch: Batch) -> Array:
-        """Returns 1 where there is a label, and 0 elsewhere."""
-        return (self.labels(batch) != IGNORED).astype(jnp.float32)
+        """Returns the weight of each label: 0 where there is none, and 1 or its class's."""
+        return self.classes.targets(self.labels(batch))
 
     def losses(self, outputs: ModelOutput, batch: Batch) -> Array:
         """Returns the cross-entropy at each position."""
-        return cross_entropy(self.logits(outputs), self.labels(batch))
+        return self.classes.losses(self.logits(outputs), self.labels(batch))
+
+    def weighted(self, classes: ClassWeights) -> "Choice":
+        """Returns the term with other weights of classes."""
+        return Choice(self.logits, self.labels, classes)
 
     def hits(self, outputs: ModelOutput, batch: Batch) -> Array:
         """Returns 1 where the label has the largest logit, and 0 elsewhere."""
@@ -185,8 +253,13 @@ class Choice:
 
 def choosing(name: str, terms: Mapping[str, Choice], **rest: Any) -> Objective:
     """Returns an objective whose terms are all choices; `rest` are arguments of `Objective`."""
+
+    def weigh(classes: ClassWeights) -> Objective:
+        return choosing(name, {term: t.weighted(classes) for term, t in terms.items()}, **rest)
+
     return Objective(
         name=name,
+        weigh=weigh if len(terms) == 1 else None,
         targets=lambda batch: {term: t.targets(batch) for term, t in terms.items()},
         losses=lambda outputs, batch: {term: t.losses(outputs, batch) for term, t in terms.items()},
         hits=lambda outputs, batch: {term: t.hits(outputs, batch) for term, t in terms.items()},

@@ -72,6 +72,7 @@ def distillation(
         losses=losses,
         weights={objective.name: 1 - alpha, "distillation": alpha},
         settings={**objective.settings, "temperature": temperature, "alpha": alpha},
+        weigh=None,
     )
 
 

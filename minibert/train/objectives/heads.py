@@ -1,5 +1,7 @@
 """Objectives of the other heads, with the labels and losses of `transformers`."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,13 +11,18 @@ from flax import nnx
 from jax import Array
 
 from minibert.checkpoint.config import Config
+from minibert.core.checks import elements
+from minibert.core.fields import BELOW_1, POSITIVE
+from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.objectives.base import (
+    PLAIN,
     TOKENS,
     Batch,
     Choice,
+    ClassWeights,
     Objective,
     Terms,
     call_model,
@@ -105,10 +112,15 @@ def classification(config: Config) -> Objective:
     Args:
         config: the model's config.
     """
-    one = Choice("logits", "labels")
+    return _classification(config, Choice("logits", "labels"))
 
+
+def _classification(config: Config, one: Choice) -> Objective:
     def kind(batch: Batch) -> str:
-        return problem_type(config, batch["labels"].dtype)
+        found = problem_type(config, batch["labels"].dtype)
+        if one.classes != PLAIN and found != "single_label_classification":
+            raise InputError(f"label_smoothing, class_weights: not implemented for {found}")
+        return found
 
     def check(_: object, name: str, array: np.ndarray, batch: Batch) -> None:
         found = problem_type(config, array.dtype)
@@ -147,4 +159,44 @@ def classification(config: Config) -> Objective:
         targets=targets,
         losses=losses,
         hits=hits,
+        weigh=lambda classes: _classification(config, one.weighted(classes)),
+    )
+
+
+def weighted(
+    objective: Objective,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+) -> Objective:
+    """Returns an objective with smoothed labels or weighted classes.
+
+    The loss is that of PyTorch's `CrossEntropyLoss` with the same arguments: with weights, the mean
+    is weighted by the weight of each target's class. Accuracies are not weighted.
+
+    Args:
+        objective: an objective with one cross-entropy term, such as `classification(config)`,
+            `token_classification` or `masked_lm`.
+        label_smoothing: ε, from 0 to below 1: each target is replaced by (1 − ε) of itself, plus ε
+            spread over all classes equally.
+        class_weights: a positive weight for each class, in the order of the labels' ids; None for
+            weights of 1.
+
+    Raises:
+        InputError: an argument is wrong, or the objective has no such term.
+    """
+    weigh = getattr(objective, "weigh", None)
+    if weigh is None:
+        raise InputError(
+            "objective: expected an objective of minibert.train with one cross-entropy term, found "
+            f"{shown(getattr(objective, 'name', objective))}"
+        )
+    label_smoothing = BELOW_1.check("label_smoothing", label_smoothing, InputError)
+    weights = None
+    if class_weights is not None:
+        given = elements("class_weights", class_weights, expected="numbers")
+        weights = tuple(POSITIVE.check("class_weights", one, InputError) for one in given)
+    settings = {"label_smoothing": label_smoothing, "class_weights": weights}
+    return dataclasses.replace(
+        weigh(ClassWeights(label_smoothing, weights)), settings={**objective.settings, **settings}
     )
