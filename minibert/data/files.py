@@ -1,10 +1,16 @@
-"""Streaming of rows or texts from txt, jsonl, csv and parquet files of any size."""
+"""Streaming of rows or texts from txt, jsonl, csv, tsv and parquet files of any size.
+
+The files may be compressed by gzip, except parquet files, which are compressed in themselves. A
+JSON array is read as a whole.
+"""
 
 import contextlib
 import csv
 import dataclasses
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
@@ -13,7 +19,16 @@ from minibert.core.paths import open_file, path_text
 from minibert.core.strict_json import unique_keys
 from minibert.errors import InputError, MinibertError, SourceError, reading, shown
 
-TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+TABLES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+GZIP = ".gz"
 KINDS = {".txt": "txt", **TABLES}
 ROWS = 1024  # read at a time from a parquet file
 LONGEST_CELL = 2**31 - 1  # characters in a cell of a csv file; the csv module's default is 2**17
@@ -23,15 +38,36 @@ Row = tuple[dict[str, Any], int]  # the values by column; bytes or rows read so 
 
 
 def kind_of(path: str, kinds: Mapping[str, str] = KINDS) -> str:
-    """Returns the format of a file, by its extension.
+    """Returns the format of a file, by its extension, which `.gz` may follow.
 
     Raises:
         SourceError: the extension is not one of `kinds`.
     """
-    kind = kinds.get(os.path.splitext(path)[1].lower())
-    if kind is None:
-        raise SourceError(f"{path}: expected a file that ends in {', '.join(kinds)}")
+    kind = kinds.get(os.path.splitext(path.lower().removesuffix(GZIP))[1])
+    if kind is None or (kind == "parquet" and _is_packed(path)):
+        raise SourceError(
+            f"{path}: expected a file that ends in {', '.join(kinds)}, or, but for parquet, "
+            f"{GZIP} after it"
+        )
     return kind
+
+
+def _is_packed(path: str) -> bool:
+    return path.lower().endswith(GZIP)
+
+
+def _unpacked(path: str, file: BinaryIO) -> Any:
+    """Returns an open file, or, if it is compressed, one of its contents."""
+    return gzip.GzipFile(fileobj=file) if _is_packed(path) else file
+
+
+@contextlib.contextmanager
+def _unpacking(path: str) -> Generator[None]:
+    """Converts the errors of damaged gzip files to `InputError`s that name the file."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as reason:
+        raise InputError(f"{path}: not a whole gzip file ({shown(str(reason))})") from None
 
 
 def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterator[Row], int]:
@@ -44,10 +80,15 @@ def read_rows(path: str, file: BinaryIO, columns: Sequence[str]) -> tuple[Iterat
         SourceError: a library is not installed; or the file changes while it is read.
     """
     kind, total = kind_of(path, TABLES), os.fstat(file.fileno()).st_size
-    if kind == "parquet":
-        rows, total = _parquet(path, file, columns)
-    else:
-        rows = (_objects if kind == "jsonl" else _csv)(path, file, columns)
+    match kind:
+        case "parquet":
+            rows, total = _parquet(path, file, columns)
+        case "json":
+            rows = _array(path, file, columns)
+        case "jsonl":
+            rows = _objects(path, file, columns)
+        case _:
+            rows = _csv(path, file, columns, DELIMITERS[kind])
     return while_unchanged(path, file, rows), total
 
 
@@ -88,15 +129,17 @@ def decoded(path: str, file: BinaryIO) -> Iterator[tuple[str, int]]:
     """Yields the lines of a file, with their line ends, and the number of bytes read so far.
 
     Raises:
-        InputError: a line is not UTF-8.
+        InputError: a line is not UTF-8, or cannot be decompressed.
     """
-    done = 0
-    for number, line in enumerate(file, start=1):
-        done += len(line)
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8"), done
-        except UnicodeDecodeError as reason:
-            raise InputError(f"{path}: line {number}: not UTF-8 ({reason.reason})") from None
+    done, lines = 0, _unpacked(path, file)
+    with _unpacking(path):
+        for number, line in enumerate(lines, start=1):
+            done = done + len(line) if lines is file else file.tell()
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as reason:
+                raise InputError(f"{path}: line {number}: not UTF-8 ({reason.reason})") from None
+            yield text, done
 
 
 def _objects(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
@@ -114,6 +157,23 @@ def _objects(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]
         yield picked(row, columns, where), done
 
 
+def _array(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    """Yields the rows of a JSON array of objects."""
+    text = "".join(line for line, _ in decoded(path, file))
+    try:
+        rows = json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as reason:
+        raise InputError(f"{path}: not JSON ({reason})") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: expected an array of objects, found {shown(rows)}")
+    size = os.fstat(file.fileno()).st_size
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}: row {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected an object, found {shown(row)}")
+        yield picked(row, columns, where), size * number // len(rows)
+
+
 def picked(row: Mapping[Any, Any], columns: Iterable[str], where: str) -> dict[str, Any]:
     """Returns some columns of a row.
 
@@ -128,7 +188,7 @@ def picked(row: Mapping[Any, Any], columns: Iterable[str], where: str) -> dict[s
     return {column: row[column] for column in columns}
 
 
-def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+def _csv(path: str, file: BinaryIO, columns: Sequence[str], delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
     done = 0
 
@@ -137,7 +197,7 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
         for line, done in decoded(path, file):  # noqa: B007  # used by the loop below
             yield line
 
-    rows = csv.reader(lines(), strict=True)
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     number = 0  # the current row; 0 is the header
     try:
         header = next(rows, [])
@@ -152,7 +212,9 @@ def _csv(path: str, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
             number += 1
     except csv.Error as reason:
         where = f"row {number}" if number else "its header"
-        raise InputError(f"{path}: not a readable csv file: {where}: {reason}") from None
+        raise InputError(
+            f"{path}: not a readable {kind_of(path)} file: {where}: {reason}"
+        ) from None
 
 
 def _column_index(path: str, column: str, columns: list[str]) -> int:
@@ -198,7 +260,7 @@ class TextFile:
 
     Attributes:
         path: the path of the file.
-        kind: its format: "txt", "jsonl", "csv" or "parquet".
+        kind: its format: "txt", "jsonl", "json", "csv", "tsv" or "parquet".
         texts: the texts, each with the number of bytes (or rows) read so far.
         total: the size of the file in bytes; for a parquet file, in rows.
         done: the part of `total` that has been read.
@@ -231,9 +293,10 @@ def open_texts(path: str, column: object = None) -> Generator[TextFile]:
     """Opens a file of texts, whose extension determines the format.
 
     Args:
-        path: `.txt`, one text per line; `.jsonl` (or `.ndjson`), one object per line; `.csv`, with
-            a header; `.parquet`.
-        column: the field of jsonl objects, or the column of a table: `text` by default.
+        path: `.txt`, one text per line; `.jsonl` (or `.ndjson`), one object per line; `.json`, an
+            array of objects; `.csv` or `.tsv`, with a header; `.parquet`; all but the last also
+            with `.gz` after it.
+        column: the field of objects, or the column of a table: `text` by default.
 
     Raises:
         SourceError: there is no such file, its extension is not one of these, or, during the
@@ -271,8 +334,8 @@ def read_text(path: str) -> str:
         InputError: the file is not UTF-8.
     """
     try:
-        with open_file(path) as file, reading(path):
-            whole = while_unchanged(path, file, iter(file.read, b""))
+        with open_file(path) as file, reading(path), _unpacking(path):
+            whole = while_unchanged(path, file, iter(_unpacked(path, file).read, b""))
             return b"".join(whole).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise InputError(f"{path}: byte {reason.start}: not UTF-8 ({reason.reason})") from None

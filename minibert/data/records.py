@@ -1,4 +1,4 @@
-"""Records, rows of values by column, from jsonl, csv and parquet files or from mappings."""
+"""Records, rows of values by column, from files or from mappings."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,8 @@ class Records(Sequence[dict[str, Any]]):
     """Rows of values by column, all in memory.
 
     Args:
-        source: a path that ends in `.jsonl` (or `.ndjson`), `.csv` or `.parquet`; or an iterable of
+        source: a path that ends in `.jsonl` (or `.ndjson`), `.json` (an array of objects), `.csv`,
+            `.tsv` or `.parquet`, or, but for the last, in `.gz` after it; or an iterable of
             mappings.
         columns: the columns to read; every row must have them.
 
@@ -85,8 +86,8 @@ def read_texts(source: object, column: object = None) -> tuple[list[str], list[s
     """Returns texts, and the name of each text for messages.
 
     Args:
-        source: a path that ends in `.txt` (one text per line; blank lines are skipped), `.jsonl`,
-            `.csv` or `.parquet`; or an iterable of texts.
+        source: a path that ends in `.txt` (one text per line; blank lines are skipped) or as those
+            of `Records`; or an iterable of texts.
         column: the column of a file that has columns; `text` by default.
 
     Raises:

@@ -1,7 +1,10 @@
 """Texts from files: contents, progress and errors."""
 
+import csv
+import gzip
 import json
 import os
+import pathlib
 import re
 
 import pytest
@@ -17,16 +20,20 @@ TEXTS = ["one", "", "two words", 'a "quoted", text\nof two lines', "عربي �
 
 def write(folder, kind, texts=TEXTS, column="text"):
     path = folder / f"texts.{kind}"
-    if kind == "txt":
+    if kind.endswith(".gz"):
+        plain = write(folder, kind.removesuffix(".gz"), texts, column)
+        path.write_bytes(gzip.compress(pathlib.Path(plain).read_bytes()))
+    elif kind == "txt":
         path.write_text("".join(text.replace("\n", " ") + "\n" for text in texts), "utf-8")
     elif kind == "jsonl":
         lines = [json.dumps({column: text, "n": n}) for n, text in enumerate(texts)]
         path.write_text("\n".join(lines), "utf-8")
-    elif kind == "csv":
-        import csv
-
+    elif kind == "json":
+        path.write_text(json.dumps([{column: t, "n": n} for n, t in enumerate(texts)]), "utf-8")
+    elif kind in ("csv", "tsv"):
         with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["n", column], *([n, t] for n, t in enumerate(texts))])
+            writer = csv.writer(file, dialect="excel-tab" if kind == "tsv" else "excel")
+            writer.writerows([["n", column], *([n, t] for n, t in enumerate(texts))])
     else:
         pyarrow = pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow")
         from pyarrow import parquet
@@ -35,15 +42,21 @@ def write(folder, kind, texts=TEXTS, column="text"):
     return str(path)
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+KINDS = ["txt", "jsonl", "json", "csv", "tsv", "parquet"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "txt.gz", "jsonl.gz", "json.gz", "csv.gz", "TSV.GZ"])
 def test_all_texts_in_order(kind, tmp_path):
-    expected = [t.replace("\n", " ") for t in TEXTS] if kind == "txt" else TEXTS
-    with open_texts(write(tmp_path, kind)) as texts:
+    expected = [t.replace("\n", " ") for t in TEXTS] if "txt" in kind else TEXTS
+    path = write(tmp_path, kind.lower())
+    if kind.isupper():
+        os.rename(path, path := str(tmp_path / f"texts.{kind}"))
+    with open_texts(path) as texts:
         assert list(texts) == expected
         assert texts.done == texts.total > 0
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_another_column(kind, tmp_path):
     with open_texts(write(tmp_path, kind, column="body"), "body") as texts:
         assert list(texts) == TEXTS
@@ -81,6 +94,16 @@ def test_lines_keep_all_but_their_ends(tmp_path):
         ("a.csv", b"n,text\n1,a\n1,b,c\n", "row 2: expected 2 cells, found 3"),
         ("a.csv", b"text\n\xff\n", "csv"),
         ("a.parquet", b"PAR1 nonsense", "not a parquet file"),
+        ("a.json", b'[{"text": "a"}', "not JSON"),
+        ("a.json", b'{"text": "a"}', "expected an array of objects, found {'text': 'a'}"),
+        ("a.json", b'[{"text": "a"}, 3]', "row 2: expected an object, found 3"),
+        ("a.json", b'[{"text": "a"}, {"n": 1}]', "row 2: no column 'text'"),
+        ("a.json", b'[{"text": "a"}, {"text": 1}]', "row 2: text: expected a text, found 1"),
+        ("a.json", b"[" * 100_000, "not JSON"),
+        ("a.tsv", b'n\ttext\n1\ta "b"\n2\n', "a readable tsv file: row 2: expected 2 cells, found 1"),
+        ("a.txt.gz", b"text", "not a whole gzip file .*Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], "not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(b"text\na\n")[:-6] + b"wrong!", "not a whole gzip file"),
     ],
 )
 def test_what_is_no_text_is_named(name, content, said, tmp_path):
@@ -99,6 +122,8 @@ def test_what_is_no_text_is_named(name, content, said, tmp_path):
     ("name", "column", "error", "said"),
     [
         ("a.doc", None, SourceError, "expected a file that ends in"),
+        ("a.parquet.gz", None, SourceError, "expected a file that ends in"),
+        ("a.gz", None, SourceError, "expected a file that ends in"),
         ("missing.txt", None, SourceError, "No such file"),
         ("a.txt", "text", InputError, "has one text per line"),
     ],
@@ -172,7 +197,7 @@ def rewrite(path):
 
 
 @pytest.mark.parametrize("change", [shorten, lengthen, rewrite])
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("kind", [*KINDS, "jsonl.gz"])
 def test_a_file_that_changes_while_it_is_read(kind, change, tmp_path):
     path = write(tmp_path, kind, [f"text {number}" for number in range(5_000)])
     with open_texts(path) as texts:

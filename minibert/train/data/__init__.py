@@ -17,8 +17,9 @@ All take the arguments of `batches` (`batch_size`, `shuffle`, `drop_last`, `epoc
 
 Sources are paths, or iterables of texts or of mappings by column. Of a table of pandas, polars or
 pyarrow, pass a column for texts, and its rows as mappings for records. A file ends in `.jsonl` (or
-`.ndjson`), `.csv` or `.parquet`; a file of texts also in `.txt`. Everything is read and checked
-before training, so that no error occurs in the middle of a run.
+`.ndjson`), `.json` (an array of objects), `.csv`, `.tsv` or `.parquet`; a file of texts also in
+`.txt`. All but parquet files may be compressed: `.jsonl.gz`. Everything is read and checked before
+training, so that no error occurs in the middle of a run.
 """
 
 from minibert.train.data.batching import batches

@@ -12,7 +12,7 @@ import numpy as np
 from minibert.core.checks import flag, whole
 from minibert.core.progress import LONG, progress_bar
 from minibert.core.types import Path, Texts
-from minibert.data.files import read_text
+from minibert.data.files import kind_of, read_text
 from minibert.data.records import read_texts
 from minibert.errors import InputError
 from minibert.text.tokenizer import backend_of
@@ -252,7 +252,7 @@ def token_ids(
         SourceError: there is no such file.
         InputError: something is not a text, or the tokenizer has neither token.
     """
-    if isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith(".txt"):
+    if isinstance(source, str | os.PathLike) and kind_of(os.fspath(source)) == "txt":
         source = [read_text(os.fspath(source))]
     texts, _ = read_texts(source, column)
     backend = backend_of(tokenizer)

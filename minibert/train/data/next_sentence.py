@@ -3,13 +3,12 @@
 import dataclasses
 import itertools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from minibert.core.checks import elements
-from minibert.data.files import open_texts
+from minibert.data.files import kind_of, open_texts
 from minibert.data.records import checked_text, read_texts
 from minibert.errors import InputError
 from minibert.train.data.batching import Example
@@ -35,7 +34,7 @@ def read_documents(source: object, column: str | None) -> tuple[list[list[str]],
     """
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
-        if pathlib.Path(path).suffix.lower() == ".txt":
+        if kind_of(path) == "txt":
             with open_texts(path, column) as opened:
                 return _by_blank_lines(path, opened)
         texts, places = read_texts(path, column)

@@ -46,7 +46,7 @@ class Settings:
         about="causal-lm, continuation, masked-lm, pretraining, classification, "
         "token-classification, question-answering or contrastive.",
     )
-    data: str = field(FILE, about="File to train on: txt, jsonl, csv or parquet.")
+    data: str = field(FILE, about="File to train on: txt, jsonl, json, csv, tsv (also with .gz) or parquet.")
     output: str = field(FILE, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
     model: str | None = key("Pretrained model: a folder, or a repository of the Hub.", FILE)
     config: str | None = key("For a new model: a config.json, or a preset such as tiny.", FILE)
