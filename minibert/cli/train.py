@@ -1,5 +1,6 @@
 """`minibert train`: pre-training and fine-tuning from files, with a flag for each setting."""
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Mapping
@@ -102,7 +103,10 @@ def _with_flags(command: Any) -> None:
         kind: Any = field.type
         flag = name.replace("_", "-")
         named = f"--{flag}/--no-{flag}" if kind in (bool, bool | None) else f"--{flag}"
-        option = typer.Option(None, named, help=field.metadata["about"], show_default=False)
+        about = field.metadata["about"]
+        if field.default not in (dataclasses.MISSING, None, False):
+            about += f" [default: {field.default}]"  # which the file can change
+        option = typer.Option(None, named, help=about, show_default=False)
         parameters.append(
             given.replace(
                 name=name, kind=given.KEYWORD_ONLY, default=option, annotation=kind | None

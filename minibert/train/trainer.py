@@ -37,7 +37,7 @@ from minibert.sharding.placement import (
 from minibert.train.batches import checked_batch
 from minibert.train.lora.adapter import Adapter, combiner, trained_adapter
 from minibert.train.lora.config import LoRA
-from minibert.train.objectives.base import Batch, Objective, Terms
+from minibert.train.objectives.base import Batch, Objective, Terms, one_if_zero
 from minibert.train.optimizers import Update, checked_update, initial_state, learning_rate
 
 Arrays = dict[str, Array]  # by path
@@ -303,8 +303,8 @@ class Trainer:
         if not any(counts.values()):
             raise InputError("batches: expected at least one target, found none")
         metrics = {"loss": self.objective.total(losses, counts)}
-        metrics |= {term: losses[term] / (counts[term] or 1) for term in counts}
-        metrics |= {f"{term}_accuracy": hits[term] / (numbers[term] or 1) for term in hits}
+        metrics |= {term: losses[term] / one_if_zero(counts[term]) for term in counts}
+        metrics |= {f"{term}_accuracy": hits[term] / one_if_zero(numbers[term]) for term in hits}
         return {name: float(value) for name, value in metrics.items()}
 
     def _taken(self, arrays: Arrays) -> Arrays:
@@ -418,7 +418,7 @@ def _step(
     if rate is not None:
         metrics["learning_rate"] = rate
     if len(sums) > 1:
-        metrics |= {term: sums[term] / (counts[term] + (counts[term] == 0)) for term in sums}
+        metrics |= {term: sums[term] / one_if_zero(counts[term]) for term in sums}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

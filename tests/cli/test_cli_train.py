@@ -1,5 +1,6 @@
 """`minibert train`, as a new user runs it."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.embedding.modules import Dense
 from minibert.errors import ConfigError
 from minibert.train.checkpoints import one_run
-from minibert.train.job.settings import read_settings
+from minibert.train.job.settings import FIELDS, read_settings
 
 pytestmark = pytest.mark.unoptimised
 
@@ -296,24 +297,48 @@ def test_a_sentence_encoder_of_a_plain_model(place, tmp_path):
     assert isinstance(minibert.load(tmp_path / "out" / "model"), minibert.BertModel)
 
 
+def test_help_shows_defaults():
+    words = "".join(filter(str.isascii, run("train", "--help").output)).split()
+    for field in FIELDS.values():
+        if field.default not in (dataclasses.MISSING, None, False):
+            assert f"[default: {field.default}]" in " ".join(words), field.name
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("learning_rat = 1.0\n", r"unknown key: 'learning_rat' \(did you mean learning_rate\?\)"),
-        ('batch_size = "8"\n', "batch_size: expected a whole number from 1 to 2147483647, found '8'"),
+        (
+            'batch_size = "8"\n',
+            "batch_size: expected a whole number from 1 to 2147483647, found '8'",
+        ),
         ("remat = 1\n", "remat: expected true or false, found 1"),
-        ("batch_size = true\n", "batch_size: expected a whole number from 1 to 2147483647, found True"),
+        (
+            "batch_size = true\n",
+            "batch_size: expected a whole number from 1 to 2147483647, found True",
+        ),
         ('trainable = ["a", 1]\n', r"trainable: expected a list of texts, found \['a', 1\]"),
         ("steps = 1\nepochs = 1\n", "steps, epochs: expected one of them"),
         ("patience = 2\nsteps = 1\n", "patience: needs evaluation or evaluation_fraction"),
         ("lora_alpha = 2\nsteps = 1\n", "lora_alpha: needs lora_rank"),
-        *((f'dtype = "{name}"\n', "dtype: expected one of float32, bfloat16, float16") for name in
-          ("evil", "int32", "object", "complex64", "float8_e4m3fn", "")),
+        *(
+            (f'dtype = "{name}"\n', "dtype: expected one of float32, bfloat16, float16")
+            for name in ("evil", "int32", "object", "complex64", "float8_e4m3fn", "")
+        ),
         (f"seed = {2**70}\n", "seed: expected a whole number from 0 to 4294967295, found 11805"),
         (f"steps = {2**62}\n", "steps: expected a whole number from 1 to 2147483647, found 46116"),
-        (f"filler = {-2**62}\n", "filler: expected a whole number from -2147483647 to 2147483647"),
-        *((f'{name} = "a\\u0000b"\n', rf"{name}: expected a path without NUL characters, found "
-           r"'a\\x00b'") for name in ("config", "tokenizer", "evaluation")),
+        (
+            f"filler = {-(2**62)}\n",
+            "filler: expected a whole number from -2147483647 to 2147483647",
+        ),
+        *(
+            (
+                f'{name} = "a\\u0000b"\n',
+                rf"{name}: expected a path without NUL characters, found "
+                r"'a\\x00b'",
+            )
+            for name in ("config", "tokenizer", "evaluation")
+        ),
         ("steps = \n", "not TOML"),
         ("[lora]\nrank = 1\n", "unknown key: 'lora'"),
     ],
@@ -333,7 +358,10 @@ def test_wrong_files(text, said, tmp_path):
         (["--probability", "0.3"], "probability: not a key of classification"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (["--schedule", "steep"], "schedule: expected one of linear, cosine, constant"),
-        (["--accumulate", "0"], "accumulate: expected a whole number from 1 to 2147483647, found 0"),
+        (
+            ["--accumulate", "0"],
+            "accumulate: expected a whole number from 1 to 2147483647, found 0",
+        ),
         (["--tensor", "0"], "tensor: expected a whole number from 1 to 2147483647, found 0"),
         (["--learning-rate", "nan"], "learning_rate: expected a number of at least 0"),
         (["--max-grad-norm", "0"], "max_grad_norm: expected a positive number"),

@@ -100,7 +100,11 @@ def test_lines_keep_all_but_their_ends(tmp_path):
         ("a.json", b'[{"text": "a"}, {"n": 1}]', "row 2: no column 'text'"),
         ("a.json", b'[{"text": "a"}, {"text": 1}]', "row 2: text: expected a text, found 1"),
         ("a.json", b"[" * 100_000, "not JSON"),
-        ("a.tsv", b'n\ttext\n1\ta "b"\n2\n', "a readable tsv file: row 2: expected 2 cells, found 1"),
+        (
+            "a.tsv",
+            b'n\ttext\n1\ta "b"\n2\n',
+            "a readable tsv file: row 2: expected 2 cells, found 1",
+        ),
         ("a.txt.gz", b"text", "not a whole gzip file .*Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], "not a whole gzip file"),
         ("a.csv.gz", gzip.compress(b"text\na\n")[:-6] + b"wrong!", "not a whole gzip file"),

@@ -295,7 +295,7 @@ CASES = {
         "GPT2LMHeadModel", distil(train.causal_lm), taught(own_words, VOCAB, (SEQ,)), loss=distilled
     ),
 }
-QUICK = ("causal", "masked", "one label", "pairs", "weighted labels")
+QUICK = ("causal", "masked", "one label", "pairs")
 
 
 @pytest.mark.parametrize("name", slow_but(CASES, *QUICK))

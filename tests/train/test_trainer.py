@@ -212,6 +212,7 @@ def test_evaluation_counts_every_target_alike():
         trainer.evaluate([none])
 
 
+@pytest.mark.slow
 def test_weighted_classes():
     """The loss is weighted, accuracies are not, and parts have the loss of the whole batch."""
     model = drawn("BertForSequenceClassification", num_labels=3, **STILL["bert"], **ONE_LAYER)
@@ -224,8 +225,10 @@ def test_weighted_classes():
     unweighted = Trainer(model, plain, optax.sgd(0.1)).evaluate([batch])
     assert found["classification_accuracy"] == unweighted["classification_accuracy"]
     log_p = jax.nn.log_softmax(model(batch["input_ids"]).logits)
-    each = [0.9 * w * -log_p[row, label] - 0.1 / 3 * (log_p[row] @ np.array(weights))
-            for row, label, w in ((0, 0, 0.01), (1, 2, 0.03), (3, 2, 0.03))]
+    each = [
+        0.9 * w * -log_p[row, label] - 0.1 / 3 * (log_p[row] @ np.array(weights))
+        for row, label, w in ((0, 0, 0.01), (1, 2, 0.03), (3, 2, 0.03))
+    ]
     assert found["loss"] == pytest.approx(float(sum(each)) / 0.07, abs=1e-9)
     (whole,), expected = steps(made(), batch)
     (parts,), params = steps(made(accumulate=2), batch)
@@ -241,7 +244,7 @@ def test_weighted_classes():
             train.weighted(plain, **wrong)
     with pytest.raises(InputError, match="with one cross-entropy term, found 'pretraining'"):
         train.weighted(train.pretraining, label_smoothing=0.1)
-    with pytest.raises(InputError, match="class_weights: expected 3 weights, .*; found 2"):
+    with pytest.raises(InputError, match=r"class_weights: expected 3 weights, .*; found 2"):
         Trainer(model, train.weighted(plain, class_weights=[1, 2]), optax.sgd(0.1)).step(batch)
     numbers = batch | {"labels": np.zeros((4, 3))}
     with pytest.raises(InputError, match="not implemented for multi_label_classification"):

@@ -46,7 +46,9 @@ class Settings:
         about="causal-lm, continuation, masked-lm, pretraining, classification, "
         "token-classification, question-answering or contrastive.",
     )
-    data: str = field(FILE, about="File to train on: txt, jsonl, json, csv, tsv (also with .gz) or parquet.")
+    data: str = field(
+        FILE, about="File to train on: txt, jsonl, json, csv, tsv (also with .gz) or parquet."
+    )
     output: str = field(FILE, about="Folder for model/, log.jsonl, loss.png and checkpoints/.")
     model: str | None = key("Pretrained model: a folder, or a repository of the Hub.", FILE)
     config: str | None = key("For a new model: a config.json, or a preset such as tiny.", FILE)
@@ -126,8 +128,8 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-# Keys that are not compared when a run is resumed: those that may differ (of files, the contents are
-# compared), and those that set what every run compares: the arguments of the optimiser, of the
+# Keys that are not compared when a run is resumed: those that may differ (of files, the contents
+# are compared), and those that set what every run compares: the arguments of the optimiser, of the
 # objective and of the trainer, and the data's batch size and workers.
 FREE = (
     *("output", "data", "evaluation", "tokenizer", "steps", "epochs", "fsdp", "tensor", "remat"),

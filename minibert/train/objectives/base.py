@@ -121,7 +121,7 @@ class Objective:
     def total(self, sums: Terms, counts: Terms) -> Any:
         """Returns the weighted sum of the terms' means; the mean of a term without targets is 0."""
         first, *others = (
-            self.weights.get(term, 1.0) * (total / (counts[term] + (counts[term] == 0)))
+            self.weights.get(term, 1.0) * (total / one_if_zero(counts[term]))
             for term, total in sums.items()
         )
         return sum(others, start=first)
@@ -131,10 +131,17 @@ class Objective:
         return self.total(self.sums(outputs, batch), self.counts(batch))
 
 
+def one_if_zero(count: Any) -> Any:
+    """Returns a count of targets, by which a sum can be divided: 1 if there are none."""
+    if isinstance(count, Array):
+        return jnp.where(count == 0, jnp.ones_like(count), count)
+    return count or 1
+
+
 def _summed(values: Terms, targets: Terms) -> Terms:
     # `where`, because values at positions without a target may be infinite
     return {
-        term: jnp.sum(jnp.where(targets[term] > 0, value * targets[term], 0))
+        term: jnp.sum(jnp.where(targets[term] > 0, value * targets[term].astype(value.dtype), 0))
         for term, value in values.items()
     }
 
