@@ -26,10 +26,10 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not in the background
     if usual:
         signal.signal(signal.SIGINT, _end)
-    command = load()
-    if usual:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        command = load()
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         command()
     except (KeyboardInterrupt, SystemExit) as reason:
         silent = getattr(reason.__context__, "__cause__", None)  # typer makes it a status alone

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Generator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -164,7 +164,7 @@ def _interruptible() -> Generator[Callable[[], None]]:
         if interrupted:
             raise KeyboardInterrupt
 
-    def report(found: Any) -> None:
+    def report(found: "sys.UnraisableHookArgs") -> None:
         if not isinstance(found.exc_value, KeyboardInterrupt):
             shown(found)
 

@@ -211,16 +211,20 @@ def checked_update(
     raise _unusable("update", failure) from failure
 
 
-def sum_of_squares(params: Any) -> Array:
+def sum_of_squares(params: object) -> Array:
     """Returns a scalar that stands for a loss where only the operations of an optimiser matter."""
     return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params)), start=jnp.zeros(()))
 
 
-def _passing(optimizer: Any, names: tuple[str, ...]) -> Update:
+def _passing(optimizer: optax.GradientTransformation, names: tuple[str, ...]) -> Update:
     update: Any = optax.with_extra_args_support(optimizer).update
 
     def passing(
-        gradients: Any, state: Any, params: Any, loss: Any, loss_of: Callable[[Any], Any]
+        gradients: object,
+        state: object,
+        params: object,
+        loss: object,
+        loss_of: Callable[[Any], Any],
     ) -> Any:
         known = {
             "value": loss,
@@ -234,7 +238,7 @@ def _passing(optimizer: Any, names: tuple[str, ...]) -> Update:
     return passing
 
 
-def _shapes(arrays: Any) -> Any:
+def _shapes(arrays: object) -> Any:
     return jax.tree.map(lambda leaf: leaf.shape, arrays)
 
 

@@ -87,7 +87,7 @@ def first_state(
     return state, frozen, (where, sharding.everywhere)
 
 
-def distinct(opt_state: Any) -> Any:
+def distinct(opt_state: object) -> Any:
     """Returns a state whose arrays are copies.
 
     Arrays of an optimiser's state may be parameters, several times the same array, or the

@@ -94,7 +94,7 @@ def test_a_run_is_replaced_only_with_overwrite(classifier, place):
     assert "--resume" in refused.output
     other = run("train", path, "--resume", "--seed", "1", "--evaluation-fraction", "0.2")
     assert other.exit_code == 1
-    assert "- seed: 0 in the checkpoint, 1 here" in other.output
+    assert ": seed: 0 in the checkpoint, 1 here" in other.output
     impossible = run("train", path, "--elsewhere", "--evaluation-fraction", "0.2", "--lora-rank", 2)
     assert impossible.exit_code == 1
     assert "the checkpoint of another run" in impossible.output

@@ -131,7 +131,7 @@ class Objective:
         return self.total(self.sums(outputs, batch), self.counts(batch))
 
 
-def one_if_zero(count: Any) -> Any:
+def one_if_zero(count: Array | float) -> Any:
     """Returns a count of targets, by which a sum can be divided: 1 if there are none."""
     if isinstance(count, Array):
         return jnp.where(count == 0, jnp.ones_like(count), count)
