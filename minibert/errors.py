@@ -6,7 +6,6 @@ field or argument, what was expected and what was found.
 
 import contextlib
 import difflib
-import re
 import reprlib
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
@@ -25,18 +24,6 @@ def shown(value: object) -> str:
     except ValueError:  # Python refuses to print an integer of thousands of digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 30]} … {text[-20:]}"
-
-
-# Control characters except line ends, halves of surrogate pairs, line separators, and characters
-# that reverse the direction of the text after them.
-HIDDEN = re.compile(
-    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def visible(text: str) -> str:
-    """Escapes characters that would control a terminal or hide what a text says."""
-    return HIDDEN.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def suggest(name: str, known: Iterable[str], count: int = 1) -> str:

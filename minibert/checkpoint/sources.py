@@ -256,17 +256,18 @@ def _open_orbax(path: str) -> TensorSource:
         raise WeightsFileError(
             f"{path}: reading it needs orbax-checkpoint; pip install 'minibert-jax[train]'"
         ) from None
-    path = os.path.abspath(path)  # Orbax requires an absolute path
     for root, _, names in os.walk(path):
         for name in names:
             open_file(os.path.join(root, name), WeightsFileError).close()
 
+    absolute = os.path.abspath(path)  # as Orbax requires
+
     def restore() -> tuple[Any, Any]:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(path)
+            metadata = checkpointer.metadata(absolute)
             shapes = metadata.item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            return checkpointer.restore(path, restore_args=as_numpy), metadata
+            return checkpointer.restore(absolute, restore_args=as_numpy), metadata
 
     try:
         restored, metadata = uninterrupted(restore)

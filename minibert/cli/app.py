@@ -31,8 +31,8 @@ from minibert.cli.shared import (
     settings,
 )
 from minibert.cli.train import train
+from minibert.core.terminal import visible
 from minibert.data.files import read_text
-from minibert.errors import visible
 
 app: typer.Typer = typer.Typer(
     add_completion=False,

@@ -16,7 +16,8 @@ from minibert.conversion.api import verify_checkpoint
 from minibert.conversion.parity import Progress
 from minibert.conversion.verification import ParityError, Verification, table, torch_installed
 from minibert.core.progress import progress_bar
-from minibert.errors import MinibertError, visible
+from minibert.core.terminal import visible
+from minibert.errors import MinibertError
 
 REFUSED, DIFFERS = 1, 3
 DEFAULT_SHARD = "5GB"

@@ -17,7 +17,8 @@ from minibert import assets
 from minibert.cli.shared import Device, problems, settings
 from minibert.cli.shared import styled as output
 from minibert.core.atomic import atomic_folder, matching_files
-from minibert.errors import TargetError, visible, writing
+from minibert.core.terminal import visible
+from minibert.errors import TargetError, writing
 from minibert.models.base import PretrainedModel
 
 BOUND = 2e-5  # maximum difference of a float32 hidden state, as in the tests

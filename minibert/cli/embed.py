@@ -25,6 +25,7 @@ from minibert.cli.shared import (
     settings,
 )
 from minibert.core.progress import progress_bar
+from minibert.core.terminal import visible
 from minibert.data.files import TextFile, open_texts
 from minibert.embedding.job import check_output, embed_file
 from minibert.embedding.job_parts import has_parts
@@ -35,7 +36,6 @@ from minibert.errors import (
     SourceError,
     TextError,
     TextNotFiniteError,
-    visible,
 )
 
 if TYPE_CHECKING:

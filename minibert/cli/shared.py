@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minibert.errors import HIDDEN, CheckpointMismatchError, InputError, MinibertError, visible
+from minibert.core.terminal import HIDDEN, visible
+from minibert.errors import CheckpointMismatchError, InputError, MinibertError
 
 # The printed texts are user data, in which markup and emoji codes must not be interpreted.
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}

@@ -10,7 +10,7 @@ import typer
 
 from minibert.cli.shared import AsJson, Device, output, print_json, problems, settings
 from minibert.core.atomic_file import new_file
-from minibert.errors import visible
+from minibert.core.terminal import visible
 from minibert.inspection.plots import loss_curve
 from minibert.train.job.settings import FIELDS, read_settings
 from minibert.train.loop import Result

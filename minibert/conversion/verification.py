@@ -31,7 +31,8 @@ from minibert.conversion.parity import (
     ragged_inputs,
     shaped,
 )
-from minibert.errors import MinibertError, visible
+from minibert.core.terminal import visible
+from minibert.errors import MinibertError
 
 PACKAGES = ("minibert-jax", "jax", "flax", "numpy", "safetensors", "torch", "transformers")
 

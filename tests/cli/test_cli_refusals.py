@@ -16,7 +16,7 @@ import minibert
 import sentences
 from commands import model_folder, run
 from minibert.cli.shared import print_json
-from minibert.errors import visible
+from minibert.core.terminal import visible
 
 pytestmark = pytest.mark.unoptimised
 

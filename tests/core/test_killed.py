@@ -95,7 +95,7 @@ def test_killed_at_random_moments(start, flags, source, old, tmp_path):
 
 
 def importing(process):
-    """Returns whether a process is importing libraries, or has ended."""
+    """Returns whether a process imports libraries already, or has ended."""
     try:
         return "numpy" in pathlib.Path(f"/proc/{process.pid}/maps").read_text()
     except OSError:
