@@ -5,6 +5,7 @@ field or argument, what was expected and what was found.
 """
 
 import contextlib
+import copyreg
 import difflib
 import reprlib
 from collections.abc import Generator, Iterable, Sequence
@@ -46,6 +47,10 @@ class MinibertError(ValueError):
         """Sets `arguments` and returns the error, as `with_traceback` does."""
         self.arguments = arguments
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # exceptions pass `args`, which is the message, to the constructor, whose arguments differ
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
 
 
 class ConfigError(MinibertError):
@@ -148,9 +153,6 @@ class TextNotFiniteError(NotFiniteError):
         named = ", ".join(map(str, others[:3])) + (", …" if len(others) > 3 else "")
         more = f" (and {len(others)} more: {named})" if others else ""
         super().__init__(f"sentence {first}{more}: {why}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.numbers, self.why)
 
 
 class TargetError(MinibertError):
