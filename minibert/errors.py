@@ -5,7 +5,6 @@ field or argument, what was expected and what was found.
 """
 
 import contextlib
-import copyreg
 import difflib
 import reprlib
 from collections.abc import Generator, Iterable, Sequence
@@ -50,7 +49,11 @@ class MinibertError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # exceptions pass `args`, which is the message, to the constructor, whose arguments differ
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
+        return _without_constructor, (type(self), self.args), self.__dict__
+
+
+def _without_constructor(cls: type[MinibertError], args: tuple[Any, ...]) -> MinibertError:
+    return cls.__new__(cls, *args)
 
 
 class ConfigError(MinibertError):

@@ -117,7 +117,7 @@ def shaped(name: str, array: AnyArray, shapes: list[tuple[Size, ...]]) -> Any:
 def _extremes(array: AnyArray) -> tuple[Any, ...]:
     if isinstance(array, jax.core.Tracer) or not array.size or array.dtype == bool:
         return ()
-    values = np.asarray(array)
+    values = jax.device_get(array)
     return values.min(), values.max()
 
 
@@ -169,7 +169,7 @@ def as_array(name: str, value: object) -> Any:
 
 def concrete(value: Array) -> int:
     """Returns the value of a scalar array, or 0 if it is traced."""
-    return 0 if isinstance(value, jax.core.Tracer) else int(value)
+    return 0 if isinstance(value, jax.core.Tracer) else int(jax.device_get(value))
 
 
 def elements(

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
 from minibert.core.types import ArrayLike, Texts
-from minibert.embedding.encoding import EncodeRequest, Run, programs
+from minibert.embedding.encoding import EncodeRequest, Run
 from minibert.embedding.folder import save_encoder
 from minibert.embedding.loading import load_encoder
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, token_features
@@ -29,7 +29,7 @@ from minibert.embedding.settings import (
 from minibert.embedding.similarity import semantic_search, similarity, similarity_pairwise
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
-from minibert.models.compilation import check_evaluation
+from minibert.models.compilation import Programs, check_evaluation
 from minibert.text.batching import check_budget, check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
 
@@ -145,7 +145,7 @@ class SentenceEncoder:
         check_evaluation(model)
         settings.check_fits(model.config.max_tokens, model.out_features)
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
-        self._programs = programs(model)
+        self._programs = Programs(model)
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.truncated = 0
 
@@ -370,7 +370,7 @@ class SentenceEncoder:
             found = found[0]
         if request.tokens or (convert_to_numpy and not convert_to_tensor):
             return found
-        array = jnp.asarray(found)
+        array = jax.device_put(found)
         return array if convert_to_tensor or array.ndim == 1 else list(array)
 
     @typed_as(encode)

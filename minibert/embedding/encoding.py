@@ -6,8 +6,7 @@ next batches are prepared, up to a few batches ahead.
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from minibert.core.progress import progress_bar
 from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
 from minibert.errors import InputError, TextNotFiniteError, shown
-from minibert.models.compilation import program
+from minibert.models.compilation import Programs
 from minibert.nn.numerics import cause, quoted, rows_not_finite, unit, widen
 from minibert.text.batching import Batch, packed_rows, padded, plan, plan_packed
 from minibert.text.tokenizer import TokenReader
@@ -52,7 +51,7 @@ class Run:
 
     Attributes:
         model: the `SentenceModel`, for messages and its vocabulary size.
-        programs: the compiled functions; see `programs`.
+        programs: its compiled functions.
         with_tokens: whether token vectors are requested.
         reader: the tokenizer.
         texts: the texts to encode, prompts included.
@@ -67,7 +66,7 @@ class Run:
     """
 
     model: SentenceModel
-    programs: Mapping[str, Callable[..., Any]]
+    programs: Programs
     with_tokens: bool
     reader: TokenReader
     texts: Sequence[str]
@@ -128,12 +127,12 @@ class Run:
 
     def _dispatch(self, batch: Batch, ids: list[np.ndarray]) -> Any:
         if batch.places is None:
-            program = self.programs["tokens" if self.with_tokens else "alone"]
+            program = self.programs(_alone, self.with_tokens)
             rows = padded(ids, batch._replace(indices=np.arange(len(ids))), self.reader.pad)
             which = np.zeros(batch.rows, np.int32)
             which[: len(ids)] = [len(row) for row in ids]
         else:
-            program = self.programs["packed"]
+            program = self.programs(_packed)
             rows, which = packed_rows(ids, batch, self.reader.pad)
         checked_indices("input_ids", rows, self.model.config.vocab_size, "vocab_size")
         results = program(rows, which, np.int32(self.prompt_length))
@@ -142,10 +141,10 @@ class Run:
         return results
 
     def _fetched(
-        self, batch: Batch, ids: list[np.ndarray], results: Iterable[Array]
+        self, batch: Batch, ids: list[np.ndarray], results: tuple[Array, ...]
     ) -> EncodedBatch:
         places: Any = slice(len(ids)) if batch.places is None else tuple(batch.places.T)
-        arrays = [widen(np.asarray(array)[places]) for array in results]
+        arrays = [widen(array[places]) for array in jax.device_get(results)]
         vectors, tokens = arrays[0], []
         if self.with_tokens:  # without padding
             tokens = [row[: len(own)] for row, own in zip(arrays[1], ids, strict=True)]
@@ -159,25 +158,6 @@ class Run:
         return EncodedBatch(batch.indices, ids, vectors, tokens)
 
 
-def programs(model: SentenceModel) -> dict[str, Callable[..., Any]]:
-    """Returns the compiled functions of a model, whose arguments are arrays only.
-
-    Returns:
-        alone, tokens: functions of ids `(batch, seq)`, padded on the right, the rows' lengths
-            `(batch,)` and the length of the prompt; both return text vectors, `tokens` also token
-            vectors.
-        packed: a function of the ids of texts that share rows, their segments and the length of the
-            prompt; returns text vectors `(batch, slots, features)`.
-    """
-    leaves, treedef = jax.tree.flatten(model)
-    compiled = {
-        "alone": program(_alone, treedef, False),
-        "tokens": program(_alone, treedef, True),
-        "packed": program(_packed, treedef),
-    }
-    return {name: functools.partial(one, leaves) for name, one in compiled.items()}
-
-
 def _alone(
     model: SentenceModel,
     input_ids: Array,
@@ -185,7 +165,16 @@ def _alone(
     prompt_length: int | Array,
     with_tokens: bool,
 ) -> tuple[Array, ...]:
-    mask = jnp.arange(input_ids.shape[1]) < lengths[:, None]
+    """Returns text vectors, and token vectors if requested, of rows padded on the right.
+
+    Args:
+        model: the model.
+        input_ids: `(batch, seq)`.
+        lengths: `(batch,)`, the number of tokens of each row.
+        prompt_length: the number of prompt tokens at the start of each text.
+        with_tokens: whether to return token vectors.
+    """
+    mask = jnp.arange(input_ids.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
     tokens, vectors = model(input_ids, mask, prompt_length)
     return (vectors, tokens) if with_tokens else (vectors,)
 
@@ -193,6 +182,7 @@ def _alone(
 def _packed(
     model: SentenceModel, input_ids: Array, segments: Array, prompt_length: int | Array
 ) -> tuple[Array, ...]:
+    """Returns the vectors `(batch, slots, features)` of texts that share rows."""
     return (model.packed(input_ids, segments, prompt_length),)
 
 

@@ -215,7 +215,7 @@ class SentenceModel(Module):
         # own_text must be causal for a decoder, which uses a mask of queries and keys as it is
         positions = self.transformer.positions(input_ids, segments=segments)
         tokens = self.tokens(input_ids, own_text(segments, self.config.causal), positions)
-        slots = jnp.arange(1, 1 + slots_of(segments.shape[1]))
+        slots = jnp.arange(1, 1 + slots_of(segments.shape[1]), dtype=segments.dtype)
         of_slots = jax.lax.map(
             lambda slot: self.pooled(tokens, segments == slot, prompt_length), slots
         )

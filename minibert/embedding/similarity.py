@@ -12,6 +12,7 @@ underflows.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -216,7 +217,7 @@ def vectors(name: str, embeddings: ArrayLike) -> Vectors:
     Raises:
         InputError: if they are not an array `(dim,)` or `(texts, dim)` of finite real numbers.
     """
-    array = np.asarray(as_array(name, embeddings))
+    array = jax.device_get(as_array(name, embeddings))
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool) or np.iscomplexobj(
         array
     ):

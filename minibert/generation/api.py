@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
-from minibert.core.types import AnyArray, ArrayLike
+from minibert.core.types import ArrayLike
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation import beams, decoding
 from minibert.generation.config import DEFAULTS, GenerationConfig
@@ -25,6 +25,7 @@ from minibert.models.base import PretrainedModel
 from minibert.models.compilation import program
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
+from minibert.sharding.placement import beside
 from minibert.text.batching import power_of_two
 
 SHORTEST = 16
@@ -142,18 +143,18 @@ def _tokens(
     config: GenerationConfig,
 ) -> Iterator[np.ndarray]:
     leaves, prompt, rules = given
-    state, token, faults, more = begin(*given)
+    state, *found = begin(*given)
     while True:
+        token, faults, more = jax.device_get(found)
         _check_rows(faults, len(prompt.ids), config)
-        yield np.asarray(token)
+        yield token
         if not more:
             return
-        state, token, faults, more = advance(leaves, state, rules)
+        state, *found = advance(leaves, state, rules)
 
 
-def _check_rows(faults: AnyArray, batch: int, config: GenerationConfig) -> None:
+def _check_rows(faults: np.ndarray, batch: int, config: GenerationConfig) -> None:
     """Raises an error if a row has no next token. Every prompt has the same number of rows."""
-    faults = np.asarray(faults)
     if not faults.any():
         return
     row = int(np.flatnonzero(faults)[0])
@@ -235,7 +236,7 @@ def _checked_call(
         )
     prompts = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, prompts, config, key)
-    return _Call(prompts, plan, treedef, (leaves, prompt, rules))
+    return _Call(prompts, plan, treedef, (leaves, *beside(leaves[0], (prompt, rules))))
 
 
 def _given(
@@ -265,14 +266,16 @@ def _given(
     tokens = as_array("input_ids", input_ids)
     if tokens.ndim != 2 or not tokens.size:
         raise InputError(f"input_ids: expected shape (batch, seq), found {tokens.shape}")
-    ids = np.asarray(checked_indices("input_ids", tokens, model.config.vocab_size, "vocab_size"))
+    vocab = model.config.vocab_size
+    ids = jax.device_get(checked_indices("input_ids", tokens, vocab, "vocab_size"))
     if ragged:
         ids = np.where(real, ids, config.padding_id or 0)
     elif mask is None:
         real = np.ones(ids.shape, bool)
     else:
         zeros_and_ones = checked_zeros_and_ones("attention_mask", mask)
-        real = np.asarray(shaped("attention_mask", zeros_and_ones, [ids.shape])).astype(bool)
+        shaped("attention_mask", zeros_and_ones, [ids.shape])
+        real = jax.device_get(zeros_and_ones).astype(bool)
     pad = config.pad_token_id
     if mask is None and pad is not None and pad not in config.end_ids:
         real = real & (ids != pad)
@@ -287,7 +290,7 @@ def _given(
 
 
 def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    arrays = [as_array("input_ids", row) for row in rows]
+    arrays = jax.device_get([as_array("input_ids", row) for row in rows])
     for number, row in enumerate(arrays):
         if row.ndim != 1 or not row.size:
             raise InputError(
@@ -354,9 +357,9 @@ def _padded(given: Prompt, positions: int) -> Prompt:
     mask = np.pad(given.mask[:, used], before)
     states, seen = given.encoder_hidden_states, given.encoder_attention_mask
     if states is not None:
-        states = np.asarray(states)
+        states, seen = jax.device_get((states, seen))
         batch, seq, _ = states.shape
-        seen = np.ones((batch, seq), bool) if seen is None else np.asarray(seen)[:, 0, 0]
+        seen = np.ones((batch, seq), bool) if seen is None else seen[:, 0, 0]
         after = ((0, 0), (0, rounded_up(seq) - seq))
         states, seen = np.pad(states, (*after, (0, 0))), np.pad(seen, after)
     return Prompt(ids, mask, states, seen)
@@ -390,10 +393,11 @@ def _key(key: Array | None) -> Any:
 
 
 def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> GenerateOutput:
+    done = jax.device_get(done)
     _check_rows(done.faults, len(given.ids), config)
     steps, start = int(done.step), done.tokens.shape[1] - done.log_probs.shape[1]
     return GenerateOutput(
-        sequences=_continued(given, np.asarray(done.tokens)[:, start : start + steps]),
+        sequences=_continued(given, done.tokens[:, start : start + steps]),
         log_probs=np.array(done.log_probs)[:, :steps],
         **_by_step(done.records, steps),
     )
@@ -402,11 +406,12 @@ def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> G
 def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> GenerateOutput:
     several = config.num_return_sequences
 
-    def best(texts: Array) -> np.ndarray:
+    def best(texts: np.ndarray) -> np.ndarray:
         return np.array(texts)[:, :several].reshape(-1, *texts.shape[2:])
 
+    found = jax.device_get(found)
     _check_rows(found.faults, len(given.ids), config)
-    for row, ended in enumerate(np.asarray(found.ended)[:, :several]):
+    for row, ended in enumerate(found.ended[:, :several]):
         if not ended.all():
             raise InputError(
                 f"input_ids: row {row}: expected {several} texts, found {ended.sum()}: the "
@@ -431,5 +436,5 @@ def _continued(given: Prompt, texts: np.ndarray) -> np.ndarray:
     return np.concatenate([ids, texts], axis=1, dtype=np.int32)
 
 
-def _by_step(records: decoding.Records, steps: int) -> dict[str, Any]:
-    return {n: tuple(np.asarray(array).swapaxes(0, 1)[:steps]) for n, array in records.items()}
+def _by_step(records: dict[str, np.ndarray], steps: int) -> dict[str, Any]:
+    return {n: tuple(array.swapaxes(0, 1)[:steps]) for n, array in records.items()}

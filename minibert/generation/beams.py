@@ -134,9 +134,9 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     broken = broken & _possible(state.running.scores) & state.hopeful[:, None]
     candidates, added = _candidates(state, scores, likely, rules, plan)
     stops = rules.ends[added] | (state.step + 1 >= rules.limit)
-    among = jax.lax.top_k(candidates.scores + stops * IMPOSSIBLE, beams)[1]
+    among = jax.lax.top_k(_lowered(candidates.scores, stops), beams)[1]
     running, stopped = _taken((candidates, stops), among)
-    running = running._replace(scores=running.scores + stopped * IMPOSSIBLE)
+    running = running._replace(scores=_lowered(running.scores, stopped))
     kept, ended = _keep(state, candidates, stops, rules, plan)
     rows = running.came_from[..., state.step].reshape(-1)
     step = longest = state.step + 1
@@ -173,7 +173,7 @@ def _candidates(
     beam, added = found // vocab, found % vocab
     texts = _taken(state.running, beam)
     slot = texts.tokens.shape[2] - plan.steps + state.step
-    rows = beam + jnp.arange(batch)[:, None] * beams
+    rows = beam + jnp.arange(batch, dtype=beam.dtype)[:, None] * beams
     return (
         Texts(
             tokens=texts.tokens.at[..., slot].set(added.astype(texts.tokens.dtype)),
@@ -195,18 +195,25 @@ def _keep(
     """Returns the best of the kept texts and the candidates that end."""
     beams = state.ended.shape[1]
     # only the first `beams` candidates may end; the others ensure that enough can be continued
-    ends = stops & (jnp.arange(stops.shape[1]) < beams) & _possible(candidates.scores)
+    ends = stops & (jnp.arange(stops.shape[1])[None] < beams) & _possible(candidates.scores)
     closed = ~state.hopeful
     if plan.early_stopping is True:
         closed = closed | state.ended.all(axis=1)
     scores = candidates.scores / rules.powers[state.step + 1]
-    scores = scores + closed[:, None] * IMPOSSIBLE + ~ends * IMPOSSIBLE
+    scores = _lowered(_lowered(scores, closed[:, None]), ~ends)
     kept, ended = jax.tree.map(
         lambda *pair: jnp.concatenate(pair, axis=1),
         (state.kept, state.ended),
         (candidates._replace(scores=scores), ends),
     )
     return _taken((kept, ended), jax.lax.top_k(kept.scores, beams)[1])
+
+
+def _lowered(
+    scores: Float32[Array, "batch some"], where: Bool[Array, "batch #some"]
+) -> Float32[Array, "batch some"]:
+    """Returns scores, lowered below those of all possible texts where the mask is True."""
+    return jnp.where(where, scores + IMPOSSIBLE, scores)
 
 
 def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]:

@@ -162,9 +162,10 @@ def read(model: PretrainedModel, state: Any, plan: Plan) -> tuple[Any, Logits]:
         The state with the updated cache, and next-token logits.
     """
     last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1, None]
+    past = state.cache.mask.sum(axis=1, keepdims=True, dtype=jnp.int32)
     outputs = model(
         input_ids=last,
-        position_ids=model.base_model.positions(last, past=state.cache.mask.sum(axis=1)[:, None]),
+        position_ids=model.base_model.positions(last, past=past),
         past_key_values=state.cache,
         logits_to_keep=1,
     )
@@ -234,7 +235,7 @@ def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
         chosen = draw(scores, step_keys(rules, state.step, len(scores)))
     else:
         chosen = jnp.argmax(scores, axis=-1)
-    chosen = jnp.where(state.done, rules.pad, chosen).astype(state.tokens.dtype)
+    chosen = jnp.where(state.done, rules.pad, chosen.astype(state.tokens.dtype))
     likely = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(likely, chosen[:, None], axis=1)[:, 0]
     log_probs = jnp.where(state.done, 0, log_probs)

@@ -49,11 +49,11 @@ class History(NamedTuple):
 
     def lengths(self) -> Int[Array, " rows"]:
         """Returns the number of tokens of each text, its prompt included."""
-        return self.real.sum(axis=1)
+        return self.real.sum(axis=1, dtype=jnp.int32)
 
     def prompt(self) -> Slots:
         """Returns a mask of the prompts' tokens."""
-        return self.real & (jnp.arange(self.real.shape[1]) < self.start)
+        return self.real & (jnp.arange(self.real.shape[1])[None] < self.start)
 
     def generated(self) -> Slots:
         """Returns a mask of the generated tokens."""
@@ -135,14 +135,14 @@ class Processors:
 def add_phrase_bias(phrases: Phrases, scores: Scores, history: History) -> Scores:
     """Adds each phrase's bias to its last token where the text ends with its other tokens."""
     before = phrases.tokens.shape[1] - 1
-    slots = history.start + history.step - before + jnp.arange(before)
+    slots = history.start + history.step - before + jnp.arange(before, dtype=jnp.int32)
     tail = jnp.take(history.tokens, slots, axis=1, mode="clip")
-    real = jnp.take(history.real, slots, axis=1, mode="clip") & (slots >= 0)
-    same = (tail[:, None] == phrases.tokens[:, :-1]) & real[:, None]
-    unused = jnp.arange(before) < before + 1 - phrases.lengths[:, None]
-    matching = jnp.all(same | unused, axis=-1)
+    real = jnp.take(history.real, slots, axis=1, mode="clip") & (slots >= 0)[None]
+    same = (tail[:, None] == phrases.tokens[None, :, :-1]) & real[:, None]
+    unused = jnp.arange(before, dtype=jnp.int32)[None] < before + 1 - phrases.lengths[:, None]
+    matching = jnp.all(same | unused[None], axis=-1)
     bias = jnp.zeros_like(scores).at[:, phrases.tokens[:, -1]]
-    return scores + bias.add(jnp.where(matching, phrases.bias, 0))
+    return scores + bias.add(jnp.where(matching, phrases.bias[None], 0))
 
 
 def penalize(penalty: Array, scores: Scores, tokens: Bool[Array, "rows vocab"]) -> Scores:
@@ -184,7 +184,7 @@ def ban_prompt_ngrams(size: Array, scores: Scores, history: History) -> Scores:
 def ban_end_before_length(numbers: Array, scores: Scores, history: History) -> Scores:
     """Bans EOS in texts that are too short, prompt included."""
     least, end = numbers
-    return _ban(scores, end & (history.lengths() < least)[:, None])
+    return _ban(scores, end[None] & (history.lengths() < least)[:, None])
 
 
 def ban_end_before_step(numbers: Array, scores: Scores, history: History) -> Scores:
@@ -215,7 +215,7 @@ def favour_end(numbers: Array, scores: Scores, history: History) -> Scores:
     largest = jnp.finfo(scores.dtype).max  # with infinities, 0 or softmax would become NaN
     growth = jnp.minimum(jnp.expm1(past * logarithm), largest)
     favoured = jnp.minimum(scores + jnp.abs(scores) * growth, largest)
-    return jnp.where(end & (past > 0) & jnp.isfinite(scores), favoured, scores)
+    return jnp.where((end & (past > 0))[None] & jnp.isfinite(scores), favoured, scores)
 
 
 def suppress(mask: Array, scores: Scores, history: History) -> Scores:
@@ -227,15 +227,15 @@ def suppress_first(numbers: Array, scores: Scores, history: History) -> Scores:
     """Bans tokens as the first generated token, or as the second after a forced one."""
     mask, forced = numbers
     first = jnp.where(forced & (history.prompt().sum(axis=1) <= 1), 1, 0)
-    return _ban(scores, mask & (history.step == first)[:, None])
+    return _ban(scores, mask[None] & (history.step == first)[:, None])
 
 
 def force_positions(numbers: Array, scores: Scores, history: History) -> Scores:
     """Forces tokens at given positions of a text."""
     positions, tokens = numbers
-    here = positions == history.lengths()[:, None]
-    token = jnp.sum(jnp.where(here, tokens, 0), axis=1, keepdims=True)
-    mask = jnp.arange(scores.shape[1]) == token
+    here = positions[None] == history.lengths()[:, None]
+    token = jnp.sum(jnp.where(here, tokens[None], 0), axis=1, keepdims=True)
+    mask = jnp.arange(scores.shape[1])[None] == token
     return _force(scores, mask, here.any(axis=1, keepdims=True))
 
 
@@ -272,12 +272,12 @@ def _counts(scores: Scores, history: History, where: Slots) -> Scores:
 def _ban_completions(size: Array, scores: Scores, history: History, among: Slots) -> Scores:
     """Bans tokens at slots of `among` that follow the `size - 1` tokens that end the text."""
     end = history.start + history.step
-    slots = jnp.arange(history.tokens.shape[1])
+    slots = jnp.arange(history.tokens.shape[1], dtype=jnp.int32)
 
     def narrow(back: Array, matching: Array) -> Array:
         last = lax.dynamic_index_in_dim(history.tokens, end - back, axis=1)
         real = lax.dynamic_index_in_dim(history.real, end - back, axis=1)
-        same = (jnp.roll(history.tokens, back, axis=1) == last) & (slots >= back)
+        same = (jnp.roll(history.tokens, back, axis=1) == last) & (slots >= back)[None]
         return matching & same & real & jnp.roll(history.real, back, axis=1)
 
     completing = lax.fori_loop(1, jnp.minimum(size, end + 1), narrow, among)
@@ -285,11 +285,12 @@ def _ban_completions(size: Array, scores: Scores, history: History, among: Slots
 
 
 def _ban(scores: Scores, tokens: Array) -> Scores:
-    return jnp.where(tokens, -jnp.inf, scores)
+    return jnp.where(lax.broadcast_to_rank(tokens, 2), -jnp.inf, scores)
 
 
 def _force(scores: Scores, tokens: Array, where: Array) -> Scores:
-    return jnp.where(where, jnp.where(tokens, 0, -jnp.inf), scores)
+    forced = jnp.where(lax.broadcast_to_rank(tokens, 2), 0, -jnp.inf)
+    return jnp.where(where, forced, scores)
 
 
 def together(*parts: Any) -> tuple[Any, ...] | None:

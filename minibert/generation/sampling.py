@@ -100,7 +100,7 @@ def top_p(scores: Scores, rest: Array, least: Array) -> Kept:
         ranked = jnp.take_along_axis(likely, order, axis=1)
         mass = _running_sum(ranked[:, ::-1])[:, ::-1]
         kept = mass + lower.sum(axis=1, keepdims=True) > rest
-        return kept | (jnp.arange(order.shape[1]) < least)
+        return kept | _first(order, least)
 
     return _keep_ranked(scores, keep)
 
@@ -123,7 +123,7 @@ def typical_p(scores: Scores, mass: Array, least: Array) -> Kept:
         last = jnp.minimum(before.sum(axis=1, keepdims=True), order.shape[1] - 1)
         ranked = jnp.take_along_axis(distance, order, axis=1)
         farthest = jnp.take_along_axis(ranked, last, axis=1)
-        return (ranked <= farthest) | (jnp.arange(order.shape[1]) < least)
+        return (ranked <= farthest) | _first(order, least)
 
     return _keep_ranked(-distance, keep)
 
@@ -163,7 +163,8 @@ def kth_largest(scores: Scores, k: Array) -> Float32[Array, "rows 1"]:
 
     def set_bit(index: Array, found: Array) -> Array:
         higher = found | (sign >> jnp.asarray(index, jnp.uint32))
-        return jnp.where(jnp.sum(keys >= higher, axis=1, keepdims=True) >= k, higher, found)
+        count = jnp.sum(keys >= higher, axis=1, keepdims=True, dtype=k.dtype)
+        return jnp.where(count >= k, higher, found)
 
     found = lax.fori_loop(0, 32, set_bit, jnp.zeros_like(keys[:, :1]))
     bits = jnp.where(found < sign, ~found, found ^ sign)
@@ -221,6 +222,13 @@ def _keep_ranked(
     return lax.cond(more.any(), lambda: jnp.where(more, ask(vocabulary)[0], few), lambda: few)
 
 
+def _first(
+    order: Integer[Array, "rows some"], count: int | Integer[Array, ""]
+) -> Bool[Array, "1 some"]:
+    """Returns True for the first `count` columns."""
+    return jnp.arange(order.shape[1], dtype=jnp.int32)[None] < count
+
+
 def _at(
     tokens: Integer[Array, "rows some"], kept: Bool[Array, "rows some"], scores: Scores
 ) -> Kept:
@@ -245,7 +253,8 @@ def _running_sum(values: Values) -> Values:
 
     def add(level: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         shift = 1 << level
-        before = [jnp.where(positions >= shift, jnp.roll(part, shift, axis=1), 0) for part in sums]
+        there = (positions >= shift)[None]
+        before = [jnp.where(there, jnp.roll(part, shift, axis=1), 0) for part in sums]
         total = sums[0] + before[0]
         taken = total - sums[0]
         lost = (sums[0] - (total - taken)) + (before[0] - taken)

@@ -130,7 +130,8 @@ class PretrainedModel(Module):
         if tokens is None and segments is not None:
             tokens = jnp.ones_like(segments, bool)
         if tokens is None:
-            return past + jnp.arange(seq if input_ids is None else input_ids.shape[1])[None]
+            seq = seq if input_ids is None else input_ids.shape[1]
+            return past + jnp.arange(seq, dtype=jnp.int32)[None]
         return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:

@@ -30,6 +30,7 @@ from minibert.models.inputs import index_limits
 from minibert.models.stack import with_execution
 from minibert.nn.cache import KVCache
 from minibert.nn.tree import parameters
+from minibert.sharding.placement import beside
 
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -69,6 +70,29 @@ def program(
     return jax.jit(call, donate_argnums=donate)
 
 
+class Programs:
+    """The compiled functions of a model with its current weights; they can be pickled.
+
+    Attributes:
+        leaves, treedef: the model.
+    """
+
+    def __init__(self, model: Any):
+        self.leaves, self.treedef = jax.tree.flatten(model)
+        self._known: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, function: FunctionType, *static: Hashable) -> Callable[..., Any]:
+        """Returns the compiled `function(model, *arguments, *static)`, called `(*arguments)`."""
+        key = function, static
+        if key not in self._known:
+            self._known[key] = program(function, self.treedef, *static)
+        compiled = self._known[key]
+        return lambda *arguments: compiled(self.leaves, *beside(self.leaves[0], arguments))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_known": {}}
+
+
 class Compiled(Generic[P, R]):
     """A compiled model; returned by `compiled`.
 
@@ -76,16 +100,16 @@ class Compiled(Generic[P, R]):
         model: the model.
         config: the config of the model.
         parameters: the arrays of the model at the time it was compiled, by path.
+        programs: the compiled programs.
     """
 
     def __init__(self, model: Callable[P, R]):
         self.model: Any = model
         self.config: Any = self.model.config
-        self._leaves, self._treedef = jax.tree.flatten(with_execution(model, row_groups=True))
+        self.programs: Programs = Programs(with_execution(model, row_groups=True))
         self.parameters: dict[str, Any] = parameters(self.model)
         self._kinds = _parameters(model)
         self._names = [name for name, kind in self._kinds.items() if kind is POSITIONAL]
-        self._programs: dict[Static, Callable[..., Any]] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Takes the arguments of the model's call and returns its output.
@@ -107,9 +131,7 @@ class Compiled(Generic[P, R]):
         arrays = {n: v for n, v in given.items() if not isinstance(v, bool | int | str)}
         # with their types: True and 1 are one key, but not one option
         static = tuple(sorted((n, type(v), v) for n, v in given.items() if n not in arrays))
-        if static not in self._programs:
-            self._programs[static] = program(_forward, self._treedef, static)
-        return self._programs[static](self._leaves, _checked(self.model, arrays))
+        return self.programs(_forward, static)(_checked(self.model, arrays))
 
     def warm_up(self, *shapes: Sequence[int], **options: object) -> "Compiled[P, R]":
         """Compiles the programs for batches of some shapes by executing each once.
@@ -181,7 +203,7 @@ class Compiled(Generic[P, R]):
 
         def call(arrays: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             leaves = [arrays[path] for path in self.parameters]
-            return dict(jax.tree.unflatten(self._treedef, leaves)(**given, **options))
+            return dict(jax.tree.unflatten(self.programs.treedef, leaves)(**given, **options))
 
         shapes = jax.eval_shape(lambda: self.parameters)
         given = {name: jax.ShapeDtypeStruct(sizes, np.int32) for name in inputs}

@@ -320,7 +320,7 @@ def choice_indices(mc_token_ids: ArrayLike | None, lead: tuple[int, ...], seq: i
     if chosen.dtype.itemsize < 4:  # too narrow to hold `seq`
         chosen = chosen.astype(jnp.int32)
     # values cannot be checked under `jax.jit`: an invalid index becomes `seq`, which yields NaN
-    return jnp.where((chosen >= 0) & (chosen < seq), chosen, jnp.int32(seq))
+    return jnp.where((chosen >= 0) & (chosen < seq), chosen, seq)
 
 
 def kept_positions(hidden: Array, logits_to_keep: int | ArrayLike) -> Array:

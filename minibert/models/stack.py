@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Inexact
@@ -20,6 +19,7 @@ from minibert.nn.attention import AttentionMask
 from minibert.nn.attention_cpu import divisor
 from minibert.nn.cache import BlockOutput, KVCache, decoder_mask
 from minibert.nn.layers import Linear
+from minibert.nn.numerics import common_dtype
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, gathered_module
 
@@ -45,7 +45,7 @@ class Execution:
 def state_dtype(embeddings: nnx.Embed, layer: Linear) -> Any:
     """Returns the dtype of hidden states: `embeddings.dtype`, or the wider of the parameters'."""
     stored = embeddings.embedding[...].dtype, layer.kernel[...].dtype
-    return embeddings.dtype or jnp.promote_types(*stored)
+    return embeddings.dtype or common_dtype(*stored)
 
 
 def with_execution(model: Any, **changes: object) -> Any:

@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from minibert.nn.layers import SHAPES_ONLY, Module, constant
-from minibert.nn.numerics import widen
+from minibert.nn.numerics import common_dtype, widen
 
 
 def _gelu(x: Array) -> Array:
@@ -46,6 +46,13 @@ def _gelu_10(x: Array) -> Array:
     # `jnp.clip` halves the derivative at the bounds; no value of GELU is as low as -10
     y = _gelu(x)
     return jnp.where(y > 10, 10, y)
+
+
+def _alike(wide: Array, *params: Array) -> list[Array]:
+    """Returns an array and parameters in one dtype and rank, so that they can be combined."""
+    arrays = (wide, *params)
+    dtype = common_dtype(*(array.dtype for array in arrays))
+    return [jax.lax.broadcast_to_rank(array.astype(dtype), wide.ndim) for array in arrays]
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -99,7 +106,8 @@ class PReLU(Module):
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; keeps shape and dtype."""
         wide = widen(x)
-        return jnp.where(wide > 0, wide, self.weight[...] * wide).astype(x.dtype)
+        wide, weight = _alike(wide, self.weight[...])
+        return jnp.where(wide > 0, wide, weight * wide).astype(x.dtype)
 
 
 class Buffer(nnx.Variable):
@@ -128,6 +136,7 @@ class XIELU(Module):
         beta, eps = jax.lax.stop_gradient((self.beta[...], self.eps[...]))
         alpha_p = _softplus(self.alpha_p[...])
         alpha_n = beta + _softplus(self.alpha_n[...])
+        wide, beta, eps, alpha_p, alpha_n = _alike(wide, beta, eps, alpha_p, alpha_n)
         above = alpha_p * wide * wide + beta * wide
         below = (jnp.expm1(jnp.minimum(wide, eps)) - wide) * alpha_n + beta * wide
         return jnp.where(wide > 0, above, below).astype(x.dtype)

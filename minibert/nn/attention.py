@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Inexact, Integer
 
 from minibert.core.checks import Size
 from minibert.nn.attention_cpu import context_on_cpu
+from minibert.nn.numerics import wide_dtype
 
 AttentionMask = (
     Bool[Array, "#batch #heads #queries keys"] | Float[Array, "#batch #heads #queries keys"]
@@ -47,7 +48,8 @@ def causal_mask(
     queries: Size, keys: Size, offset: int | Integer[Array, ""] = 0
 ) -> Bool[Array, "1 1 queries keys"]:
     """Returns True where a key is not after the query; query `i` is at position `offset + i`."""
-    return (jnp.arange(keys) <= offset + jnp.arange(queries)[:, None])[None, None]
+    queried = offset + jnp.arange(queries, dtype=jnp.int32)[:, None]
+    return (jnp.arange(keys, dtype=jnp.int32)[None] <= queried)[None, None]
 
 
 def split_heads(
@@ -106,7 +108,7 @@ def attend(
     if dropout is not None:
         weights = dropout(weights)
     if head_mask is not None:
-        weights = weights * head_mask[:, None, None].astype(weights.dtype)
+        weights = weights * head_mask[None, :, None, None].astype(weights.dtype)
     changed = dropout is not None or head_mask is not None
     if not (changed or sharded) and isinstance(query, Tracer):
         # a program that does not return the weights need not compute them
@@ -117,7 +119,7 @@ def attend(
 def _scores(
     scale: float, query: Array, key: Array, mask: Array | None, bias: Array | None
 ) -> Array:
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = wide_dtype(query.dtype)
     scores = scale * jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
     scores = scores if bias is None else scores + bias
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(wide).min)

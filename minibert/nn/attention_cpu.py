@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from minibert.core.checks import known
+from minibert.nn.numerics import wide_dtype
 
 # Bytes of scores on a CPU:
 KERNEL_HEAD = 1 << 18  # per head, up to which XLA fuses attention into a kernel that stores none
@@ -20,7 +21,7 @@ def context_on_cpu(
     scale: float, query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
 ) -> Float[Array, "batch heads queries head_dim"]:
     """Computes attention with one division per query and scores that fit into the caches."""
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = wide_dtype(query.dtype)
     if mask is not None:
         # added as in PyTorch: the sum is the lowest number itself, and XLA has a kernel for it
         bias = jnp.where(mask, 0 if bias is None else bias, jnp.finfo(wide).min).astype(wide)

@@ -183,7 +183,7 @@ class KVCache:
             InputError: an index is concrete and out of range.
         """
         if not isinstance(indices, jax.core.Tracer):
-            for index in np.asarray(unmasked("indices", indices)).tolist():
+            for index in np.asarray(jax.device_get(unmasked("indices", indices))).tolist():
                 if not 0 <= index < self.batch:
                     raise InputError(
                         f"indices: expected rows from 0 to {self.batch - 1}, found {index}"

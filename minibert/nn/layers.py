@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from minibert.core.checks import as_array
 from minibert.core.types import AnyArray, Rngs
 from minibert.errors import InputError, shown
+from minibert.nn.numerics import wide_dtype
 from minibert.nn.tree import module_repr
 
 SHAPES_ONLY: Any = SimpleNamespace(params=lambda: None)
@@ -174,8 +176,9 @@ class Linear(nnx.Linear):
         out_sharding: jax.sharding.Sharding | None = None,
     ) -> Float[Array, "..."]:
         """Multiplies by a given kernel and adds a given bias, in the dtype of this layer."""
-        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
-        wide = jnp.promote_types(inputs.dtype, jnp.float32)
+        with jax.numpy_dtype_promotion("standard"):  # NNX asks for the dtype of different ones
+            inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        wide = wide_dtype(inputs.dtype)
         # one row dimension: with two, XLA copies the operands of the kernel's gradient on a CPU
         rows = inputs
         if not self.sharded and out_sharding is None:
@@ -190,7 +193,7 @@ class Linear(nnx.Linear):
         )
         product = product.reshape(*inputs.shape[:-1], *kernel.shape[1:])
         if bias is not None:
-            product = product + bias.astype(wide)
+            product = product + jax.lax.broadcast_to_rank(bias.astype(wide), product.ndim)
         return product.astype(inputs.dtype)
 
 
@@ -245,6 +248,11 @@ class LayerNorm(nnx.LayerNorm):
             param_dtype=param_dtype,
         )
 
+    def __call__(self, x: Float[Array, "*batch features"], **options: Any) -> Array:
+        """Normalises the last axis."""
+        with jax.numpy_dtype_promotion("standard"):  # NNX widens half precision implicitly
+            return super().__call__(x, **options)
+
 
 class Dropout(Module):
     """Inverted dropout without random state: the keys are arguments of the call."""
@@ -279,4 +287,6 @@ class Dropout(Module):
         if self.rate == 1:
             return jnp.zeros_like(x)
         keep = 1 - self.rate
-        return jnp.where(jax.random.bernoulli(rngs.dropout(), keep, x.shape), x / keep, 0)
+        # a number of Python would be drawn in float64 in 64-bit mode, with other results
+        kept = jax.random.bernoulli(rngs.dropout(), np.float32(keep), x.shape)
+        return jnp.where(kept, x / keep, 0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from minibert.core.types import AnyArray
 from minibert.nn.tree import computing_dtypes, parameters
@@ -15,9 +16,24 @@ from minibert.nn.tree import computing_dtypes, parameters
 EPSILON = 1e-12  # torch.nn.functional.normalize divides a vector of zeros by it
 
 
+def wide_dtype(dtype: DTypeLike) -> Any:
+    """Returns float64 for float64, and float32 for every narrower dtype.
+
+    (Under `jax.numpy_dtype_promotion("strict")`, `jnp.promote_types` of two dtypes is an error.)
+    """
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def common_dtype(*dtypes: Any) -> Any:
+    """Returns the narrowest dtype that holds all numbers of some floating-point dtypes."""
+    widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+    alike = all(dtype == widest or dtype.itemsize < widest.itemsize for dtype in dtypes)
+    return widest if alike else np.dtype(np.float32)  # of float16 and bfloat16
+
+
 def widen(array: Any) -> Any:
     """Returns an array of NumPy or of JAX in float32 or wider."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wide_dtype(array.dtype))
 
 
 def unit(vectors: AnyArray) -> Any:

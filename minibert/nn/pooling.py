@@ -89,7 +89,7 @@ def pool(
         prompt_length: the number of tokens to exclude at the start of each text.
     """
     position = positions(mask)
-    kept = mask & (position >= prompt_length)
+    kept = mask & (position >= jnp.asarray(prompt_length, position.dtype))
     vectors = [
         weightedmean(tokens, kept, position + 1)  # tokens of the prompt count in the weights
         if mode == "weightedmean"
@@ -101,7 +101,7 @@ def pool(
 
 def positions(mask: Mask) -> Integer[Array, "batch seq"]:
     """Returns the position of each token in its text, from 0; padding before it is negative."""
-    return jnp.arange(mask.shape[1]) - jnp.argmax(mask, axis=1)[:, None]
+    return jnp.arange(mask.shape[1])[None] - jnp.argmax(mask, axis=1)[:, None]
 
 
 def token(tokens: Tokens, mask: Mask, index: int) -> Pooled:

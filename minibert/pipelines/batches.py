@@ -84,6 +84,6 @@ def separated(
 
 def on_host(array: AnyArray) -> np.ndarray:
     """Copies an array to the host; half precision becomes float32."""
-    array = np.asarray(array)
+    array = np.asarray(jax.device_get(array))
     half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return widen(array) if half else array

@@ -9,11 +9,12 @@ from types import EllipsisType
 from typing import Any, ClassVar
 
 import numpy as np
+from jax import Array
 from scipy.special import softmax
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, shown
-from minibert.models.base import ModelClass, Names
+from minibert.models.base import ModelClass, Names, PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
 from minibert.pipelines.base import Pipeline
@@ -101,13 +102,17 @@ class TextClassificationPipeline(Pipeline):
     ) -> Arrays:
         if self._left and "position_ids" not in arrays:
             ids, mask = arrays["input_ids"], arrays["attention_mask"] == 1
-            arrays["position_ids"] = np.asarray(self.model.base_model.positions(ids, mask))
+            arrays["position_ids"] = self.compiled.programs(_positions)(ids, mask)
         return super()._through(arrays, numbers, options)
 
     @property
     def _left(self) -> bool:
         """Whether to pad on the left: without a pad token the model reads the last position."""
         return self.model.config.pad_token_id is None
+
+
+def _positions(model: PretrainedModel, ids: Array, mask: Array) -> Array:
+    return model.base_model.positions(ids, mask)
 
 
 class NextSentencePredictionPipeline(Pipeline):

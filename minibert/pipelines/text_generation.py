@@ -131,7 +131,7 @@ class TextGenerationPipeline(Pipeline):
         """
         given = {"max_new_tokens": max_new_tokens, "max_length": max_length, **options}
         settings = self._settings(generation_config, key, **given)
-        ids, mask = np.asarray(inputs["input_ids"]), np.asarray(inputs["attention_mask"])
+        ids, mask = jax.device_get((inputs["input_ids"], inputs["attention_mask"]))
         new = _new_tokens(settings, int(mask.sum(axis=1).max()))
         settings = settings.replace(max_new_tokens=new)
         shape = len(ids), settings.num_return_sequences
@@ -219,7 +219,7 @@ class TextGenerationPipeline(Pipeline):
     ) -> Arrays:
         options = dict(options)
         if isinstance(key := options.get("key"), jax.Array):
-            options["key"] = jax.random.fold_in(key, numbers[0])
+            options["key"] = jax.random.fold_in(key, jax.device_put(np.uint32(numbers[0])))
         return self.forward(arrays, **options)
 
     def _decoder(self, skip: bool, clean_up: bool | None) -> Any:

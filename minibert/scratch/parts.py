@@ -70,7 +70,7 @@ def attention(
     """
     scores = query @ key.swapaxes(-1, -2) * scale
     if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
+        scores = jnp.where(jax.lax.broadcast_to_rank(mask, scores.ndim), scores, -jnp.inf)
     weights = softmax(scores)
     if dropout is not None:
         weights = dropout(weights)
@@ -86,7 +86,7 @@ def calculate_attention(embeddings: Tokens) -> Tokens:
 def linear(x: Tokens, kernel: Array, bias: Array | None = None) -> Context:
     """Returns `x @ kernel + bias`; `kernel` is `(features, outputs)`."""
     product = x @ kernel
-    return product if bias is None else product + bias
+    return product if bias is None else product + jax.lax.broadcast_to_rank(bias, product.ndim)
 
 
 def relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:

@@ -57,7 +57,7 @@ class ToyLayer(Module):
         mask = causal_mask(x.shape[-2]) if self.causal else None
         if words is not None:
             real = jnp.asarray(words).astype(bool)[:, None, :]
-            mask = real if mask is None else mask & real
+            mask = real if mask is None else mask[None] & real
         return self.linear(attention(x, x, x, scale=x.shape[-1] ** -0.5, mask=mask).context)
 
 
@@ -86,7 +86,7 @@ class ToyBody(Module):
         if isinstance(attention_mask, np.ndarray) and not attention_mask[:, :1].all():
             raise InputError("attention_mask: expected padding on the right only")
         if limit:
-            x = x + self.positions(jnp.arange(x.shape[1]))
+            x = x + self.positions(jnp.arange(x.shape[1]))[None]
         for layer in self.layers:
             x = layer(x, attention_mask)
         return x

@@ -21,6 +21,30 @@ from minibert.nn.tree import Structure, parameters
 from minibert.sharding.mesh import Sharding
 
 
+def reusable(like: Array, array: object) -> bool:
+    """Returns whether an array is where a program puts what it reads beside another."""
+    return (
+        isinstance(array, jax.Array)
+        and array.sharding == like.sharding
+        and array.committed == like.committed
+    )
+
+
+def beside(like: Any, tree: Any) -> Any:
+    """Returns a tree with its host arrays transferred, explicitly, to the device of an array.
+
+    Where that is not committed to one device, they go where JAX itself would put them. Arrays that
+    are on a device already are not moved.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    host = [number for number, leaf in enumerate(leaves) if not isinstance(leaf, jax.Array)]
+    committed = isinstance(like, jax.Array) and like.committed and len(like.devices()) == 1
+    where = next(iter(like.devices())) if committed else None
+    for number, leaf in zip(host, jax.device_put([leaves[n] for n in host], where), strict=True):
+        leaves[number] = leaf
+    return jax.tree.unflatten(treedef, leaves)
+
+
 def put(sharding: Sharding, path: str, array: AnyArray) -> Array:
     """Returns a copy of a parameter on its devices, in its shape in training."""
     return _placed(sharding, path, array, sharding.shape(path, array.shape))
@@ -36,7 +60,7 @@ def _placed(sharding: Sharding, path: str, array: AnyArray, shape: tuple[int, ..
     where = sharding.of(path, shape)
     if isinstance(array, jax.Array) and array.sharding.device_set == where.device_set:
         return _copier(_split_rows(array, where), shape, where)(array)
-    host = np.asarray(array).reshape(shape)
+    host = jax.device_get(array).reshape(shape)
     return jax.make_array_from_callback(shape, where, lambda index: np.array(host[index]))
 
 
@@ -189,7 +213,7 @@ def on_host(model: nnx.Module) -> Any:
     arrays = {
         path: multihost_utils.process_allgather(array, tiled=True)
         if not array.is_fully_addressable
-        else np.asarray(array)
+        else jax.device_get(array)
         for path, array in parameters(model).items()
     }
     return Structure(model).build(arrays)

@@ -212,7 +212,8 @@ def numbered(
     counted: Bool[Array, "batch seq"], segments: Integer[Array, "batch seq"] | None = None
 ) -> Integer[Array, "batch seq"]:
     """Returns the number of counted tokens up to each one, in its row or, with segments, text."""
-    numbers = jnp.cumsum(counted, axis=1)
+    numbers = jnp.cumsum(counted, axis=1, dtype=jnp.int32)
+    counted = counted.astype(numbers.dtype)
     if segments is None:
         return numbers
     before = jnp.pad(segments, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from minibert.checkpoint.config import Config
@@ -35,7 +36,7 @@ def checked_batch(
     if not isinstance(batch, Mapping):
         raise InputError(f"batch: expected arrays by name, found {shown(batch)}")
     given = [name for name in objective.entries if name in batch]
-    used = {name: np.asarray(as_array(name, batch[name])) for name in given}
+    used = jax.device_get({name: as_array(name, batch[name]) for name in given})
     if lacking := objective.missing(used.keys()):
         raise InputError(
             f"batch: {objective.name} needs {lacking}; found {shown(sorted(map(str, batch)))}"

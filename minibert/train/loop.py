@@ -165,7 +165,7 @@ def fit(
     _check_kind("checkpoints", checkpoints, Checkpoints | None)
     if not isinstance(data, Iterable):
         raise InputError(f"data: expected batches, found {shown(type(data))}")
-    iterator, eval_state, start = iter(data), EvaluationState(), int(trainer.state.step)
+    iterator, eval_state, start = iter(data), EvaluationState(), _step(trainer)
     with contextlib.ExitStack() as stack:
         store, restored = None, False
         if checkpoints is not None:
@@ -173,8 +173,8 @@ def fit(
             restored = store.latest is not None
             if restored:
                 trainer.state, eval_state, resumed = store.restore(trainer.state, iterator)
-                start = 0 if resumed else int(trainer.state.step)
-        step = int(trainer.state.step)
+                start = 0 if resumed else _step(trainer)
+        step = _step(trainer)
         resume = checkpoints is not None and bool(checkpoints.resume)
         written = stack.enter_context(contextlib.closing(MetricsLog(log, step, restored, resume)))
         if on_train_begin is not None:
@@ -203,6 +203,10 @@ def fit(
         history=written.history,
         best_step=eval_state.best_step,
     )
+
+
+def _step(trainer: Trainer) -> int:
+    return int(jax.device_get(trainer.state.step))
 
 
 class _Pending(NamedTuple):

@@ -1,7 +1,8 @@
 """AdamW and learning-rate schedules, built from optax."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
@@ -143,6 +144,13 @@ def adamw(
     return found
 
 
+@contextlib.contextmanager
+def promoting() -> Generator[None]:
+    """Allows JAX's promotions of dtypes and ranks, on which optax relies."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def decaying(params: Mapping[str, Any]) -> dict[str, bool]:
     """Returns by path whether weight decay applies to a parameter: to kernels and embeddings."""
     return {path: not path.endswith(("bias", "scale")) for path in params}
@@ -163,7 +171,8 @@ def initial_state(optimizer: optax.GradientTransformation, params: Mapping[str, 
         InputError: the optimiser does not accept a dictionary of arrays.
     """
     try:
-        return optimizer.init(params)
+        with promoting():
+            return optimizer.init(params)
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise
     except Exception as reason:  # may be anything
@@ -233,7 +242,8 @@ def _passing(optimizer: optax.GradientTransformation, names: tuple[str, ...]) ->
             "grad_fn": lambda params, _: jax.grad(loss_of)(params),
             "obj_fn": loss_of,
         }
-        return update(gradients, state, params, **{name: known[name] for name in names})
+        with promoting():
+            return update(gradients, state, params, **{name: known[name] for name in names})
 
     return passing
 

@@ -26,19 +26,27 @@ from minibert.nn.tree import (
 )
 from minibert.sharding.mesh import Sharding, checked_sharding
 from minibert.sharding.placement import (
+    beside,
     check_rows,
     check_shares,
     gathered_module,
     put,
     put_batch,
+    reusable,
     shardings_of,
     taken,
 )
 from minibert.train.batches import checked_batch
 from minibert.train.lora.adapter import Adapter, combiner, trained_adapter
 from minibert.train.lora.config import LoRA
-from minibert.train.objectives.base import Batch, Objective, Terms, one_if_zero
-from minibert.train.optimizers import Update, checked_update, initial_state, learning_rate
+from minibert.train.objectives.base import Batch, Objective, Terms, mean
+from minibert.train.optimizers import (
+    Update,
+    checked_update,
+    initial_state,
+    learning_rate,
+    promoting,
+)
 
 Arrays = dict[str, Array]  # by path
 Combine = Callable[[Arrays, Arrays], Arrays]
@@ -303,8 +311,8 @@ class Trainer:
         if not any(counts.values()):
             raise InputError("batches: expected at least one target, found none")
         metrics = {"loss": self.objective.total(losses, counts)}
-        metrics |= {term: losses[term] / one_if_zero(counts[term]) for term in counts}
-        metrics |= {f"{term}_accuracy": hits[term] / one_if_zero(numbers[term]) for term in hits}
+        metrics |= {term: mean(losses[term], counts[term]) for term in counts}
+        metrics |= {f"{term}_accuracy": mean(hits[term], numbers[term]) for term in hits}
         return {name: float(value) for name, value in metrics.items()}
 
     def _taken(self, arrays: Arrays) -> Arrays:
@@ -316,7 +324,11 @@ class Trainer:
             self.config, self.objective, batch, parts, targets=alone and not evaluated
         )
         if self.sharding is None:
-            return given
+            entries: Any = batch
+            like = next(iter(self.state.params.values()))
+            # those on the device already are not transferred again
+            there = {n: entries[n] for n in given if reusable(like, entries[n])}
+            return beside(like, given | there)
         if not (alone or self._shares_checked):
             check_shares(self.sharding, given)
             self._shares_checked = True
@@ -411,14 +423,16 @@ def _step(
         zeros = jax.tree.map(jnp.zeros_like, shapes)
         (gradients, sums), _ = jax.lax.scan(add, zeros, (split, keys))
     loss = objective.total(sums, counts)
-    updates, opt_state = update(gradients, state.opt_state, state.params, loss, loss_of_batch)
-    params: Any = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
+    with promoting():
+        updates, opt_state = update(gradients, state.opt_state, state.params, loss, loss_of_batch)
+        params: Any = optax.apply_updates(state.params, updates)
+        norm = optax.tree.norm(gradients)
+    metrics = {"loss": loss, "grad_norm": norm}
     rate = learning_rate(opt_state)
     if rate is not None:
         metrics["learning_rate"] = rate
     if len(sums) > 1:
-        metrics |= {term: sums[term] / one_if_zero(counts[term]) for term in sums}
+        metrics |= {term: mean(sums[term], counts[term]) for term in sums}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

@@ -100,7 +100,7 @@ def test_weights_are_arguments():
     leaves = jax.tree.leaves(model)
     fast = compiled(model)
     fast(IDS)
-    (program,) = fast._programs.values()
+    (program,) = fast.programs._known.values()
     text = program.lower(leaves, {"input_ids": IDS}).as_text()
     assert "tensor<97x24xf32>" in text.partition("@main")[2].partition(")")[0]  # the words' table
     assert 'dense<"0x' not in text
@@ -176,9 +176,9 @@ def test_rows_in_groups(name, monkeypatch):
         compilation.program.cache_clear()
         fast = compiled(model)
         found = fast(ids, **given)
-        (program,) = fast._programs.values()
+        (program,) = fast.programs._known.values()
         arrays = {name: value for name, value in given.items() if not isinstance(value, bool)}
-        text = program.lower(fast._leaves, {"input_ids": ids, **arrays}).as_text()
+        text = program.lower(fast.programs.leaves, {"input_ids": ids, **arrays}).as_text()
         assert text.count("stablehlo.while") == 2  # one for each block
         compilation.program.cache_clear()
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -194,8 +194,8 @@ def test_groups_are_not_too_small(monkeypatch):
         compilation.program.cache_clear()
         fast = compiled(single("BertModel"))
         fast(ids)
-        (program,) = fast._programs.values()
-        text = program.lower(fast._leaves, {"input_ids": ids}).as_text()
+        (program,) = fast.programs._known.values()
+        text = program.lower(fast.programs.leaves, {"input_ids": ids}).as_text()
         assert text.count("stablehlo.while") == groups, rows
     compilation.program.cache_clear()
 

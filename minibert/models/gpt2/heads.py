@@ -264,7 +264,8 @@ class GPT2ForSequenceClassification(GPT2WithHead[SequenceClassifierOutputWithPas
             )
         last = hidden[:, -1]
         if pad is not None and input_ids is not None:
-            at = jnp.argmax(jnp.arange(hidden.shape[1]) * (jnp.asarray(input_ids) != pad), axis=1)
+            numbers = jnp.arange(hidden.shape[1])[None]
+            at = jnp.argmax(jnp.where(jnp.asarray(input_ids) != pad, numbers, 0), axis=1)
             last = jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0]
         return SequenceClassifierOutputWithPast(
             logits=self.score(last), **kept(outputs, "past_key_values")

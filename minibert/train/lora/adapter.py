@@ -25,6 +25,7 @@ from minibert.checkpoint.saving import file_leaves
 from minibert.errors import InputError, UnsupportedConfigError, shown
 from minibert.models.base import PretrainedModel
 from minibert.nn.layers import Conv1D, TiedLinear
+from minibert.nn.numerics import common_dtype, wide_dtype
 from minibert.nn.tree import Structure, parameters, submodules
 from minibert.train.lora.config import LoRA
 
@@ -156,7 +157,7 @@ def init_adapter(model: PretrainedModel, lora: LoRA, *, seed: int = 0) -> Adapte
     arrays, key = parameters(model), jax.random.key(seed)
     params = {path: arrays[path] for path in saved_leaves(model, lora)}
     for site in sites(model, lora):
-        dtype = jnp.promote_types(arrays[f"{site.path}.kernel"].dtype, jnp.float32)
+        dtype = wide_dtype(arrays[f"{site.path}.kernel"].dtype)
         for path, shape in site.factors.items():
             own = jax.random.fold_in(key, zlib.crc32(path.encode()))
             if path.endswith("lora_B") and lora.init_lora_weights is not False:
@@ -201,7 +202,9 @@ def _combined(adapted: tuple[Site, ...], params: Arrays, frozen: Arrays) -> dict
         after = after.reshape(len(after), *arrays[kernel].shape[1:])  # a sharded kernel may be 3-D
         # on a TPU, the default precision of products is lower
         product = jnp.tensordot(before, after, 1, precision=jax.lax.Precision.HIGHEST)
-        arrays[kernel] = arrays[kernel] + jnp.asarray(site.scaling, product.dtype) * product
+        added = jnp.asarray(site.scaling, product.dtype) * product
+        dtype = common_dtype(arrays[kernel].dtype, added.dtype)
+        arrays[kernel] = arrays[kernel].astype(dtype) + added.astype(dtype)
     return arrays
 
 

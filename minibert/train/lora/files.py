@@ -1,12 +1,10 @@
 """Adapters in PEFT's format: a folder with `adapter_config.json`, `adapter_model.safetensors`."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from minibert.checkpoint.files import ADAPTER_CONFIG, ADAPTER_TENSORS, adapter_paths, unchanged
@@ -25,6 +23,7 @@ from minibert.errors import (
     writing,
 )
 from minibert.models.base import PretrainedModel
+from minibert.nn.numerics import wide_dtype
 from minibert.train.lora.adapter import Adapter, check_adapter, saved_leaves, sites, target_names
 from minibert.train.lora.config import LoRA
 
@@ -119,8 +118,7 @@ def load_adapter(model: PretrainedModel, folder: str | os.PathLike[str]) -> Adap
         except MinibertError as reason:
             raise ConfigError(f"{config}: {reason}") from None
         with SafetensorsSource([path]) as source:
-            wide = functools.partial(jnp.promote_types, np.float32)
-            return Adapter(lora, read_exactly(source, path, expected, wide))
+            return Adapter(lora, read_exactly(source, path, expected, wide_dtype))
 
 
 def tensors(model: PretrainedModel, lora: LoRA) -> dict[str, Expected]:

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 
 from minibert.checkpoint.config import Config
+from minibert.core.types import AnyArray
 from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
 from minibert.models.outputs import ModelOutput
@@ -121,8 +122,7 @@ class Objective:
     def total(self, sums: Terms, counts: Terms) -> Any:
         """Returns the weighted sum of the terms' means; the mean of a term without targets is 0."""
         first, *others = (
-            self.weights.get(term, 1.0) * (total / one_if_zero(counts[term]))
-            for term, total in sums.items()
+            self.weights.get(term, 1.0) * mean(total, counts[term]) for term, total in sums.items()
         )
         return sum(others, start=first)
 
@@ -131,11 +131,10 @@ class Objective:
         return self.total(self.sums(outputs, batch), self.counts(batch))
 
 
-def one_if_zero(count: Array | float) -> Any:
-    """Returns a count of targets, by which a sum can be divided: 1 if there are none."""
-    if isinstance(count, Array):
-        return jnp.where(count == 0, jnp.ones_like(count), count)
-    return count or 1
+def mean(total: AnyArray, count: AnyArray) -> Any:
+    """Returns `total / count`, in the dtype of the total; 0 without targets, whose total is 0."""
+    count = count + (count == 0).astype(count.dtype)
+    return total / count.astype(total.dtype)
 
 
 def _summed(values: Terms, targets: Terms) -> Terms:
@@ -255,7 +254,8 @@ class Choice:
 
     def hits(self, outputs: ModelOutput, batch: Batch) -> Array:
         """Returns 1 where the label has the largest logit, and 0 elsewhere."""
-        return (self.logits(outputs).argmax(axis=-1) == self.labels(batch)).astype(jnp.float32)
+        predicted = self.logits(outputs).argmax(axis=-1)
+        return (predicted == self.labels(batch).astype(predicted.dtype)).astype(jnp.float32)
 
 
 def choosing(name: str, terms: Mapping[str, Choice], **rest: Any) -> Objective:
@@ -326,11 +326,11 @@ def continuation(filler: int) -> Objective:
     """
 
     def given(ids: Any) -> Array:
-        return jnp.arange(ids.shape[1]) < ids.shape[1] // 2
+        return jnp.arange(ids.shape[1])[None] < ids.shape[1] // 2
 
     def targets(batch: Batch, of_given: bool) -> Array:
         ids = jnp.asarray(batch["input_ids"])
-        text = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids))) > 0
+        text = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids))).astype(bool)
         half = given(ids) if of_given else ~given(ids)
         return jnp.where(text & half, ids, IGNORED)
 

@@ -61,7 +61,7 @@ def contrastive(
         given = {n: jnp.asarray(batch[prefix + n]) for n in INPUTS if prefix + n in batch}
         given = {name: array.reshape(-1, array.shape[-1]) for name, array in given.items()}
         outputs = call_model(model, given, rngs)
-        mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])) > 0
+        mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])).astype(bool)
         vectors = pool(widen(output(outputs, "last_hidden_state")), mask, modes)
         for module in modules:
             vectors = module(vectors)

@@ -15,7 +15,7 @@ from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import Compiled, compiled
 from minibert.models.outputs import ModelOutput
-from minibert.nn.numerics import widen
+from minibert.nn.numerics import common_dtype, wide_dtype, widen
 from minibert.train.checkpoint_state import checksums
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.base import Batch, Objective, Terms, model_arguments, output
@@ -96,8 +96,9 @@ def divergence(teacher: Array, student: Array, temperature: float | int) -> Arra
             f"teacher_logits: expected the shape of the model's logits, {student.shape}; found "
             f"{teacher.shape}"
         )
-    theirs = jax.nn.log_softmax(widen(teacher) / temperature)
-    ours = jax.nn.log_softmax(widen(student) / temperature)
+    dtype = wide_dtype(common_dtype(teacher.dtype, student.dtype))
+    theirs = jax.nn.log_softmax(widen(teacher) / temperature).astype(dtype)
+    ours = jax.nn.log_softmax(widen(student) / temperature).astype(dtype)
     return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
 
@@ -149,7 +150,7 @@ class TeacherIterator:
     def __next__(self) -> dict[str, Any]:
         batch = next(self.batches)
         given = model_arguments(self.teacher.config, batch)
-        return {**batch, "teacher_logits": np.asarray(output(self.teacher(**given), "logits"))}
+        return {**batch, "teacher_logits": jax.device_get(output(self.teacher(**given), "logits"))}
 
     def __getattr__(self, name: str) -> Any:
         if name in ("get_state", "set_state"):
