@@ -29,6 +29,7 @@ from minibert.errors import (
     shown,
     writing,
 )
+from minibert.train.checkpoint_errors import check_free_space, without_tracebacks, written
 from minibert.train.checkpoint_state import (
     as_dict,
     checksums,
@@ -192,6 +193,8 @@ class _StepCheckpoint:
             wanted = args.Composite(state=args.StandardRestore(shapes))
             read = self.manager.restore(self.step, args=wanted).state
         found = from_dict(read, like)
+        if (step := int(found.step)) != self.step:
+            raise damaged(self.where, f"it holds step {step}, as the copy of another does")
         if "checksums" not in record:
             logger.warning("%s: has no checksums, so damaged arrays are not detected", self.where)
         else:
@@ -283,11 +286,13 @@ class Store:
         }
         positions = {"positions": of_all_processes(iterator.get_state())}
         record["seal"] = seal(record | positions)
-        with writing(self.options.folder):
+        arrays = as_dict(state)
+        with written(self.options.folder):
+            check_free_space(self.options.folder, arrays)
             self.manager.save(
                 step,
                 args=args.Composite(
-                    state=args.StandardSave(as_dict(state)),
+                    state=args.StandardSave(arrays),
                     data=args.JsonSave(positions),
                     run=args.JsonSave(record),
                 ),
@@ -359,7 +364,7 @@ class Store:
         Raises:
             TargetError: a checkpoint cannot be written.
         """
-        with writing(self.options.folder):
+        with written(self.options.folder):
             self.manager.wait_until_finished()
 
 
@@ -449,8 +454,14 @@ def _manager(folder: Path, policy: PreservationPolicy | None) -> Generator[Any]:
         options = CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
     with writing(folder):
         manager = CheckpointManager(os.path.abspath(folder), options=options)
-    with contextlib.closing(manager):
-        yield manager
+    with without_tracebacks():
+        try:
+            yield manager
+        except BaseException:
+            with contextlib.suppress(Exception):  # it raises the error of a failed save again
+                manager.close()
+            raise
+        manager.close()
 
 
 def checkpoint_paths(folder: str) -> list[str]:

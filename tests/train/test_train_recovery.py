@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,13 +13,14 @@ from checkout import PYTHONPATH, SUPPORT
 pytest.importorskip("grain", reason="the data are Grain's")
 pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
 
-from minibert.errors import InputError
+from minibert.errors import InputError, WeightsFileError
 from minibert.train import (
     Checkpoints,
     Evaluation,
     causal_lm,
     distillation,
     fit,
+    restore,
     with_teacher,
 )
 from training import batches, digest, trainer
@@ -128,3 +130,81 @@ def test_distillation_resumes(tmp_path):
     assert ours["loss"] == theirs["loss"]
     with pytest.raises(AttributeError, match="get_state"):
         iter(with_teacher(teacher, held())).get_state  # noqa: B018
+
+
+@pytest.mark.slow
+def test_a_copied_checkpoint_is_not_another_steps(tmp_path):
+    def run(steps):
+        checkpoints = Checkpoints(folder=tmp_path / "c", every=2, resume=True)
+        return fit(trainer(12), batches(), steps=steps, checkpoints=checkpoints)
+
+    run(4)
+    shutil.copytree(tmp_path / "c" / "4", tmp_path / "c" / "6")
+    said = (
+        r"c/6: a damaged checkpoint \(it holds step 4, as the copy of another does\); the "
+        r"checkpoint of step 4 is intact: move .*c/6 away"
+    )
+    with pytest.raises(WeightsFileError, match=said):
+        run(6)
+    with pytest.raises(WeightsFileError, match="it holds step 4"):
+        restore(trainer(12), tmp_path / "c", 6)
+    os.rename(tmp_path / "c" / "6", tmp_path / "copy")
+    assert run(6).step == 6
+
+
+FULL = """
+import resource, shutil, sys
+from training import batches, digest, trainer
+from minibert.errors import TargetError
+from minibert.train import Checkpoints, fit
+
+def run(steps):
+    checkpoints = Checkpoints(folder=sys.argv[1], every=2, resume=True)
+    return fit(trainer(12), batches(), steps=steps, checkpoints=checkpoints)
+
+def said(steps):
+    try:
+        run(steps)
+    except TargetError as reason:
+        return str(reason)
+
+if sys.argv[2] == "file sizes":
+    run(2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in map(int, sys.argv[3:]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        print(said(6))
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+else:
+    run(2)
+    usage, free = shutil.disk_usage, int(sys.argv[3])
+    shutil.disk_usage = lambda path: usage(path)._replace(free=free)
+    print(said(6))
+    shutil.disk_usage = usage
+print(digest(run(6).trainer) == digest(fit(trainer(12), batches(), steps=6).trainer))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "full", [("file sizes", "100", "4000", "30000"), ("space", "100000")], ids=lambda full: full[0]
+)
+def test_a_full_disk(full, tmp_path):
+    """One line that names the last complete checkpoint, from which the run resumes."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "c"), *full],
+        env={**os.environ, "PYTHONPATH": f"{PYTHONPATH}:{SUPPORT}", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    *lines, same = done.stdout.splitlines()
+    assert same == "True"
+    for line in lines:
+        assert line.startswith(f"{tmp_path / 'c'}: a checkpoint cannot be written (")
+        assert line.endswith(
+            "; the checkpoint of step 2 is complete, and training can resume there"
+        )
+    assert "ERROR:" not in done.stderr
+    assert full[0] == "file sizes" or "Traceback" not in done.stderr
