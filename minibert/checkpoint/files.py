@@ -26,6 +26,7 @@ from minibert.errors import (
 GENERATION = "generation_config.json"  # next to the config.json of a decoder
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -6,15 +6,23 @@ huggingface_hub.
 
 import contextlib
 import os
+import re
 from typing import Any
 
-from minibert.checkpoint.files import ADAPTER_CONFIG, GENERATION, check_settled
+from minibert.checkpoint.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_TENSORS,
+    GENERATION,
+    check_settled,
+)
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS, read_index
 from minibert.core.paths import path_text
 from minibert.errors import SourceError, shown, suggest
 
 AnyPath = str | os.PathLike[str]
 PLACE = "a folder or the name of a repository"  # what a source may be, for messages
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # of a user; no adapter has a name without one
 
 
 def model_folder(
@@ -57,7 +65,8 @@ def model_folder(
             if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
                 raise SourceError(
                     f"{folder}: expected a model, found an adapter (no config.json); load its base "
-                    "model and call minibert.train.load_adapter(model, folder)"
+                    "model and call minibert.train.load_adapter(model, folder), or call "
+                    "minibert.train.load_merged(folder)"
                 )
             raise SourceError(f"{folder}: expected a model folder, found no config.json in it")
         return folder
@@ -80,7 +89,29 @@ def model_folder(
     return _fetch(source, kinds if weights else (), options)
 
 
-def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> str:
+def adapter_folder(
+    source: AnyPath, *, subfolder: str = "", allow_pickle: bool = False, **options: Any
+) -> str:
+    """Returns the folder that contains an adapter, after downloading if needed.
+
+    The arguments and errors are those of `model_folder`.
+    """
+    if isinstance(source, str) and not os.path.exists(source) and _REPOSITORY.fullmatch(source):
+        kinds = (ADAPTER_TENSORS, ADAPTER_PICKLE) if allow_pickle else (ADAPTER_TENSORS,)
+        options["subfolder"] = subfolder or None
+        return _fetch(source, kinds, options, ADAPTER_CONFIG, ())
+    if not isinstance(source, str | os.PathLike):
+        raise SourceError(f"{shown(source)}: expected a folder or the name of a repository")
+    return os.path.join(source, subfolder) if subfolder else os.fspath(source)
+
+
+def _fetch(
+    repository: str,
+    kinds: tuple[str, ...],
+    options: dict[str, Any],
+    config: str = "config.json",
+    others: tuple[str, ...] = (GENERATION, ADAPTER_CONFIG),  # `open_source` refuses an adapter
+) -> str:
     from huggingface_hub import errors, hf_hub_download
 
     def fetch(name: str) -> str:
@@ -98,9 +129,9 @@ def _fetch(repository: str, kinds: tuple[str, ...], options: dict[str, Any]) -> 
         return None
 
     try:
-        folder = os.path.dirname(fetch("config.json"))
-        fetch_if_there(GENERATION)
-        fetch_if_there(ADAPTER_CONFIG)  # which `open_source` refuses
+        folder = os.path.dirname(fetch(config))
+        for name in others:
+            fetch_if_there(name)
         unreachable.clear()  # most models have neither file, and the cache need not record that
         if not kinds:
             return folder

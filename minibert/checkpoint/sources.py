@@ -13,7 +13,15 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from minibert.checkpoint.files import ORBAX, hub_blobs, is_content_addressed, refuse_adapter
+from minibert.checkpoint.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_TENSORS,
+    ORBAX,
+    hub_blobs,
+    is_content_addressed,
+    refuse_adapter,
+)
 from minibert.checkpoint.tensors import (
     Arrays,
     ArraySource,
@@ -89,6 +97,27 @@ def has_flax(folder: str) -> bool:
     """Returns whether a folder contains weights of the old Flax classes, in a file or in shards."""
     names = (FLAX, f"{FLAX}.index.json")
     return any(os.path.lexists(os.path.join(folder, name)) for name in names)
+
+
+def open_adapter(folder: str, *, allow_pickle: bool = False) -> TensorSource:
+    """Opens the weights of an adapter: `adapter_model.safetensors`, or else `adapter_model.bin`.
+
+    Raises:
+        SourceError: there is neither.
+        PickleRefusedError: there is only a pickle, and `allow_pickle` is False.
+        WeightsFileError: the file is damaged.
+    """
+    path, pickle = os.path.join(folder, ADAPTER_TENSORS), os.path.join(folder, ADAPTER_PICKLE)
+    if os.path.lexists(path):
+        return SafetensorsSource([path])
+    if not os.path.lexists(pickle):
+        raise SourceError(f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_TENSORS}")
+    if not allow_pickle:
+        raise PickleRefusedError(
+            f"{pickle}: expected {ADAPTER_TENSORS}, found only a pickle, which can run code when "
+            "it is opened; if you trust its author, pass allow_pickle=True"
+        )
+    return _unpickle([pickle])
 
 
 def read_index(path: str, kind: str) -> dict[str, Any]:

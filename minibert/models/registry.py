@@ -1,6 +1,6 @@
 """Choice of the model class of a checkpoint: by its config, or else by its tensors."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Unpack, overload
 
 from minibert.checkpoint.hub import AnyPath
@@ -145,6 +145,15 @@ def load_model(
 
     Other errors are those of `PretrainedModel.from_pretrained`.
     """
+    choose = class_for_task(task, classes)
+    model, info = load_pretrained(choose, source, **with_fields(options))
+    return (model, info) if output_loading_info else model
+
+
+def class_for_task(
+    task: str, classes: tuple[ModelClass, ...]
+) -> Callable[[dict[str, Any], TensorSource, str], ModelClass]:
+    """Returns a function that chooses the class of a checkpoint's family, for `load_pretrained`."""
 
     def choose(data: dict[str, Any], tensors: TensorSource, where: str) -> ModelClass:
         kind = data.get("model_type")
@@ -156,8 +165,7 @@ def load_model(
         known = " or ".join(repr(cls.config_class.model_type) for cls in classes)
         raise ConfigError(f"{where}: model_type: {task} is for {known}, found {shown(kind)}")
 
-    model, info = load_pretrained(choose, source, **with_fields(options))
-    return (model, info) if output_loading_info else model
+    return choose
 
 
 def with_fields(options: Mapping[str, object]) -> dict[str, Any]:

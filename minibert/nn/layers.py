@@ -109,13 +109,22 @@ class Embed(nnx.Embed):
         Raises:
             InputError: the indices are not integers.
         """
+        matrix = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
+        return self.lookup(matrix, inputs, out_sharding)
+
+    def lookup(
+        self,
+        matrix: Float[Array, "rows columns"],
+        inputs: AnyArray,
+        out_sharding: Any = None,
+    ) -> Array:
+        """Looks up rows of a given matrix, as of the embedding matrix."""
         if not isinstance(inputs, jax.Array):
             inputs = as_array("indices", inputs)  # at full width, before JAX narrows it
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise InputError(f"indices: expected integers, found {inputs.dtype}")
         if inputs.dtype.itemsize < 4:  # too narrow to hold the number of rows
             inputs = inputs.astype(jnp.int32)
-        matrix = self.embedding[...].astype(self.dtype or self.embedding[...].dtype)
         valid = (inputs >= 0) & (inputs < self.num_embeddings)
         rows = jnp.where(valid, inputs, self.num_embeddings).astype(jnp.uint32)
         found = matrix.at[rows].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)

@@ -2,9 +2,11 @@
 
 from minibert.train.checkpoints import Checkpoints, restore
 from minibert.train.loop import Evaluation, Result, fit
-from minibert.train.lora.adapter import Adapter, init_adapter, merge
+from minibert.train.lora.adapter import Adapter, attach, init_adapter, merge
+from minibert.train.lora.combination import weighted_adapter
 from minibert.train.lora.config import LoRA
 from minibert.train.lora.files import load_adapter, save_adapter
+from minibert.train.lora.loading import load_merged
 from minibert.train.memory import keep_memory
 from minibert.train.objectives.base import (
     Objective,
@@ -36,6 +38,7 @@ __all__ = [
     "Result",
     "Trainer",
     "adamw",
+    "attach",
     "causal_lm",
     "classification",
     "continuation",
@@ -47,6 +50,7 @@ __all__ = [
     "keep_memory",
     "learning_rate",
     "load_adapter",
+    "load_merged",
     "masked_lm",
     "merge",
     "multiple_choice",
@@ -58,5 +62,6 @@ __all__ = [
     "schedule",
     "token_classification",
     "weighted",
+    "weighted_adapter",
     "with_teacher",
 ]

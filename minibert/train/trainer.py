@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ from minibert.sharding.placement import (
     taken,
 )
 from minibert.train.batches import checked_batch
-from minibert.train.lora.adapter import Adapter, combiner, trained_adapter
+from minibert.train.lora.adapter import Adapter, Form, forms, trained_adapter
 from minibert.train.lora.config import LoRA
 from minibert.train.objectives.base import Batch, Objective, Terms, mean
 from minibert.train.optimizers import (
@@ -152,7 +152,7 @@ class Trainer:
             `nnx.Param`. (The constants of `xielu` are no `nnx.Param` and are never trained.)
             All other parameters stay bit for bit the same.
         lora: what to train instead of the model's parameters: a `LoRA` for a new adapter, or an
-            `Adapter` to train further.
+            `Adapter` to train further. The trained parameters are then those of the adapter.
         accumulate: the number of parts into which a batch is split, whose gradients are
             accumulated: with `n` parts, part `k` consists of the rows `k`, `k + n`, `k + 2n`, ….
         remat: whether to recompute a layer's activations in the backward pass instead of storing
@@ -208,7 +208,7 @@ class Trainer:
             )
         self.objective, self.optimizer, self.config = objective, optimizer, model.config
         arrays = parameters(model)
-        params, self._lora, combine = _trained(model, arrays, trainable, lora, seed)
+        params, self._lora, training, evaluating = _trained(model, arrays, trainable, lora, seed)
         frozen = {path: arrays[path] for path in arrays if path not in params}
         check_wide(params)
         self.sharding: Sharding | None = None if sharding is None else sharding.for_model(model)
@@ -216,13 +216,15 @@ class Trainer:
         self._shapes = {path: array.shape for path, array in (arrays | params).items()}
         self.state, self._frozen, where = first_state(params, frozen, optimizer, self.sharding)
         self.update = checked_update(optimizer, self.state.params, self.state.opt_state)
-        self._plain, self._combine = Structure(with_execution(model).eval()), combine
-        copy = with_execution(model, remat=remat, sharding=self.sharding)  # train, eval modify it
-        training = functools.partial(_built, Structure(copy.train()), combine, self.sharding)
-        evaluating = functools.partial(_built, Structure(copy.eval()), combine, self.sharding)
+        self._plain = Structure(with_execution(evaluating.model).eval())
+        self._combine = evaluating.combine
+        copied_with = functools.partial(with_execution, remat=remat, sharding=self.sharding)
+        in_training = Structure(copied_with(training.model).train())
+        in_evaluation = Structure(copied_with(evaluating.model).eval())
+        build = functools.partial(_built, in_training, training.combine, self.sharding)
         self._step = jax.jit(
             functools.partial(
-                _step, training, objective, self.update, accumulate, jax.random.key(seed)
+                _step, build, objective, self.update, accumulate, jax.random.key(seed)
             ),
             donate_argnums=0,
             out_shardings=where,
@@ -237,8 +239,9 @@ class Trainer:
         }
         if self._lora is not None:
             self.made_by["lora"] = repr(self._lora)
+        build = functools.partial(_built, in_evaluation, evaluating.combine, self.sharding)
         self._evaluate = jax.jit(
-            functools.partial(_evaluate, evaluating, objective),
+            functools.partial(_evaluate, build, objective),
             out_shardings=None if where is None else where[1],
         )
 
@@ -249,10 +252,14 @@ class Trainer:
 
     @property
     def model(self) -> Any:
-        """The model with its current parameters, in evaluation mode."""
+        """The model with its current parameters, in evaluation mode; an adapter is merged.
+
+        An adapter of an embedding matrix to which the output is tied is attached instead.
+        """
         arrays = self._combine(copied(self.state.params), self._frozen)
         if self._lora is not None:  # an adapter may be wider than the kernels that it adapts
-            arrays = {path: array.astype(self._dtypes[path]) for path, array in arrays.items()}
+            dtypes = self._dtypes
+            arrays = {p: array.astype(dtypes.get(p, array.dtype)) for p, array in arrays.items()}
         return self._plain.build(self._taken(arrays))
 
     @property
@@ -345,25 +352,23 @@ def _trained(
     trainable: Iterable[str] | None,
     lora: LoRA | Adapter | None,
     seed: int,
-) -> tuple[Arrays, LoRA | None, Combine]:
-    """Returns the parameters to train, LoRA's settings, and the function that combines arrays.
-
-    That function returns all of the model's arrays from the trained and the frozen ones.
-    """
+) -> tuple[Arrays, LoRA | None, Form, Form]:
+    """Returns the parameters to train, LoRA's settings, and forms for training and evaluation."""
     if lora is None:
         patterns = ("*",) if trainable is None else trainable
         paths = matching_paths("trainable", patterns, trainable_paths(model))
-        return {path: arrays[path] for path in paths}, None, _together
+        form = Form(model, _together)
+        return {path: arrays[path] for path in paths}, None, form, form
     if trainable is not None:
         raise InputError(
             "trainable: expected None with lora, whose modules_to_save select further modules to "
             "train"
         )
     adapter = trained_adapter(model, lora, seed)
-    return dict(adapter.params), adapter.config, combiner(model, adapter.config)
+    return dict(adapter.params), adapter.config, *forms(model, adapter)
 
 
-def _together(params: Arrays, frozen: Arrays) -> Arrays:
+def _together(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> Arrays:
     return {**frozen, **params}
 
 

@@ -227,6 +227,21 @@ def test_adapters(place):
     assert fields["task_type"] == "SEQ_CLS"
 
 
+@pytest.mark.slow
+def test_adapters_beside_a_new_language_model_head(place, tmp_path):
+    """The layers of a head that the model lacks are trained; those of one that it has are not."""
+    command = ["train", "--task", "masked-lm", "--data", place / "text.txt", "--new-head"]
+    command += ["--max-length", 8, "--batch-size", 4, "--lora-rank", 2, "--steps", 2]
+    headed = tmp_path / "one" / "model"
+    for model, output, saved in ((place / "base", "one", 4), (headed, "two", 0)):
+        done = run(*command, "--model", model, "--output", tmp_path / output)
+        assert done.exit_code == 0, done.output
+        tensors = load_file(tmp_path / output / "adapter" / "adapter_model.safetensors")
+        whole = [name for name in tensors if ".lora_" not in name]
+        assert len(whole) == saved
+        assert all("cls.predictions.transform." in name for name in whole)
+
+
 PAIRS = [{"anchor": "The cat", "positive": "a dog"}, {"anchor": "house", "positive": "The door"}]
 
 

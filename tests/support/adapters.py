@@ -13,6 +13,7 @@ from families import CLASSES
 from minibert import train
 
 SAVED = {"modules_to_save": ["classifier", "score"]}
+EMBEDDED = "embeddings.word_embeddings"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT as it comes": ("BertModel", {}),
     "BERT and its head": ("BertForSequenceClassification", {"r": 4, "lora_alpha": 16, **SAVED}),
@@ -56,6 +57,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "fan_in_fan_out": True,
             "task_type": "SEQ_CLS",
         },
+    ),
+    "biases": (
+        "BertForSequenceClassification",
+        {"bias": "all", "lora_bias": True, "task_type": "SEQ_CLS"},
+    ),
+    "biases of adapted layers": (
+        "GPT2LMHeadModel",
+        {"bias": "lora_only", "lora_bias": True, "fan_in_fan_out": True},
+    ),
+    "tied biases": ("BertForMaskedLM", {"bias": "all"}),
+    "magnitudes": (
+        "BertForTokenClassification",
+        {"use_dora": True, "target_modules": "all-linear", "r": 3, "lora_alpha": 5},
+    ),
+    "magnitudes of GPT-2": (
+        "GPT2LMHeadModel",
+        {"use_dora": True, "fan_in_fan_out": True, "use_rslora": True},
+    ),
+    "embeddings": (
+        "BertForSequenceClassification",
+        {"target_modules": ["query", "word_embeddings", "position_embeddings"], "r": 3},
+    ),
+    "embeddings with magnitudes": ("BertModel", {"target_modules": [EMBEDDED], "use_dora": True}),
+    "embeddings of GPT-2": (
+        "GPT2ForSequenceClassification",
+        {"target_modules": ["wte", "wpe", "c_attn"], "fan_in_fan_out": True},
+    ),
+    "tokens of a tied matrix": ("BertForMaskedLM", {"trainable_token_indices": [3, 5]}),
+    "tokens and positions": (
+        "GPT2LMHeadModel",
+        {"trainable_token_indices": {"wte": [1, 8], "wpe": [2]}, "fan_in_fan_out": True},
     ),
     "GPT-2's every layer": (
         "GPT2LMHeadModel",

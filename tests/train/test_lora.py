@@ -1,6 +1,7 @@
 """LoRA and PEFT: the same adapters have the same outputs and gradients, in both directions."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ import oracle  # noqa: E402
 from conftest import FLOAT32, FLOAT64, GRADIENT  # noqa: E402
 from families import CLASSES  # noqa: E402
 from minibert import train  # noqa: E402
+from minibert.errors import InputError  # noqa: E402
 from minibert.nn.tree import Structure, parameters  # noqa: E402
 from minibert.train.lora import adapter as library  # noqa: E402
+from minibert.train.lora.sites import TOKENS  # noqa: E402
 
 
 @jax.jit
@@ -44,6 +47,7 @@ def test_in_both_directions(name, settings, tmp_path):
         before = host(parameters(model))
         adapter = train.load_adapter(model, tmp_path / "theirs")
         assert apart(train.merge(model, adapter), given, expected) <= FLOAT64
+        assert apart(train.attach(model, adapter), given, expected) <= FLOAT64
         assert apart(model, given, expected) > 1000 * FLOAT64
         assert all(np.array_equal(before[path], a) for path, a in parameters(model).items())
 
@@ -84,8 +88,16 @@ def torch_names(adapter, model) -> dict[str, str]:
     found = {}
     for name, tensor in tensors(model, adapter.config).items():
         head, _, last = name.rpartition(".")
-        middle = "default" if "lora_" in head else "modules_to_save.default"
-        found[tensor.path] = f"{head}.{middle}.{last}"
+        if last == TOKENS:
+            found[tensor.path] = f"{name}.default"
+        elif last.startswith("lora_"):
+            found[tensor.path] = f"{name}.default{'.weight' if 'magnitude' in last else ''}"
+        elif "lora_" in head:
+            found[tensor.path] = f"{head}.default.{last}"
+        elif adapter.config.saves_within(tensor.path):
+            found[tensor.path] = f"{head}.modules_to_save.default.{last}"
+        else:
+            found[tensor.path] = name
     return found
 
 
@@ -102,11 +114,8 @@ def ours_and_theirs(name, settings, folder):
 def as_torch(adapter, model, params) -> dict[str, np.ndarray]:
     """Returns arrays by our paths as PEFT's tensors by its names."""
     names = torch_names(adapter, model)
-    turned = {path for path in params if not path.endswith("bias")}
-    return {
-        names[path]: np.asarray(array).T if path in turned else np.asarray(array)
-        for path, array in params.items()
-    }
+    arrays = {path: np.asarray(array) for path, array in params.items()}
+    return {names[path]: a if TOKENS in path else a.T for path, a in arrays.items()}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +188,94 @@ def test_a_head_beside_every_linear_layer(name, task, head, tmp_path):
         assert apart(train.merge(model, adapter), given, expected) <= FLOAT64
 
 
+MATCHING = {
+    "ends": {"target_modules": ["self.query", "pooler.dense", "c_proj", "score"]},
+    "the end of a name is no end": {"target_modules": ["uery", "roj"]},
+    "whole paths": {"target_modules": ["pooler.dense", "h.0.attn.c_attn", "score"]},
+    "an expression": {"target_modules": r".*\.(0|2)\..*(query|c_attn)|.*(classifier|score)"},
+    "flags": {"target_modules": r"(?i).*(QUERY|C_ATTN)"},
+    "looking ahead": {"target_modules": r"(?!.*\.1\.).*(query|c_attn)"},
+    "an expression for the end": {"target_modules": "query|c_attn"},
+    "every linear layer": {"target_modules": "all-linear"},
+    "in other letters": {"target_modules": "All-Linear"},
+    "a task": {"target_modules": "all-linear", "task_type": "SEQ_CLS"},
+    "one layer": {"layers_to_transform": 1},
+    "layers": {"layers_to_transform": [0, 2, 7]},
+    "no layers": {"layers_to_transform": []},
+    "a path is in every layer": {
+        "target_modules": ["query", "bert.encoder.layer.1.attention.self.key", "c_attn"],
+        "layers_to_transform": [0],
+    },
+    "a list": {"layers_to_transform": [0], "layers_pattern": "layer|h"},
+    "lists": {"layers_to_transform": [1], "layers_pattern": ["blocks", "layer", "h"]},
+    "the end of a list's name": {"layers_to_transform": [1], "layers_pattern": ["ayer"]},
+    "an empty list": {"layers_to_transform": [0], "layers_pattern": ""},
+    "no list": {"layers_pattern": []},
+    "excluded ends": {"exclude_modules": ["0.attention.self.query", "0.attn.c_attn"]},
+    "an expression to exclude": {"exclude_modules": r".*\.1\..*"},
+    "all excluded": {"exclude_modules": r".*"},
+    "ranks": {
+        "target_modules": "all-linear",
+        "rank_pattern": {"query|c_attn": 3, r"^.*\.0\..*dense": 5, r"(layer|h)\.1\..*": 7},
+    },
+    "ranks of groups": {"rank_pattern": {r"(.)ery": 3, r"c_at(t)\3n": 4}},
+    "alphas": {"alpha_pattern": {"uery": 1, "value": 2, r"h\.\d\.attn\.c_attn": 3}},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BertForSequenceClassification",
+        "GPT2LMHeadModel",
+        pytest.param("BertModel", marks=pytest.mark.slow),
+        pytest.param("BertForPreTraining", marks=pytest.mark.slow),
+        pytest.param("RobertaForSequenceClassification", marks=pytest.mark.slow),
+        pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow),
+        pytest.param("GPT2Model", marks=pytest.mark.slow),
+        pytest.param("GPT2ForSequenceClassification", marks=pytest.mark.slow),
+        pytest.param("GPT2DoubleHeadsModel", marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_modules_are_selected(name, tmp_path):
+    """The same layers, with the same ranks and factors, as by PEFT; or none by either."""
+    oracle.saved(name, tmp_path, **CLASSES[name])
+    model = oracle.ours(name, tmp_path)
+    for label, settings in MATCHING.items():
+        theirs = oracle.torch_model(name, **CLASSES[name])
+        try:
+            with adapters.quiet():
+                adapted = peft.get_peft_model(theirs, peft.LoraConfig(**settings))
+        except ValueError:
+            with pytest.raises(InputError, match=r"target_modules: "):
+                library.sites(model, train.LoRA(**settings))
+            continue
+        expected = {
+            path.removeprefix("base_model.model."): (m.r["default"], m.scaling["default"])
+            for path, m in adapted.named_modules()
+            if isinstance(m, peft.tuners.lora.LoraLayer)
+        }
+        found = library.sites(model, train.LoRA(**settings))
+        assert {site.path: (site.rank, site.scaling) for site in found} == expected, label
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("GPT2LMHeadModel", False), ("BertForSequenceClassification", True)]
+)
+def test_fan_in_fan_out_is_the_models(name, wrong, tmp_path):
+    """PEFT corrects a wrong value, and writes it for further adapters of a model."""
+    with oracle.float64():
+        model, _, adapted = ours_and_theirs(name, {}, tmp_path)
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": wrong}))
+        adapter = train.load_adapter(model, tmp_path / "adapter")
+        given, expected = adapters.outputs(adapted, name)
+        assert apart(train.merge(model, adapter), given, expected) <= FLOAT64
+        train.save_adapter(model, adapter, tmp_path / "ours")
+    written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert written["fan_in_fan_out"] is not wrong
+
+
 OBJECTIVES = {
     "BertForSequenceClassification": lambda config: train.classification(config),
     "GPT2LMHeadModel": lambda config: train.causal_lm,
@@ -200,6 +297,31 @@ def a_batch(name, seed=0):
             *("GPT2LMHeadModel", {"r": 3, "use_rslora": True, "fan_in_fan_out": True}),
             marks=pytest.mark.slow,
         ),
+        ("GPT2LMHeadModel", {"use_dora": True, "lora_bias": False, "fan_in_fan_out": True}),
+        *(
+            pytest.param(name, settings, marks=pytest.mark.slow)
+            for name, settings in (
+                ("BertForSequenceClassification", {"bias": "all", "lora_bias": True}),
+                ("GPT2LMHeadModel", {"target_modules": ["wte", "c_attn"], "fan_in_fan_out": True}),
+                (
+                    "BertForSequenceClassification",
+                    {"trainable_token_indices": list(range(5, 60, 2))},
+                ),
+                (
+                    "GPT2LMHeadModel",
+                    {"trainable_token_indices": list(range(9)), "fan_in_fan_out": True},
+                ),
+            )
+        ),
+        pytest.param(
+            "BertForSequenceClassification",
+            {"target_modules": [adapters.EMBEDDED], "use_dora": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("GPT2LMHeadModel", {"bias": "lora_only", "lora_bias": True, "fan_in_fan_out": True}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 class TestTraining:
@@ -207,12 +329,12 @@ class TestTraining:
         with oracle.float64(), losses.wide_losses():
             model, adapter, adapted = ours_and_theirs(name, settings, tmp_path)
             batch, objective = a_batch(name), OBJECTIVES[name](model.config)
-            structure, arrays = Structure(model), parameters(model)
-            combine = library.combiner(model, adapter.config)
+            form, arrays = library.forms(model, adapter)[0], parameters(model)
+            structure = Structure(form.model)
             frozen = {path: a for path, a in arrays.items() if path not in adapter.params}
 
             def loss(params):
-                whole = structure.build(combine(params, frozen))
+                whole = structure.build(form.combine(params, frozen))
                 return objective(objective.apply(whole, batch, None), batch)
 
             found = as_torch(adapter, model, jax.jit(jax.grad(loss))(adapter.params))
@@ -243,9 +365,10 @@ class TestTraining:
             assert max(np.abs(found[p] - expected[p]).max() for p in found) <= 1e-7
             given, outputs = adapters.outputs(adapted, name)
             assert apart(trainer.model, given, outputs) <= 1e-7
-            merged = parameters(train.merge(model, trainer.adapter))
+            whole = train.attach if "wte" in settings.get("target_modules", ()) else train.merge
+            again = parameters(whole(model, trainer.adapter))
             for path, array in parameters(trainer.model).items():
-                assert np.array_equal(array, merged[path]), path
+                assert np.array_equal(array, again[path]), path
 
 
 def quietly(model):
@@ -348,8 +471,8 @@ def test_mistake_is_seen(mistake, tmp_path, monkeypatch):
 def transposed(combined):
     """Adds the update in the layout of PyTorch's linear layers."""
 
-    def wrong(places, params, frozen):
-        arrays = combined(places, params, frozen)
+    def wrong(places, rows, params, frozen):
+        arrays = combined(places, rows, params, frozen)
         for site in places:
             path = f"{site.path}.kernel"
             arrays[path] = frozen[path] + (arrays[path] - frozen[path]).T

@@ -15,6 +15,7 @@ from minibert.errors import (
     CheckpointMismatchError,
     ConfigError,
     InputError,
+    PickleRefusedError,
     SourceError,
     TargetError,
     UnsupportedConfigError,
@@ -56,20 +57,36 @@ def folder(bert, tmp_path):
     ("field", "value"),
     [
         ("r", 0),
+        ("bias", "some"),
+        ("lora_bias", 1),
+        ("use_dora", "yes"),
+        ("trainable_token_indices", []),
+        ("trainable_token_indices", [1, 1]),
+        ("trainable_token_indices", [-1]),
+        ("trainable_token_indices", {"wte": "all"}),
         ("r", 2.0),
         ("r", True),
         ("lora_alpha", 0),
         ("lora_alpha", float("nan")),
+        ("lora_alpha", 10**400),
         ("use_rslora", 1),
         ("target_modules", ["query", 3]),
         ("target_modules", "("),
         ("target_modules", {"query": 1}),
+        ("target_modules", []),
+        ("target_modules", ".*{99999999999}"),
+        ("target_modules", 3000 * "(" + "query" + 3000 * ")"),
         ("exclude_modules", ""),
+        ("exclude_modules", 3000 * "(" + "query" + 3000 * ")"),
         ("layers_to_transform", -1),
         ("layers_to_transform", [0, "1"]),
         ("rank_pattern", {"query": 0}),
         ("rank_pattern", {"(": 2}),
+        ("rank_pattern", {"(?i)query": 2}),
+        ("layers_pattern", ["layer", "(?i)layer"]),
         ("alpha_pattern", ["query"]),
+        ("alpha_pattern", {"query": 10**400}),
+        ("alpha_pattern", {3000 * "(" + "query" + 3000 * ")": 1}),
         ("modules_to_save", [""]),
         ("fan_in_fan_out", 1),
         ("lora_dropout", 1.5),
@@ -94,11 +111,55 @@ def test_settings_that_contradict_each_other():
         train.LoRA(target_modules=".*query", layers_to_transform=1)
     with pytest.raises(InputError, match=r"^layers_pattern: "):
         train.LoRA(layers_pattern="layer")
+    for other in ({"use_dora": True}, {"init_lora_weights": "gaussian"}):
+        with pytest.raises(InputError, match=r"^lora_bias: expected False with"):
+            train.LoRA(lora_bias=True, **other)
+
+
+LONG = r"(([\w.]+)+)+[!?]"  # takes `re` 2 ** 40 steps for a path
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("bias", "all"), ("bias", "lora_only"), ("init_lora_weights", "pissa")],
+    [
+        ("target_modules", LONG),
+        ("exclude_modules", LONG),
+        ("rank_pattern", {LONG: 2}),
+        ("alpha_pattern", {LONG: 2}),
+        ("layers_pattern", ["layer", LONG]),
+        ("target_modules", r"(.|..)*x"),
+        ("target_modules", r"(.|.)*x"),
+        ("target_modules", r"(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)x"),
+        ("target_modules", 40 * ".?" + 40 * "."),
+        ("target_modules", 30 * "(?:a|b|.)" + "x"),
+        ("target_modules", 20 * "(" + "a" + 20 * "{1,9999})"),
+        ("target_modules", r"(?:^|){10000000}x"),
+        ("target_modules", r"(?!(.+)*x).*query"),
+    ],
+)
+def test_an_expression_that_may_take_long(field, value):
+    with pytest.raises(InputError, match=rf"^{field}: expected an expression with few repetition"):
+        train.LoRA(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r".*\.(0|1)\.attention\.(self|output)\.(query|key|dense)",
+        r"^(?!.*(pooler|\.1\.)).*\.(query|value)$",
+        r"bert\.encoder\.layer\.(\d|1[01])\.attention\.self\.(query|value)",
+        r"(?:.*?(?:encoder|text).*?(?:self_attn|attention|attn|mlp|dense).*?(?:query|key|value).*?)",
+        "|".join(f"bert.encoder.layer.{n}.attention.self.query" for n in range(100)),
+    ],
+)
+def test_expressions_in_use(bert, expression):
+    adapter = train.init_adapter(bert, train.LoRA(target_modules=expression))
+    assert any("query" in path for path in adapter.params)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("init_lora_weights", "pissa"), ("init_lora_weights", "loftq")],
 )
 def test_settings_that_are_not_implemented(field, value):
     with pytest.raises(UnsupportedConfigError, match=f"^{field}: '{value}' is not implemented"):
@@ -112,13 +173,21 @@ def test_settings_that_are_not_implemented(field, value):
         ({"target_modules": ["uery"]}, "target_modules: .*uery.*: no module"),
         ({"exclude_modules": ["query", "value"]}, "target_modules: .*: no module"),
         ({"layers_to_transform": 7}, "target_modules: .*: no module"),
-        ({"target_modules": ["word_embeddings"]}, "word_embeddings: .*linear layer, found Embed"),
-        ({"target_modules": ["LayerNorm"]}, "LayerNorm: expected a linear layer, found LayerNorm"),
-        ({"target_modules": ["attention"]}, "expected a linear layer, found BertAttention"),
+        ({"target_modules": ["word_embeddings"], "lora_bias": True}, "lora_bias: .*embedding"),
+        (
+            {"target_modules": ["LayerNorm"]},
+            "LayerNorm: expected a linear layer .*, found LayerNorm",
+        ),
+        ({"target_modules": ["attention"]}, "expected a linear layer .*, found BertAttention"),
+        ({"trainable_token_indices": {"query": [1]}}, "trainable_token_indices: .*found a Linear"),
+        ({"trainable_token_indices": {"wte": [1]}}, "trainable_token_indices: 'wte': no embedding"),
+        (
+            {"trainable_token_indices": [1], "target_modules": ["query", "word_embeddings"]},
+            "trainable_token_indices: .*not trained otherwise",
+        ),
         ({"modules_to_save": ["clasifier"]}, "modules_to_save: .*clasifier"),
         ({"task_type": "QUESTION_ANS"}, "modules_to_save: .*qa_outputs.*: no module"),
         ({"target_modules": ["classifier"], "modules_to_save": ["classifier"]}, "no module"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out: expected False .*bert.encoder.* is a Linear"),
     ],
 )
 def test_settings_that_do_not_fit_a_model(bert, settings, message):
@@ -126,23 +195,25 @@ def test_settings_that_do_not_fit_a_model(bert, settings, message):
         train.init_adapter(bert, train.LoRA(**settings))
 
 
+def test_an_initialisation_of_peft_alone(bert):
+    with pytest.raises(UnsupportedConfigError, match=r"^init_lora_weights: 'eva' .* loaded"):
+        train.init_adapter(bert, train.LoRA(init_lora_weights="eva"))
+
+
 def test_settings_that_do_not_fit_gpt2(gpt2):
+    adapter = train.init_adapter(gpt2, train.LoRA(target_modules=["wte"]))
+    with pytest.raises(InputError, match=r"target_modules: .*wte: .*lm_head.weight.*use attach"):
+        train.merge(gpt2, adapter)
     with pytest.raises(InputError, match=r"lm_head: .* without a kernel of its own"):
         train.init_adapter(gpt2, train.LoRA(target_modules=["lm_head"]))
     with pytest.raises(InputError, match=r"modules_to_save: transformer.wte.*lm_head.*tied"):
         train.init_adapter(gpt2, train.LoRA(modules_to_save=["wte"]))
-    with pytest.raises(
-        InputError, match=r"fan_in_fan_out: expected True or None, because .* is a Conv1D"
-    ):
-        train.init_adapter(gpt2, train.LoRA(fan_in_fan_out=False))
 
 
 def test_what_cannot_be_trained(bert):
     def trainer(**options):
         return train.Trainer(bert, train.classification(bert.config), train.adamw(1e-3), **options)
 
-    with pytest.raises(UnsupportedConfigError, match=r"^lora_dropout: 0.1"):
-        trainer(lora=train.LoRA(lora_dropout=0.1))
     with pytest.raises(InputError, match=r"^trainable: "):
         trainer(lora=train.LoRA(), trainable=["classifier.*"])
     with pytest.raises(InputError, match=r"^lora: expected a LoRA or an Adapter"):
@@ -204,16 +275,19 @@ def change(folder, **fields):
     ("fields", "error", "message"),
     [
         ({"peft_type": "IA3"}, UnsupportedConfigError, "peft_type"),
-        ({"use_dora": True}, UnsupportedConfigError, "use_dora"),
-        ({"lora_bias": True}, UnsupportedConfigError, "lora_bias"),
         ({"layer_replication": [[0, 1]]}, UnsupportedConfigError, "layer_replication"),
-        ({"trainable_token_indices": [1]}, UnsupportedConfigError, "trainable_token_indices"),
+        ({"trainable_token_indices": [1]}, CheckpointMismatchError, "trainable_tokens.*missing"),
+        ({"trainable_token_indices": [1000]}, ConfigError, "trainable_token_indices: .* tokens be"),
         ({"something_new": "on"}, UnsupportedConfigError, "something_new"),
-        ({"bias": "all"}, UnsupportedConfigError, "bias"),
-        ({"init_lora_weights": "pissa"}, UnsupportedConfigError, "init_lora_weights"),
+        ({"use_dora": True}, CheckpointMismatchError, "lora_magnitude_vector.*missing"),
+        ({"lora_bias": True}, CheckpointMismatchError, "lora_B.bias.*missing"),
+        ({"bias": "lora_only"}, CheckpointMismatchError, "query.base_layer.bias.*missing"),
+        ({"bias": "all"}, CheckpointMismatchError, "LayerNorm.bias.*missing"),
+        ({"init_lora_weights": "corda"}, UnsupportedConfigError, "init_lora_weights"),
+        ({"init_lora_weights": "pissa_niter_4"}, UnsupportedConfigError, "init_lora_weights"),
         ({"r": "4"}, ConfigError, "r: expected"),
         ({"target_modules": ["c_attn"]}, ConfigError, "target_modules"),
-        ({"fan_in_fan_out": True}, ConfigError, "fan_in_fan_out"),
+        ({"target_modules": LONG}, ConfigError, "target_modules: .*few repetitions"),
         ({"r": 8}, CheckpointMismatchError, r"lora_A.*expected shape \(8, "),
         ({"target_modules": ["query"]}, CheckpointMismatchError, "value.*unexpected"),
         ({"target_modules": ["query", "value", "key"]}, CheckpointMismatchError, "key.*missing"),
@@ -258,9 +332,13 @@ def test_missing_and_damaged_files(bert, folder):
     with pytest.raises(WeightsFileError, match=r"truncated"):
         train.load_adapter(bert, folder)
     path.unlink()
-    (folder / "adapter_model.bin").write_bytes(b"\x80")
     with pytest.raises(SourceError, match=r"adapter_model.safetensors"):
         train.load_adapter(bert, folder)
+    (folder / "adapter_model.bin").write_bytes(b"\x80")
+    with pytest.raises(PickleRefusedError, match=r"adapter_model.bin.*allow_pickle=True"):
+        train.load_adapter(bert, folder)
+    with pytest.raises(WeightsFileError, match=r"adapter_model.bin"):
+        train.load_adapter(bert, folder, allow_pickle=True)
     with pytest.raises(SourceError, match=r"adapter_config.json"):
         train.load_adapter(bert, folder / "nowhere")
 

@@ -90,7 +90,7 @@ def run(settings: Settings, *, resume: bool | str = False, overwrite: bool = Fal
 def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) -> Result:
     """Trains and writes the results; builds model, data and trainer before changing any file."""
     sharding = sharding_of(settings)
-    model, tokenizer, modules = _load(settings, task, sharding)
+    model, tokenizer, modules, new = _load(settings, task, sharding)
     if task.objective is not None:
         training_tokenizer, objective = tokenizer, task.objective(settings, model.config)
     else:
@@ -109,7 +109,7 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
         share=None if sharding is None else sharding.share,
     )
     steps = _steps(settings, dataset, source)
-    trainer = _trainer(settings, model, objective, sharding, steps)
+    trainer = _trainer(settings, model, objective, sharding, steps, new)
     evaluation = None
     if held is not None:
         every = settings.evaluate_every or steps
@@ -143,8 +143,11 @@ def _run(settings: Settings, task: Task, resume: bool | str, overwrite: bool) ->
 
 def _load(
     settings: Settings, task: Task, sharding: Sharding | None
-) -> tuple[Any, Any, EncoderModules | None]:
-    """Loads the model, its tokenizer and an encoder's other modules from one state of a folder."""
+) -> tuple[Any, Any, EncoderModules | None, list[str]]:
+    """Loads the model, its tokenizer and an encoder's other modules from one state of a folder.
+
+    Returns them, and the paths of the modules of a new head.
+    """
     with contextlib.ExitStack() as stack:
         start = None
         if task.objective is None and settings.model is not None:
@@ -153,10 +156,10 @@ def _load(
         for source in (settings.model, settings.tokenizer):
             stack.enter_context(one_state(source, {}))
         tokenizer = tokenizer_of(settings)
-        model = model_of(settings, tokenizer, sharding)
+        model, new = model_of(settings, tokenizer, sharding)
         if task.objective is not None:
-            return model, tokenizer, None
-        return model, tokenizer, encoder_modules(start, settings.pooling, model, tokenizer)
+            return model, tokenizer, None, new
+        return model, tokenizer, encoder_modules(start, settings.pooling, model, tokenizer), new
 
 
 def check_output(folder: str, resume: bool | str, overwrite: bool) -> None:
@@ -213,6 +216,7 @@ def _trainer(
     objective: Objective,
     sharding: Sharding | None,
     steps: int,
+    new: list[str],
 ) -> Trainer:
     optimizer = adamw(
         schedule(settings.learning_rate, steps, warmup=settings.warmup, kind=settings.schedule),
@@ -221,12 +225,13 @@ def _trainer(
     )
     lora = None
     if settings.lora_rank is not None:
+        task_type, saved = TASKS[settings.task].adapted_as, settings.lora_save or []
         lora = LoRA(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha or settings.lora_rank,  # None or positive
             target_modules=settings.lora_targets,
-            modules_to_save=settings.lora_save,
-            task_type=TASKS[settings.task].adapted_as,
+            modules_to_save=saved if task_type else [*saved, *new],  # a task type names its head
+            task_type=task_type,
             base_model_name_or_path=settings.model,
         )
     return Trainer(

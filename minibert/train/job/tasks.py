@@ -13,7 +13,8 @@ from minibert.core.fields import one_of
 from minibert.core.strict_json import read_json
 from minibert.data.records import Records, read_texts
 from minibert.errors import ConfigError, InputError, shown
-from minibert.models.registry import BY_TYPE, load_model, task_classes
+from minibert.models.base import load_pretrained
+from minibert.models.registry import BY_TYPE, class_for_task, task_classes
 from minibert.sharding.mesh import Sharding
 from minibert.train import data as datasets
 from minibert.train.data.next_sentence import read_documents
@@ -268,8 +269,10 @@ def label_map(settings: Settings, config: Config) -> dict[str, int] | None:
 
 def model_of(
     settings: Settings, tokenizer: "PreTrainedTokenizerBase", sharding: Sharding | None
-) -> Any:
-    """Returns the model to train: a pretrained one, or a newly initialised one.
+) -> tuple[Any, list[str]]:
+    """Returns the model to train, pretrained or newly initialised, and the modules of a new head.
+
+    Modules with a tied parameter, such as a decoder, are not among these.
 
     Raises:
         ConfigError: the task has no such model.
@@ -277,11 +280,11 @@ def model_of(
     """
     task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
     classes: Any = task_classes(task.model_task)
-    labels = new_labels(settings)
+    labels, new = new_labels(settings), []
     if settings.model is not None:
-        model: Any = load_model(
-            settings.task,
-            classes,
+        model: Any
+        model, info = load_pretrained(
+            class_for_task(settings.task, classes),
             settings.model,
             dtype=settings.dtype,
             param_dtype="float32",
@@ -290,6 +293,8 @@ def model_of(
             sharding=sharding,
             **labels,
         )
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in info.new)
+        new = [path for path in modules if not any(n.startswith(f"{path}.") for n in model.tied)]
     else:
         config = fresh_config(str(settings.config), task.preset, classes, tokenizer, labels)
         cls = next(cls for cls in classes if cls.config_class is type(config))
@@ -298,7 +303,7 @@ def model_of(
         model.config = model.config.replace(problem_type=settings.problem_type)
     if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
         model.config = model.config.replace(pad_token_id=tokenizer.pad_token_id)
-    return model
+    return model, new
 
 
 def sharding_of(settings: Settings) -> Sharding | None:

@@ -1,7 +1,6 @@
 """LoRA's settings: the fields of PEFT's `LoraConfig`, and the modules that they select."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +17,20 @@ from minibert.core.fields import (
     assign,
     check,
     field,
+    one_of,
     or_null,
+    whole,
 )
 from minibert.errors import InputError, UnsupportedConfigError, shown
+from minibert.train.lora.matching import first, is_expression, layer, named
 
-DRAWN = (True, False, "gaussian")  # other initialisations need data or change frozen kernels
+ALL_LINEAR = "all-linear"
+# Fields that are shown only if they have an effect: the checkpoints of earlier versions, which a
+# run compares with its own settings, do not name them.
+LATER = ("lora_bias", "use_dora", "trainable_token_indices")
+
+DRAWN = (True, False, "gaussian")
+READ = ("eva", "orthogonal")  # initialisations of `lora_A` and `lora_B` alone, of trained adapters
 
 # PEFT's task types, each with the names of heads that its models always train whole.
 TASK_HEADS: dict[str, tuple[str, ...]] = {
@@ -36,15 +44,9 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 
 
 def _several(value: object) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-
-
-def _is_expression(value: Any) -> bool:
-    try:
-        re.compile(value)
-    except (re.error, TypeError):
-        return False
-    return isinstance(value, str) and value != ""
+    if isinstance(value, set | frozenset):  # its order changes from process to process
+        return sorted(value, key=str)
+    return list(value) if isinstance(value, list | tuple | range) else [value]
 
 
 def _tuple(value: object) -> tuple[Any, ...] | None:
@@ -55,12 +57,12 @@ def _are_names(value: object) -> bool:
     return all(isinstance(name, str) and name for name in _several(value))
 
 
-def _by_module(rule: Rule) -> Rule:
+def _by_module(name: str, rule: Rule) -> Rule:
     return Rule(
         f"module → {rule.expected}",
         lambda v: (
             isinstance(v, Mapping)
-            and all(map(_is_expression, v))
+            and all(is_expression(name, pattern) for pattern in v)
             and all(map(rule.allows, v.values()))
         ),
         lambda v: FrozenDict({name: rule.convert(one) for name, one in v.items()}),
@@ -71,18 +73,51 @@ ALPHA = dataclasses.replace(  # an integer stays an integer
     POSITIVE, convert=lambda value: np.asarray(value).item()
 )
 NAMES = Rule("names or null", _are_names, _tuple)
-MODULES = Rule(
-    "names, a regular expression or null",
-    lambda v: _is_expression(v) if isinstance(v, str) else _are_names(v),
-    lambda v: v if isinstance(v, str) else _tuple(v),
-)
+
+
+def _modules(name: str, least: int) -> Rule:
+    return Rule(
+        "names, a regular expression or null",
+        lambda v: (
+            is_expression(name, v)
+            if isinstance(v, str)
+            else _are_names(v) and len(_several(v)) >= least
+        ),
+        lambda v: v if isinstance(v, str) else _tuple(v),
+    )
+
+
 LAYERS = Rule(
     "the index of a layer, several or null",
-    lambda v: all(type(n) is int and n >= 0 for n in _several(v)),
-    _tuple,
+    lambda v: all(whole(0).allows(n) for n in _several(v)),
+    lambda v: _tuple([int(n) for n in _several(v)]),
 )
-EXPRESSIONS = Rule(
-    "regular expressions or null", lambda v: all(map(_is_expression, _several(v))), _tuple
+LISTS = Rule(
+    "regular expressions or null",
+    lambda v: v == "" or all(is_expression("layers_pattern", one) for one in _several(v)),
+    lambda v: _tuple(v or ()),
+)
+
+
+def _are_tokens(value: object) -> bool:
+    rows = value if isinstance(value, list | tuple | range) else ()
+    return all(map(whole(0).allows, rows)) and 0 < len(set(rows)) == len(rows)
+
+
+def _tokens(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return FrozenDict({name: _tokens(rows) for name, rows in value.items()})
+    return tuple(map(int, value))
+
+
+TOKENS = Rule(
+    "distinct token ids, module → distinct token ids, or null",
+    lambda v: (
+        _are_names(list(v)) and all(map(_are_tokens, v.values())) and len(v) > 0
+        if isinstance(v, Mapping)
+        else _are_tokens(v)
+    ),
+    _tokens,
 )
 DRAWING = Rule("true, false or a name", lambda v: isinstance(v, bool | str))
 TASK = Rule(
@@ -92,7 +127,7 @@ TASK = Rule(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class LoRA:
     """The settings of LoRA adapters.
 
@@ -101,9 +136,10 @@ class LoRA:
         lora_alpha: the product of `lora_A` and `lora_B` is multiplied by `lora_alpha / r`.
         use_rslora: whether to multiply by `lora_alpha / √r` instead (Kalajdzievski,
             arXiv:2312.03732).
-        target_modules: names of linear layers: whole paths, or ends of paths after a dot; or a
-            regular expression for whole paths; or `all-linear`. None for the family's defaults
-            (BERT's queries and values, GPT-2's joint projection).
+        target_modules: names of layers: whole paths, or ends of paths after a dot; or a
+            regular expression for whole paths; or `all-linear`, all layers but those of tokens'
+            logits. None for the family's defaults (BERT's queries and values, GPT-2's joint
+            projection). Embedding matrices can be named, too.
         exclude_modules: names, or a regular expression, of targets to exclude.
         layers_to_transform: the indices of the layers to adapt; None for all.
         layers_pattern: the name of the list of layers, for paths with several indices.
@@ -111,13 +147,19 @@ class LoRA:
         alpha_pattern: other values of `lora_alpha`, in the same way.
         modules_to_save: ends of the paths of modules that are trained whole, such as `classifier`.
             `task_type` adds to them.
-        bias: `none`.
-        fan_in_fan_out: whether checkpoints store the targets' kernels as (in, out), as GPT-2's do;
-            it must agree with the model. None to take it from the model.
-        lora_dropout: the dropout rate of an adapter's inputs. An adapter with dropout can be used,
-            but not trained.
+        bias: which of the model's own biases are trained: `none`, `all`, or `lora_only` for those
+            of the layers that get an adapter.
+        lora_bias: whether the outputs of `lora_B` get a bias.
+        use_dora: whether the columns of a kernel and its update get a norm that is trained (Liu et
+            al., arXiv:2402.09353).
+        trainable_token_indices: the ids of tokens whose embeddings are trained; or embedding
+            matrices, by the ends of their paths, each with such ids.
+        fan_in_fan_out: whether checkpoints store the targets' kernels as (in, out), as GPT-2's do.
+            It is ignored, because the model determines it, and written for PEFT.
+        lora_dropout: the dropout rate of an adapter's inputs in training.
         init_lora_weights: True for a uniform `lora_A` and a zero `lora_B`, which does not change
             the model's outputs; `gaussian` for a normal `lora_A`; False for a uniform `lora_B` too.
+            `eva` and `orthogonal` for adapters that PEFT has initialised.
         base_model_name_or_path: the base model's name; only stored, for PEFT.
         task_type: one of PEFT's task types. As in PEFT, `SEQ_CLS` and `TOKEN_CLS` add `classifier`
             and `score` to `modules_to_save`, and `QUESTION_ANS` adds `qa_outputs`, so that the head
@@ -131,14 +173,17 @@ class LoRA:
     r: Any = field(SIZE, 8)
     lora_alpha: Any = field(ALPHA, 8)
     use_rslora: Any = field(SWITCH, False)
-    target_modules: Any = field(MODULES, None)
-    exclude_modules: Any = field(MODULES, None)
+    target_modules: Any = field(_modules("target_modules", 1), None)
+    exclude_modules: Any = field(_modules("exclude_modules", 0), None)
     layers_to_transform: Any = field(LAYERS, None)
-    layers_pattern: Any = field(EXPRESSIONS, None)
-    rank_pattern: Any = field(_by_module(SIZE), default_factory=FrozenDict)
-    alpha_pattern: Any = field(_by_module(ALPHA), default_factory=FrozenDict)
+    layers_pattern: Any = field(LISTS, None)
+    rank_pattern: Any = field(_by_module("rank_pattern", SIZE), default_factory=FrozenDict)
+    alpha_pattern: Any = field(_by_module("alpha_pattern", ALPHA), default_factory=FrozenDict)
     modules_to_save: Any = field(NAMES, None)
-    bias: Any = field(or_null(TEXT), "none")
+    bias: Any = field(one_of(("none", "all", "lora_only")), "none")
+    lora_bias: Any = field(SWITCH, False)
+    use_dora: Any = field(SWITCH, False)
+    trainable_token_indices: Any = field(TOKENS, None)
     fan_in_fan_out: Any = field(Rule("true, false or null", SWITCH.allows), None)
     lora_dropout: Any = field(PROBABILITY, 0.0)
     init_lora_weights: Any = field(DRAWING, True)
@@ -147,18 +192,19 @@ class LoRA:
 
     def __post_init__(self) -> None:
         check(self, InputError)
+        if isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR:
+            assign(self, {"target_modules": ALL_LINEAR})
         if heads := TASK_HEADS.get(self.task_type):
             names = dict.fromkeys([*(self.modules_to_save or ()), *heads])
             assign(self, {"modules_to_save": tuple(names)})
-        if self.bias != "none":
+        if self.init_lora_weights not in (*DRAWN, *READ):
             raise UnsupportedConfigError(
-                f"bias: {shown(self.bias)} is not implemented (only 'none')"
+                f"init_lora_weights: {shown(self.init_lora_weights)} is not implemented (only "
+                "true, false and 'gaussian'; others need data, or change the base model)"
             )
-        if self.init_lora_weights not in DRAWN:
-            found = shown(self.init_lora_weights)
-            raise UnsupportedConfigError(
-                f"init_lora_weights: {found} is not implemented (only true, false and 'gaussian')"
-            )
+        if self.lora_bias and (self.use_dora or self.init_lora_weights == "gaussian"):
+            other = "use_dora" if self.use_dora else "init_lora_weights='gaussian'"
+            raise InputError(f"lora_bias: expected False with {other}, found True")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise InputError(
                 "layers_to_transform: expected a list of names in target_modules, found "
@@ -167,14 +213,22 @@ class LoRA:
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise InputError("layers_pattern: expected layers_to_transform too, found None")
 
+    def __repr__(self) -> str:
+        shown_fields = (
+            f"{one.name}={getattr(self, one.name)!r}"
+            for one in dataclasses.fields(self)
+            if one.name not in LATER or getattr(self, one.name) != one.default
+        )
+        return f"LoRA({', '.join(shown_fields)})"
+
     def rank(self, path: str) -> int:
         """Returns the rank of a module's adapter."""
-        return _first(self.rank_pattern, path, self.r)
+        return first("rank_pattern", self.rank_pattern, path, self.r)
 
     def scaling(self, path: str) -> float:
         """Returns the factor by which the product of a module's `lora_A` and `lora_B` is scaled."""
         rank = self.rank(path)
-        alpha = _first(self.alpha_pattern, path, self.lora_alpha)
+        alpha = first("alpha_pattern", self.alpha_pattern, path, self.lora_alpha)
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
     def saves(self, path: str) -> bool:
@@ -187,31 +241,9 @@ class LoRA:
 
     def selects(self, path: str, targets: str | tuple[str, ...]) -> bool:
         """Returns whether a module gets an adapter, for some target names."""
-        excluded = _named(path, self.exclude_modules or ()) or self.saves_within(path)
-        if excluded or not _named(path, targets):
+        excluded = named(path, self.exclude_modules or ())
+        if excluded or self.saves_within(path) or not named(path, targets):
             return False
-        return isinstance(targets, str) or path in targets or self._in_layers(path)
-
-    def _in_layers(self, path: str) -> bool:
-        if self.layers_to_transform is None:
+        if isinstance(targets, str) or path in targets or self.layers_to_transform is None:
             return True
-        parts = path.split(".")
-        for pattern in self.layers_pattern or (r".*\..*",):  # by default, any list in a module
-            for position, part in enumerate(parts[:-1]):
-                if part.isdecimal() and _ends(pattern, ".".join(parts[:position])):
-                    return int(part) in self.layers_to_transform
-        return False
-
-
-def _named(path: str, names: str | tuple[str, ...]) -> bool:
-    if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return path in names or path.endswith(tuple(f".{name}" for name in names))
-
-
-def _ends(pattern: str, path: str) -> bool:
-    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", path) is not None
-
-
-def _first(patterns: Mapping[str, Any], path: str, default: object) -> Any:
-    return next((value for pattern, value in patterns.items() if _ends(pattern, path)), default)
+        return layer(path, self.layers_pattern) in self.layers_to_transform

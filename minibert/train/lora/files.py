@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from minibert.checkpoint.files import ADAPTER_CONFIG, ADAPTER_TENSORS, adapter_paths, unchanged
+from minibert.checkpoint.hub import AnyPath, adapter_folder
 from minibert.checkpoint.leaves import Expected, read_exactly
-from minibert.checkpoint.saving import write_arrays
+from minibert.checkpoint.saving import file_leaves, write_arrays
+from minibert.checkpoint.sources import open_adapter
 from minibert.checkpoint.tensors import SafetensorsSource
 from minibert.core.atomic import atomic_folder
 from minibert.core.strict_json import read_object_if_there, write_json
@@ -24,10 +26,29 @@ from minibert.errors import (
 )
 from minibert.models.base import PretrainedModel
 from minibert.nn.numerics import wide_dtype
-from minibert.train.lora.adapter import Adapter, check_adapter, saved_leaves, sites, target_names
+from minibert.nn.tree import submodules
+from minibert.train.lora.adapter import Adapter, check_adapter
 from minibert.train.lora.config import LoRA
+from minibert.train.lora.initial import CHANGING, relative_to_base
+from minibert.train.lora.sites import (
+    TOKENS,
+    shapes,
+    sites,
+    target_names,
+    tied_copies,
+    token_rows,
+    whole_leaves,
+)
 
 PREFIX = "base_model.model."  # PEFT's two wrappers
+NAMES = {  # of a file's tensors, by those of an adapter's arrays
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "lora_bias": "lora_B.bias",
+    "lora_embedding_A": "lora_embedding_A",
+    "lora_embedding_B": "lora_embedding_B",
+    "lora_magnitude_vector": "lora_magnitude_vector",
+}
 
 # Fields of PEFT's `LoraConfig` that do not affect the numbers, whatever their values.
 INERT = frozenset(
@@ -87,60 +108,134 @@ def save_adapter(
         write_arrays(arrays, os.path.join(new, ADAPTER_TENSORS))
 
 
-def load_adapter(model: PretrainedModel, folder: str | os.PathLike[str]) -> Adapter:
+def load_adapter(
+    model: PretrainedModel,
+    folder: AnyPath,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    cache_dir: AnyPath | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+) -> Adapter:
     """Loads an adapter that PEFT or `save_adapter` wrote.
 
     Args:
         model: the model to adapt.
-        folder: the folder with `adapter_config.json` and `adapter_model.safetensors`.
+        folder: the folder with `adapter_config.json` and `adapter_model.safetensors`, or a
+            repository of the Hub, `user/name`.
+        revision: a branch, tag or commit of the repository.
+        subfolder: the path of the adapter in the folder or repository.
+        cache_dir: a folder to use instead of the Hub's default cache.
+        token: access token for private repositories.
+        local_files_only: whether to use only the Hub's cache.
+        allow_pickle: whether an `adapter_model.bin` may be opened, which older versions of PEFT
+            wrote.
 
     Returns:
-        The adapter, in float32 or wider, for `merge` or `Trainer`.
+        The adapter, in float32 or wider, for `merge`, `attach` or `Trainer`.
 
     Raises:
         SourceError: one of the files is missing, or they were replaced while they were read.
         ConfigError: a field is wrong, or the settings do not fit the model.
         UnsupportedConfigError: a field requests something that is not implemented.
-        WeightsFileError: the weights are damaged.
+        WeightsFileError: the weights are damaged, or are a pickle and `allow_pickle` is off.
         CheckpointMismatchError: a tensor is missing, unexpected, of the wrong shape or not finite.
     """
-    folder = os.fspath(folder)
-    config, path = os.path.join(folder, ADAPTER_CONFIG), os.path.join(folder, ADAPTER_TENSORS)
+    folder = adapter_folder(
+        folder,
+        revision=revision,
+        subfolder=subfolder,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        allow_pickle=allow_pickle,
+    )
+    config = os.path.join(folder, ADAPTER_CONFIG)
     with unchanged(folder):
-        fields = read_object_if_there(config)
-        if fields is None or not os.path.lexists(path):
-            raise SourceError(f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_TENSORS}")
-        try:
-            lora = read_config(fields)
-            expected = tensors(model, lora)
-        except UnsupportedConfigError as reason:
-            raise UnsupportedConfigError(f"{config}: {reason}") from None
-        except MinibertError as reason:
-            raise ConfigError(f"{config}: {reason}") from None
-        with SafetensorsSource([path]) as source:
-            return Adapter(lora, read_exactly(source, path, expected, wide_dtype))
+        fields = adapter_fields(folder)
+        with open_adapter(folder, allow_pickle=allow_pickle) as source:
+            try:
+                kind = fields.get("init_lora_weights")
+                if kind in CHANGING:
+                    fields = fields | {"init_lora_weights": True}
+                lora = read_config(fields)
+                expected = tensors(model, lora)
+                more = repeated(model, lora) if lora.bias == "all" else set()
+            except UnsupportedConfigError as reason:
+                raise UnsupportedConfigError(f"{config}: {reason}") from None
+            except MinibertError as reason:
+                raise ConfigError(f"{config}: {reason}") from None
+            source.tensors = {n: one for n, one in source.tensors.items() if n not in more}
+            where = os.path.join(folder, ADAPTER_TENSORS)
+            where = next((one.file for one in source.tensors.values()), where)
+            adapter = Adapter(lora, read_exactly(source, where, expected, wide_dtype))
+            try:
+                return relative_to_base(model, adapter, kind) if kind in CHANGING else adapter
+            except UnsupportedConfigError as reason:
+                raise UnsupportedConfigError(f"{config}: {reason}") from None
+
+
+def adapter_fields(folder: str) -> dict[str, Any]:
+    """Returns the contents of `adapter_config.json`.
+
+    Raises:
+        SourceError: there is no such file.
+        ConfigError: it is not a JSON object.
+    """
+    fields = read_object_if_there(os.path.join(folder, ADAPTER_CONFIG))
+    if fields is None:
+        raise SourceError(f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTER_TENSORS}")
+    return fields
 
 
 def tensors(model: PretrainedModel, lora: LoRA) -> dict[str, Expected]:
     """Returns the expected tensors of an adapter's file, by name."""
-    found = {}
-    for path, leaf in saved_leaves(model, lora).items():
+    found, adapted = {}, sites(model, lora)
+    layers = {f"{site.path}.bias" for site in adapted}
+    for path, leaf in whole_leaves(model, lora).items():
         name = leaf.name.removeprefix(model.tensor_prefix)
+        if path in layers:  # PEFT's name of the layer inside the one that it puts in its place
+            name = f"{path.removesuffix('bias')}base_layer.bias"
         found[f"{PREFIX}{name}"] = leaf.expected._replace(path=path)
-    for site in sites(model, lora):
+    sizes = shapes(model, lora)
+    for module in token_rows(model, lora):
+        path = f"{module}.{TOKENS}"
+        found[f"{PREFIX}{module}.token_adapter.{TOKENS}"] = Expected(path, sizes[path], False)
+    for site in adapted:
         for path, shape in site.factors.items():
-            found[f"{PREFIX}{path}.weight"] = Expected(path, shape[::-1], True)
+            suffix = NAMES[path.removeprefix(f"{site.path}.")]
+            found[f"{PREFIX}{site.path}.{suffix}"] = Expected(path, shape[::-1], len(shape) == 2)
     return found
+
+
+def repeated(model: PretrainedModel, lora: LoRA) -> set[str]:
+    """Returns names of tensors that PEFT may also write for `bias="all"`.
+
+    They are copies of other tensors in the file, and biases that the adapter replaces.
+    """
+    copies = {name.removeprefix(model.tensor_prefix) for name in tied_copies(model).values()}
+    replaced = {
+        f"{path}.original_module{leaf.path.removeprefix(model.tensor_prefix).removeprefix(path)}"
+        for path, _ in submodules(model)
+        if lora.saves(path)
+        for leaf in file_leaves(model).values()
+        if leaf.path.removeprefix(model.tensor_prefix).startswith(f"{path}.")
+    }
+    return {f"{PREFIX}{name}" for name in copies | replaced if name.endswith("bias")}
 
 
 def config_fields(model: PretrainedModel, lora: LoRA) -> dict[str, Any]:
     """Returns the contents of `adapter_config.json`, with the model's defaults filled in."""
+    tokens = lora.trainable_token_indices
     return {
         **vars(lora),
         "target_modules": target_names(model, lora),
         "fan_in_fan_out": any(site.fan_in_fan_out for site in sites(model, lora)),
         "rank_pattern": dict(lora.rank_pattern),
         "alpha_pattern": dict(lora.alpha_pattern),
+        "trainable_token_indices": dict(tokens) if isinstance(tokens, Mapping) else tokens,
         "peft_type": "LORA",
         "inference_mode": True,
     }

@@ -25,6 +25,7 @@ from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
 from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
+from minibert.train.lora.layers import with_keys
 from minibert.train.objectives.labels import IGNORED, Batch, Check, of_rows, of_tokens, of_windows
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -46,6 +47,7 @@ def model_arguments(config: Config, batch: Batch) -> dict[str, Any]:
 
 def call_model(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
     """Returns a model's outputs for a batch; `more` are further arguments of the model."""
+    model = with_keys(model, rngs)
     return model(**model_arguments(model.config, batch), **more, rngs=rngs)
 
 
