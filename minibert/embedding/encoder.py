@@ -313,8 +313,9 @@ class SentenceEncoder:
             prompt_name: the name of the prompt that is prepended to each text.
             prompt: a text that is prepended to each text, in place of a named prompt.
             token_budget: rows × positions of a batch; by default chosen for the device.
-            packing: length of rows that short texts share; None puts one text in each row. It does
-                not change vectors, and cannot be combined with token vectors.
+            packing: length of rows that short texts share, rounded up to one of a few; None puts
+                one text in each row. It does not change vectors, and cannot be combined with token
+                vectors.
             normalize_embeddings: whether to scale vectors to length 1, after `truncate_dim`.
             truncate_dim: the number of dimensions to keep; None for the settings' value.
             precision: one of `quantization.PRECISIONS`; `int8` and `uint8` use the ranges of these

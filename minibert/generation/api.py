@@ -22,7 +22,7 @@ from minibert.generation import beams, decoding
 from minibert.generation.config import DEFAULTS, GenerationConfig
 from minibert.generation.decoding import Plan, Prompt, Rules
 from minibert.models.base import PretrainedModel
-from minibert.models.compilation import program
+from minibert.models.compilation import program, shapes_of, shared
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
 from minibert.sharding.placement import beside
@@ -205,7 +205,8 @@ class _Call(NamedTuple):
 
     def program(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Returns `function` compiled for the model and the call's plan."""
-        return program(function, self.treedef, self.plan, **options)
+        shapes = shapes_of(self.arguments[1:])
+        return program(function, self.treedef, self.plan, shapes=shapes, **options)
 
 
 def _config_of_call(
@@ -228,6 +229,7 @@ def _checked_call(
     config: GenerationConfig,
 ) -> _Call:
     leaves, treedef = jax.tree.flatten(model)
+    treedef = shared(treedef)
     arrays = jax.tree.leaves((leaves, input_ids, attention_mask, encoder, key))
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
         raise InputError(

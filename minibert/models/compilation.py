@@ -35,7 +35,7 @@ from minibert.sharding.placement import beside
 EXPORTED = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPERATORS = {"floordiv", "max", "min", "mod"}  # reserved words in shapes of jax.export
-PROGRAMS = 256  # size of the LRU cache of jitted functions, each with one program per shape
+PROGRAMS = 512  # most compiled programs that are kept; the least recently used are dropped
 FLAGS = {"output_attentions", "output_hidden_states", "use_cache"}
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -51,16 +51,20 @@ def program(
     treedef: jax.tree_util.PyTreeDef,
     *static: Hashable,
     donate: tuple[int, ...] = (),
+    shapes: Hashable = (),
 ) -> Callable[..., Any]:
     """Returns the compiled `function(model, *arguments, *static)`, called `(leaves, *arguments)`.
 
-    Models of one architecture share it: parameters are arguments, not constants.
+    Models of one architecture share it: parameters are arguments, not constants. JAX keeps the
+    programs of all shapes as long as the function that it compiled; one for each combination of
+    shapes can be dropped.
 
     Args:
         function: a function of a model and arrays; it must be the same object in every call.
         treedef: the model's definition: `leaves, treedef = jax.tree.flatten(model)`.
         static: hashable last arguments of `function`.
         donate: indices of the arguments whose buffers are donated; index 0 is the leaves.
+        shapes: the shapes for which the function is compiled.
     """
 
     def call(leaves: list[Any], *arguments: Any) -> Any:
@@ -68,6 +72,17 @@ def program(
 
     call.__name__ = function.__name__
     return jax.jit(call, donate_argnums=donate)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def shared(treedef: jax.tree_util.PyTreeDef) -> jax.tree_util.PyTreeDef:
+    """Returns the same object for equal definitions, which take long to compare."""
+    return treedef
+
+
+def shapes_of(arguments: Any) -> Hashable:
+    """Returns the shapes and dtypes of arrays."""
+    return tuple((array.shape, array.dtype) for array in jax.tree.leaves(arguments))
 
 
 class Programs:
@@ -78,19 +93,18 @@ class Programs:
     """
 
     def __init__(self, model: Any):
-        self.leaves, self.treedef = jax.tree.flatten(model)
-        self._known: dict[Any, Callable[..., Any]] = {}
+        self.leaves, treedef = jax.tree.flatten(model)
+        self.treedef: jax.tree_util.PyTreeDef = shared(treedef)
 
     def __call__(self, function: FunctionType, *static: Hashable) -> Callable[..., Any]:
         """Returns the compiled `function(model, *arguments, *static)`, called `(*arguments)`."""
-        key = function, static
-        if key not in self._known:
-            self._known[key] = program(function, self.treedef, *static)
-        compiled = self._known[key]
-        return lambda *arguments: compiled(self.leaves, *beside(self.leaves[0], arguments))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_known": {}}
+        def call(*arguments: Any) -> Any:
+            given = beside(self.leaves[0], arguments)
+            compiled = program(function, self.treedef, *static, shapes=shapes_of(given))
+            return compiled(self.leaves, *given)
+
+        return call
 
 
 class Compiled(Generic[P, R]):

@@ -124,7 +124,7 @@ SHORTEST = 8  # tokens of a packed row for each text that it may contain
 
 
 def check_width(packing: Any, longest: int, with_tokens: bool) -> int:
-    """Returns the width of packed rows; 0 if rows are not packed.
+    """Returns the width of packed rows, one of a few; 0 if rows are not packed.
 
     Raises:
         InputError: `packing` is not an integer from 1 to `longest`; or token vectors are requested,
@@ -136,7 +136,7 @@ def check_width(packing: Any, longest: int, with_tokens: bool) -> int:
         raise InputError("packing: expected None, as token vectors are requested")
     if whole("packing", packing, 1) > longest:
         raise InputError(f"packing: {packing} positions; expected at most {longest}")
-    return packing
+    return bucket(packing, longest)
 
 
 def plan_packed(lengths: Sequence[int], width: int, budget: int) -> list[Batch]:

@@ -94,14 +94,18 @@ def test_options_of_numpy():
     assert fast(IDS, output_hidden_states=np.True_).hidden_states
 
 
+def lowered(fast, arrays, **options):
+    """The text of the program of a compiled model for some arrays and options."""
+    static = tuple(sorted((name, type(value), value) for name, value in options.items()))
+    program = compilation.program(compilation._forward, fast.programs.treedef, static)
+    return program.lower(fast.programs.leaves, arrays).as_text()
+
+
 def test_weights_are_arguments():
     """Not constants of the program, whose text would grow with them."""
     model = single("BertModel")
-    leaves = jax.tree.leaves(model)
     fast = compiled(model)
-    fast(IDS)
-    (program,) = fast.programs._known.values()
-    text = program.lower(leaves, {"input_ids": IDS}).as_text()
+    text = lowered(fast, {"input_ids": IDS})
     assert "tensor<97x24xf32>" in text.partition("@main")[2].partition(")")[0]  # the words' table
     assert 'dense<"0x' not in text
 
@@ -176,9 +180,10 @@ def test_rows_in_groups(name, monkeypatch):
         compilation.program.cache_clear()
         fast = compiled(model)
         found = fast(ids, **given)
-        (program,) = fast.programs._known.values()
         arrays = {name: value for name, value in given.items() if not isinstance(value, bool)}
-        text = program.lower(fast.programs.leaves, {"input_ids": ids, **arrays}).as_text()
+        text = lowered(
+            fast, {"input_ids": ids, **arrays}, **{n: given[n] for n in given.keys() - arrays}
+        )
         assert text.count("stablehlo.while") == 2  # one for each block
         compilation.program.cache_clear()
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -194,8 +199,7 @@ def test_groups_are_not_too_small(monkeypatch):
         compilation.program.cache_clear()
         fast = compiled(single("BertModel"))
         fast(ids)
-        (program,) = fast.programs._known.values()
-        text = program.lower(fast.programs.leaves, {"input_ids": ids}).as_text()
+        text = lowered(fast, {"input_ids": ids})
         assert text.count("stablehlo.while") == groups, rows
     compilation.program.cache_clear()
 

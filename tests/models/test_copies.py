@@ -20,6 +20,7 @@ from minibert.errors import TextError
 from minibert.models.compilation import compiled
 from minibert.train import LoRA
 from minibert.train.lora.adapter import init_adapter, merge
+from slowly import slow_but
 
 pytestmark = pytest.mark.unoptimised
 
@@ -172,7 +173,7 @@ def test_what_is_set_in_a_copy_of_an_encoder():
     check_equal(pickle.loads(pickle.dumps(copied)).encode(TEXTS), copied.encode(TEXTS))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", slow_but(OPTIONS, "compiled", "encoder", "fill-mask"))
 def test_threads_get_their_own_answers(name):
     make, ask = OBJECTS[name]
     one, options = make(), [*OPTIONS[name], *OPTIONS[name]]

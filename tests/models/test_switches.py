@@ -107,7 +107,7 @@ def answered(task, name, inputs=TEXTS, config=None, **options):
     return lambda: pipe(inputs, **options)
 
 
-def trained(name, objective, optimizer=None, config=None, batch=None, **options):
+def trained(name, objective, optimizer=None, config=None, batch=None, evaluated=False, **options):
     """Steps of arrays that are on the device, with dropout."""
     student = model(name, **config or {})
     if not isinstance(objective, Objective):
@@ -119,7 +119,9 @@ def trained(name, objective, optimizer=None, config=None, batch=None, **options)
         **options,
     )
     given = jax.device_put(batch or {"input_ids": IDS, "attention_mask": MASK, "labels": IDS})
-    return lambda: (trainer.step(given), trainer.state.params, trainer.evaluate([given]))
+    if evaluated:
+        return lambda: trainer.evaluate([given])
+    return lambda: (trainer.step(given), trainer.state.params)
 
 
 PAIRS = {
@@ -172,6 +174,7 @@ OPERATIONS = {
         train.classification,
         batch={"input_ids": IDS, "labels": np.array([0, 1, 1])},
     ),
+    "evaluation": lambda: trained("BertForMaskedLM", train.masked_lm, evaluated=True),
     "contrastive step": lambda: trained("BertModel", train.contrastive(), batch=PAIRS),
 }
 
