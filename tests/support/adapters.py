@@ -84,7 +84,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GPT2ForSequenceClassification",
         {"target_modules": ["wte", "wpe", "c_attn"], "fan_in_fan_out": True},
     ),
-    "tokens of a tied matrix": ("BertForMaskedLM", {"trainable_token_indices": [3, 5]}),
+    "tokens of a tied matrix": ("GPT2LMHeadModel", {"trainable_token_indices": [3, 5]}),
+    "tokens of an encoder": ("BertModel", {"trainable_token_indices": [0, 3]}),
     "tokens and positions": (
         "GPT2LMHeadModel",
         {"trainable_token_indices": {"wte": [1, 8], "wpe": [2]}, "fan_in_fan_out": True},

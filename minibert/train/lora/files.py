@@ -211,19 +211,19 @@ def tensors(model: PretrainedModel, lora: LoRA) -> dict[str, Expected]:
 
 
 def repeated(model: PretrainedModel, lora: LoRA) -> set[str]:
-    """Returns names of tensors that PEFT may also write for `bias="all"`.
+    """Returns names of tensors that PEFT also writes for `bias="all"`.
 
     They are copies of other tensors in the file, and biases that the adapter replaces.
     """
-    copies = {name.removeprefix(model.tensor_prefix) for name in tied_copies(model).values()}
-    replaced = {
-        f"{path}.original_module{leaf.path.removeprefix(model.tensor_prefix).removeprefix(path)}"
-        for path, _ in submodules(model)
-        if lora.saves(path)
-        for leaf in file_leaves(model).values()
-        if leaf.path.removeprefix(model.tensor_prefix).startswith(f"{path}.")
-    }
-    return {f"{PREFIX}{name}" for name in copies | replaced if name.endswith("bias")}
+    prefix = model.tensor_prefix
+    found = {name.removeprefix(prefix) for name in tied_copies(model).values()}
+    paths = [leaf.path.removeprefix(prefix) for leaf in file_leaves(model).values()]
+    for module, _ in submodules(model):
+        if lora.saves(module):
+            inner = [path.removeprefix(module) for path in paths if path.startswith(f"{module}.")]
+            for wrapped in ("original_module", "modules_to_save"):
+                found |= {f"{module}.{wrapped}{path}" for path in inner}
+    return {f"{PREFIX}{name}" for name in found if name.endswith(".bias")}
 
 
 def config_fields(model: PretrainedModel, lora: LoRA) -> dict[str, Any]:
