@@ -89,7 +89,10 @@ for other in (demo, embed, similar, train, convert, verify):
 def fill_mask(
     model: Model,
     text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token.")],
-    top_k: TopK = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of answers; by default 5, or all targets."),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Score only this word; may be repeated.")
     ] = None,
@@ -117,7 +120,9 @@ def classify(
     model: Model,
     text: Annotated[str, typer.Argument(help="A text.")],
     pair: Annotated[str | None, typer.Option(help="A second text, for models of pairs.")] = None,
-    top_k: TopK = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Number of labels; all by default.")
+    ] = None,
     truncate: Truncate = False,
     device: Device = None,
     dtype: Compute = None,

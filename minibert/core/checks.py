@@ -69,10 +69,18 @@ def checked_mask(name: str, mask: ArrayLike) -> Any:
 
 
 def floats(name: str, values: object) -> Array:
-    """Returns values as a JAX array; checks that they are floating-point numbers."""
+    """Returns values as a JAX array; checks that they are floating-point numbers.
+
+    Those of less than 16 bits, such as float8, are refused: JAX does not compute with them.
+    """
     values = as_array(name, values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise InputError(f"{name}: expected floating-point numbers, found {values.dtype}")
+    if values.dtype.itemsize < 2:
+        raise InputError(
+            f"{name}: expected floating-point numbers of at least 16 bits, found {values.dtype}; "
+            "convert them first, with .astype"
+        )
     return jnp.asarray(values)
 
 
@@ -148,13 +156,14 @@ def _masked(value: object) -> bool:
 def as_array(name: str, value: object) -> Any:
     """Returns a JAX array unchanged, and any other array of numbers as a NumPy array.
 
-    The dtype is not narrowed to those of JAX.
+    The dtype is not narrowed to those of JAX; the order of bytes becomes that of the machine.
 
     Raises:
-        InputError: `value` is not an array of numbers, or elements are masked.
+        InputError: `value` is not an array of numbers, elements are masked, or it is a JAX array
+            that was deleted.
     """
     if isinstance(value, jax.Array):
-        return value
+        return undeleted(name, value)
     found = type(unmasked(name, value)).__name__
     try:
         array = np.asarray(value)
@@ -164,6 +173,16 @@ def as_array(name: str, value: object) -> Any:
         ) from None
     if array.dtype.kind not in "biufV":  # V: dtypes of ml_dtypes such as bfloat16
         raise InputError(f"{name}: expected an array of numbers, found {found} of {array.dtype}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def undeleted(name: str, array: Any) -> Any:
+    """Returns a JAX array after checking that its buffer was not deleted, as donation does."""
+    if not isinstance(array, jax.core.Tracer) and array.is_deleted():
+        raise InputError(
+            f"{name}: expected an array, found one that was deleted; a compiled function to which "
+            "an array is donated (donate_argnums) deletes it: pass a copy, or what it returned"
+        )
     return array
 
 

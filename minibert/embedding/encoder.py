@@ -8,14 +8,16 @@ are padded on the right, even if the tokenizer pads on the left.
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 import jax
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from minibert.core.checks import whole
 from minibert.core.types import ArrayLike, Texts
+from minibert.embedding.arguments import ELSEWHERE, EncodeOptions, SearchOptions, Settings
 from minibert.embedding.encoding import EncodeRequest, Run
 from minibert.embedding.folder import save_encoder
 from minibert.embedding.loading import load_encoder
@@ -36,53 +38,8 @@ from minibert.text.tokenizer import TokenReader, sentence_list
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Arguments of sentence-transformers' `encode` that are not supported, and what replaces them.
-ELSEWHERE = {
-    "batch_size": "texts are batched by length; set their size with token_budget",
-    "chunk_size": "texts are batched by length; set their size with token_budget",
-    "device": "arrays go to JAX's default device; set it with jax.default_device",
-    "pool": "encoding runs in one process",
-    "task": "use encode_query or encode_document",
-    "inputs": "pass the texts as `sentences`",
-}
-
 Encoder = TypeVar("Encoder", bound="SentenceEncoder")
 Call = TypeVar("Call")
-
-
-class Settings(TypedDict, total=False):
-    """The fields of `SentenceSettings` as arguments; None for those that are not passed."""
-
-    max_seq_length: int | None
-    do_lower_case: bool | None
-    prompts: Mapping[str, str | None] | None
-    default_prompt_name: str | None
-    similarity_fn_name: str | None
-    truncate_dim: int | None
-    extra: Mapping[str, Any] | None
-
-
-class SearchOptions(TypedDict, total=False):
-    """The arguments of `similarity.semantic_search` that have a default."""
-
-    top_k: int
-    score_function: str
-    query_chunk_size: int
-    corpus_chunk_size: int
-
-
-class EncodeOptions(TypedDict, total=False):
-    """The arguments of `SentenceEncoder.encode` on which the type of its result does not depend."""
-
-    prompt_name: str | None
-    prompt: str | None
-    token_budget: int | None
-    packing: int | None
-    normalize_embeddings: bool
-    truncate_dim: int | None
-    precision: str
-    show_progress: bool
-    show_progress_bar: bool | None
 
 
 def typed_as(call: Call) -> Callable[[Callable[..., Any]], Call]:
@@ -233,7 +190,11 @@ class SentenceEncoder:
     @overload
     def encode(
         self,
-        sentences: Texts,
+        inputs: Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
         *,
         output_value: Literal["sentence_embedding"] = "sentence_embedding",
         convert_to_numpy: Literal[True] = True,
@@ -244,7 +205,11 @@ class SentenceEncoder:
     @overload
     def encode(
         self,
-        sentences: Texts,
+        inputs: Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
         *,
         output_value: Literal["sentence_embedding"] = "sentence_embedding",
         convert_to_numpy: bool = True,
@@ -255,7 +220,11 @@ class SentenceEncoder:
     @overload
     def encode(
         self,
-        sentences: Texts,
+        inputs: Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
         *,
         output_value: Literal["sentence_embedding"] = "sentence_embedding",
         convert_to_numpy: bool = True,
@@ -266,7 +235,11 @@ class SentenceEncoder:
     @overload
     def encode(
         self,
-        sentences: Texts,
+        inputs: Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
         *,
         output_value: Literal["token_embeddings"],
         convert_to_numpy: bool = True,
@@ -277,7 +250,11 @@ class SentenceEncoder:
     @overload
     def encode(
         self,
-        sentences: Texts,
+        inputs: Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
         *,
         output_value: str | None,
         convert_to_numpy: bool = True,
@@ -287,44 +264,54 @@ class SentenceEncoder:
 
     def encode(
         self,
-        sentences: Texts,
-        *,
+        inputs: Texts | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        token_budget: int | None = None,
-        packing: int | None = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        precision: str = "float32",
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
         output_value: str | None = "sentence_embedding",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        device: None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        *,
+        token_budget: int | None = None,
+        packing: int | None = None,
+        ranges: ArrayLike | None = None,
         show_progress: bool = False,
-        show_progress_bar: bool | None = None,
-        **others: object,
+        **others: Any,
     ) -> Any:
         """Returns the vectors of texts, in input order.
 
         A text longer than `max_seq_length` tokens is truncated, as in sentence-transformers; the
         attribute `truncated` counts such texts.
 
+        The order of the arguments is that of sentence-transformers.
+
         Args:
-            sentences: a text; or a list or another iterable of texts.
+            inputs: a text; or a list or another iterable of texts. Also accepted as `sentences`.
             prompt_name: the name of the prompt that is prepended to each text.
             prompt: a text that is prepended to each text, in place of a named prompt.
+            batch_size: the maximum number of rows of a batch; by default only `token_budget` limits
+                it.
+            show_progress_bar: whether to show a progress bar on stderr.
+            output_value: `sentence_embedding`; `token_embeddings`, the vectors of each text's
+                tokens; or None, a dictionary of all outputs for each text.
+            precision: one of `quantization.PRECISIONS`; None for `float32`.
+            convert_to_numpy: whether to return a NumPy array; otherwise a list of JAX arrays.
+            convert_to_tensor: whether to return one JAX array, whatever `convert_to_numpy` is.
+            device: must be None: arrays go to JAX's default device.
+            normalize_embeddings: whether to scale vectors to length 1, after `truncate_dim`.
+            truncate_dim: the number of dimensions to keep; None for the settings' value.
             token_budget: rows × positions of a batch; by default chosen for the device.
             packing: length of rows that short texts share, rounded up to one of a few; None puts
                 one text in each row. It does not change vectors, and cannot be combined with token
                 vectors.
-            normalize_embeddings: whether to scale vectors to length 1, after `truncate_dim`.
-            truncate_dim: the number of dimensions to keep; None for the settings' value.
-            precision: one of `quantization.PRECISIONS`; `int8` and `uint8` use the ranges of these
-                texts' vectors.
-            output_value: `sentence_embedding`; `token_embeddings`, the vectors of each text's
-                tokens; or None, a dictionary of all outputs for each text.
-            convert_to_numpy: whether to return a NumPy array; otherwise a list of JAX arrays.
-            convert_to_tensor: whether to return one JAX array, whatever `convert_to_numpy` is.
-            show_progress, show_progress_bar: whether to show a progress bar on stderr.
+            ranges: `(2, dim)`, the min and max of each feature for `int8` and `uint8`; by default
+                those of these texts' vectors.
+            show_progress: the same as `show_progress_bar`.
             others: not accepted: other arguments of sentence-transformers raise an error that
                 explains the alternative.
 
@@ -337,6 +324,12 @@ class SentenceEncoder:
             TextNotFiniteError: if the vector of a text is NaN or infinite, because a parameter is
                 or float16 overflowed.
         """
+        if "sentences" in others:
+            if inputs is not None:
+                raise InputError("sentences: an alias of inputs; expected only one of them")
+            inputs = others.pop("sentences")
+        if device is not None:
+            others["device"] = device
         for name in others:
             raise InputError(
                 f"{name}: not an argument of encode: {ELSEWHERE.get(name, 'see its help')}"
@@ -345,13 +338,14 @@ class SentenceEncoder:
         features = self.model.out_features
         request = EncodeRequest(
             output_value=output_value,
-            precision=precision,
+            precision="float32" if precision is None else precision,
+            ranges=ranges,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=dim,
             features=features,
         )
         prefix = self.settings.prompt(prompt, prompt_name)
-        texts = [f"{prefix}{text}" for text in sentence_list(sentences)]
+        texts = [f"{prefix}{text}" for text in sentence_list(inputs)]
         reader = self._reader  # another thread may set max_seq_length during the call
         width = check_width(packing, reader.longest, request.tokens)
         run = Run(
@@ -362,12 +356,13 @@ class SentenceEncoder:
             texts=texts,
             prompt_length=reader.prompt_length(prefix),
             budget=check_budget(token_budget),
+            most=None if batch_size is None else whole("batch_size", batch_size, 1),
             packing=width,
             show_progress=bool(show_progress or show_progress_bar),
         )
         found = request.outputs(run)
         self.truncated: int = run.truncated
-        if isinstance(sentences, str):
+        if isinstance(inputs, str):
             found = found[0]
         if request.tokens or (convert_to_numpy and not convert_to_tensor):
             return found
@@ -375,26 +370,32 @@ class SentenceEncoder:
         return array if convert_to_tensor or array.ndim == 1 else list(array)
 
     @typed_as(encode)
-    def encode_query(self, sentences: Texts, **options: Any) -> Any:
-        """Calls `encode` with the prompt named `query`, unless the options specify another.
+    def encode_query(self, *args: Any, **options: Any) -> Any:
+        """Calls `encode` with the prompt named `query`, unless the arguments specify another.
 
         An empty `query` prompt is used as well: then nothing is prepended. The default prompt is
         used only if `prompts` has no `query`.
         """
-        return self._encode_as(QUERY_PROMPTS, sentences, options)
+        return self._encode_as(QUERY_PROMPTS, args, options)
 
     @typed_as(encode)
-    def encode_document(self, sentences: Texts, **options: Any) -> Any:
+    def encode_document(self, *args: Any, **options: Any) -> Any:
         """Calls `encode` with the first existing prompt of `document`, `passage` and `corpus`.
 
         Every encoder has a `document` prompt, empty by default; assign `prompts` to remove it.
         """
-        return self._encode_as(DOCUMENT_PROMPTS, sentences, options)
+        return self._encode_as(DOCUMENT_PROMPTS, args, options)
 
-    def _encode_as(self, names: Sequence[str], sentences: Texts, options: dict[str, Any]) -> Any:
-        if options.get("prompt") is None and options.get("prompt_name") is None:
-            options["prompt_name"] = next((name for name in names if name in self.prompts), None)
-        return self.encode(sentences, **options)
+    def _encode_as(self, names: Sequence[str], args: Sequence[Any], options: dict[str, Any]) -> Any:
+        given = dict(zip(("inputs", "prompt_name", "prompt"), args, strict=False))
+        chosen = {**given, **options}
+        if chosen.get("prompt") is None and chosen.get("prompt_name") is None:
+            name = next((name for name in names if name in self.prompts), None)
+            if "prompt_name" in given:
+                args = (args[0], name, *args[2:])
+            else:
+                options["prompt_name"] = name
+        return self.encode(*args, **options)
 
     def tokenize(self, sentences: Texts) -> dict[str, np.ndarray]:
         """Returns texts as host arrays `(texts, longest)`: ids, mask and, if any, segments.
@@ -435,12 +436,40 @@ class SentenceEncoder:
 
     @prompts.setter
     def prompts(self, prompts: Mapping[str, str | None]) -> None:
-        self.settings: SentenceSettings = dataclasses.replace(self.settings, prompts=prompts)
+        self._change(prompts=prompts)
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The name of the prompt for calls that specify none. It can be set."""
+        return self.settings.default_prompt_name
+
+    @default_prompt_name.setter
+    def default_prompt_name(self, name: str | None) -> None:
+        self._change(default_prompt_name=name)
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """The number of dimensions of a vector to keep; None for all. It can be set."""
+        return self.settings.truncate_dim
+
+    @truncate_dim.setter
+    def truncate_dim(self, dim: int | None) -> None:
+        self._change(truncate_dim=dim)
 
     @property
     def similarity_fn_name(self) -> str:
-        """The name of the similarity function."""
+        """The name of the similarity function. It can be set; None means cosine."""
         return self.settings.similarity_fn_name
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, name: str | None) -> None:
+        self._change(similarity_fn_name="cosine" if name is None else name)
+
+    def _change(self, **fields: Any) -> None:
+        """Replaces fields of the settings that do not concern the reading of texts."""
+        settings = dataclasses.replace(self.settings, **fields)
+        settings.check_fits(self.model.config.max_tokens, self.model.out_features)
+        self.settings: SentenceSettings = settings
 
     def get_sentence_embedding_dimension(self) -> int:
         """Returns the number of dimensions of a vector."""

@@ -57,6 +57,7 @@ class Run:
         texts: the texts to encode, prompts included.
         prompt_length: the number of prompt tokens at the start of each text.
         budget: rows × positions of a batch.
+        most: the maximum number of rows of a batch; None if only the budget limits it.
         packing: length of rows that texts share; 0 for no packing.
         show_progress: whether to show a progress bar of texts on stderr.
         truncated: the number of texts truncated so far.
@@ -72,6 +73,7 @@ class Run:
     texts: Sequence[str]
     prompt_length: int
     budget: int
+    most: int | None
     packing: int
     show_progress: bool
     truncated: int = 0
@@ -107,7 +109,9 @@ class Run:
             read.update(zip(numbers, ids, strict=True))
             batches, rest = self._plan(read), []
             last = batches[-1]
-            if start + CHUNK < len(order) and last.used < self.budget // last.length:
+            full = self.budget // last.length
+            full = full if self.most is None else min(full, self.most)
+            if start + CHUNK < len(order) and last.used < full:
                 rest = batches.pop().indices.tolist()
             for batch in batches:
                 yield batch, [read[number] for number in batch.indices.tolist()]
@@ -117,8 +121,8 @@ class Run:
         """Returns batches of the texts' numbers; those whose texts share rows come last."""
         numbers, lengths = np.array([*read]), np.array([len(ids) for ids in read.values()])
         shared = lengths <= self.packing
-        alone = plan(lengths[~shared].tolist(), self.reader.longest, self.budget)
-        packed = plan_packed(lengths[shared].tolist(), self.packing, self.budget)
+        alone = plan(lengths[~shared].tolist(), self.reader.longest, self.budget, self.most)
+        packed = plan_packed(lengths[shared].tolist(), self.packing, self.budget, self.most)
         return [
             batch._replace(indices=texts[batch.indices])
             for texts, batches in ((numbers[~shared], alone), (numbers[shared], packed))
@@ -199,6 +203,7 @@ class EncodeRequest:
 
     output_value: str | None
     precision: str
+    ranges: Any
     normalize_embeddings: Any
     truncate_dim: Any
     features: int  # the width of a text's vector
@@ -207,6 +212,11 @@ class EncodeRequest:
         check_choice("output_value", self.output_value, OUTPUTS)
         check_choice("precision", self.precision, PRECISIONS)
         flag("normalize_embeddings", self.normalize_embeddings)
+        if self.ranges is not None and self.precision not in ("int8", "uint8"):
+            raise InputError(
+                "ranges: expected None unless precision is 'int8' or 'uint8', found precision="
+                f"{shown(self.precision)}"
+            )
         if self.output_value is None and self.precision != "float32":
             raise InputError(
                 "precision: expected 'float32' with output_value=None, found "
@@ -251,7 +261,7 @@ class EncodeRequest:
         if self.precision == "float32" or not found:
             return found
         ends = np.cumsum([len(tokens) for tokens in found])[:-1]
-        return np.split(quantize_embeddings(np.concatenate(found), self.precision), ends)
+        return np.split(self._quantized(np.concatenate(found)), ends)
 
     def _vectors(self, run: Run) -> np.ndarray:
         rows = np.zeros((len(run.texts), self.features), np.float32)
@@ -262,4 +272,7 @@ class EncodeRequest:
         rows = rows[:, : self.truncate_dim]
         if self.normalize_embeddings:
             rows = unit(rows)
-        return rows if self.precision == "float32" else quantize_embeddings(rows, self.precision)
+        return rows if self.precision == "float32" else self._quantized(rows)
+
+    def _quantized(self, rows: np.ndarray) -> np.ndarray:
+        return quantize_embeddings(rows, self.precision, self.ranges)

@@ -85,7 +85,7 @@ def _ranges(
     if known.ndim == 1 or (calibration is None and len(known) < 2):
         raise InputError(
             f"precision: {precision} needs at least two embeddings to compute each feature's "
-            "range, found fewer; pass ranges or calibration_embeddings to quantize_embeddings"
+            "range, found fewer; pass ranges, or calibration_embeddings to quantize_embeddings"
         )
     if known.shape[1] != dim or not len(known):
         raise InputError(f"calibration_embeddings: expected (texts, {dim}), found {known.shape}")

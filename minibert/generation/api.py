@@ -7,11 +7,10 @@ its padding or on the other rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.core
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -21,12 +20,19 @@ from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation import beams, decoding
 from minibert.generation.config import DEFAULTS, GenerationConfig
 from minibert.generation.decoding import Plan, Prompt, Rules
+from minibert.generation.memory import check_memory
+from minibert.generation.sampling import checked_key
+from minibert.generation.stepping import Streamer, check_streamer, put_steps, search, steps
+from minibert.generation.stopping import AllowedTokens, Decisions, StoppingCriterion
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import program, shapes_of, shared
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
 from minibert.sharding.placement import beside
 from minibert.text.batching import power_of_two
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHORTEST = 16
 
@@ -64,6 +70,10 @@ def generate(
     key: Array | None = None,
     encoder_hidden_states: ArrayLike | None = None,
     encoder_attention_mask: ArrayLike | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
+    prefix_allowed_tokens_fn: AllowedTokens | None = None,
+    streamer: Streamer | None = None,
     **options: Any,
 ) -> np.ndarray | GenerateOutput:
     """Generates continuations of prompts.
@@ -80,8 +90,20 @@ def generate(
             `fold_in(key, i)`, independently of the other rows.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
         encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
+        tokenizer: the model's tokenizer, required for `stop_strings`.
+        stopping_criteria: a function or a list of them, called after each step with the texts,
+            `(rows, length)` ids, and the processed scores of all steps if `output_scores` is set,
+            else None. They return whether each text stops, or all do.
+        prefix_allowed_tokens_fn: a function that is called before each step with the number of the
+            prompt and a text, `(length,)` ids, and returns the ids that may follow.
+        streamer: an object whose `put` receives the prompts and then the tokens of each step, and
+            whose `end` is called after the last one.
         options: fields of `GenerationConfig` that override the config's: `max_new_tokens=64`,
             `do_sample=True, temperature=0.7`, `num_beams=4`, …
+
+    With `stopping_criteria`, `prefix_allowed_tokens_fn`, `streamer`, or the options `stop_strings`
+    or `max_time`, a program is called for each token, as in `stream`. Of these, beams can be
+    combined only with `prefix_allowed_tokens_fn`.
 
     Returns:
         `(batch × num_return_sequences, seq + generated)` ids, prompts included; shorter texts are
@@ -95,10 +117,23 @@ def generate(
         NotFiniteError: if logits are NaN or infinite and `remove_invalid_values` is off.
     """
     config = _config_of_call(model, generation_config, options)
+    decisions = Decisions.of_call(config, tokenizer, stopping_criteria, prefix_allowed_tokens_fn)
+    check_streamer(streamer)
+    if config.num_beams > 1 and (streamer is not None or (decisions and decisions.criteria)):
+        raise InputError(
+            "num_beams: expected 1 with stop_strings, max_time, stopping_criteria or streamer, "
+            f"found {config.num_beams}"
+        )
     encoder = encoder_hidden_states, encoder_attention_mask
     call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
-    if config.num_beams > 1:
+    if config.num_beams > 1 and decisions:
+        found = search(call.program, call.arguments, call.prompts.ids, call.plan.copies, decisions)
+        output = _best(found, call.prompts, config, decisions)
+    elif config.num_beams > 1:
         output = _best(call.program(beams.search)(*call.arguments), call.prompts, config)
+    elif decisions or streamer is not None:
+        state = put_steps(streamer, call.prompts.ids, _steps_of(call, config, decisions))
+        output = _written(state, call.prompts, config)
     else:
         output = _written(call.program(decoding.run)(*call.arguments), call.prompts, config)
     return output if config.return_dict_in_generate else output.sequences
@@ -113,13 +148,17 @@ def stream(
     key: Array | None = None,
     encoder_hidden_states: ArrayLike | None = None,
     encoder_attention_mask: ArrayLike | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
+    prefix_allowed_tokens_fn: AllowedTokens | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
     """Generates continuations of prompts and yields each token as soon as it is generated.
 
-    Takes the arguments of `generate`, except beams, and yields `(batch × num_return_sequences,)`
-    ids at each step: one by one, the columns that `generate` would return after the prompts.
-    Arguments are checked when the function is called, not at the first token.
+    Takes the arguments of `generate`, except beams and `streamer`, and yields
+    `(batch × num_return_sequences,)` ids at each step: one by one, the columns that `generate`
+    would return after the prompts. Arguments are checked when the function is called, not at the
+    first token.
 
     Raises:
         InputError: as `generate`; or if `num_beams`, `output_scores` or `output_logits` is set.
@@ -130,30 +169,24 @@ def stream(
         if getattr(config, name) != DEFAULTS[name]:
             expected = f"expected {DEFAULTS[name]!r}; use generate instead"
             raise InputError(f"{name}: not supported by stream; {expected}")
+    decisions = Decisions.of_call(config, tokenizer, stopping_criteria, prefix_allowed_tokens_fn)
     encoder = encoder_hidden_states, encoder_attention_mask
     call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
-    begin, advance = call.program(_begin), call.program(_advance, donate=(1,))
-    return _tokens(begin, advance, call.arguments, config)
+    return (tokens for tokens, _ in _steps_of(call, config, decisions))
 
 
-def _tokens(
-    begin: Callable[..., Any],
-    advance: Callable[..., Any],
-    given: Any,
-    config: GenerationConfig,
-) -> Iterator[np.ndarray]:
-    leaves, prompt, rules = given
-    state, *found = begin(*given)
-    while True:
-        token, faults, more = jax.device_get(found)
-        _check_rows(faults, len(prompt.ids), config)
-        yield token
-        if not more:
-            return
-        state, *found = advance(leaves, state, rules)
+def _steps_of(
+    call: "_Call", config: GenerationConfig, decisions: Decisions | None
+) -> Iterator[tuple[np.ndarray, decoding.State]]:
+    def check(faults: np.ndarray) -> None:
+        _check_rows(faults, len(call.prompts.ids), config, decisions)
+
+    return steps(call.program, call.arguments, call.prompts.ids, call.plan.copies, decisions, check)
 
 
-def _check_rows(faults: np.ndarray, batch: int, config: GenerationConfig) -> None:
+def _check_rows(
+    faults: np.ndarray, batch: int, config: GenerationConfig, decisions: Decisions | None = None
+) -> None:
     """Raises an error if a row has no next token. Every prompt has the same number of rows."""
     if not faults.any():
         return
@@ -166,27 +199,15 @@ def _check_rows(faults: np.ndarray, batch: int, config: GenerationConfig) -> Non
         )
     raise InputError(
         f"input_ids: row {prompt}: the options ban every next token of its text "
-        f"({_bans(config)}); ban fewer tokens, or generate fewer"
+        f"({_bans(config, decisions)}); ban fewer tokens, or generate fewer"
     )
 
 
-def _bans(config: GenerationConfig) -> str:
-    return ", ".join(name for name in BANS if getattr(config, name) != DEFAULTS[name])
-
-
-def _begin(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> tuple[Any, ...]:
-    return _streamed(decoding.begin(model, prompt, rules, plan), rules, plan)
-
-
-def _advance(
-    model: PretrainedModel, state: decoding.State, rules: Rules, plan: Plan
-) -> tuple[Any, ...]:
-    return _streamed(decoding.advance(model, state, rules, plan), rules, plan)
-
-
-def _streamed(state: decoding.State, rules: Rules, plan: Plan) -> tuple[Any, ...]:
-    token = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1]
-    return state, token, state.faults, decoding.unfinished(state, rules)
+def _bans(config: GenerationConfig, decisions: Decisions | None = None) -> str:
+    names = [name for name in BANS if getattr(config, name) != DEFAULTS[name]]
+    if decisions is not None and decisions.allowed is not None:
+        names.append("prefix_allowed_tokens_fn")
+    return ", ".join(names)
 
 
 class _Call(NamedTuple):
@@ -331,9 +352,10 @@ def _prepare(
         ends=np.isin(np.arange(vocab), config.end_ids),
         pad=np.int32(config.padding_id or 0),
         limit=np.int32(limit),
-        key=_key(key) if config.do_sample else None,
+        key=checked_key(key) if config.do_sample else None,
         powers=_powers(steps, config.length_penalty) if beamed else None,
     )
+    padded = _padded(given, positions)
     plan = Plan(
         steps=steps,
         copies=config.num_beams if beamed else config.num_return_sequences,
@@ -342,7 +364,8 @@ def _prepare(
         candidates=_candidates(config, vocab) if beamed else 0,
         early_stopping=config.early_stopping if beamed else False,
     )
-    return plan, rules, _padded(given, positions)
+    check_memory(model, plan, padded.ids.shape, "num_beams" if beamed else "num_return_sequences")
+    return plan, rules, padded
 
 
 def _padded(given: Prompt, positions: int) -> Prompt:
@@ -382,18 +405,6 @@ def _powers(steps: int, penalty: float) -> np.ndarray:
         return np.clip(lengths**penalty, finite.tiny, finite.max).astype(np.float32)
 
 
-def _key(key: Array | None) -> Any:
-    known = isinstance(key, jax.Array | np.ndarray)
-    typed = known and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
-    raw = known and key.dtype == np.uint32 and key.ndim == 1
-    if not typed and not raw:
-        found = "nothing" if key is None else shown(type(key).__name__)
-        raise InputError(
-            f"key: sampling needs a random key: expected key=jax.random.key(0), found {found}"
-        ).advising("key=jax.random.key(0)")
-    return key
-
-
 def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> GenerateOutput:
     done = jax.device_get(done)
     _check_rows(done.faults, len(given.ids), config)
@@ -405,20 +416,22 @@ def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> G
     )
 
 
-def _best(found: beams.Search, given: Prompt, config: GenerationConfig) -> GenerateOutput:
+def _best(
+    found: beams.Search, given: Prompt, config: GenerationConfig, decisions: Decisions | None = None
+) -> GenerateOutput:
     several = config.num_return_sequences
 
     def best(texts: np.ndarray) -> np.ndarray:
         return np.array(texts)[:, :several].reshape(-1, *texts.shape[2:])
 
     found = jax.device_get(found)
-    _check_rows(found.faults, len(given.ids), config)
+    _check_rows(found.faults, len(given.ids), config, decisions)
     for row, ended in enumerate(found.ended[:, :several]):
         if not ended.all():
             raise InputError(
                 f"input_ids: row {row}: expected {several} texts, found {ended.sum()}: the "
-                f"options ban all other tokens ({_bans(config)}); ban fewer, or request fewer "
-                "texts or tokens"
+                f"options ban all other tokens ({_bans(config, decisions)}); ban fewer, or request "
+                "fewer texts or tokens"
             )
     kept: Any = jax.tree.map(best, found.kept)
     steps = int((kept.came_from >= 0).sum(axis=1).max())

@@ -89,6 +89,15 @@ class Search(NamedTuple):
 
 def search(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
     """Runs beam search until it stops as `plan.early_stopping` specifies, or a beam has a fault."""
+    return jax.lax.while_loop(
+        lambda state: unfinished(state, plan),
+        lambda state: advance(model, state, rules, plan),
+        begin(model, prompt, rules, plan),
+    )._replace(cache=None)
+
+
+def begin(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> Search:
+    """Runs the model on the prompts and adds the first token to every beam."""
     logits, tokens, cache, records = prefill(model, prompt, plan)
     batch, beams = len(prompt.ids), plan.copies
     tokens = tokens.at[:, tokens.shape[1] - plan.steps :].set(rules.pad)
@@ -111,14 +120,16 @@ def search(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> 
         cache=cache,
         records=records,
     )
-    return jax.lax.while_loop(
-        lambda state: _unfinished(state, plan),
-        lambda state: _extend(*read(model, state, plan), rules, plan),
-        _extend(start, logits, rules, plan),
-    )._replace(cache=None)
+    return _extend(start, logits, rules, plan)
 
 
-def _unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
+def advance(model: PretrainedModel, state: Search, rules: Rules, plan: Plan) -> Search:
+    """Runs the model on the last token of every beam and adds the next."""
+    return _extend(*read(model, state, plan), rules, plan)
+
+
+def unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:
+    """Returns whether to extend the beams again."""
     going = state.hopeful.any() & ~state.stuck & ~state.faults.any()
     return going & ~state.ended.all() if plan.early_stopping is True else going
 
@@ -131,7 +142,7 @@ def _extend(state: Search, logits: Logits, rules: Rules, plan: Plan) -> Search:
     likely = jax.nn.log_softmax(logits)
     scores = rules.sampling(rules.processors(likely, history))
     broken = faults(logits, scores, rules).reshape(batch, beams) == NOT_FINITE
-    broken = broken & _possible(state.running.scores) & state.hopeful[:, None]
+    broken = broken & possible(state.running.scores) & state.hopeful[:, None]
     candidates, added = _candidates(state, scores, likely, rules, plan)
     stops = rules.ends[added] | (state.step + 1 >= rules.limit)
     among = jax.lax.top_k(_lowered(candidates.scores, stops), beams)[1]
@@ -195,7 +206,7 @@ def _keep(
     """Returns the best of the kept texts and the candidates that end."""
     beams = state.ended.shape[1]
     # only the first `beams` candidates may end; the others ensure that enough can be continued
-    ends = stops & (jnp.arange(stops.shape[1])[None] < beams) & _possible(candidates.scores)
+    ends = stops & (jnp.arange(stops.shape[1])[None] < beams) & possible(candidates.scores)
     closed = ~state.hopeful
     if plan.early_stopping is True:
         closed = closed | state.ended.all(axis=1)
@@ -216,7 +227,7 @@ def _lowered(
     return jnp.where(where, scores + IMPOSSIBLE, scores)
 
 
-def _possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]:
+def possible(scores: Float32[Array, "batch some"]) -> Bool[Array, "batch some"]:
     """Returns which scores belong to texts, not to placeholders or banned tokens."""
     return scores > IMPOSSIBLE / 2
 

@@ -27,6 +27,7 @@ from minibert.generation.options import (
     COUNT,
     DECAY,
     EARLY_STOPPING,
+    ELSEWHERE,
     FACTOR,
     INERT,
     MODELS_OWN,
@@ -34,11 +35,15 @@ from minibert.generation.options import (
     PLACED_TOKENS,
     POSITIVE_SHARE,
     REFUSED,
+    SECONDS,
+    STRINGS,
     TOKEN,
     TOKEN_OR_TOKENS,
     TOKENS,
     WORDS,
+    listed,
     option,
+    plain,
 )
 from minibert.generation.processors import Processors, phrases, placed, together
 from minibert.generation.sampling import Sampling
@@ -63,6 +68,10 @@ class GenerationConfig:
         early_stopping: when beam search stops: `True`, as soon as enough beams have ended; `False`,
             when better ones are unlikely; `"never"`, when none are possible.
         length_penalty: the power of the length by which a beam's log-probability is divided.
+        stop_strings: texts, one or more, of which each ends a row with the token that completes it;
+            `generate` then needs the tokenizer.
+        max_time: seconds after which generation ends, with the token under way. The compilation of
+            a program counts.
         do_sample: whether to sample tokens; otherwise the most probable token is chosen.
         num_return_sequences: number of texts for each prompt.
         presence_penalty, frequency_penalty: not in transformers: see `Processors`.
@@ -83,6 +92,8 @@ class GenerationConfig:
     min_length: int = option(COUNT, 0)
     min_new_tokens: int | None = option(COUNT)
     early_stopping: bool | str = option(EARLY_STOPPING, False)
+    stop_strings: tuple[str, ...] | str | None = option(STRINGS)
+    max_time: float | None = option(SECONDS)
     do_sample: bool = option(SWITCH, False)
     num_beams: int = option(SIZE, 1)
     use_cache: bool = option(SWITCH, True)
@@ -145,7 +156,7 @@ class GenerationConfig:
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected an object of fields, found {type(data).__name__}")
         try:
-            refuse({name: _plain(value) for name, value in data.items()}, REFUSED)
+            refuse({name: plain(value) for name, value in data.items()}, REFUSED)
             # in a file, `use_cache` concerns training; generation always uses a cache
             named = OPTIONS - {"use_cache"}
             extra = {name: data[name] for name in data if name not in named}
@@ -313,9 +324,11 @@ class GenerationConfig:
             UnsupportedConfigError: if an option requests a feature that is not implemented.
         """
         for name in options:
+            if name in ELSEWHERE:
+                raise InputError(f"{name}: not a generation option: {ELSEWHERE[name]}")
             if name not in OPTIONS | INERT | REFUSED.keys():
                 raise InputError(f"{name}: not a generation option{suggest(name, OPTIONS)}")
-        refuse({name: _plain(value) for name, value in options.items()}, REFUSED)
+        refuse({name: plain(value) for name, value in options.items()}, REFUSED)
         given = {name: options[name] for name in OPTIONS & options.keys()}
         if given.get("top_k", 0) is None:
             given["top_k"] = 0  # in a file, null is the default
@@ -333,7 +346,7 @@ class GenerationConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns the contents of a generation_config.json: `extra` and the fields that are set."""
         fields = self._set_fields().items()
-        given = {name: _listed(value) for name, value in fields if value is not None}
+        given = {name: listed(value) for name, value in fields if value is not None}
         return FrozenDict(self.extra).unfreeze() | given
 
     @property
@@ -471,23 +484,8 @@ OPTIONS = frozenset(DEFAULTS)
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the validated, normalised fields, without those that are None."""
-    plain = {name: _plain(value) for name, value in given.items()}
-    return checked(GenerationConfig, {n: v for n, v in plain.items() if v is not None})
-
-
-def _plain(value: Any) -> Any:
-    """Converts arrays and lists to tuples, mappings to tuples of pairs, NumPy scalars to Python."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        value = value.items()
-    elif not isinstance(value, list | tuple):
-        return value
-    return tuple(map(_plain, value))
-
-
-def _listed(value: object) -> Any:
-    return list(map(_listed, value)) if isinstance(value, tuple) else value
+    found = {name: plain(value) for name, value in given.items()}
+    return checked(GenerationConfig, {n: v for n, v in found.items() if v is not None})
 
 
 def _count(value: int | None) -> Any:

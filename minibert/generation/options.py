@@ -19,10 +19,8 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
             "constraints",
             "dola_layers",
             "force_words_ids",
-            "max_time",
             "prompt_lookup_num_tokens",
             "speculation_type",
-            "stop_strings",
             "watermarking_config",
         ),
         (None,),
@@ -52,6 +50,33 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
         "offloaded_hybrid",
         "offloaded_hybrid_chunked",
     ),
+}
+
+# Arguments of other versions of `generate` that are not options, and what replaces them.
+ELSEWHERE: Mapping[str, str] = {
+    "assistant_model": "assisted decoding is not implemented; its tokens are those of `generate`",
+    "assistant_tokenizer": "assisted decoding is not implemented",
+    "cache": "`generate` makes its own cache",
+    "custom_generate": "write a loop with `model(…, past_key_values=…)` or `stream`",
+    "dropout_rng": "generation has no dropout; pass key=jax.random.key(0) to sample",
+    "inputs": "pass the token ids as `input_ids`",
+    "inputs_embeds": "generation starts from token ids; pass `input_ids`",
+    "logits_processor": "use options, `prefix_allowed_tokens_fn`, or a loop of your own with "
+    "`model(…, past_key_values=…)`",
+    "negative_prompt_attention_mask": "guidance is not implemented",
+    "negative_prompt_ids": "guidance is not implemented",
+    "output_log_probs": "return_dict_in_generate=True returns `log_probs` in any case",
+    "params": "the model holds its parameters; pass the model",
+    "past_key_values": "`generate` makes its own cache",
+    "position_ids": "positions are counted by `attention_mask`",
+    "prng_key": "pass it as `key`",
+    "return_dict": "use return_dict_in_generate=True",
+    "rng": "pass it as `key`",
+    "seed": "pass key=jax.random.key(seed)",
+    "synced_gpus": "not needed: JAX runs one program on all devices",
+    "token_type_ids": "generation has no token types",
+    "trace": "generation is always compiled",
+    "train": "the model must be in evaluation mode; call model.eval()",
 }
 
 # Fields that concern speed, helper models or provenance. They influence the result only together
@@ -117,6 +142,18 @@ BIASES = Rule(
     _tuple_of(_pair_of(_is_word, lambda v: NUMBER.allows(v) or v == -math.inf), 1),
     lambda v: tuple((word, float(bias)) for word, bias in v),
 )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+STRINGS = Rule(
+    "a non-empty text or a non-empty list of such",
+    lambda v: _is_text(v) or _tuple_of(_is_text, 1)(v),
+    lambda v: (v,) if isinstance(v, str) else v,
+)
+SECONDS = number("a number above 0", lambda value: 0 < value < math.inf)
 PLACED_TOKENS = Rule(
     "a list of pairs of a position and a token id", _tuple_of(_pair_of(COUNT.allows, TOKEN.allows))
 )
@@ -130,3 +167,19 @@ DECAY = Rule(
 def option(rule: Rule, default: object = None) -> Any:
     """Returns a dataclass field that is unset where it is None, and then has its default."""
     return dataclasses.field(default=None, metadata={"rule": rule, "default": default})
+
+
+def plain(value: Any) -> Any:
+    """Converts arrays and lists to tuples, mappings to tuples of pairs, NumPy scalars to Python."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        value = value.items()
+    elif not isinstance(value, list | tuple):
+        return value
+    return tuple(map(plain, value))
+
+
+def listed(value: object) -> Any:
+    """Converts tuples to lists, also those inside."""
+    return list(map(listed, value)) if isinstance(value, tuple) else value

@@ -93,6 +93,7 @@ class Processors:
         bad_words_ids: `Phrases` with a bias of −inf.
         min_length: minimum number of tokens, prompt included, before EOS; and `end`.
         min_new_tokens: minimum number of generated tokens before EOS; and `end`.
+        allowed_tokens: `(rows, vocab)`, the mask of the tokens that may follow each text.
         forced_bos_token_id: the mask of the token that follows a text of one token.
         forced_eos_token_id: the mask of the tokens of which one is generated last.
         remove_invalid_values: whether to replace NaN by 0 and infinities by the largest finite
@@ -115,6 +116,7 @@ class Processors:
     bad_words_ids: TreeLeaf = None
     min_length: TreeLeaf = None
     min_new_tokens: TreeLeaf = None
+    allowed_tokens: TreeLeaf = None
     forced_bos_token_id: TreeLeaf = None
     forced_eos_token_id: TreeLeaf = None
     remove_invalid_values: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -193,6 +195,11 @@ def ban_end_before_step(numbers: Array, scores: Scores, history: History) -> Sco
     return _ban(scores, end & (history.step < least))
 
 
+def allow(mask: Array, scores: Scores, history: History) -> Scores:
+    """Bans the tokens outside each row's mask."""
+    return _ban(scores, ~mask)
+
+
 def force_second(mask: Array, scores: Scores, history: History) -> Scores:
     """Forces the token that follows a text of one token."""
     return _force(scores, mask, (history.lengths() == 1)[:, None])
@@ -250,6 +257,7 @@ PROCESSORS: Mapping[str, Callable[[Any, Array, History], Array]] = {
     "bad_words_ids": add_phrase_bias,
     "min_length": ban_end_before_length,
     "min_new_tokens": ban_end_before_step,
+    "allowed_tokens": allow,
     "forced_bos_token_id": force_second,
     "forced_eos_token_id": force_last,
     "remove_invalid_values": remove_invalid,

@@ -13,8 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int, Integer
+
+from minibert.core.checks import undeleted
+from minibert.errors import InputError, shown
 
 # A leaf: an array, or the object that JAX puts in its place in a tree; None where inactive.
 TreeLeaf = Any
@@ -169,6 +173,30 @@ def kth_largest(scores: Scores, k: Array) -> Float32[Array, "rows 1"]:
     found = lax.fori_loop(0, 32, set_bit, jnp.zeros_like(keys[:, :1]))
     bits = jnp.where(found < sign, ~found, found ^ sign)
     return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def checked_key(key: object) -> Any:
+    """Returns a random key, typed or raw, unchanged.
+
+    Raises:
+        InputError: if it is not one key: None, a seed, several keys, or raw bits of a wrong length.
+    """
+    known = isinstance(key, jax.Array | np.ndarray)
+    typed = known and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    raw = known and key.dtype == np.uint32 and key.shape == _raw_key().shape
+    if not typed and not raw:
+        found = "nothing" if key is None else shown(type(key).__name__)
+        if known:
+            found = f"{key.dtype} of shape {key.shape}"
+        raise InputError(
+            f"key: sampling needs a random key: expected key=jax.random.key(0), found {found}"
+        ).advising("key=jax.random.key(0)")
+    return undeleted("key", key) if isinstance(key, jax.Array) else key
+
+
+def _raw_key() -> jax.ShapeDtypeStruct:
+    """Returns the shape of the bits of a key of JAX's default kind."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
 
 
 def row_keys(key: Array, rows: int) -> Array:

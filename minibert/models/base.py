@@ -18,6 +18,7 @@ from minibert.checkpoint.saving import save_model
 from minibert.core.checks import whole
 from minibert.core.types import AnyArray, Dtype, Rngs, Size
 from minibert.errors import InputError, shown
+from minibert.models.arguments import explained
 from minibert.models.resizing import drawn_rows, keep_layers, mean_rows, resize
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import Embed, Module, TiedLinear
@@ -63,6 +64,8 @@ class PretrainedModel(Module):
         optional: submodules of this class that a checkpoint may lack.
         tied: tensors that are copies of another unless the checkpoint says otherwise.
         generates: whether the model returns next-token logits, which `generate` needs.
+        objective: the objective in `minibert.train` of the loss that transformers' model computes
+            from its labels; None if it computes none.
         lora_targets: the layers that LoRA adapts by default, as in PEFT.
         buffers: tensors that are never read, each with the reason; `#` is any layer's number.
         blocks: the path of the list of blocks in the trunk.
@@ -81,6 +84,7 @@ class PretrainedModel(Module):
     optional: ClassVar[Names] = ()
     tied: ClassVar[Table] = {}
     generates: ClassVar[bool] = False
+    objective: ClassVar[str | None] = None
     lora_targets: ClassVar[Names]
     buffers: ClassVar[Table]
     blocks: ClassVar[str]
@@ -101,6 +105,11 @@ class PretrainedModel(Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         raise TypeError(f"{type(self).__name__} is an abstract base class; use a subclass")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            setattr(cls, "__call__", explained(cls.__call__))  # noqa: B010
 
     @property
     def base_model(self) -> Any:

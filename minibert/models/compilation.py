@@ -25,6 +25,7 @@ from minibert.core.checks import (
     whole,
 )
 from minibert.errors import InputError, shown
+from minibert.models.arguments import refuse_unknown
 from minibert.models.base import PretrainedModel
 from minibert.models.inputs import index_limits
 from minibert.models.stack import with_execution
@@ -139,6 +140,7 @@ class Compiled(Generic[P, R]):
         given = dict(zip(self._names, args, strict=False))
         if twice := given.keys() & kwargs.keys():
             raise InputError(f"{sorted(twice)[0]}: passed both by position and by name")
+        refuse_unknown(self.model, kwargs, self._kinds)
         given = _plain({n: v for n, v in (given | kwargs).items() if v is not None})
         if "rngs" in given:
             raise InputError("rngs: a compiled model has no dropout; call the model itself")

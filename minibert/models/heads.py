@@ -68,6 +68,8 @@ class ModelWithHead(PretrainedModel, Generic[Output]):
 class ForMaskedLM(ModelWithHead[MaskedLMOutput]):
     """A model that predicts masked tokens."""
 
+    objective = "masked_lm"
+
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> MaskedLMOutput:
@@ -78,6 +80,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
     """A decoder that predicts the next token."""
 
     generates = True
+    objective = "causal_lm"
 
     def _kept_output(
         self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
@@ -91,6 +94,8 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
 class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
     """A model that classifies every token."""
 
+    objective = "token_classification"
+
     dropout: Dropout
     classifier: Linear
 
@@ -103,6 +108,8 @@ class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
 
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """A model that scores each token as the start and as the end of an answer."""
+
+    objective = "question_answering"
 
     def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
         self.qa_outputs: Linear = projection(config, 2, **options)

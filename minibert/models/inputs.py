@@ -7,6 +7,7 @@ inputs are checked here. Under a caller's own `jax.jit` only shapes and dtypes c
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,6 +21,7 @@ from minibert.core.checks import (
     indices,
     lengths,
     shaped,
+    undeleted,
     whole,
     zeros_and_ones,
 )
@@ -188,6 +190,9 @@ def _head_mask(config: Any, factors: ArrayLike | None) -> Array | None:
         return None
     heads = (config.num_attention_heads,)
     layers_heads = (config.num_hidden_layers, *heads)
+    factors = as_array("head_mask", factors)
+    if jnp.issubdtype(factors.dtype, jnp.integer) or factors.dtype == bool:
+        factors = factors.astype(np.float32)
     factors = shaped("head_mask", floats("head_mask", factors), [heads, layers_heads])
     return jnp.broadcast_to(factors, layers_heads)
 
@@ -204,6 +209,8 @@ def _cache(config: Any, past: object, batch: Size, seq: Size) -> KVCache | None:
             "past_key_values: expected a KVCache (model.init_cache), found "
             f"{shown(type(past).__name__)}"
         )
+    for array in jax.tree.leaves(past):
+        undeleted("past_key_values", array)
     heads = config.num_attention_heads
     shape = (batch, heads, past.length, config.hidden_size // heads)
     layers = config.num_hidden_layers

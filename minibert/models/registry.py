@@ -131,27 +131,33 @@ def load_model(
     classes: tuple[ModelClass, ...],
     source: AnyPath,
     *,
+    decoder: bool = False,
     output_loading_info: bool = False,
     **options: object,
 ) -> Any:
     """Loads a checkpoint into its family's class for a task, whatever class its config names.
 
-    Returns:
-        The model; with `output_loading_info` also a `LoadingInfo`.
+    Args:
+        task: the task, for messages.
+        classes: its classes, one for each family.
+        source: a folder, or a repository of the Hub.
+        decoder: whether the config must be that of a decoder.
+        output_loading_info: whether to return a `LoadingInfo` too.
+        options: other arguments of `PretrainedModel.from_pretrained`.
 
     Raises:
-        ConfigError: the family has no class for the task.
+        ConfigError: the family has no class for the task, or the model is an encoder.
         MissingHeadError: the checkpoint lacks the head.
 
     Other errors are those of `PretrainedModel.from_pretrained`.
     """
-    choose = class_for_task(task, classes)
+    choose = class_for_task(task, classes, decoder=decoder and not options.get("is_decoder"))
     model, info = load_pretrained(choose, source, **with_fields(options))
     return (model, info) if output_loading_info else model
 
 
 def class_for_task(
-    task: str, classes: tuple[ModelClass, ...]
+    task: str, classes: tuple[ModelClass, ...], *, decoder: bool = False
 ) -> Callable[[dict[str, Any], TensorSource, str], ModelClass]:
     """Returns a function that chooses the class of a checkpoint's family, for `load_pretrained`."""
 
@@ -161,6 +167,12 @@ def class_for_task(
         wanted = kind if found is None else found.config_class.model_type
         for cls in classes:
             if cls.config_class.model_type == wanted:
+                config: Any = cls.config_class.from_dict(data, where) if decoder else None
+                if decoder and not config.is_decoder:
+                    raise ConfigError(
+                        f"{where}: is_decoder: {task} needs a decoder, and this is an encoder; it "
+                        "may fill masks (fill-mask)"
+                    )
                 return cls
         known = " or ".join(repr(cls.config_class.model_type) for cls in classes)
         raise ConfigError(f"{where}: model_type: {task} is for {known}, found {shown(kind)}")

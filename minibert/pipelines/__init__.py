@@ -11,11 +11,11 @@ from minibert.checkpoint.tokenizer import HUB_OPTIONS, load_tokenizer
 from minibert.core.types import Path
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
-from minibert.models.registry import LOADING_OPTIONS, load_model
+from minibert.models.registry import LOADING_OPTIONS, load, load_model
 from minibert.pipelines.base import Pipeline
 from minibert.pipelines.feature_extraction import FeatureExtractionPipeline
 from minibert.pipelines.fill_mask import FillMaskPipeline
-from minibert.pipelines.options import routed, unknown
+from minibert.pipelines.options import BATCHING, routed, unknown
 from minibert.pipelines.question_answering import QuestionAnsweringPipeline
 from minibert.pipelines.text_classification import (
     NextSentencePredictionPipeline,
@@ -23,6 +23,7 @@ from minibert.pipelines.text_classification import (
 )
 from minibert.pipelines.text_generation import TextGenerationPipeline
 from minibert.pipelines.token_classification import TokenClassificationPipeline
+from minibert.pipelines.zero_shot import ZeroShotClassificationPipeline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ __all__ = [
     "TextClassificationPipeline",
     "TextGenerationPipeline",
     "TokenClassificationPipeline",
+    "ZeroShotClassificationPipeline",
     "pipeline",
 ]
 
@@ -44,6 +46,7 @@ TASKS: dict[str, type[Pipeline]] = {
     for cls in (
         FillMaskPipeline,
         TextClassificationPipeline,
+        ZeroShotClassificationPipeline,
         TokenClassificationPipeline,
         QuestionAnsweringPipeline,
         FeatureExtractionPipeline,
@@ -80,6 +83,12 @@ def pipeline(
 
 @overload
 def pipeline(
+    task: Literal["zero-shot-classification"], model: ModelOrPath, **options: object
+) -> ZeroShotClassificationPipeline: ...
+
+
+@overload
+def pipeline(
     task: Literal["token-classification", "ner"], model: ModelOrPath, **options: object
 ) -> TokenClassificationPipeline: ...
 
@@ -112,9 +121,13 @@ def pipeline(
 def pipeline(task: str, model: ModelOrPath, **options: object) -> Pipeline: ...
 
 
+@overload
+def pipeline(task: None = None, *, model: ModelOrPath, **options: object) -> Pipeline: ...
+
+
 def pipeline(
-    task: str,
-    model: ModelOrPath,
+    task: str | None = None,
+    model: ModelOrPath | None = None,
     *,
     tokenizer: "Path | PreTrainedTokenizerBase | None" = None,
     pipeline_class: type[Pipeline] | None = None,
@@ -123,8 +136,10 @@ def pipeline(
     """Returns the pipeline of a task.
 
     Args:
-        task: fill-mask, text-classification (sentiment-analysis), token-classification (ner),
-            question-answering, feature-extraction, text-generation or next-sentence-prediction.
+        task: fill-mask, text-classification (sentiment-analysis), zero-shot-classification,
+            token-classification (ner), question-answering, feature-extraction, text-generation or
+            next-sentence-prediction. By default the task of the model's class, or of the class that
+            the checkpoint names.
         model: a folder or a repository of the Hub, from which the task's class is loaded, whatever
             class the checkpoint names; or a model.
         tokenizer: a tokenizer of transformers, or its folder or repository; by default that of the
@@ -140,26 +155,44 @@ def pipeline(
     Loading raises all other errors of `from_pretrained`.
     """
     name = ALIASES.get(task, task) if isinstance(task, str) else task
-    if not isinstance(name, str) or name not in TASKS:
+    if name is not None and (not isinstance(name, str) or name not in TASKS):
         raise InputError(unknown(shown(task), {*TASKS, *ALIASES}, "task"))
-    cls: Any = TASKS[name] if pipeline_class is None else pipeline_class
-    if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
-        raise InputError(f"pipeline_class: expected a subclass of Pipeline, found {shown(cls)}")
+    if model is None:
+        raise InputError("model: expected a folder, a repository of the Hub or a model, found None")
     given = {n: options.pop(n) for n in sorted(options.keys() & LOADING_OPTIONS)}
-    own = {n: v for n, v in options.items() if n not in ("token_budget", "show_progress")}
-    routed(cls, own)  # detects unknown options before a model is loaded
     with one_state(model, given):
+        loaded = None if _is_place(model) else model
+        if name is None:
+            loaded = load(model, **given) if _is_place(model) else model
+            name = _task_of(loaded)
+        cls: Any = TASKS[name] if pipeline_class is None else pipeline_class
+        if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
+            raise InputError(f"pipeline_class: expected a subclass of Pipeline, found {shown(cls)}")
+        # detects unknown options before a model is loaded
+        routed(cls, {n: v for n, v in options.items() if n not in BATCHING})
+        if not _is_place(model):
+            if given:
+                raise InputError(f"{min(given)}: only for loading, but the model is already loaded")
+            if tokenizer is None:
+                raise InputError("tokenizer: required when the model is not a folder or repository")
+        elif loaded is None:
+            decoder = issubclass(cls, TextGenerationPipeline)
+            loaded = load_model(name, cls.models, model, decoder=decoder, **given)
         source = model if tokenizer is None else tokenizer
-        if _is_place(model):
-            model = load_model(name, cls.models, model, **given)
-        elif given:
-            raise InputError(f"{min(given)}: only for loading, but the model is already loaded")
-        elif tokenizer is None:
-            raise InputError("tokenizer: required when the model is not a folder or repository")
         if _is_place(source):
             place = {n: given[n] for n in HUB_OPTIONS if n in given and tokenizer is None}
             source = load_tokenizer(source, **place)
-    return cls(model=model, tokenizer=source, **options)
+    return cls(model=loaded, tokenizer=source, **options)
+
+
+def _task_of(model: object) -> str:
+    """Returns the first task whose pipeline takes a model."""
+    for name, cls in TASKS.items():
+        if type(model) in cls.models:
+            return name
+    found = type(model).__name__
+    known = ", ".join(TASKS)
+    raise InputError(f"task: not determined by a model of class {found}; expected one of {known}")
 
 
 def _is_place(value: object) -> TypeGuard[Path]:

@@ -22,8 +22,8 @@ from minibert.models.base import PretrainedModel
 from minibert.models.compilation import Compiled, compiled
 from minibert.nn.numerics import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, Arrays, collated, length, on_host, separated
-from minibert.pipelines.options import routed
-from minibert.text.batching import Batch, check_budget, plan
+from minibert.pipelines.options import BATCHING, routed
+from minibert.text.batching import Batch, check_budget, default_budget, plan
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -92,6 +92,8 @@ class Pipeline(abc.ABC):
         model: a model of one of the classes in `models`, in evaluation mode.
         tokenizer: a tokenizer of transformers.
         token_budget: rows × positions computed at once; by default chosen for the device.
+        batch_size: the maximum number of rows computed at once; by default only `token_budget`
+            limits it.
         show_progress: whether to show a progress bar; by default for lists of a thousand or more
             inputs, on a terminal.
         options: options of the stages.
@@ -122,6 +124,7 @@ class Pipeline(abc.ABC):
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
         token_budget: int | None = None,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         **options: Any,
     ):
@@ -132,10 +135,10 @@ class Pipeline(abc.ABC):
         if not callable(tokenizer):
             raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
-        self.token_budget: int | None = None if token_budget is None else check_budget(token_budget)
+        self.token_budget, self.batch_size = token_budget, batch_size
         self.show_progress = show_progress
         self._defaults = options
-        self._shares({})  # raises an error for an unknown option
+        self._shares({})  # raises an error for an unknown or invalid option
 
     @abc.abstractmethod
     def preprocess(self, inputs: object) -> Any:
@@ -153,8 +156,13 @@ class Pipeline(abc.ABC):
     def postprocess(self, outputs: Any) -> Any:
         """Returns the answer to one input, given its row or rows of `forward`'s outputs."""
 
-    def __call__(self, inputs: object, *, show_progress: bool | None = None, **options: Any) -> Any:
+    def __call__(self, inputs: object, **options: Any) -> Any:
         """Answers one input, a list of inputs, or lazily those of another iterable.
+
+        Args:
+            inputs: the inputs.
+            options: options of the stages, and the constructor's `token_budget`, `batch_size` and
+                `show_progress`, which are used in place of its values unless they are None.
 
         Raises:
             NotFiniteError: if the model's outputs for an input are NaN or infinite.
@@ -163,7 +171,7 @@ class Pipeline(abc.ABC):
                 several inputs name it.
         """
         shares = self._shares(options)
-        show = self.show_progress if show_progress is None else show_progress
+        show = shares["batching"]["show_progress"]
         if isinstance(inputs, list):
             return list(self._answers(inputs, shares, len(inputs), show))
         if isinstance(inputs, str | bytes | tuple | Mapping):
@@ -259,7 +267,16 @@ class Pipeline(abc.ABC):
         return int(min(self.positions, longest))
 
     def _shares(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        return routed(type(self), {**self._defaults, **options})
+        """Returns the options of each stage, and those of batching, of which none is missing."""
+        given = {**self._defaults, **options}
+        batching = {name: given.pop(name, None) for name in BATCHING}
+        for name in BATCHING:
+            if batching[name] is None:
+                batching[name] = getattr(self, name)
+        if batching["batch_size"] is not None:
+            whole("batch_size", batching["batch_size"], 1)
+        check_budget(batching["token_budget"])
+        return {**routed(type(self), given), "batching": batching}
 
     def _answers(
         self,
@@ -308,11 +325,17 @@ class Pipeline(abc.ABC):
                     tick(1)
 
     def _plan(self, rows: Sequence[Arrays], shares: Shares) -> list[Batch]:
-        return plan([length(row) for row in rows], self.positions, self._budget)
+        return self._batches([length(row) for row in rows], shares)
+
+    def _batches(self, lengths: Sequence[int], shares: Shares) -> list[Batch]:
+        """Returns batches of rows of some lengths, as large as a call's options allow."""
+        budget, most = (shares["batching"][name] for name in ("token_budget", "batch_size"))
+        budget = self._default_budget if budget is None else budget
+        return plan(lengths, self.positions, budget, most)
 
     @property
-    def _budget(self) -> int:
-        return check_budget(self.token_budget)
+    def _default_budget(self) -> int:
+        return default_budget()
 
     def _through(
         self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]

@@ -122,12 +122,16 @@ class FillMaskPipeline(Pipeline):
                     token = self.tokenizer.convert_ids_to_tokens(word)
                     message = f"targets: {target!r} is not in the vocabulary; scoring {token!r}"
                     warnings.warn(message, stacklevel=2)
+            if not 0 <= word < self.model.config.vocab_size:
+                raise InputError(
+                    f"targets: {target!r} is token {word} of the tokenizer; the model has only "
+                    f"{self.model.config.vocab_size} (vocab_size)"
+                )
             found.append(word)
         if not found:
             raise InputError("targets: expected at least one word, found none")
         return np.array(list(dict.fromkeys(found)))
 
     @property
-    def _budget(self) -> int:
-        most = min(default_budget(), max(1, LOGITS // self.model.config.vocab_size))
-        return most if self.token_budget is None else self.token_budget
+    def _default_budget(self) -> int:
+        return min(default_budget(), max(1, LOGITS // self.model.config.vocab_size))

@@ -7,10 +7,10 @@ from typing import Any
 from minibert.errors import InputError, shown, suggest
 
 STAGES = ("preprocess", "forward", "postprocess")
+BATCHING = ("batch_size", "show_progress", "token_budget")  # options of a call, not of a stage
 
 # Options of transformers' pipelines that are not supported, and what replaces them.
 ELSEWHERE = {
-    "batch_size": "inputs are batched by length; set their size with token_budget",
     "device": "arrays go to JAX's default device",
     "device_map": "arrays go to JAX's default device",
     "framework": "the framework is always JAX",

@@ -17,8 +17,9 @@ from minibert.errors import InputError, shown
 from minibert.models.base import ModelClass, Names, PretrainedModel
 from minibert.models.registry import task_classes
 from minibert.nn.numerics import is_finite
-from minibert.pipelines.base import Pipeline
+from minibert.pipelines.base import Pipeline, Shares
 from minibert.pipelines.batches import Arrays
+from minibert.text.batching import Batch
 
 
 class TextClassificationPipeline(Pipeline):
@@ -93,9 +94,10 @@ class TextClassificationPipeline(Pipeline):
             f"function_to_apply: expected one of sigmoid, softmax, none, found {shown(function)}"
         )
 
-    @property
-    def _budget(self) -> int:
-        return 1 if self._left else super()._budget
+    def _batches(self, lengths: Sequence[int], shares: Shares) -> list[Batch]:
+        if self._left:
+            shares = {**shares, "batching": {**shares["batching"], "batch_size": 1}}
+        return super()._batches(lengths, shares)
 
     def _through(
         self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]

@@ -80,7 +80,7 @@ def check_budget(token_budget: object) -> int:
     return default_budget() if token_budget is None else whole("token_budget", token_budget, 1)
 
 
-def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
+def plan(lengths: Sequence[int], longest: int, budget: int, most: int | None = None) -> list[Batch]:
     """Splits texts into batches, the longest texts first.
 
     A batch contains as many texts as the budget allows at the length of its longest one, so there
@@ -91,6 +91,7 @@ def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
         lengths: the length of each text in tokens.
         longest: the maximum length of the model.
         budget: rows × positions of a batch, padding included. A single row may exceed it.
+        most: the maximum number of rows of a batch; None if only the budget limits it.
 
     Raises:
         InputError: a text is empty or too long.
@@ -103,6 +104,7 @@ def plan(lengths: Sequence[int], longest: int, budget: int) -> list[Batch]:
     while len(order):
         length = bucket(lengths[order[0]], longest)
         rows = max(1, budget // length)
+        rows = rows if most is None else min(rows, most)
         indices, order = order[:rows], order[rows:]
         if not batches or batches[-1].length != length:
             rows = min(rows, power_of_two(len(indices)))
@@ -139,16 +141,20 @@ def check_width(packing: Any, longest: int, with_tokens: bool) -> int:
     return bucket(packing, longest)
 
 
-def plan_packed(lengths: Sequence[int], width: int, budget: int) -> list[Batch]:
+def plan_packed(
+    lengths: Sequence[int], width: int, budget: int, most: int | None = None
+) -> list[Batch]:
     """Packs texts into rows of `width` positions by best fit, the longest texts first.
 
     Args:
         lengths: the length of each text in tokens, at most `width`.
         width: the number of positions in a row.
         budget: rows × positions of a batch, padding included. A single row may exceed it.
+        most: the maximum number of rows of a batch; None if only the budget limits it.
     """
     packed = _rows(lengths, width)
     rows = max(1, budget // max(1, width))
+    rows = rows if most is None else min(rows, most)
     batches = []
     for start in range(0, len(packed), rows):
         some = packed[start : start + rows]

@@ -102,7 +102,7 @@ class TokenReader:
                 except InputError as fault:
                     raise TextError(number, str(fault)) from None
             why = shown(str(reason))
-            raise InputError(f"sentences: the tokenizer cannot encode them ({why})") from None
+            raise InputError(f"inputs: the tokenizer cannot encode them ({why})") from None
         ids = [np.array(encoding.ids, np.int32) for encoding in found]
         for number, text, row in zip(numbers, texts, ids, strict=True):
             if not row.size:
@@ -166,8 +166,10 @@ def sentence_list(sentences: object) -> list[str]:
         InputError: `sentences` is neither a text nor several.
         TextError: an element is not a text.
     """
-    texts = [sentences] if isinstance(sentences, str) else list(elements("sentences", sentences))
+    texts = [sentences] if isinstance(sentences, str) else list(elements("inputs", sentences))
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TextError(number, f"expected a text, found {shown(text)}")
+            pair = isinstance(text, list | tuple)
+            hint = "; a pair has no vector: join its texts, or encode each" if pair else ""
+            raise TextError(number, f"expected a text, found {shown(text)}{hint}")
     return texts

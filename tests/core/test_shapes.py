@@ -1,5 +1,7 @@
 """Shapes are checked in every test: wrong ones that reach an inner function are seen."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import pytest
 from jaxtyping import Float, Int, TypeCheckError, jaxtyped
@@ -23,6 +25,22 @@ def added(
 ) -> tuple[Float[jnp.ndarray, "rows size"], int]:
     total = one + sum(others) if scale is None else (one * scale)[:, :-1]
     return total, len(others)
+
+
+@jaxtyped(typechecker=checked)
+def named(
+    arrays: list[str] | Float[jnp.ndarray, "rows size"],
+    other: Callable[[], int] | tuple[Float[jnp.ndarray, "rows size"], ...] = (),
+) -> None: ...
+
+
+def test_generic_types_beside_shapes():
+    one = jnp.ones((2, 3))
+    for arguments in ((one,), (["a"],), (one, (one, one)), (["a"], list)):
+        named(*arguments)
+    for arguments in ((5,), (jnp.ones(3),), (one, 5), (one, (jnp.ones(3),)), (one, {one.ndim})):
+        with pytest.raises(TypeCheckError):
+            named(*arguments)
 
 
 def test_what_is_seen():

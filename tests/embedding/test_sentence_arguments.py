@@ -1,5 +1,6 @@
 """Arguments of sentence-transformers' encoder: the same behaviour, or an error with the reason."""
 
+import inspect
 import json
 
 import jax
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 import sentences
+from conftest import NEIGHBOURS
+from minibert.embedding import encoding
 from minibert.embedding.encoder import SentenceEncoder
 from minibert.embedding.similarity import semantic_search
 from minibert.errors import InputError, UnsupportedConfigError
@@ -22,8 +25,22 @@ def encoder() -> SentenceEncoder:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 8}, "batch_size: not an argument of encode: .*token_budget"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, found 0"),
+        ({"batch_size": "8"}, "batch_size: expected a whole number of at least 1, found '8'"),
+        ({"inputs": ["of"]}, "sentences: an alias of inputs; expected only one of them"),
+        (
+            {"sentences": [("a", "b")]},
+            "sentence 0: expected a text, .*; a pair has no vector: join",
+        ),
+        ({"sentences": [["a", "b"]]}, "sentence 0: expected a text, .*; a pair has no vector"),
+        ({"prompt_name": 32}, "prompt_name: expected one of query, document; found 32"),
+        ({"ranges": np.zeros((2, 24))}, "ranges: expected None unless precision is 'int8' or"),
+        (
+            {"ranges": np.zeros((2, 23)), "precision": "int8"},
+            r"ranges: expected shape \(2, 24\), found \(2, 23\)",
+        ),
         ({"device": "cuda"}, "device: not an argument of encode: .*JAX's default device"),
+        ({"device": "cpu"}, "device: not an argument of encode: .*JAX's default device"),
         ({"pool": None}, "pool: not an argument of encode"),
         ({"chunk_size": 5}, "chunk_size: .*token_budget"),
         ({"normalise": True}, "normalise: not an argument of encode"),
@@ -31,13 +48,116 @@ def encoder() -> SentenceEncoder:
         ({"truncate_dim": True}, "truncate_dim: .*found True"),
         ({"normalize_embeddings": True, "output_value": "token_embeddings"}, "normalize_embedd"),
         ({"normalize_embeddings": True, "output_value": None}, "normalize_embeddings: .*None"),
-        ({"sentences": np.array("x")}, "sentences: expected a text or texts"),
-        ({"sentences": 5}, "sentences: expected a text or texts, found 5"),
+        ({"sentences": np.array("x")}, "inputs: expected a text or texts"),
+        ({"sentences": 5}, "inputs: expected a text or texts, found 5"),
     ],
 )
 def test_what_encode_refuses(options, message, encoder):
     with pytest.raises(InputError, match=message):
         encoder.encode(**{"sentences": ["the"], **options})
+
+
+def test_texts_under_both_names(encoder):
+    expected = encoder.encode(["the", "of and"])
+    for name in ("inputs", "sentences"):
+        np.testing.assert_array_equal(encoder.encode(**{name: ["the", "of and"]}), expected)
+        np.testing.assert_array_equal(encoder.encode_query(**{name: ["the", "of and"]}), expected)
+    for call in (encoder.encode, encoder.encode_document):
+        with pytest.raises(InputError, match="inputs: expected a text or texts, found None"):
+            call()
+
+
+def test_the_order_of_arguments_is_that_of_sentence_transformers():
+    theirs = pytest.importorskip("sentence_transformers").SentenceTransformer.encode
+    names = [name for name in inspect.signature(theirs).parameters if name != "self"]
+    ours = [
+        name
+        for name, one in inspect.signature(SentenceEncoder.encode).parameters.items()
+        if one.kind is one.POSITIONAL_OR_KEYWORD and name != "self"
+    ]
+    assert len(ours) == 12
+    assert names[: len(ours)] == ours
+
+
+def test_arguments_by_position(capsys):
+    made = sentences.encoder(prompts={"query": "the ", "mine": "of "})
+    texts = ["a", "to be"]
+    by_name = {"prompt_name": "mine", "batch_size": 1, "precision": "ubinary"}
+    expected = made.encode(texts, **by_name)
+    given = ("mine", None, 1, True, "sentence_embedding", "ubinary", True, False, None, False, None)
+    for call in (made.encode, made.encode_query, made.encode_document):
+        np.testing.assert_array_equal(call(texts, *given), expected)
+    assert "2/2" in capsys.readouterr().err
+    query = made.encode(texts, prompt_name="query")
+    np.testing.assert_array_equal(made.encode_query(texts), query)
+    np.testing.assert_array_equal(made.encode_query(texts, None), query)
+    np.testing.assert_array_equal(made.encode_query(texts, None, None, 8), query)
+    np.testing.assert_array_equal(made.encode_query(texts, None, "of "), made.encode(texts, "mine"))
+    np.testing.assert_array_equal(
+        made.encode_query(texts, prompt="of "), made.encode(texts, "mine")
+    )
+
+
+@pytest.mark.parametrize("packing", [None, 16])
+def test_rows_of_a_batch(encoder, packing, monkeypatch):
+    texts = sentences.texts(30, 10)
+    expected, rows = encoder.encode(texts), []
+    dispatch = encoding.Run._dispatch
+    monkeypatch.setattr(
+        encoding.Run,
+        "_dispatch",
+        lambda run, batch, ids: rows.append(batch.rows) or dispatch(run, batch, ids),
+    )
+    found = encoder.encode(texts, batch_size=2, packing=packing)
+    assert max(rows) == 2
+    np.testing.assert_allclose(found, expected, rtol=0, atol=NEIGHBOURS)
+
+
+def test_no_precision_is_float32(encoder):
+    np.testing.assert_array_equal(encoder.encode("the", precision=None), encoder.encode("the"))
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_given_ranges(encoder, precision):
+    texts = ["the", "of and", "to be or not"]
+    vectors = encoder.encode(texts)
+    ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+    found = encoder.encode(texts, precision=precision, ranges=ranges)
+    np.testing.assert_array_equal(found, encoder.encode(texts, precision=precision))
+    one = encoder.encode_query("of and", precision=precision, ranges=ranges)
+    assert one.shape == (24,)
+    assert np.abs(one.astype(int) - found[1]).max() <= 1  # vectors differ in their last digits
+    tokens = {"output_value": "token_embeddings", "precision": precision, "ranges": ranges}
+    assert [one.dtype for one in encoder.encode(texts, **tokens)] == [precision] * 3
+
+
+def test_settings_that_can_be_assigned():
+    made = sentences.encoder(prompts={"mine": "of "})
+    whole = made.encode("the")
+    made.truncate_dim = 5
+    np.testing.assert_array_equal(made.encode("the"), whole[:5])
+    assert made.get_sentence_embedding_dimension() == made.truncate_dim == 5
+    made.truncate_dim = None
+    np.testing.assert_array_equal(made.encode("the"), whole)
+    made.similarity_fn_name = "dot"
+    assert made.similarity(whole, whole) == pytest.approx(whole @ whole, rel=1e-5)
+    made.similarity_fn_name = None
+    assert made.similarity_fn_name == "cosine"
+    made.default_prompt_name = "mine"
+    np.testing.assert_array_equal(made.encode("the"), made.encode("the", prompt="of "))
+    assert made.settings.default_prompt_name == made.default_prompt_name == "mine"
+    wrong = {
+        "truncate_dim": (25, "truncate_dim: expected at most 24, the vectors' width; found 25"),
+        "similarity_fn_name": ("near", "similarity_fn_name: expected one of .*, found 'near'"),
+        "default_prompt_name": ("other", "default_prompt_name: expected one of .*; found 'other'"),
+        "prompts": ({"query": 5}, "prompts: expected name → text"),
+        "max_seq_length": (41, "max_seq_length: expected at most 40"),
+    }
+    before = made.settings
+    for name, (value, message) in wrong.items():
+        with pytest.raises(InputError, match=message):
+            setattr(made, name, value)
+        assert made.settings == before
 
 
 def test_truncate_dim_of_the_settings():

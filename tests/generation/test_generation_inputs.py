@@ -31,6 +31,20 @@ def crossed():
     return gpt2(add_cross_attention=True)
 
 
+def deleted_key():
+    key = jax.random.key(0)
+    key.delete()
+    return key
+
+
+class Streamer:
+    def put(self, value):
+        raise AssertionError
+
+    def end(self):
+        raise AssertionError
+
+
 def fails(message, model, *arguments, error=InputError, **options):
     """Asserts that `generate` and `stream` raise an error before anything is compiled."""
     for generate in (minibert.generate, minibert.stream):
@@ -113,6 +127,15 @@ OPTIONS = {
         "key: sampling needs a random key: expected key=jax",
     ),
     "seeds": ({"do_sample": True, "key": np.arange(2)}, "key: sampling needs a random"),
+    "short bits": (
+        {"do_sample": True, "key": np.zeros(1, np.uint32)},
+        "key: sampling needs a random key: expected key=jax.random.key(0), found uint32 of shape "
+        "(1,)",
+    ),
+    "long bits": ({"do_sample": True, "key": jnp.zeros(5, jnp.uint32)}, "uint32 of shape (5,)"),
+    "no bits": ({"do_sample": True, "key": np.zeros(0, np.uint32)}, "found uint32 of shape (0,)"),
+    "keys": ({"do_sample": True, "key": jax.random.split(jax.random.key(0))}, "of shape (2,)"),
+    "a deleted key": ({"do_sample": True, "key": deleted_key()}, "key: expected an array, found"),
     "unused": ({"temperature": 0.5}, "temperature: 0.5, which needs do_sample=True"),
     "no beams": ({"length_penalty": 2.0}, "length_penalty: 2.0, which needs num_beams of at least"),
     "records": ({"output_scores": True}, "output_scores: true, which needs return_dict_in_generat"),
@@ -129,6 +152,73 @@ OPTIONS = {
     ),
     "config": ({"generation_config": {"max_new_tokens": 3}}, "generation_config: expected a Gener"),
 }
+
+
+def test_more_beams_than_fit_into_memory(model):
+    message = "num_beams: 1000000 texts for each of 2 prompts: their keys and values need "
+    with compilations() as programs, pytest.raises(InputError) as caught:
+        minibert.generate(model, IDS, num_beams=1_000_000)
+    assert str(caught.value).startswith(message)
+    many = {"do_sample": True, "num_return_sequences": 10**7, "key": jax.random.key(0)}
+    fails("num_return_sequences: 10000000 texts for each of 2 prompts", model, IDS, **many)
+    several = {"num_return_sequences": 10**5, "output_scores": True, **many}
+    recorded = {"return_dict_in_generate": True, **several, "num_return_sequences": 10**6}
+    with pytest.raises(InputError, match="their keys and values and the scores of all steps need"):
+        minibert.generate(model, IDS, **recorded)
+    assert programs == []
+
+
+ELSEWHERE = {
+    "logits_processor": "not a generation option: use options, `prefix_allowed_tokens_fn`, or a",
+    "prng_key": "not a generation option: pass it as `key`",
+    "params": "not a generation option: the model holds its parameters; pass the model",
+    "train": "not a generation option: the model must be in evaluation mode",
+    "dropout_rng": "not a generation option: generation has no dropout",
+    "assistant_model": "not a generation option: assisted decoding is not implemented",
+    "negative_prompt_ids": "not a generation option: guidance is not implemented",
+    "token_type_ids": "not a generation option: generation has no token types",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_arguments_of_other_libraries(model, name):
+    fails(f"{name}: {ELSEWHERE[name]}", model, IDS, **{name: []})
+
+
+DECISIONS = {
+    "no tokenizer": ({"stop_strings": "a"}, "stop_strings: needs the model's tokenizer; expected"),
+    "a tokenizer": (
+        {"stop_strings": "a", "tokenizer": 5},
+        "tokenizer: expected a tokenizer, found",
+    ),
+    "strings": (
+        {"stop_strings": ["a", ""]},
+        "stop_strings: expected a non-empty text or a non-emp",
+    ),
+    "no strings": ({"stop_strings": []}, "stop_strings: expected a non-empty text or a non-empty"),
+    "bytes": ({"stop_strings": b"a"}, "stop_strings: expected a non-empty text or a non-empty"),
+    "time": ({"max_time": 0}, "max_time: expected a number above 0, found 0"),
+    "endless": ({"max_time": float("inf")}, "max_time: expected a number above 0, found inf"),
+    "criteria": ({"stopping_criteria": 5}, "stopping_criteria: expected functions of token ids"),
+    "criterion": ({"stopping_criteria": [print, 5]}, "stopping_criteria: expected functions of"),
+    "allowed": ({"prefix_allowed_tokens_fn": [1]}, "prefix_allowed_tokens_fn: expected a function"),
+}
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_decisions_on_the_host(model, name):
+    options, message = DECISIONS[name]
+    fails(message, model, IDS, **options)
+
+
+def test_what_beams_cannot_have(model):
+    for given in ({"max_time": 5.0}, {"stopping_criteria": [any]}, {"streamer": Streamer()}):
+        with pytest.raises(
+            InputError, match="num_beams: expected 1 with stop_strings, max_time, st"
+        ):
+            minibert.generate(model, IDS, num_beams=2, **given)
+    with pytest.raises(InputError, match="streamer: expected an object with the methods put and"):
+        minibert.generate(model, IDS, streamer=print)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -47,16 +47,21 @@ def test_a_stream_is_generates_columns(model, way):
 
 def test_the_state_is_used_up(model, monkeypatch):
     states = []
-    original = generation._tokens
+    original = generation.steps
 
-    def watched(begin, advance, given, config):
-        def watch(leaves, state, rules):
-            states.append(state)
-            return advance(leaves, state, rules)
+    def watched(program, *rest):
+        def compiled(function, **options):
+            run = program(function, **options)
 
-        return original(begin, watch, given, config)
+            def watch(leaves, *arguments):
+                states.extend(one for one in arguments if isinstance(one, decoding.State))
+                return run(leaves, *arguments)
 
-    monkeypatch.setattr(generation, "_tokens", watched)
+            return watch
+
+        return original(compiled, *rest)
+
+    monkeypatch.setattr(generation, "steps", watched)
     columns = list(minibert.stream(model, [[1, 2, 3]], max_new_tokens=4, eos_token_id=None))
     assert len(states) == len(columns) - 1 == 3
     for state in states:

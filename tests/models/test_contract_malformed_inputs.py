@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import minibert
 from families import FACTS
 from malformed import load, refused
+from minibert import train
 from minibert.errors import InputError
+from minibert.models.arguments import LABELS
+from minibert.models.registry import MODELS
 
 pytestmark = pytest.mark.unoptimised
 
@@ -31,6 +35,16 @@ def at(array, value, dtype=None):
     array = np.array(array, dtype)
     array.flat[-1] = value
     return array
+
+
+def deleted(array):
+    """A JAX array whose buffer was given to a compiled function."""
+    array = jnp.asarray(array)
+    array.delete()
+    return array
+
+
+FLOAT8 = jnp.float8_e4m3fn
 
 
 class Unreadable:
@@ -97,6 +111,16 @@ REFUSED = {
     "ids-dict": ({"input_ids": {"input_ids": IDS}}, f"input_ids: {NUMBERS}, found dict"),
     "ids-set": ({"input_ids": {1, 2}}, f"input_ids: {NUMBERS}, found set"),
     "ids-none-inside": ({"input_ids": [[1, None]]}, f"input_ids: {NUMBERS}, found list"),
+    "ids-deleted": (
+        {"input_ids": deleted(IDS)},
+        "input_ids: expected an array, found one that was deleted",
+    ),
+    "words-deleted": ({"inputs_embeds": deleted(WORDS)}, "inputs_embeds: expected an array, found"),
+    "ids-float8": ({"input_ids": IDS.astype(FLOAT8)}, "input_ids: expected integers, found float8"),
+    "words-float8": (
+        {"inputs_embeds": WORDS.astype(FLOAT8)},
+        "inputs_embeds: expected floating-point numbers of at least 16 bits, found float8_e4m3fn",
+    ),
     "ids-ragged": ({"input_ids": [[1, 2], [3]]}, "input_ids: expected an array, found list"),
     "ids-unreadable": ({"input_ids": Unreadable()}, "input_ids: expected an array, found Unread"),
     "ids-scalar": ({"input_ids": 5}, "input_ids: expected shape (batch, seq), found ()"),
@@ -168,9 +192,10 @@ REFUSED = {
         "found (2, 2, 6, 6)",
     ),
     "mask-of-words": ({"inputs_embeds": WORDS, "attention_mask": ONES[:1]}, "found (1, 6)"),
-    "head-mask-integers": (
-        {"input_ids": IDS, "head_mask": [1, 1, 0]},
-        "head_mask: expected floating-point numbers, found int64",
+    "head-mask-strings": ({"input_ids": IDS, "head_mask": ["a"]}, f"head_mask: {NUMBERS}"),
+    "head-mask-float8": (
+        {"input_ids": IDS, "head_mask": np.ones(3, FLOAT8)},
+        "head_mask: expected floating-point numbers of at least 16 bits",
     ),
     "head-mask-heads": (
         {"input_ids": IDS, "head_mask": np.ones(2)},
@@ -255,6 +280,75 @@ def test_allowed_and_finite(arguments, model):
     outputs = model(**arguments)
     for name in outputs.keys() - {"past_key_values"}:
         assert np.isfinite(outputs[name]).all(), name
+
+
+BIG = {
+    "ids": ({"input_ids": IDS}, ">i8"),
+    "words": ({"inputs_embeds": WORDS}, ">f4"),
+    "words-float64": ({"inputs_embeds": WORDS}, ">f8"),
+    "mask": ({"input_ids": IDS, "attention_mask": at(ONES, 0)}, ">i4"),
+    "heads": ({"input_ids": IDS, "head_mask": np.array([1.0, 0.0, 0.5])}, ">f4"),
+}
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_the_order_of_bytes_does_not_matter(name, model):
+    arguments, dtype = BIG[name]
+    *_, last = arguments
+    other = arguments | {last: arguments[last].astype(dtype)}
+    expected = model(**arguments).last_hidden_state
+    np.testing.assert_array_equal(model(**other).last_hidden_state, expected)
+
+
+def test_a_head_mask_of_integers_or_booleans(model):
+    expected = model(IDS, head_mask=np.array([1.0, 0.0, 1.0])).last_hidden_state
+    for mask in ([1, 0, 1], [True, False, True], jnp.array([1, 0, 1], jnp.int8)):
+        np.testing.assert_array_equal(model(IDS, head_mask=mask).last_hidden_state, expected)
+        found = minibert.compiled(model)(IDS, head_mask=np.asarray(mask)).last_hidden_state
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_no_rows(model):
+    assert model(IDS[:0]).last_hidden_state.shape == (0, 6, 24)
+    assert model(IDS[:0], attention_mask=ONES[:0]).last_hidden_state.shape == (0, 6, 24)
+    assert model(inputs_embeds=WORDS[:0]).last_hidden_state.shape == (0, 6, 24)
+    assert minibert.compiled(model)(IDS[:0]).last_hidden_state.shape == (0, 6, 24)
+
+
+ELSEWHERE = {
+    "params": "params: not an argument of {}: the model holds its parameters",
+    "train": "train: not an argument of {}: call model.train() or model.eval()",
+    "dropout_rng": "dropout_rng: not an argument of {}: pass rngs=nnx.Rngs(dropout=key)",
+    "return_dict": "return_dict: not an argument of {}: outputs have names and indices",
+    "cache": "cache: not an argument of {}: pass it as past_key_values",
+    "labels": "labels: not an argument of {}: models compute no loss",
+    "inputs_embed": "inputs_embed: not an argument of {} (did you mean inputs_embeds?)",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_arguments_of_other_libraries(name, model):
+    said = ELSEWHERE[name].format(type(model).__name__)
+    for call in (model, minibert.compiled(model)):
+        refused(InputError, (said,), lambda call=call: call(IDS, **{name: True}))
+
+
+@pytest.mark.parametrize("cls", MODELS.values(), ids=MODELS)
+def test_labels_name_the_objective(cls):
+    model = cls(cls.config_class.tiny(), rngs=None)
+    with pytest.raises(InputError) as caught:
+        model(IDS, labels=ONES)
+    said = f"labels: not an argument of {cls.__name__}: models compute no loss"
+    if cls.is_trunk:
+        assert cls.objective is None
+        assert str(caught.value) == said
+        return
+    assert str(caught.value).startswith(f"{said}; train with minibert.train.{cls.objective}")
+    objective = getattr(train, cls.objective)
+    if not isinstance(objective, train.Objective):
+        objective = objective(model.config)
+    assert objective.name == cls.objective
+    assert set(objective.labels) & {*LABELS}
 
 
 def test_the_longest_text_is_finite(facts, model):

@@ -144,6 +144,41 @@ def test_text_classification_of_pairs_and_long_texts(folders):
     assert_same(ours(long, **cut), theirs(long, **cut))
 
 
+NLI = {"id2label": {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}, "num_labels": 3}
+REVERSED = {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}, "num_labels": 3}
+
+
+def by_id(config):
+    return {**config, "label2id": {name: label for label, name in config["id2label"].items()}}
+
+
+@pytest.mark.parametrize("config", [NLI, REVERSED], ids=["last", "first"])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_zero_shot_classification(folders, config, multi_label):
+    folder = folders("BertForSequenceClassification", **by_id(config))
+    ours, theirs = both("zero-shot-classification", folder)
+    labels, options = ["travel", "cooking", "dancing"], {"multi_label": multi_label}
+    assert_same(ours(SENTENCES[1], labels, **options), theirs(SENTENCES[1], labels, **options))
+    texts = list(SENTENCES)
+    for given in (labels, "travel, cooking ,", "travel"):
+        named = {"candidate_labels": given, **options}
+        assert_same(ours(texts, **named), theirs(texts, **named))
+    template = {"hypothesis_template": "It is about {}.", "candidate_labels": labels, **options}
+    assert_same(ours(texts[:1], **template), theirs(texts[:1], **template))
+    # theirs cuts in silence
+    assert_same(ours(LONG, labels, truncation=True, **options), theirs(LONG, labels, **options))
+    assert list(ours(iter(texts[:2]), labels)) == ours(texts[:2], labels)
+
+
+@needs_gpt2
+def test_zero_shot_classification_with_gpt2(folders):
+    folder = folders("GPT2ForSequenceClassification", pad_token_id=50256, **by_id(NLI))
+    ours, theirs = both("zero-shot-classification", folder)
+    theirs.tokenizer.pad_token = theirs.tokenizer.eos_token
+    texts, labels = list(SENTENCES[:5]), ["travel", "cooking"]
+    assert_same(ours(texts, labels), theirs(texts, labels))
+
+
 @needs_gpt2
 @pytest.mark.parametrize("pad", [None, 50256])
 def test_text_classification_with_gpt2(folders, pad):

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 import minibert
-from minibert.errors import InputError
+from minibert.errors import ConfigError, InputError
 from minibert.pipelines import FeatureExtractionPipeline, FillMaskPipeline, pipeline
 
 pytestmark = pytest.mark.unoptimised
@@ -20,7 +20,15 @@ BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
         ("translation", {}, "'translation': unknown task .*text-generation"),
         ("fill-mask", {"topk": 3}, r"topk: unknown option of fill-mask \(did you mean top_k\?\)"),
         ("fill-mask", {"device": 0}, "device: unknown option of fill-mask: arrays go to JAX's"),
-        ("fill-mask", {"batch_size": 8}, "batch_size: .* token_budget"),
+        ("fill-mask", {"batch_size": 0}, "batch_size: expected a whole number of at least 1"),
+        ("fill-mask", {"token_budget": "8"}, "token_budget: expected a whole number of at least"),
+        ("fill-mask", {"num_workers": 2}, "num_workers: .*there are no worker processes"),
+        (None, {"pipeline_class": int}, "pipeline_class: expected a subclass of Pipeline"),
+        (
+            "zero-shot-classification",
+            {},
+            "zero-shot-classification expects a BertForSequenceClassification or",
+        ),
         (
             "fill-mask",
             {"revision": "main"},
@@ -99,7 +107,8 @@ def test_a_tokenizer_without_a_mask_is_refused(masked, minilm):
             "tokenizer_kwargs: return_overflowing_tokens: not allowed",
         ),
         ("[MASK]", {"max_length": 5}, "max_length: has no effect alone"),
-        ("[MASK]", {"token_budget": 5}, "token_budget: unknown option"),
+        ("[MASK]", {"token_budget": 0}, "token_budget: expected a whole number of at least 1"),
+        ("[MASK]", {"batch_size": 1.5}, "batch_size: expected a whole number of at least 1"),
         ("[MASK]", {"tokenizer_kwargs": {"truncation": "somehow"}}, "the tokenizer rejects it"),
     ],
 )
@@ -118,7 +127,7 @@ def test_masks_that_cannot_be_filled(fill, inputs, options, message):
         ("a", {"top_k": 0}, "top_k: expected a whole number of at least 1, found 0"),
         ("a", {"function_to_apply": "tanh"}, "function_to_apply: .*found 'tanh'"),
         ("a " * 100, {}, "expected at most 64 tokens .*, found 102"),
-        ("a", {"token_budget": -1}, "token_budget: unknown option"),
+        ("a", {"token_budget": -1}, "token_budget: expected a whole number of at least 1"),
         (("a", "b"), {"max_length": 2, "truncation": True}, "max_length: .* at least 3, found 2"),
         ("a", {"max_length": "9", "truncation": True}, "max_length: .* at least 2, found '9'"),
     ],
@@ -132,6 +141,82 @@ def test_the_tokenizers_words_must_be_the_models(tokenizer):
     small = minibert.BertForMaskedLM(minibert.BertConfig.tiny(), rngs=nnx.Rngs(0)).eval()
     with pytest.raises(InputError, match=r"input_ids: \d+ is out of range; .*vocab_size 97"):
         pipeline("fill-mask", small, tokenizer=tokenizer)("Paris is [MASK].")
+
+
+def test_targets_that_only_the_tokenizer_knows(tokenizer):
+    few = {"vocab_size": 29000, "max_position_embeddings": 64}
+    small = minibert.BertForMaskedLM(minibert.BertConfig.tiny(**few), rngs=nnx.Rngs(0)).eval()
+    run, rare = pipeline("fill-mask", small, tokenizer=tokenizer), "##~"
+    word = tokenizer.convert_tokens_to_ids(rare)
+    assert word > 29000
+    said = f"targets: '{rare}' is token {word} of the tokenizer; the model has only 29000"
+    for targets in (rare, ["the", rare]):
+        with pytest.raises(InputError, match=said):
+            run("a [MASK].", targets=targets)
+
+
+def test_models_that_determine_no_task(tokenizer):
+    config = minibert.BertConfig.tiny(**BERT)
+    model = minibert.BertForMultipleChoice(config, rngs=nnx.Rngs(0)).eval()
+    said = "task: not determined by a model of class BertForMultipleChoice; expected one of fill-m"
+    with pytest.raises(InputError, match=said):
+        pipeline(model=model, tokenizer=tokenizer)
+    with pytest.raises(InputError, match="model: expected a folder, a repository of the Hub or a"):
+        pipeline("fill-mask")
+    with pytest.raises(InputError, match="5: unknown task"):
+        pipeline(5, model, tokenizer=tokenizer)
+
+
+def test_an_encoder_cannot_continue_texts(masked, tokenizer, minilm):
+    said = "is_decoder: text-generation needs a decoder, and this is an encoder; it may fill masks"
+    with pytest.raises(ConfigError, match=said):
+        pipeline("text-generation", minilm)
+    config = minibert.BertConfig.tiny(**BERT)
+    reader = minibert.BertLMHeadModel(config, rngs=nnx.Rngs(0)).eval()
+    with pytest.raises(InputError, match="model: expected a decoder, found config"):
+        pipeline("text-generation", reader, tokenizer=tokenizer)
+
+
+NLI = {"num_labels": 3, "id2label": {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}}
+
+
+@pytest.fixture(scope="module")
+def judge(tokenizer):
+    config = minibert.BertConfig.tiny(**BERT, **NLI)
+    model = minibert.BertForSequenceClassification(config, rngs=nnx.Rngs(0)).eval()
+    return pipeline("zero-shot-classification", model, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ("a", {"candidate_labels": None}, "candidate_labels: expected one or more labels, found"),
+        ("a", {"candidate_labels": []}, "candidate_labels: expected one or more labels"),
+        ("a", {"candidate_labels": " , "}, "candidate_labels: expected one or more labels"),
+        ("a", {"candidate_labels": 5}, "candidate_labels: expected a text or texts, found 5"),
+        ("a", {"candidate_labels": [5]}, "candidate_labels: expected a text, found 5"),
+        ("a", {"hypothesis_template": "no label"}, "hypothesis_template: expected a text with {}"),
+        ("a", {"hypothesis_template": "{1}"}, r"hypothesis_template: .* found '\{1\}' \("),
+        ("a", {"hypothesis_template": "{"}, r"hypothesis_template: .* found '\{' \("),
+        ("a", {"hypothesis_template": "{0.x}"}, r"hypothesis_template: .* found '\{0.x\}' \("),
+        ("a", {"hypothesis_template": 5}, "hypothesis_template: expected a text, found 5"),
+        ("a", {"multi_label": 1}, "multi_label: expected True or False, found 1"),
+        ("a", {"multi_class": True}, "multi_class: unknown option of zero-shot-classification"),
+        ("", {}, "expected a non-empty text, found an empty one"),
+        (["a", 5], {"candidate_labels": "b"}, "input 1: expected a text, found 5"),
+        (("a", "b"), {"candidate_labels": "b"}, "expected a text, found"),
+        ("a " * 80, {"candidate_labels": "b"}, "expected at most 64 tokens .*, found 88"),
+    ],
+)
+def test_texts_that_cannot_be_judged(judge, inputs, options, message):
+    with pytest.raises(InputError, match=message):
+        judge(inputs, **{"candidate_labels": ["b", "c"], **options})
+
+
+def test_models_without_entailment(classifier, tokenizer):
+    said = "needs a label whose name begins with 'entail', found 'LABEL_0, LABEL_1, LABEL_2'; name"
+    with pytest.raises(InputError, match=said):
+        pipeline("zero-shot-classification", classifier, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")

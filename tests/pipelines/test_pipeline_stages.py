@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -172,6 +173,43 @@ def test_shapes_are_few(classifier, tokenizer):
     assert lengths <= set(range(8, 65, 8))
     assert len(pipe.shapes) <= len(lengths) + 1
     assert all(rows * length <= 256 for rows, length in pipe.shapes)
+
+
+def test_batches_of_at_most_so_many_rows(classifier, tokenizer):
+    class Counting(TextClassificationPipeline):
+        rows = []
+
+        def forward(self, inputs):
+            self.rows.append(len(inputs["input_ids"]))
+            return super().forward(inputs)
+
+    pipe = Counting(model=classifier, tokenizer=tokenizer, batch_size=3)
+    texts = ["word " * (2, 20)[number % 2] for number in range(14)]
+    expected, (most, *_) = pipe(texts), sorted(pipe.rows, reverse=True)
+    assert most == 3
+    pipe.rows.clear()
+    found = pipe(texts, batch_size=5, token_budget=512, show_progress=False)
+    assert max(pipe.rows) == 5
+    pipe.rows.clear()
+    pipe(texts, batch_size=None, token_budget=64)
+    assert max(pipe.rows) == 3  # None is the pipeline's own
+    for one, other in zip(found, expected, strict=True):
+        assert one["label"] == other["label"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+
+
+def test_the_task_of_a_model(masked, classifier, tokenizer, minilm):
+    for model, task in ((masked, "fill-mask"), (classifier, "text-classification")):
+        assert pipeline(model=model, tokenizer=tokenizer).task == task
+    assert pipeline(model=masked.base_model, tokenizer=tokenizer).task == "feature-extraction"
+    run = pipeline(model=minilm, param_dtype=jnp.bfloat16)  # its config names a bare model
+    assert run.task == "feature-extraction"
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.model)} == {jnp.dtype(jnp.bfloat16)}
+    write = pipeline(model=minibert.assets.GPT2, max_new_tokens=2)
+    assert write.task == "text-generation"
+    assert len(write("The value")[0]["generated_text"]) > len("The value")
+    with pytest.raises(InputError, match="topk: unknown option of fill-mask"):
+        pipeline(model=masked, tokenizer=tokenizer, topk=3)
 
 
 def test_a_text_does_not_depend_on_its_neighbours(fill):

@@ -196,8 +196,26 @@ def test_a_text_draws_by_its_number_whatever_the_others(ours):
     ("inputs", "options", "message"),
     [
         (5, {}, "inputs: expected a text or texts, found 5"),
-        ([{"role": "user", "content": "hi"}], {}, "input 0: expected a text"),
+        ([{"role": "user", "content": "hi"}], {}, "the tokenizer's template rejects the chat"),
+        (
+            [{"role": "user", "content": "hi"}, "hi"],
+            {},
+            "expected a text, or a chat, a list of mes",
+        ),
+        ([[{"role": "user"}]], {}, "input 0: expected a text, or a chat"),
+        ([PROMPT, []], {}, "input 1: expected a text, or a chat, .*; found an empty list"),
+        (
+            [{"role": "assistant", "content": None}],
+            {},
+            "continue_final_message: expected a text to continue, found None",
+        ),
         (PROMPT, {"max_tokens": 5}, "max_tokens: not a generation option"),
+        (LONG, {"max_tokens": 5}, "max_tokens: not a generation option"),  # not the length
+        (LONG, {"temperature": 0.5}, "temperature: 0.5, which needs do_sample=True"),
+        (PROMPT, {"output_scores": True}, "output_scores: true, which needs return_dict_in_gen"),
+        (PROMPT, {"key": np.zeros(3, np.uint32)}, "key: sampling needs a random key: .*uint32"),
+        (PROMPT, {"key": jax.numpy.zeros(3, "uint32")}, "key: sampling needs a random key"),
+        (PROMPT, {"streamer": 5}, "streamer: expected an object with the methods put and end"),
         (PROMPT, {"max_new_tokens": 0}, "max_new_tokens"),
         (PROMPT, {"max_length": 3, "max_new_tokens": None}, "max_length: 3, but the prompt"),
         (PROMPT, {"stop_strings": ""}, "stop_strings: expected non-empty texts"),
@@ -223,6 +241,104 @@ def test_a_text_draws_by_its_number_whatever_the_others(ours):
 def test_what_is_wrong_is_named(ours, inputs, options, message):
     with pytest.raises(InputError, match=message):
         ours(inputs, **options)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How is it?"}]
+BEGUN = [*ASKED, {"role": "assistant", "content": "It is"}]
+
+
+@pytest.fixture
+def chatting(ours, theirs, monkeypatch):
+    for run in (ours, theirs):
+        monkeypatch.setattr(run.tokenizer, "chat_template", TEMPLATE)
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"return_full_text": False},
+        pytest.param({"return_tensors": True}, marks=pytest.mark.slow),
+        pytest.param({"continue_final_message": False}, marks=pytest.mark.slow),
+        pytest.param({"continue_final_message": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_chats(chatting, options):
+    ours, theirs = chatting
+    for chat in (ASKED, BEGUN):
+        assert_same(ours(chat, **GREEDY, **options), theirs(chat, **GREEDY, **options))
+    chats = [ASKED, BEGUN]
+    assert_same(ours(chats, **GREEDY, **options), theirs(chats, **GREEDY, **options))
+    assert BEGUN[:2] == ASKED
+
+
+def test_a_chat_as_it_is_generated(chatting):
+    pieces, ours = [], chatting[0]
+    found = ours(ASKED, callback=pieces.append, **GREEDY)[0]["generated_text"]
+    assert found == [*ASKED, {"role": "assistant", "content": "".join(pieces)}]
+    assert ours(BEGUN, **GREEDY)[0]["generated_text"][2]["content"].startswith("It is")
+    mixed = ours([PROMPT, ASKED], **GREEDY)
+    assert [type(answer[0]["generated_text"]) for answer in mixed] == [str, list]
+
+
+def test_a_template_cannot_reach_python(ours, monkeypatch):
+    for code in ("''.__class__.__mro__", "cycler.__init__.__globals__", "messages.append(1)"):
+        monkeypatch.setattr(ours.tokenizer, "chat_template", f"{{{{ {code} }}}}")
+        with pytest.raises(InputError, match="the tokenizer's template rejects the chat"):
+            ours(ASKED)
+    monkeypatch.setattr(ours.tokenizer, "chat_template", "{{ raise_exception('no chats') }}")
+    with pytest.raises(InputError, match="rejects the chat \\('no chats'\\)"):
+        ours([ASKED, ASKED])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output_scores": True},
+        pytest.param({"output_logits": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"num_beams": 3, "num_return_sequences": 2, "output_scores": True},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_recorded(ours, theirs, options):
+    given = {**GREEDY, "max_new_tokens": 3, "return_dict_in_generate": True, **options}
+    one, other = ours(PROMPT, **given), theirs(PROMPT, **given)
+    assert len(one) == len(other)
+    for answer, expected in zip(one, other, strict=True):
+        assert set(answer) == set(expected)
+        for name in expected.keys() - {"generated_text"}:
+            np.testing.assert_allclose(answer[name], expected[name], atol=1e-4, err_msg=name)
+        assert answer["generated_text"] == expected["generated_text"]
+    batch = ours([PROMPT, "a"], **given)
+    for name in one[0].keys() - {"generated_text"}:
+        np.testing.assert_allclose(batch[0][0][name], one[0][name], atol=1e-4)
+
+
+def test_decisions_of_a_pipeline(ours):
+    def few(texts, scores):
+        assert len(texts) == 1  # texts that a function decides on run one by one
+        return texts.shape[1] >= 12
+
+    for answer in ours(
+        [PROMPT, "Hello, Mr. Bert! How"], stopping_criteria=few, return_tensors=True
+    ):
+        assert len(answer[0]["generated_token_ids"]) == 12
+    ids = ours(PROMPT, prefix_allowed_tokens_fn=lambda *_: [11, 13], return_tensors=True)
+    assert {*ids[0]["generated_token_ids"][-12:]} <= {11, 13}
+    stop = minibert.GenerationConfig(stop_strings=["e"], max_time=100.0)
+    found = ours([PROMPT, "Once"], generation_config=stop, return_full_text=False)
+    for answer in found:
+        text = answer[0]["generated_text"]
+        assert "e" not in text or "e" not in text[: text.rindex(" ")]
 
 
 def test_only_decoders_generate(minilm, tmp_path):

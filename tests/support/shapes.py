@@ -26,10 +26,7 @@ def fits(value: Any, annotation: Any) -> bool:
     """Whether a value has the shape of an annotation; true of all that is no shape."""
     kind, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if kind in (typing.Union, types.UnionType):
-        return any(
-            isinstance(value, part) if isinstance(part, type) else fits(value, part)
-            for part in parts
-        )
+        return any(fits(value, part) if shaped(part) else _is(value, part) for part in parts)
     if kind is tuple and isinstance(value, tuple):
         if parts[-1] is Ellipsis:
             return all(fits(one, parts[0]) for one in value)
@@ -39,6 +36,12 @@ def fits(value: Any, annotation: Any) -> bool:
     if kind is Callable:
         return callable(value)
     return not shaped(annotation) or isinstance(value, annotation)
+
+
+def _is(value: Any, part: Any) -> bool:
+    """Whether a value is of a part of a union that has no shape, as far as `isinstance` can say."""
+    kind = typing.get_origin(part) or part
+    return part is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from minibert.models import outputs
 from minibert.pipelines import FillMaskPipeline, Pipeline, TextGenerationPipeline
 from minibert.pipelines import QuestionAnsweringPipeline as Answers
 from minibert.pipelines import TokenClassificationPipeline as Tags
+from minibert.pipelines import ZeroShotClassificationPipeline as Judge
 from minibert.train import data
 
 ids = np.array([[1, 2, 3]])
@@ -158,16 +159,27 @@ def texts(folder: str) -> None:
     settings = minibert.GenerationConfig(max_new_tokens=4)
     minibert.generate(gpt2, [[1, 2], [3]], generation_config=settings, key=jax.random.key(0))
     assert_type(minibert.stream(gpt2, ids, max_new_tokens=4), Iterator[np.ndarray])
+    minibert.generate(
+        gpt2,
+        ids,
+        stopping_criteria=[lambda texts, scores: texts.shape[1] > 9],
+        prefix_allowed_tokens_fn=lambda prompt, text: [prompt, *text.tolist()],
+    )
     assert_type(minibert.pipeline("fill-mask", folder), FillMaskPipeline)
     assert_type(minibert.pipeline("ner", folder), Tags)
     assert_type(minibert.pipeline("question-answering", folder), Answers)
     assert_type(minibert.pipeline("text-generation", gpt2), TextGenerationPipeline)
-    assert_type(minibert.pipeline(folder, folder), Pipeline)
+    assert_type(minibert.pipeline("zero-shot-classification", folder), Judge)
+    assert_type(minibert.pipeline(folder, folder, batch_size=8), Pipeline)
+    assert_type(minibert.pipeline(model=folder), Pipeline)
     assert_type(minibert.pipelines.TASKS, dict[str, type[Pipeline]])
     encoder = minibert.SentenceEncoder.from_pretrained(folder, max_seq_length=64)
     assert_type(encoder, minibert.SentenceEncoder)
     vectors = encoder.encode(["a text"], truncate_dim=8)
     assert_type(vectors, np.ndarray)
+    assert_type(encoder.encode(["a text"], None, "a prompt: ", 8), np.ndarray)
+    assert_type(encoder.encode(inputs="a text", precision="int8", ranges=vectors), np.ndarray)
+    encoder.truncate_dim, encoder.similarity_fn_name = 8, "dot"
     assert_type(encoder.encode_query("a text", convert_to_tensor=True), jax.Array)
     tokens = encoder.encode_document(["a text"], output_value="token_embeddings")
     assert_type(tokens, np.ndarray | list[np.ndarray])

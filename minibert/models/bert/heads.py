@@ -102,6 +102,8 @@ class _BertWithClassifier(BertWithHead[Output]):
 class BertForSequenceClassification(_BertWithClassifier[SequenceClassifierOutput]):
     """BERT with a sequence classification head, over the pooled first token."""
 
+    objective = "classification"
+
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutput:
@@ -113,6 +115,7 @@ class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
     """BERT with a multiple-choice head: a score for each of several continuations."""
 
     has_choices = True
+    objective = "multiple_choice"
 
     def __call__(
         self,
@@ -259,6 +262,7 @@ class BertPreTrainingHeads(Module):
 class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     """BERT with both heads of its pre-training: masked tokens and next sentence."""
 
+    objective = "pretraining"
     tied: ClassVar[Table] = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
@@ -291,6 +295,8 @@ class BertForMaskedLM(ForMaskedLM, _BertWithLMHead[MaskedLMOutput]):
 
 class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
     """BERT with a next-sentence head."""
+
+    objective = "next_sentence"
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls: BertOnlyNSPHead = BertOnlyNSPHead(config, **options)

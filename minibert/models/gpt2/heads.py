@@ -184,6 +184,7 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
     """GPT-2 with a next-token head and a multiple-choice head."""
 
     has_choices = True
+    objective = "double_heads"
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
@@ -209,7 +210,8 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
 
         It is the second axis: `input_ids` is `(batch, choices, seq)`. `mc_token_ids`,
         `(batch, choices)`, is the index of the token that represents each choice: by default the
-        last. Hidden states and attentions have batch × choices rows. With choices, the
+        last. Hidden states and attentions have batch × choices rows, but the last hidden state has
+        the shape `(batch, choices, seq, hidden)`, as in transformers. With choices, the
         `summary_type`s `last`, `first` and `mean` pool along the choices, not along the sequence,
         as in transformers.
         """
@@ -232,12 +234,15 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
         )
         hidden = outputs.last_hidden_state
         hidden = hidden.reshape(*lead, *hidden.shape[1:])
+        own = kept(outputs, "past_key_values")
+        if own["hidden_states"] is not None:
+            own["hidden_states"] = (*own["hidden_states"][:-1], hidden)
         index = choice_indices(mc_token_ids, lead, hidden.shape[-2])
         choices = self.multiple_choice_head(hidden, index, rngs)
         return GPT2DoubleHeadsModelOutput(
             logits=self._lm_logits(hidden),
             mc_logits=choices[..., 0] if choices.shape[-1] == 1 else choices,
-            **kept(outputs, "past_key_values"),
+            **own,
         )
 
 
@@ -249,6 +254,7 @@ class GPT2ForSequenceClassification(GPT2WithHead[SequenceClassifierOutputWithPas
     """
 
     needs_padding_id = True
+    objective = "classification"
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         self.score: Linear = projection(config, config.num_labels, use_bias=False, **options)

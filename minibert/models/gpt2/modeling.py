@@ -61,7 +61,7 @@ class _Attention(Module):
 
         On several devices its kernel is `(in, inputs, hidden)`: see `dimensions`.
         """
-        fused = self.c_attn(hidden).reshape(*hidden.shape[:2], self.inputs, -1)
+        fused = self.c_attn(hidden).reshape(*hidden.shape[:2], self.inputs, hidden.shape[2])
         return [split_heads(fused[:, :, part], self.heads) for part in range(self.inputs)]
 
     def _attend(
