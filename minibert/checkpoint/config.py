@@ -13,12 +13,12 @@ import functools
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, Unpack
 
 from flax.core import FrozenDict, freeze, unfreeze
 
 from minibert.checkpoint.files import GENERATION, unchanged
-from minibert.checkpoint.hub import AnyPath, model_folder
+from minibert.checkpoint.hub import AnyPath, HubOptions, model_folder
 from minibert.core.atomic import atomic_folder
 from minibert.core.fields import (
     SWITCH,
@@ -376,7 +376,9 @@ class Config:
         return data
 
 
-def read_config(source: AnyPath, **where: Any) -> tuple[Any, str, dict[str, Any] | None]:
+def read_config(
+    source: AnyPath, **where: Unpack[HubOptions]
+) -> tuple[Any, str, dict[str, Any] | None]:
     """Returns the contents of config.json, its path, and the contents of generation_config.json.
 
     Args:

@@ -7,7 +7,7 @@ huggingface_hub.
 import contextlib
 import os
 import re
-from typing import Any
+from typing import Any, TypedDict
 
 from minibert.checkpoint.files import (
     ADAPTER_CONFIG,
@@ -21,6 +21,18 @@ from minibert.core.paths import path_text
 from minibert.errors import SourceError, shown, suggest
 
 AnyPath = str | os.PathLike[str]
+
+
+class HubOptions(TypedDict, total=False):
+    """The arguments of `model_folder` that say where in the Hub a model is."""
+
+    revision: str | None
+    subfolder: str
+    cache_dir: AnyPath | None
+    token: str | bool | None
+    local_files_only: bool
+
+
 PLACE = "a folder or the name of a repository"  # what a source may be, for messages
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # of a user; no adapter has a name without one
 

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from minibert.checkpoint.agreement import check_config
 from minibert.checkpoint.config import Config
 from minibert.checkpoint.files import GENERATION, unchanged
-from minibert.checkpoint.hub import AnyPath, model_folder
+from minibert.checkpoint.hub import AnyPath, HubOptions, model_folder
 from minibert.checkpoint.leaves import leaves
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.sources import open_source
@@ -43,7 +43,7 @@ def load_pretrained(
     allow_pickle: bool = False,
     sharding: Sharding | None = None,
     fields: Mapping[str, object] = MappingProxyType({}),
-    **where: Any,
+    **where: Unpack[HubOptions],
 ) -> tuple[Model, LoadingInfo]:
     """Finds a checkpoint, opens it once, and loads it into the class that `choose` returns.
 

@@ -23,7 +23,7 @@ class AutoConfig:
     @classmethod
     def from_pretrained(cls, source: AnyPath, **options: object) -> Config:
         """Reads the config of a checkpoint; arguments and errors are `Config.from_pretrained`'s."""
-        where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        where: Any = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         data, path, generation = read_config(source, **where)
         kind = data.get("model_type") if isinstance(data, dict) else None
         if not isinstance(kind, str) or kind not in BY_TYPE:

@@ -81,7 +81,7 @@ def shared(treedef: jax.tree_util.PyTreeDef) -> jax.tree_util.PyTreeDef:
     return treedef
 
 
-def shapes_of(arguments: Any) -> Hashable:
+def shapes_of(arguments: object) -> Hashable:
     """Returns the shapes and dtypes of arrays."""
     return tuple((array.shape, array.dtype) for array in jax.tree.leaves(arguments))
 

@@ -24,7 +24,7 @@ def wide_dtype(dtype: DTypeLike) -> Any:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def common_dtype(*dtypes: Any) -> Any:
+def common_dtype(*dtypes: np.dtype) -> Any:
     """Returns the narrowest dtype that holds all numbers of some floating-point dtypes."""
     widest = max(dtypes, key=lambda dtype: dtype.itemsize)
     alike = all(dtype == widest or dtype.itemsize < widest.itemsize for dtype in dtypes)

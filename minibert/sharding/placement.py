@@ -30,7 +30,7 @@ def reusable(like: Array, array: object) -> bool:
     )
 
 
-def beside(like: Any, tree: Any) -> Any:
+def beside(like: object, tree: object) -> Any:
     """Returns a tree with its host arrays transferred, explicitly, to the device of an array.
 
     Where that is not committed to one device, they go where JAX itself would put them. Arrays that

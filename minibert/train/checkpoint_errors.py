@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Generator
-from typing import Any
 
 import jax
 
@@ -45,7 +44,7 @@ def unwritten(folder: Path, why: str) -> TargetError:
     return TargetError(f"{folder}: a checkpoint cannot be written ({why}); there is none before it")
 
 
-def check_free_space(folder: Path, arrays: Any) -> None:
+def check_free_space(folder: Path, arrays: object) -> None:
     """Checks that the disk has space for arrays, before Orbax fails in the middle of several files.
 
     Raises:

@@ -180,7 +180,7 @@ def initial_state(optimizer: optax.GradientTransformation, params: Mapping[str, 
 
 
 def checked_update(
-    optimizer: optax.GradientTransformation, params: Mapping[str, Any], opt_state: Any
+    optimizer: optax.GradientTransformation, params: Mapping[str, Any], opt_state: object
 ) -> Update:
     """Returns an optimiser's `update`, to which the loss is passed in the form that it accepts.
 

@@ -124,7 +124,7 @@ def _optimizer(trainer: "Trainer", params: Values) -> dict[str, Any]:
     init, arguments = trainer.optimizer.init, getattr(trainer.optimizer, "arguments", None)
     found: dict[str, Any] = {} if arguments is None else {"arguments": arguments}
 
-    def update(gradients: Values, state: Any, params: Values) -> Any:
+    def update(gradients: Values, state: object, params: Values) -> Any:
         return trainer.update(gradients, state, params, np.float32(1), sum_of_squares)
 
     try:

@@ -100,7 +100,7 @@ def _ways(items: Iterable[tuple[Any, Any]]) -> Ways:
     return Ways(math.prod(w.choices for w in found), sum(w.repetitions for w in found))
 
 
-def _item_ways(code: Any, value: Any) -> Ways:
+def _item_ways(code: int, value: Any) -> Ways:
     if code is codes.BRANCH:
         branches = value[1]
         ways = [_ways(branch) for branch in branches]
