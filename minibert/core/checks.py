@@ -176,7 +176,7 @@ def as_array(name: str, value: object) -> Any:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def undeleted(name: str, array: jax.Array) -> Any:
+def undeleted(name: str, array: Array) -> Array:
     """Returns a JAX array after checking that its buffer was not deleted, as donation does."""
     if not isinstance(array, jax.core.Tracer) and array.is_deleted():
         raise InputError(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from minibert.core.checks import whole
+from minibert.core.checks import flag, whole
 from minibert.core.types import ArrayLike, Texts
 from minibert.embedding.arguments import ELSEWHERE, EncodeOptions, SearchOptions, Settings
 from minibert.embedding.encoding import EncodeRequest, Run
@@ -281,7 +281,7 @@ class SentenceEncoder:
         packing: int | None = None,
         ranges: ArrayLike | None = None,
         show_progress: bool = False,
-        **others: Any,
+        **others: object,
     ) -> Any:
         """Returns the vectors of texts, in input order.
 
@@ -327,7 +327,7 @@ class SentenceEncoder:
         if "sentences" in others:
             if inputs is not None:
                 raise InputError("sentences: an alias of inputs; expected only one of them")
-            inputs = others.pop("sentences")
+            inputs = cast(Any, others.pop("sentences"))
         if device is not None:
             others["device"] = device
         for name in others:
@@ -370,7 +370,7 @@ class SentenceEncoder:
         return array if convert_to_tensor or array.ndim == 1 else list(array)
 
     @typed_as(encode)
-    def encode_query(self, *args: Any, **options: Any) -> Any:
+    def encode_query(self, *args: object, **options: object) -> Any:
         """Calls `encode` with the prompt named `query`, unless the arguments specify another.
 
         An empty `query` prompt is used as well: then nothing is prepended. The default prompt is
@@ -379,7 +379,7 @@ class SentenceEncoder:
         return self._encode_as(QUERY_PROMPTS, args, options)
 
     @typed_as(encode)
-    def encode_document(self, *args: Any, **options: Any) -> Any:
+    def encode_document(self, *args: object, **options: object) -> Any:
         """Calls `encode` with the first existing prompt of `document`, `passage` and `corpus`.
 
         Every encoder has a `document` prompt, empty by default; assign `prompts` to remove it.
@@ -471,10 +471,22 @@ class SentenceEncoder:
         settings.check_fits(self.model.config.max_tokens, self.model.out_features)
         self.settings: SentenceSettings = settings
 
-    def get_sentence_embedding_dimension(self) -> int:
+    def set_pooling_include_prompt(self, include_prompt: bool) -> None:
+        """Sets whether the tokens of prompts are pooled too."""
+        pooling, *others = cast(Any, self.model.chain)
+        include = flag("include_prompt", include_prompt)
+        chain = [Pooling(pooling.modes, pooling.in_features, include), *others]
+        model = SentenceModel(self.model.transformer, chain, self.model.layers)
+        self._set_up(model, self.tokenizer, self.settings)
+
+    def get_embedding_dimension(self) -> int:
         """Returns the number of dimensions of a vector."""
         dim = self.settings.truncate_dim
         return self.model.out_features if dim is None else min(dim, self.model.out_features)
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Returns the same as `get_embedding_dimension`, of which it is the older name."""
+        return self.get_embedding_dimension()
 
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.settings}, layers={self.model.layers!r}, {self.model})"

@@ -20,7 +20,7 @@ class Streamer(Protocol):
     `(rows,)`; and `end` once, after the last token.
     """
 
-    def put(self, value: Any) -> Any:
+    def put(self, value: np.ndarray) -> Any:
         """Receives the prompts, or the next token of each text."""
 
     def end(self) -> Any:

@@ -175,7 +175,7 @@ class StopStrings:
         self._kind = _decoder_kind(getattr(tokenizer, "backend_tokenizer", None))
         self._pieces: dict[int, bytes | None] = {}
 
-    def __call__(self, texts: np.ndarray, scores: Any = None) -> np.ndarray:
+    def __call__(self, texts: np.ndarray, scores: object = None) -> np.ndarray:
         """Returns which texts `(rows, length)` end in a token that completes a stop string."""
         # no more tokens than bytes can belong to a stop string
         return np.array([self._completed(tail) for tail in texts[:, -self._longest :].tolist()])
@@ -207,7 +207,7 @@ class StopStrings:
         return text[text.index(PREFIX) + len(PREFIX) :].encode()
 
 
-def _decoder_kind(backend: Any) -> str | None:
+def _decoder_kind(backend: object) -> str | None:
     """Returns ByteFallback or ByteLevel if a tokenizer's decoder is, or contains, one of these."""
     decoder = getattr(backend, "decoder", None)
     kinds = (

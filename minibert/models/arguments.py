@@ -29,7 +29,7 @@ ELSEWHERE = {
 }
 
 
-def refuse_unknown(model: Any, given: Iterable[str], known: Collection[str]) -> None:
+def refuse_unknown(model: object, given: Iterable[str], known: Collection[str]) -> None:
     """Raises an `InputError` if an argument of a call of a model is not known.
 
     Args:
@@ -43,9 +43,9 @@ def refuse_unknown(model: Any, given: Iterable[str], known: Collection[str]) -> 
         why = ELSEWHERE.get(name)
         if name in LABELS:
             why = "models compute no loss"
-            if model.objective is not None:
-                arguments = "(model.config)" if model.objective == "classification" else ""
-                why += f"; train with minibert.train.{model.objective}{arguments}"
+            if objective := getattr(model, "objective", None):
+                arguments = "(model.config)" if objective == "classification" else ""
+                why += f"; train with minibert.train.{objective}{arguments}"
         hint = suggest(name, known) if why is None else f": {why}"
         raise InputError(f"{name}: not an argument of {type(model).__name__}{hint}")
 
@@ -58,7 +58,7 @@ def explained(call: Callable[..., Any]) -> Callable[..., Any]:
     known = frozenset(parameters)
 
     @functools.wraps(call)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def checked(self: object, *args: object, **kwargs: object) -> Any:
         if not known.issuperset(kwargs):
             refuse_unknown(self, kwargs, known - {"self"})
         return call(self, *args, **kwargs)

@@ -106,10 +106,10 @@ class PretrainedModel(Module):
     ):
         raise TypeError(f"{type(self).__name__} is an abstract base class; use a subclass")
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: bool) -> None:
         super().__init_subclass__(**options)
         if "__call__" in vars(cls):
-            setattr(cls, "__call__", explained(cls.__call__))  # noqa: B010
+            cls.__call__ = explained(cls.__call__)  # ty: ignore[invalid-assignment]
 
     @property
     def base_model(self) -> Any:

@@ -167,8 +167,8 @@ def class_for_task(
         wanted = kind if found is None else found.config_class.model_type
         for cls in classes:
             if cls.config_class.model_type == wanted:
-                config: Any = cls.config_class.from_dict(data, where) if decoder else None
-                if decoder and not config.is_decoder:
+                config: Any = cls.config_class
+                if decoder and not config.from_dict(data, where).is_decoder:
                     raise ConfigError(
                         f"{where}: is_decoder: {task} needs a decoder, and this is an encoder; it "
                         "may fill masks (fill-mask)"

@@ -110,7 +110,7 @@ class FillMaskPipeline(Pipeline):
         """Returns the ids of the target words, each once; for a longer word, its first token."""
         found = []
         for target in text_list("targets", targets):
-            word = self.tokenizer.convert_tokens_to_ids(target)
+            word: Any = self.tokenizer.convert_tokens_to_ids(target)
             if word is None or (
                 word == self.tokenizer.unk_token_id and target != self.tokenizer.unk_token
             ):

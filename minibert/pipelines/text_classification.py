@@ -22,7 +22,36 @@ from minibert.pipelines.batches import Arrays
 from minibert.text.batching import Batch
 
 
-class TextClassificationPipeline(Pipeline):
+class ClassifierPipeline(Pipeline):
+    """Base class of pipelines that classify whole texts."""
+
+    models: ClassVar[tuple[ModelClass, ...]] = task_classes("text-classification")
+    by_token: ClassVar[Names] = ()
+
+    def _batches(self, lengths: Sequence[int], shares: Shares) -> list[Batch]:
+        if self._left:
+            shares = {**shares, "batching": {**shares["batching"], "batch_size": 1}}
+        return super()._batches(lengths, shares)
+
+    def _through(
+        self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
+    ) -> Arrays:
+        if self._left and "position_ids" not in arrays:
+            ids, mask = arrays["input_ids"], arrays["attention_mask"] == 1
+            arrays["position_ids"] = self.compiled.programs(_positions)(ids, mask)
+        return super()._through(arrays, numbers, options)
+
+    @property
+    def _left(self) -> bool:
+        """Whether to pad on the left: without a pad token the model reads the last position."""
+        return self.model.config.pad_token_id is None
+
+
+def _positions(model: PretrainedModel, ids: Array, mask: Array) -> Array:
+    return model.base_model.positions(ids, mask)
+
+
+class TextClassificationPipeline(ClassifierPipeline):
     """Predicts the most probable label of a text, or of a pair of texts.
 
     A pair is `{"text": …, "text_pair": …}` or a tuple of two. An answer is a dict of `label` and
@@ -34,8 +63,6 @@ class TextClassificationPipeline(Pipeline):
     """
 
     task = "text-classification"
-    models: ClassVar[tuple[ModelClass, ...]] = task_classes("text-classification")
-    by_token: ClassVar[Names] = ()
 
     def __call__(self, inputs: object, **options: Any) -> Any:
         """Classifies a text or pair, a list of them, or those of an iterable."""
@@ -93,28 +120,6 @@ class TextClassificationPipeline(Pipeline):
         raise InputError(
             f"function_to_apply: expected one of sigmoid, softmax, none, found {shown(function)}"
         )
-
-    def _batches(self, lengths: Sequence[int], shares: Shares) -> list[Batch]:
-        if self._left:
-            shares = {**shares, "batching": {**shares["batching"], "batch_size": 1}}
-        return super()._batches(lengths, shares)
-
-    def _through(
-        self, arrays: dict[str, Any], numbers: Sequence[int], options: Mapping[str, Any]
-    ) -> Arrays:
-        if self._left and "position_ids" not in arrays:
-            ids, mask = arrays["input_ids"], arrays["attention_mask"] == 1
-            arrays["position_ids"] = self.compiled.programs(_positions)(ids, mask)
-        return super()._through(arrays, numbers, options)
-
-    @property
-    def _left(self) -> bool:
-        """Whether to pad on the left: without a pad token the model reads the last position."""
-        return self.model.config.pad_token_id is None
-
-
-def _positions(model: PretrainedModel, ids: Array, mask: Array) -> Array:
-    return model.base_model.positions(ids, mask)
 
 
 class NextSentencePredictionPipeline(Pipeline):

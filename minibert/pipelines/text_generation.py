@@ -15,7 +15,7 @@ from minibert.generation.api import generate, stream
 from minibert.generation.config import GenerationConfig
 from minibert.generation.sampling import checked_key
 from minibert.generation.stepping import Streamer
-from minibert.generation.stopping import AllowedTokens, StopStrings
+from minibert.generation.stopping import AllowedTokens, StoppingCriterion, StopStrings
 from minibert.models.base import ModelClass, Names, PretrainedModel
 from minibert.models.outputs import GenerateOutput
 from minibert.models.registry import task_classes
@@ -169,7 +169,7 @@ class TextGenerationPipeline(Pipeline):
         max_length: int | None = None,
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool | None = None,
-        stopping_criteria: Any = None,
+        stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         streamer: Streamer | None = None,
         **options: Any,
@@ -274,7 +274,11 @@ class TextGenerationPipeline(Pipeline):
             ) from None
         return {name: np.asarray(row)[None] for name, row in encoded.items()}
 
-    def _with_stops(self, settings: GenerationConfig, criteria: Any) -> list[Any]:
+    def _with_stops(
+        self,
+        settings: GenerationConfig,
+        criteria: StoppingCriterion | Sequence[StoppingCriterion] | None,
+    ) -> list[Any]:
         with TOKENIZING:
             stop = StopStrings(settings.stop_strings or (), self.tokenizer)
         given = [] if criteria is None else criteria

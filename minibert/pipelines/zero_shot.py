@@ -14,13 +14,13 @@ from minibert.core.checks import check_text, flag, text_list
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.pipelines.batches import Arrays
-from minibert.pipelines.text_classification import TextClassificationPipeline
+from minibert.pipelines.text_classification import ClassifierPipeline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ZeroShotClassificationPipeline(TextClassificationPipeline):
+class ZeroShotClassificationPipeline(ClassifierPipeline):
     """Classifies a text by labels that are chosen in the call.
 
     The model is a classifier of pairs that was trained on natural language inference: the text is
@@ -59,7 +59,7 @@ class ZeroShotClassificationPipeline(TextClassificationPipeline):
         """Classifies a text, a list of texts, or those of an iterable."""
         if candidate_labels is not None:
             options["candidate_labels"] = candidate_labels
-        return super(TextClassificationPipeline, self).__call__(inputs, **options)
+        return super().__call__(inputs, **options)
 
     def preprocess(
         self,

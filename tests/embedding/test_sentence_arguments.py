@@ -160,6 +160,18 @@ def test_settings_that_can_be_assigned():
         assert made.settings == before
 
 
+def test_the_prompts_tokens_can_be_left_out():
+    made, expected = sentences.encoder(), sentences.encoder(include_prompt=False)
+    made.set_pooling_include_prompt(False)
+    whole = made.encode("the", prompt="of and to ")
+    np.testing.assert_array_equal(whole, expected.encode("the", prompt="of and to "))
+    made.set_pooling_include_prompt(True)
+    assert np.abs(made.encode("the", prompt="of and to ") - whole).max() > 0.01
+    assert made.get_embedding_dimension() == made.get_sentence_embedding_dimension() == 24
+    with pytest.raises(InputError, match="include_prompt: expected True or False, found 0"):
+        made.set_pooling_include_prompt(0)
+
+
 def test_truncate_dim_of_the_settings():
     with pytest.raises(InputError, match="truncate_dim: expected at most 24, the vectors' width"):
         sentences.encoder(truncate_dim=25)

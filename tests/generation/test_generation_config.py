@@ -313,10 +313,10 @@ def test_what_is_left_open_is_filled_as_transformers_does(stored, given):
 
 
 def test_what_a_call_may_replace_of_a_checkpoint():
-    ours = minibert.GPT2Config.tiny(generation={"stop_strings": ["x"], "max_new_tokens": 30})
-    with pytest.raises(UnsupportedConfigError, match=r"generation_config.json: stop_strings"):
+    ours = minibert.GPT2Config.tiny(generation={"guidance_scale": 2, "max_new_tokens": 30})
+    with pytest.raises(UnsupportedConfigError, match=r"generation_config.json: guidance_scale"):
         GenerationConfig.of_call(ours, GenerationConfig(max_new_tokens=3), {})
-    assert GenerationConfig.of_call(ours, None, {"stop_strings": None}).max_new_tokens == 30
+    assert GenerationConfig.of_call(ours, None, {"guidance_scale": None}).max_new_tokens == 30
     stored = {"max_new_tokens": 30, "num_return_sequences": 3, "num_beams": 4}
     ours = minibert.GPT2Config.tiny(generation=stored)
     with pytest.raises(InputError, match="generation_config: max_length: 9, but max_new_tokens is"):

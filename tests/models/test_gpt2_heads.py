@@ -75,8 +75,9 @@ def test_choices_are_rows(shape, tmp_path):
     assert joined.mc_logits.shape == shape
     np.testing.assert_array_equal(joined.logits.reshape(-1, 11, 97), apart.logits)
     np.testing.assert_array_equal(joined.mc_logits.reshape(-1), apart.mc_logits)
+    assert joined.hidden_states[-1].shape == (*shape, 11, 24)
     for one, other in zip(joined.hidden_states, apart.hidden_states, strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(one.reshape(other.shape), other)
 
 
 @pytest.mark.parametrize("padding", ["right", "left"])

@@ -248,7 +248,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How is it?"}]
-BEGUN = [*ASKED, {"role": "assistant", "content": "It is"}]
+OPENED = [*ASKED, {"role": "assistant", "content": "It is"}]
 
 
 @pytest.fixture
@@ -271,18 +271,18 @@ def chatting(ours, theirs, monkeypatch):
 )
 def test_chats(chatting, options):
     ours, theirs = chatting
-    for chat in (ASKED, BEGUN):
+    for chat in (ASKED, OPENED):
         assert_same(ours(chat, **GREEDY, **options), theirs(chat, **GREEDY, **options))
-    chats = [ASKED, BEGUN]
+    chats = [ASKED, OPENED]
     assert_same(ours(chats, **GREEDY, **options), theirs(chats, **GREEDY, **options))
-    assert BEGUN[:2] == ASKED
+    assert OPENED[:2] == ASKED
 
 
 def test_a_chat_as_it_is_generated(chatting):
     pieces, ours = [], chatting[0]
     found = ours(ASKED, callback=pieces.append, **GREEDY)[0]["generated_text"]
     assert found == [*ASKED, {"role": "assistant", "content": "".join(pieces)}]
-    assert ours(BEGUN, **GREEDY)[0]["generated_text"][2]["content"].startswith("It is")
+    assert ours(OPENED, **GREEDY)[0]["generated_text"][2]["content"].startswith("It is")
     mixed = ours([PROMPT, ASKED], **GREEDY)
     assert [type(answer[0]["generated_text"]) for answer in mixed] == [str, list]
 

@@ -130,9 +130,9 @@ def errors(ours: Any, theirs: Any, mask: np.ndarray | None = None) -> dict[str, 
         pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
         for index, (a, b) in enumerate(pairs):
             a, b = np.asarray(a), b.detach().numpy()
-            if name == "hidden_states" and b.ndim == 4:
-                b = b.reshape(-1, *b.shape[2:])  # the last one alone has an axis of choices there
             assert a.shape == b.shape, (name, a.shape, b.shape)
+            if name == "hidden_states" and b.ndim == 4:  # the last one has an axis of choices
+                a, b = (array.reshape(-1, *array.shape[2:]) for array in (a, b))
             assert np.isfinite(a).all(), name
             if mask is not None and a.shape[:2] == mask.shape:
                 a, b = a[mask == 1], b[mask == 1]
