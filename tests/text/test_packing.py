@@ -13,6 +13,7 @@ from minibert.errors import InputError
 from minibert.nn.pooling import POOLINGS
 from minibert.text.batching import (
     Batch,
+    check_width,
     numbered,
     own_text,
     packed_rows,
@@ -23,6 +24,14 @@ from slowly import slow_but
 from tiny import drawn
 
 DRAW = np.random.default_rng(0)
+
+
+def test_widths_are_few():
+    """Each needs programs of its own."""
+    found = {width: check_width(width, 512, False) for width in range(1, 513)}
+    assert all(width <= size for width, size in found.items())
+    assert {found[size] for size in (8, 24, 64, 128, 256, 512)} == {8, 24, 64, 128, 256, 512}
+    assert len(set(found.values())) == 24
 
 
 @pytest.mark.parametrize("width", [8, 40, 64])
