@@ -94,8 +94,13 @@ def test_a_run_is_replaced_only_with_overwrite(classifier, place):
     assert "--resume" in refused.output
     other = run("train", path, "--resume", "--seed", "1", "--evaluation-fraction", "0.2")
     assert other.exit_code == 1
-    assert ": seed: 0 in the checkpoint, 1 here" in other.output
-    impossible = run("train", path, "--elsewhere", "--evaluation-fraction", "0.2", "--lora-rank", 2)
+    assert "nevertheless): seed: 0 in the checkpoint, 1 here" in other.output
+    faster = run("train", path, "--resume", "--learning-rate", 1, "--evaluation-fraction", 0.2)
+    assert faster.output.endswith(
+        "nevertheless): optimizer: arguments: learning_rate: peak: 0.01 in the checkpoint, 1.0 here\n"
+    )
+    adapted = ("--elsewhere", "--evaluation-fraction", "0.2", "--lora-rank", 2)
+    impossible = run("train", path, *adapted)
     assert impossible.exit_code == 1
     assert "the checkpoint of another run" in impossible.output
     kept = json.loads((output / "settings.json").read_text())
@@ -121,7 +126,8 @@ def test_a_run_is_replaced_only_with_overwrite(classifier, place):
     moved = place / "moved.jsonl"  # the same records
     moved.write_bytes((place / "rows.jsonl").read_bytes())
     again = run(
-        *("train", path, "--resume", "--evaluation-fraction", "0.2", "--json", "--data", moved)
+        *("train", path, "--resume", "--evaluation-fraction", "0.2", "--json", "--data", moved),
+        *("--evaluate-every", 4, "--patience", 9, "--remat"),
     )
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["steps"] == 16
@@ -372,6 +378,9 @@ def test_wrong_files(text, said, tmp_path):
         (["--task", "translation"], "task: expected one of causal-lm, continuation"),
         (["--probability", "0.3"], "probability: not a key of classification"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
+        (["--dtype", "float64"], "dtype: float64 needs jax.enable_x64(True), or the environment"),
+        (["--class-weights", "1"], "class_weights: expected 2 weights, for the labels ['animals'"),
+        (["--label-smoothing", "1"], "label_smoothing: expected a number of at least 0 and below"),
         (["--schedule", "steep"], "schedule: expected one of linear, cosine, constant"),
         (
             ["--accumulate", "0"],

@@ -212,6 +212,49 @@ def test_evaluation_counts_every_target_alike():
         trainer.evaluate([none])
 
 
+def numbers(batch):
+    return {"input_ids": batch["input_ids"], "labels": np.ones((4, 3))}
+
+
+def rows_of(batch):
+    return {"input_ids": batch["input_ids"], "labels": np.array([0, 2, -100, 1])}
+
+
+def pairs(batch):
+    names = ("anchor_input_ids", "positive_input_ids", "negative_input_ids")
+    return dict.fromkeys(names, batch["input_ids"])
+
+
+STRICT = {
+    "pretraining": ("BertForPreTraining", lambda c: train.pretraining, None, {"accumulate": 2}),
+    "causal": ("GPT2LMHeadModel", lambda c: train.causal_lm, dict, {"lora": train.LoRA(r=2)}),
+    "one label": ("BertForSequenceClassification", train.classification, rows_of, {}),
+    "weighted": (
+        "BertForSequenceClassification",
+        lambda c: train.weighted(train.classification(c), class_weights=[1, 2, 3]),
+        rows_of,
+        {},
+    ),
+    "several labels": ("BertForSequenceClassification", train.classification, numbers, {}),
+    "continuation": ("BertForMaskedLM", lambda c: train.continuation(3), dict, {}),
+    "pairs": ("BertModel", lambda c: train.contrastive(pooling=["max", "mean"]), pairs, {}),
+}
+
+
+@pytest.mark.parametrize("name", slow_but(STRICT, "one label"))
+def test_nothing_relies_on_implicit_promotion(name):
+    cls, objective, change, options = STRICT[name]
+    one_layer = ONE_LAYER_GPT2 if cls.startswith("GPT2") else ONE_LAYER
+    labels = {"num_labels": 3} if "Sequence" in cls else {}
+    model = drawn(cls, **one_layer, **labels)
+    batch = change(texts()) if change else part(pretraining_batch(), 0, 4)
+    with jax.numpy_dtype_promotion("strict"):
+        rate = train.schedule(1e-3, 4, warmup=2, kind="cosine")
+        trainer = Trainer(model, objective(model.config), train.adamw(rate), **options)
+        losses = [float(trainer.step(batch)["loss"]) for _ in range(2)]
+        assert np.isfinite([*losses, trainer.evaluate([batch])["loss"]]).all()
+
+
 @pytest.mark.slow
 def test_weighted_classes():
     """The loss is weighted, accuracies are not, and parts have the loss of the whole batch."""

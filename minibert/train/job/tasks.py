@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from minibert.checkpoint.config import Config
+from minibert.checkpoint.leaves import needs_x64
 from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.core.fields import one_of
 from minibert.core.strict_json import read_json
@@ -275,9 +277,12 @@ def model_of(
     Modules with a tied parameter, such as a decoder, are not among these.
 
     Raises:
-        ConfigError: the task has no such model.
+        ConfigError: the task has no such model, or JAX would narrow its dtype.
         MissingHeadError: the model lacks the head, and `new_head` is not set.
     """
+    remedy = ", or the environment variable JAX_ENABLE_X64=1"
+    if settings.dtype and (narrowed := needs_x64(jnp.dtype(settings.dtype), remedy)):
+        raise ConfigError(f"dtype: {narrowed}")
     task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
     classes: Any = task_classes(task.model_task)
     labels, new = new_labels(settings), []
