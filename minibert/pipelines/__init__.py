@@ -176,8 +176,7 @@ def pipeline(
             if tokenizer is None:
                 raise InputError("tokenizer: required when the model is not a folder or repository")
         elif loaded is None:
-            decoder = issubclass(cls, TextGenerationPipeline)
-            loaded = load_model(name, cls.models, model, decoder=decoder, **given)
+            loaded = load_model(name, cls.models, model, decoder=cls.decoder, **given)
         source = model if tokenizer is None else tokenizer
         if _is_place(source):
             place = {n: given[n] for n in HUB_OPTIONS if n in given and tokenizer is None}

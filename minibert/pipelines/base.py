@@ -102,6 +102,7 @@ class Pipeline(abc.ABC):
         task: the task's name.
         models: the accepted model classes, one for each family.
         by_token: the outputs of `forward` whose second axis is that of positions.
+        decoder: whether the model must be a decoder.
         open_stage: the stage that receives options which no stage names; None if there is none.
         compiled: the model, as a compiled callable.
 
@@ -112,6 +113,7 @@ class Pipeline(abc.ABC):
     task: ClassVar[str]
     models: ClassVar[tuple[type[PretrainedModel], ...]]
     by_token: ClassVar[tuple[str, ...]] = ("logits",)
+    decoder: ClassVar[bool] = False
     open_stage: ClassVar[str | None] = None
 
     model: PretrainedModel
@@ -132,6 +134,11 @@ class Pipeline(abc.ABC):
             expected = " or a ".join(cls.__name__ for cls in self.models)
             found = shown(model) if isinstance(model, str) else type(model).__name__
             raise InputError(f"model: {self.task} expects a {expected}, found {found}")
+        if self.decoder and not model.config.is_decoder:
+            raise InputError(
+                "model: expected a decoder, found config.is_decoder=False; an encoder cannot "
+                "continue texts, but may fill masks (fill-mask)"
+            )
         if not callable(tokenizer):
             raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
@@ -156,13 +163,22 @@ class Pipeline(abc.ABC):
     def postprocess(self, outputs: Any) -> Any:
         """Returns the answer to one input, given its row or rows of `forward`'s outputs."""
 
-    def __call__(self, inputs: object, **options: Any) -> Any:
+    def __call__(
+        self,
+        inputs: object,
+        *,
+        show_progress: bool | None = None,
+        token_budget: int | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Any:
         """Answers one input, a list of inputs, or lazily those of another iterable.
 
         Args:
             inputs: the inputs.
-            options: options of the stages, and the constructor's `token_budget`, `batch_size` and
-                `show_progress`, which are used in place of its values unless they are None.
+            show_progress, token_budget, batch_size: as in the constructor, whose values are used
+                where these are None.
+            options: options of the stages.
 
         Raises:
             NotFiniteError: if the model's outputs for an input are NaN or infinite.
@@ -170,7 +186,8 @@ class Pipeline(abc.ABC):
                 or, without `truncation=True`, more than the model accepts. Errors about one of
                 several inputs name it.
         """
-        shares = self._shares(options)
+        batching = {"show_progress": show_progress, "token_budget": token_budget}
+        shares = self._shares({**options, **batching, "batch_size": batch_size})
         show = shares["batching"]["show_progress"]
         if isinstance(inputs, list):
             return list(self._answers(inputs, shares, len(inputs), show))

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from minibert.generation.config import GenerationConfig
 from minibert.generation.sampling import checked_key
 from minibert.generation.stepping import Streamer
 from minibert.generation.stopping import AllowedTokens, StoppingCriterion, StopStrings
-from minibert.models.base import ModelClass, Names, PretrainedModel
+from minibert.models.base import ModelClass, Names
 from minibert.models.outputs import GenerateOutput
 from minibert.models.registry import task_classes
 from minibert.pipelines.base import TOKENIZING, Pipeline, Shares
@@ -25,9 +25,6 @@ from minibert.pipelines.chats import answered, check_chat, continues, is_message
 from minibert.pipelines.options import accepted
 from minibert.pipelines.streaming import Pieces, collected, stopped
 from minibert.text.batching import Batch, padded
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # options of `forward` that determine the config of a call
 SETTINGS = ("key", "generation_config", "max_new_tokens", "max_length")
@@ -66,19 +63,7 @@ class TextGenerationPipeline(Pipeline):
     models: ClassVar[tuple[ModelClass, ...]] = task_classes("text-generation")
     open_stage: ClassVar[str | None] = "forward"
     by_token: ClassVar[Names] = ()
-
-    def __init__(
-        self,
-        model: PretrainedModel | None = None,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
-        **options: Any,
-    ):
-        super().__init__(model, tokenizer, **options)
-        if not self.model.config.is_decoder:
-            raise InputError(
-                "model: expected a decoder, found config.is_decoder=False; an encoder cannot "
-                "continue texts, but may fill masks (fill-mask)"
-            )
+    decoder: ClassVar[bool] = True
 
     def __call__(self, inputs: object, **options: Any) -> Any:
         """Continues a text or a chat, each of a list of these, or those of an iterable."""
