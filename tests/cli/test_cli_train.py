@@ -96,9 +96,8 @@ def test_a_run_is_replaced_only_with_overwrite(classifier, place):
     assert other.exit_code == 1
     assert "nevertheless): seed: 0 in the checkpoint, 1 here" in other.output
     faster = run("train", path, "--resume", "--learning-rate", 1, "--evaluation-fraction", 0.2)
-    assert faster.output.endswith(
-        "nevertheless): optimizer: arguments: learning_rate: peak: 0.01 in the checkpoint, 1.0 here\n"
-    )
+    named = "optimizer: arguments: learning_rate: peak: 0.01 in the checkpoint, 1.0 here"
+    assert faster.output.endswith(f"nevertheless): {named}\n")
     adapted = ("--elsewhere", "--evaluation-fraction", "0.2", "--lora-rank", 2)
     impossible = run("train", path, *adapted)
     assert impossible.exit_code == 1
