@@ -280,7 +280,7 @@ def model_of(
         ConfigError: the task has no such model, or JAX would narrow its dtype.
         MissingHeadError: the model lacks the head, and `new_head` is not set.
     """
-    remedy = ", or the environment variable JAX_ENABLE_X64=1"
+    remedy = ", or set JAX_ENABLE_X64=1"
     if settings.dtype and (narrowed := needs_x64(jnp.dtype(settings.dtype), remedy)):
         raise ConfigError(f"dtype: {narrowed}")
     task, rngs = TASKS[settings.task], nnx.Rngs(settings.seed)
