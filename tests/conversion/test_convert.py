@@ -212,8 +212,9 @@ def test_one_clear_line(arguments, status, message, source, tmp_path):
         assert result.output.startswith("error: ")
 
 
-def nested(path):
-    path.write_bytes(b"\x81\xa1a" * 980 + msgpack_serialize(np.ones(2, "f")))  # {"a": {"a": …
+def nested(depth):
+    content = b"\x81\xa1a" * depth + msgpack_serialize(np.ones(2, "f"))  # {"a": {"a": …
+    return lambda path: path.write_bytes(content)
 
 
 def vast(path):
@@ -223,7 +224,8 @@ def vast(path):
 
 MSGPACKS = {
     "pipe": (os.mkfifo, "expected a regular file"),
-    "nested": (nested, "nested too deeply|recursion"),
+    "nested": (nested(500), "nested too deeply"),
+    "nested-deeper": (nested(980), "nested too deeply|recursion"),
     "vast": (vast, "larger than [0-9,]+ bytes"),
 }
 

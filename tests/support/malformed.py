@@ -111,12 +111,16 @@ def cases(table: dict[str, tuple[Any, ...]]) -> list[Any]:
     return [pytest.param(*row, id=name) for name, row in table.items()]
 
 
+class HangingError(BaseException):
+    """Raised by `promptly`: no handler of the library catches it."""
+
+
 @contextlib.contextmanager
 def promptly(seconds: int = 30) -> Iterator[None]:
-    """Ends what would hang, such as the opening of a pipe, with a TimeoutError."""
+    """Fails where the block would hang, such as at the opening of a pipe."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"not done in {seconds} s")
+        raise HangingError(f"not done in {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
