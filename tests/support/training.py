@@ -5,6 +5,7 @@ a digest.
 """
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -90,6 +91,25 @@ def run(folder, workers=0, wait=0.0, **options):
         callbacks=[lambda step, metrics: time.sleep(wait)],
     )
     return trained
+
+
+def resident() -> float:
+    """Returns the memory of this process, in MiB."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def grow(folder, steps):
+    """Trains with a log, and prints the memory after half of the steps and after all."""
+    found = {}
+
+    def measure(step, metrics):
+        if step in (steps // 2, steps):
+            found[step] = resident()
+
+    log = pathlib.Path(folder) / "log.jsonl"
+    fit(trainer(steps), batches(), steps=steps, log=log, callbacks=[measure])
+    sys.stdout.write(json.dumps([found[steps // 2], found[steps]]))
 
 
 def main(folder, workers=0, adapter=False):

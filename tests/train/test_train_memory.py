@@ -1,5 +1,6 @@
-"""A training process keeps the memory that it frees."""
+"""A training process keeps the memory that it frees, and does not need more with every step."""
 
+import json
 import platform
 import subprocess
 import sys
@@ -64,3 +65,19 @@ def test_elsewhere_nothing_is_done(monkeypatch):
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
     assert not keep_memory()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_steps_need_no_more_memory(tmp_path):
+    """At most 1 MiB in 1,000 steps, of which the history takes 0.6."""
+    pytest.importorskip("grain", reason="the data are Grain's")
+    pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
+    import training
+    from forked import Forked
+
+    programs = str(tmp_path / "programs")
+    run = Forked(training.grow, tmp_path, 5000, JAX_COMPILATION_CACHE_DIR=programs)
+    half, whole = json.loads(run.communicate())
+    assert run.poll() == 0
+    assert whole - half <= 2.5, (half, whole)
