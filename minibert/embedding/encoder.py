@@ -32,6 +32,7 @@ from minibert.embedding.similarity import semantic_search, similarity, similarit
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import Programs, check_evaluation
+from minibert.sharding.placement import committed_device
 from minibert.text.batching import check_budget, check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
 
@@ -103,6 +104,7 @@ class SentenceEncoder:
         settings.check_fits(model.config.max_tokens, model.out_features)
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
         self._programs = Programs(model)
+        self._device = committed_device(self._programs.leaves[0])
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.truncated = 0
 
@@ -351,6 +353,7 @@ class SentenceEncoder:
         run = Run(
             model=self.model,
             programs=self._programs,
+            device=self._device,
             with_tokens=request.tokens,
             reader=reader,
             texts=texts,

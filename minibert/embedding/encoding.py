@@ -20,7 +20,7 @@ from minibert.core.progress import progress_bar
 from minibert.embedding.modules import SentenceModel
 from minibert.embedding.quantization import PRECISIONS, quantize_embeddings
 from minibert.errors import InputError, TextNotFiniteError, shown
-from minibert.models.compilation import Programs
+from minibert.models.compilation import Programs, program
 from minibert.nn.numerics import cause, quoted, rows_not_finite, unit, widen
 from minibert.text.batching import Batch, packed_rows, padded, plan, plan_packed
 from minibert.text.tokenizer import TokenReader
@@ -52,6 +52,7 @@ class Run:
     Attributes:
         model: the `SentenceModel`, for messages and its vocabulary size.
         programs: its compiled functions.
+        device: the device to which its arrays are committed; None if there is no one device.
         with_tokens: whether token vectors are requested.
         reader: the tokenizer.
         texts: the texts to encode, prompts included.
@@ -68,6 +69,7 @@ class Run:
 
     model: SentenceModel
     programs: Programs
+    device: jax.Device | None
     with_tokens: bool
     reader: TokenReader
     texts: Sequence[str]
@@ -131,15 +133,18 @@ class Run:
 
     def _dispatch(self, batch: Batch, ids: list[np.ndarray]) -> Any:
         if batch.places is None:
-            program = self.programs(_alone, self.with_tokens)
+            function, static = _alone, (self.with_tokens,)
             rows = padded(ids, batch._replace(indices=np.arange(len(ids))), self.reader.pad)
             which = np.zeros(batch.rows, np.int32)
             which[: len(ids)] = [len(row) for row in ids]
         else:
-            program = self.programs(_packed)
+            function, static = _packed, ()
             rows, which = packed_rows(ids, batch, self.reader.pad)
         checked_indices("input_ids", rows, self.model.config.vocab_size, "vocab_size")
-        results = program(rows, which, np.int32(self.prompt_length))
+        leaves, treedef = self.programs.leaves, self.programs.treedef
+        given = jax.device_put((rows, which, np.int32(self.prompt_length)), self.device)
+        shapes = tuple(map(jax.typeof, given))
+        results = program(function, treedef, *static, shapes=shapes)(leaves, *given)
         for array in results:
             array.copy_to_host_async()
         return results

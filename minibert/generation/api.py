@@ -25,10 +25,9 @@ from minibert.generation.sampling import checked_key
 from minibert.generation.stepping import Streamer, check_streamer, put_steps, search, steps
 from minibert.generation.stopping import AllowedTokens, Decisions, StoppingCriterion
 from minibert.models.base import PretrainedModel
-from minibert.models.compilation import program, shapes_of, shared
+from minibert.models.compilation import program, shared
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
-from minibert.sharding.placement import beside
 from minibert.text.batching import power_of_two
 
 if TYPE_CHECKING:
@@ -117,8 +116,14 @@ def generate(
         NotFiniteError: if logits are NaN or infinite and `remove_invalid_values` is off.
     """
     config = _config_of_call(model, generation_config, options)
-    decisions = Decisions.of_call(config, tokenizer, stopping_criteria, prefix_allowed_tokens_fn)
-    check_streamer(streamer)
+    decided = (stopping_criteria, prefix_allowed_tokens_fn, config.stop_strings, config.max_time)
+    decisions = None
+    if any(one is not None for one in decided):
+        decisions = Decisions.of_call(
+            config, tokenizer, stopping_criteria, prefix_allowed_tokens_fn
+        )
+    if streamer is not None:
+        check_streamer(streamer)
     if config.num_beams > 1 and (streamer is not None or (decisions and decisions.criteria)):
         raise InputError(
             "num_beams: expected 1 with stop_strings, max_time, stopping_criteria or streamer, "
@@ -226,7 +231,7 @@ class _Call(NamedTuple):
 
     def program(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Returns `function` compiled for the model and the call's plan."""
-        shapes = shapes_of(self.arguments[1:])
+        shapes = tuple(map(jax.typeof, jax.tree.leaves(self.arguments[1:])))
         return program(function, self.treedef, self.plan, shapes=shapes, **options)
 
 
@@ -259,7 +264,16 @@ def _checked_call(
         )
     prompts = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, prompts, config, key)
-    return _Call(prompts, plan, treedef, (leaves, *beside(leaves[0], (prompt, rules))))
+    return _Call(
+        prompts, plan, treedef, (leaves, *jax.device_put((prompt, rules), _device(leaves)))
+    )
+
+
+def _device(leaves: list[Any]) -> jax.Device | None:
+    """Returns the one device to which a model is committed, or None."""
+    first = leaves[0]
+    one = isinstance(first, jax.Array) and first.committed and len(first.devices()) == 1
+    return next(iter(first.devices())) if one else None
 
 
 def _given(
@@ -364,7 +378,10 @@ def _prepare(
         candidates=_candidates(config, vocab) if beamed else 0,
         early_stopping=config.early_stopping if beamed else False,
     )
-    check_memory(model, plan, padded.ids.shape, "num_beams" if beamed else "num_return_sequences")
+    if plan.copies > 1:
+        check_memory(
+            model, plan, padded.ids.shape, "num_beams" if beamed else "num_return_sequences"
+        )
     return plan, rules, padded
 
 

@@ -21,7 +21,6 @@ from minibert.checkpoint.hub import AnyPath
 from minibert.core.fields import PROBABILITY, SIZE, SWITCH, assign, checked, refuse
 from minibert.core.strict_json import write_json
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown, suggest
-from minibert.generation.contradictions import contradictions, faults, ids, overruled
 from minibert.generation.options import (
     BIASES,
     COUNT,
@@ -41,8 +40,12 @@ from minibert.generation.options import (
     TOKEN_OR_TOKENS,
     TOKENS,
     WORDS,
+    contradictions,
+    faults,
+    ids,
     listed,
     option,
+    overruled,
     plain,
 )
 from minibert.generation.processors import Processors, phrases, placed, together

@@ -81,11 +81,6 @@ def shared(treedef: jax.tree_util.PyTreeDef) -> jax.tree_util.PyTreeDef:
     return treedef
 
 
-def shapes_of(arguments: object) -> Hashable:
-    """Returns the shapes and dtypes of arrays."""
-    return tuple((array.shape, array.dtype) for array in jax.tree.leaves(arguments))
-
-
 class Programs:
     """The compiled functions of a model with its current weights; they can be pickled.
 
@@ -93,7 +88,8 @@ class Programs:
         leaves, treedef: the model.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: nnx.Module):
+        self.leaves: list[Any]
         self.leaves, treedef = jax.tree.flatten(model)
         self.treedef: jax.tree_util.PyTreeDef = shared(treedef)
 
@@ -102,7 +98,8 @@ class Programs:
 
         def call(*arguments: Any) -> Any:
             given = beside(self.leaves[0], arguments)
-            compiled = program(function, self.treedef, *static, shapes=shapes_of(given))
+            shapes = tuple(map(jax.typeof, jax.tree.leaves(given)))
+            compiled = program(function, self.treedef, *static, shapes=shapes)
             return compiled(self.leaves, *given)
 
         return call

@@ -38,11 +38,16 @@ def beside(like: object, tree: object) -> Any:
     """
     leaves, treedef = jax.tree.flatten(tree)
     host = [number for number, leaf in enumerate(leaves) if not isinstance(leaf, jax.Array)]
-    committed = isinstance(like, jax.Array) and like.committed and len(like.devices()) == 1
-    where = next(iter(like.devices())) if committed else None
+    where = committed_device(like)
     for number, leaf in zip(host, jax.device_put([leaves[n] for n in host], where), strict=True):
         leaves[number] = leaf
     return jax.tree.unflatten(treedef, leaves)
+
+
+def committed_device(array: object) -> jax.Device | None:
+    """Returns the one device to which an array is committed, or None."""
+    one = isinstance(array, jax.Array) and array.committed and len(array.devices()) == 1
+    return next(iter(array.devices())) if one else None
 
 
 def put(sharding: Sharding, path: str, array: AnyArray) -> Array:

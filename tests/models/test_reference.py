@@ -60,6 +60,8 @@ def error(key: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray) -> f
     real = mask.reshape(-1, mask.shape[-1]) == 1
     if key.startswith("attentions"):
         ours, theirs = ours.swapaxes(1, 2), theirs.swapaxes(1, 2)
+    if key.startswith("hidden_states"):  # one may have an axis of choices
+        ours, theirs = (array.reshape(-1, *array.shape[-2:]) for array in (ours, theirs))
     if ours.shape[:2] == real.shape:
         ours, theirs = ours[real], theirs[real]
     return float(np.abs(ours - theirs).max())

@@ -81,8 +81,6 @@ def flattened(outputs: Any) -> dict[str, np.ndarray]:
     """A model's outputs by name, `hidden_states.0` and so on."""
     found = {}
     for key, value in outputs.items():
-        if key == "hidden_states":  # PyTorch leaves the last one's axis of choices in it
-            value = tuple(part.reshape(-1, *part.shape[-2:]) for part in value)
         if isinstance(value, tuple):
             found |= {f"{key}.{index}": part.numpy() for index, part in enumerate(value)}
         elif key not in oracle.CACHES:
