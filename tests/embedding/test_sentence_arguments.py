@@ -67,6 +67,7 @@ def test_texts_under_both_names(encoder):
             call()
 
 
+@pytest.mark.slow
 def test_the_order_of_arguments_is_that_of_sentence_transformers():
     theirs = pytest.importorskip("sentence_transformers").SentenceTransformer.encode
     names = [name for name in inspect.signature(theirs).parameters if name != "self"]
