@@ -109,7 +109,7 @@ class Checkpoints:
         resume: True to resume from the last checkpoint, if there is one; `"elsewhere"` to do so
             with other data or settings. With False the folder must not hold checkpoints.
         about: what else a run must have in common with the one it resumes, as JSON can represent
-            it.
+            it. Only values that this run states are compared.
 
     Raises:
         InputError: an attribute is wrong.

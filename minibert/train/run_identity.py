@@ -73,9 +73,12 @@ def run_differences(found: Values, expected: Values) -> list[str]:
     """Returns the differences between the identity in a checkpoint and this run's, a line each.
 
     Checkpoints of the first format do not record configs, optimisers and computation dtypes, and
-    have other checksums of frozen parameters; these are not compared.
+    have other checksums of frozen parameters; these are not compared. Of `about`, only the values
+    that this run states are compared.
     """
     found, expected = dict(found), dict(expected)
+    stated = expected.get("about", {})
+    found["about"] = {name: one for name, one in found.get("about", {}).items() if name in stated}
     if found.get("format") != FORMAT:
         expected = {name: expected[name] for name in expected if name in (*found, "lora")}
         for side in (found, expected):
