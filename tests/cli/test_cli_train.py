@@ -377,7 +377,10 @@ def test_wrong_files(text, said, tmp_path):
         (["--task", "translation"], "task: expected one of causal-lm, continuation"),
         (["--probability", "0.3"], "probability: not a key of classification"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
-        (["--dtype", "float64"], "dtype: float64 needs jax.enable_x64(True), or set JAX_ENABLE_X64"),
+        (
+            ["--dtype", "float64"],
+            "dtype: float64 needs jax.enable_x64(True), or set JAX_ENABLE_X64",
+        ),
         (["--class-weights", "1"], "class_weights: expected 2 weights, for the labels ['animals'"),
         (["--label-smoothing", "1"], "label_smoothing: expected a number of at least 0 and below"),
         (["--schedule", "steep"], "schedule: expected one of linear, cosine, constant"),
