@@ -251,7 +251,7 @@ def _keep_ranked(
 
 
 def _first(
-    order: Integer[Array, "rows some"], count: int | Integer[Array, ""]
+    order: Integer[Array, "rows some"], count: int | np.integer | Integer[Array, ""]
 ) -> Bool[Array, "1 some"]:
     """Returns True for the first `count` columns."""
     return jnp.arange(order.shape[1], dtype=jnp.int32)[None] < count
