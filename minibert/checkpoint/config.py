@@ -393,7 +393,7 @@ def read_config(
 
 def new_files(folder: AnyPath, overwrite: bool) -> AbstractContextManager[str]:
     """Returns the context of a staging folder, whose files are moved to `folder`; others stay."""
-    return atomic_folder(os.fspath(folder), owned=lambda folder: [], overwrite=overwrite)
+    return atomic_folder(folder, owned=lambda folder: [], overwrite=overwrite)
 
 
 def write_config_files(

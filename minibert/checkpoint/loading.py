@@ -58,7 +58,7 @@ def load_pretrained(
     folder = model_folder(source, allow_pickle=allow_pickle, **where)
     labels = {"num_labels": num_labels, "id2label": id2label}
     wanted = {name: value for name, value in labels.items() if value is not None}
-    changes, given = {**wanted, **fields}, config is not None
+    changes, named = {**wanted, **fields}, set(fields)
     with unchanged(folder):
         path = os.path.join(folder, "config.json")
         data = read_json(path)
@@ -69,6 +69,7 @@ def load_pretrained(
                 config = cls.config_class.from_dict(data, path, generation)
             else:
                 check_config(config, cls)
+                named.add("num_hidden_layers")
             return assemble(
                 cls,
                 config.overridden(changes) if changes else config,
@@ -79,8 +80,7 @@ def load_pretrained(
                 new_head=new_head,
                 rngs=rngs,
                 relabelled=bool(wanted),
-                fewer_layers=given
-                or config.name_of("num_hidden_layers") in map(config.name_of, fields),
+                fewer_layers=config.name_of("num_hidden_layers") in map(config.name_of, named),
                 sharding=sharding,
             )
 

@@ -28,6 +28,7 @@ from minibert.models.base import PretrainedModel
 from minibert.models.compilation import program, shared
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
+from minibert.sharding.placement import committed_device
 from minibert.text.batching import power_of_two
 
 if TYPE_CHECKING:
@@ -264,16 +265,9 @@ def _checked_call(
         )
     prompts = _given(model, input_ids, attention_mask, config, encoder)
     plan, rules, prompt = _prepare(model, prompts, config, key)
-    return _Call(
-        prompts, plan, treedef, (leaves, *jax.device_put((prompt, rules), _device(leaves)))
-    )
-
-
-def _device(leaves: list[Any]) -> jax.Device | None:
-    """Returns the one device to which a model is committed, or None."""
-    first = leaves[0]
-    one = isinstance(first, jax.Array) and first.committed and len(first.devices()) == 1
-    return next(iter(first.devices())) if one else None
+    committed = getattr(leaves[0], "committed", False)  # else to JAX's default device
+    device = committed_device(leaves[0]) if committed else None
+    return _Call(prompts, plan, treedef, (leaves, *jax.device_put((prompt, rules), device)))
 
 
 def _given(

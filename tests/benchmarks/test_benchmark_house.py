@@ -28,7 +28,7 @@ def test_tokens(tmp_path):
 
 @pytest.mark.slow
 def test_a_call_goes_through_few_files():
-    """No more than when the folders were made; what is more is worth a thought."""
+    """Few more than when the folders were made (7, 6, 19 and 43), and no more than before that."""
     command = [sys.executable, house.__file__, "--here"]  # without the checks of tests
     env = os.environ | {"PYTHONPATH": str(house.ROOT)}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)

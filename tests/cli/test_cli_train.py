@@ -19,6 +19,7 @@ pytest.importorskip("transformers", reason="it makes the tokenizers")
 import minibert
 from commands import model_folder, run
 from conftest import EMBEDDING
+from malformed import promptly
 from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.embedding.modules import Dense
 from minibert.errors import ConfigError
@@ -369,6 +370,12 @@ def test_wrong_files(text, said, tmp_path):
     given = {"task": "masked-lm", "data": "a.txt", "output": "out", "model": "m"}
     with pytest.raises(ConfigError, match=said):
         read_settings(str(path), given)
+
+
+def test_a_pipe_as_config_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.toml")
+    with promptly(), pytest.raises(ConfigError, match=r"a\.toml: expected a regular file"):
+        read_settings(str(tmp_path / "a.toml"), {})
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,9 @@ def test_configs(family, folder, tmp_path):
         config.save_pretrained(tmp_path / "out")
     config.save_pretrained(tmp_path / "out", overwrite=True)
     assert minibert.AutoConfig.from_pretrained(tmp_path / "out") == config
+    for save in (config.save_pretrained, minibert.GenerationConfig().save_pretrained):
+        with pytest.raises(InputError, match="folder: expected a path, found 3"):
+            save(3)
     with pytest.raises(InputError, match="layers: not an argument"):
         minibert.AutoConfig.from_pretrained(folder, layers=1)
     with pytest.raises(SourceError, match=r"config\.json"):

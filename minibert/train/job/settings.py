@@ -20,6 +20,7 @@ from minibert.core.fields import (
     one_of,
     whole,
 )
+from minibert.core.paths import open_file
 from minibert.errors import ConfigError, reading, shown, suggest
 from minibert.train.optimizers import KINDS, MOST
 
@@ -154,7 +155,7 @@ def read_settings(path: str | None, given: Mapping[str, Any]) -> Settings:
     if path is not None:
         where = f"{path}: "
         try:
-            with reading(path, ConfigError), open(path, "rb") as file:
+            with open_file(path, ConfigError) as file, reading(path, ConfigError):
                 found = tomllib.load(file)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
             raise ConfigError(f"{where}not TOML ({reason})") from None

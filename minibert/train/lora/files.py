@@ -14,6 +14,7 @@ from minibert.checkpoint.saving import file_leaves, write_arrays
 from minibert.checkpoint.sources import open_adapter
 from minibert.checkpoint.tensors import SafetensorsSource
 from minibert.core.atomic import atomic_folder
+from minibert.core.paths import path_text
 from minibert.core.strict_json import read_object_if_there, write_json
 from minibert.errors import (
     ConfigError,
@@ -75,10 +76,11 @@ def save_adapter(
         overwrite: whether to replace an adapter's files.
 
     Raises:
-        InputError: the adapter does not fit the model.
+        InputError: the adapter does not fit the model, or `folder` is not a path.
         TargetError: the folder holds an adapter or a model, or cannot be written; or a number is
             NaN or infinite.
     """
+    folder = path_text("folder", folder)
     check_adapter(model, adapter)
     if os.path.lexists(path := os.path.join(folder, "config.json")):
         raise TargetError(
