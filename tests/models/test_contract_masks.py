@@ -11,6 +11,7 @@ import minibert  # noqa: E402
 import oracle  # noqa: E402
 from families import FACTS  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
+from slowly import slow_but  # noqa: E402
 
 DRAW = np.random.default_rng(5)
 IDS = DRAW.integers(3, 90, (2, 6))
@@ -20,7 +21,7 @@ LOWEST = np.finfo(np.float32).min
 NAMES = {"bert": "BertLMHeadModel", "roberta": "RobertaForCausalLM", "gpt2": "GPT2LMHeadModel"}
 
 
-@pytest.fixture(params=FACTS)
+@pytest.fixture(params=slow_but(NAMES, "bert", "gpt2"))
 def pair(request, tmp_path):
     name = NAMES[request.param]
     changes = {} if request.param == "gpt2" else {"is_decoder": True}
