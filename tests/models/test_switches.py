@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import minibert
@@ -163,7 +164,10 @@ OPERATIONS = {
     "text generation": lambda: answered(
         "text-generation", "GPT2LMHeadModel", max_new_tokens=4, do_sample=True
     ),
-    "step": lambda: trained("GPT2LMHeadModel", train.causal_lm, config={"n_layer": 1}),
+    # Adam would magnify what the gradients of keys' biases, which are 0, are by rounding
+    "step": lambda: trained(
+        "GPT2LMHeadModel", train.causal_lm, optax.sgd(1e-2), config={"n_layer": 1}
+    ),
     "step of GPT-2": lambda: trained("GPT2LMHeadModel", train.causal_lm),
     "step of BERT": lambda: trained("BertForMaskedLM", train.masked_lm, config=STILL, accumulate=3),
     "step of an adapter": lambda: trained(
