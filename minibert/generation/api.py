@@ -14,14 +14,13 @@ import jax.core
 import numpy as np
 from jax import Array
 
+from minibert.checkpoint.generation_config import DEFAULTS, GenerationConfig
 from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
 from minibert.core.types import ArrayLike
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.generation import beams, decoding
-from minibert.generation.config import DEFAULTS, GenerationConfig
 from minibert.generation.decoding import Plan, Prompt, Rules
-from minibert.generation.memory import check_memory
-from minibert.generation.sampling import checked_key
+from minibert.generation.planning import prepare
 from minibert.generation.stepping import Streamer, check_streamer, put_steps, search, steps
 from minibert.generation.stopping import AllowedTokens, Decisions, StoppingCriterion
 from minibert.models.base import PretrainedModel
@@ -29,21 +28,9 @@ from minibert.models.compilation import program, shared
 from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
 from minibert.sharding.placement import committed_device
-from minibert.text.batching import power_of_two
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SHORTEST = 16
-
-
-def rounded_up(length: int) -> int:
-    """Returns the smallest of 16, 24, 32, 48, 64, 96, … that is at least `length`."""
-    size = SHORTEST
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
-
 
 # Options that can ban every next token of a text.
 BANS = (
@@ -264,7 +251,7 @@ def _checked_call(
             "and return NumPy arrays; expected a call outside jax.jit, found traced arguments"
         )
     prompts = _given(model, input_ids, attention_mask, config, encoder)
-    plan, rules, prompt = _prepare(model, prompts, config, key)
+    plan, rules, prompt = prepare(model, prompts, config, key)
     committed = getattr(leaves[0], "committed", False)  # else to JAX's default device
     device = committed_device(leaves[0]) if committed else None
     return _Call(prompts, plan, treedef, (leaves, *jax.device_put((prompt, rules), device)))
@@ -334,86 +321,6 @@ def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
     ids = np.zeros(mask.shape, np.int64)
     ids[mask] = np.concatenate(arrays)
     return ids, mask
-
-
-def _prepare(
-    model: PretrainedModel, given: Prompt, config: GenerationConfig, key: Array | None
-) -> tuple[Plan, Rules, Prompt]:
-    """Returns the static part of the program, its inputs and the padded prompts.
-
-    Raises:
-        InputError: if the model has too few positions, or an option or the key is invalid.
-    """
-    vocab, beamed = model.config.vocab_size, config.num_beams > 1
-    positions, name = model.config.max_tokens, model.config.max_tokens_name
-    limit = config.limit(given.ids.shape[1], positions, name)
-    longest = int(given.mask.sum(axis=1).max())
-    if longest + limit > positions:
-        raise InputError(
-            f"input_ids: a prompt of {longest} tokens and {limit} new ones make {longest + limit}; "
-            f"expected at most {positions} ({name})"
-        )
-    steps = rounded_up(limit)
-    rules = Rules(
-        processors=config.processors(vocab),
-        sampling=config.sampling(),
-        ends=np.isin(np.arange(vocab), config.end_ids),
-        pad=np.int32(config.padding_id or 0),
-        limit=np.int32(limit),
-        key=checked_key(key) if config.do_sample else None,
-        powers=_powers(steps, config.length_penalty) if beamed else None,
-    )
-    padded = _padded(given, positions)
-    plan = Plan(
-        steps=steps,
-        copies=config.num_beams if beamed else config.num_return_sequences,
-        sampled=config.do_sample,
-        records=tuple(n for n in ("scores", "logits") if getattr(config, f"output_{n}")),
-        candidates=_candidates(config, vocab) if beamed else 0,
-        early_stopping=config.early_stopping if beamed else False,
-    )
-    if plan.copies > 1:
-        check_memory(
-            model, plan, padded.ids.shape, "num_beams" if beamed else "num_return_sequences"
-        )
-    return plan, rules, padded
-
-
-def _padded(given: Prompt, positions: int) -> Prompt:
-    """Returns prompts and encoder states padded to bucket lengths, so that few programs compile.
-
-    Args:
-        given: the prompts; the mask of encoder states is `(batch, 1, 1, encoder_seq)` or None.
-        positions: the model's number of positions.
-    """
-    used = given.mask.any(axis=0)
-    seq = int(used.sum())
-    before = ((0, 0), (max(min(rounded_up(seq), positions) - seq, 0), 0))
-    ids = np.pad(given.ids[:, used].astype(np.int32), before)
-    mask = np.pad(given.mask[:, used], before)
-    states, seen = given.encoder_hidden_states, given.encoder_attention_mask
-    if states is not None:
-        states, seen = jax.device_get((states, seen))
-        batch, seq, _ = states.shape
-        seen = np.ones((batch, seq), bool) if seen is None else seen[:, 0, 0]
-        after = ((0, 0), (0, rounded_up(seq) - seq))
-        states, seen = np.pad(states, (*after, (0, 0))), np.pad(seen, after)
-    return Prompt(ids, mask, states, seen)
-
-
-def _candidates(config: GenerationConfig, vocab: int) -> int:
-    """Returns how many continuations of a prompt to rank: enough even if the best of them end."""
-    ways = max(2, 1 + len(config.end_ids))
-    if not config.do_sample:  # more do not change the result, and few sizes make few programs
-        ways = power_of_two(ways)
-    return config.num_beams * min(ways, vocab)
-
-
-def _powers(steps: int, penalty: float) -> np.ndarray:
-    lengths = np.maximum(np.arange(steps + 1.0), 1)
-    finite = np.finfo(np.float32)
-    with np.errstate(over="ignore"):
-        return np.clip(lengths**penalty, finite.tiny, finite.max).astype(np.float32)
 
 
 def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> GenerateOutput:

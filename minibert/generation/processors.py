@@ -12,16 +12,13 @@ that new numbers rarely compile a new program. The axes:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int
-
-from minibert.text.batching import power_of_two
 
 # A leaf: an array, or the object that JAX puts in its place in a tree; None where inactive.
 TreeLeaf = Any
@@ -299,33 +296,3 @@ def _ban(scores: Scores, tokens: Array) -> Scores:
 def _force(scores: Scores, tokens: Array, where: Array) -> Scores:
     forced = jnp.where(lax.broadcast_to_rank(tokens, 2), 0, -jnp.inf)
     return jnp.where(where, forced, scores)
-
-
-def together(*parts: Any) -> tuple[Any, ...] | None:
-    """Returns the parts as one processor's numbers; None if any of them is None."""
-    return None if any(part is None for part in parts) else parts
-
-
-def phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | None:
-    """Returns phrases with their biases, padded to sizes that are powers of two."""
-    if pairs is None:
-        return None
-    biases = dict(pairs)
-    rows = power_of_two(len(biases))
-    tokens = np.zeros((rows, power_of_two(max(map(len, biases), default=1))), np.int32)
-    found = Phrases(tokens, np.ones(rows, np.int32), np.zeros(rows, np.float32))
-    for row, (phrase, value) in enumerate(biases.items()):
-        tokens[row, -len(phrase) :] = phrase
-        found.lengths[row], found.bias[row] = len(phrase), value
-    return found
-
-
-def placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the positions and the tokens of pairs, padded to a power of two."""
-    if pairs is None:
-        return None
-    forced = dict(pairs)
-    positions = np.full(power_of_two(len(forced)), -1, np.int32)  # no text has that length
-    tokens = np.zeros_like(positions)
-    positions[: len(forced)], tokens[: len(forced)] = list(forced), list(forced.values())
-    return positions, tokens

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import minibert
+from minibert.checkpoint.generation_config import INERT, OPTIONS, REFUSED, GenerationConfig
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError
-from minibert.generation.config import INERT, OPTIONS, REFUSED, GenerationConfig
+from minibert.generation import planning
 
 # What GenerationConfig of transformers 4.57 has, and 5.23 has not.
 ONLY_IN_4 = {"return_legacy_cache"}
@@ -210,16 +211,19 @@ def test_options_that_do_not_contradict_each_other(config, options):
 
 def test_of_a_file_what_is_not_used_is_left_alone():
     config = GenerationConfig.from_dict({"temperature": 0.3, "top_p": 0.2, "length_penalty": 2.0})
-    assert jax.tree.leaves(config.sampling()) == [1]
+    assert jax.tree.leaves(planning.sampling(config)) == [1]
     with pytest.raises(ConfigError, match="here: num_return_sequences"):
         GenerationConfig.from_dict({"num_return_sequences": 2}, "here")
 
 
 def test_none_in_a_call_switches_a_filter_off():
     """In a file null is the default, which for top_k is 50."""
-    assert GenerationConfig.from_dict({"do_sample": True, "top_k": None}).sampling().top_k == 50
-    assert SAMPLED.replace(top_k=None).sampling().top_k is None
-    assert SAMPLED.replace(temperature=None).sampling().temperature is None
+    assert (
+        planning.sampling(GenerationConfig.from_dict({"do_sample": True, "top_k": None})).top_k
+        == 50
+    )
+    assert planning.sampling(SAMPLED.replace(top_k=None)).top_k is None
+    assert planning.sampling(SAMPLED.replace(temperature=None)).temperature is None
 
 
 def test_numbers_of_numpy_and_jax():
@@ -270,9 +274,9 @@ def test_special_tokens():
 )
 def test_ids_past_the_vocabulary_are_refused(options):
     config = GenerationConfig().replace(**options)
-    config.processors(11)
+    planning.processors(config, 11)
     with pytest.raises(InputError, match=rf"^{next(iter(options))}: .* below 10 .*, found 10$"):
-        config.processors(10)
+        planning.processors(config, 10)
 
 
 CHECKPOINTS = [
