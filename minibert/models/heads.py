@@ -72,10 +72,11 @@ class ForMaskedLM(ModelWithHead[MaskedLMOutput]):
 
     objective = "masked_lm"
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    def _kept_output(
+        self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
     ) -> MaskedLMOutput:
-        return MaskedLMOutput(logits=self._lm_logits(outputs.last_hidden_state), **kept(outputs))
+        hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
+        return MaskedLMOutput(logits=self._lm_logits(hidden), **kept(outputs))
 
 
 class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
