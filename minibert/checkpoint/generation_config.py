@@ -70,7 +70,14 @@ class GenerationConfig:
         max_time: seconds after which generation ends, with the token under way. The compilation of
             a program counts.
         do_sample: whether to sample tokens; otherwise the most probable token is chosen.
+        guidance_scale: the scale of classifier-free guidance, above 1 to move the texts away from
+            the negative prompts; 1 for none.
         num_return_sequences: number of texts for each prompt.
+        prompt_lookup_num_tokens: number of tokens that are copied from where a text's last tokens
+            occurred before, and checked in one run of the model: fewer runs, the same texts.
+        max_matching_ngram_size: how many last tokens are looked up.
+        num_assistant_tokens: number of tokens that an `assistant_model` proposes at a time.
+        assistant_confidence_threshold: the probability of a token below which it proposes no more.
         presence_penalty, frequency_penalty: not in transformers: see `Processors`.
         forced_decoder_ids: pairs of a position in a row and the token there (transformers 4).
         eos_token_id: the EOS token, or several of them.
@@ -102,7 +109,9 @@ class GenerationConfig:
     typical_p: float = option(POSITIVE_SHARE, 1.0)
     epsilon_cutoff: float = option(PROBABILITY, 0.0)
     eta_cutoff: float = option(PROBABILITY, 0.0)
+    guidance_scale: float = option(NUMBER, 1.0)
     repetition_penalty: float = option(FACTOR, 1.0)
+    prompt_ignore_length: int | None = option(COUNT)
     encoder_repetition_penalty: float = option(FACTOR, 1.0)
     presence_penalty: float = option(NUMBER, 0.0)
     frequency_penalty: float = option(NUMBER, 0.0)
@@ -120,6 +129,10 @@ class GenerationConfig:
     suppress_tokens: tuple[int, ...] | None = option(TOKENS)
     begin_suppress_tokens: tuple[int, ...] | None = option(TOKENS)
     num_return_sequences: int = option(SIZE, 1)
+    prompt_lookup_num_tokens: int | None = option(SIZE)
+    max_matching_ngram_size: int = option(SIZE, 2)
+    num_assistant_tokens: int = option(SIZE, 20)
+    assistant_confidence_threshold: float = option(PROBABILITY, 0.4)
     output_scores: bool = option(SWITCH, False)
     output_logits: bool = option(SWITCH, False)
     return_dict_in_generate: bool = option(SWITCH, False)
@@ -432,6 +445,12 @@ def faults(config: GenerationConfig) -> list[str]:
             f"num_return_sequences: {several}, but greedy decoding returns one text: "
             "more need do_sample=True or num_beams"
         )
+    guided, looked_up = config.guidance_scale, config.prompt_lookup_num_tokens
+    for name, value in (("guidance_scale", guided), ("prompt_lookup_num_tokens", looked_up)):
+        if beams > 1 and value != DEFAULTS[name]:
+            found.append(f"{name}: {value}, which needs num_beams=1, but it is {beams}")
+    if looked_up is not None and guided != DEFAULTS["guidance_scale"]:
+        found.append(f"prompt_lookup_num_tokens: {looked_up}, but guidance_scale is {guided}")
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         forced = getattr(config, name)
         if forced is not None and {*ids(forced)} <= {*ids(config.suppress_tokens)}:
@@ -471,6 +490,9 @@ def contradictions(config: GenerationConfig, options: Mapping[str, Any]) -> list
         for name in only.keys() & options.keys():
             if not active and options[name] not in (only[name], DEFAULTS[name]):
                 found.append(f"{name}: {options[name]}, which needs {remedy}")
+    ignored = options.get("prompt_ignore_length")
+    if ignored is not None and config.repetition_penalty == DEFAULTS["repetition_penalty"]:
+        found.append(f"prompt_ignore_length: {ignored}, which needs a repetition_penalty")
     for name in ("output_scores", "output_logits"):
         if options.get(name) and not config.return_dict_in_generate:
             found.append(f"{name}: true, which needs return_dict_in_generate=True")

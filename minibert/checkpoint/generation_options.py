@@ -19,7 +19,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
             "constraints",
             "dola_layers",
             "force_words_ids",
-            "prompt_lookup_num_tokens",
             "speculation_type",
             "watermarking_config",
         ),
@@ -37,7 +36,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
         (None, False),
     ),
     **dict.fromkeys(("diversity_penalty", "penalty_alpha"), (None, 0)),
-    **dict.fromkeys(("guidance_scale", "num_beam_groups"), (None, 1)),
+    "num_beam_groups": (None, 1),
     "cache_implementation": (
         None,
         "dynamic",
@@ -54,27 +53,28 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 # Arguments of other versions of `generate` that are not options, and what replaces them.
 ELSEWHERE: Mapping[str, str] = {
-    "assistant_model": "assisted decoding is not implemented; its tokens are those of `generate`",
-    "assistant_tokenizer": "assisted decoding is not implemented",
-    "cache": "`generate` makes its own cache",
+    "assistant_model": "pass it to `generate`",
+    "assistant_tokenizer": "an assistant must have the model's vocabulary",
+    "cache": "pass whole texts as `input_ids`, or write a loop with `model(…, past_key_values=…)`",
     "custom_generate": "write a loop with `model(…, past_key_values=…)` or `stream`",
     "dropout_rng": "generation has no dropout; pass key=jax.random.key(0) to sample",
     "inputs": "pass the token ids as `input_ids`",
-    "inputs_embeds": "generation starts from token ids; pass `input_ids`",
+    "inputs_embeds": "pass it to `generate` or `stream`",
     "logits_processor": "use options, `prefix_allowed_tokens_fn`, or a loop of your own with "
     "`model(…, past_key_values=…)`",
-    "negative_prompt_attention_mask": "guidance is not implemented",
-    "negative_prompt_ids": "guidance is not implemented",
+    "negative_prompt_attention_mask": "pass it to `generate` or `stream`",
+    "negative_prompt_ids": "pass it to `generate` or `stream`",
     "output_log_probs": "return_dict_in_generate=True returns `log_probs` in any case",
     "params": "the model holds its parameters; pass the model",
-    "past_key_values": "`generate` makes its own cache",
+    "past_key_values": "pass whole texts as `input_ids`, or write a loop with "
+    "`model(…, past_key_values=…)`",
     "position_ids": "positions are counted by `attention_mask`",
     "prng_key": "pass it as `key`",
     "return_dict": "use return_dict_in_generate=True",
     "rng": "pass it as `key`",
     "seed": "pass key=jax.random.key(seed)",
     "synced_gpus": "not needed: JAX runs one program on all devices",
-    "token_type_ids": "generation has no token types",
+    "token_type_ids": "pass it to `generate` or `stream`",
     "trace": "generation is always compiled",
     "train": "the model must be in evaluation mode; call model.eval()",
 }
@@ -83,11 +83,10 @@ ELSEWHERE: Mapping[str, str] = {
 # with fields that are refused.
 INERT = frozenset(
     """
-    _commit_hash _from_model_config _original_object_hash assistant_confidence_threshold
-    assistant_lookbehind cache_config compile_config continuous_batching_config
-    decoder_start_token_id disable_compile max_cache_len max_matching_ngram_size
-    num_assistant_tokens num_assistant_tokens_schedule prefill_chunk_size return_legacy_cache
-    target_lookbehind transformers_version
+    _commit_hash _from_model_config _original_object_hash assistant_lookbehind cache_config
+    compile_config continuous_batching_config decoder_start_token_id disable_compile max_cache_len
+    num_assistant_tokens_schedule prefill_chunk_size return_legacy_cache target_lookbehind
+    transformers_version
     """.split()
 )
 

@@ -1,23 +1,48 @@
-"""The inputs of a call's program: its plan, the active processors and filters, padded prompts."""
+"""The inputs of a call's program: prompts, its plan, the active processors and filters.
+
+What is passed to `generate` is validated here and padded to few shapes.
+"""
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
 from minibert.checkpoint.generation_config import DEFAULTS, GenerationConfig, ids
-from minibert.errors import InputError
+from minibert.core.checks import (
+    as_array,
+    checked_indices,
+    checked_zeros_and_ones,
+    floats,
+    shaped,
+)
+from minibert.core.types import ArrayLike
+from minibert.errors import InputError, shown
 from minibert.generation.decoding import Plan, Prompt, Rules
 from minibert.generation.memory import check_memory
 from minibert.generation.processors import Phrases, Processors
 from minibert.generation.sampling import Sampling, checked_key
 from minibert.models.base import PretrainedModel
+from minibert.models.inputs import encoder_inputs, index_limits
 from minibert.text.batching import power_of_two
 
 SHORTEST = 16
+
+
+class Inputs(NamedTuple):
+    """The arrays that `generate` and `stream` take, as they were passed."""
+
+    input_ids: ArrayLike | None
+    attention_mask: ArrayLike | None
+    inputs_embeds: ArrayLike | None
+    token_type_ids: ArrayLike | None
+    encoder_hidden_states: ArrayLike | None
+    encoder_attention_mask: ArrayLike | None
+    negative_prompt_ids: ArrayLike | None
+    negative_prompt_attention_mask: ArrayLike | None
 
 
 def rounded_up(length: int) -> int:
@@ -28,41 +53,219 @@ def rounded_up(length: int) -> int:
     return size
 
 
+def given_prompts(model: PretrainedModel, inputs: Inputs, config: GenerationConfig) -> Prompt:
+    """Returns the prompts as they were passed, and the encoder's states, after validation.
+
+    Raises:
+        InputError: if the prompts are not token ids or embeddings, empty, all padding or padded on
+            the right, or other arrays are invalid.
+    """
+    tokens, embeds = inputs.input_ids, inputs.inputs_embeds
+    encoder: tuple[Any, Any] = inputs.encoder_hidden_states, inputs.encoder_attention_mask
+    if embeds is not None:
+        if tokens is not None:
+            raise InputError("input_ids, inputs_embeds: expected one of the two, found both")
+        embeds, hidden = floats("inputs_embeds", embeds), model.config.hidden_size
+        if embeds.ndim != 3 or not embeds.size or embeds.shape[2] != hidden:
+            raise InputError(
+                f"inputs_embeds: expected shape (batch, seq, {hidden}), found {embeds.shape}"
+            )
+        ids, real = np.full(embeds.shape[:2], -1), _mask(inputs.attention_mask, embeds.shape[:2])
+    else:
+        if tokens is None:
+            if (begin := config.bos_token_id) is None:
+                raise InputError("input_ids: expected prompts, or a bos_token_id to begin with")
+            tokens = np.full((1 if encoder[0] is None else len(encoder[0]), 1), begin)
+        ids, real = _ids_and_mask(model, config, tokens, inputs.attention_mask)
+    if any(part is not None for part in encoder):
+        encoder = encoder_inputs(model.config, *encoder, len(ids))
+    types = inputs.token_type_ids
+    if types is not None:
+        name = index_limits(model)["token_type_ids"]
+        types = checked_indices("token_type_ids", types, getattr(model.config, name), name)
+        types = jax.device_get(shaped("token_type_ids", types, [ids.shape]))
+    return Prompt(ids, real, *encoder, jax.device_get(embeds), types)
+
+
+def negative_prompts(
+    model: PretrainedModel, inputs: Inputs, prompts: Prompt, config: GenerationConfig
+) -> Prompt | None:
+    """Returns the negative prompts of guidance, a row for each prompt; None without guidance."""
+    given, prefix, batch = inputs.negative_prompt_ids, "negative_prompt_", len(prompts.ids)
+    if config.guidance_scale == DEFAULTS["guidance_scale"]:
+        if given is not None or inputs.negative_prompt_attention_mask is not None:
+            raise InputError("negative_prompt_ids: needs a guidance_scale other than 1")
+        return None
+    for name in ("inputs_embeds", "token_type_ids", "encoder_hidden_states"):
+        if getattr(inputs, name) is not None:
+            raise InputError(f"{name}: not supported with guidance_scale; expected None")
+    if given is None:
+        given = prompts.ids[:, -1:]
+    mask = inputs.negative_prompt_attention_mask
+    ids, real = _ids_and_mask(model, config, given, mask, prefix)
+    if len(ids) not in (1, batch):
+        raise InputError(f"{prefix}ids: expected 1 or {batch} rows, found {len(ids)}")
+    return Prompt(*(np.broadcast_to(array, (batch, ids.shape[1])) for array in (ids, real)))
+
+
+def check_assistant(
+    model: PretrainedModel, assistant: object, inputs: Inputs, config: GenerationConfig
+) -> None:
+    """Raises an `InputError` if a model cannot propose tokens for a call."""
+    name = "assistant_model"
+    if not isinstance(assistant, PretrainedModel) or not assistant.generates:
+        raise InputError(f"{name}: expected a model that generates, found {shown(assistant)}")
+    if not assistant.config.is_decoder:
+        raise InputError(f"{name}: expected a decoder, found config.is_decoder=False")
+    vocab, found = model.config.vocab_size, assistant.config.vocab_size
+    if found != vocab:
+        raise InputError(f"{name}: expected the model's vocab_size, {vocab}, found {found}")
+    for other in ("inputs_embeds", "token_type_ids", "encoder_hidden_states"):
+        if getattr(inputs, other) is not None:
+            raise InputError(f"{other}: not supported with {name}; expected None")
+    for other in ("num_beams", "guidance_scale", "prompt_lookup_num_tokens"):
+        if (found := getattr(config, other)) != DEFAULTS[other]:
+            raise InputError(f"{other}: expected {DEFAULTS[other]} with {name}, found {found}")
+
+
+def _ids_and_mask(
+    model: PretrainedModel,
+    config: GenerationConfig,
+    given: Any,
+    mask: ArrayLike | None,
+    prefix: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns token ids and their mask, `(batch, seq)` each, after validation.
+
+    Args:
+        model: the model.
+        config: the config of the call.
+        given: an array, or a list of lists of different lengths.
+        mask: the mask that was passed.
+        prefix: the beginning of the names of the two arguments, for messages.
+    """
+    name = f"{prefix}ids" if prefix else "input_ids"
+    ragged = isinstance(given, list | tuple) and all(
+        isinstance(row, Sequence | np.ndarray) for row in given
+    )
+    ragged = ragged and len(set(map(len, given))) > 1
+    if ragged and mask is not None:
+        raise InputError(
+            f"{prefix}attention_mask: expected None, as {name} has rows of different lengths, "
+            "which are padded automatically"
+        )
+    real = None
+    if ragged:
+        given, real = _padded_on_the_left(given, name)
+    tokens = as_array(name, given)
+    if tokens.ndim != 2 or not tokens.size:
+        raise InputError(f"{name}: expected shape (batch, seq), found {tokens.shape}")
+    ids = jax.device_get(checked_indices(name, tokens, model.config.vocab_size, "vocab_size"))
+    if real is not None:
+        ids = np.where(real, ids, config.padding_id or 0)
+    pad = config.pad_token_id
+    if mask is None and pad is not None and pad not in config.end_ids:
+        real = (True if real is None else real) & (ids != pad)
+    return ids, _mask(mask if real is None else real, ids.shape, prefix, name)
+
+
+def _mask(
+    given: Any, shape: tuple[int, ...], prefix: str = "", of: str = "input_ids"
+) -> np.ndarray:
+    """Returns a mask of prompts padded on the left, after validation; all True if there is none."""
+    if given is None:
+        return np.ones(shape, bool)
+    name = f"{prefix}attention_mask"
+    mask = shaped(name, checked_zeros_and_ones(name, given), [shape])
+    real = jax.device_get(mask).astype(bool)
+    for number, row in enumerate(real):
+        if not row.any():
+            raise InputError(f"{of}: row {number} is all padding; expected a prompt")
+        if not row[-1]:
+            raise InputError(f"{name}: row {number} ends in padding; pad on the left")
+    return real
+
+
+def _padded_on_the_left(rows: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = jax.device_get([as_array(name, row) for row in rows])
+    for number, row in enumerate(arrays):
+        if row.ndim != 1 or not row.size:
+            raise InputError(
+                f"{name}: row {number}: expected token ids, found {shown(rows[number])}"
+            )
+        if not np.issubdtype(row.dtype, np.integer):
+            raise InputError(f"{name}: expected integers, found {row.dtype}")
+    lengths = np.array([[len(row)] for row in arrays])
+    mask = np.arange(lengths.max()) >= lengths.max() - lengths
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate(arrays)
+    return ids, mask
+
+
 def prepare(
-    model: PretrainedModel, given: Prompt, config: GenerationConfig, key: Array | None
+    model: PretrainedModel,
+    given: Prompt,
+    config: GenerationConfig,
+    key: Array | None,
+    negative: Prompt | None = None,
+    assistant: PretrainedModel | None = None,
 ) -> tuple[Plan, Rules, Prompt]:
     """Returns the static part of the program, its inputs and the padded prompts.
 
+    Args:
+        model: the model.
+        given: the prompts.
+        config: the config of the call.
+        key: the random key, or None.
+        negative: the negative prompts of guidance, or None.
+        assistant: a model that proposes tokens, or None.
+
     Raises:
-        InputError: if the model has too few positions, or an option or the key is invalid.
+        InputError: if a model has too few positions, or an option or the key is invalid.
     """
     vocab, beamed = model.config.vocab_size, config.num_beams > 1
     positions, name = model.config.max_tokens, model.config.max_tokens_name
-    limit = config.limit(given.ids.shape[1], positions, name)
-    longest = int(given.mask.sum(axis=1).max())
-    if longest + limit > positions:
-        raise InputError(
-            f"input_ids: a prompt of {longest} tokens and {limit} new ones make {longest + limit}; "
-            f"expected at most {positions} ({name})"
-        )
+    seq, types = given.ids.shape[1], given.token_type_ids
+    limit = config.limit(seq, positions, name)
+    if assistant is not None and assistant.config.max_tokens < positions:
+        positions = assistant.config.max_tokens
+        name = f"assistant_model's {assistant.config.max_tokens_name}"
+    for prompts in (given, negative):
+        longest = 0 if prompts is None else int(prompts.mask.sum(axis=1).max())
+        if longest + limit > positions:
+            raise InputError(
+                f"{'input_ids' if prompts is given else 'negative_prompt_ids'}: a prompt of "
+                f"{longest} tokens and {limit} new ones make {longest + limit}; "
+                f"expected at most {positions} ({name})"
+            )
     steps = rounded_up(limit)
+    copies = config.num_beams if beamed else config.num_return_sequences
+    proposed = config.prompt_lookup_num_tokens or 0
+    if assistant is not None:
+        proposed = config.num_assistant_tokens
     rules = Rules(
-        processors=processors(config, vocab),
+        processors=processors(config, vocab, seq),
         sampling=sampling(config),
         ends=np.isin(np.arange(vocab), config.end_ids),
         pad=np.int32(config.padding_id or 0),
         limit=np.int32(limit),
         key=checked_key(key) if config.do_sample else None,
         powers=_powers(steps, config.length_penalty) if beamed else None,
+        guidance=None if negative is None else np.float32(config.guidance_scale),
+        token_types=None if types is None else np.repeat(types[:, -1:], copies, axis=0),
+        confidence=np.float32(config.assistant_confidence_threshold) if assistant else None,
     )
-    padded = _padded(given, positions)
+    padded = _padded(given if negative is None else _joined(given, negative), positions)
     plan = Plan(
         steps=steps,
-        copies=config.num_beams if beamed else config.num_return_sequences,
+        copies=copies,
         sampled=config.do_sample,
         records=tuple(n for n in ("scores", "logits") if getattr(config, f"output_{n}")),
         candidates=_candidates(config, vocab) if beamed else 0,
         early_stopping=config.early_stopping if beamed else False,
+        guided=negative is not None,
+        proposed=min(proposed, steps - 1),
+        ngram=config.max_matching_ngram_size if proposed and assistant is None else 0,
     )
     if plan.copies > 1:
         check_memory(
@@ -81,8 +284,16 @@ def _padded(given: Prompt, positions: int) -> Prompt:
     used = given.mask.any(axis=0)
     seq = int(used.sum())
     before = ((0, 0), (max(min(rounded_up(seq), positions) - seq, 0), 0))
-    ids = np.pad(given.ids[:, used].astype(np.int32), before)
-    mask = np.pad(given.mask[:, used], before)
+
+    def padded(array: Any, fill: int = 0) -> Any:
+        further = (*before, *((0, 0) for _ in array.shape[2:]))
+        return np.pad(array[:, used], further, constant_values=fill)
+
+    embeds, types = given.inputs_embeds, given.token_type_ids
+    ids = padded(given.ids.astype(np.int32), 0 if embeds is None else -1)
+    mask = padded(given.mask)
+    embeds = None if embeds is None else padded(embeds)
+    types = None if types is None else padded(types.astype(np.int32))
     states, seen = given.encoder_hidden_states, given.encoder_attention_mask
     if states is not None:
         states, seen = jax.device_get((states, seen))
@@ -90,7 +301,19 @@ def _padded(given: Prompt, positions: int) -> Prompt:
         seen = np.ones((batch, seq), bool) if seen is None else seen[:, 0, 0]
         after = ((0, 0), (0, rounded_up(seq) - seq))
         states, seen = np.pad(states, (*after, (0, 0))), np.pad(seen, after)
-    return Prompt(ids, mask, states, seen)
+    return Prompt(ids, mask, states, seen, embeds, types)
+
+
+def _joined(given: Prompt, negative: Prompt) -> Prompt:
+    """Returns one batch of prompts and, after them, negative prompts, padded to one length."""
+    both, width = (given, negative), max(given.ids.shape[1], negative.ids.shape[1])
+
+    def joined(*arrays: np.ndarray) -> np.ndarray:
+        lengths = (width - array.shape[1] for array in arrays)
+        before = (((0, 0), (length, 0)) for length in lengths)
+        return np.concatenate([np.pad(*pair) for pair in zip(arrays, before, strict=True)])
+
+    return Prompt(joined(*(p.ids for p in both)), joined(*(p.mask for p in both)))
 
 
 def _candidates(config: GenerationConfig, vocab: int) -> int:
@@ -108,8 +331,13 @@ def _powers(steps: int, penalty: float) -> np.ndarray:
         return np.clip(lengths**penalty, finite.tiny, finite.max).astype(np.float32)
 
 
-def processors(config: GenerationConfig, vocab_size: int) -> Processors:
+def processors(config: GenerationConfig, vocab_size: int, seq: int = 0) -> Processors:
     """Returns the active processors: those that transformers' `_get_logits_processor` adds.
+
+    Args:
+        config: the config of the call.
+        vocab_size: the size of the vocabulary.
+        seq: the length of the prompts, padding included.
 
     Raises:
         InputError: if a token id is not in the vocabulary.
@@ -121,6 +349,9 @@ def processors(config: GenerationConfig, vocab_size: int) -> Processors:
 
     end = mask(config.eos_token_id)
     least = config.min_length if config.min_new_tokens is None else 0
+    repetition, ignored = _numbers(config, "repetition_penalty")["repetition_penalty"], None
+    if config.prompt_ignore_length is not None:
+        ignored = np.int32(config.prompt_ignore_length - seq)
     bad, decay = config.bad_words_ids, config.exponential_decay_length_penalty
     if bad is not None:
         ends = {(token,) for token in config.end_ids}  # EOS must stay possible
@@ -132,11 +363,11 @@ def processors(config: GenerationConfig, vocab_size: int) -> Processors:
         **_numbers(
             config,
             "encoder_repetition_penalty",
-            "repetition_penalty",
             "presence_penalty",
             "frequency_penalty",
         ),
         sequence_bias=phrases(config.sequence_bias),
+        repetition_penalty=None if repetition is None else (repetition, ignored),
         no_repeat_ngram_size=_count(config.no_repeat_ngram_size),
         encoder_no_repeat_ngram_size=_count(config.encoder_no_repeat_ngram_size),
         bad_words_ids=phrases(bad),

@@ -82,7 +82,8 @@ class Processors:
         sequence_bias: `Phrases`.
         encoder_repetition_penalty: a number above 1 favours the prompt's tokens.
         repetition_penalty: a number above 1 penalises tokens of prompt and text: positive scores
-            are divided by it, negative ones multiplied (Keskar et al., arXiv:1909.05858).
+            are divided by it, negative ones multiplied (Keskar et al., arXiv:1909.05858). And the
+            first slot whose token counts, relative to the first generated one; None for all.
         presence_penalty: subtracted from the score of every token generated before.
         frequency_penalty: subtracted from a token's score once for each time it was generated.
         no_repeat_ngram_size: n-grams of this size occur once (Paulus et al., arXiv:1705.04304).
@@ -155,9 +156,12 @@ def penalize_prompt(penalty: Array, scores: Scores, history: History) -> Scores:
     return penalize(1 / penalty, scores, _counts(scores, history, history.prompt()) > 0)
 
 
-def penalize_text(penalty: Array, scores: Scores, history: History) -> Scores:
-    """Penalises the tokens of the text."""
-    return penalize(penalty, scores, _counts(scores, history, history.real) > 0)
+def penalize_text(numbers: tuple[Array, Array | None], scores: Scores, history: History) -> Scores:
+    """Penalises the tokens of the text, or of its end."""
+    (penalty, first), counted = numbers, history.real
+    if first is not None:
+        counted = counted & (jnp.arange(counted.shape[1])[None] >= history.start + first)
+    return penalize(penalty, scores, _counts(scores, history, counted) > 0)
 
 
 def penalize_presence(penalty: Array, scores: Scores, history: History) -> Scores:

@@ -253,7 +253,7 @@ MISTAKES = {
         "greedy",
     ),
     "the cache's last slot is overwritten": (LayerCache, "append", one_back, "greedy"),
-    "rows that have ended go on": (decoding, "_write", unpadded, "greedy"),
+    "rows that have ended go on": (decoding, "choose", unpadded, "greedy"),
     "ends do not end": (generation, "prepare", ends_elsewhere, "greedy"),
     "ends do not end beams": (generation, "prepare", ends_elsewhere, "beams"),
     "one token too few": (decoding, "unfinished", one_too_few, "greedy"),
