@@ -26,11 +26,11 @@ from benchmarks import reporting
 from benchmarks.reporting import Report
 from benchmarks.scale_rows import described
 from benchmarks.scale_step import lowered_step
+from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.embedding import encoding as sentence_run
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel
 from minibert.generation import api as generation
 from minibert.generation import decoding
-from minibert.generation.config import GenerationConfig
 from minibert.models import compilation
 from minibert.models.stack import with_execution
 from minibert.sharding.mesh import Sharding

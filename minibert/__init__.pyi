@@ -4,7 +4,7 @@
 from minibert.embedding.encoder import SentenceEncoder as SentenceEncoder
 from minibert.pipelines import pipeline as pipeline
 from minibert.generation.api import generate as generate, stream as stream
-from minibert.generation.config import GenerationConfig as GenerationConfig
+from minibert.checkpoint.generation_config import GenerationConfig as GenerationConfig
 
 # models and their checkpoints
 from minibert.models.registry import load as load

@@ -14,36 +14,27 @@ import jax.core
 import numpy as np
 from jax import Array
 
-from minibert.core.checks import as_array, checked_indices, checked_zeros_and_ones, shaped
+from minibert.checkpoint.generation_config import DEFAULTS, GenerationConfig
 from minibert.core.types import ArrayLike
-from minibert.errors import InputError, NotFiniteError, shown
-from minibert.generation import beams, decoding
-from minibert.generation.config import DEFAULTS, GenerationConfig
+from minibert.errors import InputError, NotFiniteError
+from minibert.generation import beams, decoding, speculation
 from minibert.generation.decoding import Plan, Prompt, Rules
-from minibert.generation.memory import check_memory
-from minibert.generation.sampling import checked_key
+from minibert.generation.planning import (
+    Inputs,
+    check_assistant,
+    given_prompts,
+    negative_prompts,
+    prepare,
+)
 from minibert.generation.stepping import Streamer, check_streamer, put_steps, search, steps
 from minibert.generation.stopping import AllowedTokens, Decisions, StoppingCriterion
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import program, shared
-from minibert.models.inputs import encoder_inputs
 from minibert.models.outputs import GenerateOutput
 from minibert.sharding.placement import committed_device
-from minibert.text.batching import power_of_two
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SHORTEST = 16
-
-
-def rounded_up(length: int) -> int:
-    """Returns the smallest of 16, 24, 32, 48, 64, 96, … that is at least `length`."""
-    size = SHORTEST
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
-
 
 # Options that can ban every next token of a text.
 BANS = (
@@ -63,17 +54,22 @@ BANS = (
 
 def generate(
     model: PretrainedModel,
-    input_ids: ArrayLike,
+    input_ids: ArrayLike | None = None,
     attention_mask: ArrayLike | None = None,
     *,
     generation_config: GenerationConfig | None = None,
     key: Array | None = None,
+    inputs_embeds: ArrayLike | None = None,
+    token_type_ids: ArrayLike | None = None,
     encoder_hidden_states: ArrayLike | None = None,
     encoder_attention_mask: ArrayLike | None = None,
+    negative_prompt_ids: ArrayLike | None = None,
+    negative_prompt_attention_mask: ArrayLike | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
     streamer: Streamer | None = None,
+    assistant_model: PretrainedModel | None = None,
     **options: Any,
 ) -> np.ndarray | GenerateOutput:
     """Generates continuations of prompts.
@@ -81,15 +77,22 @@ def generate(
     Args:
         model: a `GPT2LMHeadModel`, or a `BertLMHeadModel` that is a decoder, in evaluation mode.
         input_ids: `(batch, seq)` token ids, shorter prompts padded on the left; or a list of lists
-            of different lengths.
+            of different lengths. Without it and `inputs_embeds`, texts begin with `bos_token_id`.
         attention_mask: `(batch, seq)`, 1 for a token and 0 for padding. By default pad tokens are
             treated as padding, unless the pad token is also an end token.
         generation_config: a `GenerationConfig`. Fields that it leaves unset are taken from the
             checkpoint's generation_config.json.
         key: a random key (`jax.random.key(0)`), required for sampling. Row `i` samples with
             `fold_in(key, i)`, independently of the other rows.
+        inputs_embeds: `(batch, seq, hidden)` embeddings of the prompts, instead of `input_ids`.
+            The texts returned are then the generated tokens alone.
+        token_type_ids: `(batch, seq)`; generated tokens have the type of a prompt's last token.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
         encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.
+        negative_prompt_ids: `(batch, seq)` or `(1, seq)` prompts from which the option
+            `guidance_scale` moves the texts away, in the forms of `input_ids`; by default the last
+            token of each prompt.
+        negative_prompt_attention_mask: `(batch, seq)`, 0 at their padding.
         tokenizer: the model's tokenizer, required for `stop_strings`.
         stopping_criteria: a function or a list of them, called after each step with the texts,
             `(rows, length)` ids, and the processed scores of all steps if `output_scores` is set,
@@ -98,12 +101,16 @@ def generate(
             prompt and a text, `(length,)` ids, and returns the ids that may follow.
         streamer: an object whose `put` receives the prompts and then the tokens of each step, and
             whose `end` is called after the last one.
+        assistant_model: a smaller model with the same vocabulary, which proposes
+            `num_assistant_tokens` at a time, so that `model` runs less often. The texts are those
+            that `model` generates without it.
         options: fields of `GenerationConfig` that override the config's: `max_new_tokens=64`,
             `do_sample=True, temperature=0.7`, `num_beams=4`, …
 
     With `stopping_criteria`, `prefix_allowed_tokens_fn`, `streamer`, or the options `stop_strings`
     or `max_time`, a program is called for each token, as in `stream`. Of these, beams can be
-    combined only with `prefix_allowed_tokens_fn`.
+    combined only with `prefix_allowed_tokens_fn`; `assistant_model` and the option
+    `prompt_lookup_num_tokens` with none.
 
     Returns:
         `(batch × num_return_sequences, seq + generated)` ids, prompts included; shorter texts are
@@ -130,15 +137,33 @@ def generate(
             "num_beams: expected 1 with stop_strings, max_time, stopping_criteria or streamer, "
             f"found {config.num_beams}"
         )
-    encoder = encoder_hidden_states, encoder_attention_mask
-    call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
+    inputs = Inputs(
+        input_ids,
+        attention_mask,
+        inputs_embeds,
+        token_type_ids,
+        encoder_hidden_states,
+        encoder_attention_mask,
+        negative_prompt_ids,
+        negative_prompt_attention_mask,
+    )
+    call = _checked_call(model, inputs, key, config, assistant_model)
+    texts = call.prompts.texts
+    if call.plan.proposed and (decisions or streamer is not None):
+        raise InputError(
+            "assistant_model, prompt_lookup_num_tokens: expected None with stop_strings, max_time, "
+            "stopping_criteria, prefix_allowed_tokens_fn or streamer, which decide on every token"
+        )
     if config.num_beams > 1 and decisions:
-        found = search(call.program, call.arguments, call.prompts.ids, call.plan.copies, decisions)
+        found = search(call.program, call.arguments, texts, call.plan.copies, decisions)
         output = _best(found, call.prompts, config, decisions)
     elif config.num_beams > 1:
         output = _best(call.program(beams.search)(*call.arguments), call.prompts, config)
     elif decisions or streamer is not None:
-        state = put_steps(streamer, call.prompts.ids, _steps_of(call, config, decisions))
+        state = put_steps(streamer, texts, _steps_of(call, config, decisions))
+        output = _written(state, call.prompts, config)
+    elif call.plan.proposed:
+        state = call.program(speculation.run)(*call.arguments, assistant_model)
         output = _written(state, call.prompts, config)
     else:
         output = _written(call.program(decoding.run)(*call.arguments), call.prompts, config)
@@ -147,13 +172,17 @@ def generate(
 
 def stream(
     model: PretrainedModel,
-    input_ids: ArrayLike,
+    input_ids: ArrayLike | None = None,
     attention_mask: ArrayLike | None = None,
     *,
     generation_config: GenerationConfig | None = None,
     key: Array | None = None,
+    inputs_embeds: ArrayLike | None = None,
+    token_type_ids: ArrayLike | None = None,
     encoder_hidden_states: ArrayLike | None = None,
     encoder_attention_mask: ArrayLike | None = None,
+    negative_prompt_ids: ArrayLike | None = None,
+    negative_prompt_attention_mask: ArrayLike | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
@@ -161,23 +190,33 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Generates continuations of prompts and yields each token as soon as it is generated.
 
-    Takes the arguments of `generate`, except beams and `streamer`, and yields
+    Takes the arguments of `generate`, except beams, `streamer` and `assistant_model`, and yields
     `(batch × num_return_sequences,)` ids at each step: one by one, the columns that `generate`
     would return after the prompts. Arguments are checked when the function is called, not at the
     first token.
 
     Raises:
-        InputError: as `generate`; or if `num_beams`, `output_scores` or `output_logits` is set.
+        InputError: as `generate`; or if `num_beams`, `output_scores`, `output_logits` or
+            `prompt_lookup_num_tokens` is set.
         NotFiniteError: as `generate`, at the step at which the logits are not finite.
     """
     config = _config_of_call(model, generation_config, options)
-    for name in ("num_beams", "output_scores", "output_logits"):
+    for name in ("num_beams", "output_scores", "output_logits", "prompt_lookup_num_tokens"):
         if getattr(config, name) != DEFAULTS[name]:
             expected = f"expected {DEFAULTS[name]!r}; use generate instead"
             raise InputError(f"{name}: not supported by stream; {expected}")
     decisions = Decisions.of_call(config, tokenizer, stopping_criteria, prefix_allowed_tokens_fn)
-    encoder = encoder_hidden_states, encoder_attention_mask
-    call = _checked_call(model, input_ids, attention_mask, encoder, key, config)
+    inputs = Inputs(
+        input_ids,
+        attention_mask,
+        inputs_embeds,
+        token_type_ids,
+        encoder_hidden_states,
+        encoder_attention_mask,
+        negative_prompt_ids,
+        negative_prompt_attention_mask,
+    )
+    call = _checked_call(model, inputs, key, config)
     return (tokens for tokens, _ in _steps_of(call, config, decisions))
 
 
@@ -187,7 +226,8 @@ def _steps_of(
     def check(faults: np.ndarray) -> None:
         _check_rows(faults, len(call.prompts.ids), config, decisions)
 
-    return steps(call.program, call.arguments, call.prompts.ids, call.plan.copies, decisions, check)
+    texts = call.prompts.texts
+    return steps(call.program, call.arguments, texts, call.plan.copies, decisions, check)
 
 
 def _check_rows(
@@ -249,171 +289,27 @@ def _config_of_call(
 
 def _checked_call(
     model: PretrainedModel,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None,
-    encoder: tuple[Any, Any],
+    inputs: Inputs,
     key: Array | None,
     config: GenerationConfig,
+    assistant: PretrainedModel | None = None,
 ) -> _Call:
     leaves, treedef = jax.tree.flatten(model)
     treedef = shared(treedef)
-    arrays = jax.tree.leaves((leaves, input_ids, attention_mask, encoder, key))
+    arrays = jax.tree.leaves((leaves, inputs, key))
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
         raise InputError(
             "generate, stream: cannot be called inside jax.jit: they compile their own programs "
             "and return NumPy arrays; expected a call outside jax.jit, found traced arguments"
         )
-    prompts = _given(model, input_ids, attention_mask, config, encoder)
-    plan, rules, prompt = _prepare(model, prompts, config, key)
+    prompts = given_prompts(model, inputs, config)
+    negative = negative_prompts(model, inputs, prompts, config)
+    if assistant is not None:
+        check_assistant(model, assistant, inputs, config)
+    plan, rules, prompt = prepare(model, prompts, config, key, negative, assistant)
     committed = getattr(leaves[0], "committed", False)  # else to JAX's default device
     device = committed_device(leaves[0]) if committed else None
     return _Call(prompts, plan, treedef, (leaves, *jax.device_put((prompt, rules), device)))
-
-
-def _given(
-    model: PretrainedModel,
-    input_ids: Any,
-    mask: ArrayLike | None,
-    config: GenerationConfig,
-    encoder: tuple[Any, Any],
-) -> Prompt:
-    """Returns the prompts as they were passed, and the encoder's states, after validation.
-
-    Raises:
-        InputError: if the prompts are not token ids, empty, all padding or padded on the right, or
-            the states are invalid.
-    """
-    ragged = isinstance(input_ids, list | tuple) and all(
-        isinstance(row, Sequence | np.ndarray) for row in input_ids
-    )
-    ragged = ragged and len(set(map(len, input_ids))) > 1
-    if ragged and mask is not None:
-        raise InputError(
-            "attention_mask: expected None, as input_ids has rows of different lengths, which are "
-            "padded automatically"
-        )
-    if ragged:
-        input_ids, real = _padded_on_the_left(input_ids)
-    tokens = as_array("input_ids", input_ids)
-    if tokens.ndim != 2 or not tokens.size:
-        raise InputError(f"input_ids: expected shape (batch, seq), found {tokens.shape}")
-    vocab = model.config.vocab_size
-    ids = jax.device_get(checked_indices("input_ids", tokens, vocab, "vocab_size"))
-    if ragged:
-        ids = np.where(real, ids, config.padding_id or 0)
-    elif mask is None:
-        real = np.ones(ids.shape, bool)
-    else:
-        zeros_and_ones = checked_zeros_and_ones("attention_mask", mask)
-        shaped("attention_mask", zeros_and_ones, [ids.shape])
-        real = jax.device_get(zeros_and_ones).astype(bool)
-    pad = config.pad_token_id
-    if mask is None and pad is not None and pad not in config.end_ids:
-        real = real & (ids != pad)
-    for number, row in enumerate(real):
-        if not row.any():
-            raise InputError(f"input_ids: row {number} is all padding; expected a prompt")
-        if not row[-1]:
-            raise InputError(f"attention_mask: row {number} ends in padding; pad on the left")
-    if any(part is not None for part in encoder):
-        encoder = encoder_inputs(model.config, *encoder, len(ids))
-    return Prompt(ids, real, *encoder)
-
-
-def _padded_on_the_left(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    arrays = jax.device_get([as_array("input_ids", row) for row in rows])
-    for number, row in enumerate(arrays):
-        if row.ndim != 1 or not row.size:
-            raise InputError(
-                f"input_ids: row {number}: expected token ids, found {shown(rows[number])}"
-            )
-        if not np.issubdtype(row.dtype, np.integer):
-            raise InputError(f"input_ids: expected integers, found {row.dtype}")
-    lengths = np.array([[len(row)] for row in arrays])
-    mask = np.arange(lengths.max()) >= lengths.max() - lengths
-    ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate(arrays)
-    return ids, mask
-
-
-def _prepare(
-    model: PretrainedModel, given: Prompt, config: GenerationConfig, key: Array | None
-) -> tuple[Plan, Rules, Prompt]:
-    """Returns the static part of the program, its inputs and the padded prompts.
-
-    Raises:
-        InputError: if the model has too few positions, or an option or the key is invalid.
-    """
-    vocab, beamed = model.config.vocab_size, config.num_beams > 1
-    positions, name = model.config.max_tokens, model.config.max_tokens_name
-    limit = config.limit(given.ids.shape[1], positions, name)
-    longest = int(given.mask.sum(axis=1).max())
-    if longest + limit > positions:
-        raise InputError(
-            f"input_ids: a prompt of {longest} tokens and {limit} new ones make {longest + limit}; "
-            f"expected at most {positions} ({name})"
-        )
-    steps = rounded_up(limit)
-    rules = Rules(
-        processors=config.processors(vocab),
-        sampling=config.sampling(),
-        ends=np.isin(np.arange(vocab), config.end_ids),
-        pad=np.int32(config.padding_id or 0),
-        limit=np.int32(limit),
-        key=checked_key(key) if config.do_sample else None,
-        powers=_powers(steps, config.length_penalty) if beamed else None,
-    )
-    padded = _padded(given, positions)
-    plan = Plan(
-        steps=steps,
-        copies=config.num_beams if beamed else config.num_return_sequences,
-        sampled=config.do_sample,
-        records=tuple(n for n in ("scores", "logits") if getattr(config, f"output_{n}")),
-        candidates=_candidates(config, vocab) if beamed else 0,
-        early_stopping=config.early_stopping if beamed else False,
-    )
-    if plan.copies > 1:
-        check_memory(
-            model, plan, padded.ids.shape, "num_beams" if beamed else "num_return_sequences"
-        )
-    return plan, rules, padded
-
-
-def _padded(given: Prompt, positions: int) -> Prompt:
-    """Returns prompts and encoder states padded to bucket lengths, so that few programs compile.
-
-    Args:
-        given: the prompts; the mask of encoder states is `(batch, 1, 1, encoder_seq)` or None.
-        positions: the model's number of positions.
-    """
-    used = given.mask.any(axis=0)
-    seq = int(used.sum())
-    before = ((0, 0), (max(min(rounded_up(seq), positions) - seq, 0), 0))
-    ids = np.pad(given.ids[:, used].astype(np.int32), before)
-    mask = np.pad(given.mask[:, used], before)
-    states, seen = given.encoder_hidden_states, given.encoder_attention_mask
-    if states is not None:
-        states, seen = jax.device_get((states, seen))
-        batch, seq, _ = states.shape
-        seen = np.ones((batch, seq), bool) if seen is None else seen[:, 0, 0]
-        after = ((0, 0), (0, rounded_up(seq) - seq))
-        states, seen = np.pad(states, (*after, (0, 0))), np.pad(seen, after)
-    return Prompt(ids, mask, states, seen)
-
-
-def _candidates(config: GenerationConfig, vocab: int) -> int:
-    """Returns how many continuations of a prompt to rank: enough even if the best of them end."""
-    ways = max(2, 1 + len(config.end_ids))
-    if not config.do_sample:  # more do not change the result, and few sizes make few programs
-        ways = power_of_two(ways)
-    return config.num_beams * min(ways, vocab)
-
-
-def _powers(steps: int, penalty: float) -> np.ndarray:
-    lengths = np.maximum(np.arange(steps + 1.0), 1)
-    finite = np.finfo(np.float32)
-    with np.errstate(over="ignore"):
-        return np.clip(lengths**penalty, finite.tiny, finite.max).astype(np.float32)
 
 
 def _written(done: decoding.State, given: Prompt, config: GenerationConfig) -> GenerateOutput:
@@ -458,7 +354,7 @@ def _best(
 
 def _continued(given: Prompt, texts: np.ndarray) -> np.ndarray:
     """Returns the prompts as they were passed, each followed by its one or several texts."""
-    ids = np.repeat(given.ids, len(texts) // len(given.ids), axis=0)
+    ids = np.repeat(given.texts, len(texts) // len(given.ids), axis=0)
     return np.concatenate([ids, texts], axis=1, dtype=np.int32)
 
 

@@ -125,7 +125,7 @@ def begin(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> S
 
 def advance(model: PretrainedModel, state: Search, rules: Rules, plan: Plan) -> Search:
     """Runs the model on the last token of every beam and adds the next."""
-    return _extend(*read(model, state, plan), rules, plan)
+    return _extend(*read(model, state, rules, plan), rules, plan)
 
 
 def unfinished(state: Search, plan: Plan) -> Bool[Array, ""]:

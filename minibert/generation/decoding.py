@@ -5,6 +5,7 @@ change between calls. The axes:
 
     batch    prompts
     rows     texts being generated: one or several for each prompt, adjacent in the batch
+    read     rows of the cache: with guidance, a negative prompt's follow all `rows`; else `rows`
     slots    positions of a row: its prompt, padded on the left, then the generated tokens
     steps    capacity for generated tokens
 """
@@ -23,6 +24,7 @@ from minibert.models.compilation import check_evaluation
 from minibert.nn.cache import KVCache
 
 Logits = Float32[Array, "rows vocab"]
+ReadLogits = Float32[Array, "read vocab"]
 NOT_FINITE, NO_TOKEN = 1, 2  # why a row has no next token
 
 
@@ -36,6 +38,9 @@ class Plan(NamedTuple):
         records: what to return for every step: "scores" (processed logits) and "logits".
         candidates: number of continuations ranked for each prompt in beam search, else 0.
         early_stopping: in beam search: True, False or "never".
+        guided: whether negative prompts follow the prompts, and guidance compares their logits.
+        proposed: number of tokens that are proposed at a time; 0 without speculative decoding.
+        ngram: longest n-gram that is looked up to propose tokens; 0 if an assistant proposes them.
     """
 
     steps: int
@@ -44,22 +49,34 @@ class Plan(NamedTuple):
     records: tuple[str, ...] = ()
     candidates: int = 0
     early_stopping: bool | str = False
+    guided: bool = False
+    proposed: int = 0
+    ngram: int = 0
 
 
 class Prompt(NamedTuple):
     """The prompts of a call.
 
     Attributes:
-        ids: `(batch, start)` token ids, padded on the left.
+        ids: `(batch, start)` token ids, padded on the left; −1 if there are only embeddings.
         mask: `(batch, start)`, True at tokens and False at padding.
         encoder_hidden_states: `(batch, encoder_seq, hidden)`, or None.
         encoder_attention_mask: `(batch, encoder_seq)`, or None.
+        inputs_embeds: `(batch, start, hidden)` embeddings of the prompts, or None.
+        token_type_ids: `(batch, start)`, or None.
     """
 
     ids: Any
     mask: Any
     encoder_hidden_states: Any = None
     encoder_attention_mask: Any = None
+    inputs_embeds: Any = None
+    token_type_ids: Any = None
+
+    @property
+    def texts(self) -> Any:
+        """The ids that precede the generated ones, `(batch, seq)`; none after embeddings."""
+        return self.ids if self.inputs_embeds is None else self.ids[:, :0]
 
 
 class Rules(NamedTuple):
@@ -74,6 +91,9 @@ class Rules(NamedTuple):
         key: the random key for sampling, else None.
         powers: in beam search, `(steps + 1,)`, lengths to the power of the length penalty; else
             None.
+        guidance: the scale of classifier-free guidance, or None.
+        token_types: `(rows, 1)`, the token types of generated tokens, or None.
+        confidence: the probability below which an assistant proposes no token, or None.
     """
 
     processors: Processors
@@ -83,6 +103,9 @@ class Rules(NamedTuple):
     limit: Any
     key: Any = None
     powers: Any = None
+    guidance: Any = None
+    token_types: Any = None
+    confidence: Any = None
 
 
 Records = dict[str, Array]  # buffers for the outputs of every step, `(rows, steps, vocab)` each
@@ -118,24 +141,29 @@ class State(NamedTuple):
     @property
     def real(self) -> Bool[Array, "rows slots"]:
         """True at the prompts' tokens and at generated tokens that are in the cache."""
-        return self.cache.mask
+        rows, slots = self.tokens.shape
+        return self.cache.mask[:rows, :slots]
 
 
 def prefill(
     model: PretrainedModel, prompt: Prompt, plan: Plan
-) -> tuple[Logits, Int[Array, "rows slots"], KVCache, Records]:
+) -> tuple[ReadLogits, Int[Array, "rows slots"], KVCache, Records]:
     """Runs the model on the prompts and makes `plan.copies` rows of each.
 
     Returns:
-        Next-token logits, prompts padded with `steps` slots, cache, and empty records.
+        Next-token logits, prompts padded with `steps` slots, cache, and empty records. With
+        guidance, the rows of the negative prompts follow the others in the logits and the cache.
     """
     check_evaluation(model)
-    batch, start = prompt.ids.shape
+    batch, start = prompt.mask.shape
+    ids = prompt.ids if prompt.inputs_embeds is None else None
     outputs = model(
-        input_ids=prompt.ids,
+        input_ids=ids,
+        inputs_embeds=prompt.inputs_embeds,
         attention_mask=prompt.mask,
-        position_ids=model.base_model.positions(prompt.ids, prompt.mask),
-        past_key_values=model.init_cache(batch, start + plan.steps),
+        token_type_ids=prompt.token_type_ids,
+        position_ids=model.base_model.positions(ids, prompt.mask),
+        past_key_values=model.init_cache(batch, start + plan.steps + plan.proposed),
         encoder_hidden_states=prompt.encoder_hidden_states,
         encoder_attention_mask=prompt.encoder_attention_mask,
         logits_to_keep=1,
@@ -145,32 +173,51 @@ def prefill(
     if plan.copies > 1:
         rows = jnp.repeat(jnp.arange(batch), plan.copies)
         logits, tokens, cache = logits[rows], tokens[rows], cache.rows(rows)
-    rows, vocab = logits.shape
-    empty = jnp.zeros((rows, plan.steps, vocab), logits.dtype)
+    if plan.guided:
+        tokens = tokens[: len(tokens) // 2]
+    vocab = logits.shape[1]
+    empty = jnp.zeros((len(tokens), plan.steps, vocab), logits.dtype)
     return logits, tokens, cache, dict.fromkeys(plan.records, empty)
 
 
-def read(model: PretrainedModel, state: Any, plan: Plan) -> tuple[Any, Logits]:
+def read(model: PretrainedModel, state: Any, rules: Rules, plan: Plan) -> tuple[Any, ReadLogits]:
     """Runs the model on the last token of each row, at the position after the row's other tokens.
 
     Args:
         model: the model.
         state: a `State`, or the `Search` of beam search.
+        rules: the rules.
         plan: the static part of the program.
 
     Returns:
         The state with the updated cache, and next-token logits.
     """
     last = state.tokens[:, state.tokens.shape[1] - plan.steps + state.step - 1, None]
+    if plan.guided:
+        last = jnp.concatenate([last, last])
     past = state.cache.mask.sum(axis=1, keepdims=True, dtype=jnp.int32)
     outputs = model(
         input_ids=last,
+        token_type_ids=rules.token_types,
         position_ids=model.base_model.positions(last, past=past),
         past_key_values=state.cache,
         logits_to_keep=1,
     )
     logits = outputs.logits[:, -1].astype(jnp.float32)
     return state._replace(cache=outputs.past_key_values), logits
+
+
+def guided(logits: ReadLogits, scale: Array) -> Logits:
+    """Returns scores that move away from the logits of the negative prompts.
+
+    Classifier-free guidance (Sanchez et al., arXiv:2306.17806).
+
+    Args:
+        logits: those of all rows, and those of the negative prompts' rows after them.
+        scale: 1 for the scores of the rows themselves; a larger number moves further away.
+    """
+    likely, other = jnp.split(jax.nn.log_softmax(logits), 2)
+    return scale * (likely - other) + other
 
 
 def step_keys(rules: Rules, step: Array, rows: int) -> Array:
@@ -191,12 +238,12 @@ def begin(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> S
         cache=cache,
         records=records,
     )
-    return _write(state, logits, rules, plan)
+    return choose(state, logits, rules, plan)
 
 
 def advance(model: PretrainedModel, state: State, rules: Rules, plan: Plan) -> State:
     """Runs the model on the last token of every row and generates the next."""
-    return _write(*read(model, state, plan), rules, plan)
+    return choose(*read(model, state, rules, plan), rules, plan)
 
 
 def unfinished(state: State, rules: Rules) -> Bool[Array, ""]:
@@ -213,24 +260,27 @@ def run(model: PretrainedModel, prompt: Prompt, rules: Rules, plan: Plan) -> Sta
     )._replace(cache=None)
 
 
-def faults(logits: Logits, scores: Logits, rules: Rules) -> Int8[Array, " rows"]:
+def faults(logits: ReadLogits, scores: Logits, rules: Rules) -> Int8[Array, " rows"]:
     """Returns why each row has no next token; 0 where it has one.
 
     Args:
-        logits: the model's logits.
+        logits: the model's logits; with guidance, also those of the negative prompts' rows.
         scores: the processed logits.
         rules: the rules, which may accept logits that are not finite.
     """
-    finite = jnp.isfinite(logits).all(axis=1) | rules.processors.remove_invalid_values
+    finite = jnp.isfinite(logits).all(axis=1).reshape(-1, len(scores)).all(axis=0)
+    finite = finite | rules.processors.remove_invalid_values
     possible = (scores > -jnp.inf).any(axis=1)  # NaN is not
     return jnp.where(finite, jnp.where(possible, 0, NO_TOKEN), NOT_FINITE).astype(jnp.int8)
 
 
-def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
+def choose(state: State, logits: ReadLogits, rules: Rules, plan: Plan) -> State:
     """Chooses the next token of every row and returns the state with it."""
     start = state.tokens.shape[1] - plan.steps
     history = History(state.tokens, state.real, start, state.step, rules.limit)
-    scores = rules.sampling(rules.processors(logits, history))
+    scores = logits if rules.guidance is None else guided(logits, rules.guidance)
+    scores = rules.sampling(rules.processors(scores, history))
+    found, logits = faults(logits, scores, rules), logits[: len(scores)]
     if plan.sampled:
         chosen = draw(scores, step_keys(rules, state.step, len(scores)))
     else:
@@ -243,7 +293,7 @@ def _write(state: State, logits: Logits, rules: Rules, plan: Plan) -> State:
         step=state.step + 1,
         tokens=state.tokens.at[:, start + state.step].set(chosen),
         done=state.done | rules.ends[chosen],
-        faults=jnp.where(state.done, 0, faults(logits, scores, rules)),
+        faults=jnp.where(state.done, 0, found),
         log_probs=state.log_probs.at[:, state.step].set(log_probs),
         cache=state.cache,
         records=recorded(state.records, state.step, scores, logits),

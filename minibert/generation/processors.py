@@ -12,16 +12,13 @@ that new numbers rarely compile a new program. The axes:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float32, Int
-
-from minibert.text.batching import power_of_two
 
 # A leaf: an array, or the object that JAX puts in its place in a tree; None where inactive.
 TreeLeaf = Any
@@ -85,7 +82,8 @@ class Processors:
         sequence_bias: `Phrases`.
         encoder_repetition_penalty: a number above 1 favours the prompt's tokens.
         repetition_penalty: a number above 1 penalises tokens of prompt and text: positive scores
-            are divided by it, negative ones multiplied (Keskar et al., arXiv:1909.05858).
+            are divided by it, negative ones multiplied (Keskar et al., arXiv:1909.05858). And the
+            first slot whose token counts, relative to the first generated one; None for all.
         presence_penalty: subtracted from the score of every token generated before.
         frequency_penalty: subtracted from a token's score once for each time it was generated.
         no_repeat_ngram_size: n-grams of this size occur once (Paulus et al., arXiv:1705.04304).
@@ -158,9 +156,12 @@ def penalize_prompt(penalty: Array, scores: Scores, history: History) -> Scores:
     return penalize(1 / penalty, scores, _counts(scores, history, history.prompt()) > 0)
 
 
-def penalize_text(penalty: Array, scores: Scores, history: History) -> Scores:
-    """Penalises the tokens of the text."""
-    return penalize(penalty, scores, _counts(scores, history, history.real) > 0)
+def penalize_text(numbers: tuple[Array, Array | None], scores: Scores, history: History) -> Scores:
+    """Penalises the tokens of the text, or of its end."""
+    (penalty, first), counted = numbers, history.real
+    if first is not None:
+        counted = counted & (jnp.arange(counted.shape[1])[None] >= history.start + first)
+    return penalize(penalty, scores, _counts(scores, history, counted) > 0)
 
 
 def penalize_presence(penalty: Array, scores: Scores, history: History) -> Scores:
@@ -299,33 +300,3 @@ def _ban(scores: Scores, tokens: Array) -> Scores:
 def _force(scores: Scores, tokens: Array, where: Array) -> Scores:
     forced = jnp.where(lax.broadcast_to_rank(tokens, 2), 0, -jnp.inf)
     return jnp.where(where, forced, scores)
-
-
-def together(*parts: Any) -> tuple[Any, ...] | None:
-    """Returns the parts as one processor's numbers; None if any of them is None."""
-    return None if any(part is None for part in parts) else parts
-
-
-def phrases(pairs: Iterable[tuple[tuple[int, ...], float]] | None) -> Phrases | None:
-    """Returns phrases with their biases, padded to sizes that are powers of two."""
-    if pairs is None:
-        return None
-    biases = dict(pairs)
-    rows = power_of_two(len(biases))
-    tokens = np.zeros((rows, power_of_two(max(map(len, biases), default=1))), np.int32)
-    found = Phrases(tokens, np.ones(rows, np.int32), np.zeros(rows, np.float32))
-    for row, (phrase, value) in enumerate(biases.items()):
-        tokens[row, -len(phrase) :] = phrase
-        found.lengths[row], found.bias[row] = len(phrase), value
-    return found
-
-
-def placed(pairs: Iterable[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the positions and the tokens of pairs, padded to a power of two."""
-    if pairs is None:
-        return None
-    forced = dict(pairs)
-    positions = np.full(power_of_two(len(forced)), -1, np.int32)  # no text has that length
-    tokens = np.zeros_like(positions)
-    positions[: len(forced)], tokens[: len(forced)] = list(forced), list(forced.values())
-    return positions, tokens

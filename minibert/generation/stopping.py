@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.core.checks import as_array
 from minibert.errors import InputError, shown
-from minibert.generation.config import GenerationConfig
 from minibert.generation.decoding import Rules, State
 
 if TYPE_CHECKING:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
+from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.inputs import kept_positions
 from minibert.models.outputs import (
@@ -70,10 +72,11 @@ class ForMaskedLM(ModelWithHead[MaskedLMOutput]):
 
     objective = "masked_lm"
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    def _kept_output(
+        self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
     ) -> MaskedLMOutput:
-        return MaskedLMOutput(logits=self._lm_logits(outputs.last_hidden_state), **kept(outputs))
+        hidden = kept_positions(outputs.last_hidden_state, logits_to_keep)
+        return MaskedLMOutput(logits=self._lm_logits(hidden), **kept(outputs))
 
 
 class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
@@ -81,6 +84,28 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
 
     generates = True
     objective = "causal_lm"
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The settings of generation that `generate` uses where a call does not override them.
+
+        They are those of the checkpoint's generation_config.json, or else of its config.json. A
+        config that is assigned replaces them, and `save_pretrained` writes it.
+
+        Raises:
+            ConfigError, UnsupportedConfigError: the checkpoint's settings are invalid, or request
+                something that is not implemented.
+            InputError: what is assigned is not a `GenerationConfig`.
+        """
+        return GenerationConfig.of_model(self.config)
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if not isinstance(value, GenerationConfig):
+            raise InputError(
+                f"generation_config: expected a GenerationConfig, found {shown(value)}"
+            )
+        self.config = self.config.replace(generation=value.to_dict())
 
     def _kept_output(
         self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike

@@ -335,18 +335,22 @@ def kept_positions(hidden: Array, logits_to_keep: int | ArrayLike) -> Array:
 
     Args:
         hidden: the hidden states.
-        logits_to_keep: the number of last positions, 0 for all; or the indices of positions.
+        logits_to_keep: the number of last positions, 0 for all; or the indices of positions,
+            `(positions,)`, or of each row's, `(batch, positions)`.
 
     Raises:
         InputError: `logits_to_keep` is not a number of at least 0, or not indices of positions.
     """
-    name, seq = "logits_to_keep", hidden.shape[1]
+    name, (batch, seq) = "logits_to_keep", hidden.shape[:2]
     if isinstance(logits_to_keep, list | tuple | np.ndarray | Array) and np.ndim(logits_to_keep):
         chosen = indices(name, logits_to_keep, seq, "seq")
-        if chosen.ndim != 1:
+        if chosen.shape[:-1] not in ((), (batch,)):
             raise InputError(
-                f"{name}: expected a number or shape (positions,), found {chosen.shape}"
+                f"{name}: expected a number or shape (positions,) or ({batch}, positions), found "
+                f"{chosen.shape}"
             )
-        return hidden.at[:, chosen].get(mode="fill", fill_value=jnp.nan)
+        if chosen.ndim == 1:
+            return hidden.at[:, chosen].get(mode="fill", fill_value=jnp.nan)
+        return jnp.take_along_axis(hidden, chosen[:, :, None], axis=1, mode="fill")
     kept = whole(name, logits_to_keep, 0)
     return hidden[:, -kept:]

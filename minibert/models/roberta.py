@@ -30,11 +30,12 @@ from minibert.models.bert.heads import (
     BertForTokenClassification,
     BertWithCausalLM,
     BertWithHead,
+    BertWithMaskedLM,
     LMHead,
     VocabLogits,
 )
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
-from minibert.models.heads import ForMaskedLM, Output, kept, projection
+from minibert.models.heads import Output, kept, projection
 from minibert.models.outputs import (
     AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
@@ -221,7 +222,7 @@ class _RobertaWithLMHead(RobertaWithHead[Output]):
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class RobertaForMaskedLM(ForMaskedLM, _RobertaWithLMHead[MaskedLMOutput]):
+class RobertaForMaskedLM(BertWithMaskedLM, _RobertaWithLMHead[MaskedLMOutput]):
     """RoBERTa with a masked language model head."""
 
 

@@ -8,7 +8,7 @@ instead of random weights, which `from_pretrained` then fills.
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,14 @@ class Module(nnx.Module):
         """Switches dropout off, in place, and returns the module."""
         super().eval(**attributes)
         return self
+
+    if not TYPE_CHECKING:  # a type checker would accept the assignment of any attribute
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if isinstance(getattr(type(self), name, None), property):
+                object.__setattr__(self, name, value)  # nnx would make it part of the tree
+            else:
+                super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return module_repr(self)

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jax import Array
 
+from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.core.checks import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation.api import generate, stream
-from minibert.generation.config import GenerationConfig
 from minibert.generation.sampling import checked_key
 from minibert.generation.stepping import Streamer
 from minibert.generation.stopping import AllowedTokens, StoppingCriterion, StopStrings

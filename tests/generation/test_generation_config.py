@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import minibert
+from minibert.checkpoint.generation_config import INERT, OPTIONS, REFUSED, GenerationConfig
 from minibert.errors import ConfigError, InputError, UnsupportedConfigError
-from minibert.generation.config import INERT, OPTIONS, REFUSED, GenerationConfig
+from minibert.generation import planning
 
 # What GenerationConfig of transformers 4.57 has, and 5.23 has not.
 ONLY_IN_4 = {"return_legacy_cache"}
 # What transformers has nowhere, or had in version 4 on models.
-OURS = {"presence_penalty", "frequency_penalty", "forced_decoder_ids"}
+OURS = {"presence_penalty", "frequency_penalty", "forced_decoder_ids", "prompt_ignore_length"}
 
 
 def test_every_field_of_transformers_is_honoured_refused_or_inert():
@@ -173,6 +174,12 @@ CONTRADICTIONS = [
     (GREEDY, {"output_logits": True, "return_dict_in_generate": False}, "output_logits: true"),
     (GREEDY, {"suppress_tokens": [1, 2], "forced_eos_token_id": 2}, "forced_eos_token_id: 2, but"),
     (GREEDY, {"suppress_tokens": [1, 2], "forced_bos_token_id": 1}, "forced_bos_token_id: 1, but"),
+    *(
+        (BEAMS, {name: 3}, f"{name}: 3.*, which needs num_beams=1, but it is 3")
+        for name in ("guidance_scale", "prompt_lookup_num_tokens")
+    ),
+    (GREEDY, {"prompt_lookup_num_tokens": 3, "guidance_scale": 2}, "3, but guidance_scale is 2"),
+    (GREEDY, {"prompt_ignore_length": 3}, "prompt_ignore_length: 3, which needs a repetition_pen"),
     (GREEDY, {"exponential_decay_length_penalty": (1, 1.1)}, "set, but eos_token_id is not"),
 ]
 
@@ -210,16 +217,19 @@ def test_options_that_do_not_contradict_each_other(config, options):
 
 def test_of_a_file_what_is_not_used_is_left_alone():
     config = GenerationConfig.from_dict({"temperature": 0.3, "top_p": 0.2, "length_penalty": 2.0})
-    assert jax.tree.leaves(config.sampling()) == [1]
+    assert jax.tree.leaves(planning.sampling(config)) == [1]
     with pytest.raises(ConfigError, match="here: num_return_sequences"):
         GenerationConfig.from_dict({"num_return_sequences": 2}, "here")
 
 
 def test_none_in_a_call_switches_a_filter_off():
     """In a file null is the default, which for top_k is 50."""
-    assert GenerationConfig.from_dict({"do_sample": True, "top_k": None}).sampling().top_k == 50
-    assert SAMPLED.replace(top_k=None).sampling().top_k is None
-    assert SAMPLED.replace(temperature=None).sampling().temperature is None
+    assert (
+        planning.sampling(GenerationConfig.from_dict({"do_sample": True, "top_k": None})).top_k
+        == 50
+    )
+    assert planning.sampling(SAMPLED.replace(top_k=None)).top_k is None
+    assert planning.sampling(SAMPLED.replace(temperature=None)).temperature is None
 
 
 def test_numbers_of_numpy_and_jax():
@@ -270,9 +280,9 @@ def test_special_tokens():
 )
 def test_ids_past_the_vocabulary_are_refused(options):
     config = GenerationConfig().replace(**options)
-    config.processors(11)
+    planning.processors(config, 11)
     with pytest.raises(InputError, match=rf"^{next(iter(options))}: .* below 10 .*, found 10$"):
-        config.processors(10)
+        planning.processors(config, 10)
 
 
 CHECKPOINTS = [
@@ -313,10 +323,10 @@ def test_what_is_left_open_is_filled_as_transformers_does(stored, given):
 
 
 def test_what_a_call_may_replace_of_a_checkpoint():
-    ours = minibert.GPT2Config.tiny(generation={"guidance_scale": 2, "max_new_tokens": 30})
-    with pytest.raises(UnsupportedConfigError, match=r"generation_config.json: guidance_scale"):
+    ours = minibert.GPT2Config.tiny(generation={"num_beam_groups": 2, "max_new_tokens": 30})
+    with pytest.raises(UnsupportedConfigError, match=r"generation_config.json: num_beam_groups"):
         GenerationConfig.of_call(ours, GenerationConfig(max_new_tokens=3), {})
-    assert GenerationConfig.of_call(ours, None, {"guidance_scale": None}).max_new_tokens == 30
+    assert GenerationConfig.of_call(ours, None, {"num_beam_groups": None}).max_new_tokens == 30
     stored = {"max_new_tokens": 30, "num_return_sequences": 3, "num_beams": 4}
     ours = minibert.GPT2Config.tiny(generation=stored)
     with pytest.raises(InputError, match="generation_config: max_length: 9, but max_new_tokens is"):

@@ -10,8 +10,9 @@ from flax import nnx
 import minibert
 from converting import needs_torch, run
 from folders import cached
+from generating import compilations
 from malformed import as_folder, as_link, as_pipe, cases, load, refused
-from minibert.errors import ConfigError
+from minibert.errors import ConfigError, InputError
 
 pytestmark = pytest.mark.unoptimised
 
@@ -71,6 +72,40 @@ def test_it_comes_from_a_program_too(tmp_path):
     assert json.loads((tmp_path / "out" / FILE).read_text()) == {"max_new_tokens": 3}
 
 
+@pytest.mark.parametrize("name", [LM, "BertLMHeadModel", "RobertaForCausalLM"])
+def test_a_model_has_it(name, pristine, tmp_path):
+    folder = pristine.copy(tmp_path / "model", name)
+    plain = load(folder, name)
+    assert plain.generation_config == minibert.GenerationConfig.from_pretrained(folder)
+    stored = {"eos_token_id": 7, "top_k": 5, "do_sample": True, "junk": [1]}
+    (folder / FILE).write_text(json.dumps(stored))
+    model = load(folder, name)
+    assert isinstance(model.generation_config, minibert.GenerationConfig)
+    assert model.generation_config == minibert.GenerationConfig.from_pretrained(folder)
+    model.generation_config = model.generation_config.replace(max_new_tokens=3)
+    model.save_pretrained(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / FILE).read_text()) == stored | {"max_new_tokens": 3}
+    assert load(tmp_path / "out", name).generation_config == model.generation_config
+    assert jax.tree.structure(plain) == jax.tree.structure(model)
+    assert plain.generation_config.max_new_tokens is None
+    with pytest.raises(InputError, match=r"^generation_config: expected a GenerationConfig, found"):
+        model.generation_config = stored
+    assert not hasattr(load(folder, name).base_model, "generation_config")
+
+
+def test_generate_uses_what_is_assigned():
+    model = minibert.GPT2LMHeadModel(minibert.GPT2Config.tiny(), rngs=nnx.Rngs(0)).eval()
+    assert minibert.generate(model, [[1, 2]], max_new_tokens=5).shape == (1, 7)
+    model.generation_config = minibert.GenerationConfig(max_new_tokens=5)
+    with compilations() as programs:
+        assert minibert.generate(model, [[1, 2]]).shape == (1, 7)
+        model.generation_config = model.generation_config.replace(max_new_tokens=3)
+        assert minibert.generate(model, [[1, 2]]).shape == (1, 5)
+        config = minibert.GenerationConfig(max_new_tokens=4)
+        assert minibert.generate(model, [[1, 2]], generation_config=config).shape == (1, 6)
+    assert programs == []
+
+
 def text(content):
     return lambda path: path.write_bytes(content)
 
@@ -126,12 +161,15 @@ def test_transformers_reads_it_back(folder, tmp_path):
     import transformers
 
     (folder / FILE).write_text(json.dumps({"max_new_tokens": 7, "top_k": 3, "do_sample": True}))
-    load(folder, LM).save_pretrained(tmp_path / "out")
+    ours = load(folder, LM)
+    ours.generation_config = ours.generation_config.replace(eos_token_id=[5, 6])
+    ours.save_pretrained(tmp_path / "out")
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out")
     assert (model.generation_config.max_new_tokens, model.generation_config.top_k) == (7, 3)
+    assert model.generation_config.eos_token_id == [5, 6]
     model.save_pretrained(tmp_path / "theirs")
-    ours = minibert.load(tmp_path / "theirs").config.generation
-    assert (ours["max_new_tokens"], ours["do_sample"]) == (7, True)
+    found = minibert.GPT2LMHeadModel.from_pretrained(tmp_path / "theirs").generation_config
+    assert (found.max_new_tokens, found.do_sample, found.end_ids) == (7, True, (5, 6))
 
 
 def test_from_the_hubs_cache(folder, tmp_path):

@@ -60,7 +60,7 @@ PROMPTS = {
     "empty prompts": (np.zeros((2, 0), int), "input_ids: expected shape (batch, seq), found (2, 0"),
     "no batch": (np.arange(6), "input_ids: expected shape (batch, seq), found (6,)"),
     "three axes": (IDS[None], "input_ids: expected shape (batch, seq), found (1, 2, 6)"),
-    "nothing": (None, "input_ids: expected an array of numbers, found NoneType"),
+    "nothing": (None, "input_ids: expected prompts, or a bos_token_id to begin with"),
     "an empty list": ([], "input_ids: expected shape (batch, seq), found (0,)"),
     "an empty row": ([[1, 2], []], "input_ids: row 1: expected token ids, found []"),
     "empty rows": ([[], []], "input_ids: expected shape (batch, seq), found (2, 0)"),
@@ -174,9 +174,8 @@ ELSEWHERE = {
     "params": "not a generation option: the model holds its parameters; pass the model",
     "train": "not a generation option: the model must be in evaluation mode",
     "dropout_rng": "not a generation option: generation has no dropout",
-    "assistant_model": "not a generation option: assisted decoding is not implemented",
-    "negative_prompt_ids": "not a generation option: guidance is not implemented",
-    "token_type_ids": "not a generation option: generation has no token types",
+    "past_key_values": "not a generation option: pass whole texts as `input_ids`, or write a loop",
+    "position_ids": "not a generation option: positions are counted by `attention_mask`",
 }
 
 

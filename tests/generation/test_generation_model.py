@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 import minibert
+from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.errors import InputError, NotFiniteError
-from minibert.generation.config import GenerationConfig
 from minibert.nn.layers import Dropout
 
 pytestmark = pytest.mark.unoptimised

@@ -14,7 +14,7 @@ import pytest
 import minibert
 from generating import PAD, prompts, tiny
 from minibert.generation import api as generation
-from minibert.generation import beams, decoding, processors
+from minibert.generation import beams, decoding, planning, processors
 from minibert.models import compilation
 from minibert.nn.attention import causal_mask
 from minibert.nn.cache import KVCache, LayerCache
@@ -253,13 +253,13 @@ MISTAKES = {
         "greedy",
     ),
     "the cache's last slot is overwritten": (LayerCache, "append", one_back, "greedy"),
-    "rows that have ended go on": (decoding, "_write", unpadded, "greedy"),
-    "ends do not end": (generation, "_prepare", ends_elsewhere, "greedy"),
-    "ends do not end beams": (generation, "_prepare", ends_elsewhere, "beams"),
+    "rows that have ended go on": (decoding, "choose", unpadded, "greedy"),
+    "ends do not end": (generation, "prepare", ends_elsewhere, "greedy"),
+    "ends do not end beams": (generation, "prepare", ends_elsewhere, "beams"),
     "one token too few": (decoding, "unfinished", one_too_few, "greedy"),
     "padding is penalized": (processors, "PROCESSORS", penalized_padding, "greedy"),
     "padding is penalized in beams": (processors, "PROCESSORS", penalized_padding, "beams"),
-    "the length penalty's length is one off": (generation, "_powers", of_the_next_length, "beams"),
+    "the length penalty's length is one off": (planning, "_powers", of_the_next_length, "beams"),
     "the beams' cache is left in place": (KVCache, "rows", left_in_place, "beams"),
     "beams forget their scores": (beams, "_candidates", forgotten_scores, "beams"),
 }

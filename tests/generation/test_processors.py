@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minibert.generation.config import GenerationConfig
+from minibert.checkpoint.generation_config import GenerationConfig
+from minibert.generation import planning
 from minibert.generation.processors import History
 from slowly import slow_but
 
@@ -48,7 +49,7 @@ def process(processors, scores, tokens, real, start, step, limit):
 
 
 def processed(config: GenerationConfig, scores: np.ndarray, history: History) -> np.ndarray:
-    return np.asarray(process(config.processors(VOCAB), jnp.asarray(scores), *history))
+    return np.asarray(process(planning.processors(config, VOCAB), jnp.asarray(scores), *history))
 
 
 def theirs(options: dict, scores: np.ndarray, texts: list[np.ndarray], step: int) -> np.ndarray:
@@ -142,7 +143,7 @@ def test_as_transformers_does_row_by_row(options, step):
         expected = theirs(options, scores, texts, step)
         found = processed(config, scores, history)
         if config.renormalize_logits:
-            found = np.asarray(config.sampling()(jnp.asarray(found)))
+            found = np.asarray(planning.sampling(config)(jnp.asarray(found)))
         np.testing.assert_array_equal(np.isneginf(found), np.isneginf(expected))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -234,7 +235,7 @@ def test_other_numbers_compile_nothing():
     )
     for config in (EVERYTHING, other):
         found = processed(config, random_scores(0), history)
-        eager = config.processors(VOCAB)(jnp.asarray(random_scores(0)), history)
+        eager = planning.processors(config, VOCAB)(jnp.asarray(random_scores(0)), history)
         np.testing.assert_allclose(found, eager, rtol=1e-6)
     assert process._cache_size() == 1
 
@@ -251,7 +252,9 @@ def test_ids_that_are_no_tokens_touch_nothing():
 
 
 def test_what_is_neutral_does_not_act():
-    leaves = jax.tree.leaves(GenerationConfig(eos_token_id=3, min_length=0).processors(VOCAB))
+    leaves = jax.tree.leaves(
+        planning.processors(GenerationConfig(eos_token_id=3, min_length=0), VOCAB)
+    )
     assert leaves == []
     history, _ = histories(0, 2)
     scores = random_scores(0)

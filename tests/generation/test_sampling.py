@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minibert.generation.config import GenerationConfig
+from minibert.checkpoint.generation_config import GenerationConfig
+from minibert.generation import planning
 from minibert.generation.sampling import Sampling, draw, draw_distinct, kth_largest, row_keys
 from slowly import slow_but
 
@@ -44,7 +45,7 @@ def theirs(options: dict, scores: np.ndarray) -> np.ndarray:
 
 def ours(options: dict, scores: np.ndarray) -> np.ndarray:
     config = GenerationConfig.from_dict({"do_sample": True, "top_k": 0, **options})
-    return np.asarray(apply(config.sampling(), jnp.asarray(scores)))
+    return np.asarray(apply(planning.sampling(config), jnp.asarray(scores)))
 
 
 BEAMS = {"num_beams": 3, "eos_token_id": [7, 8]}  # at least three tokens are kept
@@ -133,7 +134,7 @@ def test_the_kth_largest_of_any_floats():
 def test_a_part_of_the_vocabulary_is_sorted_first(monkeypatch, name, share):
     """Only rows with many probable tokens need a full sort; rows do not affect each other."""
     scores = distributions(0)
-    sampling = GenerationConfig(do_sample=True, top_k=0, **{name: share}).sampling()
+    sampling = planning.sampling(GenerationConfig(do_sample=True, top_k=0, **{name: share}))
     expected = theirs({name: share}, scores)
     monkeypatch.setattr("minibert.generation.sampling.RANKED_FIRST", 8)
     partly = jax.jit(lambda scores: sampling(scores))
@@ -164,7 +165,7 @@ def test_other_numbers_compile_nothing():
     other = one.replace(
         temperature=2.0, top_k=70, top_p=0.1, min_p=0.2, typical_p=0.4, top_h=0.9, num_beams=4
     )
-    results = [filters(config.sampling(), scores) for config in (one, other)]
+    results = [filters(planning.sampling(config), scores) for config in (one, other)]
     assert filters._cache_size() == 1
     assert (np.asarray(results[0]) != np.asarray(results[1])).any()
 
@@ -179,14 +180,14 @@ def test_rows_know_no_neighbours():
 
 def test_greedy_decoding_filters_nothing():
     config = GenerationConfig(temperature=0.5, top_p=0.1, min_p=0.3)  # as in a file: inert
-    assert config.sampling() == Sampling()
+    assert planning.sampling(config) == Sampling()
     scores = jnp.asarray(distributions(0))
-    assert "sort" not in str(jax.make_jaxpr(config.sampling())(scores))
-    np.testing.assert_array_equal(config.sampling()(scores), scores)
+    assert "sort" not in str(jax.make_jaxpr(planning.sampling(config))(scores))
+    np.testing.assert_array_equal(planning.sampling(config)(scores), scores)
 
 
 def test_what_is_neutral_does_not_act():
-    sampling = GenerationConfig(do_sample=True, top_k=0).sampling()
+    sampling = planning.sampling(GenerationConfig(do_sample=True, top_k=0))
     assert jax.tree.leaves(sampling) == [1]  # the tokens that are kept at least
 
 

@@ -18,6 +18,7 @@ IDS = DRAW.integers(3, 90, (2, 6))
 HEADS = 3
 ALLOWED = (DRAW.random((2, HEADS, 6, 6)) < 0.7) | np.eye(6, dtype=bool)
 LOWEST = np.finfo(np.float32).min
+ROWS = np.array([[1, 5, 1], [0, 2, 4]])  # positions of each row
 NAMES = {"bert": "BertLMHeadModel", "roberta": "RobertaForCausalLM", "gpt2": "GPT2LMHeadModel"}
 
 
@@ -94,8 +95,12 @@ def test_beside_a_cache(pair, added):
 
 
 def test_positions_to_keep(pair):
-    _, model = pair
+    theirs, model = pair
     every = model(IDS).logits
+    with torch.no_grad():
+        rows = theirs(torch.tensor(IDS), logits_to_keep=torch.tensor(ROWS)).logits.numpy()
+    near(model(IDS, logits_to_keep=ROWS).logits, rows)
+    near(minibert.compiled(model)(IDS, logits_to_keep=ROWS).logits, rows)
     for kept in ([0, 4], np.array([5, 0, 0]), jnp.array([3])):
         near(model(IDS, logits_to_keep=kept).logits, every[:, np.asarray(kept)])
         near(minibert.compiled(model)(IDS, logits_to_keep=np.asarray(kept)).logits, every[:, kept])
@@ -103,6 +108,27 @@ def test_positions_to_keep(pair):
         model(IDS, logits_to_keep=[6])
     with pytest.raises(InputError, match="logits_to_keep: expected a number or shape"):
         model(IDS, logits_to_keep=[[0]])
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
+def test_positions_of_masks(name, tmp_path):
+    """Equal to the full logits at these positions, which alone are decoded."""
+    oracle.saved(name, tmp_path)
+    model = oracle.ours(name, tmp_path)
+    every = model(IDS).logits
+    each = np.arange(2)[:, None]
+    for kept, expected in (
+        (2, every[:, -2:]),
+        ([0, 4], every[:, [0, 4]]),
+        (ROWS, every[each, ROWS]),
+    ):
+        near(model(IDS, logits_to_keep=kept).logits, expected)
+    near(minibert.compiled(model)(IDS, logits_to_keep=ROWS).logits, every[each, ROWS])
+    program = str(jax.make_jaxpr(lambda ids: model(ids, logits_to_keep=ROWS).logits)(IDS))
+    assert "[2,3,97]" in program
+    assert "[2,6,97]" not in program
+    with pytest.raises(InputError, match=r"logits_to_keep: .* or \(2, positions\), found \(3, 1\)"):
+        model(IDS, logits_to_keep=[[0], [1], [2]])
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def texts(folder: str) -> None:
     gpt2 = minibert.GPT2LMHeadModel.from_pretrained(folder)
     settings = minibert.GenerationConfig(max_new_tokens=4)
     minibert.generate(gpt2, [[1, 2], [3]], generation_config=settings, key=jax.random.key(0))
+    gpt2.generation_config = assert_type(gpt2.generation_config, minibert.GenerationConfig)
     assert_type(minibert.stream(gpt2, ids, max_new_tokens=4), Iterator[np.ndarray])
     minibert.generate(
         gpt2,

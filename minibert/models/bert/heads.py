@@ -289,7 +289,51 @@ class _BertWithLMHead(BertWithHead[Output]):
         return self.cls(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
 
 
-class BertForMaskedLM(ForMaskedLM, _BertWithLMHead[MaskedLMOutput]):
+class BertWithMaskedLM(ForMaskedLM, BertWithHead[MaskedLMOutput]):
+    """Base class of models with a masked language model head."""
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        encoder_hidden_states: ArrayLike | None = None,
+        encoder_attention_mask: ArrayLike | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        logits_to_keep: int | ArrayLike = 0,
+        rngs: Rngs = None,
+    ) -> MaskedLMOutput:
+        """Takes `BertModel`'s arguments; returns logits of the last `logits_to_keep` positions.
+
+        With 0, the default, it returns those of all positions; with indices `(positions,)` those
+        of these positions; with indices `(batch, positions)` those of each row's positions.
+        """
+        outputs = self.base_model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            rngs=rngs,
+        )
+        return self._kept_output(outputs, logits_to_keep)
+
+
+class BertForMaskedLM(BertWithMaskedLM, _BertWithLMHead[MaskedLMOutput]):
     """BERT with a masked language model head."""
 
 
@@ -331,8 +375,8 @@ class BertWithCausalLM(ForCausalLM, BertWithHead[CausalLMOutputWithCrossAttentio
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes `BertModel`'s arguments; returns logits of the last `logits_to_keep` positions.
 
-        With 0, the default, it returns those of all positions; with a list or an array of indices
-        those of these positions.
+        With 0, the default, it returns those of all positions; with indices `(positions,)` those
+        of these positions; with indices `(batch, positions)` those of each row's positions.
         """
         outputs = self.base_model(
             input_ids,

@@ -116,8 +116,8 @@ class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead[CausalLMOutputWithCrossAttent
     ) -> CausalLMOutputWithCrossAttentions:
         """Takes `GPT2Model`'s arguments; returns logits of the last `logits_to_keep` positions.
 
-        With 0, the default, it returns those of all positions; with a list or an array of indices
-        those of these positions.
+        With 0, the default, it returns those of all positions; with indices `(positions,)` those
+        of these positions; with indices `(batch, positions)` those of each row's positions.
         """
         outputs = self.base_model(
             input_ids,

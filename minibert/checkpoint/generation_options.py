@@ -1,4 +1,4 @@
-"""Validation rules of generation options, refused options, and contradictions between options.
+"""Validation rules of generation options, and the options that are refused.
 
 The implemented options are the fields of `GenerationConfig`.
 """
@@ -6,14 +6,9 @@ The implemented options are the fields of `GenerationConfig`.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
-import jax
+from typing import Any
 
 from minibert.core.fields import Rule, interval, number, size
-
-if TYPE_CHECKING:
-    from minibert.generation.config import GenerationConfig
 
 # Fields that are not implemented, each with the values that have no effect.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -24,7 +19,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
             "constraints",
             "dola_layers",
             "force_words_ids",
-            "prompt_lookup_num_tokens",
             "speculation_type",
             "watermarking_config",
         ),
@@ -42,7 +36,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
         (None, False),
     ),
     **dict.fromkeys(("diversity_penalty", "penalty_alpha"), (None, 0)),
-    **dict.fromkeys(("guidance_scale", "num_beam_groups"), (None, 1)),
+    "num_beam_groups": (None, 1),
     "cache_implementation": (
         None,
         "dynamic",
@@ -59,27 +53,28 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 # Arguments of other versions of `generate` that are not options, and what replaces them.
 ELSEWHERE: Mapping[str, str] = {
-    "assistant_model": "assisted decoding is not implemented; its tokens are those of `generate`",
-    "assistant_tokenizer": "assisted decoding is not implemented",
-    "cache": "`generate` makes its own cache",
+    "assistant_model": "pass it to `generate`",
+    "assistant_tokenizer": "an assistant must have the model's vocabulary",
+    "cache": "pass whole texts as `input_ids`, or write a loop with `model(…, past_key_values=…)`",
     "custom_generate": "write a loop with `model(…, past_key_values=…)` or `stream`",
     "dropout_rng": "generation has no dropout; pass key=jax.random.key(0) to sample",
     "inputs": "pass the token ids as `input_ids`",
-    "inputs_embeds": "generation starts from token ids; pass `input_ids`",
+    "inputs_embeds": "pass it to `generate` or `stream`",
     "logits_processor": "use options, `prefix_allowed_tokens_fn`, or a loop of your own with "
     "`model(…, past_key_values=…)`",
-    "negative_prompt_attention_mask": "guidance is not implemented",
-    "negative_prompt_ids": "guidance is not implemented",
+    "negative_prompt_attention_mask": "pass it to `generate` or `stream`",
+    "negative_prompt_ids": "pass it to `generate` or `stream`",
     "output_log_probs": "return_dict_in_generate=True returns `log_probs` in any case",
     "params": "the model holds its parameters; pass the model",
-    "past_key_values": "`generate` makes its own cache",
+    "past_key_values": "pass whole texts as `input_ids`, or write a loop with "
+    "`model(…, past_key_values=…)`",
     "position_ids": "positions are counted by `attention_mask`",
     "prng_key": "pass it as `key`",
     "return_dict": "use return_dict_in_generate=True",
     "rng": "pass it as `key`",
     "seed": "pass key=jax.random.key(seed)",
     "synced_gpus": "not needed: JAX runs one program on all devices",
-    "token_type_ids": "generation has no token types",
+    "token_type_ids": "pass it to `generate` or `stream`",
     "trace": "generation is always compiled",
     "train": "the model must be in evaluation mode; call model.eval()",
 }
@@ -88,11 +83,10 @@ ELSEWHERE: Mapping[str, str] = {
 # with fields that are refused.
 INERT = frozenset(
     """
-    _commit_hash _from_model_config _original_object_hash assistant_confidence_threshold
-    assistant_lookbehind cache_config compile_config continuous_batching_config
-    decoder_start_token_id disable_compile max_cache_len max_matching_ngram_size
-    num_assistant_tokens num_assistant_tokens_schedule prefill_chunk_size return_legacy_cache
-    target_lookbehind transformers_version
+    _commit_hash _from_model_config _original_object_hash assistant_lookbehind cache_config
+    compile_config continuous_batching_config decoder_start_token_id disable_compile max_cache_len
+    num_assistant_tokens_schedule prefill_chunk_size return_legacy_cache target_lookbehind
+    transformers_version
     """.split()
 )
 
@@ -172,82 +166,3 @@ DECAY = Rule(
 def option(rule: Rule, default: object = None) -> Any:
     """Returns a dataclass field that is unset where it is None, and then has its default."""
     return dataclasses.field(default=None, metadata={"rule": rule, "default": default})
-
-
-def plain(value: Any) -> Any:
-    """Converts arrays and lists to tuples, mappings to tuples of pairs, NumPy scalars to Python."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        value = value.items()
-    elif not isinstance(value, list | tuple):
-        return value
-    return tuple(map(plain, value))
-
-
-def listed(value: object) -> Any:
-    """Converts tuples to lists, also those inside."""
-    return list(map(listed, value)) if isinstance(value, tuple) else value
-
-
-def ids(tokens: object) -> tuple[int, ...]:
-    """Returns all ids in None, an id, or tuples of ids nested to any depth."""
-    return tuple(jax.tree.leaves(tokens))
-
-
-def faults(config: "GenerationConfig") -> list[str]:
-    """Returns the contradictions between fields, whatever their source."""
-    found, several, beams = [], config.num_return_sequences, config.num_beams
-    if several > beams > 1:
-        found.append(f"num_return_sequences: {several}, but num_beams is {beams}")
-    elif several > beams and not config.do_sample:
-        found.append(
-            f"num_return_sequences: {several}, but greedy decoding returns one text: "
-            "more need do_sample=True or num_beams"
-        )
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        forced = getattr(config, name)
-        if forced is not None and {*ids(forced)} <= {*ids(config.suppress_tokens)}:
-            found.append(f"{name}: {forced}, but suppress_tokens contains it")
-    return found
-
-
-def overruled(config: "GenerationConfig", options: Mapping[str, Any]) -> list[str]:
-    """Returns the lengths in `options` that another field of the config overrides."""
-    found = []
-    for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        given, counts = options.get(one), getattr(config, other)
-        if given is not None and counts is not None:
-            found.append(f"{one}: {given}, but {other} is {counts} and takes precedence")
-    return found
-
-
-def contradictions(
-    config: "GenerationConfig", options: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> list[str]:
-    """Returns the contradictions of a call's options with each other or the decoding method.
-
-    Args:
-        config: the config of the call.
-        options: the call's options that are not None; the config already contains them.
-        defaults: the defaults of all fields.
-    """
-    found = overruled(config, options)
-    if config.exponential_decay_length_penalty is not None and not config.end_ids:
-        found.append("exponential_decay_length_penalty: set, but eos_token_id is not")
-    for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
-        if options.get(least, 0) > options.get(most, math.inf):
-            found.append(
-                f"{least}: {options[least]}, which is greater than {most}, {options[most]}"
-            )
-    for only, active, remedy in (
-        (SAMPLING_ONLY, config.do_sample, "do_sample=True"),
-        (BEAMS_ONLY, config.num_beams > 1, "num_beams of at least 2"),
-    ):
-        for name in only.keys() & options.keys():
-            if not active and options[name] not in (only[name], defaults[name]):
-                found.append(f"{name}: {options[name]}, which needs {remedy}")
-    for name in ("output_scores", "output_logits"):
-        if options.get(name) and not config.return_dict_in_generate:
-            found.append(f"{name}: true, which needs return_dict_in_generate=True")
-    return sorted(found)

@@ -12,16 +12,13 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
+import jax
 from flax.core import FrozenDict
 
 from minibert.checkpoint.config import new_files, read_config
 from minibert.checkpoint.files import GENERATION
-from minibert.checkpoint.hub import AnyPath
-from minibert.core.fields import PROBABILITY, SIZE, SWITCH, assign, checked, refuse
-from minibert.core.strict_json import write_json
-from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown, suggest
-from minibert.generation.options import (
+from minibert.checkpoint.generation_options import (
+    BEAMS_ONLY,
     BIASES,
     COUNT,
     DECAY,
@@ -34,22 +31,19 @@ from minibert.generation.options import (
     PLACED_TOKENS,
     POSITIVE_SHARE,
     REFUSED,
+    SAMPLING_ONLY,
     SECONDS,
     STRINGS,
     TOKEN,
     TOKEN_OR_TOKENS,
     TOKENS,
     WORDS,
-    contradictions,
-    faults,
-    ids,
-    listed,
     option,
-    overruled,
-    plain,
 )
-from minibert.generation.processors import Processors, phrases, placed, together
-from minibert.generation.sampling import Sampling
+from minibert.checkpoint.hub import AnyPath
+from minibert.core.fields import PROBABILITY, SIZE, SWITCH, assign, checked, refuse
+from minibert.core.strict_json import write_json
+from minibert.errors import ConfigError, InputError, UnsupportedConfigError, shown, suggest
 
 DEFAULT_NEW_TOKENS = 20
 
@@ -76,7 +70,14 @@ class GenerationConfig:
         max_time: seconds after which generation ends, with the token under way. The compilation of
             a program counts.
         do_sample: whether to sample tokens; otherwise the most probable token is chosen.
+        guidance_scale: the scale of classifier-free guidance, above 1 to move the texts away from
+            the negative prompts; 1 for none.
         num_return_sequences: number of texts for each prompt.
+        prompt_lookup_num_tokens: number of tokens that are copied from where a text's last tokens
+            occurred before, and checked in one run of the model: fewer runs, the same texts.
+        max_matching_ngram_size: how many last tokens are looked up.
+        num_assistant_tokens: number of tokens that an `assistant_model` proposes at a time.
+        assistant_confidence_threshold: the probability of a token below which it proposes no more.
         presence_penalty, frequency_penalty: not in transformers: see `Processors`.
         forced_decoder_ids: pairs of a position in a row and the token there (transformers 4).
         eos_token_id: the EOS token, or several of them.
@@ -108,7 +109,9 @@ class GenerationConfig:
     typical_p: float = option(POSITIVE_SHARE, 1.0)
     epsilon_cutoff: float = option(PROBABILITY, 0.0)
     eta_cutoff: float = option(PROBABILITY, 0.0)
+    guidance_scale: float = option(NUMBER, 1.0)
     repetition_penalty: float = option(FACTOR, 1.0)
+    prompt_ignore_length: int | None = option(COUNT)
     encoder_repetition_penalty: float = option(FACTOR, 1.0)
     presence_penalty: float = option(NUMBER, 0.0)
     frequency_penalty: float = option(NUMBER, 0.0)
@@ -126,6 +129,10 @@ class GenerationConfig:
     suppress_tokens: tuple[int, ...] | None = option(TOKENS)
     begin_suppress_tokens: tuple[int, ...] | None = option(TOKENS)
     num_return_sequences: int = option(SIZE, 1)
+    prompt_lookup_num_tokens: int | None = option(SIZE)
+    max_matching_ngram_size: int = option(SIZE, 2)
+    num_assistant_tokens: int = option(SIZE, 20)
+    assistant_confidence_threshold: float = option(PROBABILITY, 0.4)
     output_scores: bool = option(SWITCH, False)
     output_logits: bool = option(SWITCH, False)
     return_dict_in_generate: bool = option(SWITCH, False)
@@ -342,7 +349,7 @@ class GenerationConfig:
         except ConfigError as reason:
             raise InputError(f"{reason}") from None
         asked = {name: getattr(config, name) for name in given if given[name] is not None}
-        if found := contradictions(config, asked, DEFAULTS):
+        if found := contradictions(config, asked):
             raise InputError("; ".join(found)).advising("do_sample=True")
         return config
 
@@ -392,90 +399,6 @@ class GenerationConfig:
             raise InputError(f"{name}: {most}, but the prompt already has {prompt} tokens")
         return most - prompt
 
-    def processors(self, vocab_size: int) -> Processors:
-        """Returns the active processors: those that transformers' `_get_logits_processor` adds.
-
-        Raises:
-            InputError: if a token id is not in the vocabulary.
-        """
-        self._check_ids(vocab_size)
-
-        def mask(tokens: object) -> np.ndarray | None:
-            return None if tokens is None else np.isin(np.arange(vocab_size), ids(tokens))
-
-        end = mask(self.eos_token_id)
-        least = self.min_length if self.min_new_tokens is None else 0
-        bad, decay = self.bad_words_ids, self.exponential_decay_length_penalty
-        if bad is not None:
-            ends = {(token,) for token in self.end_ids}  # EOS must stay possible
-            bad = [(word, -math.inf) for word in bad if word not in ends]
-        if decay is not None:
-            after, factor = decay
-            decay = together(np.int32(after), np.float32(math.log(factor)), end)
-        return Processors(
-            **self._numbers(
-                "encoder_repetition_penalty",
-                "repetition_penalty",
-                "presence_penalty",
-                "frequency_penalty",
-            ),
-            sequence_bias=phrases(self.sequence_bias),
-            no_repeat_ngram_size=_count(self.no_repeat_ngram_size),
-            encoder_no_repeat_ngram_size=_count(self.encoder_no_repeat_ngram_size),
-            bad_words_ids=phrases(bad),
-            min_length=together(_count(least), end),
-            min_new_tokens=together(_count(self.min_new_tokens), end),
-            forced_bos_token_id=mask(self.forced_bos_token_id),
-            forced_eos_token_id=mask(self.forced_eos_token_id),
-            remove_invalid_values=self.remove_invalid_values,
-            exponential_decay_length_penalty=decay,
-            suppress_tokens=mask(self.suppress_tokens),
-            begin_suppress_tokens=together(
-                mask(self.begin_suppress_tokens), np.bool_(self.forced_bos_token_id is not None)
-            ),
-            forced_decoder_ids=placed(self.forced_decoder_ids),
-        )
-
-    def sampling(self) -> Sampling:
-        """The filters that act: those of sampling, or only `renormalize_logits` without it."""
-        if not self.do_sample:
-            return Sampling(renormalize=self.renormalize_logits)
-        # With beams, one more token than can end a text, so that a beam can always continue.
-        least = 1 + max(len(self.end_ids), 1) if self.num_beams > 1 else 1
-        return Sampling(
-            **self._numbers("temperature", "top_h", "min_p", "typical_p"),
-            top_k=_count(self.top_k),
-            top_p_rest=_share(1 - self.top_p),  # in double precision, as transformers does
-            epsilon_cutoff=_share(self.epsilon_cutoff % 1),  # 1 disables it, as 0 does
-            eta_cutoff=_share(self.eta_cutoff % 1),
-            min_tokens_to_keep=np.int32(least),
-            renormalize=self.renormalize_logits,
-        )
-
-    def _numbers(self, *names: str) -> dict[str, Any]:
-        """Returns fields as float32, None for those with their default value."""
-        values = {name: getattr(self, name) for name in names}
-        return {n: None if v == DEFAULTS[n] else np.float32(v) for n, v in values.items()}
-
-    def _check_ids(self, vocab_size: int) -> None:
-        names = (
-            "eos_token_id",
-            "pad_token_id",
-            "forced_bos_token_id",
-            "forced_eos_token_id",
-            "suppress_tokens",
-            "begin_suppress_tokens",
-            "bad_words_ids",
-        )
-        named: dict[str, Any] = {name: getattr(self, name) for name in names}
-        named["sequence_bias"] = [word for word, _ in self.sequence_bias or ()]
-        named["forced_decoder_ids"] = [token for _, token in self.forced_decoder_ids or ()]
-        for name, tokens in named.items():
-            if wrong := [token for token in ids(tokens) if token >= vocab_size]:
-                raise InputError(
-                    f"{name}: expected token ids below {vocab_size} (vocab_size), found {wrong[0]}"
-                )
-
 
 DEFAULTS: Mapping[str, Any] = {
     field.name: field.metadata["default"]
@@ -491,9 +414,86 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     return checked(GenerationConfig, {n: v for n, v in found.items() if v is not None})
 
 
-def _count(value: int | None) -> Any:
-    return np.int32(value) if value else None
+def plain(value: Any) -> Any:
+    """Converts arrays and lists to tuples, mappings to tuples of pairs, NumPy scalars to Python."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        value = value.items()
+    elif not isinstance(value, list | tuple):
+        return value
+    return tuple(map(plain, value))
 
 
-def _share(value: float) -> Any:
-    return np.float32(value) if value else None
+def listed(value: object) -> Any:
+    """Converts tuples to lists, also those inside."""
+    return list(map(listed, value)) if isinstance(value, tuple) else value
+
+
+def ids(tokens: object) -> tuple[int, ...]:
+    """Returns all ids in None, an id, or tuples of ids nested to any depth."""
+    return tuple(jax.tree.leaves(tokens))
+
+
+def faults(config: GenerationConfig) -> list[str]:
+    """Returns the contradictions between fields, whatever their source."""
+    found, several, beams = [], config.num_return_sequences, config.num_beams
+    if several > beams > 1:
+        found.append(f"num_return_sequences: {several}, but num_beams is {beams}")
+    elif several > beams and not config.do_sample:
+        found.append(
+            f"num_return_sequences: {several}, but greedy decoding returns one text: "
+            "more need do_sample=True or num_beams"
+        )
+    guided, looked_up = config.guidance_scale, config.prompt_lookup_num_tokens
+    for name, value in (("guidance_scale", guided), ("prompt_lookup_num_tokens", looked_up)):
+        if beams > 1 and value != DEFAULTS[name]:
+            found.append(f"{name}: {value}, which needs num_beams=1, but it is {beams}")
+    if looked_up is not None and guided != DEFAULTS["guidance_scale"]:
+        found.append(f"prompt_lookup_num_tokens: {looked_up}, but guidance_scale is {guided}")
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        forced = getattr(config, name)
+        if forced is not None and {*ids(forced)} <= {*ids(config.suppress_tokens)}:
+            found.append(f"{name}: {forced}, but suppress_tokens contains it")
+    return found
+
+
+def overruled(config: GenerationConfig, options: Mapping[str, Any]) -> list[str]:
+    """Returns the lengths in `options` that another field of the config overrides."""
+    found = []
+    for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        given, counts = options.get(one), getattr(config, other)
+        if given is not None and counts is not None:
+            found.append(f"{one}: {given}, but {other} is {counts} and takes precedence")
+    return found
+
+
+def contradictions(config: GenerationConfig, options: Mapping[str, Any]) -> list[str]:
+    """Returns the contradictions of a call's options with each other or the decoding method.
+
+    Args:
+        config: the config of the call.
+        options: the call's options that are not None; the config already contains them.
+    """
+    found = overruled(config, options)
+    if config.exponential_decay_length_penalty is not None and not config.end_ids:
+        found.append("exponential_decay_length_penalty: set, but eos_token_id is not")
+    for least, most in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
+        if options.get(least, 0) > options.get(most, math.inf):
+            found.append(
+                f"{least}: {options[least]}, which is greater than {most}, {options[most]}"
+            )
+    for only, active, remedy in (
+        (SAMPLING_ONLY, config.do_sample, "do_sample=True"),
+        (BEAMS_ONLY, config.num_beams > 1, "num_beams of at least 2"),
+    ):
+        for name in only.keys() & options.keys():
+            if not active and options[name] not in (only[name], DEFAULTS[name]):
+                found.append(f"{name}: {options[name]}, which needs {remedy}")
+    ignored = options.get("prompt_ignore_length")
+    if ignored is not None and config.repetition_penalty == DEFAULTS["repetition_penalty"]:
+        found.append(f"prompt_ignore_length: {ignored}, which needs a repetition_penalty")
+    for name in ("output_scores", "output_logits"):
+        if options.get(name) and not config.return_dict_in_generate:
+            found.append(f"{name}: true, which needs return_dict_in_generate=True")
+    return sorted(found)
