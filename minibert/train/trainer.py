@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import Array
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
+from minibert.models.arguments import refusing
 from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
 from minibert.nn.numerics import cause
@@ -36,6 +37,7 @@ from minibert.sharding.placement import (
     shardings_of,
     taken,
 )
+from minibert.train.arguments import METHODS, TRAINER
 from minibert.train.batches import checked_batch
 from minibert.train.lora.adapter import Adapter, Form, forms, trained_adapter
 from minibert.train.lora.config import LoRA
@@ -177,6 +179,7 @@ class Trainer:
     config: Any
     state: TrainState
 
+    @refusing(TRAINER)
     def __init__(
         self,
         model: PretrainedModel,
@@ -244,6 +247,13 @@ class Trainer:
             functools.partial(_evaluate, build, objective),
             out_shardings=None if where is None else where[1],
         )
+
+    if not TYPE_CHECKING:  # where any attribute would be known
+
+        def __getattr__(self, name: str) -> Any:
+            if name in METHODS:
+                raise AttributeError(f"{name}: not a method of Trainer: {METHODS[name]}")
+            return object.__getattribute__(self, name)  # raises Python's own error
 
     @property
     def frozen(self) -> Arrays:
