@@ -9,6 +9,7 @@ import numpy as np
 from minibert.core.types import Path
 from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
+from minibert.text.tokenizer import encode_all
 from minibert.train.data.batching import BatchOptions
 from minibert.train.data.encoding import Encoder, collate_for, word_starts
 from minibert.train.data.labels import (
@@ -118,8 +119,8 @@ def token_classification(
             token, a text is too long, or a label is unknown.
     """
     encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
-    text = encoder.backend.encode("a a")
-    split = encoder.backend.encode(["a", "a"], is_pretokenized=True)
+    text = encode_all(encoder.backend, ["a a"])[0]
+    split = encode_all(encoder.backend, [["a", "a"]], is_pretokenized=True)[0]
     if text.ids[1:] != split.ids[1:]:
         raise InputError(
             "tokenizer: expected one that separates words; load it with add_prefix_space=True"
