@@ -327,7 +327,7 @@ def test_methods_of_other_libraries():
         with pytest.raises(AttributeError, match=f"^{name}: not a method of Trainer: "):
             getattr(trainer, name)
     with pytest.raises(AttributeError, match="'Trainer' object has no attribute 'params'"):
-        trainer.params
+        assert trainer.params
     batch = {"input_ids": texts()["input_ids"]}
     with pytest.raises(InputError, match="callbacks: expected a list of functions, found <built"):
         train.fit(trainer, [batch], steps=1, callbacks=print)
