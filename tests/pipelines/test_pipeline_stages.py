@@ -160,7 +160,7 @@ def test_a_generator_is_read_as_answers_are_taken(classify, monkeypatch):
 
 
 class Indexed:
-    """Texts with a length and indices only, as a dataset of PyTorch; a bad index is no IndexError."""
+    """A dataset as of PyTorch: texts with a length and indices, any of which is accepted."""
 
     def __init__(self, texts):
         self.texts = texts
@@ -183,7 +183,7 @@ def test_datasets(classify):
     found = [answer["label"] for answer in classify(keyed)]
     assert found == [answer["label"] for answer in classify(texts)]
     rows = [{"text": "a"}, {"text": 5}]
-    with pytest.raises(InputError, match="input 1: expected a text, or a pair .* found 5"):
+    with pytest.raises(InputError, match=r"input 1: expected a text, or a pair .* found 5"):
         list(classify(type(keyed)(rows, "text")))
 
 
@@ -294,7 +294,7 @@ def test_a_pipeline_is_saved(folder, fill, tmp_path):
     assert again.task == "fill-mask"
     assert again(MR_BERT) == fill(MR_BERT)
     assert json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["truncation"] is None
-    with pytest.raises(TargetError, match="saved: already holds config.json"):
+    with pytest.raises(TargetError, match=r"saved: already holds config\.json"):
         again.save_pretrained(tmp_path / "saved")
     again.save_pretrained(str(tmp_path / "saved"), overwrite=True)
     assert (tmp_path / "saved" / "model.safetensors").exists()

@@ -256,12 +256,13 @@ def token_ids(
         source = [read_text(os.fspath(source))]
     texts, _ = read_texts(source, column)
     backend = backend_of(tokenizer)
-    ends = [_end(tokenizer)] if flag("end", end) else []
+    ends = [end_of(tokenizer)] if flag("end", end) else []
     found = encoded(backend, texts, special=False, show_progress=show_progress)
     return np.concatenate([np.array(e.ids + ends, np.int32) for e in found])
 
 
-def _end(tokenizer: "PreTrainedTokenizerBase") -> int:
+def end_of(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Returns the id of a tokenizer's EOS token, or else of its separator."""
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return token
@@ -317,7 +318,7 @@ def blocks_of(encoder: Encoder, texts: Sequence[str]) -> Blocks:
     """Returns all tokens of texts as blocks, with a separator token between texts."""
     frame = frame_of(encoder.backend, pair=False)
     encoder.check_capacity(frame.length)
-    between = _special(frame.after[-1:] or [_end(encoder.tokenizer)])
+    between = _special(frame.after[-1:] or [end_of(encoder.tokenizer)])
     parts: list[Sentence] = []
     for encoding in encoder.encoded(texts, special=False):
         parts += [sentence_of(encoding), between]

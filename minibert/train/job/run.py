@@ -45,6 +45,7 @@ from minibert.train.lora.files import save_adapter
 from minibert.train.objectives.base import Objective
 from minibert.train.optimizers import adamw, schedule
 from minibert.train.trainer import Trainer
+from minibert.train.wrappers import averaged, layerwise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -223,6 +224,10 @@ def _trainer(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
     )
+    if settings.layer_decay is not None:
+        optimizer = layerwise(optimizer, model, settings.layer_decay)
+    if settings.ema_decay is not None:
+        optimizer = averaged(optimizer, settings.ema_decay)
     lora = None
     if settings.lora_rank is not None:
         task_type, saved = TASKS[settings.task].adapted_as, settings.lora_save or []
