@@ -51,6 +51,26 @@ TRAINER = {
     "processing_class": "the functions of minibert.train.data take the tokenizer",
     "tokenizer": "the functions of minibert.train.data take the tokenizer",
 }
+ADAMW = {
+    "beta1": "pass b1",
+    "beta2": "pass b2",
+    "betas": "pass b1 and b2",
+    "epsilon": "pass eps",
+    "lr": "pass learning_rate, a number or a schedule",
+    "mask": "biases and normalisations do not decay; for other choices use optax.adamw",
+}
+LORA = {
+    "alpha": "pass lora_alpha",
+    "dropout": "pass lora_dropout",
+    "ensure_weight_tying": "not implemented",
+    "inference_mode": "Trainer trains an adapter, and merge and attach use it, without a mode",
+    "layer_replication": "not implemented",
+    "loftq_config": "not implemented",
+    "peft_type": "the type is always LoRA",
+    "rank": "pass r",
+    "revision": "pass it to load_adapter or load_merged",
+    "target_parameters": "not implemented",
+}
 METHODS = {
     "fit": "call minibert.train.fit(trainer, batches, steps=…)",
     "predict": "call trainer.model, or a pipeline with it",
