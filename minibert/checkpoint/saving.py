@@ -3,13 +3,13 @@
 import functools
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.numpy import save_file
 
 from minibert.checkpoint.agreement import check_tree
 from minibert.checkpoint.config import Config, write_config_files
-from minibert.checkpoint.files import model_paths
+from minibert.checkpoint.files import encoder_paths, model_paths
 from minibert.checkpoint.leaves import Leaf, finite, leaves, stored_dtypes
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.checkpoint.tensors import Arrays
@@ -17,6 +17,9 @@ from minibert.core.atomic import atomic_folder
 from minibert.core.strict_json import write_json
 from minibert.core.types import Path
 from minibert.errors import InputError, TargetError, shown, writing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNITS = {
     "": 1,
@@ -57,6 +60,39 @@ def save_model(
         writing(folder),
     ):
         write_model(model, new, limit, config)
+
+
+def save_with_tokenizer(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    max_shard_size: str | int,
+    overwrite: bool,
+) -> None:
+    """Writes config.json, the weights and the tokenizer's files into one folder, atomically."""
+    limit = parse_size(max_shard_size)
+    check_here(model)
+    check = functools.partial(check_saved, model)
+    with (
+        atomic_folder(folder, owned=encoder_paths, overwrite=overwrite, check=check) as new,
+        writing(folder),
+    ):
+        write_model(model, new, limit)
+        write_tokenizer(tokenizer, new)
+
+
+def write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: str) -> None:
+    """Writes a tokenizer's files into an existing folder.
+
+    Raises:
+        TargetError: the tokenizer cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as reason:
+        raise TargetError(f"{folder}: the tokenizer cannot be written ({reason})") from None
 
 
 def check_here(model: Any) -> None:

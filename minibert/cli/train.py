@@ -104,8 +104,9 @@ def _with_flags(command: Any) -> None:
         flag = name.replace("_", "-")
         named = f"--{flag}/--no-{flag}" if kind in (bool, bool | None) else f"--{flag}"
         about = field.metadata["about"]
-        if field.default not in (dataclasses.MISSING, None, False):
-            about += f" [default: {field.default}]"  # which the file can change
+        if field.default not in (dataclasses.MISSING, None):
+            default = f"no-{flag}" if field.default is False else field.default
+            about += f" [default: {default}]"  # which the file can change
         option = typer.Option(None, named, help=about, show_default=False)
         parameters.append(
             given.replace(

@@ -201,10 +201,10 @@ def elements(
 ) -> Iterator[Any]:
     """Returns an iterator over the elements of a collection, in the collection's order.
 
-    Lists, tuples, generators, views of dicts, one-dimensional arrays, and columns of pandas,
-    polars, pyarrow and datasets are accepted. Iteration over a mapping or a table would yield names
-    of columns (or columns), over bytes numbers, over a string characters, and over a set an
-    arbitrary order; these are errors.
+    Lists, tuples, generators, views of dicts, one-dimensional arrays, columns of pandas, polars,
+    pyarrow and datasets, and objects that only have a length and indices (PyTorch's datasets) are
+    accepted. Iteration over a mapping or a table would yield names of columns (or columns), over
+    bytes numbers, over a string characters, and over a set an arbitrary order; these are errors.
 
     Args:
         name: the argument, for messages.
@@ -227,8 +227,12 @@ def elements(
             f"{name}: expected {expected} in an order, found an unordered {kind.__name__}; pass a "
             "list"
         )
-    if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Iterable):
+    iterable = isinstance(values, Iterable)
+    indexed = not iterable and hasattr(kind, "__getitem__") and hasattr(kind, "__len__")
+    if isinstance(values, str | bytes | bytearray | memoryview) or not (iterable or indexed):
         raise InputError(f"{name}: expected {expected}, found {shown(values)}")
+    if indexed:
+        return (values[index] for index in range(len(values)))
     if hasattr(kind, "to_pylist"):  # arrays of pyarrow, whose elements are not Python objects
         values = values.to_pylist()
     try:

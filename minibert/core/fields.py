@@ -29,16 +29,21 @@ class Rule:
         expected: the allowed values, as an error message describes them.
         allows: returns whether a value is allowed.
         convert: returns an allowed value in the form in which it is stored.
+        interval: the allowed values, as a message about a positive whole number describes them;
+            empty if `expected` describes these too.
     """
 
     expected: str
     allows: Callable[[Any], bool]
     convert: Callable[[Any], Any] = lambda value: value
+    interval: str = ""
 
     def check(self, name: str, value: object, error: type[MinibertError] = ConfigError) -> Any:
         """Returns a value in its final form, or raises `error` if it is not allowed."""
         if not self.allows(value):
-            raise error(f"{name}: expected {self.expected}, found {shown(value)}")
+            large = isinstance(value, int | np.integer) and value > 0 and value is not True
+            expected = self.interval if large and self.interval else self.expected
+            raise error(f"{name}: expected {expected}, found {shown(value)}")
         return self.convert(value)
 
 
@@ -83,8 +88,12 @@ def whole(least: int | None = None, most: int | None = None) -> Rule:
 
 
 def size(least: int) -> Rule:
-    """Returns the rule of a whole number of at least `least` that fits into 32 bits."""
-    return dataclasses.replace(whole(least, 2**31 - 1), expected=whole(least).expected)
+    """Returns the rule of a whole number of at least `least` that fits into 32 bits.
+
+    Its message states the upper limit only if it matters.
+    """
+    rule = whole(least, 2**31 - 1)
+    return dataclasses.replace(rule, expected=whole(least).expected, interval=rule.expected)
 
 
 def one_of(choices: Iterable[str]) -> Rule:
@@ -101,6 +110,7 @@ def or_null(rule: Rule) -> Rule:
         f"{rule.expected} or null",
         lambda value: value is None or rule.allows(value),
         lambda value: None if value is None else rule.convert(value),
+        rule.interval,
     )
 
 

@@ -29,6 +29,7 @@ from minibert.checkpoint.saving import (
     file_leaves,
     write_model,
     write_tensors,
+    write_tokenizer,
 )
 from minibert.checkpoint.sources import SAFETENSORS, open_source
 from minibert.core.atomic import atomic_folder
@@ -41,7 +42,6 @@ from minibert.errors import (
     CheckpointMismatchError,
     ConfigError,
     InputError,
-    TargetError,
     UnsupportedConfigError,
     shown,
     writing,
@@ -302,7 +302,7 @@ def save_encoder(
         writing(folder),
     ):
         write_model(model.transformer, new, SHARD)
-        _write_tokenizer(tokenizer, new)
+        write_tokenizer(tokenizer, new)
         write_json(settings.body_config(), os.path.join(new, BODY_CONFIGS[0]))
         write_json(settings.top_config(), os.path.join(new, TOP_CONFIG))
         for name, module in modules.items():
@@ -313,15 +313,6 @@ def save_encoder(
             for place, (kind, path) in enumerate(entries)
         ]
         write_json(lines, os.path.join(new, MODULES))
-
-
-def _write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: str) -> None:
-    try:
-        tokenizer.save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as reason:
-        raise TargetError(f"{folder}: the tokenizer cannot be written ({reason})") from None
 
 
 def _write_module(module: Any, home: str) -> None:

@@ -1,11 +1,14 @@
-"""Refusal of unknown arguments of a model's call, with what replaces them."""
+"""Refusal of unknown arguments of a call, with what replaces them."""
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from minibert.errors import InputError, suggest
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 LABELS = (
     "end_positions",
@@ -18,6 +21,7 @@ LABELS = (
 
 # Arguments of transformers' models, in PyTorch or Flax, and what replaces them.
 ELSEWHERE = {
+    "adapter_names": "call the model of each adapter (minibert.train.attach) with its own rows",
     "cache": "pass it as past_key_values",
     "cache_position": "positions continue those in past_key_values; or pass position_ids",
     "deterministic": "call model.train() or model.eval() before",
@@ -46,8 +50,12 @@ def refuse_unknown(model: object, given: Iterable[str], known: Collection[str]) 
             if objective := getattr(model, "objective", None):
                 arguments = "(model.config)" if objective == "classification" else ""
                 why += f"; train with minibert.train.{objective}{arguments}"
-        hint = suggest(name, known) if why is None else f": {why}"
-        raise InputError(f"{name}: not an argument of {type(model).__name__}{hint}")
+        raise _unknown(name, type(model).__name__, known, why)
+
+
+def _unknown(name: str, owner: str, known: Collection[str], why: str | None) -> InputError:
+    hint = suggest(name, known) if why is None else f": {why}"
+    return InputError(f"{name}: not an argument of {owner}{hint}")
 
 
 def explained(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,3 +72,28 @@ def explained(call: Callable[..., Any]) -> Callable[..., Any]:
         return call(self, *args, **kwargs)
 
     return checked
+
+
+def refusing(
+    elsewhere: Mapping[str, str],
+) -> Callable[[Callable[Given, Returned]], Callable[Given, Returned]]:
+    """Returns a decorator of functions and constructors that refuse unknown arguments by name.
+
+    Args:
+        elsewhere: arguments that other libraries have, with what replaces them.
+    """
+
+    def decorated(call: Callable[Given, Returned]) -> Callable[Given, Returned]:
+        owner = getattr(call, "__qualname__", "").removesuffix(".__init__")
+        known = frozenset(inspect.signature(call).parameters) - {"self"}
+
+        @functools.wraps(call)
+        def checked(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+            for name in kwargs:
+                if name not in known:
+                    raise _unknown(name, owner, known, elsewhere.get(name))
+            return call(*args, **kwargs)
+
+        return checked
+
+    return decorated

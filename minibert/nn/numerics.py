@@ -31,6 +31,12 @@ def common_dtype(*dtypes: np.dtype) -> Any:
     return widest if alike else np.dtype(np.float32)  # of float16 and bfloat16
 
 
+def added(one: Array, other: Array) -> Array:
+    """Returns the sum of two arrays, in the narrowest dtype that holds the numbers of both."""
+    dtype = common_dtype(one.dtype, other.dtype)
+    return one.astype(dtype) + other.astype(dtype)
+
+
 def widen(array: Any) -> Any:
     """Returns an array of NumPy or of JAX in float32 or wider."""
     return array.astype(wide_dtype(array.dtype))

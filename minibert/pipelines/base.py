@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from minibert.checkpoint.saving import save_with_tokenizer
 from minibert.core.checks import check_text, elements, whole
 from minibert.core.progress import LONG, progress_bar
+from minibert.core.types import Path
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import Compiled, compiled
@@ -24,6 +26,7 @@ from minibert.nn.numerics import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, Arrays, collated, length, on_host, separated
 from minibert.pipelines.options import BATCHING, routed
 from minibert.text.batching import Batch, check_budget, default_budget, plan
+from minibert.text.tokenizer import panics_as_errors
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -198,6 +201,29 @@ class Pipeline(abc.ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__})"
 
+    def save_pretrained(
+        self, folder: Path, *, max_shard_size: str | int = "5GB", overwrite: bool = False
+    ) -> None:
+        """Writes the model and the tokenizer into a Hugging Face folder, which `pipeline` loads.
+
+        The write is atomic, as that of `PretrainedModel.save_pretrained`. Options are not written.
+
+        Args:
+            folder: the target folder. It may exist, but must not contain files of a model or a
+                tokenizer unless `overwrite` is True. Other files are left alone.
+            max_shard_size: larger models are split into shards with an index.
+            overwrite: whether to replace such files.
+
+        Raises:
+            TargetError: the folder contains such files, or cannot be written; or a parameter is NaN
+                or infinite.
+            CheckpointMismatchError: the config does not describe the model.
+            InputError: `folder` is not a path.
+        """
+        with TOKENIZING:
+            self.tokenized("")  # otherwise the truncation of the last call would be written
+            save_with_tokenizer(self.model, self.tokenizer, folder, max_shard_size, overwrite)
+
     def encoded(
         self,
         text: object,
@@ -235,7 +261,7 @@ class Pipeline(abc.ABC):
         state, so only one thread at a time may set and use them.
         """
         try:
-            with TOKENIZING:
+            with TOKENIZING, panics_as_errors():
                 return self.tokenizer(text, text_pair, verbose=False, **options)
         except Exception as reason:  # tokenizers raises Exception itself
             raise InputError(f"the tokenizer rejects it ({shown(str(reason))})") from None

@@ -13,9 +13,18 @@ BATCHING = ("batch_size", "show_progress", "token_budget")  # options of a call,
 ELSEWHERE = {
     "device": "arrays go to JAX's default device",
     "device_map": "arrays go to JAX's default device",
+    "feature_extractor": "inputs are texts; pass a tokenizer",
     "framework": "the framework is always JAX",
+    "generate_kwargs": "pass the options themselves, such as max_new_tokens=20",
+    "grouped_entities": 'pass aggregation_strategy="simple"',
+    "model_kwargs": "pass the arguments of from_pretrained themselves, such as dtype",
     "num_workers": "there are no worker processes",
+    "return_all_scores": "pass top_k=None",
+    "return_text": "pass return_full_text",
     "torch_dtype": "use dtype",
+    "trust_remote_code": "code of a checkpoint is never run",
+    "use_auth_token": "pass token",
+    "use_fast": "pass a tokenizer",
 }
 
 
@@ -45,7 +54,7 @@ def routed(cls: Any, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     shares: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
     for name, value in options.items():
         stages = [stage for stage in STAGES if name in names[stage]]
-        if not stages and cls.open_stage is None:
+        if not stages and (cls.open_stage is None or name in ELSEWHERE):
             raise InputError(unknown(name, set().union(*names.values()), f"option of {cls.task}"))
         for stage in stages or [cls.open_stage]:
             shares[stage][name] = value

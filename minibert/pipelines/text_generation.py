@@ -14,8 +14,8 @@ from minibert.core.checks import check_text, text_list
 from minibert.errors import InputError, shown
 from minibert.generation.api import generate, stream
 from minibert.generation.sampling import checked_key
-from minibert.generation.stepping import Streamer
-from minibert.generation.stopping import AllowedTokens, StoppingCriterion, StopStrings
+from minibert.generation.stepping import Streamer, check_streamer
+from minibert.generation.stopping import AllowedTokens, Decisions, StoppingCriterion, StopStrings
 from minibert.models.base import ModelClass, Names
 from minibert.models.outputs import GenerateOutput
 from minibert.models.registry import task_classes
@@ -25,6 +25,7 @@ from minibert.pipelines.chats import answered, check_chat, continues, is_message
 from minibert.pipelines.options import accepted
 from minibert.pipelines.streaming import Pieces, collected, stopped
 from minibert.text.batching import Batch, padded
+from minibert.text.tokenizer import panics_as_errors
 
 # options of `forward` that determine the config of a call
 SETTINGS = ("key", "generation_config", "max_new_tokens", "max_length")
@@ -77,11 +78,22 @@ class TextGenerationPipeline(Pipeline):
                 raise InputError(f"callback: expected a function of a text, found {found}")
             if not isinstance(inputs, str | tuple):
                 raise InputError(f"callback: expected a single text, found {shown(inputs)}")
-        _stops(given.get("stop_strings"), given.get("stop_sequence"))  # validates them early
-        # unknown and contradictory options too, before the prompt's length is checked with others
-        own = accepted(type(self), "forward") - {*SETTINGS}
-        self._settings(**{name: value for name, value in given.items() if name not in own})
+        self._check(given)
         return super().__call__(inputs, **options)
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        """Checks the options of `forward` before prompts are read, which may be too long."""
+        own = accepted(type(self), "forward") - {*SETTINGS}
+        settings = self._settings(**{name: given[name] for name in given if name not in own})
+        stops = _stops(given.get("stop_strings"), given.get("stop_sequence"))
+        callback, streamer = given.get("callback"), given.get("streamer")
+        check_streamer(streamer)
+        if stops or callback is not None:
+            _check_alone(settings, settings.num_return_sequences, callback, streamer)
+        criteria, allowed = given.get("stopping_criteria"), given.get("prefix_allowed_tokens_fn")
+        Decisions.of_call(settings.replace(stop_strings=None), None, criteria, allowed)
+        if settings.do_sample:
+            checked_key(given.get("key"))
 
     def preprocess(
         self,
@@ -181,12 +193,7 @@ class TextGenerationPipeline(Pipeline):
             settings = settings.replace(stop_strings=None)
         recorded: dict[str, Any] = {}
         if stops or callback is not None:
-            if settings.num_beams > 1:
-                raise InputError("num_beams: expected 1 with a callback or stop_strings")
-            if callback is not None and rows > 1:
-                raise InputError(f"callback: expected a single text, found {rows}")
-            if streamer is not None:
-                raise InputError("streamer: expected None with a callback or stop_strings")
+            _check_alone(settings, rows, callback, streamer)
             steps = stream(self.model, ids, mask, generation_config=settings, key=key, **host)
             decode = self._decoder(skip_special_tokens, clean_up_tokenization_spaces)
             by_bytes = self._by_bytes and not clean_up_tokenization_spaces
@@ -246,7 +253,7 @@ class TextGenerationPipeline(Pipeline):
     def _chat(self, messages: Sequence[Any], **options: Any) -> dict[str, np.ndarray]:
         """Returns a chat as the tokenizer's template converts it, as arrays `(1, seq)`."""
         try:
-            with TOKENIZING:
+            with TOKENIZING, panics_as_errors():
                 encoded: Any = self.tokenizer.apply_chat_template(
                     list(messages),
                     add_generation_prompt=not options["continue_final_message"],
@@ -321,6 +328,21 @@ class TextGenerationPipeline(Pipeline):
     def _by_bytes(self) -> bool:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
+
+
+def _check_alone(
+    settings: GenerationConfig,
+    rows: int,
+    callback: Callable[..., None] | None,
+    streamer: Streamer | None,
+) -> None:
+    """Checks what else is requested with a callback or stop strings."""
+    if settings.num_beams > 1:
+        raise InputError("num_beams: expected 1 with a callback or stop_strings")
+    if callback is not None and rows > 1:
+        raise InputError(f"callback: expected a single text, found {rows}")
+    if streamer is not None:
+        raise InputError("streamer: expected None with a callback or stop_strings")
 
 
 def _new_tokens(settings: GenerationConfig, prompt: int) -> int:

@@ -48,6 +48,28 @@ def backend_of(tokenizer: "PreTrainedTokenizerBase") -> Any:
     return copy
 
 
+def encode_all(backend: "Backend", inputs: Sequence[Any], **options: bool) -> list[Any]:
+    """Returns the encodings of several texts, pairs of texts, or lists of words.
+
+    Args:
+        backend: the tokenizer's backend.
+        inputs: the texts.
+        options: arguments of `encode_batch`.
+
+    Raises:
+        InputError: the backend cannot encode one of them.
+    """
+    try:
+        with panics_as_errors():
+            return backend.encode_batch(list(inputs), **options)
+    except Exception as reason:  # tokenizers raises Exception itself
+        if len(inputs) > 1:
+            for one in inputs:  # to name the first that fails
+                encode_all(backend, [one], **options)
+        which = f" {shown(inputs[0])}" if len(inputs) == 1 else " the texts"
+        raise InputError(f"tokenizer: cannot encode{which} ({shown(str(reason))})") from None
+
+
 class TokenReader:
     """Converts texts to token ids with special tokens, truncated to a maximum length.
 
@@ -74,7 +96,7 @@ class TokenReader:
         self._backend.enable_truncation(longest, direction=tokenizer.truncation_side)
         if lower_case:
             make_lower_case(self._backend)
-        if any(self._backend.encode("a").type_ids):
+        if any(encode_all(self._backend, ["a"])[0].type_ids):
             raise InputError(
                 "tokenizer: expected only token type 0 for a single text, found others"
             )
@@ -113,7 +135,7 @@ class TokenReader:
         """Returns the number of tokens of a prompt before a text, without a final special token."""
         if not prompt:
             return 0
-        ids = self._backend.encode(prompt).ids
+        ids = encode_all(self._backend, [prompt])[0].ids
         return len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
 
     def arrays(self, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -28,6 +28,7 @@ from minibert.train.objectives.heads import (
 )
 from minibert.train.optimizers import adamw, learning_rate, schedule
 from minibert.train.trainer import Trainer
+from minibert.train.wrappers import averaged, layerwise
 
 __all__ = [
     "Adapter",
@@ -39,6 +40,7 @@ __all__ = [
     "Trainer",
     "adamw",
     "attach",
+    "averaged",
     "causal_lm",
     "classification",
     "continuation",
@@ -48,6 +50,7 @@ __all__ = [
     "fit",
     "init_adapter",
     "keep_memory",
+    "layerwise",
     "learning_rate",
     "load_adapter",
     "load_merged",

@@ -21,6 +21,8 @@ from minibert.core.checks import whole
 from minibert.core.fields import COUNT, check, field, or_null
 from minibert.core.types import ArrayLike
 from minibert.errors import InputError, NotFiniteError, shown
+from minibert.models.arguments import refusing
+from minibert.train.arguments import FIT
 from minibert.train.checkpoints import PATH, Checkpoints, EvaluationState, Store, opened
 from minibert.train.metrics import Metrics, MetricsLog, Speed, sizes, training_bar
 from minibert.train.optimizers import MOST
@@ -108,6 +110,7 @@ class Result:
         return self.trainer.model
 
 
+@refusing(FIT)
 def fit(
     trainer: "Trainer",
     data: Iterable[Mapping[str, ArrayLike]],
@@ -165,6 +168,8 @@ def fit(
     _check_kind("checkpoints", checkpoints, Checkpoints | None)
     if not isinstance(data, Iterable):
         raise InputError(f"data: expected batches, found {shown(type(data))}")
+    if not isinstance(callbacks, Iterable):
+        raise InputError(f"callbacks: expected a list of functions, found {shown(callbacks)}")
     iterator, eval_state, start = iter(data), EvaluationState(), _step(trainer)
     with contextlib.ExitStack() as stack:
         store, restored = None, False

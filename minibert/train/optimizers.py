@@ -14,6 +14,8 @@ from jax.typing import ArrayLike
 from minibert.core.checks import check_choice, whole
 from minibert.core.fields import BELOW_1, NON_NEGATIVE, POSITIVE
 from minibert.errors import InputError, shown
+from minibert.models.arguments import refusing
+from minibert.train.arguments import ADAMW
 from minibert.train.fingerprint import description
 
 KINDS = ("linear", "cosine", "constant")
@@ -96,6 +98,7 @@ def schedule(peak: float, steps: int, *, warmup: int = 0, kind: str = "linear") 
     return Schedule(rate, arguments if kind == "constant" else {**arguments, "steps": steps})
 
 
+@refusing(ADAMW)
 def adamw(
     learning_rate: float | Callable[[Any], Any],
     *,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import Array
 
 from minibert.core.checks import whole
 from minibert.errors import InputError, NotFiniteError, shown
+from minibert.models.arguments import refusing
 from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
 from minibert.nn.numerics import cause
@@ -36,6 +37,7 @@ from minibert.sharding.placement import (
     shardings_of,
     taken,
 )
+from minibert.train.arguments import METHODS, TRAINER
 from minibert.train.batches import checked_batch
 from minibert.train.lora.adapter import Adapter, Form, forms, trained_adapter
 from minibert.train.lora.config import LoRA
@@ -47,6 +49,7 @@ from minibert.train.optimizers import (
     learning_rate,
     promoting,
 )
+from minibert.train.wrappers import average_of
 
 Arrays = dict[str, Array]  # by path
 Combine = Callable[[Arrays, Arrays], Arrays]
@@ -177,6 +180,7 @@ class Trainer:
     config: Any
     state: TrainState
 
+    @refusing(TRAINER)
     def __init__(
         self,
         model: PretrainedModel,
@@ -245,6 +249,13 @@ class Trainer:
             out_shardings=None if where is None else where[1],
         )
 
+    if not TYPE_CHECKING:  # where any attribute would be known
+
+        def __getattr__(self, name: str) -> Any:
+            if name in METHODS:
+                raise AttributeError(f"{name}: not a method of Trainer: {METHODS[name]}")
+            return object.__getattribute__(self, name)  # raises Python's own error
+
     @property
     def frozen(self) -> Arrays:
         """The parameters that are not trained, by path."""
@@ -254,9 +265,10 @@ class Trainer:
     def model(self) -> Any:
         """The model with its current parameters, in evaluation mode; an adapter is merged.
 
-        An adapter of an embedding matrix to which the output is tied is attached instead.
+        With `averaged` the parameters are their average. An adapter of an embedding matrix to which
+        the output is tied is attached instead of merged.
         """
-        arrays = self._combine(copied(self.state.params), self._frozen)
+        arrays = self._combine(copied(self._evaluated), self._frozen)
         if self._lora is not None:  # an adapter may be wider than the kernels that it adapts
             dtypes = self._dtypes
             arrays = {p: array.astype(dtypes.get(p, array.dtype)) for p, array in arrays.items()}
@@ -264,14 +276,14 @@ class Trainer:
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter with its current parameters.
+        """The adapter with its current parameters, or their average.
 
         Raises:
             InputError: the model is trained without `lora`.
         """
         if self._lora is None:
             raise InputError("adapter: there is none; train with lora=LoRA(…)")
-        return Adapter(self._lora, self._taken(copied(self.state.params)))
+        return Adapter(self._lora, self._taken(copied(self._evaluated)))
 
     def step(self, batch: Batch) -> Arrays:
         """Runs one training step.
@@ -305,7 +317,7 @@ class Trainer:
         sums: _Sums | None = None
         for number, batch in enumerate(batches):
             given = self._given(batch, 1, evaluated=True)
-            found = self._evaluate(self.state.params, self._frozen, given)
+            found = self._evaluate(self._evaluated, self._frozen, given)
             found = jax.tree.map(np.float64, jax.device_get(found))
             for term, loss in found.losses.items():
                 if not np.isfinite(loss):
@@ -321,6 +333,11 @@ class Trainer:
         metrics |= {term: mean(losses[term], counts[term]) for term in counts}
         metrics |= {f"{term}_accuracy": mean(hits[term], numbers[term]) for term in hits}
         return {name: float(value) for name, value in metrics.items()}
+
+    @property
+    def _evaluated(self) -> Arrays:
+        average = average_of(self.state.opt_state)
+        return self.state.params if average is None else average
 
     def _taken(self, arrays: Arrays) -> Arrays:
         return arrays if self.sharding is None else taken(self.sharding, arrays, self._shapes)

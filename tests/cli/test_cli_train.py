@@ -187,6 +187,27 @@ def test_pairs_of_sentences(place):
 
 
 @pytest.mark.slow
+def test_instructions(place):
+    """With an average of the parameters, and smaller learning rates of lower layers."""
+    rows = [{"ask": f"{words('things')}: ", "completion": words("animals", 3)} for _ in range(30)]
+    (place / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["train", "--task", "instruction", "--config", "tiny", "--tokenizer", place / "base"]
+    command += ["--data", place / "asked.jsonl", "--prompt", "ask", "--output", place / "told"]
+    command += ["--steps", "20", "--batch-size", "8", "--max-length", "16", "--json"]
+    command += ["--evaluation-fraction", "0.2", "--learning-rate", "0.01"]
+    command += ["--ema-decay", "0.5", "--layer-decay", "0.9"]
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout)["metrics"]
+    lines = (place / "told" / "log.jsonl").read_text().splitlines()
+    assert metrics["eval_loss"] < json.loads(lines[0])["loss"] - 0.5
+    refused = run(*command, "--resume", "--ema-decay", "0.9", "--steps", "21")
+    assert "average_decay: 0.5 in the checkpoint, 0.9 here" in refused.output
+    run_of = minibert.pipeline("text-generation", str(place / "told" / "model"))
+    assert run_of("house tree: ", max_new_tokens=2)
+
+
+@pytest.mark.slow
 def test_continuation(place):
     command = ["train", "--task", "continuation", "--config", "tiny", "--data", place / "text.txt"]
     command += ["--tokenizer", place / "base", "--output", place / "continued", "--steps", "3"]
@@ -321,8 +342,10 @@ def test_a_sentence_encoder_of_a_plain_model(place, tmp_path):
 def test_help_shows_defaults():
     words = "".join(filter(str.isascii, run("train", "--help").output)).split()
     for field in FIELDS.values():
-        if field.default not in (dataclasses.MISSING, None, False):
-            assert f"[default: {field.default}]" in " ".join(words), field.name
+        if field.default not in (dataclasses.MISSING, None):
+            flag = f"no-{field.name.replace('_', '-')}"
+            shown = flag if field.default is False else field.default
+            assert f"[default: {shown}]" in " ".join(words), field.name
 
 
 @pytest.mark.parametrize(

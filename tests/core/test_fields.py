@@ -50,8 +50,8 @@ class Example:
         (whole(0), [0], [-1, False]),
         (whole(2, 4), [2, np.uint8(4)], [1, 5]),
         (COUNT, [1, 2**40], [0]),
-        (SIZE, [1, 2**31 - 1], [0, 2**31, 10**400]),
-        (size(0), [0], [-1, 2**31]),
+        (SIZE, [1, 2**31 - 1], [0, -(2**31), True, 1.5]),
+        (size(0), [0], [-1]),
         (
             NUMBER,
             [1, -0.5, np.float32(2), np.int8(3)],
@@ -73,6 +73,14 @@ def test_rules(rule, allowed, refused):
         assert rule.check("name", value) == value
     for value in refused:
         with pytest.raises(ConfigError, match=f"^name: expected {rule.expected}, found "):
+            rule.check("name", value)
+
+
+@pytest.mark.parametrize("value", [2**31, np.int64(2**31), 10**400])
+def test_numbers_beyond_32_bits(value):
+    for rule, least in ((SIZE, 1), (size(0), 0), (or_null(SIZE), 1)):
+        said = f"^name: expected a whole number from {least} to 2147483647, found "
+        with pytest.raises(ConfigError, match=said):
             rule.check("name", value)
 
 

@@ -84,6 +84,7 @@ def test_file(spoil, error, said, folder):
 
 LONG = "n\n" * 10**5
 WHOLE = "a whole number of at least 1"
+FEW = "a whole number from 1 to 2147483647"
 RATE = "a number from 0 to 1"
 VALUES = {
     "size-zero": ({"hidden_size": 0}, WHOLE, "0"),
@@ -94,8 +95,8 @@ VALUES = {
     "size-null": ({"type_vocab_size": None}, WHOLE, "None"),
     "size-list": ({"hidden_size": [24]}, WHOLE, "[24]"),
     "size-object": ({"hidden_size": {"x": 24}}, WHOLE, "{'x': 24}"),
-    "size-2**31": ({"vocab_size": 2**31}, WHOLE, "2147483648"),
-    "size-10**400": ({"vocab_size": 10**400}, WHOLE, "1000"),
+    "size-2**31": ({"vocab_size": 2**31}, FEW, "2147483648"),
+    "size-10**400": ({"vocab_size": 10**400}, FEW, "1000"),
     "size-long-text": ({"vocab_size": LONG}, WHOLE, "'n\\nn"),
     "size-long-lists": ({"vocab_size": [[LONG[:2000]] * 9] * 9}, WHOLE, "[['n\\nn"),
     "heads-zero": ({"num_attention_heads": 0}, WHOLE, "0"),

@@ -321,6 +321,7 @@ ELSEWHERE = {
     "dropout_rng": "dropout_rng: not an argument of {}: pass rngs=nnx.Rngs(dropout=key)",
     "return_dict": "return_dict: not an argument of {}: outputs have names and indices",
     "cache": "cache: not an argument of {}: pass it as past_key_values",
+    "adapter_names": "adapter_names: not an argument of {}: call the model of each adapter",
     "labels": "labels: not an argument of {}: models compute no loss",
     "inputs_embed": "inputs_embed: not an argument of {} (did you mean inputs_embeds?)",
 }

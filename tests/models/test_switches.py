@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import minibert
 import sentences
@@ -19,6 +20,7 @@ from conftest import FLOAT32
 from minibert import train
 from minibert.models import compilation
 from minibert.models.compilation import compiled
+from minibert.nn.tree import Structure, parameters
 from minibert.train.objectives.base import Objective
 from slowly import slow_but
 
@@ -271,6 +273,34 @@ def no_transfers() -> Any:
 def test_nothing_implicit(name):
     """Nothing is promoted and, in programs that are compiled already, nothing transferred."""
     check_close(results(name, strict, no_transfers), name)
+
+
+@pytest.mark.parametrize("part", ["norm", "kernel", "bias", "embedding", "position", "key"])
+@pytest.mark.parametrize("name", ["BertForPreTraining", "GPT2DoubleHeadsModel"])
+def test_parameters_of_several_dtypes(name, part):
+    """Some are in bfloat16: outputs and gradients have the same dtypes as with promotions."""
+    made = getattr(minibert, name)
+    model = made(made.config_class.tiny(), rngs=nnx.Rngs(0)).eval()
+    names = {"norm": ("LayerNorm", "ln_"), "position": ("position", "wpe"), "key": (".key.", "wte")}
+    mixed = Structure(model).build(
+        {
+            path: array.astype("bfloat16") if any(one in path for one in chosen) else array
+            for chosen in (names.get(part, (part,)),)
+            for path, array in parameters(model).items()
+        }
+    )
+    ids = np.array([[[1, 2, 3]]]) if name.startswith("GPT2") else np.array([[1, 2, 3]])
+
+    def loss(model):
+        return sum(array.astype(np.float32).sum() for array in model(ids).to_tuple()[:2])
+
+    def shapes():
+        out = jax.eval_shape(lambda model: model(ids), mixed)
+        return out, jax.eval_shape(jax.grad(loss), mixed)
+
+    with strict():
+        found = shapes()
+    assert jax.tree.leaves(found) == jax.tree.leaves(shapes())
 
 
 @pytest.mark.slow

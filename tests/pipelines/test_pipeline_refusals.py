@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 import minibert
+from malformed import with_damaged_map
 from minibert.errors import ConfigError, InputError
 from minibert.pipelines import FeatureExtractionPipeline, FillMaskPipeline, pipeline
 
@@ -23,6 +24,13 @@ BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
         ("fill-mask", {"batch_size": 0}, "batch_size: expected a whole number of at least 1"),
         ("fill-mask", {"token_budget": "8"}, "token_budget: expected a whole number of at least"),
         ("fill-mask", {"num_workers": 2}, "num_workers: .*there are no worker processes"),
+        ("text-generation", {"device": 0}, "device: unknown option of text-generation: arrays go"),
+        ("text-generation", {"generate_kwargs": {}}, "generate_kwargs: .*pass the options themsel"),
+        (
+            "fill-mask",
+            {"model_kwargs": {}},
+            "model_kwargs: .*pass the arguments of from_pretrained",
+        ),
         (None, {"pipeline_class": int}, "pipeline_class: expected a subclass of Pipeline"),
         (
             "zero-shot-classification",
@@ -301,6 +309,14 @@ def test_a_tokenizer_with_a_limit_that_is_none(classifier, minilm):
     run = pipeline("text-classification", classifier, tokenizer=odd)
     with pytest.raises(InputError, match=r"model_max_length: .*found 'many'"):
         run("a", truncation=True)
+
+
+def test_a_tokenizer_that_panics(classifier, tokenizer):
+    run = pipeline("text-classification", classifier, tokenizer=with_damaged_map(tokenizer))
+    assert run(["plain", "text"])
+    with pytest.raises(InputError, match=r"^input 1: the tokenizer rejects it \('a failure inside"):
+        run(["plain", "é", "text"])
+    assert run("plain")
 
 
 def test_numpys_whole_numbers(fill, classify):

@@ -17,6 +17,7 @@ from minibert.errors import (
     InputError,
     MissingHeadError,
     SourceError,
+    TargetError,
 )
 from minibert.pipelines import (
     FillMaskPipeline,
@@ -158,6 +159,34 @@ def test_a_generator_is_read_as_answers_are_taken(classify, monkeypatch):
     assert found == [1] + [9] * 8 + [29] * 20 + [49] * 2
 
 
+class Indexed:
+    """A dataset as of PyTorch: texts with a length and indices, any of which is accepted."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        return {"text": self.texts[index % len(self.texts)]}
+
+
+def test_datasets(classify):
+    texts = ["a", "long " * 20, "b"]
+    answers = classify(Indexed(texts))
+    assert next(answers) == pytest.approx(classify(texts)[0])
+    assert len(list(answers)) == 2
+    keyed = pytest.importorskip("transformers.pipelines.pt_utils").KeyDataset(
+        Indexed(texts), "text"
+    )
+    found = [answer["label"] for answer in classify(keyed)]
+    assert found == [answer["label"] for answer in classify(texts)]
+    rows = [{"text": "a"}, {"text": 5}]
+    with pytest.raises(InputError, match=r"input 1: expected a text, or a pair .* found 5"):
+        list(classify(type(keyed)(rows, "text")))
+
+
 def test_shapes_are_few(classifier, tokenizer):
     class Counting(TextClassificationPipeline):
         shapes = set()
@@ -254,6 +283,21 @@ def test_a_folder_is_loaded_into_the_tasks_class(folder, fill, tmp_path):
     assert isinstance(fresh, TextClassificationPipeline)
     assert fresh.model.config.num_labels == 3
     assert fresh.tokenizer.vocab_size == 30522
+
+
+def test_a_pipeline_is_saved(folder, fill, tmp_path):
+    fill("a [MASK]", truncation=True, tokenizer_kwargs={"max_length": 5})
+    fill.save_pretrained(tmp_path / "saved", max_shard_size="1MB")
+    files = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= files
+    again = pipeline(model=tmp_path / "saved")
+    assert again.task == "fill-mask"
+    assert again(MR_BERT) == fill(MR_BERT)
+    assert json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["truncation"] is None
+    with pytest.raises(TargetError, match=r"saved: already holds config\.json"):
+        again.save_pretrained(tmp_path / "saved")
+    again.save_pretrained(str(tmp_path / "saved"), overwrite=True)
+    assert (tmp_path / "saved" / "model.safetensors").exists()
 
 
 def test_what_is_no_folder_with_a_tokenizer_is_refused(masked, tmp_path):

@@ -212,6 +212,12 @@ def test_a_text_draws_by_its_number_whatever_the_others(ours):
         (PROMPT, {"max_tokens": 5}, "max_tokens: not a generation option"),
         (LONG, {"max_tokens": 5}, "max_tokens: not a generation option"),  # not the length
         (LONG, {"temperature": 0.5}, "temperature: 0.5, which needs do_sample=True"),
+        (LONG, {"streamer": 5}, "streamer: expected an object with the methods put and end"),
+        (LONG, {"stopping_criteria": 5}, "stopping_criteria: expected functions of token ids"),
+        (LONG, {"prefix_allowed_tokens_fn": 5}, "prefix_allowed_tokens_fn: expected a function"),
+        (LONG, {"key": 7}, "key: sampling needs a random key"),
+        (LONG, {"do_sample": True}, "key: sampling needs a random key"),
+        (LONG, {"stop_strings": "a", "num_beams": 2}, "num_beams: expected 1 with a callback"),
         (PROMPT, {"output_scores": True}, "output_scores: true, which needs return_dict_in_gen"),
         (PROMPT, {"key": np.zeros(3, np.uint32)}, "key: sampling needs a random key: .*uint32"),
         (PROMPT, {"key": jax.numpy.zeros(3, "uint32")}, "key: sampling needs a random key"),

@@ -1,6 +1,7 @@
 """Builds malformed model folders, and asserts that they are refused with the right message."""
 
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -262,3 +263,13 @@ def run_script(script, *arguments, before=()):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+def with_damaged_map(tokenizer):
+    """A copy whose library panics at the first character that is not ASCII."""
+    from tokenizers import normalizers
+
+    damaged, size = copy.deepcopy(tokenizer), 512
+    charsmap = size.to_bytes(4, "little") + bytes(size)
+    damaged.backend_tokenizer.normalizer = normalizers.Precompiled(charsmap)
+    return damaged

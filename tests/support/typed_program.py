@@ -203,7 +203,7 @@ def training(folder: str, tokenizer: Any) -> None:
     trainer = train.Trainer(
         model,
         train.classification(model.config),
-        train.adamw(train.schedule(1e-4, 10)),
+        train.averaged(train.layerwise(train.adamw(train.schedule(1e-4, 10)), model), 0.99),
         lora=train.LoRA(r=4),
         accumulate=2,
     )

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from malformed import with_damaged_map
 from minibert.data.records import Records
 from minibert.errors import InputError
 from minibert.train import data
@@ -67,6 +68,17 @@ def test_refusals(options, said):
 def test_an_unknown_option():
     with pytest.raises(TypeError, match="strides"):
         data.windows(IDS, max_length=4, strides=2, batch_size=1)
+
+
+def test_a_tokenizer_that_panics(tokenizer):
+    damaged, options = with_damaged_map(tokenizer), {"max_length": 12, "batch_size": 1}
+    rows = [{"text": text, "label": 0} for text in ("plain", "text", "é", "東")]
+    said = r"^tokenizer: cannot encode 'é' \('a failure inside the tokenizers library"
+    with pytest.raises(InputError, match=said):
+        data.classification(rows, damaged, **options)
+    with pytest.raises(InputError, match=said):
+        data.masked_lm([row["text"] for row in rows], damaged, **options)
+    assert list(data.classification(rows[:2], damaged, **options))
 
 
 def test_no_examples():

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.errors import InputError, SourceError
 from minibert.train import data
 from minibert.train.data.spans import tokens_of
@@ -353,6 +354,66 @@ def test_contrastive_texts(tokenizer):
         np.testing.assert_array_equal(batch[f"{prefix}_attention_mask"], expected["attention_mask"])
     names = {f"{p}_{n}" for p in ("anchor", "positive") for n in ("input_ids", "attention_mask")}
     assert only(data.contrastive(rows, tokenizer, **options)).keys() == {*names, "example"}
+
+
+ORDERS = [
+    {"prompt": "Say it: ", "completion": "a lamp"},
+    {"prompt": "Why? ", "completion": "because the lighthouse is far, and it rains"},
+]
+
+
+def test_instructions(tokenizer):
+    """The prompt is no target, and reads as it does when a model continues it."""
+    batch = only(data.instruction(ORDERS, tokenizer, max_length=20, batch_size=2))
+    for row, order in enumerate(ORDERS):
+        prompt, completion = (
+            tokenizer(order[name], add_special_tokens=False)["input_ids"] for name in order
+        )
+        real = batch["attention_mask"][row] == 1
+        assert batch["input_ids"][row][real].tolist() == [CLS, *prompt, *completion, SEP]
+        ignored = [-100] * (1 + len(prompt))
+        assert batch["labels"][row][real].tolist() == [*ignored, *completion, SEP]
+        assert set(batch["labels"][row][~real].tolist()) <= {-100}
+    assert batch["example"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_truncated_instructions(tokenizer, side):
+    cutting = copy.deepcopy(tokenizer)
+    cutting.truncation_side = side
+    options = {"max_length": 9, "batch_size": 1, "truncation": True}
+    whole = only(data.instruction(ORDERS[1:], tokenizer, max_length=20, batch_size=1))
+    ids, labels = (
+        whole[name][0][whole["attention_mask"][0] == 1] for name in ("input_ids", "labels")
+    )
+    batch = only(data.instruction(ORDERS[1:], cutting, **options))
+    if side == "right":
+        assert batch["input_ids"][0].tolist() == ids[:9].tolist()
+        assert batch["labels"][0].tolist() == labels[:9].tolist()
+    else:
+        assert batch["input_ids"][0].tolist() == [CLS, *ids[-8:]]
+        assert batch["labels"][0].tolist() == [-100, *labels[-8:]]
+    long = [{"prompt": "why " * 9, "completion": "so"}]
+    if side == "right":
+        with pytest.raises(InputError, match=r"^record 0: .*: truncation leaves no token of the"):
+            data.instruction(long, cutting, **options)
+    with pytest.raises(InputError, match=r"^record 0: prompt, completion: 12 tokens; expected at"):
+        data.instruction(long, cutting, max_length=9, batch_size=1)
+
+
+def test_instructions_of_gpt2():
+    """A text of GPT-2 begins without a special token, and ends with the EOS token."""
+    import minibert
+
+    tokenizer = load_tokenizer(minibert.assets.GPT2)
+    tokenizer.pad_token = tokenizer.eos_token
+    batch = only(data.instruction(ORDERS[:1], tokenizer, max_length=24, batch_size=1))
+    prompt, completion = (tokenizer(text)["input_ids"] for text in ORDERS[0].values())
+    there = [*prompt, *completion, tokenizer.eos_token_id]
+    assert batch["input_ids"][0][: len(there)].tolist() == there
+    assert batch["attention_mask"].sum() == len(there)
+    targets = batch["labels"][0]
+    assert targets[targets != -100].tolist() == there[len(prompt) :]
 
 
 def test_files_that_are_not_there(classify, tmp_path):

@@ -296,6 +296,46 @@ def test_weighted_classes():
         made().step(numbers)
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            lambda: train.fit(None, [], steps=1, callback=print),
+            "callback: not an argument of fit: p",
+        ),
+        (
+            lambda: train.fit(None, [], step=1),
+            r"step: not an argument of fit \(did you mean steps\?",
+        ),
+        (lambda: train.fit(None, [], epochs=1), "epochs: not an argument of fit: pass steps"),
+        (
+            lambda: Trainer(args=1, model=2),
+            "args: not an argument of Trainer: pass each setting to",
+        ),
+        (lambda: train.adamw(lr=1), "lr: not an argument of adamw: pass learning_rate"),
+        (lambda: train.LoRA(r=1, inference_mode=False), "inference_mode: not .* LoRA: Trainer tr"),
+        (lambda: train.LoRA(lora_alfa=1), r"lora_alfa: .* of LoRA \(did you mean lora_alpha\?\)"),
+        (lambda: Trainer(1, 2, 3, remats=True), r"remats: .* of Trainer \(did you mean remat\?\)"),
+        (lambda: Trainer(1, 2, 3, peft_config=4), "peft_config: not an argument .*: pass lora"),
+    ],
+)
+def test_arguments_of_other_libraries(made, said):
+    with pytest.raises(InputError, match=f"^{said}"):
+        made()
+
+
+def test_methods_of_other_libraries():
+    trainer = Trainer(drawn("BertModel", **ONE_LAYER), train.contrastive(), optax.sgd(0.1))
+    for name in ("train", "fit", "save_model", "predict"):
+        with pytest.raises(AttributeError, match=f"^{name}: not a method of Trainer: "):
+            getattr(trainer, name)
+    with pytest.raises(AttributeError, match="'Trainer' object has no attribute 'params'"):
+        assert trainer.params
+    batch = {"input_ids": texts()["input_ids"]}
+    with pytest.raises(InputError, match="callbacks: expected a list of functions, found <built"):
+        train.fit(trainer, [batch], steps=1, callbacks=print)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_parameters_are_refused(dtype):
     config = minibert.BertConfig.tiny(**ONE_LAYER)

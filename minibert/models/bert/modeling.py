@@ -40,6 +40,7 @@ from minibert.nn.attention import (
 )
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
 from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
+from minibert.nn.numerics import added
 
 Hidden = Float[Array, "batch seq hidden"]
 Weights = Float[Array, "batch heads seq keys"]
@@ -86,8 +87,8 @@ class BertEmbeddings(Module):
             token_type_ids = jnp.zeros((1, tokens.shape[1]), jnp.int32)
         if position_ids is None:
             position_ids = jnp.arange(tokens.shape[1])[None]
-        hidden = tokens + self.token_type_embeddings(token_type_ids)
-        hidden = hidden + self.position_embeddings(position_ids)
+        hidden = added(tokens, self.token_type_embeddings(token_type_ids))
+        hidden = added(hidden, self.position_embeddings(position_ids))
         return self.dropout(self.LayerNorm(hidden), rngs)
 
 
@@ -172,7 +173,7 @@ class _Project(Module):
         self, hidden: Float[Array, "batch seq features"], residual: Hidden, rngs: Rngs = None
     ) -> Hidden:
         """Projects `hidden`, adds it to the `residual` and normalises the sum."""
-        return self.LayerNorm(self.dropout(self.dense(hidden), rngs) + residual)
+        return self.LayerNorm(added(self.dropout(self.dense(hidden), rngs), residual))
 
 
 class BertSelfOutput(_Project):

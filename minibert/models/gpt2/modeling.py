@@ -31,6 +31,7 @@ from minibert.nn.activations import activation
 from minibert.nn.attention import AttentionMask, attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput, KVCache, LayerCache, encoder_projections
 from minibert.nn.layers import Conv1D, Dropout, Embed, LayerNorm, Module
+from minibert.nn.numerics import added
 
 Hidden = Float[Array, "batch seq hidden"]
 Encoded = Float[Array, "batch encoder_seq hidden"] | None
@@ -174,17 +175,17 @@ class GPT2Block(Module):
         rngs: Rngs = None,
     ) -> BlockOutput:
         """Adds self-attention, cross-attention if there is any, and the MLP to the residual."""
-        added, weights, past = self.attn(self.ln_1(hidden), mask, head_mask, past, rngs)
-        hidden = hidden + added
+        attended, weights, past = self.attn(self.ln_1(hidden), mask, head_mask, past, rngs)
+        hidden = added(hidden, attended)
         cross_weights = None
         if self.crossattention is not None and self.ln_cross_attn is not None:
             key, value, past = encoder_projections(self.crossattention.project, encoded, past)
             if key is not None and value is not None:
-                added, cross_weights = self.crossattention(
+                attended, cross_weights = self.crossattention(
                     self.ln_cross_attn(hidden), key, value, encoder_mask, head_mask, rngs
                 )
-                hidden = hidden + added
-        hidden = hidden + self.mlp(self.ln_2(hidden), rngs)
+                hidden = added(hidden, attended)
+        hidden = added(hidden, self.mlp(self.ln_2(hidden), rngs))
         return BlockOutput(hidden, weights, cross_weights, past)
 
 
@@ -348,9 +349,9 @@ class GPT2Model(GPT2PreTrainedModel):
         if position_ids is not None and unmasked and not cached and past is None:
             mask = mask if mask is None else mask & same_text(given.position_ids)
         tokens = given.inputs_embeds if input_ids is None else self.wte(given.input_ids)
-        hidden = tokens + self.wpe(given.position_ids)
+        hidden = added(tokens, self.wpe(given.position_ids))
         if given.token_type_ids is not None:
-            hidden = hidden + self.wte(given.token_type_ids)
+            hidden = added(hidden, self.wte(given.token_type_ids))
         done = run_blocks(
             self.h,
             self.drop(hidden, rngs),

@@ -3,7 +3,8 @@
 Each function returns Grain's `IterDataset` of batches: dictionaries of NumPy arrays `(batch, …)`
 with the names that objectives and models take (`input_ids` `(batch, seq)`, …), and `example`
 `(batch,)`, the indices of the records, blocks or windows, by which errors name a batch. `windows`
-is for `causal_lm` and `continuation`; the others have their objective's name.
+is for `causal_lm` and `continuation`, `instruction` for `causal_lm`; the others have their
+objective's name.
 
 All take the arguments of `batches` (`batch_size`, `shuffle`, `drop_last`, `epochs`, `seed`,
 `workers`, …). Those that read texts also take
@@ -28,6 +29,7 @@ from minibert.train.data.labels import label_ids
 from minibert.train.data.tasks import (
     classification,
     contrastive,
+    instruction,
     question_answering,
     token_classification,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "batches",
     "classification",
     "contrastive",
+    "instruction",
     "label_ids",
     "masked_lm",
     "pretraining",

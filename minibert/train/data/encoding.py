@@ -15,7 +15,7 @@ from minibert.core.types import Path, Texts
 from minibert.data.files import kind_of, read_text
 from minibert.data.records import read_texts
 from minibert.errors import InputError
-from minibert.text.tokenizer import backend_of
+from minibert.text.tokenizer import backend_of, encode_all
 from minibert.train.data.batching import Batching, Collate, Example, Examples, batched
 from minibert.train.fingerprint import digest
 from minibert.train.objectives.labels import IGNORED
@@ -140,12 +140,12 @@ def encoded(
     special: bool = True,
     show_progress: bool | None = None,
 ) -> list[Any]:
-    """Returns the encodings of texts, pairs or lists of words."""
+    """Returns the encodings of texts, pairs or lists of words; see `encode_all`."""
     found: list[Any] = []
     with progress_bar("Tokenizing", len(inputs), show_progress, least=LONG) as tick:
         for start in range(0, len(inputs), AT_ONCE):
-            some = list(inputs[start : start + AT_ONCE])
-            found += backend.encode_batch(some, is_pretokenized=words, add_special_tokens=special)
+            some = inputs[start : start + AT_ONCE]
+            found += encode_all(backend, some, is_pretokenized=words, add_special_tokens=special)
             tick(len(some))
     return found
 
@@ -213,7 +213,7 @@ class Frame:
 
 def frame_of(backend: "Backend", pair: bool) -> Frame:
     """Returns the special tokens that a tokenizer adds to one text, or to a pair."""
-    encoding = backend.encode("a", "a") if pair else backend.encode("a")
+    encoding = encode_all(backend, [("a", "a") if pair else "a"])[0]
     special, ids = np.array(encoding.special_tokens_mask, bool), np.array(encoding.ids)
     content = np.flatnonzero(~special)
     if not content.size:
@@ -256,12 +256,13 @@ def token_ids(
         source = [read_text(os.fspath(source))]
     texts, _ = read_texts(source, column)
     backend = backend_of(tokenizer)
-    ends = [_end(tokenizer)] if flag("end", end) else []
+    ends = [end_of(tokenizer)] if flag("end", end) else []
     found = encoded(backend, texts, special=False, show_progress=show_progress)
     return np.concatenate([np.array(e.ids + ends, np.int32) for e in found])
 
 
-def _end(tokenizer: "PreTrainedTokenizerBase") -> int:
+def end_of(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Returns the id of a tokenizer's EOS token, or else of its separator."""
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return token
@@ -317,7 +318,7 @@ def blocks_of(encoder: Encoder, texts: Sequence[str]) -> Blocks:
     """Returns all tokens of texts as blocks, with a separator token between texts."""
     frame = frame_of(encoder.backend, pair=False)
     encoder.check_capacity(frame.length)
-    between = _special(frame.after[-1:] or [_end(encoder.tokenizer)])
+    between = _special(frame.after[-1:] or [end_of(encoder.tokenizer)])
     parts: list[Sentence] = []
     for encoding in encoder.encoded(texts, special=False):
         parts += [sentence_of(encoding), between]

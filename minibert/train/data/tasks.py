@@ -1,4 +1,4 @@
-"""Training data of tasks: classification, token classification, question answering, contrastive."""
+"""Training data of tasks: texts or words with labels, questions, pairs, prompts."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +9,16 @@ import numpy as np
 from minibert.core.types import Path
 from minibert.data.records import Records, checked_text
 from minibert.errors import InputError, shown
+from minibert.text.tokenizer import encode_all
 from minibert.train.data.batching import BatchOptions
-from minibert.train.data.encoding import Encoder, collate_for, word_starts
+from minibert.train.data.encoding import (
+    Encoder,
+    collate_for,
+    end_of,
+    frame_of,
+    unpadded,
+    word_starts,
+)
 from minibert.train.data.labels import (
     checked_list,
     known_labels,
@@ -118,8 +126,8 @@ def token_classification(
             token, a text is too long, or a label is unknown.
     """
     encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
-    text = encoder.backend.encode("a a")
-    split = encoder.backend.encode(["a", "a"], is_pretokenized=True)
+    text = encode_all(encoder.backend, ["a a"])[0]
+    split = encode_all(encoder.backend, [["a", "a"]], is_pretokenized=True)[0]
     if text.ids[1:] != split.ids[1:]:
         raise InputError(
             "tokenizer: expected one that separates words; load it with add_prefix_space=True"
@@ -248,6 +256,66 @@ def contrastive(
         found = encoder(texts_of(records, column), places_of(records, column))
         for example, encoding in zip(examples, found, strict=True):
             example.update(encoder.arrays(encoding, prefix))
+    return encoder.batches(examples, collate)
+
+
+def instruction(
+    source: Path | Iterable[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    batch_size: int,
+    prompt: str = "prompt",
+    completion: str = "completion",
+    truncation: bool = False,
+    pad_to: int | Sequence[int] | None = None,
+    show_progress: bool | None = None,
+    **options: Unpack[BatchOptions],
+) -> "IterDataset[dict[str, np.ndarray]]":
+    """Returns prompts with completions: `input_ids`, `attention_mask`, `labels`, `(batch, seq)`.
+
+    They are for `causal_lm`. Labels of the prompt are −100, so that only the completion is learned,
+    and the EOS (or separator) token after it. Both texts are tokenized alone, as a prompt is when a
+    model continues it, and joined without a space.
+
+    Args:
+        source: a path or an iterable of mappings.
+        tokenizer: a fast tokenizer of transformers.
+        max_length, truncation, pad_to, show_progress: see `data`.
+        batch_size: rows of a batch.
+        prompt: the prompts' column.
+        completion: the completions' column.
+        **options: those of `batches`.
+
+    Raises:
+        SourceError: there is no such file.
+        InputError: an argument is wrong, a text is empty, a prompt with its completion is too long,
+            or truncation leaves no token of a completion.
+    """
+    encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
+    collate = collate_for(encoder, pad_to, labels=True)
+    before, end = frame_of(encoder.backend, pair=False).before, end_of(tokenizer)
+    encoder.check_capacity(len(before) + 1)
+    records = Records(source, [prompt, completion])
+    prompts, completions = (
+        encoder.encoded(texts_of(records, column), special=False) for column in (prompt, completion)
+    )
+    examples = []
+    for index, place in enumerate(places_of(records, f"{prompt}, {completion}")):
+        ids = [*before, *prompts[index].ids, *completions[index].ids, end]
+        labels = [IGNORED] * (len(before) + len(prompts[index].ids))
+        labels += ids[len(labels) :]
+        if truncation and tokenizer.truncation_side == "left":
+            cut = max(len(ids) - encoder.max_length, 0) + len(before)
+            ids, labels = [*before, *ids[cut:]], [IGNORED] * len(before) + labels[cut:]
+        elif truncation:
+            ids, labels = ids[: encoder.max_length], labels[: encoder.max_length]
+        encoder.check_length(place, len(ids))
+        if all(label == IGNORED for label in labels[1:]):
+            raise InputError(f"{place}: truncation leaves no token of the completion")
+        examples.append(
+            unpadded(ids) | {"labels": np.array(labels, np.int32), "example": np.int64(index)}
+        )
     return encoder.batches(examples, collate)
 
 

@@ -12,8 +12,8 @@ from os.path import exists, isdir, join
 from typing import TYPE_CHECKING, Any
 
 from minibert.checkpoint.files import adapter_paths, encoder_paths, one_state
-from minibert.checkpoint.saving import check_saved, write_model
-from minibert.core.atomic import atomic_folder, remove_files
+from minibert.checkpoint.saving import save_with_tokenizer
+from minibert.core.atomic import remove_files
 from minibert.core.atomic_file import new_file
 from minibert.errors import ConfigError, InputError, TargetError, shown, writing
 from minibert.models.base import PretrainedModel
@@ -45,6 +45,7 @@ from minibert.train.lora.files import save_adapter
 from minibert.train.objectives.base import Objective
 from minibert.train.optimizers import adamw, schedule
 from minibert.train.trainer import Trainer
+from minibert.train.wrappers import averaged, layerwise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -223,6 +224,10 @@ def _trainer(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
     )
+    if settings.layer_decay is not None:
+        optimizer = layerwise(optimizer, model, settings.layer_decay)
+    if settings.ema_decay is not None:
+        optimizer = averaged(optimizer, settings.ema_decay)
     lora = None
     if settings.lora_rank is not None:
         task_type, saved = TASKS[settings.task].adapted_as, settings.lora_save or []
@@ -280,13 +285,7 @@ def _write(
     if modules is not None:
         modules.save(trained, tokenizer, folder)
     else:
-        check = functools.partial(check_saved, trained)
-        with (
-            atomic_folder(folder, owned=encoder_paths, overwrite=True, check=check) as new,
-            writing(folder),
-        ):
-            write_model(trained, new, SHARD)
-            tokenizer.save_pretrained(new)
+        save_with_tokenizer(trained, tokenizer, folder, SHARD, overwrite=True)
     if settings.lora_rank is not None:
         folder = join(settings.output, "adapter")
         save_adapter(model, trainer.adapter, folder, overwrite=True)

@@ -23,6 +23,7 @@ from minibert.core.fields import (
 from minibert.core.paths import open_file
 from minibert.errors import ConfigError, reading, shown, suggest
 from minibert.train.optimizers import KINDS, MOST
+from minibert.train.wrappers import RATIO
 
 WHOLE, INDEX, COUNT = whole(-MOST, MOST), whole(0, MOST), whole(1, MOST)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -44,7 +45,7 @@ class Settings:
 
     task: str = field(
         TEXT,
-        about="causal-lm, continuation, masked-lm, pretraining, classification, "
+        about="causal-lm, instruction, continuation, masked-lm, pretraining, classification, "
         "token-classification, question-answering or contrastive.",
     )
     data: str = field(
@@ -61,34 +62,49 @@ class Settings:
     )
     scale: float | None = key("contrastive: factor of the cosines; 20 by default.", POSITIVE)
 
-    text: str | None = key("Column of the texts.")
-    text_pair: str | None = key("classification: column of the second texts.")
-    label: str | None = key("Column of the labels.")
+    text: str | None = key("Column of the texts; text by default.")
+    text_pair: str | None = key("classification: column of the second texts, if any.")
+    label: str | None = key("Column of the labels; by default label, or labels for tokens.")
     problem_type: str | None = key(
         "classification: single_label_classification (the default), multi_label_classification "
         "(lists of labels) or regression (numbers)."
     )
     label_smoothing: float | None = key(
-        "Classification, of tokens too: part of a label that is spread over all classes.", BELOW_1
+        "Classification, of tokens too: part of a label that is spread over all classes; "
+        "0 by default.",
+        BELOW_1,
     )
     class_weights: list[float] | None = key(
-        "Classification, of tokens too: weights of the labels in the loss, by id.", WEIGHTS
+        "Classification, of tokens too: weights of the labels in the loss, by id; 1 by default.",
+        WEIGHTS,
     )
-    words: str | None = key("token-classification: column of the lists of words.")
-    question: str | None = key("Column of the questions.")
-    context: str | None = key("Column of the contexts.")
-    answers: str | None = key("Column of the answers.")
-    anchor: str | None = key("contrastive: column of the texts.")
-    positive: str | None = key("contrastive: column of similar texts.")
-    negative: str | None = key("contrastive: column of dissimilar texts.")
+    words: str | None = key(
+        "token-classification: column of the lists of words; tokens by default."
+    )
+    question: str | None = key("Column of the questions; question by default.")
+    context: str | None = key("Column of the contexts; context by default.")
+    answers: str | None = key("Column of the answers; answers by default.")
+    anchor: str | None = key("contrastive: column of the texts; anchor by default.")
+    positive: str | None = key("contrastive: column of similar texts; positive by default.")
+    negative: str | None = key("contrastive: column of dissimilar texts, if any.")
+    prompt: str | None = key("instruction: column of the prompts; prompt by default.")
+    completion: str | None = key("instruction: column of what follows; completion by default.")
     max_length: int = key("Max number of tokens of an example.", COUNT, 128)
-    stride: int | None = key("Distance between the starts of windows.", WHOLE)
-    doc_stride: int | None = key("question-answering: tokens by which windows overlap.", WHOLE)
+    stride: int | None = key(
+        "Distance between the starts of windows; max_length by default.", WHOLE
+    )
+    doc_stride: int | None = key(
+        "question-answering: tokens by which windows overlap; 128 by default.", WHOLE
+    )
     truncation: bool = key("Whether to truncate long texts.", SWITCH, False)
     pad_to: list[int] | None = key("Lengths to pad to; max_length by default.", WHOLES)
-    probability: float | None = key("Masking: probability that a token is a target.", NUMBER)
-    whole_words: bool | None = key("Masking: whether to mask whole words.", SWITCH)
-    pack: bool | None = key("masked-lm: whether to concatenate texts into full blocks.", SWITCH)
+    probability: float | None = key(
+        "Masking: probability that a token is a target; 0.15 by default.", NUMBER
+    )
+    whole_words: bool | None = key("Masking: whether to mask whole words; no by default.", SWITCH)
+    pack: bool | None = key(
+        "masked-lm: whether to concatenate texts into full blocks; yes by default.", SWITCH
+    )
     workers: int = key("Processes that make batches; 0 for a thread.", INDEX, 0)
 
     steps: int | None = key("Total number of steps; or specify epochs.", COUNT)
@@ -99,12 +115,22 @@ class Settings:
     warmup: int = key("Warm-up steps.", INDEX, 0)
     weight_decay: float = key("Weight decay of AdamW.", NON_NEGATIVE, 0.01)
     max_grad_norm: float = key("Max global norm of the gradients.", POSITIVE, 1.0)
+    layer_decay: float | None = key(
+        "Learning rate of each layer, as part of that of the layer above it; 1 by default.", RATIO
+    )
+    ema_decay: float | None = key(
+        "Evaluate and write a moving average of the parameters with this decay.", BELOW_1
+    )
     accumulate: int = key("Parts of a batch, whose gradients are accumulated.", COUNT, 1)
     remat: bool = key("Whether to recompute activations instead of storing them.", SWITCH, False)
     fsdp: list[int] | None = key("All devices: shards of each parameter, by axis.", WHOLES)
     tensor: int | None = key("All devices: shards of heads and features.", COUNT)
-    dtype: str | None = key("Dtype of the computation, such as bfloat16.", one_of(DTYPES))
-    trainable: list[str] | None = key("Paths to train, such as classifier.*", TEXTS)
+    dtype: str | None = key(
+        "Dtype of the computation, such as bfloat16; float32 by default.", one_of(DTYPES)
+    )
+    trainable: list[str] | None = key(
+        "Paths to train, such as classifier.*; all by default.", TEXTS
+    )
     lora_rank: int | None = key("Train LoRA adapters of this rank.", COUNT)
     lora_alpha: float | None = key("LoRA's alpha; the rank by default.", POSITIVE)
     lora_targets: list[str] | None = key("Layers to adapt; the family's by default.", TEXTS)
@@ -136,6 +162,7 @@ FREE = (
     *("output", "data", "evaluation", "tokenizer", "steps", "epochs", "fsdp", "tensor", "remat"),
     *("evaluate_every", "patience", "best", "log_every", "checkpoint_every", "keep"),
     *("learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm"),
+    *("layer_decay", "ema_decay"),
     *("label_smoothing", "class_weights", "filler", "pooling", "scale"),
     *("accumulate", "seed", "dtype", "batch_size", "workers"),
 )

@@ -164,6 +164,14 @@ TASKS = {
         dataset=_windows,
         options=("text", "stride"),
     ),
+    "instruction": Task(
+        model_task="text-generation",
+        preset="gpt2",
+        objective=lambda settings, config: causal_lm,
+        dataset=datasets.instruction,
+        options=("prompt", "completion", "truncation", "pad_to"),
+        columns={"prompt": "prompt", "completion": "completion"},
+    ),
     "continuation": Task(
         model_task="continuation",
         preset="gpt2",

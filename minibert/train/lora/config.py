@@ -22,6 +22,8 @@ from minibert.core.fields import (
     whole,
 )
 from minibert.errors import InputError, UnsupportedConfigError, shown
+from minibert.models.arguments import refusing
+from minibert.train.arguments import LORA
 from minibert.train.lora.matching import first, is_expression, layer, named
 
 ALL_LINEAR = "all-linear"
@@ -247,3 +249,6 @@ class LoRA:
         if isinstance(targets, str) or path in targets or self.layers_to_transform is None:
             return True
         return layer(path, self.layers_pattern) in self.layers_to_transform
+
+
+LoRA.__init__ = refusing(LORA)(LoRA.__init__)  # ty: ignore[invalid-assignment]

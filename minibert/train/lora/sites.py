@@ -127,7 +127,10 @@ def whole_leaves(model: PretrainedModel, lora: LoRA) -> dict[str, Leaf]:
         raise InputError(f"modules_to_save: {names}: no module with parameters has such a name")
     for path, copy in tied_copies(model).items():
         if path in found:
-            raise InputError(f"modules_to_save: {path}: {copy} is tied to it")
+            raise InputError(
+                f"modules_to_save: {path}: expected no matrix to which {copy} is tied; name it in "
+                "target_modules, or its tokens in trainable_token_indices"
+            )
     if lora.bias == "all":
         found |= {path: leaf for path, leaf in leaves.items() if path.endswith("bias")}
     elif lora.bias == "lora_only":
