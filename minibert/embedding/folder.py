@@ -81,12 +81,16 @@ TORCH_ACTIVATIONS: dict[str, str] = {
     "LogSigmoid": "logsigmoid",
 }
 # Modules that are not implemented, and what replaces them.
-ELSEWHERE = dict.fromkeys(
-    ("Router", "Asym"),
+_ROUTES = (
     "; save each of its routes as an encoder with sentence-transformers, SentenceTransformer("
     "modules=[*model[0].sub_modules['query'], *list(model)[1:]]).save('queries'), and load one for "
-    "queries and one for documents",
+    "queries and one for documents"
 )
+ELSEWHERE = {
+    "Router": _ROUTES,
+    "Asym": _ROUTES,
+    "StaticEmbedding": "; it has no transformer: model2vec computes it, without PyTorch",
+}
 
 
 class Entry(NamedTuple):

@@ -244,6 +244,7 @@ THIRD, FOURTH = line("Dense", "2_Dense"), line("Normalize", "3_Normalize")
         ([FIRST, SECOND, SECOND], UnsupportedConfigError, "Pooling, Pooling"),
         ([FIRST, SECOND, FIRST], UnsupportedConfigError, "Pooling, Transformer"),
         ([FIRST, line("Dropout", "1"), SECOND], UnsupportedConfigError, "Transformer, Dropout, P"),
+        ([line("StaticEmbedding", "")], UnsupportedConfigError, "model2vec computes it"),
         ([line("Router", "")], UnsupportedConfigError, "save each of its routes as an encoder"),
         ([FIRST, line("LSTM", "1_LSTM")], UnsupportedConfigError, "models.LSTM"),
         ([FIRST, line("BoW", "1_BoW")], UnsupportedConfigError, "models.BoW"),
