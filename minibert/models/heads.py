@@ -70,7 +70,7 @@ class ModelWithHead(PretrainedModel, Generic[Output]):
 class ForMaskedLM(ModelWithHead[MaskedLMOutput]):
     """A model that predicts masked tokens."""
 
-    objective = "masked_lm"
+    objective: ClassVar[str | None] = "masked_lm"
 
     def _kept_output(
         self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
@@ -83,7 +83,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
     """A decoder that predicts the next token."""
 
     generates = True
-    objective = "causal_lm"
+    objective: ClassVar[str | None] = "causal_lm"
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -106,7 +106,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
             raise InputError(
                 f"generation_config: expected a GenerationConfig, found {shown(value)}"
             )
-        self.config = self.config.replace(generation=value.to_dict())
+        self.config: Any = self.config.replace(generation=value.to_dict())
 
     def _kept_output(
         self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
@@ -120,7 +120,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
 class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
     """A model that classifies every token."""
 
-    objective = "token_classification"
+    objective: ClassVar[str | None] = "token_classification"
 
     dropout: Dropout
     classifier: Linear
@@ -135,7 +135,7 @@ class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """A model that scores each token as the start and as the end of an answer."""
 
-    objective = "question_answering"
+    objective: ClassVar[str | None] = "question_answering"
 
     def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
         self.qa_outputs: Linear = projection(config, 2, **options)

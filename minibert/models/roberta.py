@@ -248,7 +248,7 @@ class RobertaClassificationHead(Module):
 class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):
     """RoBERTa with a classifier over the first token."""
 
-    objective = "classification"
+    objective: ClassVar[str | None] = "classification"
     base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:

@@ -102,7 +102,7 @@ class _BertWithClassifier(BertWithHead[Output]):
 class BertForSequenceClassification(_BertWithClassifier[SequenceClassifierOutput]):
     """BERT with a sequence classification head, over the pooled first token."""
 
-    objective = "classification"
+    objective: ClassVar[str | None] = "classification"
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
@@ -115,7 +115,7 @@ class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
     """BERT with a multiple-choice head: a score for each of several continuations."""
 
     has_choices = True
-    objective = "multiple_choice"
+    objective: ClassVar[str | None] = "multiple_choice"
 
     def __call__(
         self,
@@ -262,7 +262,7 @@ class BertPreTrainingHeads(Module):
 class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     """BERT with both heads of its pre-training: masked tokens and next sentence."""
 
-    objective = "pretraining"
+    objective: ClassVar[str | None] = "pretraining"
     tied: ClassVar[Table] = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
@@ -340,7 +340,7 @@ class BertForMaskedLM(BertWithMaskedLM, _BertWithLMHead[MaskedLMOutput]):
 class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
     """BERT with a next-sentence head."""
 
-    objective = "next_sentence"
+    objective: ClassVar[str | None] = "next_sentence"
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls: BertOnlyNSPHead = BertOnlyNSPHead(config, **options)
