@@ -49,36 +49,28 @@ def parse_size(text: str | int) -> int:
 
 
 def save_model(
-    model: Any, folder: Path, max_shard_size: str | int, overwrite: bool, config: Config | None
-) -> None:
-    """Writes config.json and the weights; see `PretrainedModel.save_pretrained`."""
-    limit = parse_size(max_shard_size)
-    check_here(model)
-    check = functools.partial(check_saved, model)
-    with (
-        atomic_folder(folder, owned=model_paths, overwrite=overwrite, check=check) as new,
-        writing(folder),
-    ):
-        write_model(model, new, limit, config)
-
-
-def save_with_tokenizer(
     model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     max_shard_size: str | int,
     overwrite: bool,
+    config: Config | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> None:
-    """Writes config.json, the weights and the tokenizer's files into one folder, atomically."""
+    """Writes config.json, the weights and the files of a tokenizer, if any, atomically.
+
+    See `PretrainedModel.save_pretrained`.
+    """
     limit = parse_size(max_shard_size)
     check_here(model)
     check = functools.partial(check_saved, model)
+    owned = model_paths if tokenizer is None else encoder_paths
     with (
-        atomic_folder(folder, owned=encoder_paths, overwrite=overwrite, check=check) as new,
+        atomic_folder(folder, owned=owned, overwrite=overwrite, check=check) as new,
         writing(folder),
     ):
-        write_model(model, new, limit)
-        write_tokenizer(tokenizer, new)
+        write_model(model, new, limit, config)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, new)
 
 
 def write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: str) -> None:

@@ -27,7 +27,8 @@ class EncoderProperties:
     def _set_up(
         self, model: SentenceModel, tokenizer: "PreTrainedTokenizerBase", settings: SentenceSettings
     ) -> None:
-        raise NotImplementedError
+        """Replaces the encoder's parts."""
+        raise TypeError(f"{type(self).__name__} has only settings; use SentenceEncoder")
 
     @property
     def max_seq_length(self) -> int:

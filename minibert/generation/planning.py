@@ -104,7 +104,8 @@ def negative_prompts(
     mask = inputs.negative_prompt_attention_mask
     ids, real = _ids_and_mask(model, config, given, mask, prefix)
     if len(ids) not in (1, batch):
-        raise InputError(f"{prefix}ids: expected 1 or {batch} rows, found {len(ids)}")
+        expected = "1 row" if batch == 1 else f"1 or {batch} rows"
+        raise InputError(f"{prefix}ids: expected {expected}, found {len(ids)}")
     return Prompt(*(np.broadcast_to(array, (batch, ids.shape[1])) for array in (ids, real)))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from minibert.checkpoint.saving import save_with_tokenizer
+from minibert.checkpoint.saving import save_model
 from minibert.core.checks import check_text, elements, whole
 from minibert.core.progress import LONG, progress_bar
 from minibert.core.types import Path
@@ -223,7 +223,7 @@ class Pipeline(abc.ABC):
         """
         with TOKENIZING:
             self.tokenized("")  # otherwise the truncation of the last call would be written
-            save_with_tokenizer(self.model, self.tokenizer, folder, max_shard_size, overwrite)
+            save_model(self.model, folder, max_shard_size, overwrite, tokenizer=self.tokenizer)
 
     def encoded(
         self,

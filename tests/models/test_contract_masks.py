@@ -101,9 +101,10 @@ def test_positions_to_keep(pair):
         rows = theirs(torch.tensor(IDS), logits_to_keep=torch.tensor(ROWS)).logits.numpy()
     near(model(IDS, logits_to_keep=ROWS).logits, rows)
     near(minibert.compiled(model)(IDS, logits_to_keep=ROWS).logits, rows)
-    for kept in ([0, 4], np.array([5, 0, 0]), jnp.array([3])):
-        near(model(IDS, logits_to_keep=kept).logits, every[:, np.asarray(kept)])
-        near(minibert.compiled(model)(IDS, logits_to_keep=np.asarray(kept)).logits, every[:, kept])
+    for kept in ([0, 4], np.array([5, 0, 0]), jnp.array([3]), torch.tensor([1, 2])):
+        expected, plain = every[:, np.asarray(kept)], np.asarray(kept)
+        near(model(IDS, logits_to_keep=kept).logits, expected)
+        near(minibert.compiled(model)(IDS, logits_to_keep=plain).logits, expected)
     with pytest.raises(InputError, match=r"logits_to_keep: .*out of range|logits_to_keep: 6"):
         model(IDS, logits_to_keep=[6])
     with pytest.raises(InputError, match="logits_to_keep: expected a number or shape"):

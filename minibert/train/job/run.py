@@ -12,7 +12,7 @@ from os.path import exists, isdir, join
 from typing import TYPE_CHECKING, Any
 
 from minibert.checkpoint.files import adapter_paths, encoder_paths, one_state
-from minibert.checkpoint.saving import save_with_tokenizer
+from minibert.checkpoint.saving import save_model
 from minibert.core.atomic import remove_files
 from minibert.core.atomic_file import new_file
 from minibert.errors import ConfigError, InputError, TargetError, shown, writing
@@ -285,7 +285,7 @@ def _write(
     if modules is not None:
         modules.save(trained, tokenizer, folder)
     else:
-        save_with_tokenizer(trained, tokenizer, folder, SHARD, overwrite=True)
+        save_model(trained, folder, SHARD, overwrite=True, tokenizer=tokenizer)
     if settings.lora_rank is not None:
         folder = join(settings.output, "adapter")
         save_adapter(model, trainer.adapter, folder, overwrite=True)
