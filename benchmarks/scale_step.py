@@ -21,6 +21,7 @@ from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import by_rows, shardings_of
 from minibert.train import adamw
 from minibert.train.objectives.base import Objective
+from minibert.train.optimizers import checked_update
 from minibert.train.trainer import TrainState, _built, _step, _together
 
 STACKED = ".0.stacked."  # in the path of a parameter that every block has
@@ -120,7 +121,8 @@ def lowered_step(
     state, where = abstract_state(model, sharding, optimizer)
     words = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.batch)
     build = functools.partial(_built, Structure(model.train()), _together, sharding)
-    step = functools.partial(_step, build, objective, optimizer, parts, jax.random.key(0))
+    update = checked_update(optimizer, state.params, state.opt_state)
+    step = functools.partial(_step, build, objective, update, parts, jax.random.key(0))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.everywhere))
     traced = jitted.trace(state, {}, {"input_ids": words, "labels": words})
     return traced.lower(lowering_platforms=("tpu",)), state.params

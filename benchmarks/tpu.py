@@ -29,8 +29,8 @@ from benchmarks.scale_step import lowered_step
 from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.embedding import encoding as sentence_run
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel
-from minibert.generation import api as generation
 from minibert.generation import decoding
+from minibert.generation.planning import Inputs, given_prompts, prepare
 from minibert.models import compilation
 from minibert.models.stack import with_execution
 from minibert.sharding.mesh import Sharding
@@ -87,8 +87,8 @@ def programs(size: str, devices: list[Any]) -> dict[str, Callable[[], Any]]:
         leaves, treedef = jax.tree.flatten(gpt2)
         prompt = np.ones((1, PROMPT), np.int32)
         config = GenerationConfig(max_new_tokens=NEW, eos_token_id=None)
-        given = generation._given(gpt2, prompt, None, config, (None, None))
-        plan, rules, padded = generation._prepare(gpt2, given, config, None)
+        inputs = Inputs(prompt, *[None] * (len(Inputs._fields) - 1))
+        plan, rules, padded = prepare(gpt2, given_prompts(gpt2, inputs, config), config, None)
         program = compilation.program(decoding.run, treedef, plan)
         return lowered(program, leaves, padded, rules)
 
