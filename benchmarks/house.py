@@ -86,7 +86,7 @@ def calls(folder: str) -> dict[str, Callable[[], Any]]:
     """Returns the calls to measure, by name."""
     import numpy as np
     from flax import nnx
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # ty: ignore[missing-module-member]
 
     import minibert
 

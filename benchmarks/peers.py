@@ -116,7 +116,7 @@ def _onnxruntime(folder: str, dtype: str) -> tuple[Forward, Any]:
 
 def _flax(folder: str, dtype: str) -> tuple[Forward, Any]:
     import jax
-    from transformers import FlaxBertModel
+    from transformers import FlaxBertModel  # ty: ignore[missing-module-member]  # until 4.57
 
     model = FlaxBertModel.from_pretrained(folder)
     run = jax.jit(lambda params, ids, mask: model(ids, mask, params=params).last_hidden_state)
