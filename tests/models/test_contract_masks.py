@@ -9,23 +9,22 @@ torch = pytest.importorskip("torch", reason="the other side is PyTorch")
 
 import minibert  # noqa: E402
 import oracle  # noqa: E402
-from families import FACTS  # noqa: E402
+from families import CLASSES  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
+from minibert.models.registry import task_classes  # noqa: E402
 
 DRAW = np.random.default_rng(5)
 IDS = DRAW.integers(3, 90, (2, 6))
 HEADS = 3
 ALLOWED = (DRAW.random((2, HEADS, 6, 6)) < 0.7) | np.eye(6, dtype=bool)
 LOWEST = np.finfo(np.float32).min
-NAMES = {"bert": "BertLMHeadModel", "roberta": "RobertaForCausalLM", "gpt2": "GPT2LMHeadModel"}
+DECODERS = [cls.__name__ for cls in task_classes("text-generation")]
 
 
-@pytest.fixture(params=FACTS)
+@pytest.fixture(params=DECODERS)
 def pair(request, tmp_path):
-    name = NAMES[request.param]
-    changes = {} if request.param == "gpt2" else {"is_decoder": True}
-    theirs = oracle.saved(name, tmp_path, **(FACTS[request.param].classes[name] | changes))
-    return theirs, oracle.ours(name, tmp_path)
+    name = request.param
+    return oracle.saved(name, tmp_path, **CLASSES[name]), oracle.ours(name, tmp_path)
 
 
 def logits(theirs, mask):

@@ -9,5 +9,6 @@ FACTS: dict[str, Facts] = {
     facts.model_type: facts for facts in (facts_bert.FACTS, facts_gpt2.FACTS, facts_roberta.FACTS)
 }
 CLASSES = {name: config for facts in FACTS.values() for name, config in facts.classes.items()}
-SOME = [facts.words for facts in FACTS.values()]  # a class of each family, for quick runs
+# a class of each family, for quick runs
+SOME = [facts.words for facts in FACTS.values() if not facts.copies]
 OF_CLASS = {name: facts for facts in FACTS.values() for name in facts.classes}
