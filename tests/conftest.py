@@ -39,9 +39,11 @@ ALREADY = jax.config.read("jax_disable_most_optimizations")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The default run sees every planted mistake, and few other tests of copies of a family."""
+    """The default run sees every planted mistake, and not every test of every family."""
     if models := [item for item in items if item.path.parent.name == "models"]:
-        from copies import mark_slow  # not earlier: it imports minibert, which pytest is to hook
+        from by_default import (
+            mark_slow,
+        )  # not earlier: it imports minibert, which pytest is to hook
 
         mark_slow(models)
     for item in items:

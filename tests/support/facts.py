@@ -93,7 +93,7 @@ class Facts:
         types_field: the config's field of the number of token types.
         projection: the path of attention's output projection in a block.
         copies: the family whose modules it has, under other names; then few of its tests run by
-            default (`copies.py`).
+            default (`by_default.py`).
         wrapped: classes whose files are tried inside wrappers.
     """
 

@@ -1,4 +1,8 @@
-"""Of a family that has another one's modules under other names, few tests run by default."""
+"""The tests of a family that run by default; the others are slow.
+
+All tests of the contract run for the families in `EVERY`. Of other families, those are slow that
+ask about code which all families share; of one that has another one's modules, all but a few.
+"""
 
 import pytest
 
@@ -6,7 +10,15 @@ from facts import Facts, Planting
 from families import FACTS, OF_CLASS
 from minibert.models.base import Family
 
-DEFAULT = (  # how the names of its tests begin
+EVERY = ("bert", "gpt2", "roberta")
+SHARED = (
+    "test_contract_config.py",
+    "test_contract_malformed_inputs.py",
+    "test_contract_modules.py",
+    "test_contract_resizing.py",
+    "test_wrappers[",
+)
+DEFAULT = (  # how the names of tests begin that run for every family
     "test_classes[{words}-right]",
     "test_mistake_is_seen[",
     "test_there_are_twelve[",
@@ -35,10 +47,12 @@ def facts_of(value: object) -> Facts | None:
 
 
 def mark_slow(items: list[pytest.Item]) -> None:
-    """Marks all other tests of such a family slow."""
+    """Marks the other tests slow."""
     for item in items:
         given = item.callspec.params.values() if hasattr(item, "callspec") else ()
         for facts in filter(None, map(facts_of, given)):
             default = tuple(name.format(words=facts.words) for name in DEFAULT)
-            if facts.copies and not item.name.startswith(default):
+            shared = item.path.name in SHARED or item.name.startswith(SHARED)
+            other = facts.copies or (shared and facts.model_type not in EVERY)
+            if other and not item.name.startswith(default):
                 item.add_marker(pytest.mark.slow)
