@@ -207,6 +207,21 @@ class Config:
             derived["generation"] = freeze(dict(self.generation))
         assign(self, derived)
 
+    def _check_heads(self) -> None:
+        """Raises a `ConfigError` if the number of heads does not divide the hidden size."""
+        heads, hidden = map(self.name_of, ("num_attention_heads", "hidden_size"))
+        size, count = getattr(self, hidden), getattr(self, heads)
+        if size % count:
+            raise ConfigError(f"{heads}: expected a divisor of {hidden} ({size}), found {count}")
+
+    def _check_padding(self) -> None:
+        """Raises a `ConfigError` if `pad_token_id` is neither None nor an index of a token."""
+        pad, vocab = (getattr(self, name) for name in ("pad_token_id", "vocab_size"))
+        if pad is not None and not -vocab <= pad < vocab:
+            raise ConfigError(
+                f"pad_token_id: expected an index into the vocabulary of {vocab}, found {pad}"
+            )
+
     @classmethod
     def name_of(cls, field: str) -> str:
         """Returns the field that `field` is an alias of, or else `field` itself."""

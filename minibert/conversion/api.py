@@ -204,7 +204,8 @@ def read(
 
 def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> ModelClass:
     cls = model_class(data, tensors, folder)
-    wider = class_by_tensors(data, tensors.tensors)
+    kind = {"model_type": cls.config_class.model_type}
+    wider = class_by_tensors(data | kind, tensors.tensors)
     if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
         return wider
     return cls

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from minibert.checkpoint.config import Config
 from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
-from minibert.errors import InputError, shown
+from minibert.errors import ConfigError, InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.inputs import kept_positions
 from minibert.models.outputs import (
@@ -157,12 +158,24 @@ def projection(
     )
 
 
-def lm_projection(config: Any, use_bias: bool = True, **options: Unpack[Options]) -> TiedLinear:
-    """Returns a linear layer from hidden states to logits, which may be tied."""
+def check_two_labels(config: Config) -> None:
+    """Raises a `ConfigError` if the labels are not two: the start and the end of an answer."""
+    if config.num_labels != 2:
+        raise ConfigError(
+            "num_labels: expected 2 for question answering (start and end), "
+            f"found {config.num_labels}"
+        )
+
+
+def lm_projection(
+    config: Any, use_bias: bool = True, own_bias: bool = False, **options: Unpack[Options]
+) -> TiedLinear:
+    """Returns a linear layer from hidden states to logits, which may be tied; see `TiedLinear`."""
     return TiedLinear(
         config.hidden_size,
         config.vocab_size,
         tied=config.tie_word_embeddings and options["rngs"] is not None,
+        own_bias=own_bias,
         stddev=config.initializer_range,
         use_bias=use_bias,
         **options,

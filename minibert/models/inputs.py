@@ -34,9 +34,10 @@ from minibert.nn.cache import KVCache
 
 def index_limits(model: PretrainedModel) -> dict[str, str]:
     """Returns, for each argument of indices, the field of the config that limits it."""
+    segments = getattr(model, "segments", "vocab_size")
     return {
         "input_ids": "vocab_size",
-        "token_type_ids": getattr(model, "segments", "vocab_size"),
+        **({"token_type_ids": segments} if segments else {}),
         "position_ids": model.config.name_of("max_position_embeddings"),
     }
 
@@ -79,12 +80,12 @@ def model_inputs(
     input_ids: ArrayLike | None,
     inputs_embeds: ArrayLike | None,
     attention_mask: ArrayLike | None,
-    token_type_ids: ArrayLike | None,
     position_ids: ArrayLike | None,
     head_mask: ArrayLike | None,
-    encoder_hidden_states: ArrayLike | None,
-    encoder_attention_mask: ArrayLike | None,
-    past_key_values: KVCache | None,
+    token_type_ids: ArrayLike | None = None,
+    encoder_hidden_states: ArrayLike | None = None,
+    encoder_attention_mask: ArrayLike | None = None,
+    past_key_values: KVCache | None = None,
 ) -> ModelInputs:
     """Checks the arguments of a call against the config of the model.
 

@@ -56,7 +56,7 @@ def test_activations(name, act, tmp_path):
 def test_config_switches(name, config, tmp_path):
     theirs = oracle.saved(name, tmp_path, **config)
     sizes = OF_CLASS[name].tiny | config
-    segments = sizes[OF_CLASS[name].types_field]
+    segments = sizes.get(OF_CLASS[name].types_field, 0)
     given = arguments(name, vocab=sizes["vocab_size"], segments=segments)
     assert worst(name, tmp_path, theirs, given) <= FLOAT64
 

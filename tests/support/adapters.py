@@ -58,6 +58,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "task_type": "SEQ_CLS",
         },
     ),
+    "DistilBERT and its task's head": (
+        "DistilBertForSequenceClassification",
+        {"target_modules": ["q_lin", "lin1"], "r": 3, "task_type": "SEQ_CLS"},
+    ),
     "biases": (
         "BertForSequenceClassification",
         {"bias": "all", "lora_bias": True, "task_type": "SEQ_CLS"},

@@ -84,13 +84,16 @@ class Facts:
         labelled: the class with a head of labels, and the head's tensors.
         choices: classes that take an axis of choices.
         norms: how the names of LayerNorm scales end.
-        types: how many token types there are.
+        types: how many token types there are; 0 if the model takes none.
         activation: the config's field of that name.
         positions: the config's field of the number of positions.
         tokens: how many tokens fit, and where that comes from, as messages say it.
         ignored: fields of a config.json that its class of transformers writes and does not read.
         tree: the family whose module tree it has, so that tensors alone do not tell them apart.
         types_field: the config's field of the number of token types.
+        projection: the path of attention's output projection in a block.
+        copies: the family whose modules it has, under other names; then few of its tests run by
+            default (`by_default.py`).
         wrapped: classes whose files are tried inside wrappers.
     """
 
@@ -116,6 +119,8 @@ class Facts:
     tree: str = ""
     ignored: tuple[str, ...] = ()
     types_field: str = "type_vocab_size"
+    projection: str = "attention.output.dense"
+    copies: str = ""
 
     @property
     def pad(self) -> int:

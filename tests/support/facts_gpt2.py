@@ -291,5 +291,6 @@ FACTS = Facts(
     activation="activation_function",
     positions="n_positions",
     tokens=(40, "n_positions"),
+    projection="attn.c_proj",
     types_field="vocab_size",
 )

@@ -69,7 +69,7 @@ def inputs(
     mask = (np.arange(SEQ) < np.array(LENGTHS)[:, None]).astype(np.int64)
     mask = mask[:, ::-1].copy() if padding == "left" else mask
     ids = np.where(mask == 1, draw.integers(0, vocab, (BATCH, SEQ)), pad)
-    types = draw.integers(0, segments, (BATCH, SEQ)) * mask
+    types = draw.integers(0, max(segments, 1), (BATCH, SEQ)) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
@@ -78,6 +78,8 @@ def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
     facts = OF_CLASS[name]
     given = inputs(**{"segments": facts.types, "pad": facts.pad} | options)
     given["input_ids"][0, 4] = facts.pad  # a padding token inside a text
+    if not facts.types:
+        del given["token_type_ids"]
     if name in facts.choices:
         return {key: array[None] for key, array in given.items()}
     return given
@@ -97,19 +99,15 @@ def additive(mask: np.ndarray) -> torch.Tensor:
 def scale_heads(model: Any, head_mask: np.ndarray) -> None:
     """Applies a `(layers, heads)` head mask to the weights, because transformers 5 dropped it."""
     trunk = getattr(model, model.base_model_prefix, model)
+    name = type(model).__name__
+    blocks, projection = getattr(minibert, name).blocks, OF_CLASS[name].projection
+    crossed = f"crossattention.{projection.partition('.')[2]}"
     for layer, factors in zip(range(len(head_mask)), head_mask, strict=True):
-        if hasattr(trunk, "h"):
-            block = trunk.h[layer]
-            kernels = [block.attn.c_proj.weight]
-            if hasattr(block, "crossattention"):
-                kernels.append(block.crossattention.c_proj.weight)
-        else:
-            block = trunk.encoder.layer[layer]
-            kernels = [block.attention.output.dense.weight.T]
-            if hasattr(block, "crossattention"):
-                kernels.append(block.crossattention.output.dense.weight.T)
-        with torch.no_grad():
-            for kernel in kernels:
+        modules = dict(trunk.get_submodule(f"{blocks}.{layer}").named_modules())
+        for path in {projection, crossed} & modules.keys():
+            weight = modules[path].weight
+            kernel = weight.T if isinstance(modules[path], torch.nn.Linear) else weight
+            with torch.no_grad():
                 kernel *= torch.tensor(np.repeat(factors, len(kernel) // len(factors)))[:, None]
 
 
@@ -206,7 +204,12 @@ def worst_gradient(name: str, folder: Any, theirs: Any, given: dict[str, Any]) -
         model = ours(name, folder, param_dtype=jnp.float64)
         gradient = jax.grad(lambda m: weighted(m(**given), weights, jnp.asarray))(model)
         found = named_arrays(gradient)
-    used = {path: grad.numpy() for path, grad in expected.items() if grad is not None}
+    # PyTorch lists a tied parameter under the name that its class assigns first
+    used = {
+        path if path in found else model.tied[path]: grad.numpy()
+        for path, grad in expected.items()
+        if grad is not None
+    }
     assert used
     assert found.keys() >= used.keys()
     # a key's bias cannot change a softmax: its gradient is zero, and both sides only rounding

@@ -136,6 +136,85 @@ def roberta_heads() -> None:
     )
 
 
+def distilbert_heads() -> None:
+    config, rngs = minibert.DistilBertConfig.tiny(), nnx.Rngs(0)
+    bare = minibert.DistilBertModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPastAndCrossAttentions)
+    assert_type(minibert.DistilBertForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.DistilBertForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.DistilBertForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.DistilBertForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.DistilBertForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
+def xlm_roberta_heads() -> None:
+    config, rngs = minibert.XLMRobertaConfig.base(), nnx.Rngs(0)
+    assert_type(config, minibert.XLMRobertaConfig)
+    bare = minibert.XLMRobertaModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(minibert.XLMRobertaForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.XLMRobertaForCausalLM(config, rngs=rngs)(ids),
+        outputs.CausalLMOutputWithCrossAttentions,
+    )
+    assert_type(
+        minibert.XLMRobertaForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.XLMRobertaForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.XLMRobertaForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.XLMRobertaForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
+def camembert_heads() -> None:
+    config, rngs = minibert.CamembertConfig.base(), nnx.Rngs(0)
+    assert_type(config, minibert.CamembertConfig)
+    bare = minibert.CamembertModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(minibert.CamembertForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.CamembertForCausalLM(config, rngs=rngs)(ids),
+        outputs.CausalLMOutputWithCrossAttentions,
+    )
+    assert_type(
+        minibert.CamembertForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.CamembertForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.CamembertForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.CamembertForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
 def checkpoints(folder: str) -> None:
     model, info = minibert.load(folder, output_loading_info=True, num_labels=3)
     assert_type(info, minibert.LoadingInfo)

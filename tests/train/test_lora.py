@@ -232,6 +232,8 @@ MATCHING = {
         pytest.param("BertForPreTraining", marks=pytest.mark.slow),
         pytest.param("RobertaForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow),
+        pytest.param("XLMRobertaForSequenceClassification", marks=pytest.mark.slow),
+        pytest.param("DistilBertForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("GPT2Model", marks=pytest.mark.slow),
         pytest.param("GPT2ForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("GPT2DoubleHeadsModel", marks=pytest.mark.slow),
@@ -246,7 +248,9 @@ def test_the_same_modules_are_selected(name, tmp_path):
         try:
             with adapters.quiet():
                 adapted = peft.get_peft_model(theirs, peft.LoraConfig(**settings))
-        except ValueError:
+        except ValueError as reason:
+            if "Please specify `target_modules`" in f"{reason}":
+                continue  # PEFT has no default ones for the family
             with pytest.raises(InputError, match=r"target_modules: "):
                 library.sites(model, train.LoRA(**settings))
             continue

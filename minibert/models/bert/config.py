@@ -57,11 +57,8 @@ class BertConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size}), "
-                f"found {self.num_attention_heads}"
-            )
+        self._check_heads()
+        self._check_padding()
         if self.add_cross_attention and not self.is_decoder:
             raise ConfigError("add_cross_attention: expected false, as is_decoder is false")
         if self.is_causal and not self.is_decoder:
@@ -69,13 +66,6 @@ class BertConfig(Config):
             raise UnsupportedConfigError(
                 "is_causal: expected false or no value, as is_decoder is false, found true; set "
                 "is_decoder for attention to earlier tokens only"
-            )
-        if self.pad_token_id is not None and not (
-            -self.vocab_size <= self.pad_token_id < self.vocab_size
-        ):
-            raise ConfigError(
-                f"pad_token_id: expected an index into the vocabulary of {self.vocab_size}, "
-                f"found {self.pad_token_id}"
             )
 
     @classmethod
