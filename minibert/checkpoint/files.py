@@ -48,9 +48,19 @@ BODY_CONFIGS = tuple(
 )
 MODULES = "modules.json"
 TOP_CONFIG = "config_sentence_transformers.json"
+MODEL_CARD = "README.md"  # it belongs to the user: a save writes it only where there is none
 SAVE_WAIT = 1.0  # seconds that loading waits for a save to exchange files, which takes milliseconds
 MODULE_FOLDER = r"\d+_[A-Za-z]+"
-MODULE_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")  # that are read or written here
+# The modules of sentence-transformers that are read or written here.
+MODULE_KINDS = (
+    "Transformer",
+    "WeightedLayerPooling",
+    "Pooling",
+    "Dense",
+    "LayerNorm",
+    "Dropout",
+    "Normalize",
+)
 ORBAX = "orbax"
 ORBAX_MARKERS = ("_METADATA", "_CHECKPOINT_METADATA")  # Orbax writes both into every checkpoint
 

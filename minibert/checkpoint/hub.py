@@ -1,4 +1,4 @@
-"""Resolution of a model's name to a local folder: a path, or a repository of the Hugging Face Hub.
+"""Models in repositories of the Hugging Face Hub: from a name to a local folder, and uploading.
 
 Downloads, the cache, tokens and the offline switches (`HF_HOME`, `HF_HUB_OFFLINE`, …) are those of
 huggingface_hub.
@@ -7,6 +7,8 @@ huggingface_hub.
 import contextlib
 import os
 import re
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from minibert.checkpoint.files import (
@@ -18,7 +20,7 @@ from minibert.checkpoint.files import (
 )
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS, read_index
 from minibert.core.paths import path_text
-from minibert.errors import SourceError, shown, suggest
+from minibert.errors import SourceError, TargetError, shown, suggest
 
 AnyPath = str | os.PathLike[str]
 
@@ -174,6 +176,64 @@ def _fetch(
         f"{shown(repository)}: expected {' or '.join(kinds)} in this repository, found no such "
         "file; to load a pickle pass allow_pickle=True"
     )
+
+
+def push_folder(
+    save: Callable[[str], None],
+    repo_id: str,
+    token: str | None,
+    private: bool | None,
+    commit_message: str,
+    revision: str | None,
+    create_pr: bool,
+    *,
+    exist_ok: bool = True,
+    keep: Sequence[str] = (),
+) -> str:
+    """Uploads a folder to a repository of the Hub, in one commit.
+
+    Args:
+        save: writes the folder at a path.
+        repo_id: the repository, which is created if necessary.
+        token: an access token; None for the one stored by `hf auth login`.
+        private: whether a new repository is private.
+        commit_message: the message of the commit.
+        revision: the branch to write to, which is created if necessary; None for the main one.
+        create_pr: whether to open a pull request instead.
+        exist_ok: whether the repository may exist already.
+        keep: files of the repository that are not replaced.
+
+    Returns:
+        The URL of the commit or the pull request.
+
+    Raises:
+        TargetError: the Hub does not accept the files, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as home:
+        folder = os.path.join(home, "model")
+        save(folder)
+        try:
+            known = exist_ok or create_pr
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=known).repo_id
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            kept = [name for name in keep if api.file_exists(repo_id, name, revision=revision)]
+            done = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=kept,
+            )
+        except Exception as reason:  # huggingface_hub and its libraries raise types of their own
+            raise TargetError(
+                f"{shown(repo_id)}: cannot be uploaded to the Hub ({first_line(reason)})"
+            ) from reason
+    return done.pr_url or done.commit_url
 
 
 def no_folder(source: str) -> str:

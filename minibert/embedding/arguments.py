@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+import jax
+
 from minibert.core.types import ArrayLike
+from minibert.errors import InputError, shown
 
 # Arguments of sentence-transformers' `encode` that are not supported, and what replaces them.
 ELSEWHERE = {
     "chunk_size": "texts are batched by length; set their size with token_budget",
-    "device": "arrays go to JAX's default device; set it with jax.default_device",
     "pool": "encoding runs in one process",
     "processing_kwargs": "set max_seq_length of the encoder",
     "task": "use encode_query or encode_document",
@@ -40,10 +42,30 @@ class EncodeOptions(TypedDict, total=False):
     """The arguments of `SentenceEncoder.encode` on which the type of its result does not depend."""
 
     precision: str | None
-    device: None
+    device: jax.Device | str | None
     normalize_embeddings: bool
     truncate_dim: int | None
     token_budget: int | None
     packing: int | None
     ranges: ArrayLike | None
     show_progress: bool
+
+
+def device_of(device: object) -> jax.Device:
+    """Returns a device of this process, given itself or a name such as `gpu` or `cpu:1`.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if isinstance(device, jax.Device):
+        return device
+    kind, colon, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    try:
+        if kind and number.isdecimal() == bool(colon):
+            return jax.local_devices(backend=kind)[int(number or 0)]
+    except (RuntimeError, IndexError):  # there is no such platform, or no device of that number
+        pass
+    known = ", ".join(f"{one.platform}:{place}" for place, one in enumerate(jax.local_devices()))
+    raise InputError(
+        f"device: expected a device of JAX or its name, one of {known}; found {shown(device)}"
+    )

@@ -5,9 +5,8 @@ sentence-transformers' `SentenceTransformer`. A text's vector does not depend on
 are padded on the right, even if the tokenizer pads on the left.
 """
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 import jax
@@ -15,23 +14,31 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from minibert.checkpoint.files import MODEL_CARD
+from minibert.checkpoint.hub import push_folder
 from minibert.core.checks import flag, whole
 from minibert.core.types import ArrayLike, Texts
-from minibert.embedding.arguments import ELSEWHERE, EncodeOptions, SearchOptions, Settings
+from minibert.embedding.arguments import (
+    ELSEWHERE,
+    EncodeOptions,
+    Settings,
+    device_of,
+)
 from minibert.embedding.encoding import EncodeRequest, Run
-from minibert.embedding.folder import save_encoder
 from minibert.embedding.loading import load_encoder
 from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, token_features
+from minibert.embedding.properties import EncoderProperties
+from minibert.embedding.saving import save_encoder
 from minibert.embedding.settings import (
     DOCUMENT_PROMPTS,
     QUERY_PROMPTS,
     SentenceSettings,
     new_settings,
 )
-from minibert.embedding.similarity import semantic_search, similarity, similarity_pairwise
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import Programs, check_evaluation
+from minibert.nn.layers import Module
 from minibert.sharding.placement import committed_device
 from minibert.text.batching import check_budget, check_width
 from minibert.text.tokenizer import TokenReader, sentence_list
@@ -48,7 +55,7 @@ def typed_as(call: Call) -> Callable[[Callable[..., Any]], Call]:
     return lambda own: cast(Call, own)
 
 
-class SentenceEncoder:
+class SentenceEncoder(EncoderProperties):
     """A sentence encoder: a model, its tokenizer, and the modules that pool tokens to one vector.
 
     Args:
@@ -60,6 +67,9 @@ class SentenceEncoder:
         normalize: whether to scale vectors to length 1.
         layers: the hidden states from which token vectors are computed, a name of
             `pooling.LAYERS`.
+        modules: all modules after the transformer, in order, in place of `pooling`,
+            `include_prompt`, `dense` and `normalize`; see `SentenceModel`. They are switched to
+            evaluation mode.
         settings: fields of `SentenceSettings`: `prompts`, `default_prompt_name`, …. Texts are
             truncated to `max_seq_length` tokens, by default the maximum of tokenizer and model.
 
@@ -73,9 +83,6 @@ class SentenceEncoder:
         InputError: if an argument is invalid, or arguments do not fit each other.
     """
 
-    model: SentenceModel
-    tokenizer: "PreTrainedTokenizerBase"
-
     def __init__(
         self,
         model: PretrainedModel,
@@ -86,6 +93,7 @@ class SentenceEncoder:
         dense: Dense | Sequence[Dense] = (),
         normalize: bool = False,
         layers: str = "last",
+        modules: Sequence[Module] | None = None,
         **settings: Unpack[Settings],
     ):
         dense = (dense,) if isinstance(dense, Dense) else tuple(dense)
@@ -94,6 +102,13 @@ class SentenceEncoder:
             raise InputError(f"model: expected a bare model, such as a BertModel; found {found}")
         width = token_features(model.config, layers)
         chain = [Pooling(pooling, width, include_prompt), *dense, *[Normalize()] * bool(normalize)]
+        if modules is not None:
+            if (pooling, include_prompt, len(chain)) != ("mean", True, 1):
+                raise InputError(
+                    "modules: expected None with pooling, include_prompt, dense or normalize, "
+                    "which it replaces"
+                )
+            chain = [module.eval() for module in modules]
         found = new_settings(model.config, tokenizer, settings)
         self._set_up(SentenceModel(model, chain, layers), tokenizer, found)
 
@@ -107,6 +122,13 @@ class SentenceEncoder:
         self._device = committed_device(self._programs.leaves[0])
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.truncated = 0
+
+    def _move(self, device: jax.Device) -> None:
+        """Moves the parameters to a device, unless they are there."""
+        if any(len(leaf.sharding.device_set) > 1 for leaf in self._programs.leaves):
+            raise InputError("device: expected None for an encoder distributed over devices")
+        if device != self._device:
+            self._set_up(jax.device_put(self.model, device), self.tokenizer, self.settings)
 
     @classmethod
     def from_pretrained(
@@ -174,20 +196,70 @@ class SentenceEncoder:
         )
         return encoder
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        create_model_card: bool = True,
+    ) -> None:
         """Writes a folder that sentence-transformers reads; complete and checked, or not at all.
 
         Args:
             folder: where to. It may exist; it must not hold files of a model, tokenizer or encoder
                 unless `overwrite`. All other files stay.
             overwrite: whether to replace such files.
+            create_model_card: whether to write a README.md that describes the encoder, unless the
+                folder has one.
 
         Raises:
             TargetError: the folder holds such files, or cannot be written.
             CheckpointMismatchError: the transformer or a Dense is not as its config describes it.
             InputError: the encoder is one that such a folder cannot hold.
         """
-        save_encoder(self.model, self.tokenizer, self.settings, folder, overwrite=overwrite)
+        card = "path/of/this/folder" if flag("create_model_card", create_model_card) else None
+        parts = self.model, self.tokenizer, self.settings
+        save_encoder(*parts, folder, overwrite=overwrite, card=card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str = "Add new SentenceTransformer model",
+        exist_ok: bool = False,
+        replace_model_card: bool = False,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Saves the encoder and uploads its files to a repository of the Hub.
+
+        Args:
+            repo_id: the repository, such as `acme/my-encoder`, which is created if necessary.
+            token: an access token; None for the one stored by `hf auth login`.
+            private: whether a new repository is private.
+            commit_message: the message of the commit.
+            exist_ok: whether the repository may exist already.
+            replace_model_card: whether to replace a README.md of the repository.
+            revision: the branch to write to, which is created if necessary.
+            create_pr: whether to open a pull request instead.
+
+        Returns:
+            The URL of the commit or the pull request.
+
+        Raises:
+            TargetError: the Hub does not accept the files, or cannot be reached.
+        """
+        parts = self.model, self.tokenizer, self.settings
+        place = repo_id, token, private, commit_message, revision, create_pr
+        keep = () if flag("replace_model_card", replace_model_card) else (MODEL_CARD,)
+        return push_folder(
+            lambda folder: save_encoder(*parts, folder, card=repo_id),
+            *place,
+            exist_ok=flag("exist_ok", exist_ok),
+            keep=keep,
+        )
 
     @overload
     def encode(
@@ -275,7 +347,7 @@ class SentenceEncoder:
         precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        device: None = None,
+        device: jax.Device | str | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         *,
@@ -304,7 +376,8 @@ class SentenceEncoder:
             precision: one of `quantization.PRECISIONS`; None for `float32`.
             convert_to_numpy: whether to return a NumPy array; otherwise a list of JAX arrays.
             convert_to_tensor: whether to return one JAX array, whatever `convert_to_numpy` is.
-            device: must be None: arrays go to JAX's default device.
+            device: a device of JAX or its name, such as `gpu` or `cpu:1`, to which the encoder is
+                moved first; None to leave it where it is.
             normalize_embeddings: whether to scale vectors to length 1, after `truncate_dim`.
             truncate_dim: the number of dimensions to keep; None for the settings' value.
             token_budget: rows × positions of a batch; by default chosen for the device.
@@ -330,12 +403,12 @@ class SentenceEncoder:
             if inputs is not None:
                 raise InputError("sentences: an alias of inputs; expected only one of them")
             inputs = cast(Any, others.pop("sentences"))
-        if device is not None:
-            others["device"] = device
         for name in others:
             raise InputError(
                 f"{name}: not an argument of encode: {ELSEWHERE.get(name, 'see its help')}"
             )
+        if device is not None:
+            self._move(device_of(device))
         dim = self.settings.truncate_dim if truncate_dim is None else truncate_dim
         features = self.model.out_features
         request = EncodeRequest(
@@ -369,7 +442,7 @@ class SentenceEncoder:
             found = found[0]
         if request.tokens or (convert_to_numpy and not convert_to_tensor):
             return found
-        array = jax.device_put(found)
+        array = jax.device_put(found, self._device)
         return array if convert_to_tensor or array.ndim == 1 else list(array)
 
     @typed_as(encode)
@@ -406,90 +479,6 @@ class SentenceEncoder:
         Truncation and padding are those of the tokenizer; no prompt is prepended.
         """
         return self._reader.arrays(sentence_list(sentences))
-
-    def similarity(self, one: ArrayLike, other: ArrayLike) -> np.ndarray:
-        """Returns the similarity of each of the first vectors to each of the second."""
-        return similarity(one, other, self.similarity_fn_name)
-
-    def similarity_pairwise(self, one: ArrayLike, other: ArrayLike) -> np.ndarray:
-        """Returns the similarity of each pair of vectors, `(texts,)`."""
-        return similarity_pairwise(one, other, self.similarity_fn_name)
-
-    def semantic_search(
-        self, queries: ArrayLike, corpus: ArrayLike, **options: Unpack[SearchOptions]
-    ) -> list[list[dict[str, int | float]]]:
-        """The corpus vectors most similar to each query; see `similarity.semantic_search`."""
-        options.setdefault("score_function", self.similarity_fn_name)
-        return semantic_search(queries, corpus, **options)
-
-    @property
-    def max_seq_length(self) -> int:
-        """The maximum number of tokens of a text, special tokens included. It can be set."""
-        return self.settings.max_seq_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, length: int) -> None:
-        settings = dataclasses.replace(self.settings, max_seq_length=length)
-        self._set_up(self.model, self.tokenizer, settings)
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """The prompts by name. The whole mapping can be set."""
-        return self.settings.prompts
-
-    @prompts.setter
-    def prompts(self, prompts: Mapping[str, str | None]) -> None:
-        self._change(prompts=prompts)
-
-    @property
-    def default_prompt_name(self) -> str | None:
-        """The name of the prompt for calls that specify none. It can be set."""
-        return self.settings.default_prompt_name
-
-    @default_prompt_name.setter
-    def default_prompt_name(self, name: str | None) -> None:
-        self._change(default_prompt_name=name)
-
-    @property
-    def truncate_dim(self) -> int | None:
-        """The number of dimensions of a vector to keep; None for all. It can be set."""
-        return self.settings.truncate_dim
-
-    @truncate_dim.setter
-    def truncate_dim(self, dim: int | None) -> None:
-        self._change(truncate_dim=dim)
-
-    @property
-    def similarity_fn_name(self) -> str:
-        """The name of the similarity function. It can be set; None means cosine."""
-        return self.settings.similarity_fn_name
-
-    @similarity_fn_name.setter
-    def similarity_fn_name(self, name: str | None) -> None:
-        self._change(similarity_fn_name="cosine" if name is None else name)
-
-    def _change(self, **fields: Any) -> None:
-        """Replaces fields of the settings that do not concern the reading of texts."""
-        settings = dataclasses.replace(self.settings, **fields)
-        settings.check_fits(self.model.config.max_tokens, self.model.out_features)
-        self.settings: SentenceSettings = settings
-
-    def set_pooling_include_prompt(self, include_prompt: bool) -> None:
-        """Sets whether the tokens of prompts are pooled too."""
-        pooling, *others = cast(Any, self.model.chain)
-        include = flag("include_prompt", include_prompt)
-        chain = [Pooling(pooling.modes, pooling.in_features, include), *others]
-        model = SentenceModel(self.model.transformer, chain, self.model.layers)
-        self._set_up(model, self.tokenizer, self.settings)
-
-    def get_embedding_dimension(self) -> int:
-        """Returns the number of dimensions of a vector."""
-        dim = self.settings.truncate_dim
-        return self.model.out_features if dim is None else min(dim, self.model.out_features)
-
-    def get_sentence_embedding_dimension(self) -> int:
-        """Returns the same as `get_embedding_dimension`, of which it is the older name."""
-        return self.get_embedding_dimension()
 
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.settings}, layers={self.model.layers!r}, {self.model})"

@@ -1,56 +1,42 @@
-"""Reading and writing of sentence-transformers folders.
+"""Reading of sentence-transformers folders.
 
-`modules.json` lists the modules; each has a folder with a config.json, and a Dense also with
-weights. Both schemas of a Pooling are supported. A missing, unknown or contradictory field raises
-an error that names the file and the field; nothing is replaced by a default.
+`modules.json` lists the modules; each has a folder with a config.json, and with weights if it has
+parameters. Both schemas of a Pooling are supported. A missing, unknown or contradictory field
+raises an error that names the file and the field; nothing is replaced by a default.
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import DTypeLike
 
-from minibert.checkpoint.agreement import tree_faults
-from minibert.checkpoint.files import (
-    BODY_CONFIGS,
-    MODULE_KINDS,
-    MODULES,
-    TOP_CONFIG,
-    encoder_paths,
-    unchanged,
-)
+from minibert.checkpoint.config import Config
+from minibert.checkpoint.files import MODULE_KINDS, MODULES, unchanged
 from minibert.checkpoint.leaves import read_exactly
-from minibert.checkpoint.saving import (
-    check_saved,
-    file_leaves,
-    write_model,
-    write_tensors,
-    write_tokenizer,
+from minibert.checkpoint.saving import file_leaves
+from minibert.checkpoint.sources import open_source
+from minibert.core.fields import COUNT, PROBABILITY, SWITCH, refuse, whole
+from minibert.core.strict_json import read_json, read_object_if_there
+from minibert.embedding.modules import (
+    AFTER,
+    BEFORE,
+    Dense,
+    LayerNorm,
+    Normalize,
+    Pooling,
+    WeightedLayerPooling,
+    names_of,
+    pooling_modes,
+    token_features,
 )
-from minibert.checkpoint.sources import SAFETENSORS, open_source
-from minibert.core.atomic import atomic_folder
-from minibert.core.fields import COUNT, SWITCH, refuse
-from minibert.core.strict_json import read_json, read_object_if_there, write_json
-from minibert.core.types import Path
-from minibert.embedding.modules import Dense, Normalize, Pooling, SentenceModel, pooling_modes
-from minibert.embedding.settings import SentenceSettings, read_from
-from minibert.errors import (
-    CheckpointMismatchError,
-    ConfigError,
-    InputError,
-    UnsupportedConfigError,
-    shown,
-    writing,
-)
-from minibert.nn.activations import ACTIVATIONS
-from minibert.nn.layers import Module
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from minibert.embedding.settings import read_from
+from minibert.errors import ConfigError, UnsupportedConfigError, shown
+from minibert.nn.layers import Dropout, Module
+from minibert.nn.tree import parameters
 
 # A relative path of plain names: no hidden folder, no "..".
 _PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -65,10 +51,11 @@ SWITCHES: dict[str, str] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# The fields for a module's input and output, which have only one supported value.
-NAMES = dict.fromkeys(("module_input_name", "module_output_name"), ("sentence_embedding", None))
+# The fields for the input and the output of a Dense or Normalize; see `_check_names`.
+NAMES = ("module_input_name", "module_output_name")
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
-# PyTorch's activations without arguments, by class name.
+WIDTH_FIELDS = (*WIDTHS, "in_features", "dimension")  # of any module
+# PyTorch's elementwise activations without required arguments, by class name.
 TORCH_ACTIVATIONS: dict[str, str] = {
     "Identity": "linear",
     "Tanh": "tanh",
@@ -80,6 +67,29 @@ TORCH_ACTIVATIONS: dict[str, str] = {
     "LeakyReLU": "leaky_relu",
     "Mish": "mish",
     "Hardswish": "hardswish",
+    "ELU": "elu",
+    "CELU": "elu",
+    "SELU": "selu",
+    "PReLU": "prelu",
+    "Hardtanh": "hardtanh",
+    "Hardsigmoid": "hardsigmoid",
+    "Hardshrink": "hardshrink",
+    "Softshrink": "softshrink",
+    "Tanhshrink": "tanhshrink",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "LogSigmoid": "logsigmoid",
+}
+# Modules that are not implemented, and what replaces them.
+_ROUTES = (
+    "; save each of its routes as an encoder with sentence-transformers, SentenceTransformer("
+    "modules=[*model[0].sub_modules['query'], *list(model)[1:]]).save('queries'), and load one for "
+    "queries and one for documents"
+)
+ELSEWHERE = {
+    "Router": _ROUTES,
+    "Asym": _ROUTES,
+    "StaticEmbedding": "; it has no transformer: model2vec computes it, without PyTorch",
 }
 
 
@@ -122,12 +132,14 @@ def read_entries(folder: str) -> list[Entry]:
     numbers = [item.get("idx", place) for place, item in enumerate(data)]
     if any(type(number) is not int for number in numbers) or numbers != sorted(set(numbers)):
         raise ConfigError(f"{where}: idx: expected 0, 1, 2, …, found {shown(numbers)}")
-    kinds = [entry.kind for entry in entries]
-    first = ["Transformer", "Pooling"]
-    if kinds[:2] != first or any(kind in first for kind in kinds[2:]):
+    first, *kinds = [entry.kind for entry in entries]
+    place = kinds.index("Pooling") if "Pooling" in kinds else len(kinds)
+    sides = ((kinds[:place], BEFORE), (kinds[place + 1 :], AFTER))
+    fits = all(kind in names_of(known).split(", ") for kinds, known in sides for kind in kinds)
+    if first != "Transformer" or place == len(kinds) or not fits:
         raise UnsupportedConfigError(
-            f"{where}: expected a Transformer, a Pooling, then any of Dense and Normalize; found "
-            f"{', '.join(kinds)}"
+            f"{where}: expected a Transformer, any of {names_of(BEFORE)}, a Pooling, then any of "
+            f"{names_of(AFTER)}; found {', '.join([first, *kinds])}"
         )
     return entries
 
@@ -144,72 +156,126 @@ def _entry(item: object, where: str) -> Entry:
     library, kind = item["type"].partition(".")[0], item["type"].rpartition(".")[2]
     path = item["path"]
     if library != "sentence_transformers" or kind not in MODULE_KINDS:
+        instead = f"; expected sentence_transformers' {', '.join(MODULE_KINDS)}"
         raise UnsupportedConfigError(
-            f"{where}: type: {shown(item['type'])} is not implemented; expected "
-            f"sentence_transformers' {', '.join(MODULE_KINDS)}"
+            f"{where}: type: {shown(item['type'])} is not implemented{ELSEWHERE.get(kind, instead)}"
         )
     if not INNER.fullmatch(path):
         raise ConfigError(f"{where}: path: expected a relative path, found {shown(path)}")
     return Entry(kind, path.rstrip("/"))
 
 
-def read_module(
+def read_modules(
     folder: str,
-    entry: Entry,
-    features: int,
+    entries: Sequence[Entry],
+    config: Config,
     *,
+    layers: str = "last",
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
     allow_pickle: bool = False,
-) -> Module:
-    """Reads a module other than the Transformer.
+) -> list[Module]:
+    """Reads the modules other than the Transformer, in evaluation mode.
 
     Args:
         folder: the top folder.
-        entry: the module's entry in modules.json.
-        features: the width of the vectors passed to it.
+        entries: the entries of modules.json, the Transformer's first.
+        config: the transformer's config.
+        layers: the hidden states from which token vectors are computed.
         dtype: the dtype of computation; None for the parameters' dtype.
         param_dtype: the dtype of parameters; None to keep each as stored in the file.
-        allow_pickle: whether weights may be a pickle.
+        allow_pickle: whether weights may be pickles.
 
     Raises:
-        ConfigError: if its config.json is missing, invalid or does not fit the previous module.
-        UnsupportedConfigError: if its config.json requests a feature that is not implemented.
-        WeightsFileError: if its weights are damaged.
-        CheckpointMismatchError: if its weights do not match its config.
+        ConfigError: if a config.json is missing, invalid or does not fit the previous module.
+        UnsupportedConfigError: if a config.json requests a feature that is not implemented.
+        WeightsFileError: if weights are damaged.
+        CheckpointMismatchError: if weights do not match their config.
     """
-    home = os.path.join(folder, entry.path)
-    where = os.path.join(home, "config.json")
-    data = read_object_if_there(where)
-    if data is None:  # an older Normalize has no config, and git keeps no empty folder
-        data = {} if entry.kind == "Normalize" else read_json(where)  # raises that it is missing
-    match entry.kind:
-        case "Pooling":
-            module = _pooling(data, where)
-        case "Dense":
-            module = _dense(data, where, dtype, param_dtype)
-        case _:
-            refuse(data, NAMES, (), f"{where}: ")
-            module = Normalize()
-    taken = getattr(module, "in_features", features)
-    if taken != features:
-        name = next(name for name in (*WIDTHS, "in_features") if name in data)
-        raise ConfigError(
-            f"{where}: {name}: expected {features}, the width of its input; found {taken}"
+    features, chain, before = token_features(config, layers), [], True
+    for entry in entries[1:]:
+        home = os.path.join(folder, entry.path)
+        where = os.path.join(home, "config.json")
+        data = read_object_if_there(where)
+        if data is None:  # an older Normalize has no config, and git keeps no empty folder
+            data = {} if entry.kind == "Normalize" else read_json(where)  # raises: it is missing
+        dtypes = {"dtype": dtype, "param_dtype": param_dtype or np.float32}
+        match entry.kind:
+            case "Pooling":
+                module, before = _pooling(data, where), False
+            case "Dense":
+                module = _dense(data, where, before, dtypes)
+            case "LayerNorm":
+                refuse(data, {}, ("dimension",), f"{where}: ")
+                width = COUNT.check(f"{where}: dimension", data.get("dimension"))
+                module = LayerNorm(width, rngs=None, **dtypes)
+            case "Dropout":
+                refuse(data, {}, ("dropout",), f"{where}: ")
+                rate = PROBABILITY.check(f"{where}: dropout", data.get("dropout"))
+                module = Dropout(rate).eval()
+            case "WeightedLayerPooling":
+                module = _weighted(data, where, config, dtypes["param_dtype"])
+            case _:
+                refuse(data, {}, NAMES, f"{where}: ")
+                _check_names(data, where, before)
+                module = Normalize()
+        taken = getattr(module, "in_features", features)
+        if taken != features:
+            name = next(name for name in WIDTH_FIELDS if name in data)
+            raise ConfigError(
+                f"{where}: {name}: expected {features}, the width of its input; found {taken}"
+            )
+        if parameters(module):
+            _fill(module, home, param_dtype, allow_pickle)
+        features = getattr(module, "out_features", features)
+        chain.append(module)
+    return chain
+
+
+def _check_names(data: dict[str, Any], where: str, before: bool) -> None:
+    """Checks the names of a module's input and output, which depend on its side of the Pooling."""
+    expected, side = ("token_embeddings", "before") if before else ("sentence_embedding", "after")
+    given = "sentence_embedding"  # the input's default; the output's is the input's name
+    for name in NAMES:
+        given = data[name] if data.get(name) is not None else given
+        if given != expected:
+            raise UnsupportedConfigError(
+                f"{where}: {name}: expected {expected!r} {side} the Pooling, found {shown(given)}"
+            )
+
+
+def _width(data: dict[str, Any], where: str) -> int:
+    widths = [COUNT.check(f"{where}: {name}", data[name]) for name in WIDTHS if name in data]
+    if not widths:
+        raise ConfigError(f"{where}: {WIDTHS[0]}: missing")
+    if widths[0] != widths[-1]:
+        raise ConfigError(f"{where}: {WIDTHS[0]}: {widths[0]}, but {WIDTHS[1]} is {widths[-1]}")
+    return widths[0]
+
+
+def _weighted(
+    data: dict[str, Any], where: str, config: Any, param_dtype: DTypeLike
+) -> WeightedLayerPooling:
+    refuse(data, {}, (*WIDTHS, "layer_start", "num_hidden_layers"), f"{where}: ")
+    if not config.output_hidden_states:
+        raise UnsupportedConfigError(
+            f"{where}: expected output_hidden_states true in the transformer's config.json, found "
+            "false, with which sentence-transformers ignores this module; set it, or remove the "
+            f"module from {MODULES}"
         )
-    if isinstance(module, Dense):
-        _fill(module, home, param_dtype, allow_pickle)
-    return module
+    count = config.num_hidden_layers
+    return WeightedLayerPooling(
+        _width(data, where),
+        whole(count, count).check(f"{where}: num_hidden_layers", data.get("num_hidden_layers")),
+        whole(0, count).check(f"{where}: layer_start", data.get("layer_start")),
+        rngs=None,
+        param_dtype=param_dtype,
+    )
 
 
 def _pooling(data: dict[str, Any], where: str) -> Pooling:
     refuse(data, {}, (*SWITCHES, *WIDTHS, "pooling_mode", "include_prompt"), f"{where}: ")
-    widths = [COUNT.check(f"{where}: {name}", data[name]) for name in WIDTHS if name in data]
-    if not widths:
-        raise ConfigError(f"{where}: {WIDTHS[0]}: missing")
-    width = widths[0]
-    if width != widths[-1]:
-        raise ConfigError(f"{where}: {WIDTHS[0]}: {width}, but {WIDTHS[1]} is {widths[-1]}")
+    width = _width(data, where)
     include = SWITCH.check(f"{where}: include_prompt", data.get("include_prompt", True))
     on = tuple(
         mode
@@ -226,11 +292,10 @@ def _pooling(data: dict[str, Any], where: str) -> Pooling:
     return Pooling(modes, width, include)
 
 
-def _dense(
-    data: dict[str, Any], where: str, dtype: DTypeLike | None, param_dtype: DTypeLike | None
-) -> Dense:
-    known = ("in_features", "out_features", "bias", "activation_function")
-    refuse(data, {**NAMES, "use_residual": (False, None)}, known, f"{where}: ")
+def _dense(data: dict[str, Any], where: str, before: bool, dtypes: dict[str, Any]) -> Dense:
+    known = ("in_features", "out_features", "bias", "activation_function", "use_residual")
+    refuse(data, {}, (*known, *NAMES), f"{where}: ")
+    _check_names(data, where, before)
     function = data.get("activation_function")
     if not isinstance(function, str):
         raise ConfigError(
@@ -247,15 +312,15 @@ def _dense(
         COUNT.check(f"{where}: out_features", data.get("out_features")),
         bias=SWITCH.check(f"{where}: bias", data.get("bias")),
         activation=TORCH_ACTIVATIONS[name],
+        use_residual=SWITCH.check(f"{where}: use_residual", data.get("use_residual", False)),
         rngs=None,
-        dtype=dtype,
-        param_dtype=param_dtype or np.float32,
+        **dtypes,
     )
 
 
-def _fill(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: bool) -> None:
+def _fill(module: Module, home: str, param_dtype: DTypeLike | None, allow_pickle: bool) -> None:
     """Fills a tree of shapes with the weights in its folder, which must match exactly."""
-    own = file_leaves(dense)
+    own = file_leaves(module)
     expected = {name: leaf.expected for name, leaf in own.items()}
     with open_source(home, allow_pickle=allow_pickle) as source:
         arrays = read_exactly(
@@ -267,89 +332,3 @@ def _fill(dense: Dense, home: str, param_dtype: DTypeLike | None, allow_pickle: 
         )
     for leaf in own.values():
         leaf.variable.set_value(arrays[leaf.path])
-
-
-SHARD = 5 * 10**9  # maximum bytes of a file, as in `PretrainedModel.save_pretrained`
-TYPES = "sentence_transformers.models."
-
-
-def save_encoder(
-    model: SentenceModel,
-    tokenizer: "PreTrainedTokenizerBase",
-    settings: SentenceSettings,
-    folder: Path,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Writes a sentence-transformers folder; see `SentenceEncoder.save_pretrained`."""
-    if model.layers != "last":
-        raise InputError(
-            f"layers: {model.layers!r} cannot be saved: sentence-transformers supports only the "
-            "last hidden state"
-        )
-    kinds = [type(module).__name__ for module in model.chain]
-    names = [f"{place}_{kind}" for place, kind in enumerate(kinds, start=1)]
-    modules = dict(zip(names, model.chain, strict=True))
-
-    def check(written: str) -> None:
-        check_saved(model.transformer, written)
-        for name, module in modules.items():
-            if isinstance(module, Dense):
-                check_saved(module, os.path.join(written, name))
-
-    with (
-        atomic_folder(folder, owned=encoder_paths, overwrite=overwrite, check=check) as new,
-        writing(folder),
-    ):
-        write_model(model.transformer, new, SHARD)
-        write_tokenizer(tokenizer, new)
-        write_json(settings.body_config(), os.path.join(new, BODY_CONFIGS[0]))
-        write_json(settings.top_config(), os.path.join(new, TOP_CONFIG))
-        for name, module in modules.items():
-            _write_module(module, os.path.join(new, name))
-        entries = zip(["Transformer", *kinds], ["", *names], strict=True)
-        lines = [
-            {"idx": place, "name": str(place), "path": path, "type": f"{TYPES}{kind}"}
-            for place, (kind, path) in enumerate(entries)
-        ]
-        write_json(lines, os.path.join(new, MODULES))
-
-
-def _write_module(module: Any, home: str) -> None:
-    os.mkdir(home)
-    config: dict[str, Any] = {}
-    match module:
-        case Pooling():
-            config = {"include_prompt": module.include_prompt}
-            if list(module.modes) == [mode for mode in SWITCHES.values() if mode in module.modes]:
-                config |= {name: mode in module.modes for name, mode in SWITCHES.items()}
-                config["word_embedding_dimension"] = module.in_features
-            else:
-                config["pooling_mode"] = list(module.modes)
-                config["embedding_dimension"] = module.in_features
-        case Dense():
-            widths = (module.in_features, module.out_features)
-            config = {
-                "in_features": module.in_features,
-                "out_features": module.out_features,
-                "bias": module.use_bias,
-                "activation_function": _torch_name(module.activation_function.name),
-            }
-            expected = Dense(*widths, bias=module.use_bias, activation="linear", rngs=None)
-            expected.activation_function = module.activation_function
-            if faults := tree_faults(module, expected):
-                raise CheckpointMismatchError(f"{home}: differs from its settings", faults)
-            write_tensors(file_leaves(module), os.path.join(home, SAFETENSORS))
-    write_json(config, os.path.join(home, "config.json"))
-
-
-def _torch_name(name: str) -> str:
-    """Returns the full name of torch.nn's class for an activation."""
-    function = ACTIVATIONS[name]
-    known = [cls for cls, ours in TORCH_ACTIVATIONS.items() if ACTIVATIONS[ours] is function]
-    if not known:
-        raise InputError(
-            f"activation: {name!r} cannot be saved: torch.nn has no class for it without arguments"
-        )
-    home = "linear" if known[0] == "Identity" else "activation"
-    return f"torch.nn.modules.{home}.{known[0]}"

@@ -15,7 +15,7 @@ from minibert.checkpoint.hub import PLACE, first_line, model_folder, no_folder
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS
 from minibert.checkpoint.tokenizer import load_tokenizer
 from minibert.core.paths import path_text
-from minibert.embedding.folder import one_encoder_state, read_entries, read_module
+from minibert.embedding.folder import one_encoder_state, read_entries, read_modules
 from minibert.embedding.modules import Normalize, Pooling, SentenceModel, token_features
 from minibert.embedding.settings import (
     SentenceSettings,
@@ -114,14 +114,11 @@ def load_encoder(
         home = os.path.join(folder, entries[0].path) if entries else folder
         tokenizer, classes = load_tokenizer(home), task_classes("feature-extraction")
         model: Any = load_model("a sentence encoder", classes, home, **weights)
-        width = token_features(model.config, layers)
         if pooling is not None:
+            width = token_features(model.config, layers)
             found = new_settings(model.config, tokenizer, settings)
             chain: list[Module] = [Pooling(pooling, width), *[Normalize()] * bool(normalize)]
             return SentenceModel(model, chain, layers), tokenizer, found
         found = read_settings(folder, home, model.config, tokenizer, settings)
-        chain = []
-        for entry in entries[1:]:
-            chain.append(read_module(folder, entry, width, **weights))
-            width = getattr(chain[-1], "out_features", width)
+        chain = read_modules(folder, entries, model.config, layers=layers, **weights)
         return SentenceModel(model, chain, layers), tokenizer, found

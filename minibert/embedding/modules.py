@@ -1,10 +1,11 @@
-"""The modules that turn token vectors into a text's vector: Pooling, Dense and Normalize.
+"""The modules that turn hidden states into a text's vector: a Pooling, and others around it.
 
 They are those of sentence-transformers (Reimers & Gurevych, arXiv:1908.10084). `SentenceModel` is a
-transformer followed by a chain of them.
+transformer followed by a chain of them. Those before the Pooling change the vectors of tokens,
+those after it the vector of the text; `Dropout` is that of `nn.layers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,12 +15,14 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Integer
 
-from minibert.core.checks import check_choice
+from minibert.core.checks import check_choice, flag, whole
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
-from minibert.nn.activations import ACTIVATIONS, Activation
-from minibert.nn.layers import Linear, Module
-from minibert.nn.numerics import unit, widen
+from minibert.nn import layers as nn_layers
+from minibert.nn.activations import ACTIVATIONS, TORCH_ONLY
+from minibert.nn.activations import activation as activation_module
+from minibert.nn.layers import SHAPES_ONLY, Dropout, Linear, Module, constant
+from minibert.nn.numerics import common_dtype, unit, widen
 from minibert.nn.pooling import LAYERS, POOLINGS, pool
 from minibert.text.batching import own_text, slots_of
 
@@ -77,7 +80,9 @@ class Dense(Module):
     Args:
         in_features, out_features: the input and output widths.
         bias: whether to add a bias.
-        activation: a name of `ACTIVATIONS`; `linear` for none.
+        activation: a name of `ACTIVATIONS` or `TORCH_ONLY`, or `prelu`; `linear` for none.
+        use_residual: whether to add the input to the output; if the widths differ, after a linear
+            layer of its own without a bias.
         rngs: random keys for new weights; None builds shapes only, for a loader to fill.
         dtype: the dtype of computation; None for the parameters' dtype.
         param_dtype: the dtype of parameters.
@@ -88,6 +93,7 @@ class Dense(Module):
     in_features: int
     out_features: int
     use_bias: bool
+    use_residual: bool
 
     def __init__(
         self,
@@ -96,27 +102,44 @@ class Dense(Module):
         *,
         bias: bool = True,
         activation: str = "tanh",
+        use_residual: bool = False,
         rngs: nnx.Rngs | None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        if activation not in tuple(ACTIVATIONS):
-            raise InputError(f"activation: expected a name of ACTIVATIONS, found {activation!r}")
+        if activation not in (*ACTIVATIONS, *TORCH_ONLY, "prelu"):
+            raise InputError(
+                "activation: expected a name of ACTIVATIONS or TORCH_ONLY, or 'prelu'; found "
+                f"{shown(activation)}"
+            )
         self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
-        self.linear: Linear = Linear(
-            in_features,
-            out_features,
-            use_bias=bias,
-            stddev=in_features**-0.5,
-            rngs=rngs,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
-        self.activation_function: Activation = Activation(activation)
+        self.use_residual = flag("use_residual", use_residual)
 
-    def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
+        def linear(use_bias: bool) -> Linear:
+            return Linear(
+                in_features,
+                out_features,
+                use_bias=use_bias,
+                stddev=in_features**-0.5,
+                rngs=rngs,
+                dtype=dtype,
+                param_dtype=param_dtype,
+            )
+
+        self.linear: Linear = linear(bias)
+        self.activation_function: Module = activation_module(
+            activation, rngs=rngs, param_dtype=param_dtype
+        )
+        if use_residual and in_features != out_features:
+            self.residual: Linear = linear(False)
+
+    def __call__(self, vectors: Float[Array, "*batch features"]) -> Float[Array, "*batch outputs"]:
         """Applies the layer to each vector."""
-        return self.activation_function(self.linear(vectors))
+        outputs = self.activation_function(self.linear(vectors))
+        if not self.use_residual:
+            return outputs
+        same = self.in_features == self.out_features
+        return outputs + (vectors if same else self.residual(vectors)).astype(outputs.dtype)
 
 
 class Normalize(Module):
@@ -124,9 +147,94 @@ class Normalize(Module):
 
     printed: str | None = ""
 
-    def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
+    def __call__(self, vectors: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         """Returns vectors of length 1; a vector of zeros stays zero. See `numerics.unit`."""
         return unit(widen(vectors)).astype(vectors.dtype)
+
+
+class LayerNorm(Module):
+    """A layer normalisation of texts' vectors, with PyTorch's epsilon.
+
+    Args:
+        in_features: the width of the vectors.
+        rngs: any random keys for new weights, which are constants; None builds shapes only.
+        dtype: the dtype of computation; None for the parameters' dtype.
+        param_dtype: the dtype of parameters.
+    """
+
+    tensor_prefix: ClassVar[str] = ""
+
+    in_features: int
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        rngs: nnx.Rngs | None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.in_features = in_features
+        self.norm: nn_layers.LayerNorm = nn_layers.LayerNorm(
+            in_features, epsilon=1e-5, rngs=rngs, dtype=dtype, param_dtype=param_dtype
+        )
+
+    def __call__(self, vectors: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
+        """Normalises each vector."""
+        return self.norm(vectors)
+
+
+class WeightedLayerPooling(Module):
+    """The mean of hidden states with a learned weight for each of the last layers.
+
+    Args:
+        in_features: the width of a hidden state.
+        num_hidden_layers: the transformer's number of layers.
+        layer_start: the first hidden state to include; 0 is that of the embeddings.
+        rngs: any random keys for new weights, which are 1; None builds shapes only.
+        param_dtype: the dtype of the weights.
+    """
+
+    tensor_prefix: ClassVar[str] = ""
+
+    in_features: int
+    num_hidden_layers: int
+    layer_start: int
+    printed: str | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_hidden_layers: int = 12,
+        layer_start: int = 4,
+        *,
+        rngs: nnx.Rngs | None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.layer_start = whole("layer_start", layer_start, 0, num_hidden_layers)
+        self.in_features, self.num_hidden_layers = in_features, num_hidden_layers
+        self.printed = f"layers {layer_start} to {num_hidden_layers}"
+        key, count = (rngs or SHAPES_ONLY).params(), num_hidden_layers + 1 - layer_start
+        self.layer_weights: nnx.Param[Any] = nnx.Param(constant(1.0)(key, (count,), param_dtype))
+
+    def __call__(self, states: Sequence[Array]) -> Float[Array, "batch seq hidden"]:
+        """Returns the vectors of tokens, in the dtype of the hidden states."""
+        chosen = [widen(state) for state in states[self.layer_start :]]
+        weights = self.layer_weights[...]
+        dtype = common_dtype(chosen[0].dtype, weights.dtype)
+        weights = weights.astype(dtype)
+        pairs = zip(weights, chosen, strict=True)
+        summed = sum(weight * state.astype(dtype) for weight, state in pairs)
+        return (summed / weights.sum()).astype(states[-1].dtype)
+
+
+BEFORE = (WeightedLayerPooling, Dense, Normalize)  # the modules that may stand before the Pooling
+AFTER = (Dense, LayerNorm, Dropout, Normalize)
+
+
+def names_of(kinds: Sequence[type]) -> str:
+    """Returns the names of classes, for messages."""
+    return ", ".join(kind.__name__ for kind in kinds)
 
 
 class SentenceModel(Module):
@@ -134,8 +242,10 @@ class SentenceModel(Module):
 
     Args:
         transformer: a bare model, such as a `BertModel`.
-        modules: a `Pooling`, then any number of `Dense` and `Normalize`, in order.
-        layers: the hidden states from which token vectors are computed, a name of `pooling.LAYERS`.
+        modules: one `Pooling`, in order with any number of other modules: before it those of
+            `BEFORE`, of which `WeightedLayerPooling` can only be the first, and after it `AFTER`.
+        layers: the hidden states from which token vectors are computed, a name of `pooling.LAYERS`;
+            `last` with a `WeightedLayerPooling`.
 
     Attributes:
         config: the transformer's config.
@@ -148,22 +258,28 @@ class SentenceModel(Module):
     config: Any
     transformer: PretrainedModel
     layers: str
+    pooling_place: int
 
     def __init__(
         self, transformer: PretrainedModel, modules: Sequence[Module], layers: str = "last"
     ):
         check_choice("layers", layers, LAYERS)
-        features = token_features(transformer.config, layers)
         names = [type(module).__name__ for module in modules]
-        if not modules or not isinstance(modules[0], Pooling):
-            raise InputError(
-                f"modules: expected a Pooling first, found {', '.join(names) or 'nothing'}"
-            )
-        for name, module in zip(names, modules, strict=True):
-            if module is not modules[0] and not isinstance(module, Dense | Normalize):
+        poolings = [place for place, module in enumerate(modules) if isinstance(module, Pooling)]
+        if len(poolings) != 1:
+            found = ", ".join(names) or "nothing"
+            raise InputError(f"modules: expected one Pooling, found {found}")
+        self.pooling_place = poolings[0]
+        features = token_features(transformer.config, layers)
+        for place, (name, module) in enumerate(zip(names, modules, strict=True)):
+            before = place < self.pooling_place
+            if place != self.pooling_place and not isinstance(module, BEFORE if before else AFTER):
+                side, kinds = ("before", BEFORE) if before else ("after", AFTER)
                 raise InputError(
-                    f"modules: expected only Dense and Normalize after the Pooling, found {name}"
+                    f"modules: expected only {names_of(kinds)} {side} the Pooling, found {name}"
                 )
+            if isinstance(module, WeightedLayerPooling):
+                _check_layers(module, place, transformer.config, layers)
             taken = getattr(module, "in_features", features)
             if taken != features:
                 raise InputError(f"{name}: expected in_features={features}, found {taken}")
@@ -175,15 +291,26 @@ class SentenceModel(Module):
     def tokens(
         self, input_ids: Array, mask: Array, position_ids: Array | None = None
     ) -> Float[Array, "batch seq hidden"]:
-        """Returns the vectors of tokens."""
-        last = self.layers == "last"
+        """Returns the vectors of tokens, of which the Pooling makes one."""
+        last = self.layers == "last" and not isinstance(self.chain[0], WeightedLayerPooling)
         run = self.transformer(
             input_ids,
             attention_mask=mask,
             position_ids=position_ids,
             output_hidden_states=not last,
         )
-        return run.last_hidden_state if last else LAYERS[self.layers](run.hidden_states)
+        return self.combined([run.last_hidden_state] if last else run.hidden_states)
+
+    def combined(self, states: Sequence[Array]) -> Float[Array, "batch seq hidden"]:
+        """Returns the vectors of tokens, given hidden states of which the last is used at least."""
+        modules = list(self.chain)[: self.pooling_place]
+        combine: Callable[[Sequence[Array]], Array] = LAYERS[self.layers]
+        if modules and isinstance(modules[0], WeightedLayerPooling):
+            combine = modules.pop(0)
+        vectors = combine(states)
+        for module in modules:
+            vectors = module(vectors)
+        return vectors
 
     def __call__(
         self, input_ids: Array, mask: Array, prompt_length: int | Array = 0
@@ -202,7 +329,7 @@ class SentenceModel(Module):
         self, tokens: Array, mask: Array, prompt_length: int | Array = 0
     ) -> Float[Array, "batch features"]:
         """Returns the vectors of texts, given their tokens' vectors."""
-        pooling, *others = self.chain
+        pooling, *others = list(self.chain)[self.pooling_place :]
         vectors = pooling(tokens, mask, prompt_length)
         for module in others:
             vectors = module(vectors)
@@ -220,6 +347,20 @@ class SentenceModel(Module):
             lambda slot: self.pooled(tokens, segments == slot, prompt_length), slots
         )
         return of_slots.swapaxes(0, 1)
+
+
+def _check_layers(module: WeightedLayerPooling, place: int, config: Any, layers: str) -> None:
+    if place or layers != "last":
+        raise InputError(
+            "WeightedLayerPooling: expected as the first module, with layers='last'; found as "
+            f"module {place}, with layers={layers!r}"
+        )
+    count = config.num_hidden_layers
+    if module.num_hidden_layers != count:
+        raise InputError(
+            f"WeightedLayerPooling: expected num_hidden_layers={count}, the transformer's; found "
+            f"{module.num_hidden_layers}"
+        )
 
 
 def token_features(config: Any, layers: str) -> int:

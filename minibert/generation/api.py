@@ -148,7 +148,7 @@ def generate(
         negative_prompt_attention_mask,
     )
     call = _checked_call(model, inputs, key, config, assistant_model)
-    texts = call.prompts.texts
+    texts = _texts(call.prompts)
     if call.plan.proposed and (decisions or streamer is not None):
         raise InputError(
             "assistant_model, prompt_lookup_num_tokens: expected None with stop_strings, max_time, "
@@ -226,7 +226,7 @@ def _steps_of(
     def check(faults: np.ndarray) -> None:
         _check_rows(faults, len(call.prompts.ids), config, decisions)
 
-    texts = call.prompts.texts
+    texts = _texts(call.prompts)
     return steps(call.program, call.arguments, texts, call.plan.copies, decisions, check)
 
 
@@ -352,9 +352,14 @@ def _best(
     )
 
 
+def _texts(given: Prompt) -> np.ndarray:
+    """Returns the ids that precede the generated ones, `(batch, seq)`; none after embeddings."""
+    return given.ids if given.inputs_embeds is None else given.ids[:, :0]
+
+
 def _continued(given: Prompt, texts: np.ndarray) -> np.ndarray:
     """Returns the prompts as they were passed, each followed by its one or several texts."""
-    ids = np.repeat(given.texts, len(texts) // len(given.ids), axis=0)
+    ids = np.repeat(_texts(given), len(texts) // len(given.ids), axis=0)
     return np.concatenate([ids, texts], axis=1, dtype=np.int32)
 
 

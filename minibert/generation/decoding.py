@@ -73,11 +73,6 @@ class Prompt(NamedTuple):
     inputs_embeds: Any = None
     token_type_ids: Any = None
 
-    @property
-    def texts(self) -> Any:
-        """The ids that precede the generated ones, `(batch, seq)`; none after embeddings."""
-        return self.ids if self.inputs_embeds is None else self.ids[:, :0]
-
 
 class Rules(NamedTuple):
     """The traced inputs of a program besides the model and the prompts.

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Integer
 
 from minibert.checkpoint.config import Config
-from minibert.checkpoint.hub import AnyPath
+from minibert.checkpoint.hub import AnyPath, push_folder
 from minibert.checkpoint.loading import load_pretrained
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
@@ -428,6 +428,35 @@ class PretrainedModel(Module):
             InputError: the config is of a different class, or `folder` is not a path.
         """
         save_model(self, folder, max_shard_size, overwrite, config)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Saves the model and uploads its files to a repository of the Hub, in one commit.
+
+        Args:
+            repo_id: the repository, such as `acme/my-bert`, which is created if necessary.
+            commit_message: the message of the commit.
+            private: whether a new repository is private.
+            token: an access token; None for the one stored by `hf auth login`.
+            revision: the branch to write to, which is created if necessary.
+            create_pr: whether to open a pull request instead.
+
+        Returns:
+            The URL of the commit or the pull request.
+
+        Raises:
+            TargetError: the Hub does not accept the files, or cannot be reached.
+        """
+        place = repo_id, token, private, commit_message, revision, create_pr
+        return push_folder(self.save_pretrained, *place)
 
 
 ModelClass = type[PretrainedModel]

@@ -3,6 +3,7 @@
 Source: `ACT2CLS` in transformers' `activations.py`. `gelu` is the exact form (Hendrycks & Gimpel,
 arXiv:1606.08415); `gelu_new`, `gelu_pytorch_tanh`, `gelu_python_tanh` and `gelu_accurate` are the
 tanh approximation. `prelu` and `xielu` have parameters, which are stored in the checkpoint.
+`TORCH_ONLY` are activations of PyTorch that no config of transformers can name.
 """
 
 import math
@@ -80,6 +81,39 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+
+def _elu(x: Array) -> Array:
+    return jnp.where(x > 0, x, jnp.expm1(jnp.where(x > 0, 0, x)))
+
+
+def _log_sigmoid(x: Array) -> Array:
+    below = x < 0
+    negative, positive = jnp.where(below, x, 0), jnp.where(below, 0, x)
+    return jnp.where(below, x - jnp.log1p(jnp.exp(negative)), -jnp.log1p(jnp.exp(-positive)))
+
+
+# Elementwise, with the default arguments of torch.nn's classes. Bounds are conditions because
+# `jnp.clip` and `jnp.minimum` halve the derivative at them.
+TORCH_ONLY: dict[str, Callable[[Array], Array]] = {
+    "elu": _elu,  # CELU is the same
+    "hardshrink": lambda x: jnp.where(jnp.abs(x) > 0.5, x, 0),
+    "hardsigmoid": lambda x: jnp.where(x > -3, jnp.where(x < 3, x / 6 + 0.5, 1), 0),
+    "hardtanh": lambda x: jnp.where(x > -1, jnp.where(x < 1, x, 1), -1),
+    "logsigmoid": _log_sigmoid,
+    "selu": lambda x: _SELU_SCALE * jnp.where(x > 0, x, _SELU_ALPHA * _elu(x)),
+    "softplus": _softplus,
+    "softshrink": lambda x: jnp.where(x > 0.5, x - 0.5, jnp.where(x < -0.5, x + 0.5, 0)),
+    "softsign": lambda x: x / (1 + jnp.abs(x)),
+    "tanhshrink": lambda x: x - jnp.tanh(x),
+}
+
+
+def function_of(name: str) -> Callable[[Array], Array]:
+    """Returns the function of a name in `ACTIVATIONS` or `TORCH_ONLY`."""
+    return ACTIVATIONS[name] if name in ACTIVATIONS else TORCH_ONLY[name]
+
 
 class Activation(Module):
     """An activation without parameters, computed in float32 or wider."""
@@ -91,7 +125,7 @@ class Activation(Module):
 
     def __call__(self, x: Array) -> Array:
         """Applies the activation elementwise; keeps shape and dtype."""
-        return ACTIVATIONS[self.name](widen(x)).astype(x.dtype)
+        return function_of(self.name)(widen(x)).astype(x.dtype)
 
 
 class PReLU(Module):
@@ -149,7 +183,7 @@ ACTIVATION_NAMES = (*ACTIVATIONS, *LEARNED)
 def activation(
     name: str, *, rngs: nnx.Rngs | None, param_dtype: DTypeLike, dtype: DTypeLike | None = None
 ) -> Module:
-    """Returns the activation module of a name in `ACTIVATION_NAMES`; `dtype` is ignored."""
+    """Returns the activation module of a name; `dtype` is ignored."""
     if name in LEARNED:
         return LEARNED[name](rngs=rngs, param_dtype=param_dtype)
     return Activation(name)

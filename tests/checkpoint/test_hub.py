@@ -7,10 +7,11 @@ import sys
 
 import pytest
 from flax import nnx
+from hub_server import hub_server
 
 import minibert
-from folders import SHA, cached
-from minibert.errors import PickleRefusedError, SourceError
+from folders import SHA, cached, contents
+from minibert.errors import PickleRefusedError, SourceError, TargetError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -81,3 +82,25 @@ def test_the_converter_takes_a_hub_id(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors", "vocab.txt"]
+
+
+def test_a_model_is_uploaded(tmp_path):
+    model = tiny()
+    with hub_server(tmp_path) as hub:
+        for message in ("Upload model", "A second time"):
+            url = model.push_to_hub("acme/bert", commit_message=message)
+            assert url.endswith("/acme/bert/commit/a")
+    assert [commit["summary"] for commit in hub.commits] == ["Upload model", "A second time"]
+    main = tmp_path / "acme" / "bert" / "main"
+    assert sorted(os.listdir(main)) == ["config.json", "model.safetensors"]
+    model.save_pretrained(tmp_path / "saved")
+    assert contents(main) == contents(tmp_path / "saved")
+
+
+def test_a_model_that_is_not_uploaded(tmp_path):
+    """Without the Hub, and with a name that it does not allow."""
+    with pytest.raises(TargetError, match=r"'acme/bert': cannot be uploaded to the Hub \(Can"):
+        tiny().push_to_hub("acme/bert")
+    with hub_server(tmp_path) as hub, pytest.raises(TargetError, match="'not a name!': cannot be"):
+        tiny().push_to_hub("not a name!")
+    assert not hub.created

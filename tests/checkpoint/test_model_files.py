@@ -81,7 +81,7 @@ READERS = {
     "load": ("models", minibert.checkpoint.loading, "open_source", minibert.load),
     "encoder-tokenizer": ("encoders", minibert.embedding.loading, "load_tokenizer", encoder),
     "encoder-settings": ("encoders", minibert.embedding.loading, "read_settings", encoder),
-    "encoder-pooling": ("encoders", minibert.embedding.loading, "read_module", encoder),
+    "encoder-pooling": ("encoders", minibert.embedding.loading, "read_modules", encoder),
     "pipeline": ("encoders", minibert.pipelines, "load_tokenizer", classify),
 }
 

@@ -2,12 +2,16 @@
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 import sentences
+from checkout import PYTHONPATH
 from conftest import NEIGHBOURS
 from minibert.embedding import encoding
 from minibert.embedding.encoder import SentenceEncoder
@@ -39,8 +43,10 @@ def encoder() -> SentenceEncoder:
             {"ranges": np.zeros((2, 23)), "precision": "int8"},
             r"ranges: expected shape \(2, 24\), found \(2, 23\)",
         ),
-        ({"device": "cuda"}, "device: not an argument of encode: .*JAX's default device"),
-        ({"device": "cpu"}, "device: not an argument of encode: .*JAX's default device"),
+        ({"device": "cuda"}, "device: expected a device of JAX or its name, .*; found 'cuda'"),
+        ({"device": "cpu:64"}, "device: expected a device of JAX or its name, .* found 'cpu:64'"),
+        ({"device": "cpu:-1"}, "device: expected .*; found 'cpu:-1'"),
+        ({"device": ["cpu", "cpu"]}, "device: expected a device of JAX or its name"),
         ({"pool": None}, "pool: not an argument of encode"),
         ({"chunk_size": 5}, "chunk_size: .*token_budget"),
         ({"normalise": True}, "normalise: not an argument of encode"),
@@ -112,6 +118,36 @@ def test_rows_of_a_batch(encoder, packing, monkeypatch):
     found = encoder.encode(texts, batch_size=2, packing=packing)
     assert max(rows) == 2
     np.testing.assert_allclose(found, expected, rtol=0, atol=NEIGHBOURS)
+
+
+def test_the_encoder_is_moved_to_a_device():
+    made, device = sentences.encoder(), jax.devices()[0]
+    expected, before = made.encode("the"), made.model
+    for given in (device, "cpu", "cpu:0"):
+        found = made.encode("the", device=given)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=NEIGHBOURS)
+        moved = made.model
+        assert all(leaf.committed for leaf in jax.tree.leaves(moved))
+        np.testing.assert_array_equal(made.encode_query("the", device=given), found)
+        assert made.model is moved  # it is there already
+    assert before is not moved
+
+
+@pytest.mark.slow
+def test_the_encoder_is_moved_to_another_device():
+    code = (
+        "import jax, sentences; made = sentences.encoder(); expected = made.encode('the')\n"
+        "for device in ('cpu:1', jax.devices()[0], jax.devices()[1]):\n"
+        "    found = made.encode('the', device=device, convert_to_tensor=True)\n"
+        "    (leaf, *_) = jax.tree.leaves(made.model)\n"
+        "    print((found == expected).all(), found.device.id, leaf.device.id)"
+    )
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": PYTHONPATH}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=os.environ | env, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["True 1 1", "True 0 0", "True 1 1"]
 
 
 def test_no_precision_is_float32(encoder):

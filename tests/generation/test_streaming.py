@@ -66,7 +66,7 @@ def test_the_state_is_used_up(model, monkeypatch):
     assert len(states) == len(columns) - 1 == 3
     for state in states:
         assert isinstance(state, decoding.State)
-        buffers = [*jax.tree.leaves(state.cache), state.tokens, state.real]
+        buffers = [*jax.tree.leaves(state.cache), state.tokens]
         assert all(buffer.is_deleted() for buffer in buffers)
     leaves = jax.tree.leaves(model)
     assert not any(leaf.is_deleted() for leaf in leaves)

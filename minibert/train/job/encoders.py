@@ -7,11 +7,12 @@ import os
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minibert.embedding.folder import Entry, one_encoder_state, read_module, save_encoder
+from minibert.embedding.folder import Entry, one_encoder_state, read_modules
 from minibert.embedding.loading import encoder_folder
 from minibert.embedding.modules import Pooling, SentenceModel, token_features
+from minibert.embedding.saving import save_encoder
 from minibert.embedding.settings import SentenceSettings, longest, read_settings
-from minibert.errors import ConfigError
+from minibert.errors import ConfigError, UnsupportedConfigError
 from minibert.models.base import PretrainedModel
 from minibert.nn.layers import Module
 from minibert.text.tokenizer import make_lower_case
@@ -106,15 +107,17 @@ def encoder_modules(
         ConfigError: `pooling` is not the folder's, or a file of the folder is wrong.
         InputError: there is no such pooling.
     """
-    width = token_features(model.config, "last")
     if start is None or start.folder is None:
         settings = SentenceSettings(max_seq_length=longest(model.config, tokenizer))
+        width = token_features(model.config, "last")
         return EncoderModules([Pooling(pooling or "mean", width)], settings)
-    chain = []
-    for entry in start.entries[1:]:
-        chain.append(read_module(start.folder, entry, width))
-        width = getattr(chain[-1], "out_features", width)
-    modes = chain[0].modes if isinstance(chain[0], Pooling) else ()
+    chain = read_modules(start.folder, start.entries, model.config)
+    if not isinstance(chain[0], Pooling):
+        raise UnsupportedConfigError(
+            f"{start.folder}: expected a Pooling directly after the Transformer, found a "
+            f"{start.entries[1].kind}; training does not apply modules before the Pooling"
+        )
+    modes = chain[0].modes
     if pooling is not None and (pooling,) != modes:
         raise ConfigError(
             f"pooling: expected {', '.join(modes)} or nothing, because the other modules of "

@@ -12,7 +12,7 @@ from minibert.core.fields import POSITIVE
 from minibert.embedding.modules import pooling_modes
 from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
-from minibert.nn.layers import Module
+from minibert.nn.layers import Dropout, Module
 from minibert.nn.numerics import unit, widen
 from minibert.nn.pooling import pool
 from minibert.nn.tree import parameters
@@ -47,8 +47,8 @@ def contrastive(
     Args:
         scale: the inverse temperature.
         pooling: one or more names in `minibert.nn.pooling.POOLINGS`, as for `SentenceEncoder`.
-        modules: the modules after the pooling, `Dense` and `Normalize`, such as
-            `encoder.model.chain[1:]`. Their parameters are not trained.
+        modules: the modules after the pooling, such as `encoder.model.chain[1:]`. Their parameters
+            are not trained; a `Dropout` drops only during training.
 
     Raises:
         InputError: an argument is wrong.
@@ -64,7 +64,10 @@ def contrastive(
         mask = given.get("attention_mask", jnp.ones_like(given["input_ids"])).astype(bool)
         vectors = pool(widen(output(outputs, "last_hidden_state")), mask, modes)
         for module in modules:
-            vectors = module(vectors)
+            if isinstance(module, Dropout):  # off in an encoder, and on while it is trained
+                vectors = vectors if rngs is None else Dropout(module.rate)(vectors, rngs)
+            else:
+                vectors = module(vectors)
         return unit(vectors)
 
     def apply(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None) -> Array:
