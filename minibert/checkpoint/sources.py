@@ -250,8 +250,8 @@ def _load_pickle(path: str) -> Arrays:
         raise
     except Exception as reason:  # torch raises many types of errors for a damaged file
         raise WeightsFileError(f"{path}: not a file of weights ({shown(str(reason))})") from None
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        loaded = loaded["model"]  # beside the state of a training run
+    if isinstance(loaded, dict) and isinstance(loaded.get("args"), argparse.Namespace):
+        loaded = loaded.get("model")  # beside the state of a training run
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in loaded.items()

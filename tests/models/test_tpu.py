@@ -148,7 +148,7 @@ def compiled_for(topology: str, model: object) -> jax.stages.Compiled:
     model, ids = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=chip), (model, ids)
     )
-    forward = jax.jit(lambda model, ids, mask: model(ids, mask))
+    forward = jax.jit(lambda model, ids, mask: model(ids, attention_mask=mask))
     return forward.trace(model, ids, ids).lower(lowering_platforms=("tpu",)).compile()
 
 
