@@ -15,6 +15,7 @@ from minibert.checkpoint.hub import AnyPath, push_folder
 from minibert.checkpoint.loading import load_pretrained
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.saving import save_model
+from minibert.checkpoint.tensors import Arrays
 from minibert.core.checks import whole
 from minibert.core.types import AnyArray, Dtype, Rngs, Size
 from minibert.errors import InputError, shown
@@ -476,6 +477,8 @@ class Family:
         tasks: the class of each task: the tasks of `minibert.pipeline`, multiple choice, and
             pretraining and continuation of `minibert train`. Feature extraction uses the bare
             model.
+        foreign: a function that returns the tensors of another library's checkpoint under the names
+            of transformers; None if they are not of that library.
     """
 
     models: tuple[ModelClass, ...]
@@ -483,6 +486,7 @@ class Family:
     tasks: Mapping[str, ModelClass]
     causal: Mapping[ModelClass, ModelClass] = dataclasses.field(default_factory=dict)
     flax_names: Mapping[str, ModelClass] = dataclasses.field(default_factory=dict)
+    foreign: Callable[[Arrays], Arrays | None] | None = None
 
     def with_models(self, *models: ModelClass) -> "Family":
         """Returns a family of the same kind, with other classes in place of these, in order."""

@@ -10,14 +10,17 @@ has the position `pad_token_id`. A text therefore has at most
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Unpack
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
 from minibert.checkpoint.config import Config
+from minibert.checkpoint.tensors import Arrays
 from minibert.core.fields import SIZE, field, whole
 from minibert.core.types import AnyArray, ArrayLike, Options, Rngs, Size
 from minibert.errors import ConfigError
@@ -281,7 +284,56 @@ class RobertaForQuestionAnswering(
     """RoBERTa with a question answering head: a start and an end score at each position."""
 
 
+# Names of fairseq, inside `encoder.` (formerly `decoder.`), and what they are called here.
+FAIRSEQ = (
+    (r"sentence_encoder\.embed_tokens\.", "roberta.embeddings.word_embeddings."),
+    (r"sentence_encoder\.embed_positions\.", "roberta.embeddings.position_embeddings."),
+    (
+        r"sentence_encoder\.(emb_layer_norm|layernorm_embedding)\.",
+        "roberta.embeddings.LayerNorm.",
+    ),
+    (r"sentence_encoder\.layers\.", "roberta.encoder.layer."),
+    (r"\.self_attn_layer_norm\.", ".attention.output.LayerNorm."),
+    (r"\.self_attn\.out_proj\.", ".attention.output.dense."),
+    (r"\.self_attn\.q_proj\.", ".attention.self.query."),
+    (r"\.self_attn\.k_proj\.", ".attention.self.key."),
+    (r"\.self_attn\.v_proj\.", ".attention.self.value."),
+    (r"\.fc1\.", ".intermediate.dense."),
+    (r"\.fc2\.", ".output.dense."),
+    (r"\.final_layer_norm\.", ".output.LayerNorm."),
+    (r"^lm_head\.weight$", "lm_head.decoder.weight"),
+    (r"^classification_heads\.[^.]*\.", "classifier."),
+)
+
+
+def from_fairseq(arrays: Arrays) -> Arrays | None:
+    """Returns the tensors of a checkpoint of fairseq under the names of transformers.
+
+    The projections of query, key and value may be one matrix; the embeddings of token types, which
+    fairseq does not have, are zeros.
+
+    Returns:
+        None if it is not such a checkpoint.
+    """
+    if not any(".sentence_encoder.embed_tokens." in name for name in arrays):
+        return None
+    found: Arrays = {}
+    for name, array in arrays.items():
+        head, fused, kind = name.partition("in_proj_")
+        parts = np.split(array, 3) if fused else [array]
+        names = [f"{head}{part}_proj.{kind}" for part in "qkv"] if fused else [name]
+        for own, part in zip(names, parts, strict=True):
+            new = re.sub(r"^(encoder|decoder)\.", "", own)
+            for pattern, replacement in FAIRSEQ:
+                new = re.sub(pattern, replacement, new)
+            found[new] = part
+    words = found["roberta.embeddings.word_embeddings.weight"]
+    types = np.zeros_like(words[:1])
+    return {"roberta.embeddings.token_type_embeddings.weight": types} | found
+
+
 FAMILY = Family(
+    foreign=from_fairseq,
     models=(
         RobertaModel,
         RobertaForMaskedLM,

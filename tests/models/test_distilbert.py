@@ -197,7 +197,8 @@ def test_looking_inside():
     figures = analysis.attention_statistics(found.outputs.attentions, np.ones_like(IDS))
     assert np.shape(figures["entropy"]) == (2, 3)
     states, pooled = analysis.embed_by_layer(
-        model, {"input_ids": IDS, "attention_mask": np.ones_like(IDS)}
+        model,
+        {"input_ids": IDS, "token_type_ids": IDS, "attention_mask": np.ones_like(IDS)},
     )
     assert (states.shape, pooled) == ((3, 2, 24), None)
 

@@ -197,12 +197,12 @@ def test_pipelines_of_a_bert_with_this_tokenizer(task, head, folder):
 def only_sentencepiece(folder):
     """A folder whose tokenizer is a SentencePiece model alone."""
     pytest.importorskip("google.protobuf")
-    from transformers.utils import sentencepiece_model_pb2_new as schema
+    from transformers.convert_slow_tokenizer import import_protobuf
 
     place = folder("XLMRobertaModel", "xlm-roberta")
     for path in place.glob("*token*"):
         path.unlink()
-    model = schema.ModelProto()
+    model = import_protobuf().ModelProto()
     model.trainer_spec.model_type, model.trainer_spec.unk_id = 1, 0
     pieces = [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3), ("▁the", -1, 1), ("▁", -2, 1)]
     for name, score, kind in pieces + [(letter, -3, 1) for letter in "abcdefghijklmnopqrst"]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import facts_roberta
 from facts import Facts, Planting
-from facts_roberta import LM_HEAD, POSITIONS
+from facts_roberta import CLASSIFIER_HEAD, LM_HEAD, POSITIONS
 
 
 def renamed(value: Any, prefix: str) -> Any:
@@ -28,6 +28,11 @@ def copy(model_type: str, prefix: str) -> Facts:
             Planting(
                 renamed(roberta.words, prefix),
                 facts_roberta.planted(POSITIONS | LM_HEAD),
+            ),
+            Planting(
+                renamed(facts_roberta.CLASSIFIER, prefix),
+                facts_roberta.planted(CLASSIFIER_HEAD),
+                {"num_labels": 5},
             ),
         ),
         tensors=dataclasses.replace(roberta.tensors, name=renamed(roberta.tensors.name, prefix)),
