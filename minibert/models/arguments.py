@@ -24,6 +24,7 @@ ELSEWHERE = {
     "dropout_rng": "pass rngs=nnx.Rngs(dropout=key)",
     "num_items_in_batch": "minibert.train.Trainer counts the targets of a batch",
     "params": "the model holds its parameters; see nnx.split and nnx.merge",
+    "token_type_ids": "the model has no token types; leave them out",
     "return_dict": "outputs have names and indices: out.logits, out[0], out.to_tuple()",
     "train": "call model.train() or model.eval() before",
 }

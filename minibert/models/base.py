@@ -70,7 +70,7 @@ class PretrainedModel(Module):
         buffers: tensors that are never read, each with the reason; `#` is any layer's number.
         blocks: the path of the list of blocks in the trunk.
         dimensions: rules of `Sharding`: which dimensions of the parameters are heads and features.
-        segments: the field of the config that limits `token_type_ids`.
+        segments: the field of the config that limits `token_type_ids`; empty if there are none.
         has_choices: whether the arguments have an axis of choices, the second.
         needs_padding_id: whether several rows need the config's `pad_token_id`.
         token_embeddings: the path of the token embeddings in the bare model.
@@ -89,7 +89,7 @@ class PretrainedModel(Module):
     buffers: ClassVar[Table]
     blocks: ClassVar[str]
     dimensions: ClassVar[Dimensions]
-    segments: ClassVar[str]
+    segments: ClassVar[str] = ""
     has_choices: ClassVar[bool] = False
     needs_padding_id: ClassVar[bool] = False
     token_embeddings: ClassVar[str]
@@ -142,6 +142,10 @@ class PretrainedModel(Module):
             seq = seq if input_ids is None else input_ids.shape[1]
             return past + jnp.arange(seq, dtype=jnp.int32)[None]
         return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
+
+    def known_inputs(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a tokenizer's arrays, without token types if the model has none."""
+        return {n: array for n, array in given.items() if n != "token_type_ids" or self.segments}
 
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Returns an empty cache, made by the bare model."""

@@ -34,9 +34,10 @@ from minibert.nn.cache import KVCache
 
 def index_limits(model: PretrainedModel) -> dict[str, str]:
     """Returns, for each argument of indices, the field of the config that limits it."""
+    segments = getattr(model, "segments", "vocab_size")
     return {
         "input_ids": "vocab_size",
-        "token_type_ids": getattr(model, "segments", "vocab_size"),
+        **({"token_type_ids": segments} if segments else {}),
         "position_ids": model.config.name_of("max_position_embeddings"),
     }
 
