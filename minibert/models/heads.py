@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from minibert.checkpoint.config import Config
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
+from minibert.errors import ConfigError
 from minibert.models.base import PretrainedModel
 from minibert.models.inputs import kept_positions
 from minibert.models.outputs import (
@@ -120,6 +122,15 @@ class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
         logits = self.qa_outputs(outputs.last_hidden_state)
         return QuestionAnsweringModelOutput(
             start_logits=logits[..., 0], end_logits=logits[..., 1], **kept(outputs)
+        )
+
+
+def check_two_labels(config: Config) -> None:
+    """Raises a `ConfigError` if the labels are not two: the start and the end of an answer."""
+    if config.num_labels != 2:
+        raise ConfigError(
+            "num_labels: expected 2 for question answering (start and end), "
+            f"found {config.num_labels}"
         )
 
 

@@ -12,7 +12,6 @@ from jax import Array
 from jaxtyping import Float
 
 from minibert.core.types import ArrayLike, Options, Rngs
-from minibert.errors import ConfigError
 from minibert.models.base import PretrainedModel, Table
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
@@ -23,6 +22,7 @@ from minibert.models.heads import (
     ForTokenClassification,
     ModelWithHead,
     Output,
+    check_two_labels,
     kept,
     lm_projection,
     projection,
@@ -167,11 +167,7 @@ class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead[QuestionAnswer
     base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        if config.num_labels != 2:
-            raise ConfigError(
-                "num_labels: expected 2 for question answering (start and end), "
-                f"found {config.num_labels}"
-            )
+        check_two_labels(config)
         super()._add_head(config, **options)
 
 
