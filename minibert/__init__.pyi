@@ -54,6 +54,15 @@ from minibert.models.roberta import (
     RobertaForTokenClassification as RobertaForTokenClassification,
     RobertaModel as RobertaModel,
 )
+from minibert.models.mpnet import (
+    MPNetConfig as MPNetConfig,
+    MPNetForMaskedLM as MPNetForMaskedLM,
+    MPNetForMultipleChoice as MPNetForMultipleChoice,
+    MPNetForQuestionAnswering as MPNetForQuestionAnswering,
+    MPNetForSequenceClassification as MPNetForSequenceClassification,
+    MPNetForTokenClassification as MPNetForTokenClassification,
+    MPNetModel as MPNetModel,
+)
 
 # many devices
 from minibert.sharding.mesh import Sharding as Sharding
