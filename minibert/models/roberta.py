@@ -249,8 +249,12 @@ class RobertaClassificationHead(Module):
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for each label."""
-        first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
+        first = self.activate(self.dense(self.dropout(hidden[:, 0], rngs)))
         return self.out_proj(self.dropout(first, rngs))
+
+    def activate(self, first: Float[Array, "batch hidden"]) -> Float[Array, "batch hidden"]:
+        """Applies the activation between the two layers."""
+        return jnp.tanh(first)
 
 
 class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):
