@@ -63,6 +63,17 @@ from minibert.models.mpnet import (
     MPNetForTokenClassification as MPNetForTokenClassification,
     MPNetModel as MPNetModel,
 )
+from minibert.models.electra import (
+    ElectraConfig as ElectraConfig,
+    ElectraForCausalLM as ElectraForCausalLM,
+    ElectraForMaskedLM as ElectraForMaskedLM,
+    ElectraForMultipleChoice as ElectraForMultipleChoice,
+    ElectraForPreTraining as ElectraForPreTraining,
+    ElectraForQuestionAnswering as ElectraForQuestionAnswering,
+    ElectraForSequenceClassification as ElectraForSequenceClassification,
+    ElectraForTokenClassification as ElectraForTokenClassification,
+    ElectraModel as ElectraModel,
+)
 
 # many devices
 from minibert.sharding.mesh import Sharding as Sharding

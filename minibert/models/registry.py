@@ -8,7 +8,7 @@ from minibert.checkpoint.loading import load_pretrained
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
-from minibert.models import bert, gpt2, mpnet, roberta
+from minibert.models import bert, electra, gpt2, mpnet, roberta
 from minibert.models.base import (
     Family,
     LoadingOptions,
@@ -21,6 +21,7 @@ FAMILIES: tuple[Family, ...] = (
     gpt2.FAMILY,
     roberta.FAMILY,
     mpnet.FAMILY,
+    electra.FAMILY,
 )
 MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 # The Flax classes of transformers 4 wrote their names without the prefix into config.json.

@@ -23,6 +23,7 @@ from minibert.train.objectives.heads import (
     multiple_choice,
     next_sentence,
     question_answering,
+    replaced_tokens,
     token_classification,
     weighted,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "next_sentence",
     "pretraining",
     "question_answering",
+    "replaced_tokens",
     "restore",
     "save_adapter",
     "schedule",

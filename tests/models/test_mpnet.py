@@ -214,6 +214,7 @@ def as_published(place):
     (place / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
+@pytest.mark.slow
 def test_sentences(folder, tmp_path):
     """Vectors of texts, alone, together and sharing rows, beside sentence-transformers'."""
     library = pytest.importorskip("sentence_transformers")
@@ -232,6 +233,7 @@ def test_sentences(folder, tmp_path):
         minibert.load(place)
 
 
+@pytest.mark.slow
 def test_an_adapter(tmp_path):
     """PEFT, which has no default for MPNet, reads the targets that are written."""
     peft = pytest.importorskip("peft")

@@ -39,6 +39,10 @@ CLASSES: dict[str, dict[str, Any]] = {
     "GPT2ForSequenceClassification": {"num_labels": 5, "pad_token_id": 0},
     "RobertaForMaskedLM": {},
     "RobertaForSequenceClassification": {"num_labels": 5},
+    "MPNetForMaskedLM": {},
+    "MPNetForSequenceClassification": {"num_labels": 5},
+    "ElectraForPreTraining": {},
+    "ElectraForMaskedLM": {},
 }
 CHOICES = 2
 

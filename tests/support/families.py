@@ -1,5 +1,6 @@
 """The facts of every family, and of every class which family it is of."""
 
+import facts_electra
 import facts_mpnet
 
 import facts_bert
@@ -14,6 +15,7 @@ FACTS: dict[str, Facts] = {
         facts_gpt2.FACTS,
         facts_roberta.FACTS,
         facts_mpnet.FACTS,
+        facts_electra.FACTS,
     )
 }
 CLASSES = {name: config for facts in FACTS.values() for name, config in facts.classes.items()}

@@ -136,6 +136,29 @@ def roberta_heads() -> None:
     )
 
 
+def mpnet_and_electra_heads() -> None:
+    config, rngs = minibert.MPNetConfig.tiny(), nnx.Rngs(0)
+    bare = minibert.MPNetModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(minibert.MPNetForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.MPNetForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    electra = minibert.ElectraConfig.tiny()
+    states = minibert.ElectraModel(electra, rngs=rngs)(ids, token_type_ids=ids)
+    assert_type(states, outputs.BaseModelOutputWithPastAndCrossAttentions)
+    assert_type(
+        minibert.ElectraForPreTraining(electra, rngs=rngs)(ids),
+        outputs.ElectraForPreTrainingOutput,
+    )
+    assert_type(
+        minibert.ElectraForCausalLM(electra, rngs=rngs)(ids, use_cache=True),
+        outputs.CausalLMOutputWithCrossAttentions,
+    )
+    assert_type(minibert.train.replaced_tokens, minibert.train.Objective)
+
+
 def checkpoints(folder: str) -> None:
     model, info = minibert.load(folder, output_loading_info=True, num_labels=3)
     assert_type(info, minibert.LoadingInfo)
