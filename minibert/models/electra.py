@@ -243,7 +243,7 @@ class ElectraForPreTraining(ElectraWithHead[ElectraForPreTrainingOutput]):
 
     objective = "replaced_tokens"
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+    def _add_head(self, config: ElectraConfig, **options: Unpack[Options]) -> None:
         self.discriminator_predictions: ElectraDiscriminatorPredictions = (
             ElectraDiscriminatorPredictions(config, **options)
         )
@@ -275,7 +275,7 @@ class _ElectraWithLMHead(ElectraWithHead[Output]):
         "generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"
     }
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+    def _add_head(self, config: ElectraConfig, **options: Unpack[Options]) -> None:
         self.generator_predictions: ElectraGeneratorPredictions = ElectraGeneratorPredictions(
             config, **options
         )
@@ -320,14 +320,14 @@ class ElectraForSequenceClassification(ElectraWithHead[SequenceClassifierOutput]
 class ElectraSequenceSummary(SequenceSummary):
     """Pools a sequence to one vector, as the `summary_*` fields of the config specify."""
 
-    def __init__(self, config: Any, **options: Unpack[Options]):
+    def __init__(self, config: BertConfig, **options: Unpack[Options]):
         super().__init__(config, config.hidden_size, 0.0, **options)
 
 
 class ElectraForMultipleChoice(ElectraWithHead[MultipleChoiceModelOutput], BertForMultipleChoice):
     """ELECTRA with a multiple-choice head: a score for each of several continuations."""
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+    def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.sequence_summary: ElectraSequenceSummary = ElectraSequenceSummary(config, **options)
         self.classifier: Linear = projection(config, 1, **options)
 

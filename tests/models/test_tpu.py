@@ -14,6 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +43,21 @@ def compiled(request: pytest.FixtureRequest) -> dict:
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
     topology, dtype = request.param
+    return described(topology, dtype) | {"topology": topology, "dtype": dtype}
+
+
+def described(*arguments: str) -> dict:
+    """Returns what `describe` returns in a process of its own."""
     root = pathlib.Path(minibert.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, __file__, topology, dtype],
+        [sys.executable, __file__, *arguments],
         env=os.environ | SETTINGS | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]) | {"topology": topology, "dtype": dtype}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -106,6 +112,18 @@ def test_every_entry_point_compiles():
         assert entry in done.stdout, done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MPNetModel", "ElectraModel"])
+def test_a_layer_of_other_families(name: str):
+    """It does the work of a layer, and little else: MPNet's bias is looked up and added."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
+    found = described("v6e:2x2", "bfloat16", name)
+    config = getattr(minibert, name).config_class.base(num_hidden_layers=1)
+    assert found["device_kind"] == KINDS["v6e:2x2"]
+    assert 0.95 <= found["flops"] / flops(config, BATCH, SEQ) <= 1.1
+
+
 def flops(config: minibert.BertConfig, batch: int, seq: int) -> int:
     """The floating-point operations of a forward pass's matrix products."""
     hidden, intermediate = config.hidden_size, config.intermediate_size
@@ -121,14 +139,21 @@ def abstract_bert(dtype: str) -> minibert.BertModel:
     return minibert.BertModel(BASE, rngs=None, param_dtype=jnp.dtype(dtype)).eval()
 
 
-def describe(topology: str, dtype: str) -> dict:
-    """Compiles BERT-base for one chip of a described TPU, and says what came of it."""
+def abstract(name: str, dtype: str) -> Any:
+    """A model of one layer of the base size as a tree of shapes."""
+    cls = getattr(minibert, name)
+    config = cls.config_class.base(num_hidden_layers=1)
+    return cls(config, rngs=None, param_dtype=jnp.dtype(dtype)).eval()
+
+
+def describe(topology: str, dtype: str, name: str = "") -> dict:
+    """Compiles BERT-base, or a layer, for one chip of a described TPU, and says what came of it."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     chip = SingleDeviceSharding(devices[0])
     ids = jax.ShapeDtypeStruct((BATCH, SEQ), np.int32)
     model, ids = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=chip),
-        (abstract_bert(dtype), ids),
+        (abstract(name, dtype) if name else abstract_bert(dtype), ids),
     )
     forward = jax.jit(lambda model, ids, mask: model(ids, mask))
     program = forward.trace(model, ids, ids).lower(lowering_platforms=("tpu",)).compile()

@@ -12,12 +12,14 @@ from flax import nnx
 
 import minibert
 from minibert.errors import InputError
+from minibert.models.registry import BY_TYPE
 from minibert.nn.tree import parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import on_host
 from minibert.train import Trainer, adamw, causal_lm, masked_lm
 
 OBJECTIVES = {"gpt2": causal_lm, "bert": masked_lm, "roberta": masked_lm}
+OBJECTIVES |= {"mpnet": masked_lm, "electra": masked_lm}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 ROWS, SEQ = 16, 8
 
@@ -30,20 +32,20 @@ def model(family, even=True, dropout=0.0, layers=2):
             vocab_size=vocab, n_embd=hidden, n_head=heads, n_layer=layers, n_positions=SEQ
         ).replace(attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
         return minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
-    roberta = family == "roberta"
-    config = (
-        (minibert.RobertaConfig if roberta else minibert.BertConfig)
-        .tiny(
-            vocab_size=vocab,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            intermediate_size=4 * hidden,
-            num_hidden_layers=layers,
-            max_position_embeddings=SEQ + 2 * roberta,
-        )
-        .replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    masked = BY_TYPE[family].tasks["fill-mask"]
+    tiny = masked.config_class.tiny()
+    narrower = {"embedding_size": hidden // 2} if tiny.embedding_size < tiny.hidden_size else {}
+    config = tiny.replace(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        max_position_embeddings=SEQ + tiny.max_position_embeddings - tiny.max_tokens,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **narrower,
     )
-    masked = minibert.RobertaForMaskedLM if roberta else minibert.BertForMaskedLM
     return masked(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
 
 

@@ -22,6 +22,7 @@ from minibert.models.heads import (
     projection,
 )
 from minibert.models.inputs import joined_choices
+from minibert.models.mpnet.config import MPNetConfig
 from minibert.models.mpnet.modeling import MPNetModel, MPNetPreTrainedModel
 from minibert.models.outputs import (
     AnyTrunkOutput,
@@ -79,8 +80,9 @@ class MPNetForMaskedLM(ForMaskedLM, MPNetWithHead[MaskedLMOutput]):
         "lm_head.decoder.bias": "lm_head.bias",
     }
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
-        self.lm_head: MPNetLMHead = MPNetLMHead(config, **options)
+    def _add_head(self, config: MPNetConfig, **options: Unpack[Options]) -> None:
+        shared: Any = config
+        self.lm_head: MPNetLMHead = MPNetLMHead(shared, **options)
 
     def _lm_logits(self, hidden: Hidden) -> VocabLogits:
         return self.lm_head(hidden, self.base_model.embeddings.word_embeddings.embedding[...])
@@ -95,8 +97,9 @@ class MPNetForSequenceClassification(MPNetWithHead[SequenceClassifierOutput]):
 
     objective = "classification"
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
-        self.classifier: MPNetClassificationHead = MPNetClassificationHead(config, **options)
+    def _add_head(self, config: MPNetConfig, **options: Unpack[Options]) -> None:
+        shared: Any = config
+        self.classifier: MPNetClassificationHead = MPNetClassificationHead(shared, **options)
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
@@ -112,7 +115,7 @@ class MPNetForMultipleChoice(MPNetWithHead[MultipleChoiceModelOutput]):
     objective = "multiple_choice"
     base_options: ClassVar[Mapping[str, Any]] = {}
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+    def _add_head(self, config: MPNetConfig, **options: Unpack[Options]) -> None:
         self.dropout: Dropout = Dropout(config.hidden_dropout_prob)
         self.classifier: Linear = projection(config, 1, **options)
 
@@ -153,7 +156,7 @@ class MPNetForMultipleChoice(MPNetWithHead[MultipleChoiceModelOutput]):
 class MPNetForTokenClassification(ForTokenClassification, MPNetWithHead[TokenClassifierOutput]):
     """MPNet with a token classification head: scores of labels at each position."""
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+    def _add_head(self, config: MPNetConfig, **options: Unpack[Options]) -> None:
         self.dropout: Dropout = Dropout(config.hidden_dropout_prob)
         self.classifier: Linear = projection(config, config.num_labels, **options)
 
@@ -161,6 +164,6 @@ class MPNetForTokenClassification(ForTokenClassification, MPNetWithHead[TokenCla
 class MPNetForQuestionAnswering(ForQuestionAnswering, MPNetWithHead[QuestionAnsweringModelOutput]):
     """MPNet with a question answering head: a start and an end score at each position."""
 
-    def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
+    def _add_head(self, config: MPNetConfig, **options: Unpack[Options]) -> None:
         check_two_labels(config)
         super()._add_head(config, **options)

@@ -129,10 +129,11 @@ class MPNetAttention(Module):
 class MPNetLayer(Module):
     """One post-norm transformer block."""
 
-    def __init__(self, config: Any, **options: Unpack[Options]):
+    def __init__(self, config: MPNetConfig, **options: Unpack[Options]):
+        shared: Any = config
         self.attention: MPNetAttention = MPNetAttention(config, **options)
-        self.intermediate: BertIntermediate = BertIntermediate(config, **options)
-        self.output: BertOutput = BertOutput(config, **options)
+        self.intermediate: BertIntermediate = BertIntermediate(shared, **options)
+        self.output: BertOutput = BertOutput(shared, **options)
 
     def __call__(
         self,
@@ -261,9 +262,9 @@ class MPNetModel(CountedPositions, MPNetPreTrainedModel):
         self.config, self.execution = config, Execution()
         self.embeddings: MPNetEmbeddings = MPNetEmbeddings(config, **options)
         self.encoder: MPNetEncoder = MPNetEncoder(config, **options)
-        pooled: Any = config
+        shared: Any = config
         self.pooler: BertPooler | None = nnx.data(
-            BertPooler(pooled, **options) if add_pooling_layer else None
+            BertPooler(shared, **options) if add_pooling_layer else None
         )
 
     def __call__(
