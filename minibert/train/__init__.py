@@ -17,6 +17,7 @@ from minibert.train.objectives.base import (
 )
 from minibert.train.objectives.contrastive import contrastive
 from minibert.train.objectives.distillation import distillation, with_teacher
+from minibert.train.objectives.electra import ElectraPair, electra_pretraining
 from minibert.train.objectives.heads import (
     classification,
     double_heads,
@@ -33,6 +34,7 @@ from minibert.train.trainer import Trainer
 __all__ = [
     "Adapter",
     "Checkpoints",
+    "ElectraPair",
     "Evaluation",
     "LoRA",
     "Objective",
@@ -46,6 +48,7 @@ __all__ = [
     "contrastive",
     "distillation",
     "double_heads",
+    "electra_pretraining",
     "fit",
     "init_adapter",
     "keep_memory",

@@ -145,6 +145,53 @@ def test_replaced_tokens(masked, tmp_path):
         assert np.abs(arrays[path] - parameter.grad.numpy()).max() <= GRADIENT * scale, path
 
 
+def test_pretraining(tmp_path):
+    """For the same drawn tokens, the loss and every gradient of both models are PyTorch's."""
+    sizes = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 28}
+    generator = oracle.saved(GENERATOR, tmp_path / "generator", **sizes).double()
+    discriminator = oracle.saved(DISCRIMINATOR, tmp_path / "discriminator", seed=1).double()
+    generator.electra.embeddings = discriminator.electra.embeddings
+    generator.tie_weights()
+    given = oracle.arguments(GENERATOR)
+    drawn = np.random.default_rng(0).integers(0, 97, given["input_ids"].shape)
+    batch = given | {"labels": np.where(given["attention_mask"] * (drawn < 40), drawn, -100)}
+    objective = train.electra_pretraining(weight=7)
+    with oracle.float64():
+        parts = [
+            oracle.ours(name, tmp_path / folder, param_dtype=jnp.float64)
+            for name, folder in ((GENERATOR, "generator"), (DISCRIMINATOR, "discriminator"))
+        ]
+        pair = train.ElectraPair(*parts)
+
+        def value(pair):
+            outputs = objective.apply(pair, batch, None)
+            return objective(outputs, batch), outputs
+
+        (found, outputs), gradient = jax.value_and_grad(value, has_aux=True)(pair)
+        gradients = [oracle.named_arrays(part) for part in gradient.models()]
+    masked = batch["labels"] != -100
+    filled = np.array(outputs.input_ids)
+    assert (filled == given["input_ids"])[~masked].all()
+    assert (np.asarray(outputs.replaced) == masked & (filled != batch["labels"])).all()
+    assert np.asarray(outputs.replaced).any()
+    tensors = {key: torch.as_tensor(array) for key, array in given.items()}
+    logits = generator(**tensors).logits[torch.as_tensor(masked)]
+    loss = torch.nn.functional.cross_entropy(logits, torch.as_tensor(batch["labels"][masked]))
+    scores = discriminator(**tensors | {"input_ids": torch.as_tensor(filled)}).logits
+    tokens = tensors["attention_mask"] == 1
+    replaced = torch.as_tensor(np.array(outputs.replaced)).double()
+    loss = loss + 7 * torch.nn.functional.binary_cross_entropy_with_logits(
+        scores[tokens], replaced[tokens]
+    )
+    loss.backward()
+    assert abs(float(found) - loss.item()) <= FLOAT64
+    for theirs, ours in zip((generator, discriminator), gradients, strict=True):
+        for path, parameter in theirs.named_parameters():
+            expected = parameter.grad.numpy()
+            scale = max(np.abs(expected).max(), 1e-3)
+            assert np.abs(ours[path] - expected).max() <= GRADIENT * scale, path
+
+
 IDS = np.random.default_rng(0).integers(5, 97, (8, 12))
 LABELS = (IDS > 50).astype(int)
 BATCH = {"input_ids": IDS, "attention_mask": np.ones_like(IDS), "labels": LABELS}
@@ -158,6 +205,48 @@ def test_training_on_replaced_tokens():
     lines = [trainer.step(BATCH) for _ in range(25)]
     assert float(lines[-1]["loss"]) < 0.5 * float(lines[0]["loss"])
     assert trainer.evaluate([BATCH])["replaced_tokens_accuracy"] > 0.9
+
+
+def pair(**changes):
+    configs = [minibert.ElectraConfig.tiny(num_hidden_layers=1, **one) for one in (changes, {})]
+    classes = (minibert.ElectraForMaskedLM, minibert.ElectraForPreTraining)
+    return [cls(one, rngs=nnx.Rngs(0)) for cls, one in zip(classes, configs, strict=True)]
+
+
+@pytest.mark.slow
+def test_training_of_both(tmp_path):
+    """Both learn, from other tokens in every step, and each is saved with the shared embeddings."""
+    generator, discriminator = pair(hidden_size=12, num_attention_heads=2)
+    before = np.array(generator.electra.embeddings.word_embeddings.embedding[...])
+    objective = train.electra_pretraining()
+    both = train.ElectraPair(generator, discriminator)
+    trainer = train.Trainer(both, objective, train.adamw(2e-2))
+    batch = BATCH | {"labels": np.where(LABELS, IDS, -100), "input_ids": IDS * (1 - LABELS) + 4}
+    lines = [trainer.step(batch) for _ in range(15)]
+    assert float(lines[-1]["masked_lm"]) < 0.8 * float(lines[0]["masked_lm"])
+    assert trainer.evaluate([batch])["replaced_tokens_accuracy"] > 0.8
+    for model in trainer.model.models():
+        model.save_pretrained(tmp_path / type(model).__name__)
+    again = [minibert.load(tmp_path / name) for name in (GENERATOR, DISCRIMINATOR)]
+    one, other = (model.electra.embeddings.word_embeddings.embedding[...] for model in again)
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - before).max() > 0.01
+    np.testing.assert_array_equal(
+        generator.electra.embeddings.word_embeddings.embedding[...], before
+    )  # the models that were passed are as they were
+
+
+def test_wrong_pairs():
+    generator, discriminator = pair(embedding_size=16)
+    with pytest.raises(InputError, match="generator: embedding_size: expected 20, as the discrim"):
+        train.ElectraPair(generator, discriminator)
+    with pytest.raises(InputError, match="generator: expected an ElectraForMaskedLM, found 'Elec"):
+        train.ElectraPair(discriminator, discriminator)
+    generator, discriminator = pair(tie_word_embeddings=False)
+    with pytest.raises(InputError, match="generator: expected a decoder that is tied"):
+        train.ElectraPair(generator, discriminator)
+    with pytest.raises(InputError, match="weight: expected a number of at least 0"):
+        train.electra_pretraining(-1)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,12 @@ def mpnet_and_electra_heads() -> None:
         outputs.CausalLMOutputWithCrossAttentions,
     )
     assert_type(minibert.train.replaced_tokens, minibert.train.Objective)
+    pair = minibert.train.ElectraPair(
+        minibert.ElectraForMaskedLM(electra, rngs=rngs),
+        minibert.ElectraForPreTraining(electra, rngs=rngs),
+    )
+    assert_type(pair.models()[0], minibert.ElectraForMaskedLM)
+    assert_type(minibert.train.electra_pretraining(), minibert.train.Objective)
 
 
 def checkpoints(folder: str) -> None:
