@@ -72,10 +72,9 @@ def test_config():
         model([[5]], token_type_ids=[[0]])
 
 
-@pytest.mark.parametrize("pad", [0, 1, 5])
-def test_positions(pad):
+def test_positions():
     """They depend on the id 1, whatever `pad_token_id` is."""
-    config = minibert.MPNetConfig.tiny(pad_token_id=pad)
+    config = minibert.MPNetConfig.tiny(pad_token_id=0)
     model = minibert.MPNetModel(config, rngs=nnx.Rngs(0)).eval()
     ids = np.array([[7, 1, 8, 9, 1, 1], [1, 1, 5, 1, 6, 7]])
     assert model.positions(ids).tolist() == [[2, 1, 3, 4, 1, 1], [1, 1, 2, 1, 3, 4]]
@@ -162,25 +161,30 @@ def test_packing(right, monkeypatch):
 
 
 QUESTION = {"question": "Who wrote a letter?", "context": SENTENCES[26]}
+TAGGER = "MPNetForTokenClassification"
+MASKED = [f"{text}{mask}" for text in TEXTS[:6] for mask in (" <mask>", "<mask>", "  <mask> ?")]
+CLASSIFIED = [*TEXTS, LONG, {"text": TEXTS[1], "text_pair": TEXTS[2]}]
+SPLIT = [text.split() for text in TEXTS[:5]]
 
 
 @pytest.mark.parametrize(
     ("task", "name", "inputs", "options"),
     [
-        (
-            "fill-mask",
-            "MPNetForMaskedLM",
-            [f"{text}{mask}" for text in TEXTS[:6] for mask in (" <mask>", "<mask>", "  <mask> ?")],
-            {},
+        ("fill-mask", "MPNetForMaskedLM", MASKED, {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (
+                    "text-classification",
+                    "MPNetForSequenceClassification",
+                    CLASSIFIED,
+                    {"truncation": True},
+                ),
+                ("token-classification", TAGGER, list(TEXTS), {}),
+                ("token-classification", TAGGER, SPLIT, {"is_split_into_words": True}),
+                ("question-answering", "MPNetForQuestionAnswering", QUESTION, {}),
+            )
         ),
-        (
-            "text-classification",
-            "MPNetForSequenceClassification",
-            [*TEXTS, LONG, {"text": TEXTS[1], "text_pair": TEXTS[2]}],
-            {"truncation": True},
-        ),
-        ("token-classification", "MPNetForTokenClassification", list(TEXTS), {}),
-        ("question-answering", "MPNetForQuestionAnswering", QUESTION, {}),
     ],
 )
 def test_pipelines(task, name, inputs, options, folder):
@@ -194,11 +198,19 @@ def test_pipelines(task, name, inputs, options, folder):
 
 
 def as_published(place):
-    """A folder as that of all-mpnet-base-v2: no prefix, another class, a buffer, three modules."""
+    """A folder as that of all-mpnet-base-v2: no prefix, another class, a buffer, three modules.
+
+    And with the names of norms that old files have.
+    """
     config = json.loads((place / "config.json").read_text())
     config["architectures"] = ["MPNetForMaskedLM"]
     (place / "config.json").write_text(json.dumps(config))
-    tensors = load_file(place / "model.safetensors")
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): t
+        for name, t in load_file(place / "model.safetensors").items()
+    }
     tensors["embeddings.position_ids"] = np.arange(200)[None]
     save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
@@ -231,6 +243,23 @@ def test_sentences(folder, tmp_path):
     np.testing.assert_allclose(again, expected, rtol=0, atol=EMBEDDING)
     with pytest.raises(ValueError, match="'lm_head' is not in the file"):
         minibert.load(place)
+
+
+@pytest.mark.slow
+def test_looking_inside():
+    """Of attention the projected context, and of the bias a row for each pair of positions."""
+    model = minibert.MPNetForMaskedLM(minibert.MPNetConfig.tiny(), rngs=nnx.Rngs(0)).eval()
+    ids = np.array([[5, 6, 7, 8]])
+    paths = ["mpnet.encoder.relative_attention_bias", "mpnet.encoder.layer.*.attention.attn"]
+    inner = minibert.captured(model, paths, ids, output_attentions=True)
+    bias, first, second = inner.values()
+    assert (bias.shape, first.shape, second.shape) == ((4, 4, 3), (1, 4, 24), (1, 4, 24))
+    without = {paths[0]: lambda bias: 0 * bias}
+    changed = minibert.captured(model, paths[1], ids, replace=without)
+    assert np.abs(changed.outputs.logits - inner.outputs.logits).max() > 1e-6
+    statistics = minibert.analysis.attention_statistics(inner.outputs.attentions, ids > 0)
+    assert statistics["entropy"].shape == (2, 3)
+    assert minibert.analysis.logit_lens(model, ids).shape == (3, 1, 4, 97)
 
 
 @pytest.mark.slow
