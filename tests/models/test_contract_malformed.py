@@ -210,13 +210,22 @@ def test_float64_is_read_where_it_fits(tensors, folder):
     assert found == [tensors.norm]
 
 
+def classes_of_two(one, two):
+    """Pairs of a class of one family and a class of another."""
+    return itertools.product(
+        *(dict.fromkeys((of.tensors.name, of.base, of.labelled[0])) for of in (one, two))
+    )
+
+
+QUICK = {(one, two) for pair in itertools.pairwise(FACTS) for one, two in (pair, pair[::-1])}
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [
-        (name, other)
-        for one, others in itertools.permutations(FACTS.values(), 2)
-        for name in dict.fromkeys((one.tensors.name, one.base, one.labelled[0]))
-        for other in dict.fromkeys((others.tensors.name, others.base, others.labelled[0]))
+        pytest.param(*pair, marks=[] if (one, two) in QUICK else [pytest.mark.slow])
+        for one, two in itertools.permutations(FACTS, 2)
+        for pair in classes_of_two(FACTS[one], FACTS[two])
     ],
 )
 def test_one_family_does_not_load_as_another(name, other, pristine, tmp_path):
