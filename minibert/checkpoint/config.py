@@ -188,6 +188,11 @@ class Config:
         """The field that `max_tokens` comes from, for messages."""
         return self.name_of("max_position_embeddings")
 
+    @property
+    def embedding_size(self) -> int:
+        """The width of token embeddings and of `inputs_embeds`."""
+        return vars(self)[self.name_of("hidden_size")]
+
     def __post_init__(self) -> None:
         check(self)
         id2label = self.id2label or FrozenDict(_default_labels(self.num_labels or 2))

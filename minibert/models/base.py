@@ -179,7 +179,7 @@ class PretrainedModel(Module):
             InputError: the shape is different; `resize_token_embeddings` changes the number of
                 tokens.
         """
-        shape = self.config.vocab_size, self.config.hidden_size
+        shape = self.config.vocab_size, self.config.embedding_size
         found = value.embedding.shape if isinstance(value, Embed) else type(value).__name__
         if found != shape:
             raise InputError(

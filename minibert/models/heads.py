@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Integer
 
 from minibert.checkpoint.config import Config
 from minibert.checkpoint.generation_config import GenerationConfig
@@ -21,7 +23,8 @@ from minibert.models.outputs import (
     QuestionAnsweringModelOutput,
     TokenClassifierOutput,
 )
-from minibert.nn.layers import Dropout, Linear, TiedLinear
+from minibert.nn.activations import activation
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 
 Output = TypeVar("Output", bound=ModelOutput)
 
@@ -149,13 +152,50 @@ class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
         )
 
 
-def projection(
-    config: Any, outputs: int, use_bias: bool = True, **options: Unpack[Options]
-) -> Linear:
-    """Returns a linear layer from hidden states to `outputs` features."""
-    return Linear(
-        config.hidden_size, outputs, use_bias=use_bias, stddev=config.initializer_range, **options
-    )
+class SequenceSummary(Module):
+    """Pools a sequence to one vector, as the `summary_*` fields of the config specify.
+
+    Args:
+        config: the config.
+        outputs: the width of the vector, if there is a projection.
+        first_dropout: the rate of dropout before the projection.
+    """
+
+    def __init__(self, config: Any, outputs: int, first_dropout: float, **options: Unpack[Options]):
+        self.kind: str = config.summary_type
+        projected = config.summary_use_proj
+        self.summary: Linear | None = nnx.data(
+            projection(config, outputs, **options) if projected else None
+        )
+        name = config.summary_activation
+        self.activation: Module | None = nnx.data(activation(name, **options) if name else None)
+        self.first_dropout: Dropout = Dropout(first_dropout)
+        self.last_dropout: Dropout = Dropout(config.summary_last_dropout)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "*batch seq hidden"],
+        index: Integer[Array, "*batch"] | None = None,
+        rngs: Rngs = None,
+    ) -> Float[Array, "..."]:
+        """Pools by `summary_type`; `cls_index` takes the token at `index` (or the last)."""
+        match self.kind:
+            case "last":
+                picked = hidden[:, -1]
+            case "first":
+                picked = hidden[:, 0]
+            case "mean":
+                picked = hidden.mean(axis=1)
+            case _ if index is None:
+                picked = hidden[..., -1, :]
+            case _:
+                picked = jnp.take_along_axis(hidden, index[..., None, None], axis=-2)[..., 0, :]
+        picked = self.first_dropout(picked, rngs)
+        if self.summary is not None:
+            picked = self.summary(picked)
+        if self.activation is not None:
+            picked = self.activation(picked)
+        return self.last_dropout(picked, rngs)
 
 
 def check_two_labels(config: Config) -> None:
@@ -167,12 +207,24 @@ def check_two_labels(config: Config) -> None:
         )
 
 
+def projection(
+    config: Any, outputs: int, use_bias: bool = True, **options: Unpack[Options]
+) -> Linear:
+    """Returns a linear layer from hidden states to `outputs` features."""
+    return Linear(
+        config.hidden_size, outputs, use_bias=use_bias, stddev=config.initializer_range, **options
+    )
+
+
 def lm_projection(
     config: Any, use_bias: bool = True, own_bias: bool = False, **options: Unpack[Options]
 ) -> TiedLinear:
-    """Returns a linear layer from hidden states to logits, which may be tied; see `TiedLinear`."""
+    """Returns a linear layer to logits from features of the token embeddings' width.
+
+    It may be tied; see `TiedLinear`.
+    """
     return TiedLinear(
-        config.hidden_size,
+        config.embedding_size,
         config.vocab_size,
         tied=config.tie_word_embeddings and options["rngs"] is not None,
         own_bias=own_bias,

@@ -47,7 +47,7 @@ class ModelInputs(NamedTuple):
 
     Attributes:
         input_ids: `(batch, seq)` integers, or None.
-        inputs_embeds: `(batch, seq, hidden)` floats, or None.
+        inputs_embeds: `(batch, seq, embedding_size)` floats, or None.
         token_type_ids: `(batch or 1, seq)` integers, or None.
         position_ids: `(batch or 1, seq)` integers.
         tokens: `(batch, seq)` booleans, False at padding; None without such a mask.
@@ -104,7 +104,7 @@ def model_inputs(
         batch, seq = lengths("input_ids", input_ids, (), *longest)
     else:
         inputs_embeds = floats("inputs_embeds", inputs_embeds)
-        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.hidden_size,), *longest)
+        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.embedding_size,), *longest)
     past = _cache(config, past_key_values, batch, seq)
     if token_type_ids is not None:
         token_type_ids = _indices(model, "token_type_ids", token_type_ids, batch, seq)

@@ -134,6 +134,10 @@ class BertForPreTrainingOutput(ModelOutput):
     attentions: States = None
 
 
+class ElectraForPreTrainingOutput(Scores):
+    """`logits`: a score for each token, `(batch, seq)`; above 0 it was replaced, more likely."""
+
+
 class NextSentencePredictorOutput(Scores):
     """`logits`: `(batch, 2)`; index 0 means "the second sentence follows the first"."""
 

@@ -8,7 +8,16 @@ from minibert.checkpoint.loading import load_pretrained
 from minibert.checkpoint.matching import LoadingInfo, wrapper
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
-from minibert.models import bert, camembert, distilbert, gpt2, roberta, xlm_roberta
+from minibert.models import (
+    bert,
+    camembert,
+    distilbert,
+    electra,
+    gpt2,
+    mpnet,
+    roberta,
+    xlm_roberta,
+)
 from minibert.models.base import (
     Family,
     LoadingOptions,
@@ -23,6 +32,8 @@ FAMILIES: tuple[Family, ...] = (
     xlm_roberta.FAMILY,
     camembert.FAMILY,
     distilbert.FAMILY,
+    mpnet.FAMILY,
+    electra.FAMILY,
 )
 MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 # The Flax classes of transformers 4 wrote their names without the prefix into config.json.

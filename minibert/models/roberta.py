@@ -141,11 +141,16 @@ class RobertaEmbeddings(BertEmbeddings):
         rngs: Rngs = None,
     ) -> Hidden:
         """Embeds token ids, or uses `inputs_embeds`; token types are 0 by default."""
-        if position_ids is None and input_ids is not None:
-            position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
-        elif position_ids is None and inputs_embeds is not None:
-            position_ids = self.padding_idx + 1 + jnp.arange(inputs_embeds.shape[1])[None]
+        if position_ids is None:
+            position_ids = counted_from(self.padding_idx, input_ids, inputs_embeds)
         return super().__call__(input_ids, token_type_ids, position_ids, inputs_embeds, rngs)
+
+
+def counted_from(pad: int, input_ids: AnyArray | None, inputs_embeds: Any) -> Array:
+    """Returns the positions of token ids, or else of embeddings, without a cache; see `counted`."""
+    if input_ids is None:
+        return pad + 1 + jnp.arange(inputs_embeds.shape[1])[None]
+    return counted(jnp.asarray(input_ids) != pad, pad)
 
 
 def counted(
@@ -155,7 +160,30 @@ def counted(
     return pad + jnp.where(tokens, numbered(tokens, segments) + past, 0)
 
 
-class RobertaModel(RobertaPreTrainedModel, BertModel):
+class CountedPositions(PretrainedModel):
+    """Base class of models that count positions from `config.padding_position + 1`."""
+
+    def positions(
+        self,
+        input_ids: AnyArray | None,
+        tokens: AnyArray | None = None,
+        *,
+        seq: Size = 0,
+        past: int | Array = 0,
+        segments: Array | None = None,
+    ) -> Integer[Array, "#batch seq"]:
+        """Returns the default `position_ids`; see `PretrainedModel.positions` for the arguments."""
+        pad: Any = self.config.padding_position
+        if input_ids is None:
+            plain = super().positions(None, tokens, seq=seq, past=past, segments=segments)
+            return pad + 1 + plain
+        real = jnp.asarray(input_ids) != pad
+        if tokens is not None:
+            real &= jnp.asarray(tokens)
+        return counted(real, pad, past=past, segments=segments)
+
+
+class RobertaModel(CountedPositions, RobertaPreTrainedModel, BertModel):
     """The bare encoder, with a pooler if the checkpoint has one.
 
     Args:
@@ -168,25 +196,6 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
 
     optional: ClassVar[Names] = ("roberta.pooler",)
     embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
-
-    def positions(
-        self,
-        input_ids: AnyArray | None,
-        tokens: AnyArray | None = None,
-        *,
-        seq: Size = 0,
-        past: int | Array = 0,
-        segments: Array | None = None,
-    ) -> Integer[Array, "#batch seq"]:
-        """Returns the default `position_ids`; see `PretrainedModel.positions` for the arguments."""
-        pad: Any = self.config.pad_token_id
-        if input_ids is None:
-            plain = super().positions(None, tokens, seq=seq, past=past, segments=segments)
-            return pad + 1 + plain
-        real = jnp.asarray(input_ids) != pad
-        if tokens is not None:
-            real &= jnp.asarray(tokens)
-        return counted(real, pad, past=past, segments=segments)
 
 
 class RobertaWithHead(BertWithHead[Output], RobertaPreTrainedModel):
@@ -244,8 +253,12 @@ class RobertaClassificationHead(Module):
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for each label."""
-        first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
+        first = self.activate(self.dense(self.dropout(hidden[:, 0], rngs)))
         return self.out_proj(self.dropout(first, rngs))
+
+    def activate(self, first: Float[Array, "batch hidden"]) -> Float[Array, "batch hidden"]:
+        """Applies the activation between the two layers."""
+        return jnp.tanh(first)
 
 
 class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):

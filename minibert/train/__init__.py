@@ -17,12 +17,14 @@ from minibert.train.objectives.base import (
 )
 from minibert.train.objectives.contrastive import contrastive
 from minibert.train.objectives.distillation import distillation, with_teacher
+from minibert.train.objectives.electra import ElectraPair, electra_pretraining
 from minibert.train.objectives.heads import (
     classification,
     double_heads,
     multiple_choice,
     next_sentence,
     question_answering,
+    replaced_tokens,
     token_classification,
     weighted,
 )
@@ -33,6 +35,7 @@ from minibert.train.wrappers import averaged, layerwise
 __all__ = [
     "Adapter",
     "Checkpoints",
+    "ElectraPair",
     "Evaluation",
     "LoRA",
     "Objective",
@@ -47,6 +50,7 @@ __all__ = [
     "contrastive",
     "distillation",
     "double_heads",
+    "electra_pretraining",
     "fit",
     "init_adapter",
     "keep_memory",
@@ -60,6 +64,7 @@ __all__ = [
     "next_sentence",
     "pretraining",
     "question_answering",
+    "replaced_tokens",
     "restore",
     "save_adapter",
     "schedule",

@@ -287,7 +287,7 @@ def operations(
     count = sum(leaf.size for leaf in kernels.values())
     vocab_size = getattr(config, "vocab_size", 0)
     if over_vocabulary and not any(vocab_size in leaf.shape for leaf in kernels.values()):
-        count += vocab_size * config.hidden_size
+        count += vocab_size * getattr(config, "embedding_size", config.hidden_size)
     return 6.0 * count, 12.0 * config.num_hidden_layers * config.hidden_size
 
 

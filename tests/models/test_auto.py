@@ -20,10 +20,9 @@ def family(request):
 
 @pytest.fixture
 def folder(family, tmp_path):
-    """A language model of a family, and its generation settings."""
-    cls = family.tasks.get("text-generation") or family.tasks["fill-mask"]
-    config = family.config.tiny(**CLASSES[cls.__name__])
-    config = config.replace(generation={"max_new_tokens": 3})
+    """A language model of a family, a decoder if it has one, and its generation settings."""
+    cls = family.tasks.get("text-generation", family.tasks["continuation"])
+    config = family.config.tiny(**CLASSES[cls.__name__]).replace(generation={"max_new_tokens": 3})
     cls(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "in")
     return tmp_path / "in"
 

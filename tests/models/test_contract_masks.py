@@ -11,7 +11,7 @@ import minibert  # noqa: E402
 import oracle  # noqa: E402
 from families import CLASSES, FACTS  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
-from minibert.models.registry import MODELS  # noqa: E402
+from minibert.models.registry import FAMILIES, MODELS  # noqa: E402
 from slowly import slow_but  # noqa: E402
 
 DRAW = np.random.default_rng(5)
@@ -26,6 +26,7 @@ NAMES = [  # a decoder of each family, if it has one
 ]
 DECODERS = [name for name in NAMES if MODELS[name].generates]
 QUICK = ("BertLMHeadModel", "GPT2LMHeadModel")
+MASKED = [family.tasks["fill-mask"].__name__ for family in FAMILIES if "fill-mask" in family.tasks]
 
 
 @pytest.fixture(params=slow_but(NAMES, *QUICK))
@@ -117,7 +118,7 @@ def test_positions_to_keep(pair):
         model(IDS, logits_to_keep=[[0]])
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
+@pytest.mark.parametrize("name", MASKED)
 def test_positions_of_masks(name, tmp_path):
     """Equal to the full logits at these positions, which alone are decoded."""
     oracle.saved(name, tmp_path)

@@ -22,6 +22,8 @@ OTHERS = {"GPT2LMHeadModel", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassificat
 OTHERS |= {"RobertaForMaskedLM", "RobertaForSequenceClassification"}
 OTHERS |= {"XLMRobertaForMaskedLM", "CamembertForTokenClassification"}
 OTHERS |= {"DistilBertForMaskedLM", "DistilBertForSequenceClassification"}
+OTHERS |= {"MPNetForMaskedLM", "MPNetForSequenceClassification"}
+OTHERS |= {"ElectraForPreTraining", "ElectraForMaskedLM"}
 CLASSES = sorted(path.parent.name for path in REFERENCE.glob("*/config.json"))
 
 

@@ -63,6 +63,8 @@ def test_minilm(minilm):
         ("GPT2LMHeadModel", 0.02),  # nothing norms its residual: it grows
         ("XLMRobertaModel", 0.04),
         ("DistilBertForMaskedLM", 0.04),
+        ("MPNetModel", 0.04),
+        ("ElectraModel", 0.04),
     ],
 )
 def test_base_size(name, spread, tmp_path):

@@ -43,6 +43,10 @@ CLASSES: dict[str, dict[str, Any]] = {
     "CamembertForTokenClassification": {"num_labels": 5},
     "DistilBertForMaskedLM": {},
     "DistilBertForSequenceClassification": {"num_labels": 5},
+    "MPNetForMaskedLM": {},
+    "MPNetForSequenceClassification": {"num_labels": 5},
+    "ElectraForPreTraining": {},
+    "ElectraForMaskedLM": {},
 }
 CHOICES = 2
 

@@ -74,7 +74,10 @@ MIX = {"data": 2, "fsdp": 2, "tensor": 2}
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"fsdp": [2, 2], "tensor": 2}]
 
 
-@pytest.mark.parametrize("family", slow_but(["gpt2", "bert", "xlm-roberta", "distilbert"], "gpt2"))
+@pytest.mark.parametrize(
+    "family",
+    slow_but(["gpt2", "bert", "xlm-roberta", "distilbert", "mpnet", "electra"], "gpt2"),
+)
 def test_a_mix_has_the_losses_of_one_device(family):
     jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, MIX)]
     alone, mixed = trained(jobs)

@@ -14,9 +14,16 @@ EVERY = ("bert", "gpt2", "roberta")
 SHARED = (
     "test_contract_config.py",
     "test_contract_malformed_inputs.py",
+    "test_contract_masks.py",
     "test_contract_modules.py",
     "test_contract_resizing.py",
     "test_wrappers[",
+    "test_base_file_into_a_head_class[",
+    "test_relabelled_head_is_new_and_the_old_one_is_left[",
+    "test_pickle[",
+    "test_dtypes[",
+    "test_double_precision_is_never_halved[",
+    "test_head_mask",
 )
 DEFAULT = (  # how the names of tests begin that run for every family
     "test_classes[{words}-right]",

@@ -91,7 +91,7 @@ class Facts:
         ignored: fields of a config.json that its class of transformers writes and does not read.
         tree: the family whose module tree it has, so that tensors alone do not tell them apart.
         types_field: the config's field of the number of token types.
-        projection: the path of attention's output projection in a block.
+        attended: in a block of transformers', the layers whose inputs are the heads' outputs.
         copies: the family whose modules it has, under other names; then few of its tests run by
             default (`by_default.py`).
         wrapped: classes whose files are tried inside wrappers.
@@ -119,13 +119,18 @@ class Facts:
     tree: str = ""
     ignored: tuple[str, ...] = ()
     types_field: str = "type_vocab_size"
-    projection: str = "attention.output.dense"
+    attended: tuple[str, ...] = ("attention.output.dense", "crossattention.output.dense")
     copies: str = ""
 
     @property
     def pad(self) -> int:
         """The id of padding."""
         return self.tiny.get("pad_token_id", 0)
+
+    @property
+    def width(self) -> int:
+        """The width of token embeddings."""
+        return self.tiny.get("embedding_size", 24)
 
     @property
     def base(self) -> str:

@@ -229,5 +229,5 @@ FACTS = Facts(
     norms=("LayerNorm.weight", "layer_norm.weight"),
     types=0,
     activation="activation",
-    projection="attention.out_lin",
+    attended=("attention.out_lin",),
 )

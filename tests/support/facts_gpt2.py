@@ -220,6 +220,7 @@ SIZES = {
 }
 
 FACTS = Facts(
+    attended=("attn.c_proj", "crossattention.c_proj"),
     model_type="gpt2",
     tiny={
         "vocab_size": 97,
@@ -291,6 +292,5 @@ FACTS = Facts(
     activation="activation_function",
     positions="n_positions",
     tokens=(40, "n_positions"),
-    projection="attn.c_proj",
     types_field="vocab_size",
 )

@@ -2,7 +2,9 @@
 
 import facts_bert
 import facts_distilbert
+import facts_electra
 import facts_gpt2
+import facts_mpnet
 import facts_roberta
 import facts_xlm_roberta
 from facts import Facts
@@ -16,6 +18,8 @@ FACTS: dict[str, Facts] = {
         facts_xlm_roberta.FACTS,
         facts_xlm_roberta.CAMEMBERT,
         facts_distilbert.FACTS,
+        facts_mpnet.FACTS,
+        facts_electra.FACTS,
     )
 }
 CLASSES = {name: config for facts in FACTS.values() for name, config in facts.classes.items()}

@@ -64,13 +64,15 @@ def randomise(model: Any, seed: int, norms: float = 0.3, others: float = 0.2) ->
 def inputs(
     seed: int = 0, vocab: int = 97, segments: int = 2, padding: str = "right", pad: int = 0
 ) -> dict[str, np.ndarray]:
-    """A ragged batch, padded on one side: ids, padding mask, token types."""
+    """A ragged batch, padded on one side: ids, padding mask, token types if there are any."""
     draw = np.random.default_rng(seed)
     mask = (np.arange(SEQ) < np.array(LENGTHS)[:, None]).astype(np.int64)
     mask = mask[:, ::-1].copy() if padding == "left" else mask
     ids = np.where(mask == 1, draw.integers(0, vocab, (BATCH, SEQ)), pad)
-    types = draw.integers(0, max(segments, 1), (BATCH, SEQ)) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    given = {"input_ids": ids, "attention_mask": mask}
+    if segments:
+        given["token_type_ids"] = draw.integers(0, segments, (BATCH, SEQ)) * mask
+    return given
 
 
 def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
@@ -78,8 +80,6 @@ def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
     facts = OF_CLASS[name]
     given = inputs(**{"segments": facts.types, "pad": facts.pad} | options)
     given["input_ids"][0, 4] = facts.pad  # a padding token inside a text
-    if not facts.types:
-        del given["token_type_ids"]
     if name in facts.choices:
         return {key: array[None] for key, array in given.items()}
     return given
@@ -98,15 +98,14 @@ def additive(mask: np.ndarray) -> torch.Tensor:
 
 def scale_heads(model: Any, head_mask: np.ndarray) -> None:
     """Applies a `(layers, heads)` head mask to the weights, because transformers 5 dropped it."""
-    trunk = getattr(model, model.base_model_prefix, model)
     name = type(model).__name__
-    blocks, projection = getattr(minibert, name).blocks, OF_CLASS[name].projection
-    crossed = f"crossattention.{projection.partition('.')[2]}"
-    for layer, factors in zip(range(len(head_mask)), head_mask, strict=True):
-        modules = dict(trunk.get_submodule(f"{blocks}.{layer}").named_modules())
-        for path in {projection, crossed} & modules.keys():
-            weight = modules[path].weight
-            kernel = weight.T if isinstance(modules[path], torch.nn.Linear) else weight
+    trunk = getattr(model, model.base_model_prefix, model)
+    blocks = trunk.get_submodule(getattr(minibert, name).blocks)
+    for block, factors in zip(blocks, head_mask, strict=True):
+        layers = dict(block.named_modules())
+        for layer in (layers[path] for path in OF_CLASS[name].attended if path in layers):
+            transposed = isinstance(layer, torch.nn.Linear)
+            kernel = layer.weight.T if transposed else layer.weight
             with torch.no_grad():
                 kernel *= torch.tensor(np.repeat(factors, len(kernel) // len(factors)))[:, None]
 

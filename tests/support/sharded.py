@@ -35,8 +35,10 @@ def model(family, even=True, dropout=0.0, layers=2):
         vocab_size=vocab, hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers
     )
     before_first = config.max_position_embeddings - config.max_tokens
+    narrower = {"embedding_size": hidden // 2} if config.embedding_size < hidden else {}
     config = config.replace(
         max_position_embeddings=SEQ + before_first,
+        **narrower,
         **{name: 4 * hidden for name in WIDTHS if hasattr(config, name)},
         **{name: dropout for name in DROPOUTS if hasattr(config, name)},
     )

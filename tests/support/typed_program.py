@@ -215,6 +215,63 @@ def camembert_heads() -> None:
     )
 
 
+def mpnet_heads() -> None:
+    config, rngs = minibert.MPNetConfig.tiny(), nnx.Rngs(0)
+    bare = minibert.MPNetModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(minibert.MPNetForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.MPNetForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.MPNetForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.MPNetForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.MPNetForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
+def electra_heads() -> None:
+    config, rngs = minibert.ElectraConfig.tiny(), nnx.Rngs(0)
+    bare = minibert.ElectraModel(config, rngs=rngs)(ids, token_type_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPastAndCrossAttentions)
+    generator = minibert.ElectraForMaskedLM(config, rngs=rngs)
+    assert_type(generator(ids), outputs.MaskedLMOutput)
+    discriminator = minibert.ElectraForPreTraining(config, rngs=rngs)
+    assert_type(discriminator(ids), outputs.ElectraForPreTrainingOutput)
+    assert_type(
+        minibert.ElectraForCausalLM(config, rngs=rngs)(ids, use_cache=True),
+        outputs.CausalLMOutputWithCrossAttentions,
+    )
+    assert_type(
+        minibert.ElectraForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.ElectraForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.ElectraForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.ElectraForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+    pair = minibert.train.ElectraPair(generator, discriminator)
+    assert_type(pair.models()[0], minibert.ElectraForMaskedLM)
+    assert_type(minibert.train.electra_pretraining(), minibert.train.Objective)
+    assert_type(minibert.train.replaced_tokens, minibert.train.Objective)
+
+
 def checkpoints(folder: str) -> None:
     model, info = minibert.load(folder, output_loading_info=True, num_labels=3)
     assert_type(info, minibert.LoadingInfo)

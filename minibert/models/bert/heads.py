@@ -149,8 +149,12 @@ class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
             rngs=rngs,
             **joined,
         )
-        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
+        logits = self.classifier(self._pooled(outputs, rngs))
         return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
+
+    def _pooled(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        """Returns the vector of each choice."""
+        return self.dropout(outputs["pooler_output"], rngs)
 
 
 class BertForTokenClassification(

@@ -77,6 +77,29 @@ class DistilBertForMaskedLM(ForMaskedLM, DistilBertWithHead[MaskedLMOutput]):
         self.vocab_layer_norm: LayerNorm = LayerNorm(config.dim, epsilon=EPSILON, **options)
         self.vocab_projector: TiedLinear = lm_projection(config, own_bias=True, **options)
 
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        logits_to_keep: int | ArrayLike = 0,
+        rngs: Rngs = None,
+    ) -> MaskedLMOutput:
+        """Takes `DistilBertModel`\'s arguments; returns the logits of the last `logits_to_keep` tokens.
+
+        With 0, the default, it returns those of all positions; with indices `(positions,)` those
+        of these positions; with indices `(batch, positions)` those of each row's positions.
+        """
+        shown = (output_attentions, output_hidden_states)
+        given = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids, *shown)
+        outputs = self.base_model(*given, rngs=rngs)
+        return self._kept_output(outputs, logits_to_keep)
+
     def _lm_logits(self, hidden: Hidden) -> Float[Array, "batch seq vocab"]:
         hidden = self.vocab_layer_norm(self.activation(self.vocab_transform(hidden)))
         matrix = self.base_model.embeddings.word_embeddings.embedding[...]
