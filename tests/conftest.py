@@ -39,7 +39,11 @@ ALREADY = jax.config.read("jax_disable_most_optimizations")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The default run sees every planted mistake."""
+    """The default run sees every planted mistake, and few other tests of copies of a family."""
+    if models := [item for item in items if item.path.parent.name == "models"]:
+        from copies import mark_slow  # not earlier: it imports minibert, which pytest is to hook
+
+        mark_slow(models)
     for item in items:
         planted = "planted" in item.path.name or "mistake" in item.name
         if planted and item.get_closest_marker("slow"):

@@ -7,15 +7,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from minibert.checkpoint.config import Config
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
+from minibert.errors import ConfigError
 from minibert.models.base import PretrainedModel
-from minibert.models.inputs import kept_positions
+from minibert.models.inputs import joined_choices, kept_positions
 from minibert.models.outputs import (
     AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     ModelOutput,
+    MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
     TokenClassifierOutput,
 )
 from minibert.nn.layers import Dropout, Linear, TiedLinear
@@ -106,6 +110,66 @@ class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
         return TokenClassifierOutput(logits=logits, **kept(outputs))
 
 
+class ForSequenceClassification(ModelWithHead[SequenceClassifierOutput]):
+    """A model that classifies texts by the pooled first token."""
+
+    objective = "classification"
+
+    dropout: Dropout
+    classifier: Linear
+
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> SequenceClassifierOutput:
+        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
+        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+
+
+class ForMultipleChoice(ModelWithHead[MultipleChoiceModelOutput]):
+    """A model that scores each of several continuations by its pooled first token."""
+
+    has_choices = True
+    objective = "multiple_choice"
+
+    dropout: Dropout
+    classifier: Linear
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> MultipleChoiceModelOutput:
+        """Takes the bare model's arguments, with an axis of choices in each but `head_mask`.
+
+        It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
+        choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
+        """
+        lead, joined = joined_choices(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        outputs = self.base_model(
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            rngs=rngs,
+            **joined,
+        )
+        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
+        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
+
+
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """A model that scores each token as the start and as the end of an answer."""
 
@@ -123,6 +187,15 @@ class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
         )
 
 
+def check_two_labels(config: Config) -> None:
+    """Raises a `ConfigError` if the labels are not two: the start and the end of an answer."""
+    if config.num_labels != 2:
+        raise ConfigError(
+            "num_labels: expected 2 for question answering (start and end), "
+            f"found {config.num_labels}"
+        )
+
+
 def projection(
     config: Any, outputs: int, use_bias: bool = True, **options: Unpack[Options]
 ) -> Linear:
@@ -133,9 +206,12 @@ def projection(
 
 
 def lm_projection(config: Any, use_bias: bool = True, **options: Unpack[Options]) -> TiedLinear:
-    """Returns a linear layer from hidden states to logits, which may be tied."""
+    """Returns a linear layer to logits from features of the token embeddings' width.
+
+    It may be tied.
+    """
     return TiedLinear(
-        config.hidden_size,
+        config.embedding_size,
         config.vocab_size,
         tied=config.tie_word_embeddings and options["rngs"] is not None,
         stddev=config.initializer_range,

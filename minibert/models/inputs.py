@@ -46,7 +46,7 @@ class ModelInputs(NamedTuple):
 
     Attributes:
         input_ids: `(batch, seq)` integers, or None.
-        inputs_embeds: `(batch, seq, hidden)` floats, or None.
+        inputs_embeds: `(batch, seq, embedding_size)` floats, or None.
         token_type_ids: `(batch or 1, seq)` integers, or None.
         position_ids: `(batch or 1, seq)` integers.
         tokens: `(batch, seq)` booleans, False at padding; None without such a mask.
@@ -79,12 +79,12 @@ def model_inputs(
     input_ids: ArrayLike | None,
     inputs_embeds: ArrayLike | None,
     attention_mask: ArrayLike | None,
-    token_type_ids: ArrayLike | None,
     position_ids: ArrayLike | None,
     head_mask: ArrayLike | None,
-    encoder_hidden_states: ArrayLike | None,
-    encoder_attention_mask: ArrayLike | None,
-    past_key_values: KVCache | None,
+    token_type_ids: ArrayLike | None = None,
+    encoder_hidden_states: ArrayLike | None = None,
+    encoder_attention_mask: ArrayLike | None = None,
+    past_key_values: KVCache | None = None,
 ) -> ModelInputs:
     """Checks the arguments of a call against the config of the model.
 
@@ -103,7 +103,7 @@ def model_inputs(
         batch, seq = lengths("input_ids", input_ids, (), *longest)
     else:
         inputs_embeds = floats("inputs_embeds", inputs_embeds)
-        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.hidden_size,), *longest)
+        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.embedding_size,), *longest)
     past = _cache(config, past_key_values, batch, seq)
     if token_type_ids is not None:
         token_type_ids = _indices(model, "token_type_ids", token_type_ids, batch, seq)
@@ -189,7 +189,7 @@ def _head_mask(config: Any, factors: ArrayLike | None) -> Array | None:
     if factors is None:
         return None
     heads = (config.num_attention_heads,)
-    layers_heads = (config.num_hidden_layers, *heads)
+    layers_heads = (len(config.layer_paths), *heads)
     factors = as_array("head_mask", factors)
     if jnp.issubdtype(factors.dtype, jnp.integer) or factors.dtype == bool:
         factors = factors.astype(np.float32)

@@ -6,6 +6,7 @@ Hugging Face's own initialisation hides a dropped bias (they are all zero) and a
 
 import contextlib
 import inspect
+import itertools
 from typing import Any
 
 import jax
@@ -64,13 +65,15 @@ def randomise(model: Any, seed: int, norms: float = 0.3, others: float = 0.2) ->
 def inputs(
     seed: int = 0, vocab: int = 97, segments: int = 2, padding: str = "right", pad: int = 0
 ) -> dict[str, np.ndarray]:
-    """A ragged batch, padded on one side: ids, padding mask, token types."""
+    """A ragged batch, padded on one side: ids, padding mask, token types if there are any."""
     draw = np.random.default_rng(seed)
     mask = (np.arange(SEQ) < np.array(LENGTHS)[:, None]).astype(np.int64)
     mask = mask[:, ::-1].copy() if padding == "left" else mask
     ids = np.where(mask == 1, draw.integers(0, vocab, (BATCH, SEQ)), pad)
-    types = draw.integers(0, segments, (BATCH, SEQ)) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    given = {"input_ids": ids, "attention_mask": mask}
+    if segments:
+        given["token_type_ids"] = draw.integers(0, segments, (BATCH, SEQ)) * mask
+    return given
 
 
 def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
@@ -96,21 +99,29 @@ def additive(mask: np.ndarray) -> torch.Tensor:
 
 def scale_heads(model: Any, head_mask: np.ndarray) -> None:
     """Applies a `(layers, heads)` head mask to the weights, because transformers 5 dropped it."""
+    name = type(model).__name__
     trunk = getattr(model, model.base_model_prefix, model)
-    for layer, factors in zip(range(len(head_mask)), head_mask, strict=True):
-        if hasattr(trunk, "h"):
-            block = trunk.h[layer]
-            kernels = [block.attn.c_proj.weight]
-            if hasattr(block, "crossattention"):
-                kernels.append(block.crossattention.c_proj.weight)
-        else:
-            block = trunk.encoder.layer[layer]
-            kernels = [block.attention.output.dense.weight.T]
-            if hasattr(block, "crossattention"):
-                kernels.append(block.crossattention.output.dense.weight.T)
-        with torch.no_grad():
-            for kernel in kernels:
+    blocks = trunk.get_submodule(getattr(minibert, name).blocks)
+    if len(blocks) < len(head_mask):  # they are shared: the inputs are scaled, call by call
+        calls = itertools.cycle(head_mask)
+        for path, layer in blocks.named_modules():
+            if path.endswith(OF_CLASS[name].attended):
+                layer.register_forward_pre_hook(
+                    lambda _, given: (_by_heads(given[0], next(calls)),)
+                )
+        return
+    for block, factors in zip(blocks, head_mask, strict=True):
+        layers = dict(block.named_modules())
+        for layer in (layers[path] for path in OF_CLASS[name].attended if path in layers):
+            transposed = isinstance(layer, torch.nn.Linear)
+            kernel = layer.weight.T if transposed else layer.weight
+            with torch.no_grad():
                 kernel *= torch.tensor(np.repeat(factors, len(kernel) // len(factors)))[:, None]
+
+
+def _by_heads(merged: torch.Tensor, factors: np.ndarray) -> torch.Tensor:
+    """Scales the merged outputs of heads, `(batch, seq, hidden)`."""
+    return merged * torch.tensor(np.repeat(factors, merged.shape[-1] // len(factors)))
 
 
 @contextlib.contextmanager
