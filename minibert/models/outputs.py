@@ -76,8 +76,19 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
     cross_attentions: States = None
 
 
+class BaseModelOutputWithPooling(ModelOutput):
+    """The output of an encoder that cannot decode; `pooler_output` is None without a pooler."""
+
+    last_hidden_state: Array
+    pooler_output: Array | None = None
+    hidden_states: States = None
+    attentions: States = None
+
+
 AnyTrunkOutput = (
-    BaseModelOutputWithPastAndCrossAttentions | BaseModelOutputWithPoolingAndCrossAttentions
+    BaseModelOutputWithPastAndCrossAttentions
+    | BaseModelOutputWithPoolingAndCrossAttentions
+    | BaseModelOutputWithPooling
 )
 
 
@@ -130,6 +141,18 @@ class BertForPreTrainingOutput(ModelOutput):
 
     prediction_logits: Array
     seq_relationship_logits: Array
+    hidden_states: States = None
+    attentions: States = None
+
+
+class AlbertForPreTrainingOutput(ModelOutput):
+    """`prediction_logits`: `(batch, seq, vocab)`; `sop_logits`: `(batch, 2)`.
+
+    Index 0 of the latter means "the two segments are in their order", 1 "they are swapped".
+    """
+
+    prediction_logits: Array
+    sop_logits: Array
     hidden_states: States = None
     attentions: States = None
 

@@ -8,7 +8,7 @@ from minibert.checkpoint.loading import load_pretrained
 from minibert.checkpoint.matching import LoadingInfo
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
-from minibert.models import bert, gpt2, roberta
+from minibert.models import albert, bert, gpt2, roberta
 from minibert.models.base import (
     Family,
     LoadingOptions,
@@ -16,7 +16,7 @@ from minibert.models.base import (
     PretrainedModel,
 )
 
-FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
+FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY, albert.FAMILY)
 MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 # The Flax classes of transformers 4 wrote their names without the prefix into config.json.
 FLAX_NAMES = {name: cls for family in FAMILIES for name, cls in family.flax_names.items()}
