@@ -27,6 +27,8 @@ CASES += [
     ("BertForMultipleChoice", {}),
     ("RobertaForMaskedLM", {}),
     ("RobertaForSequenceClassification", {"type_vocab_size": 1}),
+    ("AlbertForPreTraining", {"num_hidden_layers": 3, "num_hidden_groups": 2}),
+    ("AlbertForSequenceClassification", {"inner_group_num": 2}),
     ("BertLMHeadModel", {}),
     ("BertLMHeadModel", {"is_decoder": True} | CROSSED),
     ("GPT2LMHeadModel", CROSSED),

@@ -40,7 +40,7 @@ assert "minibert" not in sys.modules and "flax" not in sys.modules
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["BertModel", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("name", ["BertModel", "GPT2LMHeadModel", "AlbertModel"])
 def test_exported_to_a_process_without_it(name, tmp_path):
     model = single(name)
     inputs = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": IDS % 2}

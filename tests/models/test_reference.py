@@ -20,6 +20,7 @@ REFERENCE = FIXTURES / "reference"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "encoder_hidden_states")
 OTHERS = {"GPT2LMHeadModel", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification"}
 OTHERS |= {"RobertaForMaskedLM", "RobertaForSequenceClassification"}
+OTHERS |= {"AlbertForPreTraining", "AlbertForSequenceClassification"}
 CLASSES = sorted(path.parent.name for path in REFERENCE.glob("*/config.json"))
 
 

@@ -14,6 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +43,21 @@ def compiled(request: pytest.FixtureRequest) -> dict:
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
     topology, dtype = request.param
+    return described(topology, dtype) | {"topology": topology, "dtype": dtype}
+
+
+def described(*arguments: str) -> dict:
+    """What `describe` reports, in a process of its own."""
     root = pathlib.Path(minibert.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, __file__, topology, dtype],
+        [sys.executable, __file__, *arguments],
         env=os.environ | SETTINGS | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]) | {"topology": topology, "dtype": dtype}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -88,6 +94,23 @@ def test_it_holds_the_weights_once(compiled: dict):
 
 
 @pytest.mark.slow
+def test_shared_layers_are_held_once():
+    """ALBERT-base has the work of BERT-base, and a tenth of its weights."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
+    found = described("v6e:2x2", "bfloat16", "AlbertModel")
+    weights = sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_bert("bfloat16", "AlbertModel"))
+    )
+    assert weights == 11_683_584
+    assert found["device_kind"] == KINDS["v6e:2x2"]
+    assert found["arguments"] == pytest.approx(weights * 2 + 2 * BATCH * SEQ * 4, rel=0.01)
+    mapped = 2 * BATCH * SEQ * 128 * 768
+    weighted = found["kernels"] * 2 * BATCH * SEQ * SEQ * BASE.hidden_size
+    assert 1.0 <= (found["flops"] + weighted) / (flops(BASE, BATCH, SEQ) + mapped) <= 1.02
+
+
+@pytest.mark.slow
 def test_every_entry_point_compiles():
     """Forward, texts to vectors (alone and in shared rows), generation, a step of training."""
     if importlib.util.find_spec("libtpu") is None:
@@ -116,19 +139,20 @@ def flops(config: minibert.BertConfig, batch: int, seq: int) -> int:
     return 2 * (encoder + pooler)
 
 
-def abstract_bert(dtype: str) -> minibert.BertModel:
-    """BERT-base as a tree of shapes."""
-    return minibert.BertModel(BASE, rngs=None, param_dtype=jnp.dtype(dtype)).eval()
+def abstract_bert(dtype: str, name: str = "BertModel") -> Any:
+    """A model of a class, of its base size, as a tree of shapes."""
+    cls = getattr(minibert, name)
+    return cls(cls.config_class.base(), rngs=None, param_dtype=jnp.dtype(dtype)).eval()
 
 
-def describe(topology: str, dtype: str) -> dict:
-    """Compiles BERT-base for one chip of a described TPU, and says what came of it."""
+def describe(topology: str, dtype: str, name: str = "BertModel") -> dict:
+    """Compiles a base model for one chip of a described TPU, and says what came of it."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     chip = SingleDeviceSharding(devices[0])
     ids = jax.ShapeDtypeStruct((BATCH, SEQ), np.int32)
     model, ids = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=chip),
-        (abstract_bert(dtype), ids),
+        (abstract_bert(dtype, name), ids),
     )
     forward = jax.jit(lambda model, ids, mask: model(ids, mask))
     program = forward.trace(model, ids, ids).lower(lowering_platforms=("tpu",)).compile()

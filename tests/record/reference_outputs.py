@@ -39,6 +39,8 @@ CLASSES: dict[str, dict[str, Any]] = {
     "GPT2ForSequenceClassification": {"num_labels": 5, "pad_token_id": 0},
     "RobertaForMaskedLM": {},
     "RobertaForSequenceClassification": {"num_labels": 5},
+    "AlbertForPreTraining": {"num_hidden_layers": 3, "num_hidden_groups": 2},
+    "AlbertForSequenceClassification": {"num_labels": 5, "inner_group_num": 2},
 }
 CHOICES = 2
 

@@ -17,7 +17,7 @@ from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import on_host
 from minibert.train import Trainer, adamw, causal_lm, masked_lm
 
-OBJECTIVES = {"gpt2": causal_lm, "bert": masked_lm, "roberta": masked_lm}
+OBJECTIVES = {"gpt2": causal_lm, "bert": masked_lm, "roberta": masked_lm, "albert": masked_lm}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 ROWS, SEQ = 16, 8
 
@@ -30,20 +30,19 @@ def model(family, even=True, dropout=0.0, layers=2):
             vocab_size=vocab, n_embd=hidden, n_head=heads, n_layer=layers, n_positions=SEQ
         ).replace(attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
         return minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
-    roberta = family == "roberta"
-    config = (
-        (minibert.RobertaConfig if roberta else minibert.BertConfig)
-        .tiny(
-            vocab_size=vocab,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            intermediate_size=4 * hidden,
-            num_hidden_layers=layers,
-            max_position_embeddings=SEQ + 2 * roberta,
-        )
-        .replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    )
-    masked = minibert.RobertaForMaskedLM if roberta else minibert.BertForMaskedLM
+    config_class, masked = {
+        "bert": (minibert.BertConfig, minibert.BertForMaskedLM),
+        "roberta": (minibert.RobertaConfig, minibert.RobertaForMaskedLM),
+        "albert": (minibert.AlbertConfig, minibert.AlbertForMaskedLM),
+    }[family]
+    config = config_class.tiny(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        max_position_embeddings=SEQ + 2 * (family == "roberta"),
+    ).replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     return masked(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
 
 
