@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from minibert.checkpoint.config import Neutral
-from minibert.core.fields import PROBABILITY, SIZE, field, one_of, or_null
+from minibert.core.fields import (
+    NON_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SIZE,
+    SWITCH,
+    field,
+    one_of,
+    or_null,
+    whole,
+)
 from minibert.models.bert.config import EncoderConfig
 from minibert.nn.activations import ACTIVATION_NAMES
 
@@ -28,6 +38,7 @@ class AlbertConfig(EncoderConfig):
     vocab_size: int = field(SIZE, 30000)
     embedding_size: int = field(SIZE, 128)
     hidden_size: int = field(SIZE, 4096)
+    num_hidden_layers: int = field(SIZE, 12)
     num_hidden_groups: int = field(SIZE, 1)
     num_attention_heads: int = field(SIZE, 64)
     intermediate_size: int = field(SIZE, 16384)
@@ -35,7 +46,13 @@ class AlbertConfig(EncoderConfig):
     hidden_act: str = field(one_of(ACTIVATION_NAMES), "gelu_new")
     hidden_dropout_prob: float = field(PROBABILITY, 0.0)
     attention_probs_dropout_prob: float = field(PROBABILITY, 0.0)
+    max_position_embeddings: int = field(SIZE, 512)
+    type_vocab_size: int = field(SIZE, 2)
+    initializer_range: float = field(NON_NEGATIVE, 0.02)
+    layer_norm_eps: float = field(POSITIVE, 1e-12)
     classifier_dropout_prob: float | None = field(or_null(PROBABILITY), 0.1)
+    pad_token_id: int | None = field(or_null(whole()), 0)
+    tie_word_embeddings: bool = field(SWITCH, True)
 
     @property
     def stored_layers(self) -> int:

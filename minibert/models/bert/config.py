@@ -27,29 +27,13 @@ LARGE = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Config):
-    """The fields that BERT and the encoders derived from it share, with BERT's defaults."""
+    """What BERT's config and those of the encoders derived from it have in common."""
 
     refused_fields: ClassVar[Neutral] = {
         **REFUSED_FIELDS,
         "position_embedding_type": ("absolute", None),
     }
-
-    vocab_size: int = field(SIZE, 30522)
-    hidden_size: int = field(SIZE, 768)
-    num_hidden_layers: int = field(SIZE, 12)
-    num_attention_heads: int = field(SIZE, 12)
-    intermediate_size: int = field(SIZE, 3072)
-    hidden_act: str = field(one_of(ACTIVATION_NAMES), "gelu")
-    hidden_dropout_prob: float = field(PROBABILITY, 0.1)
-    attention_probs_dropout_prob: float = field(PROBABILITY, 0.1)
-    max_position_embeddings: int = field(SIZE, 512)
-    type_vocab_size: int = field(SIZE, 2)
-    initializer_range: float = field(NON_NEGATIVE, 0.02)
-    layer_norm_eps: float = field(POSITIVE, 1e-12)
-    pad_token_id: int | None = field(or_null(whole()), 0)
-    tie_word_embeddings: bool = field(SWITCH, True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,9 +58,23 @@ class BertConfig(EncoderConfig):
 
     model_type = "bert"
 
+    vocab_size: int = field(SIZE, 30522)
+    hidden_size: int = field(SIZE, 768)
+    num_hidden_layers: int = field(SIZE, 12)
+    num_attention_heads: int = field(SIZE, 12)
+    intermediate_size: int = field(SIZE, 3072)
+    hidden_act: str = field(one_of(ACTIVATION_NAMES), "gelu")
+    hidden_dropout_prob: float = field(PROBABILITY, 0.1)
+    attention_probs_dropout_prob: float = field(PROBABILITY, 0.1)
     classifier_dropout: float | None = field(or_null(PROBABILITY), None)
+    max_position_embeddings: int = field(SIZE, 512)
+    type_vocab_size: int = field(SIZE, 2)
+    initializer_range: float = field(NON_NEGATIVE, 0.02)
+    layer_norm_eps: float = field(POSITIVE, 1e-12)
+    pad_token_id: int | None = field(or_null(whole()), 0)
     is_decoder: bool = field(SWITCH, False)
     add_cross_attention: bool = field(SWITCH, False)
+    tie_word_embeddings: bool = field(SWITCH, True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

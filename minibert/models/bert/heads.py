@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.models.base import PretrainedModel, Table
-from minibert.models.bert.config import BertConfig, EncoderConfig
+from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
 from minibert.models.heads import (
     ForCausalLM,
@@ -155,7 +155,7 @@ class LMHead(Module):
 
     transform: Callable[..., Array]
 
-    def _add_decoder(self, config: EncoderConfig, **options: Unpack[Options]) -> None:
+    def _add_decoder(self, config: Any, **options: Unpack[Options]) -> None:
         self.decoder: TiedLinear = lm_projection(config, **options)
         key = (options["rngs"] or SHAPES_ONLY).params()
         self.bias: nnx.Param[Any] = nnx.Param(

@@ -17,7 +17,7 @@ from minibert.checkpoint.config import Config
 from minibert.core.types import AnyArray, ArrayLike, Dtype, Options, Rngs
 from minibert.errors import InputError
 from minibert.models.base import Dimensions, Names, PretrainedModel, Table
-from minibert.models.bert.config import BertConfig, EncoderConfig
+from minibert.models.bert.config import BertConfig
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -52,7 +52,7 @@ EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 class BertEmbeddings(Module):
     """Token, position and token type embeddings, summed and normalised."""
 
-    def __init__(self, config: EncoderConfig, **options: Unpack[Options]):
+    def __init__(self, config: Any, **options: Unpack[Options]):
         stddev = config.initializer_range
         vocab, hidden, pad = config.vocab_size, config.embedding_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
@@ -94,7 +94,7 @@ class BertEmbeddings(Module):
 class _Attention(Module):
     """Base class of self- and cross-attention: query, key and value projections."""
 
-    def __init__(self, config: EncoderConfig, **options: Unpack[Options]):
+    def __init__(self, config: Any, **options: Unpack[Options]):
         hidden = config.hidden_size
         stddev = config.initializer_range
         self.heads: int = config.num_attention_heads
