@@ -345,6 +345,7 @@ def test_sentences(folder, tmp_path):
     np.testing.assert_array_equal(again.encode(texts), vectors)
 
 
+@pytest.mark.slow
 def test_features(folder):
     place = folder("AlbertModel")
     theirs = transformers.pipeline("feature-extraction", str(place), device="cpu")
@@ -353,6 +354,7 @@ def test_features(folder):
         np.testing.assert_allclose(one, other, atol=SCORE, rtol=SCORE)
 
 
+@pytest.mark.slow
 def test_an_adapter(tmp_path):
     """One adapter serves all layers that share a block, as with PEFT, which reads its file."""
     peft = pytest.importorskip("peft")
