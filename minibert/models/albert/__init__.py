@@ -39,6 +39,7 @@ FAMILY = Family(
         "token-classification": AlbertForTokenClassification,
         "question-answering": AlbertForQuestionAnswering,
         "multiple-choice": AlbertForMultipleChoice,
+        "sentence-order-pretraining": AlbertForPreTraining,
         "continuation": AlbertForMaskedLM,
     },
 )
