@@ -166,8 +166,12 @@ class ForMultipleChoice(ModelWithHead[MultipleChoiceModelOutput]):
             rngs=rngs,
             **joined,
         )
-        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
+        logits = self.classifier(self._pooled(outputs, rngs))
         return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
+
+    def _pooled(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        """Returns the vector of each choice."""
+        return self.dropout(outputs["pooler_output"], rngs)
 
 
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
