@@ -156,6 +156,7 @@ def test_inputs_are_in_range(pad, tmp_path):
         ("flax_bert_classification", "BertForSequenceClassification"),
         ("flax_gpt2_base", "GPT2Model"),
         ("flax_gpt2_lm", "GPT2LMHeadModel"),
+        ("flax_albert_pretraining", "AlbertForPreTraining"),
     ],
 )
 def test_flax_msgpack(folder, name, tmp_path):
