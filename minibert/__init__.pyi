@@ -103,6 +103,16 @@ from minibert.models.electra import (
     ElectraForTokenClassification as ElectraForTokenClassification,
     ElectraModel as ElectraModel,
 )
+from minibert.models.albert import (
+    AlbertConfig as AlbertConfig,
+    AlbertForMaskedLM as AlbertForMaskedLM,
+    AlbertForMultipleChoice as AlbertForMultipleChoice,
+    AlbertForPreTraining as AlbertForPreTraining,
+    AlbertForQuestionAnswering as AlbertForQuestionAnswering,
+    AlbertForSequenceClassification as AlbertForSequenceClassification,
+    AlbertForTokenClassification as AlbertForTokenClassification,
+    AlbertModel as AlbertModel,
+)
 
 # many devices
 from minibert.sharding.mesh import Sharding as Sharding

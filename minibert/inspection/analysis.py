@@ -273,7 +273,7 @@ def knocked_out(
     """
     if "head_mask" in kwargs:
         raise InputError("head_mask: expected none, as knocked_out uses it to ablate heads")
-    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    layers, heads = len(model.block_paths), model.config.num_attention_heads
 
     @jax.jit
     def scored(model: PretrainedModel, factors: Array) -> Array:

@@ -15,6 +15,7 @@ LABELS = (
     "labels",
     "mc_labels",
     "next_sentence_label",
+    "sentence_order_label",
     "shift_labels",
     "start_positions",
 )

@@ -164,9 +164,17 @@ class PretrainedModel(Module):
 
     @property
     def block_paths(self) -> list[str]:
-        """The paths of the blocks that are executed, in order."""
-        count = self.base_model.config.num_hidden_layers
-        return [f"{self.blocks_path}.{number}" for number in range(count)]
+        """The paths of the blocks that are executed, in order, as `captured` takes them.
+
+        If blocks are executed several times, `@` and the number of the call follow each path.
+        """
+        names = self.base_model.config.layer_paths
+        shared = len(set(names)) < len(names)
+        calls = [f"@{names[:number].count(name)}" for number, name in enumerate(names)]
+        return [
+            f"{self.blocks_path}.{name}{call if shared else ''}"
+            for name, call in zip(names, calls, strict=True)
+        ]
 
     def get_input_embeddings(self) -> Embed:
         """Returns the module that embeds token ids."""
@@ -268,7 +276,8 @@ class PretrainedModel(Module):
             layers: the indices of the layers, such as `range(6)` or `[0, 2, 4]`.
 
         Raises:
-            InputError: an index is out of range or repeated.
+            InputError: an index is out of range or repeated; or the layers share parameters in a
+                way that no config describes.
             CheckpointMismatchError: a layer depends on its index
                 (`scale_attn_by_inverse_layer_idx`) and would change it; or the model is not the one
                 that its config describes.

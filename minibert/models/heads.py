@@ -14,13 +14,15 @@ from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
 from minibert.errors import ConfigError, InputError, shown
 from minibert.models.base import PretrainedModel
-from minibert.models.inputs import kept_positions
+from minibert.models.inputs import joined_choices, kept_positions
 from minibert.models.outputs import (
     AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     ModelOutput,
+    MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
     TokenClassifierOutput,
 )
 from minibert.nn.activations import activation
@@ -133,6 +135,70 @@ class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
     ) -> TokenClassifierOutput:
         logits = self.classifier(self.dropout(outputs.last_hidden_state, rngs))
         return TokenClassifierOutput(logits=logits, **kept(outputs))
+
+
+class ForSequenceClassification(ModelWithHead[SequenceClassifierOutput]):
+    """A model that classifies texts by the pooled first token."""
+
+    objective = "classification"
+
+    dropout: Dropout
+    classifier: Linear
+
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> SequenceClassifierOutput:
+        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
+        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+
+
+class ForMultipleChoice(ModelWithHead[MultipleChoiceModelOutput]):
+    """A model that scores each of several continuations by its pooled first token."""
+
+    has_choices = True
+    objective = "multiple_choice"
+
+    dropout: Dropout
+    classifier: Linear
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> MultipleChoiceModelOutput:
+        """Takes the bare model's arguments, with an axis of choices in each but `head_mask`.
+
+        It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
+        choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
+        """
+        lead, joined = joined_choices(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        outputs = self.base_model(
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            rngs=rngs,
+            **joined,
+        )
+        logits = self.classifier(self._pooled(outputs, rngs))
+        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
+
+    def _pooled(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        """Returns the vector of each choice."""
+        return self.dropout(outputs["pooler_output"], rngs)
 
 
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):

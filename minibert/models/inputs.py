@@ -190,7 +190,7 @@ def _head_mask(config: Any, factors: ArrayLike | None) -> Array | None:
     if factors is None:
         return None
     heads = (config.num_attention_heads,)
-    layers_heads = (config.num_hidden_layers, *heads)
+    layers_heads = (len(config.layer_paths), *heads)
     factors = as_array("head_mask", factors)
     if jnp.issubdtype(factors.dtype, jnp.integer) or factors.dtype == bool:
         factors = factors.astype(np.float32)

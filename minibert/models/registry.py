@@ -9,6 +9,7 @@ from minibert.checkpoint.matching import LoadingInfo, wrapper
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
 from minibert.models import (
+    albert,
     bert,
     camembert,
     distilbert,
@@ -34,6 +35,7 @@ FAMILIES: tuple[Family, ...] = (
     distilbert.FAMILY,
     mpnet.FAMILY,
     electra.FAMILY,
+    albert.FAMILY,
 )
 MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 # The Flax classes of transformers 4 wrote their names without the prefix into config.json.

@@ -277,7 +277,9 @@ class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]
         return SequenceClassifierOutput(logits=logits, **kept(outputs))
 
 
-class RobertaForMultipleChoice(RobertaWithHead[MultipleChoiceModelOutput], BertForMultipleChoice):
+class RobertaForMultipleChoice(  # ty: ignore[incompatible-method-override]
+    RobertaWithHead[MultipleChoiceModelOutput], BertForMultipleChoice
+):
     """RoBERTa with a multiple-choice head: a score for each of several continuations."""
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:

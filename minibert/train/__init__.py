@@ -14,6 +14,7 @@ from minibert.train.objectives.base import (
     continuation,
     masked_lm,
     pretraining,
+    sentence_order_pretraining,
 )
 from minibert.train.objectives.contrastive import contrastive
 from minibert.train.objectives.distillation import distillation, with_teacher
@@ -68,6 +69,7 @@ __all__ = [
     "restore",
     "save_adapter",
     "schedule",
+    "sentence_order_pretraining",
     "token_classification",
     "weighted",
     "weighted_adapter",

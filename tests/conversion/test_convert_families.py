@@ -37,6 +37,8 @@ CASES += [
     ("ElectraForPreTraining", {}),
     ("ElectraForMaskedLM", {}),
     ("ElectraForCausalLM", {"is_decoder": True} | CROSSED),
+    ("AlbertForPreTraining", {"num_hidden_layers": 3, "num_hidden_groups": 2}),
+    ("AlbertForSequenceClassification", {"inner_group_num": 2}),
     ("BertLMHeadModel", {}),
     ("BertLMHeadModel", {"is_decoder": True} | CROSSED),
     ("GPT2LMHeadModel", CROSSED),
@@ -164,6 +166,7 @@ def test_inputs_are_in_range(pad, tmp_path):
         ("flax_bert_classification", "BertForSequenceClassification"),
         ("flax_gpt2_base", "GPT2Model"),
         ("flax_gpt2_lm", "GPT2LMHeadModel"),
+        ("flax_albert_pretraining", "AlbertForPreTraining"),
     ],
 )
 def test_flax_msgpack(folder, name, tmp_path):

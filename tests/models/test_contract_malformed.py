@@ -48,7 +48,9 @@ def faults(facts):
         "missing-norm": (drop(t.norm), (f"'{t.prefix}{t.norm}': expected (24,)",)),
         "missing-layer": (
             lambda tensors: [
-                tensors.pop(name) for name in list(tensors) if name.startswith(f"{t.layer}.1.")
+                tensors.pop(name)
+                for name in list(tensors)
+                if name.startswith(f"{t.layer}.{t.last}.")
             ],
             (f"{t.layer_faults} faults", f"'{t.prefix}{t.kernel}'"),
         ),

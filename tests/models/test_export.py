@@ -42,7 +42,15 @@ assert "minibert" not in sys.modules and "flax" not in sys.modules
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["BertModel", "GPT2LMHeadModel", "DistilBertForMaskedLM", "MPNetModel", "ElectraModel"]
+    "name",
+    [
+        "BertModel",
+        "GPT2LMHeadModel",
+        "DistilBertForMaskedLM",
+        "MPNetModel",
+        "ElectraModel",
+        "AlbertModel",
+    ],
 )
 def test_exported_to_a_process_without_it(name, tmp_path):
     model = single(name)

@@ -24,6 +24,7 @@ OTHERS |= {"XLMRobertaForMaskedLM", "CamembertForTokenClassification"}
 OTHERS |= {"DistilBertForMaskedLM", "DistilBertForSequenceClassification"}
 OTHERS |= {"MPNetForMaskedLM", "MPNetForSequenceClassification"}
 OTHERS |= {"ElectraForPreTraining", "ElectraForMaskedLM"}
+OTHERS |= {"AlbertForPreTraining", "AlbertForSequenceClassification"}
 CLASSES = sorted(path.parent.name for path in REFERENCE.glob("*/config.json"))
 
 

@@ -63,9 +63,7 @@ def test_a_pipeline_that_cannot_be(masked, tokenizer, task, options, message):
 
 
 def test_models_must_be_models_in_evaluation_mode(masked, tokenizer, minilm):
-    with pytest.raises(
-        InputError, match=r"expects a BertForMaskedLM or a RobertaForMaskedLM.*, found 'x'"
-    ):
+    with pytest.raises(InputError, match=r"expects a BertForMaskedLM or .*, found 'x'"):
         FillMaskPipeline(model="x", tokenizer=tokenizer)
     with pytest.raises(InputError, match="found NoneType"):
         FeatureExtractionPipeline(tokenizer=tokenizer)

@@ -47,6 +47,8 @@ CLASSES: dict[str, dict[str, Any]] = {
     "MPNetForSequenceClassification": {"num_labels": 5},
     "ElectraForPreTraining": {},
     "ElectraForMaskedLM": {},
+    "AlbertForPreTraining": {"num_hidden_layers": 3, "num_hidden_groups": 2},
+    "AlbertForSequenceClassification": {"num_labels": 5, "inner_group_num": 2},
 }
 CHOICES = 2
 

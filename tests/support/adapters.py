@@ -79,6 +79,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GPT2LMHeadModel",
         {"use_dora": True, "fan_in_fan_out": True, "use_rslora": True},
     ),
+    "layers that share blocks": (
+        "AlbertForSequenceClassification",
+        {"target_modules": "all-linear", "use_dora": True, "r": 3, "task_type": "SEQ_CLS"},
+    ),
     "embeddings": (
         "BertForSequenceClassification",
         {"target_modules": ["query", "word_embeddings", "position_embeddings"], "r": 3},

@@ -44,6 +44,7 @@ class Tensors:
         leaf: a tensor of width 24 in any layer.
         layer_faults: how many tensors a layer has.
         unprefixed_faults: how many faults there are if every tensor has an unknown prefix.
+        last: the number of the last layer.
         prefix: what the names of missing tensors begin with and those in the file do not.
         more: faults that only this family has, by name: a change and what is said of it.
     """
@@ -59,6 +60,7 @@ class Tensors:
     leaf: str
     layer_faults: int
     unprefixed_faults: int
+    last: int = 1
     prefix: str = ""
     more: Mapping[str, tuple[Any, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
 

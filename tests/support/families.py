@@ -1,5 +1,6 @@
 """The facts of every family, and of every class which family it is of."""
 
+import facts_albert
 import facts_bert
 import facts_distilbert
 import facts_electra
@@ -20,6 +21,7 @@ FACTS: dict[str, Facts] = {
         facts_distilbert.FACTS,
         facts_mpnet.FACTS,
         facts_electra.FACTS,
+        facts_albert.FACTS,
     )
 }
 CLASSES = {name: config for facts in FACTS.values() for name, config in facts.classes.items()}

@@ -5,7 +5,10 @@ Hugging Face's own initialisation hides a dropped bias (they are all zero) and a
 """
 
 import contextlib
+import functools
 import inspect
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -97,17 +100,25 @@ def additive(mask: np.ndarray) -> torch.Tensor:
 
 
 def scale_heads(model: Any, head_mask: np.ndarray) -> None:
-    """Applies a `(layers, heads)` head mask to the weights, because transformers 5 dropped it."""
+    """Scales the outputs of heads by a `(layers, heads)` head mask, which transformers 5 dropped.
+
+    A block that layers share is called with one row after the other.
+    """
     name = type(model).__name__
     trunk = getattr(model, model.base_model_prefix, model)
     blocks = trunk.get_submodule(getattr(minibert, name).blocks)
-    for block, factors in zip(blocks, head_mask, strict=True):
-        layers = dict(block.named_modules())
-        for layer in (layers[path] for path in OF_CLASS[name].attended if path in layers):
-            transposed = isinstance(layer, torch.nn.Linear)
-            kernel = layer.weight.T if transposed else layer.weight
-            with torch.no_grad():
-                kernel *= torch.tensor(np.repeat(factors, len(kernel) // len(factors)))[:, None]
+    for attended in OF_CLASS[name].attended:
+        scale = functools.partial(_scaled, itertools.cycle(head_mask))
+        for path, layer in blocks.named_modules():
+            if path.endswith(f".{attended}"):
+                layer.register_forward_pre_hook(scale)
+
+
+def _scaled(rows: Iterator[np.ndarray], layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Scales the merged outputs of heads, `(batch, seq, hidden)`, by the next row of factors."""
+    merged, factors = given[0], next(rows)
+    factors = np.repeat(factors, merged.shape[-1] // len(factors))
+    return (merged * torch.tensor(factors, dtype=merged.dtype), *given[1:])
 
 
 @contextlib.contextmanager

@@ -272,6 +272,33 @@ def electra_heads() -> None:
     assert_type(minibert.train.replaced_tokens, minibert.train.Objective)
 
 
+def albert_heads() -> None:
+    config, rngs = minibert.AlbertConfig.tiny(), nnx.Rngs(0)
+    assert_type(config.embedding_size, int)
+    bare = minibert.AlbertModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(
+        minibert.AlbertForPreTraining(config, rngs=rngs)(ids), outputs.AlbertForPreTrainingOutput
+    )
+    assert_type(minibert.AlbertForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.AlbertForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.AlbertForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.AlbertForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.AlbertForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
 def checkpoints(folder: str) -> None:
     model, info = minibert.load(folder, output_loading_info=True, num_labels=3)
     assert_type(info, minibert.LoadingInfo)

@@ -238,6 +238,8 @@ MATCHING = {
         pytest.param("DistilBertForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("ElectraForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("ElectraForMaskedLM", marks=pytest.mark.slow),
+        pytest.param("AlbertForSequenceClassification", marks=pytest.mark.slow),
+        pytest.param("AlbertForPreTraining", marks=pytest.mark.slow),
         pytest.param("GPT2Model", marks=pytest.mark.slow),
         pytest.param("GPT2ForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("GPT2DoubleHeadsModel", marks=pytest.mark.slow),
@@ -247,11 +249,15 @@ def test_the_same_modules_are_selected(name, tmp_path):
     """The same layers, with the same ranks and factors, as by PEFT; or none by either."""
     oracle.saved(name, tmp_path, **CLASSES[name])
     model = oracle.ours(name, tmp_path)
+    # PEFT has no defaults for some families
+    defaults = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    known = model.config.model_type in defaults
+    default = {} if known else {"target_modules": [*model.lora_targets]}
     for label, settings in MATCHING.items():
         theirs = oracle.torch_model(name, **CLASSES[name])
         try:
             with adapters.quiet():
-                adapted = peft.get_peft_model(theirs, peft.LoraConfig(**settings))
+                adapted = peft.get_peft_model(theirs, peft.LoraConfig(**default | settings))
         except (TypeError, ValueError) as reason:
             if any(text in f"{reason}" for text in PEFTS_OWN):
                 continue

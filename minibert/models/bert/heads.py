@@ -18,7 +18,9 @@ from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
 from minibert.models.heads import (
     ForCausalLM,
     ForMaskedLM,
+    ForMultipleChoice,
     ForQuestionAnswering,
+    ForSequenceClassification,
     ForTokenClassification,
     ModelWithHead,
     Output,
@@ -27,7 +29,6 @@ from minibert.models.heads import (
     lm_projection,
     projection,
 )
-from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
     AnyTrunkOutput,
     BertForPreTrainingOutput,
@@ -43,7 +44,7 @@ from minibert.nn.activations import activation
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
 
-EmbeddingMatrix = Float[Array, "vocab hidden"]
+EmbeddingMatrix = Float[Array, "vocab embedding"]
 VocabLogits = Float[Array, "batch seq vocab"]
 
 NO_POOLER = {"add_pooling_layer": False}
@@ -99,62 +100,16 @@ class _BertWithClassifier(BertWithHead[Output]):
         )
 
 
-class BertForSequenceClassification(_BertWithClassifier[SequenceClassifierOutput]):
+class BertForSequenceClassification(
+    ForSequenceClassification, _BertWithClassifier[SequenceClassifierOutput]
+):
     """BERT with a sequence classification head, over the pooled first token."""
 
-    objective = "classification"
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
-    ) -> SequenceClassifierOutput:
-        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        return SequenceClassifierOutput(logits=logits, **kept(outputs))
-
-
-class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
+class BertForMultipleChoice(  # ty: ignore[incompatible-method-override]
+    ForMultipleChoice, _BertWithClassifier[MultipleChoiceModelOutput]
+):
     """BERT with a multiple-choice head: a score for each of several continuations."""
-
-    has_choices = True
-    objective = "multiple_choice"
-
-    def __call__(
-        self,
-        input_ids: ArrayLike | None = None,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
-        position_ids: ArrayLike | None = None,
-        head_mask: ArrayLike | None = None,
-        inputs_embeds: ArrayLike | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        *,
-        rngs: Rngs = None,
-    ) -> MultipleChoiceModelOutput:
-        """Takes `BertModel`'s arguments, with an axis of choices in each array but `head_mask`.
-
-        It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
-        choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
-        """
-        lead, joined = joined_choices(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        outputs = self.base_model(
-            head_mask=head_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            rngs=rngs,
-            **joined,
-        )
-        logits = self.classifier(self._pooled(outputs, rngs))
-        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
-
-    def _pooled(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
-        """Returns the vector of each choice."""
-        return self.dropout(outputs["pooler_output"], rngs)
 
 
 class BertForTokenClassification(
@@ -200,7 +155,7 @@ class LMHead(Module):
 
     transform: Callable[..., Array]
 
-    def _add_decoder(self, config: BertConfig, **options: Unpack[Options]) -> None:
+    def _add_decoder(self, config: Any, **options: Unpack[Options]) -> None:
         self.decoder: TiedLinear = lm_projection(config, **options)
         key = (options["rngs"] or SHAPES_ONLY).params()
         self.bias: nnx.Param[Any] = nnx.Param(

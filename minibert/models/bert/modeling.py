@@ -53,7 +53,7 @@ EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 class BertEmbeddings(Module):
     """Token, position and token type embeddings, summed and normalised."""
 
-    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+    def __init__(self, config: Any, **options: Unpack[Options]):
         stddev = config.initializer_range
         vocab, hidden, pad = config.vocab_size, config.embedding_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
@@ -95,7 +95,7 @@ class BertEmbeddings(Module):
 class _Attention(Module):
     """Base class of self- and cross-attention: query, key and value projections."""
 
-    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+    def __init__(self, config: Any, **options: Unpack[Options]):
         hidden = config.hidden_size
         stddev = config.initializer_range
         self.heads: int = config.num_attention_heads

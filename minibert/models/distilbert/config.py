@@ -29,9 +29,6 @@ class DistilBertConfig(Config):
     """
 
     model_type = "distilbert"
-    is_decoder = False
-    add_cross_attention = False
-    causal = False
     refused_fields: ClassVar[Neutral] = REFUSED_FIELDS
     aliases: ClassVar[Mapping[str, str]] = {
         "hidden_size": "dim",

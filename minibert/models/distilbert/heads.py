@@ -90,15 +90,15 @@ class DistilBertForMaskedLM(ForMaskedLM, DistilBertWithHead[MaskedLMOutput]):
         logits_to_keep: int | ArrayLike = 0,
         rngs: Rngs = None,
     ) -> MaskedLMOutput:
-        """Takes `DistilBertModel`\'s arguments; returns the logits of the last `logits_to_keep` tokens.
+        """Takes `DistilBertModel`'s arguments; returns logits of `logits_to_keep` positions.
 
-        With 0, the default, it returns those of all positions; with indices `(positions,)` those
-        of these positions; with indices `(batch, positions)` those of each row's positions.
+        With 0, the default, they are those of all positions; with another number those of the last
+        ones; with indices `(positions,)` those of these positions; with indices
+        `(batch, positions)` those of each row's positions.
         """
         shown = (output_attentions, output_hidden_states)
         given = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids, *shown)
-        outputs = self.base_model(*given, rngs=rngs)
-        return self._kept_output(outputs, logits_to_keep)
+        return self._kept_output(self.base_model(*given, rngs=rngs), logits_to_keep)
 
     def _lm_logits(self, hidden: Hidden) -> Float[Array, "batch seq vocab"]:
         hidden = self.vocab_layer_norm(self.activation(self.vocab_transform(hidden)))

@@ -31,7 +31,6 @@ class MPNetConfig(Config):
     """
 
     model_type = "mpnet"
-    is_decoder = causal = add_cross_attention = False
     classifier_dropout = None
     padding_position = PAD
     refused_fields: ClassVar[Neutral] = {

@@ -310,6 +310,17 @@ pretraining: Objective = choosing(
     labels={"labels": of_tokens("vocab_size"), "next_sentence_label": of_rows(2)},
 )
 
+# ALBERT's: masked tokens, and whether the two segments are swapped (0: they are in their order).
+sentence_order_pretraining: Objective = choosing(
+    "sentence_order_pretraining",
+    {
+        "masked_lm": Choice("prediction_logits", "labels"),
+        "sentence_order": Choice("sop_logits", "sentence_order_label"),
+    },
+    needs=(TOKENS, ("labels",), ("sentence_order_label",)),
+    labels={"labels": of_tokens("vocab_size"), "sentence_order_label": of_rows(2)},
+)
+
 
 def continuation(filler: int) -> Objective:
     """Returns the objective of predicting a whole context window from its first half, in one pass.
