@@ -21,7 +21,7 @@ from jaxtyping import Float
 from minibert.checkpoint.config import Config, Neutral
 from minibert.core.fields import PROBABILITY, SIZE, SWITCH, field, one_of, or_null
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
-from minibert.models.base import Family, Names, PretrainedModel, Table
+from minibert.models.base import Names, PretrainedModel, Table
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     BertForMultipleChoice,
@@ -40,8 +40,10 @@ from minibert.models.bert.modeling import (
     BertPreTrainedModel,
     Hidden,
 )
+from minibert.models.family import Family
 from minibert.models.gpt2.config import SUMMARY_TYPES
 from minibert.models.heads import (
+    ForSequenceClassification,
     Output,
     SequenceSummary,
     kept,
@@ -302,19 +304,16 @@ class ElectraClassificationHead(RobertaClassificationHead):
         return ACTIVATIONS["gelu"](first)
 
 
-class ElectraForSequenceClassification(ElectraWithHead[SequenceClassifierOutput]):
+class ElectraForSequenceClassification(
+    ForSequenceClassification, ElectraWithHead[SequenceClassifierOutput]
+):
     """ELECTRA with a classifier over the first token."""
-
-    objective = "classification"
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.classifier: ElectraClassificationHead = ElectraClassificationHead(config, **options)
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
-    ) -> SequenceClassifierOutput:
-        logits = self.classifier(outputs.last_hidden_state, rngs)
-        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+    def _scores(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        return self.classifier(outputs.last_hidden_state, rngs)
 
 
 class ElectraSequenceSummary(SequenceSummary):
@@ -331,8 +330,8 @@ class ElectraForMultipleChoice(ElectraWithHead[MultipleChoiceModelOutput], BertF
         self.sequence_summary: ElectraSequenceSummary = ElectraSequenceSummary(config, **options)
         self.classifier: Linear = projection(config, 1, **options)
 
-    def _pooled(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
-        return self.sequence_summary(outputs.last_hidden_state, rngs=rngs)
+    def _scores(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        return self.classifier(self.sequence_summary(outputs.last_hidden_state, rngs=rngs))
 
 
 class ElectraForTokenClassification(

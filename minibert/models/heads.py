@@ -137,68 +137,42 @@ class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
         return TokenClassifierOutput(logits=logits, **kept(outputs))
 
 
-class ForSequenceClassification(ModelWithHead[SequenceClassifierOutput]):
-    """A model that classifies texts by the pooled first token."""
-
-    objective = "classification"
+class WithClassifier(ModelWithHead[Output]):
+    """Base class of models that score whole texts."""
 
     dropout: Dropout
-    classifier: Linear
+    classifier: Any
+
+    def _scores(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Float[Array, "batch labels"]:
+        """Returns the scores of each text, by default of its pooled first token."""
+        return self.classifier(self.dropout(outputs["pooler_output"], rngs))
+
+
+class ForSequenceClassification(WithClassifier[SequenceClassifierOutput]):
+    """A model that classifies texts."""
+
+    objective = "classification"
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
     ) -> SequenceClassifierOutput:
-        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+        return SequenceClassifierOutput(logits=self._scores(outputs, rngs), **kept(outputs))
 
 
-class ForMultipleChoice(ModelWithHead[MultipleChoiceModelOutput]):
-    """A model that scores each of several continuations by its pooled first token."""
+class ForMultipleChoice(WithClassifier[MultipleChoiceModelOutput]):
+    """A model that scores each of several continuations."""
 
     has_choices = True
     objective = "multiple_choice"
 
-    dropout: Dropout
-    classifier: Linear
-
-    def __call__(
-        self,
-        input_ids: ArrayLike | None = None,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
-        position_ids: ArrayLike | None = None,
-        head_mask: ArrayLike | None = None,
-        inputs_embeds: ArrayLike | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        *,
-        rngs: Rngs = None,
+    def _choice_output(
+        self, arrays: Mapping[str, ArrayLike | None], **options: Any
     ) -> MultipleChoiceModelOutput:
-        """Takes the bare model's arguments, with an axis of choices in each but `head_mask`.
-
-        It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
-        choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
-        """
-        lead, joined = joined_choices(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        outputs = self.base_model(
-            head_mask=head_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            rngs=rngs,
-            **joined,
-        )
-        logits = self.classifier(self._pooled(outputs, rngs))
-        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
-
-    def _pooled(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
-        """Returns the vector of each choice."""
-        return self.dropout(outputs["pooler_output"], rngs)
+        """Returns the output for arrays with an axis of choices, and other arguments of a call."""
+        lead, joined = joined_choices(arrays)
+        outputs = self.base_model(**joined, **options)
+        scores = self._scores(outputs, options["rngs"])
+        return MultipleChoiceModelOutput(logits=scores.reshape(lead), **kept(outputs))
 
 
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):

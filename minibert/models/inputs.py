@@ -5,6 +5,7 @@ inputs are checked here. Under a caller's own `jax.jit` only shapes and dtypes c
 `layers.Embed` returns NaN for an index out of range.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -276,13 +277,13 @@ def encoder_inputs(
 
 
 def joined_choices(
-    *, optional: bool = False, **arrays: ArrayLike | None
+    arrays: Mapping[str, ArrayLike | None], *, optional: bool = False
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Merges the batch and choices axes of the arguments of a multiple-choice model.
 
     Args:
-        optional: whether the axis of choices may be missing; then nothing is merged.
         arrays: the arguments that have both axes, by name; None for those not passed.
+        optional: whether the axis of choices may be missing; then nothing is merged.
 
     Returns:
         `(batch, choices)`, or `(batch,)`; and the arguments with the two axes merged.
@@ -295,7 +296,7 @@ def joined_choices(
         raise InputError("input_ids, inputs_embeds: pass exactly one of the two")
     tokens = as_array(name, arrays[name])
     if optional and tokens.ndim == (2 if name == "input_ids" else 3):
-        return tokens.shape[:1], arrays
+        return tokens.shape[:1], dict(arrays)
     if tokens.ndim < 3:
         raise InputError(f"{name}: expected shape (batch, choices, seq, …), found {tokens.shape}")
     first, lead, joined = name, tokens.shape[:2], dict(arrays)

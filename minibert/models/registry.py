@@ -19,12 +19,8 @@ from minibert.models import (
     roberta,
     xlm_roberta,
 )
-from minibert.models.base import (
-    Family,
-    LoadingOptions,
-    ModelClass,
-    PretrainedModel,
-)
+from minibert.models.base import LoadingOptions, ModelClass, PretrainedModel
+from minibert.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     bert.FAMILY,

@@ -22,9 +22,9 @@ from jaxtyping import Float, Integer
 from minibert.checkpoint.config import Config
 from minibert.checkpoint.tensors import Arrays
 from minibert.core.fields import SIZE, field, whole
-from minibert.core.types import AnyArray, ArrayLike, Options, Rngs, Size
+from minibert.core.types import AnyArray, Options, Rngs, Size
 from minibert.errors import ConfigError
-from minibert.models.base import Family, Names, PretrainedModel, Table
+from minibert.models.base import Names, PretrainedModel, Table
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -38,7 +38,8 @@ from minibert.models.bert.heads import (
     VocabLogits,
 )
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
-from minibert.models.heads import Output, kept, projection
+from minibert.models.family import Family
+from minibert.models.heads import ForSequenceClassification, Output, projection
 from minibert.models.outputs import (
     AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
@@ -261,25 +262,21 @@ class RobertaClassificationHead(Module):
         return jnp.tanh(first)
 
 
-class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):
+class RobertaForSequenceClassification(
+    ForSequenceClassification, RobertaWithHead[SequenceClassifierOutput]
+):
     """RoBERTa with a classifier over the first token."""
 
-    objective = "classification"
     base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.classifier: RobertaClassificationHead = RobertaClassificationHead(config, **options)
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
-    ) -> SequenceClassifierOutput:
-        logits = self.classifier(outputs.last_hidden_state, rngs)
-        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+    def _scores(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        return self.classifier(outputs.last_hidden_state, rngs)
 
 
-class RobertaForMultipleChoice(  # ty: ignore[incompatible-method-override]
-    RobertaWithHead[MultipleChoiceModelOutput], BertForMultipleChoice
-):
+class RobertaForMultipleChoice(RobertaWithHead[MultipleChoiceModelOutput], BertForMultipleChoice):
     """RoBERTa with a multiple-choice head: a score for each of several continuations."""
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from facts import Facts, Planting
 from families import FACTS, OF_CLASS
-from minibert.models.base import Family
+from minibert.models.family import Family
 
 EVERY = ("bert", "gpt2", "roberta")
 SHARED = (

@@ -10,7 +10,7 @@ from minibert.models.albert.heads import (
     AlbertForTokenClassification,
 )
 from minibert.models.albert.modeling import AlbertModel
-from minibert.models.base import Family
+from minibert.models.family import Family
 
 FAMILY = Family(
     models=(

@@ -106,10 +106,41 @@ class BertForSequenceClassification(
     """BERT with a sequence classification head, over the pooled first token."""
 
 
-class BertForMultipleChoice(  # ty: ignore[incompatible-method-override]
-    ForMultipleChoice, _BertWithClassifier[MultipleChoiceModelOutput]
-):
+class BertForMultipleChoice(ForMultipleChoice, _BertWithClassifier[MultipleChoiceModelOutput]):
     """BERT with a multiple-choice head: a score for each of several continuations."""
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        rngs: Rngs = None,
+    ) -> MultipleChoiceModelOutput:
+        """Takes `BertModel`'s arguments, with an axis of choices in each array but `head_mask`.
+
+        It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
+        choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
+        """
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return self._choice_output(
+            arrays,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            rngs=rngs,
+        )
 
 
 class BertForTokenClassification(

@@ -1,6 +1,5 @@
 """DistilBERT."""
 
-from minibert.models.base import Family
 from minibert.models.distilbert.config import DistilBertConfig
 from minibert.models.distilbert.heads import (
     DistilBertForMaskedLM,
@@ -10,6 +9,7 @@ from minibert.models.distilbert.heads import (
     DistilBertForTokenClassification,
 )
 from minibert.models.distilbert.modeling import DistilBertModel
+from minibert.models.family import Family
 
 MASKED = ("vocab_transform", "vocab_layer_norm", "vocab_projector")
 

@@ -19,16 +19,17 @@ from minibert.models.distilbert.config import DistilBertConfig
 from minibert.models.distilbert.modeling import EPSILON, DistilBertModel, DistilBertPreTrainedModel
 from minibert.models.heads import (
     ForMaskedLM,
+    ForMultipleChoice,
     ForQuestionAnswering,
+    ForSequenceClassification,
     ForTokenClassification,
     ModelWithHead,
     Output,
+    WithClassifier,
     check_two_labels,
-    kept,
     lm_projection,
     projection,
 )
-from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
     AnyTrunkOutput,
     MaskedLMOutput,
@@ -106,7 +107,7 @@ class DistilBertForMaskedLM(ForMaskedLM, DistilBertWithHead[MaskedLMOutput]):
         return self.vocab_projector(hidden, matrix)
 
 
-class _WithClassifier(DistilBertWithHead[Output]):
+class _DistilBertWithClassifier(WithClassifier[Output], DistilBertWithHead[Output]):
     def _add_head(self, config: DistilBertConfig, **options: Unpack[Options]) -> None:
         labels = 1 if self.has_choices else config.num_labels
         self.pre_classifier: Linear = projection(config, config.dim, **options)
@@ -118,22 +119,16 @@ class _WithClassifier(DistilBertWithHead[Output]):
         return self.classifier(self.dropout(first, rngs))
 
 
-class DistilBertForSequenceClassification(_WithClassifier[SequenceClassifierOutput]):
+class DistilBertForSequenceClassification(
+    ForSequenceClassification, _DistilBertWithClassifier[SequenceClassifierOutput]
+):
     """DistilBERT with a classifier over the first token: dense, ReLU, classifier."""
 
-    objective = "classification"
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
-    ) -> SequenceClassifierOutput:
-        return SequenceClassifierOutput(logits=self._scores(outputs, rngs), **kept(outputs))
-
-
-class DistilBertForMultipleChoice(_WithClassifier[MultipleChoiceModelOutput]):
+class DistilBertForMultipleChoice(
+    ForMultipleChoice, _DistilBertWithClassifier[MultipleChoiceModelOutput]
+):
     """DistilBERT with a multiple-choice head: a score for each of several continuations."""
-
-    has_choices = True
-    objective = "multiple_choice"
 
     def __call__(
         self,
@@ -152,21 +147,19 @@ class DistilBertForMultipleChoice(_WithClassifier[MultipleChoiceModelOutput]):
         It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
         choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
         """
-        lead, joined = joined_choices(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-        )
-        outputs = self.base_model(
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return self._choice_output(
+            arrays,
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             rngs=rngs,
-            **joined,
         )
-        logits = self._scores(outputs, rngs).reshape(lead)
-        return MultipleChoiceModelOutput(logits=logits, **kept(outputs))
 
 
 class DistilBertForTokenClassification(

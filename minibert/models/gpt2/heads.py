@@ -179,14 +179,14 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
         `summary_type`s `last`, `first` and `mean` pool along the choices, not along the sequence,
         as in transformers.
         """
-        lead, joined = joined_choices(
-            optional=True,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        lead, joined = joined_choices(arrays, optional=True)
         outputs = self.base_model(
             past_key_values=past_key_values,
             head_mask=head_mask,

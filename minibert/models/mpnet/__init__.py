@@ -1,6 +1,6 @@
 """MPNet."""
 
-from minibert.models.base import Family
+from minibert.models.family import Family
 from minibert.models.mpnet.config import MPNetConfig
 from minibert.models.mpnet.heads import (
     MPNetForMaskedLM,

@@ -7,21 +7,23 @@ with the same names and in the same order.
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Unpack
 
+from jax import Array
+
 from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.models.base import PretrainedModel, Table
 from minibert.models.bert.heads import NO_POOLER, VocabLogits
 from minibert.models.bert.modeling import Hidden
 from minibert.models.heads import (
     ForMaskedLM,
+    ForMultipleChoice,
     ForQuestionAnswering,
+    ForSequenceClassification,
     ForTokenClassification,
     ModelWithHead,
     Output,
     check_two_labels,
-    kept,
     projection,
 )
-from minibert.models.inputs import joined_choices
 from minibert.models.mpnet.config import MPNetConfig
 from minibert.models.mpnet.modeling import MPNetModel, MPNetPreTrainedModel
 from minibert.models.outputs import (
@@ -107,27 +109,22 @@ class MPNetClassificationHead(RobertaClassificationHead):
     """The sequence classification head: dense, tanh and a classifier over the first token."""
 
 
-class MPNetForSequenceClassification(MPNetWithHead[SequenceClassifierOutput]):
+class MPNetForSequenceClassification(
+    ForSequenceClassification, MPNetWithHead[SequenceClassifierOutput]
+):
     """MPNet with a classifier over the first token."""
-
-    objective = "classification"
 
     def _add_head(self, config: MPNetConfig, **options: Unpack[Options]) -> None:
         shared: Any = config
         self.classifier: MPNetClassificationHead = MPNetClassificationHead(shared, **options)
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
-    ) -> SequenceClassifierOutput:
-        logits = self.classifier(outputs.last_hidden_state, rngs)
-        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+    def _scores(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        return self.classifier(outputs.last_hidden_state, rngs)
 
 
-class MPNetForMultipleChoice(MPNetWithHead[MultipleChoiceModelOutput]):
+class MPNetForMultipleChoice(ForMultipleChoice, MPNetWithHead[MultipleChoiceModelOutput]):
     """MPNet with a multiple-choice head: a score for each of several continuations."""
 
-    has_choices = True
-    objective = "multiple_choice"
     base_options: ClassVar[Mapping[str, Any]] = {}
 
     def _add_head(self, config: MPNetConfig, **options: Unpack[Options]) -> None:
@@ -151,21 +148,19 @@ class MPNetForMultipleChoice(MPNetWithHead[MultipleChoiceModelOutput]):
         It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
         choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
         """
-        lead, joined = joined_choices(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        outputs = self.base_model(
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return self._choice_output(
+            arrays,
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             rngs=rngs,
-            **joined,
         )
-        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
 
 
 class MPNetForTokenClassification(ForTokenClassification, MPNetWithHead[TokenClassifierOutput]):
