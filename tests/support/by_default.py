@@ -1,8 +1,11 @@
 """The tests of a family that run by default; the others are slow.
 
-All tests of the contract run for the families in `EVERY`. Of other families, those are slow that
-ask about code which all families share; of one that has another one's modules, all but a few.
+All tests of the contract run for the families in `EVERY`, and for another family those that ask
+about its own modules: parity, planted mistakes, a round trip, recorded outputs. What a family's own
+file marks slow is slow.
 """
+
+import re
 
 import pytest
 
@@ -11,30 +14,12 @@ from families import FACTS, OF_CLASS
 from minibert.models.family import Family
 
 EVERY = ("bert", "gpt2", "roberta")
-SHARED = (
-    "test_contract_config.py",
-    "test_contract_malformed_inputs.py",
-    "test_contract_masks.py",
-    "test_contract_modules.py",
-    "test_contract_resizing.py",
-    "test_wrappers[",
-    "test_base_file_into_a_head_class[",
-    "test_relabelled_head_is_new_and_the_old_one_is_left[",
-    "test_pickle[",
-    "test_dtypes[",
-    "test_double_precision_is_never_halved[",
-    "test_head_mask",
+DEFAULT = re.compile(
+    r"test_(classes\[\w+-right\]|mistake_is_seen\[|there_are_twelve\[|config_survives\["
+    r"|bytes_and_outputs\[\w+-bfloat16-single\]|tiny_models_compute_what_pytorch_computed\["
+    r"|load_finds_the_class_pytorch_saved\[|labels_name_the_objective\[)"
 )
-DEFAULT = (  # how the names of tests begin that run for every family
-    "test_classes[{words}-right]",
-    "test_mistake_is_seen[",
-    "test_there_are_twelve[",
-    "test_the_class_is_that_of_the_family_for_the_task[",
-    "test_config_survives[",
-    "test_tiny_models_compute_what_pytorch_computed[",
-    "test_load_finds_the_class_pytorch_saved[",
-    "test_labels_name_the_objective[",
-)
+OWN = {f"test_{name.replace('-', '_')}.py" for name in FACTS}
 
 
 def facts_of(value: object) -> Facts | None:
@@ -57,9 +42,7 @@ def mark_slow(items: list[pytest.Item]) -> None:
     """Marks the other tests slow."""
     for item in items:
         given = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        for facts in filter(None, map(facts_of, given)):
-            default = tuple(name.format(words=facts.words) for name in DEFAULT)
-            shared = item.path.name in SHARED or item.name.startswith(SHARED)
-            other = facts.copies or (shared and facts.model_type not in EVERY)
-            if other and not item.name.startswith(default):
-                item.add_marker(pytest.mark.slow)
+        families = {facts.model_type for facts in filter(None, map(facts_of, given))}
+        shared = item.path.name not in OWN and not DEFAULT.match(item.name)
+        if shared and families - set(EVERY):
+            item.add_marker(pytest.mark.slow)

@@ -94,8 +94,6 @@ class Facts:
         tree: the family whose module tree it has, so that tensors alone do not tell them apart.
         types_field: the config's field of the number of token types.
         attended: in a block of transformers', the layers whose inputs are the heads' outputs.
-        copies: the family whose modules it has, under other names; then few of its tests run by
-            default (`by_default.py`).
         wrapped: classes whose files are tried inside wrappers.
     """
 
@@ -122,7 +120,6 @@ class Facts:
     ignored: tuple[str, ...] = ()
     types_field: str = "type_vocab_size"
     attended: tuple[str, ...] = ("attention.output.dense", "crossattention.output.dense")
-    copies: str = ""
 
     @property
     def pad(self) -> int:

@@ -263,6 +263,5 @@ FACTS = Facts(
     wrapped=("AlbertModel", MASKED),
     choices=("AlbertForMultipleChoice",),
     attended=("attention.dense",),
-    copies="bert",  # embeddings and attention
     norms=("LayerNorm.weight", "layer_norm.weight"),
 )

@@ -37,7 +37,6 @@ def copy(model_type: str, prefix: str) -> Facts:
         ),
         tensors=dataclasses.replace(roberta.tensors, name=renamed(roberta.tensors.name, prefix)),
         heads={fault: renamed(row, prefix) for fault, row in roberta.heads.items()},
-        copies="roberta",
         **{
             name: renamed(getattr(roberta, name), prefix)
             for name in ("words", "switched", "labelled", "wrapped", "choices")

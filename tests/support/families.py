@@ -26,5 +26,5 @@ FACTS: dict[str, Facts] = {
 }
 CLASSES = {name: config for facts in FACTS.values() for name, config in facts.classes.items()}
 # a class of each family, for quick runs
-SOME = [facts.words for facts in FACTS.values() if not facts.copies]
+SOME = [facts.words for facts in FACTS.values()]
 OF_CLASS = {name: facts for facts in FACTS.values() for name in facts.classes}
