@@ -412,7 +412,7 @@ def test_a_pipe_as_config_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--task", "translation"], "task: expected one of causal-lm, continuation"),
+        (["--task", "translation"], "task: expected one of causal-lm, instruction, continuation"),
         (["--probability", "0.3"], "probability: not a key of classification"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (

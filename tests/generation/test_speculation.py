@@ -87,6 +87,7 @@ def test_of_another_family():
     ids = np.array([[5, 9, 5, 9, 3, 5], [7, 3, 7, 3, 7, 3]])
     options = {"max_new_tokens": NEW, "eos_token_id": None, "no_repeat_ngram_size": 5}
     options["suppress_tokens"] = sorted(set(range(97)) - {3, 5, 7, 9})
+    options["sequence_bias"] = [[[3], 2.0]]
     expected = minibert.generate(model, ids, np.ones_like(ids), **options)
     assert (expected[:, 6:] == 3).any()
     found = minibert.generate(model, ids, np.ones_like(ids), **LOOKUP, **options)

@@ -58,6 +58,35 @@ def test_positional_arguments_are_the_models_own():
     assert (head(IDS, MASK).logits == head(IDS, attention_mask=MASK).logits).all()
 
 
+class Mean(minibert.BertForMaskedLM):
+    """A user's head, which passes on what it does not read; it has the trunk's arguments."""
+
+    def __call__(self, *args, scale=1, **kwargs):
+        return self.bert(*args, **kwargs).last_hidden_state.mean(axis=1) * scale
+
+
+class Last(Mean):
+    """One whose trunk's arguments are passed by name alone."""
+
+    def __call__(self, *, scale=1, **kwargs):
+        return super().__call__(scale=scale, **kwargs)
+
+
+@pytest.mark.slow
+def test_arguments_that_are_passed_on():
+    config = minibert.BertConfig.tiny()
+    mean, last = (cls(config, rngs=nnx.Rngs(0)).eval() for cls in (Mean, Last))
+    expected = 2 * mean(IDS, MASK)
+    found = compiled(mean)(IDS, MASK, scale=2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    found = compiled(last)(input_ids=IDS, attention_mask=MASK, scale=2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(InputError, match="at most 0 positional"):
+        compiled(last)(IDS)
+    with pytest.raises(InputError, match="attention_maks"):
+        compiled(mean)(IDS, attention_maks=MASK)
+
+
 @pytest.mark.slow
 def test_one_program_a_shape():
     model = single("BertModel", hidden_size=12, intermediate_size=20)

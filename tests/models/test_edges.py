@@ -13,7 +13,13 @@ from safetensors.numpy import load_file, save_file
 import minibert
 from minibert.checkpoint.loading import assemble
 from minibert.checkpoint.tensors import ArraySource
-from minibert.errors import CheckpointMismatchError, ConfigError, InputError, TargetError
+from minibert.errors import (
+    CheckpointMismatchError,
+    ConfigError,
+    InputError,
+    SourceError,
+    TargetError,
+)
 
 pytestmark = pytest.mark.unoptimised
 
@@ -80,6 +86,23 @@ def test_odd_architectures_are_named(architectures, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": architectures}))
     with pytest.raises(ConfigError, match="architectures"):
         minibert.load(tmp_path / "model")
+
+
+def test_a_class_that_nothing_determines(tmp_path):
+    """Neither `architectures` nor tensors: a head of two classes, or another family's model."""
+    tiny(minibert.BertForPreTraining).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["architectures"]
+    path.write_text(json.dumps(config | {"model_type": "t5"}))
+    with pytest.raises(ConfigError, match=r"model_type: expected 'bert' or .*, found 't5'"):
+        minibert.load(tmp_path)
+    path.write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["qa_outputs.bias"] = np.zeros(2, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(SourceError, match="no architectures, and the tensors do not determine"):
+        minibert.load(tmp_path)
 
 
 def test_label2id_alone_survives(tmp_path):

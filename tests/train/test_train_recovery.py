@@ -1,11 +1,14 @@
 """Recovery of runs: failed evaluations, teachers, earlier steps, damaged checkpoints."""
 
+import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from checkout import PYTHONPATH, SUPPORT
@@ -13,11 +16,12 @@ from checkout import PYTHONPATH, SUPPORT
 pytest.importorskip("grain", reason="the data are Grain's")
 pytest.importorskip("orbax.checkpoint", reason="the checkpoints are Orbax's")
 
-from minibert.errors import InputError, WeightsFileError
+from minibert.errors import InputError, TargetError, WeightsFileError
 from minibert.train import (
     Checkpoints,
     Evaluation,
     causal_lm,
+    checkpoint_errors,
     distillation,
     fit,
     restore,
@@ -208,3 +212,46 @@ def test_a_full_disk(full, tmp_path):
         )
     assert "ERROR:" not in done.stderr
     assert full[0] == "file sizes" or "Traceback" not in done.stderr
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+OF_TENSORSTORE = ValueError("RESOURCE_EXHAUSTED: write [os_error_code='28'] x")
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        (FULL_DISK, "No space left on device"),
+        (OF_TENSORSTORE, "No space left on device"),
+        (ValueError("odd"), "'odd'"),
+    ],
+)
+def test_what_remains_is_named(reason, why, tmp_path):
+    first = rf"cannot be written \({why}\); there is none before"
+    with pytest.raises(TargetError, match=first), checkpoint_errors.written(tmp_path):
+        raise reason
+    for name in ("2", "10", "10.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    later = rf"\({why}\); the checkpoint of step 10 is complete"
+    with pytest.raises(TargetError, match=later), checkpoint_errors.written(tmp_path):
+        raise reason
+    with pytest.raises(InputError, match="of the data"), checkpoint_errors.written(tmp_path):
+        raise InputError("of the data")
+
+
+def test_a_checkpoint_must_fit(tmp_path):
+    checkpoint_errors.check_free_space(tmp_path, {"kernel": np.zeros(3)})
+    huge = np.broadcast_to(np.float64(0), (2**57,))  # of one element in memory
+    with pytest.raises(TargetError, match=r"it needs [0-9,]{25} bytes, and [0-9,]+ are free"):
+        checkpoint_errors.check_free_space(tmp_path, {"kernel": huge})
+
+
+def test_tracebacks_that_are_raised_too_are_not_logged(caplog):
+    log = logging.getLogger("asyncio")
+    with checkpoint_errors.without_tracebacks():
+        log.error("one", exc_info=FULL_DISK)
+        log.error("two", exc_info=OF_TENSORSTORE)
+        log.error("three", exc_info=ValueError("another"))
+        log.error("four")
+    log.error("five", exc_info=FULL_DISK)
+    assert [record.message for record in caplog.records] == ["three", "four", "five"]
