@@ -25,6 +25,7 @@ from minibert.inspection.capture import captured  # noqa: E402
 from minibert.nn.tree import parameters  # noqa: E402
 from minibert.pipelines import pipeline  # noqa: E402
 from minibert.train.metrics import operations  # noqa: E402
+from slowly import slow_but  # noqa: E402
 from speaking import LONG, PAIRS, SCORE, SENTENCES, assert_same  # noqa: E402
 from tiny import drawn  # noqa: E402
 
@@ -121,6 +122,7 @@ def test_every_call_of_every_submodule(config, tmp_path):
             np.testing.assert_array_equal(states[path], state)
 
 
+@pytest.mark.slow
 def test_one_call_is_replaced():
     model, ids = masked(**UNEVEN), np.arange(12).reshape(2, 6)
     blocks = model.block_paths
@@ -186,7 +188,10 @@ def rewrite(folder, change):
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("name", ["AlbertForPreTraining", "AlbertForMaskedLM", "AlbertModel"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(["AlbertForPreTraining", "AlbertForMaskedLM", "AlbertModel"], "AlbertForMaskedLM"),
+)
 def test_a_file_as_published(name, tmp_path):
     """With copies of what is tied, buffers, old names of norms, and without architectures."""
     oracle.saved(name, tmp_path)
@@ -219,6 +224,7 @@ def test_a_file_as_published(name, tmp_path):
     np.testing.assert_array_equal(model(**given)[0], expected(**given)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False], ids=["right", "one text for all"])
 def test_packing(right):
     with jax.enable_x64(True):
@@ -329,6 +335,7 @@ def test_answers(folder):
         assert (found["start"], found["end"]) == spot, context
 
 
+@pytest.mark.slow
 def test_sentences(folder, tmp_path):
     """Vectors of texts, alone and sharing rows, beside sentence-transformers'."""
     library = pytest.importorskip("sentence_transformers")

@@ -118,6 +118,7 @@ def test_pipelines(task, head, folder):
     assert_same(pipeline(task, place)(inputs), theirs(inputs))
 
 
+@pytest.mark.slow
 def test_sentences(folder, tmp_path):
     """Vectors beside sentence-transformers', alone and sharing rows, before and after a save."""
     encoder = minibert.SentenceEncoder.from_pretrained(folder("DistilBertModel"), pooling="mean")
@@ -143,7 +144,7 @@ def test_packing():
     assert np.abs(packed[:2] - np.asarray(alone)).max() <= FLOAT64
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.", "0.auto_model."])
+@pytest.mark.parametrize("wrapper", slow_but(["", "module.", "0.auto_model."], ""))
 @pytest.mark.parametrize(
     ("name", "config"),
     [
@@ -187,6 +188,7 @@ def test_a_published_file(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_looking_inside():
     """Submodules by path, and the statistics of attention."""
     model, masked = (sentences.model(name) for name in ("DistilBertModel", "DistilBertForMaskedLM"))

@@ -116,7 +116,7 @@ def test_summaries(config, tmp_path):
     assert oracle.worst(CHOICE, tmp_path, theirs, oracle.arguments(CHOICE)) <= FLOAT64
 
 
-@pytest.mark.parametrize("masked", [True, False], ids=["padded", "no mask"])
+@pytest.mark.parametrize("masked", slow_but([True, False], True), ids=["padded", "no mask"])
 def test_replaced_tokens(masked, tmp_path):
     """The loss and every gradient are PyTorch's; padding is no target."""
     theirs = oracle.saved(DISCRIMINATOR, tmp_path).double()

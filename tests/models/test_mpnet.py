@@ -62,7 +62,7 @@ def test_config():
     assert minibert.MPNetConfig().layer_norm_eps == 1e-12
     with pytest.raises(ConfigError, match="relative_attention_num_buckets: expected a whole numb"):
         minibert.MPNetConfig.tiny(relative_attention_num_buckets=31)
-    with pytest.raises(ConfigError, match="max_position_embeddings: expected a whole number from 3"):
+    with pytest.raises(ConfigError, match="max_position_embeddings: expected a whole number from"):
         minibert.MPNetConfig.tiny(max_position_embeddings=2)
     for field in ("is_decoder", "is_causal"):
         with pytest.raises(UnsupportedConfigError, match=f"{field}: True is not implemented"):

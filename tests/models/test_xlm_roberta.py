@@ -88,6 +88,7 @@ def test_configs():
     assert sum(np.prod(leaf.shape) for leaf in shapes.values()) == 110_621_952
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False], ids=["right", "positions from 0"])
 def test_packing(right, monkeypatch):
     """Texts that share a row have the vectors that they have alone."""
@@ -168,11 +169,13 @@ def check_vectors(place, saved):
         np.testing.assert_allclose(found, theirs, rtol=0, atol=EMBEDDING)
 
 
-@pytest.mark.parametrize("family", slow_but(PREFIXES, "xlm-roberta"))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", PREFIXES)
 def test_sentences(family, folder, tmp_path):
     check_vectors(folder(f"{PREFIXES[family]}Model", family), tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_sentences_of_a_bert_with_this_tokenizer(folder, tmp_path):
     """The config's padding is the tokenizer's first token, which is in every text."""
     place = folder("BertModel", "xlm-roberta")
