@@ -108,6 +108,9 @@ class SentenceEncoder(EncoderProperties):
                     "modules: expected None with pooling, include_prompt, dense or normalize, "
                     "which it replaces"
                 )
+            listed = isinstance(modules, list | tuple)
+            if not listed or not all(isinstance(module, Module) for module in modules):
+                raise InputError(f"modules: expected a list of modules, found {shown(modules)}")
             chain = [module.eval() for module in modules]
         found = new_settings(model.config, tokenizer, settings)
         self._set_up(SentenceModel(model, chain, layers), tokenizer, found)

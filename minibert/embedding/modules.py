@@ -58,8 +58,9 @@ class Pooling(Module):
 
     def __init__(self, modes: str | Sequence[str], in_features: int, include_prompt: bool = True):
         modes = pooling_modes("pooling", modes)
-        self.modes, self.include_prompt = modes, include_prompt
-        self.in_features, self.out_features = in_features, len(modes) * in_features
+        self.modes, self.include_prompt = modes, flag("include_prompt", include_prompt)
+        self.in_features = whole("in_features", in_features, 1)
+        self.out_features = len(modes) * self.in_features
         self.printed: str | None = ", ".join(
             [*modes, *([] if include_prompt else ["include_prompt=False"])]
         )
@@ -112,7 +113,9 @@ class Dense(Module):
                 "activation: expected a name of ACTIVATIONS or TORCH_ONLY, or 'prelu'; found "
                 f"{shown(activation)}"
             )
-        self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
+        self.in_features = whole("in_features", in_features, 1)
+        self.out_features = whole("out_features", out_features, 1)
+        self.use_bias = flag("bias", bias)
         self.use_residual = flag("use_residual", use_residual)
 
         def linear(use_bias: bool) -> Linear:
@@ -174,7 +177,7 @@ class LayerNorm(Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        self.in_features = in_features
+        self.in_features = whole("in_features", in_features, 1)
         self.norm: nn_layers.LayerNorm = nn_layers.LayerNorm(
             in_features, epsilon=1e-5, rngs=rngs, dtype=dtype, param_dtype=param_dtype
         )
@@ -211,8 +214,9 @@ class WeightedLayerPooling(Module):
         rngs: nnx.Rngs | None,
         param_dtype: DTypeLike = jnp.float32,
     ):
+        self.in_features = whole("in_features", in_features, 1)
+        self.num_hidden_layers = whole("num_hidden_layers", num_hidden_layers, 1)
         self.layer_start = whole("layer_start", layer_start, 0, num_hidden_layers)
-        self.in_features, self.num_hidden_layers = in_features, num_hidden_layers
         self.printed = f"layers {layer_start} to {num_hidden_layers}"
         key, count = (rngs or SHAPES_ONLY).params(), num_hidden_layers + 1 - layer_start
         self.layer_weights: nnx.Param[Any] = nnx.Param(constant(1.0)(key, (count,), param_dtype))

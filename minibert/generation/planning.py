@@ -120,6 +120,12 @@ def check_assistant(
     vocab, found = model.config.vocab_size, assistant.config.vocab_size
     if found != vocab:
         raise InputError(f"{name}: expected the model's vocab_size, {vocab}, found {found}")
+    own, other_one = (jax.tree.leaves(one)[0] for one in (model, assistant))
+    if own.committed and other_one.committed and own.devices() != other_one.devices():
+        raise InputError(
+            f"{name}: expected a model on {own.devices()}, as the model is, found one on "
+            f"{other_one.devices()}; move it with jax.device_put"
+        )
     for other in ("inputs_embeds", "token_type_ids", "encoder_hidden_states"):
         if getattr(inputs, other) is not None:
             raise InputError(f"{other}: not supported with {name}; expected None")

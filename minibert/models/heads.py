@@ -96,7 +96,8 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
         """The settings of generation that `generate` uses where a call does not override them.
 
         They are those of the checkpoint's generation_config.json, or else of its config.json. A
-        config that is assigned replaces them, and `save_pretrained` writes it.
+        config that is assigned replaces all of them, the end token too, and `save_pretrained`
+        writes it; assign `model.generation_config.replace(…)` to change some.
 
         Raises:
             ConfigError, UnsupportedConfigError: the checkpoint's settings are invalid, or request

@@ -344,7 +344,7 @@ def kept_positions(hidden: Array, logits_to_keep: int | ArrayLike) -> Array:
         InputError: `logits_to_keep` is not a number of at least 0, or not indices of positions.
     """
     name, (batch, seq) = "logits_to_keep", hidden.shape[:2]
-    if isinstance(logits_to_keep, list | tuple | np.ndarray | Array) and np.ndim(logits_to_keep):
+    if getattr(logits_to_keep, "ndim", isinstance(logits_to_keep, list | tuple)):
         chosen = indices(name, logits_to_keep, seq, "seq")
         if chosen.shape[:-1] not in ((), (batch,)):
             raise InputError(

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from minibert.core.checks import as_array
+from minibert.core.fields import PROBABILITY
 from minibert.core.types import AnyArray, Rngs
 from minibert.errors import InputError, shown
 from minibert.nn.numerics import wide_dtype
@@ -290,7 +291,7 @@ class Dropout(Module):
     """Inverted dropout without random state: the keys are arguments of the call."""
 
     def __init__(self, rate: float):
-        self.rate = rate
+        self.rate = PROBABILITY.check("rate", rate, InputError)
         self.printed: str | None = f"{rate:g}"
         self.deterministic = False
 

@@ -294,12 +294,14 @@ class TextGenerationPipeline(Pipeline):
 
     def _plan(self, rows: Sequence[Arrays], shares: Shares) -> list[Batch]:
         """Batches prompts by length, or one by one where results would depend on the batch."""
-        known = (*SETTINGS, "do_sample", "max_time")
+        known = (*SETTINGS, "do_sample", "max_time", "repetition_penalty", "prompt_ignore_length")
         given = shares["forward"]
         settings = self._settings(**{name: given[name] for name in known if name in given})
         lengths = [length(row) for row in rows]
         by_length = settings.max_new_tokens is None and settings.max_length is not None
-        if settings.do_sample or by_length or settings.max_time or given.keys() & HOST:
+        by_place = settings.prompt_ignore_length is not None  # which counts padding
+        alone = settings.do_sample or by_length or by_place or settings.max_time
+        if alone or given.keys() & HOST:
             return [Batch(np.array([row]), 1, size) for row, size in enumerate(lengths)]
         new = _new_tokens(settings, max(lengths))
         whole = [min(size + new, self.positions) for size in lengths]

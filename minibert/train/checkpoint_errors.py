@@ -60,13 +60,14 @@ def check_free_space(folder: Path, arrays: object) -> None:
 def without_tracebacks() -> Generator[None]:
     """Drops the tracebacks that Orbax logs of errors that it also raises.
 
-    After an error this lasts, since Orbax's threads log theirs later.
+    After an error this lasts, also beyond later successes, since Orbax's threads log theirs later.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    for one in loggers:
+    added = [one for one in loggers if _is_not_of_orbax not in one.filters]
+    for one in added:
         one.addFilter(_is_not_of_orbax)
     yield
-    for one in loggers:
+    for one in added:
         one.removeFilter(_is_not_of_orbax)
 
 

@@ -58,9 +58,11 @@ class ConfiguredOptimizer(optax.GradientTransformationExtraArgs):
     Attributes:
         arguments: the arguments by name, as JSON can represent them; a schedule of the caller is
             represented by its name.
+        averages: whether it keeps an average of the parameters (see `averaged`).
     """
 
     arguments: Mapping[str, Any]
+    averages: bool = False
 
 
 def schedule(peak: float, steps: int, *, warmup: int = 0, kind: str = "linear") -> optax.Schedule:

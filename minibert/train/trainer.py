@@ -336,8 +336,7 @@ class Trainer:
 
     @property
     def _evaluated(self) -> Arrays:
-        average = average_of(self.state.opt_state)
-        return self.state.params if average is None else average
+        return {**self.state.params, **average_of(self.state.opt_state)}
 
     def _taken(self, arrays: Arrays) -> Arrays:
         return arrays if self.sharding is None else taken(self.sharding, arrays, self._shapes)

@@ -41,6 +41,7 @@ def averaged(
         InputError: an argument is wrong.
     """
     decay = BELOW_1.check("decay", decay, InputError)
+    _check_last(optimizer)
     inner = _with_arguments(optimizer)
 
     def init(params: optax.Params) -> AverageState:
@@ -54,13 +55,24 @@ def averaged(
         average = optax.incremental_update(new, state.average, 1 - decay)
         return updates, AverageState(changed, average)
 
-    return _wrapped(optimizer, init, update, average_decay=decay)
+    found = _wrapped(optimizer, init, update, average_decay=decay)
+    found.averages = True
+    return found
 
 
 def average_of(opt_state: object) -> Any:
-    """Returns the averaged parameters by path in an optimiser's state; None if there are none."""
+    """Returns the averaged parameters by path in an optimiser's state; empty if there are none.
+
+    An optimiser of some of the parameters, in `optax.multi_transform`, averages these alone.
+    """
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, AverageState))
-    return next((node.average for node in leaves if isinstance(node, AverageState)), None)
+    return {
+        path: array
+        for node in leaves
+        if isinstance(node, AverageState)
+        for path, array in node.average.items()
+        if not isinstance(array, optax.MaskedNode)
+    }
 
 
 def layerwise(
@@ -84,6 +96,7 @@ def layerwise(
     decay = RATIO.check("decay", decay, InputError)
     if not isinstance(model, PretrainedModel):
         raise InputError(f"model: expected a model, found {shown(model)}")
+    _check_last(optimizer)
     inner, above = _with_arguments(optimizer), _layers_above(model)
 
     def update(
@@ -115,6 +128,14 @@ def _layers_above(model: PretrainedModel) -> Any:
         return count + 1 if path.startswith(early) else 0
 
     return above
+
+
+def _check_last(optimizer: object) -> None:
+    if getattr(optimizer, "averages", False):
+        raise InputError(
+            "optimizer: expected one without an average, which must be of the last updates: "
+            "averaged(layerwise(…))"
+        )
 
 
 def _with_arguments(optimizer: object) -> Any:

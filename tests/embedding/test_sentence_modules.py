@@ -291,8 +291,30 @@ def test_modules_that_do_not_fit():
             SentenceEncoder(*parts, modules=[mean], **option)
     with pytest.raises(InputError, match="expected as the first module, with layers='last'"):
         SentenceEncoder(*parts, modules=[weighted, mean], layers="sum_of_last_four")
+    for odd in ("Pooling", mean, [Pooling], [None], 3):
+        with pytest.raises(InputError, match="modules: expected a list of modules, found"):
+            SentenceEncoder(*parts, modules=odd)
     with pytest.raises(InputError, match="activation: expected a name of ACTIVATIONS"):
         Dense(3, 3, activation="xielu", rngs=None)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Dropout(2.0), "rate: expected a number from 0 to 1, found 2.0"),
+        (lambda: Dense(3, 0, rngs=None), "out_features: expected a whole number of at least 1"),
+        (lambda: Dense(3, 4.5, rngs=None), "out_features: "),
+        (lambda: Dense(3, 4, bias="no", rngs=None), "bias: expected True or False, found 'no'"),
+        (lambda: LayerNorm(-1, rngs=None), "in_features: "),
+        (lambda: Pooling("mean", 4.0), "in_features: "),
+        (lambda: Pooling("mean", 4, "no"), "include_prompt: expected True or False"),
+        (lambda: WeightedLayerPooling(4, 0, rngs=None), "num_hidden_layers: "),
+    ],
+)
+def test_wrong_arguments_of_a_module(make, said):
+    """They are not found only when the folder that was saved is read."""
+    with pytest.raises(InputError, match=f"^{said}"):
+        make()
 
 
 def test_dropout_drops_only_in_training():

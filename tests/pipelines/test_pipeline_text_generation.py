@@ -65,6 +65,13 @@ def test_options(ours, theirs, options):
         assert_same(ours(text, **given), theirs(text, **given))
 
 
+def test_a_text_is_the_same_whatever_the_others(ours):
+    """`prompt_ignore_length` counts padding, which a text that is alone does not have."""
+    given = GREEDY | {"repetition_penalty": 5.0, "prompt_ignore_length": 6}
+    texts = [PROMPT, " ".join(SENTENCES[:2])]
+    assert ours(texts, **given) == [ours(text, **given) for text in texts]
+
+
 @pytest.mark.slow
 def test_total_lengths_count_each_prompt(folder, theirs):
     ours = pipeline("text-generation", folder)

@@ -246,12 +246,19 @@ def test_a_checkpoint_must_fit(tmp_path):
         checkpoint_errors.check_free_space(tmp_path, {"kernel": huge})
 
 
-def test_tracebacks_that_are_raised_too_are_not_logged(caplog):
+def test_tracebacks_that_are_raised_too_are_not_logged(caplog, monkeypatch):
     log = logging.getLogger("asyncio")
+    for name in ("absl", "asyncio"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
     with checkpoint_errors.without_tracebacks():
         log.error("one", exc_info=FULL_DISK)
         log.error("two", exc_info=OF_TENSORSTORE)
         log.error("three", exc_info=ValueError("another"))
         log.error("four")
     log.error("five", exc_info=FULL_DISK)
+    with pytest.raises(InputError), checkpoint_errors.without_tracebacks():
+        raise InputError("of the data")
+    with checkpoint_errors.without_tracebacks():
+        pass
+    log.error("six", exc_info=FULL_DISK)  # it may be of the first
     assert [record.message for record in caplog.records] == ["three", "four", "five"]

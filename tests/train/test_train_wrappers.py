@@ -164,6 +164,23 @@ def test_the_average_is_evaluated_and_saved(lora):
     assert other.evaluate([BATCH])["loss"] != pytest.approx(loss, rel=1e-6)
 
 
+def test_an_average_of_some_parameters():
+    """The others are evaluated as they are."""
+    parts = {"averaged": train.averaged(train.adamw(RATE), DECAY), "plain": train.adamw(RATE)}
+
+    def labels(params):
+        return {path: "averaged" if "wpe" in path else "plain" for path in params}
+
+    trainer = train.Trainer(model(), train.causal_lm, optax.multi_transform(parts, labels))
+    before = jax.device_get(trainer.state.params)
+    trainer.step(BATCH)
+    after, found = jax.device_get(trainer.state.params), parameters(trainer.model)
+    for path, array in after.items():
+        mean = DECAY * before[path] + (1 - DECAY) * array if "wpe" in path else array
+        np.testing.assert_allclose(found[path], mean, rtol=1e-6, atol=1e-7)
+    assert trainer.evaluate([BATCH])["loss"] > 0
+
+
 @pytest.mark.slow
 def test_an_average_resumes(tmp_path):
     pytest.importorskip("grain", reason="the data are Grain's")
@@ -196,6 +213,13 @@ def test_an_average_resumes(tmp_path):
             "decay: expected a number above 0, to",
         ),
         (lambda: train.layerwise(train.adamw(1), 0.9), "model: expected a model, found 0.9"),
+        *(
+            (make, "optimizer: expected one without an average")
+            for make in (
+                lambda: train.layerwise(train.averaged(train.adamw(1)), model()),
+                lambda: train.averaged(train.averaged(train.adamw(1))),
+            )
+        ),
     ],
 )
 def test_wrong_arguments(make, said):
