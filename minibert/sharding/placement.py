@@ -31,14 +31,11 @@ def reusable(like: Array, array: object) -> bool:
 
 
 def beside(like: object, tree: object) -> Any:
-    """Returns a tree that a program may read beside an array, whatever JAX's transfer guard says.
+    """Returns a tree with its host arrays transferred, explicitly, to the device of an array.
 
-    Under a guard, host arrays are transferred explicitly to the device to which the array is
-    committed or, without one, where JAX itself would put them. Without a guard they remain on the
-    host: the program's own transfer takes a tenth of the time. Arrays on a device are not moved.
+    Where that is not committed to one device, they go where JAX itself would put them. Arrays that
+    are on a device already are not moved.
     """
-    if jax.transfer_guard_host_to_device.value in (None, "allow"):
-        return tree
     leaves, treedef = jax.tree.flatten(tree)
     host = [number for number, leaf in enumerate(leaves) if not isinstance(leaf, jax.Array)]
     where = committed_device(like)
