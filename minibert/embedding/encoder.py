@@ -123,7 +123,9 @@ class SentenceEncoder(EncoderProperties):
         self._reader = TokenReader(tokenizer, settings.max_seq_length, settings.do_lower_case)
         self._programs = Programs(model)
         self._device = committed_device(self._programs.leaves[0])
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.model: SentenceModel = model
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
+        self.settings: SentenceSettings = settings
         self.truncated = 0
 
     def _move(self, device: jax.Device) -> None:

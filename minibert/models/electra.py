@@ -243,7 +243,7 @@ class ElectraDiscriminatorPredictions(Module):
 class ElectraForPreTraining(ElectraWithHead[ElectraForPreTrainingOutput]):
     """The discriminator: ELECTRA with a score for each token, above 0 if it was replaced."""
 
-    objective = "replaced_tokens"
+    objective: ClassVar[str | None] = "replaced_tokens"
 
     def _add_head(self, config: ElectraConfig, **options: Unpack[Options]) -> None:
         self.discriminator_predictions: ElectraDiscriminatorPredictions = (

@@ -76,7 +76,7 @@ class ModelWithHead(PretrainedModel, Generic[Output]):
 class ForMaskedLM(ModelWithHead[MaskedLMOutput]):
     """A model that predicts masked tokens."""
 
-    objective = "masked_lm"
+    objective: ClassVar[str | None] = "masked_lm"
 
     def _kept_output(
         self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
@@ -89,7 +89,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
     """A decoder that predicts the next token."""
 
     generates = True
-    objective = "causal_lm"
+    objective: ClassVar[str | None] = "causal_lm"
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -112,7 +112,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
             raise InputError(
                 f"generation_config: expected a GenerationConfig, found {shown(value)}"
             )
-        self.config = self.config.replace(generation=value.to_dict())
+        self.config: Any = self.config.replace(generation=value.to_dict())
 
     def _kept_output(
         self, outputs: AnyTrunkOutput, logits_to_keep: int | ArrayLike
@@ -126,7 +126,7 @@ class ForCausalLM(ModelWithHead[CausalLMOutputWithCrossAttentions]):
 class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
     """A model that classifies every token."""
 
-    objective = "token_classification"
+    objective: ClassVar[str | None] = "token_classification"
 
     dropout: Dropout
     classifier: Linear
@@ -152,7 +152,7 @@ class WithClassifier(ModelWithHead[Output]):
 class ForSequenceClassification(WithClassifier[SequenceClassifierOutput]):
     """A model that classifies texts."""
 
-    objective = "classification"
+    objective: ClassVar[str | None] = "classification"
 
     def _output(
         self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
@@ -164,7 +164,7 @@ class ForMultipleChoice(WithClassifier[MultipleChoiceModelOutput]):
     """A model that scores each of several continuations."""
 
     has_choices = True
-    objective = "multiple_choice"
+    objective: ClassVar[str | None] = "multiple_choice"
 
     def _choice_output(
         self, arrays: Mapping[str, ArrayLike | None], **options: Any
@@ -179,7 +179,7 @@ class ForMultipleChoice(WithClassifier[MultipleChoiceModelOutput]):
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """A model that scores each token as the start and as the end of an answer."""
 
-    objective = "question_answering"
+    objective: ClassVar[str | None] = "question_answering"
 
     def _add_head(self, config: Any, **options: Unpack[Options]) -> None:
         self.qa_outputs: Linear = projection(config, 2, **options)

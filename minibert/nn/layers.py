@@ -291,7 +291,7 @@ class Dropout(Module):
     """Inverted dropout without random state: the keys are arguments of the call."""
 
     def __init__(self, rate: float):
-        self.rate = PROBABILITY.check("rate", rate, InputError)
+        self.rate: float = PROBABILITY.check("rate", rate, InputError)
         self.printed: str | None = f"{rate:g}"
         self.deterministic = False
 

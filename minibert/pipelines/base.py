@@ -145,7 +145,8 @@ class Pipeline(abc.ABC):
         if not callable(tokenizer):
             raise InputError(f"tokenizer: expected a tokenizer, found {shown(tokenizer)}")
         self.model, self.tokenizer, self.compiled = model, tokenizer, compiled(model)
-        self.token_budget, self.batch_size = token_budget, batch_size
+        self.token_budget: int | None = token_budget
+        self.batch_size: int | None = batch_size
         self.show_progress = show_progress
         self._defaults = options
         self._shares({})  # raises an error for an unknown or invalid option

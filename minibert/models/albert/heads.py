@@ -107,7 +107,7 @@ class AlbertSOPHead(Module):
 class AlbertForPreTraining(_AlbertWithLMHead[AlbertForPreTrainingOutput]):
     """ALBERT with both heads of its pre-training: masked tokens and sentence order."""
 
-    objective = "sentence_order_pretraining"
+    objective: ClassVar[str | None] = "sentence_order_pretraining"
 
     def _add_head(self, config: AlbertConfig, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)

@@ -248,7 +248,7 @@ class BertPreTrainingHeads(Module):
 class BertForPreTraining(BertWithHead[BertForPreTrainingOutput]):
     """BERT with both heads of its pre-training: masked tokens and next sentence."""
 
-    objective = "pretraining"
+    objective: ClassVar[str | None] = "pretraining"
     tied: ClassVar[Table] = TIED_DECODER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
@@ -326,7 +326,7 @@ class BertForMaskedLM(BertWithMaskedLM, _BertWithLMHead[MaskedLMOutput]):
 class BertForNextSentencePrediction(BertWithHead[NextSentencePredictorOutput]):
     """BERT with a next-sentence head."""
 
-    objective = "next_sentence"
+    objective: ClassVar[str | None] = "next_sentence"
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.cls: BertOnlyNSPHead = BertOnlyNSPHead(config, **options)

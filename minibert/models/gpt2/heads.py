@@ -148,7 +148,7 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
     """GPT-2 with a next-token head and a multiple-choice head."""
 
     has_choices = True
-    objective = "double_heads"
+    objective: ClassVar[str | None] = "double_heads"
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         super()._add_head(config, **options)
@@ -218,7 +218,7 @@ class GPT2ForSequenceClassification(GPT2WithHead[SequenceClassifierOutputWithPas
     """
 
     needs_padding_id = True
-    objective = "classification"
+    objective: ClassVar[str | None] = "classification"
 
     def _add_head(self, config: GPT2Config, **options: Unpack[Options]) -> None:
         self.score: Linear = projection(config, config.num_labels, use_bias=False, **options)
