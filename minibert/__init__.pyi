@@ -54,6 +54,65 @@ from minibert.models.roberta import (
     RobertaForTokenClassification as RobertaForTokenClassification,
     RobertaModel as RobertaModel,
 )
+from minibert.models.xlm_roberta import (
+    XLMRobertaConfig as XLMRobertaConfig,
+    XLMRobertaForCausalLM as XLMRobertaForCausalLM,
+    XLMRobertaForMaskedLM as XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice as XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering as XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification as XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification as XLMRobertaForTokenClassification,
+    XLMRobertaModel as XLMRobertaModel,
+)
+from minibert.models.camembert import (
+    CamembertConfig as CamembertConfig,
+    CamembertForCausalLM as CamembertForCausalLM,
+    CamembertForMaskedLM as CamembertForMaskedLM,
+    CamembertForMultipleChoice as CamembertForMultipleChoice,
+    CamembertForQuestionAnswering as CamembertForQuestionAnswering,
+    CamembertForSequenceClassification as CamembertForSequenceClassification,
+    CamembertForTokenClassification as CamembertForTokenClassification,
+    CamembertModel as CamembertModel,
+)
+from minibert.models.distilbert import (
+    DistilBertConfig as DistilBertConfig,
+    DistilBertForMaskedLM as DistilBertForMaskedLM,
+    DistilBertForMultipleChoice as DistilBertForMultipleChoice,
+    DistilBertForQuestionAnswering as DistilBertForQuestionAnswering,
+    DistilBertForSequenceClassification as DistilBertForSequenceClassification,
+    DistilBertForTokenClassification as DistilBertForTokenClassification,
+    DistilBertModel as DistilBertModel,
+)
+from minibert.models.mpnet import (
+    MPNetConfig as MPNetConfig,
+    MPNetForMaskedLM as MPNetForMaskedLM,
+    MPNetForMultipleChoice as MPNetForMultipleChoice,
+    MPNetForQuestionAnswering as MPNetForQuestionAnswering,
+    MPNetForSequenceClassification as MPNetForSequenceClassification,
+    MPNetForTokenClassification as MPNetForTokenClassification,
+    MPNetModel as MPNetModel,
+)
+from minibert.models.electra import (
+    ElectraConfig as ElectraConfig,
+    ElectraForCausalLM as ElectraForCausalLM,
+    ElectraForMaskedLM as ElectraForMaskedLM,
+    ElectraForMultipleChoice as ElectraForMultipleChoice,
+    ElectraForPreTraining as ElectraForPreTraining,
+    ElectraForQuestionAnswering as ElectraForQuestionAnswering,
+    ElectraForSequenceClassification as ElectraForSequenceClassification,
+    ElectraForTokenClassification as ElectraForTokenClassification,
+    ElectraModel as ElectraModel,
+)
+from minibert.models.albert import (
+    AlbertConfig as AlbertConfig,
+    AlbertForMaskedLM as AlbertForMaskedLM,
+    AlbertForMultipleChoice as AlbertForMultipleChoice,
+    AlbertForPreTraining as AlbertForPreTraining,
+    AlbertForQuestionAnswering as AlbertForQuestionAnswering,
+    AlbertForSequenceClassification as AlbertForSequenceClassification,
+    AlbertForTokenClassification as AlbertForTokenClassification,
+    AlbertModel as AlbertModel,
+)
 
 # many devices
 from minibert.sharding.mesh import Sharding as Sharding

@@ -39,7 +39,13 @@ ALREADY = jax.config.read("jax_disable_most_optimizations")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The default run sees every planted mistake."""
+    """The default run sees every planted mistake, and not every test of every family."""
+    if models := [item for item in items if item.path.parent.name == "models"]:
+        from by_default import (
+            mark_slow,
+        )  # not earlier: it imports minibert, which pytest is to hook
+
+        mark_slow(models)
     for item in items:
         planted = "planted" in item.path.name or "mistake" in item.name
         if planted and item.get_closest_marker("slow"):

@@ -11,7 +11,7 @@ Face's class does not define and therefore ignores (kept, and listed in the load
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar, Unpack
 
@@ -163,6 +163,9 @@ class Config:
     model_type: ClassVar[str]
     refused_fields: ClassVar[Neutral]
     aliases: ClassVar[Mapping[str, str]] = {}
+    # what a family that can be a decoder declares as fields
+    is_decoder = False
+    add_cross_attention = False
 
     num_labels: int = field(whole(1, MAX_LABELS), None)
     id2label: Mapping[int, str] = field(ID2LABEL, None)
@@ -188,6 +191,35 @@ class Config:
         """The field that `max_tokens` comes from, for messages."""
         return self.name_of("max_position_embeddings")
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token attends only to itself and to those before it."""
+        return False
+
+    @property
+    def embedding_size(self) -> int:
+        """The width of token embeddings and of `inputs_embeds`."""
+        return vars(self)[self.name_of("hidden_size")]
+
+    @property
+    def stored_layers(self) -> int:
+        """The number of layers that have parameters of their own."""
+        return vars(self)[self.name_of("num_hidden_layers")]
+
+    @property
+    def stored_layers_name(self) -> str:
+        """The formula of `stored_layers`, for messages."""
+        return "num_hidden_layers"
+
+    @property
+    def layer_paths(self) -> Sequence[str]:
+        """The paths, in the list of blocks, of the blocks that are executed, in order."""
+        return [str(number) for number in range(self.stored_layers)]
+
+    def with_layers(self: AnyConfig, layers: int, blocks: int) -> AnyConfig:
+        """Returns a copy with another number of layers, which consist of some number of blocks."""
+        return self.replace(num_hidden_layers=layers)
+
     def __post_init__(self) -> None:
         check(self)
         id2label = self.id2label or FrozenDict(_default_labels(self.num_labels or 2))
@@ -206,6 +238,21 @@ class Config:
         if self.generation is not None:
             derived["generation"] = freeze(dict(self.generation))
         assign(self, derived)
+
+    def _check_heads(self) -> None:
+        """Raises a `ConfigError` if the number of heads does not divide the hidden size."""
+        heads, hidden = map(self.name_of, ("num_attention_heads", "hidden_size"))
+        size, count = getattr(self, hidden), getattr(self, heads)
+        if size % count:
+            raise ConfigError(f"{heads}: expected a divisor of {hidden} ({size}), found {count}")
+
+    def _check_padding(self) -> None:
+        """Raises a `ConfigError` if `pad_token_id` is neither None nor an index of a token."""
+        pad, vocab = (getattr(self, name) for name in ("pad_token_id", "vocab_size"))
+        if pad is not None and not -vocab <= pad < vocab:
+            raise ConfigError(
+                f"pad_token_id: expected an index into the vocabulary of {vocab}, found {pad}"
+            )
 
     @classmethod
     def name_of(cls, field: str) -> str:

@@ -152,10 +152,10 @@ def shapes_only(
     Raises:
         ConfigError: the source contains fewer tensors than the config has layers.
     """
-    if config.num_hidden_layers > len(source.tensors):
+    if config.stored_layers > len(source.tensors):
         raise ConfigError(
-            f"{where}: num_hidden_layers: expected at most the number of tensors in the "
-            f"checkpoint, {len(source.tensors)}, found {config.num_hidden_layers}"
+            f"{where}: {config.stored_layers_name}: expected at most the number of tensors in the "
+            f"checkpoint, {len(source.tensors)}, found {config.stored_layers}"
         )
     return cls(config, rngs=None, **options)
 

@@ -219,9 +219,10 @@ class Matching:
             shape = expected[name].shape_in("torch")
             faults.append(f"{name!r}: expected {shape}, found no such tensor{half}")
         ours = {self._head(name) for name in expected}
+        layers = range(self.model.config.stored_layers)
         buffers = {
             name.replace("#", str(layer)): why
-            for layer in range(self.model.config.num_hidden_layers)
+            for layer in layers
             for name, why in self.model.buffers.items()
         }
         self.ignored: dict[str, str] = {}
@@ -247,7 +248,7 @@ class Matching:
         """Returns whether a tensor belongs to a layer that the model does not have."""
         blocks = f"{self.model.trunk}.{self.model.blocks}."
         number = name.removeprefix(blocks).partition(".")[0]
-        layers = self.model.config.num_hidden_layers
+        layers = self.model.config.stored_layers
         return name.startswith(blocks) and number.isdecimal() and int(number) >= layers
 
     def _stored(self, name: str) -> TensorInfo:

@@ -1,5 +1,6 @@
 """Opening the weights of a model folder: choice of the file or shards, and refusal of pickles."""
 
+import argparse
 import os
 import pathlib
 import re
@@ -243,11 +244,14 @@ def _load_pickle(path: str) -> Arrays:
                     raise WeightsFileError(
                         f"{path}: expected an archive of torch, found a compressed archive"
                     )
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # of fairseq's options
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsFileError:
         raise
     except Exception as reason:  # torch raises many types of errors for a damaged file
         raise WeightsFileError(f"{path}: not a file of weights ({shown(str(reason))})") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("args"), argparse.Namespace):
+        loaded = loaded.get("model")  # beside the state of a training run
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in loaded.items()

@@ -1,6 +1,7 @@
 """Loading the tokenizer of a folder or repository with transformers."""
 
 import contextlib
+import importlib.util
 import os
 from typing import Any
 
@@ -38,9 +39,8 @@ def load_tokenizer(source: AnyPath, **place: Any) -> Any:
                     source, trust_remote_code=False, **place
                 )
         except Exception as reason:  # every tokenizer class raises its own types
-            raise SourceError(
-                f"{source}: its tokenizer cannot be loaded ({first_line(reason)})"
-            ) from None
+            why = _needed(reason) or first_line(reason)
+            raise SourceError(f"{source}: its tokenizer cannot be loaded ({why})") from None
     # without files AutoTokenizer returns a tokenizer that has special tokens only
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise SourceError(
@@ -48,6 +48,22 @@ def load_tokenizer(source: AnyPath, **place: Any) -> Any:
         )
     _check_encoding(tokenizer, source)
     return tokenizer
+
+
+def _needed(reason: Exception) -> str:
+    """Returns what to install for a SentencePiece model; empty if that is not the reason.
+
+    Without the packages, transformers takes the model for a file of tiktoken.
+    """
+    if not any(name in f"{reason}" for name in ("SentencePiece", "sentencepiece", "tiktoken")):
+        return ""
+    with contextlib.suppress(ModuleNotFoundError):  # of `google`
+        if all(importlib.util.find_spec(name) for name in ("sentencepiece", "google.protobuf")):
+            return ""
+    return (
+        "a SentencePiece model needs sentencepiece and protobuf; "
+        "pip install 'minibert-jax[sentencepiece]'"
+    )
 
 
 def _check_files(folder: str) -> None:

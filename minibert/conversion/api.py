@@ -14,7 +14,7 @@ from minibert.checkpoint.loading import load_pretrained, shapes_only
 from minibert.checkpoint.matching import LoadingInfo, Matching
 from minibert.checkpoint.saving import check_saved, parse_size, write_config, write_model
 from minibert.checkpoint.sources import PICKLE, SAFETENSORS, has_flax, open_source
-from minibert.checkpoint.tensors import TensorSource
+from minibert.checkpoint.tensors import ArraySource, TensorSource
 from minibert.conversion.flax_msgpack import open_flax
 from minibert.conversion.folders import check_links, copy_companions, locate, refuse_nested
 from minibert.conversion.orbax_folder import write_orbax
@@ -30,7 +30,7 @@ from minibert.core.atomic import atomic_folder
 from minibert.core.paths import path_text
 from minibert.errors import MinibertError, SourceError, writing
 from minibert.models.base import ModelClass, PretrainedModel
-from minibert.models.registry import class_by_tensors, model_class
+from minibert.models.registry import FAMILIES, class_by_tensors, model_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +204,8 @@ def read(
 
 def _widest(data: dict[str, Any], tensors: TensorSource, folder: str) -> ModelClass:
     cls = model_class(data, tensors, folder)
-    wider = class_by_tensors(data, tensors.tensors)
+    kind = {"model_type": cls.config_class.model_type}
+    wider = class_by_tensors(data | kind, tensors.tensors)
     if wider is not None and _left(wider, data, tensors) < _left(cls, data, tensors):
         return wider
     return cls
@@ -224,7 +225,16 @@ def _open(folder: str, *, allow_pickle: bool) -> TensorSource:
     if _unreadable_by_torch(folder) and has_flax(folder):
         refuse_adapter(folder)
         return open_flax(folder)
-    return open_source(folder, allow_pickle=allow_pickle)
+    source = open_source(folder, allow_pickle=allow_pickle)
+    return _renamed(source, folder) if isinstance(source, ArraySource) else source
+
+
+def _renamed(source: ArraySource, folder: str) -> TensorSource:
+    """Returns the tensors of another library's checkpoint under the names of transformers."""
+    for family in FAMILIES:
+        if family.foreign and (found := family.foreign(source.arrays)) is not None:
+            return ArraySource(found, os.path.join(folder, PICKLE))
+    return source
 
 
 def _unreadable_by_torch(folder: str) -> str:

@@ -263,7 +263,7 @@ def _weighted(
             "false, with which sentence-transformers ignores this module; set it, or remove the "
             f"module from {MODULES}"
         )
-    count = config.num_hidden_layers
+    count = len(config.layer_paths)
     return WeightedLayerPooling(
         _width(data, where),
         whole(count, count).check(f"{where}: num_hidden_layers", data.get("num_hidden_layers")),

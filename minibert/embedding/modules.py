@@ -359,7 +359,7 @@ def _check_layers(module: WeightedLayerPooling, place: int, config: Any, layers:
             "WeightedLayerPooling: expected as the first module, with layers='last'; found as "
             f"module {place}, with layers={layers!r}"
         )
-    count = config.num_hidden_layers
+    count = len(config.layer_paths)
     if module.num_hidden_layers != count:
         raise InputError(
             f"WeightedLayerPooling: expected num_hidden_layers={count}, the transformer's; found "

@@ -65,10 +65,10 @@ def given_prompts(model: PretrainedModel, inputs: Inputs, config: GenerationConf
     if embeds is not None:
         if tokens is not None:
             raise InputError("input_ids, inputs_embeds: expected one of the two, found both")
-        embeds, hidden = floats("inputs_embeds", embeds), model.config.hidden_size
-        if embeds.ndim != 3 or not embeds.size or embeds.shape[2] != hidden:
+        embeds, width = floats("inputs_embeds", embeds), model.config.embedding_size
+        if embeds.ndim != 3 or not embeds.size or embeds.shape[2] != width:
             raise InputError(
-                f"inputs_embeds: expected shape (batch, seq, {hidden}), found {embeds.shape}"
+                f"inputs_embeds: expected shape (batch, seq, {width}), found {embeds.shape}"
             )
         ids, real = np.full(embeds.shape[:2], -1), _mask(inputs.attention_mask, embeds.shape[:2])
     else:

@@ -87,7 +87,7 @@ def embed_by_layer(
     layers, pooled = [], []
     for start in range(0, len(arrays["attention_mask"]), size):
         batch = {name: array[start : start + size] for name, array in arrays.items()}
-        outputs = fast(**batch, output_hidden_states=True)
+        outputs = fast(**model.known_inputs(batch), output_hidden_states=True)
         layers.append(pool_layers(outputs.hidden_states, batch["attention_mask"], pooling))
         if wrong := rows_not_finite(layers[-1].swapaxes(0, 1)):
             why = f"one of its vectors is NaN or infinite: {cause(model)}"
@@ -273,7 +273,7 @@ def knocked_out(
     """
     if "head_mask" in kwargs:
         raise InputError("head_mask: expected none, as knocked_out uses it to ablate heads")
-    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    layers, heads = len(model.block_paths), model.config.num_attention_heads
 
     @jax.jit
     def scored(model: PretrainedModel, factors: Array) -> Array:

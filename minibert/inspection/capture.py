@@ -5,7 +5,9 @@ change. It is a pure function, so that it can be jitted, differentiated and vect
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flax import nnx
@@ -17,6 +19,8 @@ from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.stack import with_execution
 from minibert.nn import tree
+
+CALL = re.compile(r"@\d+$")
 
 
 class Captured(dict[str, Any]):
@@ -50,6 +54,8 @@ def captured(
     Args:
         model: the model.
         paths: paths of submodules, such as `encoder.layer.3.attention.self`; `*` matches anything.
+            `@2` after a path is the third call of a submodule that is called several times, such as
+            a block that layers share.
         *args, **kwargs: the model's arguments.
         replace: replacements of outputs, by path (`*` here too): an array of the same shape, or a
             function from the output to such an array.
@@ -66,11 +72,11 @@ def captured(
     copy = with_execution(model, remat=False, sharding=None)
     known = submodules(copy)
     patterns = [paths] if isinstance(paths, str) else paths
-    read = tree.paths_by_pattern("paths", patterns, known, "submodule")
+    read = _paths_by_pattern("paths", patterns, known)
     replacing = {} if replace is None else replace
     if not isinstance(replacing, Mapping):
         raise InputError(f"replace: expected a mapping of paths, found {shown(replace)}")
-    replaced = tree.paths_by_pattern("replace", replacing, known, "submodule")
+    replaced = _paths_by_pattern("replace", replacing, known)
     edits = {}
     for pattern, hits in replaced.items():
         for path in hits:
@@ -78,8 +84,8 @@ def captured(
                 raise InputError(f"replace: {path}: matches two patterns; expected only one")
             edits[path] = replacing[pattern]
     found, wanted = Captured(), set().union(*read.values())
-    for path in {*wanted, *edits}:
-        record = functools.partial(_record, found, path, edits)
+    for path in {name.partition("@")[0] for name in (*wanted, *edits)}:
+        record = functools.partial(_record, found, path, edits, itertools.count())
         object.__setattr__(known[path], "_record", record)
         object.__setattr__(known[path], "__class__", _tapped(type(known[path])))
     found.outputs = copy(*args, **kwargs)
@@ -92,14 +98,32 @@ def captured(
     return found
 
 
-def _record(found: Captured, path: str, edits: Mapping[str, Any], output: Any) -> Any:
+def _paths_by_pattern(name: str, patterns: object, known: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the paths that match each pattern, with the number of the call that it ends with."""
+    given: Any = list(patterns) if isinstance(patterns, Iterable) else patterns
+    plain = given
+    if isinstance(given, list):
+        plain = [CALL.sub("", one) if isinstance(one, str) else one for one in given]
+    found = tree.paths_by_pattern(name, plain, known, "submodule")
+    calls = {one: CALL.search(one) for one in given}
+    return {
+        one: [f"{path}{call[0] if call else ''}" for path in found[CALL.sub("", one)]]
+        for one, call in calls.items()
+    }
+
+
+def _record(
+    found: Captured, path: str, edits: Mapping[str, Any], calls: Iterator[int], output: Any
+) -> Any:
     several = isinstance(output, tuple)
     value = output[0] if several else output
-    if path in edits:
-        value = _replaced(path, edits[path], value)
-        make = getattr(output, "_make", tuple)  # for named tuples
-        output = make((value, *output[1:])) if several else value
-    found[path] = value
+    call = f"{path}@{next(calls)}"
+    for name in (path, call):
+        if name in edits:
+            value = _replaced(name, edits[name], value)
+            make = getattr(output, "_make", tuple)  # for named tuples
+            output = make((value, *output[1:])) if several else value
+    found[path] = found[call] = value
     return output
 
 

@@ -15,6 +15,7 @@ LABELS = (
     "labels",
     "mc_labels",
     "next_sentence_label",
+    "sentence_order_label",
     "shift_labels",
     "start_positions",
 )
@@ -29,6 +30,7 @@ ELSEWHERE = {
     "num_items_in_batch": "minibert.train.Trainer counts the targets of a batch",
     "params": "the model holds its parameters; see nnx.split and nnx.merge",
     "return_dict": "outputs have names and indices: out.logits, out[0], out.to_tuple()",
+    "token_type_ids": "the model has no token types; leave them out",
     "train": "call model.train() or model.eval() before",
 }
 

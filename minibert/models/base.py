@@ -1,4 +1,4 @@
-"""The base class of all models, loading and saving of pretrained models, and model families."""
+"""The base class of all models; loading and saving of pretrained models."""
 
 import dataclasses
 import functools
@@ -70,7 +70,7 @@ class PretrainedModel(Module):
         buffers: tensors that are never read, each with the reason; `#` is any layer's number.
         blocks: the path of the list of blocks in the trunk.
         dimensions: rules of `Sharding`: which dimensions of the parameters are heads and features.
-        segments: the field of the config that limits `token_type_ids`.
+        segments: the field of the config that limits `token_type_ids`; empty if there are none.
         has_choices: whether the arguments have an axis of choices, the second.
         needs_padding_id: whether several rows need the config's `pad_token_id`.
         token_embeddings: the path of the token embeddings in the bare model.
@@ -89,7 +89,7 @@ class PretrainedModel(Module):
     buffers: ClassVar[Table]
     blocks: ClassVar[str]
     dimensions: ClassVar[Dimensions]
-    segments: ClassVar[str]
+    segments: ClassVar[str] = ""
     has_choices: ClassVar[bool] = False
     needs_padding_id: ClassVar[bool] = False
     token_embeddings: ClassVar[str]
@@ -143,6 +143,10 @@ class PretrainedModel(Module):
             return past + jnp.arange(seq, dtype=jnp.int32)[None]
         return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
 
+    def known_inputs(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a tokenizer's arrays, without token types if the model has none."""
+        return {n: array for n, array in given.items() if n != "token_type_ids" or self.segments}
+
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Returns an empty cache, made by the bare model."""
         return self.base_model.init_cache(batch_size, max_length)
@@ -159,9 +163,17 @@ class PretrainedModel(Module):
 
     @property
     def block_paths(self) -> list[str]:
-        """The paths of the blocks that are executed, in order."""
-        count = self.base_model.config.num_hidden_layers
-        return [f"{self.blocks_path}.{number}" for number in range(count)]
+        """The paths of the blocks that are executed, in order, as `captured` takes them.
+
+        If blocks are executed several times, `@` and the number of the call follow each path.
+        """
+        names = self.base_model.config.layer_paths
+        shared = len(set(names)) < len(names)
+        calls = [f"@{names[:number].count(name)}" for number, name in enumerate(names)]
+        return [
+            f"{self.blocks_path}.{name}{call if shared else ''}"
+            for name, call in zip(names, calls, strict=True)
+        ]
 
     def get_input_embeddings(self) -> Embed:
         """Returns the module that embeds token ids."""
@@ -174,7 +186,7 @@ class PretrainedModel(Module):
             InputError: the shape is different; `resize_token_embeddings` changes the number of
                 tokens.
         """
-        shape = self.config.vocab_size, self.config.hidden_size
+        shape = self.config.vocab_size, self.config.embedding_size
         found = value.embedding.shape if isinstance(value, Embed) else type(value).__name__
         if found != shape:
             raise InputError(
@@ -263,7 +275,8 @@ class PretrainedModel(Module):
             layers: the indices of the layers, such as `range(6)` or `[0, 2, 4]`.
 
         Raises:
-            InputError: an index is out of range or repeated.
+            InputError: an index is out of range or repeated; or the layers share parameters in a
+                way that no config describes.
             CheckpointMismatchError: a layer depends on its index
                 (`scale_attn_by_inverse_layer_idx`) and would change it; or the model is not the one
                 that its config describes.
@@ -456,41 +469,3 @@ class PretrainedModel(Module):
 
 
 ModelClass = type[PretrainedModel]
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A family of models, as loading, pipelines, training, conversion and tests need it.
-
-    Attributes:
-        models: the classes of the family, the bare model first.
-        by_heads: the class of a checkpoint whose config names none, by the heads among its tensors
-            in the order of the classes' `heads`.
-        causal: the classes that replace some of these if `is_decoder` is true.
-        flax_names: other names that `architectures` may have: those that transformers' Flax classes
-            wrote, where PyTorch's class has another one.
-        tasks: the class of each task: the tasks of `minibert.pipeline`, multiple choice, and
-            pretraining and continuation of `minibert train`. Feature extraction uses the bare
-            model.
-    """
-
-    models: tuple[ModelClass, ...]
-    by_heads: Mapping[tuple[str, ...], ModelClass]
-    tasks: Mapping[str, ModelClass]
-    causal: Mapping[ModelClass, ModelClass] = dataclasses.field(default_factory=dict)
-    flax_names: Mapping[str, ModelClass] = dataclasses.field(default_factory=dict)
-
-    @property
-    def base(self) -> ModelClass:
-        """The class of the bare model."""
-        return self.models[0]
-
-    @property
-    def config(self) -> type[Config]:
-        """The class of the config."""
-        return self.base.config_class
-
-    @property
-    def model_type(self) -> str:
-        """The config's `model_type`."""
-        return self.config.model_type

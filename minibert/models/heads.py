@@ -4,23 +4,29 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Integer
 
+from minibert.checkpoint.config import Config
 from minibert.checkpoint.generation_config import GenerationConfig
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
-from minibert.errors import InputError, shown
+from minibert.errors import ConfigError, InputError, shown
 from minibert.models.base import PretrainedModel
-from minibert.models.inputs import kept_positions
+from minibert.models.inputs import joined_choices, kept_positions
 from minibert.models.outputs import (
     AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     ModelOutput,
+    MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from minibert.nn.layers import Dropout, Linear, TiedLinear
+from minibert.nn.activations import activation
+from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
 
 Output = TypeVar("Output", bound=ModelOutput)
 
@@ -132,6 +138,44 @@ class ForTokenClassification(ModelWithHead[TokenClassifierOutput]):
         return TokenClassifierOutput(logits=logits, **kept(outputs))
 
 
+class WithClassifier(ModelWithHead[Output]):
+    """Base class of models that score whole texts."""
+
+    dropout: Dropout
+    classifier: Any
+
+    def _scores(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Float[Array, "batch labels"]:
+        """Returns the scores of each text, by default of its pooled first token."""
+        return self.classifier(self.dropout(outputs["pooler_output"], rngs))
+
+
+class ForSequenceClassification(WithClassifier[SequenceClassifierOutput]):
+    """A model that classifies texts."""
+
+    objective: ClassVar[str | None] = "classification"
+
+    def _output(
+        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
+    ) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self._scores(outputs, rngs), **kept(outputs))
+
+
+class ForMultipleChoice(WithClassifier[MultipleChoiceModelOutput]):
+    """A model that scores each of several continuations."""
+
+    has_choices = True
+    objective: ClassVar[str | None] = "multiple_choice"
+
+    def _choice_output(
+        self, arrays: Mapping[str, ArrayLike | None], **options: Any
+    ) -> MultipleChoiceModelOutput:
+        """Returns the output for arrays with an axis of choices, and other arguments of a call."""
+        lead, joined = joined_choices(arrays)
+        outputs = self.base_model(**joined, **options)
+        scores = self._scores(outputs, options["rngs"])
+        return MultipleChoiceModelOutput(logits=scores.reshape(lead), **kept(outputs))
+
+
 class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """A model that scores each token as the start and as the end of an answer."""
 
@@ -149,6 +193,61 @@ class ForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
         )
 
 
+class SequenceSummary(Module):
+    """Pools a sequence to one vector, as the `summary_*` fields of the config specify.
+
+    Args:
+        config: the config.
+        outputs: the width of the vector, if there is a projection.
+        first_dropout: the rate of dropout before the projection.
+    """
+
+    def __init__(self, config: Any, outputs: int, first_dropout: float, **options: Unpack[Options]):
+        self.kind: str = config.summary_type
+        projected = config.summary_use_proj
+        self.summary: Linear | None = nnx.data(
+            projection(config, outputs, **options) if projected else None
+        )
+        name = config.summary_activation
+        self.activation: Module | None = nnx.data(activation(name, **options) if name else None)
+        self.first_dropout: Dropout = Dropout(first_dropout)
+        self.last_dropout: Dropout = Dropout(config.summary_last_dropout)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "*batch seq hidden"],
+        index: Integer[Array, "*batch"] | None = None,
+        rngs: Rngs = None,
+    ) -> Float[Array, "..."]:
+        """Pools by `summary_type`; `cls_index` takes the token at `index` (or the last)."""
+        match self.kind:
+            case "last":
+                picked = hidden[:, -1]
+            case "first":
+                picked = hidden[:, 0]
+            case "mean":
+                picked = hidden.mean(axis=1)
+            case _ if index is None:
+                picked = hidden[..., -1, :]
+            case _:
+                picked = jnp.take_along_axis(hidden, index[..., None, None], axis=-2)[..., 0, :]
+        picked = self.first_dropout(picked, rngs)
+        if self.summary is not None:
+            picked = self.summary(picked)
+        if self.activation is not None:
+            picked = self.activation(picked)
+        return self.last_dropout(picked, rngs)
+
+
+def check_two_labels(config: Config) -> None:
+    """Raises a `ConfigError` if the labels are not two: the start and the end of an answer."""
+    if config.num_labels != 2:
+        raise ConfigError(
+            "num_labels: expected 2 for question answering (start and end), "
+            f"found {config.num_labels}"
+        )
+
+
 def projection(
     config: Any, outputs: int, use_bias: bool = True, **options: Unpack[Options]
 ) -> Linear:
@@ -158,12 +257,18 @@ def projection(
     )
 
 
-def lm_projection(config: Any, use_bias: bool = True, **options: Unpack[Options]) -> TiedLinear:
-    """Returns a linear layer from hidden states to logits, which may be tied."""
+def lm_projection(
+    config: Any, use_bias: bool = True, own_bias: bool = False, **options: Unpack[Options]
+) -> TiedLinear:
+    """Returns a linear layer to logits from features of the token embeddings' width.
+
+    It may be tied; see `TiedLinear`.
+    """
     return TiedLinear(
-        config.hidden_size,
+        config.embedding_size,
         config.vocab_size,
         tied=config.tie_word_embeddings and options["rngs"] is not None,
+        own_bias=own_bias,
         stddev=config.initializer_range,
         use_bias=use_bias,
         **options,

@@ -5,6 +5,7 @@ inputs are checked here. Under a caller's own `jax.jit` only shapes and dtypes c
 `layers.Embed` returns NaN for an index out of range.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,9 +35,10 @@ from minibert.nn.cache import KVCache
 
 def index_limits(model: PretrainedModel) -> dict[str, str]:
     """Returns, for each argument of indices, the field of the config that limits it."""
+    segments = getattr(model, "segments", "vocab_size")
     return {
         "input_ids": "vocab_size",
-        "token_type_ids": getattr(model, "segments", "vocab_size"),
+        **({"token_type_ids": segments} if segments else {}),
         "position_ids": model.config.name_of("max_position_embeddings"),
     }
 
@@ -46,7 +48,7 @@ class ModelInputs(NamedTuple):
 
     Attributes:
         input_ids: `(batch, seq)` integers, or None.
-        inputs_embeds: `(batch, seq, hidden)` floats, or None.
+        inputs_embeds: `(batch, seq, embedding_size)` floats, or None.
         token_type_ids: `(batch or 1, seq)` integers, or None.
         position_ids: `(batch or 1, seq)` integers.
         tokens: `(batch, seq)` booleans, False at padding; None without such a mask.
@@ -79,12 +81,12 @@ def model_inputs(
     input_ids: ArrayLike | None,
     inputs_embeds: ArrayLike | None,
     attention_mask: ArrayLike | None,
-    token_type_ids: ArrayLike | None,
     position_ids: ArrayLike | None,
     head_mask: ArrayLike | None,
-    encoder_hidden_states: ArrayLike | None,
-    encoder_attention_mask: ArrayLike | None,
-    past_key_values: KVCache | None,
+    token_type_ids: ArrayLike | None = None,
+    encoder_hidden_states: ArrayLike | None = None,
+    encoder_attention_mask: ArrayLike | None = None,
+    past_key_values: KVCache | None = None,
 ) -> ModelInputs:
     """Checks the arguments of a call against the config of the model.
 
@@ -103,7 +105,7 @@ def model_inputs(
         batch, seq = lengths("input_ids", input_ids, (), *longest)
     else:
         inputs_embeds = floats("inputs_embeds", inputs_embeds)
-        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.hidden_size,), *longest)
+        batch, seq = lengths("inputs_embeds", inputs_embeds, (config.embedding_size,), *longest)
     past = _cache(config, past_key_values, batch, seq)
     if token_type_ids is not None:
         token_type_ids = _indices(model, "token_type_ids", token_type_ids, batch, seq)
@@ -189,7 +191,7 @@ def _head_mask(config: Any, factors: ArrayLike | None) -> Array | None:
     if factors is None:
         return None
     heads = (config.num_attention_heads,)
-    layers_heads = (config.num_hidden_layers, *heads)
+    layers_heads = (len(config.layer_paths), *heads)
     factors = as_array("head_mask", factors)
     if jnp.issubdtype(factors.dtype, jnp.integer) or factors.dtype == bool:
         factors = factors.astype(np.float32)
@@ -275,13 +277,13 @@ def encoder_inputs(
 
 
 def joined_choices(
-    *, optional: bool = False, **arrays: ArrayLike | None
+    arrays: Mapping[str, ArrayLike | None], *, optional: bool = False
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Merges the batch and choices axes of the arguments of a multiple-choice model.
 
     Args:
-        optional: whether the axis of choices may be missing; then nothing is merged.
         arrays: the arguments that have both axes, by name; None for those not passed.
+        optional: whether the axis of choices may be missing; then nothing is merged.
 
     Returns:
         `(batch, choices)`, or `(batch,)`; and the arguments with the two axes merged.
@@ -294,7 +296,7 @@ def joined_choices(
         raise InputError("input_ids, inputs_embeds: pass exactly one of the two")
     tokens = as_array(name, arrays[name])
     if optional and tokens.ndim == (2 if name == "input_ids" else 3):
-        return tokens.shape[:1], arrays
+        return tokens.shape[:1], dict(arrays)
     if tokens.ndim < 3:
         raise InputError(f"{name}: expected shape (batch, choices, seq, …), found {tokens.shape}")
     first, lead, joined = name, tokens.shape[:2], dict(arrays)

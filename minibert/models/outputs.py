@@ -134,6 +134,22 @@ class BertForPreTrainingOutput(ModelOutput):
     attentions: States = None
 
 
+class ElectraForPreTrainingOutput(Scores):
+    """`logits`: a score for each token, `(batch, seq)`; above 0 it was replaced, more likely."""
+
+
+class AlbertForPreTrainingOutput(ModelOutput):
+    """`prediction_logits`: `(batch, seq, vocab)`; `sop_logits`: `(batch, 2)`.
+
+    Index 0 of the latter means "the two segments are in their order", 1 "they are swapped".
+    """
+
+    prediction_logits: Array
+    sop_logits: Array
+    hidden_states: States = None
+    attentions: States = None
+
+
 class NextSentencePredictorOutput(Scores):
     """`logits`: `(batch, 2)`; index 0 means "the second sentence follows the first"."""
 

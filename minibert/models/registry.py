@@ -5,18 +5,34 @@ from typing import Any, Literal, Unpack, overload
 
 from minibert.checkpoint.hub import AnyPath
 from minibert.checkpoint.loading import load_pretrained
-from minibert.checkpoint.matching import LoadingInfo
+from minibert.checkpoint.matching import LoadingInfo, wrapper
 from minibert.checkpoint.tensors import TensorSource
 from minibert.errors import ConfigError, SourceError, shown, suggest
-from minibert.models import bert, gpt2, roberta
-from minibert.models.base import (
-    Family,
-    LoadingOptions,
-    ModelClass,
-    PretrainedModel,
+from minibert.models import (
+    albert,
+    bert,
+    camembert,
+    distilbert,
+    electra,
+    gpt2,
+    mpnet,
+    roberta,
+    xlm_roberta,
 )
+from minibert.models.base import LoadingOptions, ModelClass, PretrainedModel
+from minibert.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (bert.FAMILY, gpt2.FAMILY, roberta.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    bert.FAMILY,
+    gpt2.FAMILY,
+    roberta.FAMILY,
+    xlm_roberta.FAMILY,
+    camembert.FAMILY,
+    distilbert.FAMILY,
+    mpnet.FAMILY,
+    electra.FAMILY,
+    albert.FAMILY,
+)
 MODELS: dict[str, ModelClass] = {cls.__name__: cls for family in FAMILIES for cls in family.models}
 # The Flax classes of transformers 4 wrote their names without the prefix into config.json.
 FLAX_NAMES = {name: cls for family in FAMILIES for name, cls in family.flax_names.items()}
@@ -68,18 +84,19 @@ def model_class(data: dict[str, Any], source: TensorSource, where: str) -> Model
 def class_by_tensors(data: dict[str, Any], names: Collection[str]) -> ModelClass | None:
     """Returns the class whose heads are exactly those among the tensors; None if there is none.
 
-    The family is given by the config's `model_type`; without one, by the prefix of the tensor
-    names, else it is the first one that has a submodule of these names.
+    The family is given by the config's `model_type`; without one it is the first one of those whose
+    bare model has submodules for most of the tensors.
     """
     family = _family(data, names)
     if family is None:
         return None
     base = family.base
+    outer = wrapper(names, f"{base.trunk}.")
+    inner = [name.removeprefix(outer) for name in names]
     full = [
-        f".{base.trunk}.{name}" if name.split(".")[0] in base.submodules else f".{name}"
-        for name in names
+        f"{base.trunk}.{name}" if name.split(".")[0] in base.submodules else name for name in inner
     ]
-    heads = tuple(head for head in base.heads if any(f".{head}." in name for name in full))
+    heads = tuple(head for head in base.heads if any(name.startswith(f"{head}.") for name in full))
     cls = family.by_heads.get(heads)
     return family.causal.get(cls, cls) if cls and data.get("is_decoder") is True else cls
 
@@ -88,10 +105,15 @@ def _family(data: dict[str, Any], names: Collection[str]) -> Family | None:
     if "model_type" in data:
         kind = data["model_type"]
         return BY_TYPE.get(kind) if isinstance(kind, str) else None
-    parts = {part for name in names for part in name.split(".")[:-1]}
-    named = [family for family in FAMILIES if family.base.trunk in parts]
-    fitting = [family for family in FAMILIES if not parts.isdisjoint(family.base.submodules)]
-    return [*named, *fitting, *FAMILIES][0]
+    return max(FAMILIES, key=lambda family: _own_names(family, names))
+
+
+def _own_names(family: Family, names: Collection[str]) -> int:
+    """Returns how many tensors belong to a submodule of a family's bare model, by their names."""
+    trunk = f"{family.base.trunk}."
+    outer = wrapper(names, trunk)
+    inner = (name.removeprefix(outer).removeprefix(trunk) for name in names)
+    return sum(name.split(".")[0] in family.base.submodules for name in inner)
 
 
 @overload

@@ -80,19 +80,32 @@ def keep_layers(model: "PretrainedModel", layers: Sequence[int]) -> None:
     for part in parents:
         parent = getattr(parent, part)
     blocks = list(getattr(parent, last))
-    chosen = [whole("layers", layer, 0, len(blocks) - 1) for layer in layers]
+    order = _blocks_of_layers(model.config)
+    chosen = [whole("layers", layer, 0, len(order) - 1) for layer in layers]
     if len(set(chosen)) != len(chosen):
         raise InputError(f"layers: expected different layers, found {shown(chosen)}")
     check_tree(model, model.config)
-    config = _replaced(model.config, "num_hidden_layers", len(chosen))
-    kept = nnx.List([blocks[layer] for layer in chosen])
-    setattr(parent, last, kept)
+    used = [order[layer] for layer in chosen]
+    kept = list(dict.fromkeys(used))
+    config = model.config.with_layers(len(chosen), len(kept))
+    if _blocks_of_layers(config) != [kept.index(block) for block in used]:
+        raise InputError(
+            f"layers: expected layers of which equal numbers share each block, in order; found "
+            f"{shown(chosen)}, which are calls of the blocks {shown(used)}"
+        )
+    setattr(parent, last, nnx.List([blocks[block] for block in kept]))
     try:
         check_tree(model, config)
     except ValueError:
         setattr(parent, last, nnx.List(blocks))
         raise
     set_config(model, config)
+
+
+def _blocks_of_layers(config: Config) -> list[int]:
+    """Returns the index of each layer's block in the list of blocks."""
+    numbers = [int(path.partition(".")[0]) for path in config.layer_paths]
+    return numbers[:: len(numbers) // getattr(config, config.name_of("num_hidden_layers"))]
 
 
 def mean_rows(rows: Array, count: int, *, mean_of_bias: bool = True) -> Array:

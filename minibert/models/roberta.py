@@ -10,18 +10,21 @@ has the position `pad_token_id`. A text therefore has at most
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Unpack
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
 from minibert.checkpoint.config import Config
+from minibert.checkpoint.tensors import Arrays
 from minibert.core.fields import SIZE, field, whole
-from minibert.core.types import AnyArray, ArrayLike, Options, Rngs, Size
+from minibert.core.types import AnyArray, Options, Rngs, Size
 from minibert.errors import ConfigError
-from minibert.models.base import Family, Names, PretrainedModel, Table
+from minibert.models.base import Names, PretrainedModel, Table
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
     NO_POOLER,
@@ -35,7 +38,8 @@ from minibert.models.bert.heads import (
     VocabLogits,
 )
 from minibert.models.bert.modeling import BertEmbeddings, BertModel, BertPreTrainedModel, Hidden
-from minibert.models.heads import Output, kept, projection
+from minibert.models.family import Family
+from minibert.models.heads import ForSequenceClassification, Output, projection
 from minibert.models.outputs import (
     AnyTrunkOutput,
     CausalLMOutputWithCrossAttentions,
@@ -138,11 +142,16 @@ class RobertaEmbeddings(BertEmbeddings):
         rngs: Rngs = None,
     ) -> Hidden:
         """Embeds token ids, or uses `inputs_embeds`; token types are 0 by default."""
-        if position_ids is None and input_ids is not None:
-            position_ids = counted(jnp.asarray(input_ids) != self.padding_idx, self.padding_idx)
-        elif position_ids is None and inputs_embeds is not None:
-            position_ids = self.padding_idx + 1 + jnp.arange(inputs_embeds.shape[1])[None]
+        if position_ids is None:
+            position_ids = counted_from(self.padding_idx, input_ids, inputs_embeds)
         return super().__call__(input_ids, token_type_ids, position_ids, inputs_embeds, rngs)
+
+
+def counted_from(pad: int, input_ids: AnyArray | None, inputs_embeds: Any) -> Array:
+    """Returns the positions of token ids, or else of embeddings, without a cache; see `counted`."""
+    if input_ids is None:
+        return pad + 1 + jnp.arange(inputs_embeds.shape[1])[None]
+    return counted(jnp.asarray(input_ids) != pad, pad)
 
 
 def counted(
@@ -152,7 +161,30 @@ def counted(
     return pad + jnp.where(tokens, numbered(tokens, segments) + past, 0)
 
 
-class RobertaModel(RobertaPreTrainedModel, BertModel):
+class CountedPositions(PretrainedModel):
+    """Base class of models that count positions from `config.padding_position + 1`."""
+
+    def positions(
+        self,
+        input_ids: AnyArray | None,
+        tokens: AnyArray | None = None,
+        *,
+        seq: Size = 0,
+        past: int | Array = 0,
+        segments: Array | None = None,
+    ) -> Integer[Array, "#batch seq"]:
+        """Returns the default `position_ids`; see `PretrainedModel.positions` for the arguments."""
+        pad: Any = self.config.padding_position
+        if input_ids is None:
+            plain = super().positions(None, tokens, seq=seq, past=past, segments=segments)
+            return pad + 1 + plain
+        real = jnp.asarray(input_ids) != pad
+        if tokens is not None:
+            real &= jnp.asarray(tokens)
+        return counted(real, pad, past=past, segments=segments)
+
+
+class RobertaModel(CountedPositions, RobertaPreTrainedModel, BertModel):
     """The bare encoder, with a pooler if the checkpoint has one.
 
     Args:
@@ -165,25 +197,6 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
 
     optional: ClassVar[Names] = ("roberta.pooler",)
     embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
-
-    def positions(
-        self,
-        input_ids: AnyArray | None,
-        tokens: AnyArray | None = None,
-        *,
-        seq: Size = 0,
-        past: int | Array = 0,
-        segments: Array | None = None,
-    ) -> Integer[Array, "#batch seq"]:
-        """Returns the default `position_ids`; see `PretrainedModel.positions` for the arguments."""
-        pad: Any = self.config.pad_token_id
-        if input_ids is None:
-            plain = super().positions(None, tokens, seq=seq, past=past, segments=segments)
-            return pad + 1 + plain
-        real = jnp.asarray(input_ids) != pad
-        if tokens is not None:
-            real &= jnp.asarray(tokens)
-        return counted(real, pad, past=past, segments=segments)
 
 
 class RobertaWithHead(BertWithHead[Output], RobertaPreTrainedModel):
@@ -241,24 +254,26 @@ class RobertaClassificationHead(Module):
 
     def __call__(self, hidden: Hidden, rngs: Rngs = None) -> Float[Array, "batch labels"]:
         """Returns a score for each label."""
-        first = jnp.tanh(self.dense(self.dropout(hidden[:, 0], rngs)))
+        first = self.activate(self.dense(self.dropout(hidden[:, 0], rngs)))
         return self.out_proj(self.dropout(first, rngs))
 
+    def activate(self, first: Float[Array, "batch hidden"]) -> Float[Array, "batch hidden"]:
+        """Applies the activation between the two layers."""
+        return jnp.tanh(first)
 
-class RobertaForSequenceClassification(RobertaWithHead[SequenceClassifierOutput]):
+
+class RobertaForSequenceClassification(
+    ForSequenceClassification, RobertaWithHead[SequenceClassifierOutput]
+):
     """RoBERTa with a classifier over the first token."""
 
-    objective: ClassVar[str | None] = "classification"
     base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
         self.classifier: RobertaClassificationHead = RobertaClassificationHead(config, **options)
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
-    ) -> SequenceClassifierOutput:
-        logits = self.classifier(outputs.last_hidden_state, rngs)
-        return SequenceClassifierOutput(logits=logits, **kept(outputs))
+    def _scores(self, outputs: AnyTrunkOutput, rngs: Rngs) -> Array:
+        return self.classifier(outputs.last_hidden_state, rngs)
 
 
 class RobertaForMultipleChoice(RobertaWithHead[MultipleChoiceModelOutput], BertForMultipleChoice):
@@ -281,7 +296,56 @@ class RobertaForQuestionAnswering(
     """RoBERTa with a question answering head: a start and an end score at each position."""
 
 
+# Names of fairseq, inside `encoder.` (formerly `decoder.`), and what they are called here.
+FAIRSEQ = (
+    (r"sentence_encoder\.embed_tokens\.", "roberta.embeddings.word_embeddings."),
+    (r"sentence_encoder\.embed_positions\.", "roberta.embeddings.position_embeddings."),
+    (
+        r"sentence_encoder\.(emb_layer_norm|layernorm_embedding)\.",
+        "roberta.embeddings.LayerNorm.",
+    ),
+    (r"sentence_encoder\.layers\.", "roberta.encoder.layer."),
+    (r"\.self_attn_layer_norm\.", ".attention.output.LayerNorm."),
+    (r"\.self_attn\.out_proj\.", ".attention.output.dense."),
+    (r"\.self_attn\.q_proj\.", ".attention.self.query."),
+    (r"\.self_attn\.k_proj\.", ".attention.self.key."),
+    (r"\.self_attn\.v_proj\.", ".attention.self.value."),
+    (r"\.fc1\.", ".intermediate.dense."),
+    (r"\.fc2\.", ".output.dense."),
+    (r"\.final_layer_norm\.", ".output.LayerNorm."),
+    (r"^lm_head\.weight$", "lm_head.decoder.weight"),
+    (r"^classification_heads\.[^.]*\.", "classifier."),
+)
+
+
+def from_fairseq(arrays: Arrays) -> Arrays | None:
+    """Returns the tensors of a checkpoint of fairseq under the names of transformers.
+
+    The projections of query, key and value may be one matrix; the embeddings of token types, which
+    fairseq does not have, are zeros.
+
+    Returns:
+        None if it is not such a checkpoint.
+    """
+    if not any(".sentence_encoder.embed_tokens." in name for name in arrays):
+        return None
+    found: Arrays = {}
+    for name, array in arrays.items():
+        head, fused, kind = name.partition("in_proj_")
+        parts = np.split(array, 3) if fused else [array]
+        names = [f"{head}{part}_proj.{kind}" for part in "qkv"] if fused else [name]
+        for own, part in zip(names, parts, strict=True):
+            new = re.sub(r"^(encoder|decoder)\.", "", own)
+            for pattern, replacement in FAIRSEQ:
+                new = re.sub(pattern, replacement, new)
+            found[new] = part
+    words = found["roberta.embeddings.word_embeddings.weight"]
+    types = np.zeros_like(words[:1])
+    return {"roberta.embeddings.token_type_embeddings.weight": types} | found
+
+
 FAMILY = Family(
+    foreign=from_fairseq,
     models=(
         RobertaModel,
         RobertaForMaskedLM,

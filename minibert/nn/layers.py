@@ -220,17 +220,32 @@ class Conv1D(Linear):
 
 
 class TiedLinear(Linear):
-    """A linear layer whose kernel or bias may be tied to another module's; then its own is None."""
+    """A linear layer whose kernel or bias may be tied to another module's; then its own is None.
+
+    Args:
+        tied: whether to make it without a kernel, and without a bias.
+        own_bias: whether it has its own bias even if it is tied.
+    """
 
     kernel: Any
     bias: Any
 
     def __init__(
-        self, in_features: int, out_features: int, *, tied: bool, rngs: Rngs, **options: Any
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        tied: bool,
+        rngs: Rngs,
+        own_bias: bool = False,
+        **options: Any,
     ):
         super().__init__(in_features, out_features, rngs=None if tied else rngs, **options)
         if tied:
             self.kernel = self.bias = nnx.data(None)
+        if tied and own_bias:
+            key = (rngs or SHAPES_ONLY).params()
+            self.bias = nnx.Param(constant(0.0)(key, (out_features,), options["param_dtype"]))
 
     def __call__(  # ty: ignore[incompatible-method-override]
         self,

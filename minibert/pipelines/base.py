@@ -161,7 +161,7 @@ class Pipeline(abc.ABC):
     def forward(self, inputs: Arrays) -> dict[str, Any]:
         """Runs the model on a batch and returns its outputs and the inputs, by name."""
         given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-        return {**inputs, **self.compiled(**given)}
+        return {**inputs, **self.compiled(**self.model.known_inputs(given))}
 
     @abc.abstractmethod
     def postprocess(self, outputs: Any) -> Any:

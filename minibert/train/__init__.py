@@ -14,15 +14,18 @@ from minibert.train.objectives.base import (
     continuation,
     masked_lm,
     pretraining,
+    sentence_order_pretraining,
 )
 from minibert.train.objectives.contrastive import contrastive
 from minibert.train.objectives.distillation import distillation, with_teacher
+from minibert.train.objectives.electra import ElectraPair, electra_pretraining
 from minibert.train.objectives.heads import (
     classification,
     double_heads,
     multiple_choice,
     next_sentence,
     question_answering,
+    replaced_tokens,
     token_classification,
     weighted,
 )
@@ -33,6 +36,7 @@ from minibert.train.wrappers import averaged, layerwise
 __all__ = [
     "Adapter",
     "Checkpoints",
+    "ElectraPair",
     "Evaluation",
     "LoRA",
     "Objective",
@@ -47,6 +51,7 @@ __all__ = [
     "contrastive",
     "distillation",
     "double_heads",
+    "electra_pretraining",
     "fit",
     "init_adapter",
     "keep_memory",
@@ -60,9 +65,11 @@ __all__ = [
     "next_sentence",
     "pretraining",
     "question_answering",
+    "replaced_tokens",
     "restore",
     "save_adapter",
     "schedule",
+    "sentence_order_pretraining",
     "token_classification",
     "weighted",
     "weighted_adapter",

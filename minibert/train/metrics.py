@@ -1,5 +1,6 @@
 """Metrics of a run: JSONL log, progress bar, throughput and MFU."""
 
+import collections
 import contextlib
 import errno
 import itertools
@@ -52,6 +53,7 @@ OVER_VOCABULARY = (
     "continuation",
     "masked_lm",
     "pretraining",
+    "sentence_order_pretraining",
 )
 
 
@@ -276,7 +278,8 @@ def operations(
     """Returns a step's FLOPs per position, 6·N, and per position², 12·layers·hidden.
 
     (Chowdhery et al., PaLM, appendix B.) N is the number of parameters that are multiplied at every
-    position: kernels, and the token embedding matrix if the output is tied to it.
+    position: kernels, as often as their block is executed, and the token embedding matrix if the
+    output is tied to it.
 
     Args:
         params: the model's arrays by path.
@@ -284,11 +287,16 @@ def operations(
         over_vocabulary: whether logits over the vocabulary are computed at every position.
     """
     kernels = {path: leaf for path, leaf in params.items() if path.endswith("kernel")}
-    count = sum(leaf.size for leaf in kernels.values())
+    blocks = collections.Counter(getattr(config, "layer_paths", ()))  # a toy's has none
+    count = sum(
+        leaf.size * max((blocks[name] for name in blocks if f".{name}." in path), default=1)
+        for path, leaf in kernels.items()
+    )
     vocab_size = getattr(config, "vocab_size", 0)
     if over_vocabulary and not any(vocab_size in leaf.shape for leaf in kernels.values()):
-        count += vocab_size * config.hidden_size
-    return 6.0 * count, 12.0 * config.num_hidden_layers * config.hidden_size
+        count += vocab_size * getattr(config, "embedding_size", config.hidden_size)
+    layers = blocks.total() or config.num_hidden_layers
+    return 6.0 * count, 12.0 * layers * config.hidden_size
 
 
 def _peak(trainer: "Trainer") -> float | None:

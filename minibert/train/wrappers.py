@@ -1,6 +1,7 @@
 """Optimisers around another one: a moving average of the parameters, learning rates by layer."""
 
 import itertools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -111,18 +112,20 @@ def layerwise(
 def _layers_above(model: PretrainedModel) -> Any:
     """Returns a function from a parameter's path to the number of layers above it.
 
-    It is one more than that of the first layer for what comes before the layers.
+    It is one more than that of the first layer for what comes before the layers, and for what they
+    share. Layers that share a block are one.
     """
-    blocks, count = f"{model.blocks_path}.", len(model.block_paths)
+    blocks, count = f"{model.blocks_path}.", len(operator.attrgetter(model.blocks_path)(model))
     prefix = "" if model.is_trunk else f"{model.trunk}."
     children = (path for path, _ in submodules(model.base_model) if "." not in path)
     first = model.blocks.partition(".")[0]
-    before = tuple(f"{prefix}{c}." for c in itertools.takewhile(lambda c: c != first, children))
+    before = itertools.takewhile(lambda child: child != first, children)
+    early = tuple(f"{prefix}{child}." for child in (*before, first))
 
     def above(path: str) -> int:
         if path.startswith(blocks):
             return count - int(path.removeprefix(blocks).partition(".")[0])
-        return count + 1 if path.startswith(before) else 0
+        return count + 1 if path.startswith(early) else 0
 
     return above
 

@@ -173,17 +173,25 @@ def test_pretraining(place):
 
 
 @pytest.mark.slow
-def test_pairs_of_sentences(place):
+@pytest.mark.parametrize(
+    ("task", "term", "name"),
+    [
+        ("pretraining", "next_sentence", "BertForPreTraining"),
+        ("sentence-order-pretraining", "sentence_order", "AlbertForPreTraining"),
+    ],
+)
+def test_pairs_of_sentences(task, term, name, place):
     lines = "\n".join(words("animals", 5) for _ in range(6))
     (place / "documents.txt").write_text("\n\n".join([lines] * 10))
     done = run(
-        *("train", "--task", "pretraining", "--config", "tiny", "--tokenizer", place / "base"),
+        *("train", "--task", task, "--config", "tiny", "--tokenizer", place / "base"),
         *("--data", place / "documents.txt", "--output", place / "pairs", "--steps", "3"),
         *("--batch-size", "4", "--max-length", "32", "--evaluation-fraction", "0.2", "--json"),
+        *("--overwrite",),
     )
     assert done.exit_code == 0, done.output
-    assert "eval_next_sentence_accuracy" in json.loads(done.stdout)["metrics"]
-    assert isinstance(minibert.load(place / "pairs" / "model"), minibert.BertForPreTraining)
+    assert f"eval_{term}_accuracy" in json.loads(done.stdout)["metrics"]
+    assert type(minibert.load(place / "pairs" / "model")).__name__ == name
 
 
 @pytest.mark.slow

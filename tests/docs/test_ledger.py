@@ -56,6 +56,16 @@ def test_what_parameters_may_become():
         assert compared(*worse)[0], worse
 
 
+def test_a_list_may_grow():
+    def compared(after):
+        return part_signatures.compare({"a": {"value": [1, 2]}}, {"a": {"value": after}})
+
+    assert compared([1, 2]).differences == compared([1, 2]).added == []
+    assert (compared([1, 2, 3]).differences, compared([1, 2, 3]).added) == ([], ["a: value: 3"])
+    for worse in ([1], [2, 1], [3, 1, 2], None):
+        assert compared(worse).differences, worse
+
+
 @pytest.mark.parametrize(
     ("change", "seen"),
     [

@@ -170,6 +170,9 @@ def compare(recorded: Record, now: Record) -> Comparison:
                 faults, more = different_parameters(one, other)
                 result.differences += [f"{name}: {fault}" for fault in faults]
                 result.added += [f"{name}: {parameter}" for parameter in more]
+            elif isinstance(one, list) and isinstance(other, list) and other[: len(one)] == one:
+                # the classes of a pipeline, of which a new family adds its own
+                result.added += [f"{name}: {key}: {more}" for more in other[len(one) :]]
             elif why := different(one, other):
                 result.differences.append(f"{name}: {key}: {why}")
     result.remarks.append(f"{len(recorded)} names")

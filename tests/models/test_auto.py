@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 import minibert
+from families import CLASSES
 from minibert.errors import ConfigError, InputError, MissingHeadError, SourceError, TargetError
 from minibert.models.registry import FAMILIES, task_classes
 
@@ -19,10 +20,9 @@ def family(request):
 
 @pytest.fixture
 def folder(family, tmp_path):
-    """A language model of a family, and its generation settings."""
-    cls = family.tasks["text-generation"]
-    config = family.config.tiny(**({} if family.model_type == "gpt2" else {"is_decoder": True}))
-    config = config.replace(generation={"max_new_tokens": 3})
+    """A language model of a family, a decoder if it has one, and its generation settings."""
+    cls = family.tasks.get("text-generation", family.tasks["continuation"])
+    config = family.config.tiny(**CLASSES[cls.__name__]).replace(generation={"max_new_tokens": 3})
     cls(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "in")
     return tmp_path / "in"
 

@@ -30,6 +30,15 @@ def model(facts, pristine):
     return load(pristine.folder(facts.base), facts.base)
 
 
+def fitting(arguments, facts):
+    """Arguments as a family takes them: without token types, or with narrower embeddings."""
+    found = {k: v for k, v in arguments.items() if facts.types or k != "token_type_ids"}
+    words = found.get("inputs_embeds")
+    if isinstance(words, np.ndarray) and words.shape[-1:] == (24,):
+        found["inputs_embeds"] = words[..., : facts.width]
+    return found
+
+
 def at(array, value, dtype=None):
     """The array with its last number changed."""
     array = np.array(array, dtype)
@@ -52,6 +61,7 @@ class Unreadable:
         raise RuntimeError("no\nnumbers here " * 1000)
 
 
+NO_TYPES = "token_type_ids: not an argument of {}: the model has no token types"
 RANGE = "is out of range; expected 0 to"
 NUMBERS = "expected an array of numbers"
 MASK = "1 to keep and 0 to mask"
@@ -137,9 +147,9 @@ REFUSED = {
     "words-ragged": ({"inputs_embeds": [[[1.0], [1.0, 2.0]]]}, "inputs_embeds: expected an array"),
     "words-width": (
         {"inputs_embeds": WORDS[..., :-1]},
-        "inputs_embeds: expected shape (batch, seq, 24), found (2, 6, 23)",
+        "inputs_embeds: expected shape (batch, seq, WIDTH), found (2, 6, 23)",
     ),
-    "words-2d": ({"inputs_embeds": WORDS[0]}, "expected shape (batch, seq, 24), found (6, 24)"),
+    "words-2d": ({"inputs_embeds": WORDS[0]}, "expected shape (batch, seq, WIDTH), found (6, "),
     "words-length-0": ({"inputs_embeds": WORDS[:, :0]}, "inputs_embeds: 0 positions"),
     "words-too-long": ({"inputs_embeds": np.ones((1, 41, 24))}, "inputs_embeds: 41 positions"),
     "segment-negative": (
@@ -208,17 +218,20 @@ REFUSED = {
 }
 
 
-def spelled(said, facts):
-    """What a message says of a family."""
+def case_of(name, facts):
+    """What a case passes to a family's model, and what is then said."""
+    arguments, said = REFUSED[name]
+    if "token_type_ids" in arguments and not facts.types:
+        return arguments, NO_TYPES.format(facts.base)
     tokens, limit = facts.tokens
     said = said.replace("TOKENS", str(tokens)).replace("LIMIT", limit)
-    return said.replace("POSITIONS", facts.positions)
+    said = said.replace("POSITIONS", facts.positions).replace("WIDTH", str(facts.width))
+    return fitting(arguments, facts), said
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, facts, model):
-    arguments, said = REFUSED[case]
-    said = spelled(said, facts)
+    arguments, said = case_of(case, facts)
     refused(InputError, (said,), lambda: model(**arguments))
 
 
@@ -226,8 +239,9 @@ def test_refused(case, facts, model):
     "words", [{"input_ids": IDS}, {"inputs_embeds": WORDS}], ids=["ids", "embeds"]
 )
 def test_token_type_that_does_not_exist(words, facts, model):
-    types = facts.types
+    words, types = fitting(words, facts), facts.types
     said = f"token_type_ids: {types} {RANGE} {types - 1} ({facts.types_field} {types})"
+    said = said if types else NO_TYPES.format(facts.base)
     refused(InputError, (said,), lambda: model(**words, token_type_ids=at(ONES, types)))
 
 
@@ -249,8 +263,7 @@ UNDER_JIT = [
 
 @pytest.mark.parametrize("name", UNDER_JIT)
 def test_shapes_and_types_are_refused_under_jit(name, facts, model):
-    arguments, said = REFUSED[name]
-    said = spelled(said, facts)
+    arguments, said = case_of(name, facts)
     arguments = {key: jnp.asarray(value) for key, value in arguments.items()}
     said = said.replace("float64", "float32").replace("int64", "int32")
     refused(InputError, (said,), lambda: jax.jit(lambda kw: model(**kw))(arguments))
@@ -276,8 +289,8 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(v, id=k) for k, v in ALLOWED.items()])
-def test_allowed_and_finite(arguments, model):
-    outputs = model(**arguments)
+def test_allowed_and_finite(arguments, facts, model):
+    outputs = model(**fitting(arguments, facts))
     for name in outputs.keys() - {"past_key_values"}:
         assert np.isfinite(outputs[name]).all(), name
 
@@ -292,9 +305,9 @@ BIG = {
 
 
 @pytest.mark.parametrize("name", BIG)
-def test_the_order_of_bytes_does_not_matter(name, model):
+def test_the_order_of_bytes_does_not_matter(name, facts, model):
     arguments, dtype = BIG[name]
-    *_, last = arguments
+    *_, last = arguments = fitting(arguments, facts)
     other = arguments | {last: arguments[last].astype(dtype)}
     expected = model(**arguments).last_hidden_state
     np.testing.assert_array_equal(model(**other).last_hidden_state, expected)
@@ -308,10 +321,11 @@ def test_a_head_mask_of_integers_or_booleans(model):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_no_rows(model):
+def test_no_rows(facts, model):
+    words = WORDS[:0, :, : facts.width]
     assert model(IDS[:0]).last_hidden_state.shape == (0, 6, 24)
     assert model(IDS[:0], attention_mask=ONES[:0]).last_hidden_state.shape == (0, 6, 24)
-    assert model(inputs_embeds=WORDS[:0]).last_hidden_state.shape == (0, 6, 24)
+    assert model(inputs_embeds=words).last_hidden_state.shape == (0, 6, 24)
     assert minibert.compiled(model)(IDS[:0]).last_hidden_state.shape == (0, 6, 24)
 
 
@@ -390,29 +404,31 @@ def jitted(model):
     return jax.jit(lambda arguments: model(**arguments).last_hidden_state)
 
 
-def nan_rows(jitted, change):
-    """Which rows of the batch hold nothing but NaN, the rest being what they are without it."""
-    found = np.asarray(jitted(GOOD | change))
-    expected = np.asarray(jitted(GOOD))
+def check_nan(facts, jitted, change):
+    """The last row is nothing but NaN, and the other is what it is without the change."""
+    good, change = fitting(GOOD, facts), fitting(change, facts)
+    found = np.asarray(jitted(good | change))
+    expected = np.asarray(jitted(good))
     assert np.isfinite(expected).all()
     np.testing.assert_array_equal(found[0], expected[0])
-    return np.isnan(found).all(axis=(1, 2)).tolist()
+    assert np.isnan(found).all(axis=(1, 2)).tolist() == [False, bool(change)]
 
 
 def test_nan_of_the_first_token_type_that_does_not_exist(facts, jitted):
+    if not facts.types:
+        return
     change = {"token_type_ids": at(ONES, facts.types)}
-    assert nan_rows(jitted, {k: v.astype(np.int32) for k, v in change.items()}) == [False, True]
+    check_nan(facts, jitted, {k: v.astype(np.int32) for k, v in change.items()})
     with jax.enable_x64(True):
-        assert nan_rows(jitted, change) == [False, True]
+        check_nan(facts, jitted, change)
 
 
 @pytest.mark.parametrize("change", [pytest.param(v, id=k) for k, v in BAD.items()])
-def test_nan_under_jit(change, jitted):
-    change = {name: array.astype(np.int32) for name, array in change.items()}
-    assert nan_rows(jitted, change) == [False, True]
+def test_nan_under_jit(change, facts, jitted):
+    check_nan(facts, jitted, {name: array.astype(np.int32) for name, array in change.items()})
 
 
 @pytest.mark.parametrize("change", [pytest.param(v, id=k) for k, v in (BAD | BAD_64).items()])
-def test_nan_under_jit_with_64_bits(change, jitted):
+def test_nan_under_jit_with_64_bits(change, facts, jitted):
     with jax.enable_x64(True):
-        assert nan_rows(jitted, change) == [False, True]
+        check_nan(facts, jitted, change)

@@ -15,6 +15,8 @@ from minibert.errors import CheckpointMismatchError, InputError  # noqa: E402
 from oracle import arguments  # noqa: E402
 from slowly import slow_but  # noqa: E402
 
+BIASES = ("cls.predictions.bias", "lm_head.bias", "predictions.bias")
+
 
 @pytest.fixture(params=FACTS.values(), ids=FACTS)
 def facts(request):
@@ -27,6 +29,11 @@ def pair(name, folder, **changes):
     return theirs, oracle.ours(name, folder)
 
 
+def blocks_of(model):
+    """The paths of the blocks that are executed, in order, without the numbers of their calls."""
+    return [path.partition("@")[0] for path in model.block_paths]
+
+
 def check_equal(theirs, model, folder):
     """Compares the arrays of two models, here by the names of a file."""
     model.save_pretrained(folder)
@@ -36,7 +43,7 @@ def check_equal(theirs, model, folder):
     assert not any(info.values()), info
     expected = dict(theirs.state_dict())
     # the bias beside an untied decoder is not used; transformers overwrites it, or leaves its size
-    unused = () if model.config.tie_word_embeddings else ("cls.predictions.bias", "lm_head.bias")
+    unused = () if model.config.tie_word_embeddings else BIASES
     for name, tensor in back.state_dict().items():
         if name in unused:
             continue
@@ -162,7 +169,7 @@ def test_fields_that_override_the_checkpoints(facts, tmp_path):
         output_loading_info=True,
     )  # fmt: skip
     prefix = f"{whole.blocks_path}.2."
-    assert info.left
+    assert bool(info.left) == (len(set(blocks_of(whole))) > 1)
     assert all(name.startswith(prefix) for name in info.left)
     assert model.config.num_hidden_layers == 2
     whole.keep_layers([0, 1])
@@ -187,5 +194,7 @@ def test_wrong_overrides(facts, tmp_path):
             oracle.ours(name, tmp_path / "in", **fields)
     with pytest.raises(CheckpointMismatchError, match=r"faults?:"):
         oracle.ours(name, tmp_path / "in", vocab_size=50)
-    with pytest.raises(CheckpointMismatchError):  # more layers than there are
-        oracle.ours(name, tmp_path / "in", num_hidden_layers=4)
+    model = oracle.ours(name, tmp_path / "in")
+    if len(set(blocks_of(model))) > 1:
+        with pytest.raises(CheckpointMismatchError):  # more layers than there are
+            oracle.ours(name, tmp_path / "in", num_hidden_layers=4)

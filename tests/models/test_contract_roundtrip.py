@@ -39,7 +39,7 @@ def rewrite(folder, change):
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
 
 
-@pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["single", "sharded"])
+@pytest.mark.parametrize("shard", ["5GB", "10KB"], ids=["single", "sharded"])
 @pytest.mark.parametrize("dtype", slow_but(["float32", "float16", "bfloat16"], "bfloat16"))
 @pytest.mark.parametrize("name", slow_but(CLASSES, *SOME))
 def test_bytes_and_outputs(name, dtype, shard, tmp_path):
@@ -50,7 +50,7 @@ def test_bytes_and_outputs(name, dtype, shard, tmp_path):
     model.save_pretrained(tmp_path / "out", max_shard_size=shard)
     assert contents(tmp_path / "out") == contents(tmp_path / "in")
     shards = len(list((tmp_path / "out").glob("*.safetensors")))
-    assert (shards > 1) == (shard == "20KB")
+    assert (shards > 1) == (shard == "10KB")
     back, info = getattr(transformers, name).from_pretrained(
         tmp_path / "out", output_loading_info=True, attn_implementation="eager"
     )
@@ -114,7 +114,8 @@ def test_base_file_into_a_head_class(facts, tmp_path):
         oracle.ours(name, tmp_path)
     options = {"new_head": True, "num_labels": 4}
     model, info = oracle.ours(name, tmp_path, rngs=nnx.Rngs(0), output_loading_info=True, **options)
-    assert set(info.new) == set(head)
+    beside = {path for path in oracle.named_arrays(model) if not path.startswith(f"{model.trunk}.")}
+    assert set(info.new) == beside >= set(head)
     assert model.config.id2label[3] == "LABEL_3"
     kernel = oracle.named_arrays(model)[head[0]]
     assert kernel.shape == (4, 24)

@@ -20,6 +20,11 @@ REFERENCE = FIXTURES / "reference"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "encoder_hidden_states")
 OTHERS = {"GPT2LMHeadModel", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification"}
 OTHERS |= {"RobertaForMaskedLM", "RobertaForSequenceClassification"}
+OTHERS |= {"XLMRobertaForMaskedLM", "CamembertForTokenClassification"}
+OTHERS |= {"DistilBertForMaskedLM", "DistilBertForSequenceClassification"}
+OTHERS |= {"MPNetForMaskedLM", "MPNetForSequenceClassification"}
+OTHERS |= {"ElectraForPreTraining", "ElectraForMaskedLM"}
+OTHERS |= {"AlbertForPreTraining", "AlbertForSequenceClassification"}
 CLASSES = sorted(path.parent.name for path in REFERENCE.glob("*/config.json"))
 
 

@@ -1,5 +1,6 @@
 """RoBERTa beyond the contract: packing, generation, text in and answers out and adapters."""
 
+import argparse
 import json
 
 import jax
@@ -18,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 import minibert
 import oracle
 from conftest import FLOAT64
+from converting import run
+from folders import contents
 from minibert import train
 from minibert.embedding.modules import Pooling, SentenceModel
 from minibert.errors import ConfigError
@@ -208,3 +211,58 @@ def test_the_position_of_padding_has_no_gradient():
     rows = gradient.roberta.embeddings.position_embeddings.embedding[...]
     assert not np.any(rows[1])
     assert np.any(rows[2])
+
+
+def fairseq(tensors, fused):
+    """A file of transformers as fairseq would have saved it."""
+    found = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in FAIRSEQ.items():
+            name = name.replace(ours, theirs)
+        found[name if name.startswith("classification") else f"decoder.{name}"] = tensor
+    del found["decoder.token_types"]
+    found["decoder.lm_head.weight"] = found["decoder.sentence_encoder.embed_tokens.weight"]
+    for layer in range(2 * fused):
+        head = f"decoder.sentence_encoder.layers.{layer}.self_attn."
+        for kind in ("weight", "bias"):
+            parts = [found.pop(f"{head}{part}_proj.{kind}") for part in "qkv"]
+            found[f"{head}in_proj_{kind}"] = torch.cat(parts)
+    return found
+
+
+FAIRSEQ = {
+    "roberta.embeddings.word_embeddings": "sentence_encoder.embed_tokens",
+    "roberta.embeddings.position_embeddings": "sentence_encoder.embed_positions",
+    "roberta.embeddings.LayerNorm": "sentence_encoder.emb_layer_norm",
+    "roberta.embeddings.token_type_embeddings.weight": "token_types",
+    "roberta.encoder.layer": "sentence_encoder.layers",
+    "attention.output.LayerNorm": "self_attn_layer_norm",
+    "attention.output.dense": "self_attn.out_proj",
+    "attention.self.query": "self_attn.q_proj",
+    "attention.self.key": "self_attn.k_proj",
+    "attention.self.value": "self_attn.v_proj",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+    "output.LayerNorm": "final_layer_norm",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [True, False], ids=["one matrix", "three"])
+@pytest.mark.parametrize("verifies", [[], ["--no-verify"]], ids=["verified", "not verified"])
+def test_a_file_of_fairseq(fused, verifies, tmp_path):
+    """A pickle of a training run; what it converts to is what transformers saved."""
+    theirs = oracle.torch_model("RobertaForMaskedLM", type_vocab_size=1)
+    with torch.no_grad():
+        theirs.roberta.embeddings.token_type_embeddings.weight.zero_()
+    theirs.save_pretrained(tmp_path / "in")
+    expected = contents(tmp_path / "in")
+    file = tmp_path / "in" / "model.safetensors"
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(file).items()}
+    file.unlink()
+    run_state = {"args": argparse.Namespace(arch="roberta_base"), "model": fairseq(tensors, fused)}
+    torch.save(run_state, tmp_path / "in" / "pytorch_model.bin")
+    assert run(tmp_path / "in", tmp_path / "out", *verifies).exit_code != 0  # it is a pickle
+    result = run(tmp_path / "in", tmp_path / "out", "--allow-pickle", *verifies)
+    assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "out") == expected

@@ -143,6 +143,7 @@ OPERATIONS = {
     "forward of BERT": lambda: forward("BertModel"),
     "forward of GPT-2": lambda: forward("GPT2ForSequenceClassification", pad_token_id=0),
     "forward of RoBERTa": lambda: forward("RobertaForMaskedLM"),
+    "forward of DistilBERT": lambda: forward("DistilBertForMaskedLM"),
     "compiled BERT": lambda: fast("BertForPreTraining"),
     "compiled GPT-2": lambda: fast("GPT2LMHeadModel", use_cache=True),
     "greedy": lambda: generated(**PENALTIES),

@@ -3,7 +3,7 @@
 XLA's TPU compiler is in PyPI's `libtpu`, and compiles for a TPU that is only described. Nothing is
 run and no weight is made: a model built with `rngs=None` is a tree of shapes. The compiler runs in
 a process of its own, since it prints a great deal and reads its settings when it is loaded; this
-file is that process's program too: `python tests/models/test_tpu.py TOPOLOGY DTYPE`.
+file is that process's program too: `python tests/models/test_tpu.py TOPOLOGY DTYPE`, or `CLASS …`.
 """
 
 import importlib.util
@@ -23,6 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import minibert
+from minibert.models.registry import FAMILIES
 
 KINDS = {"v5e:2x2": "TPU v5 lite", "v5p:2x2x1": "TPU v5", "v6e:2x2": "TPU v6 lite"}
 DTYPES = ("bfloat16", "float32")
@@ -42,16 +43,34 @@ def compiled(request: pytest.FixtureRequest) -> dict:
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
     topology, dtype = request.param
-    root = pathlib.Path(minibert.__file__).parents[1]
+    return program(topology, dtype) | {"topology": topology, "dtype": dtype}
+
+
+def program(*arguments: str) -> dict:
+    """Returns what this file prints as a program."""
+    root = str(pathlib.Path(minibert.__file__).parents[1])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, __file__, topology, dtype],
-        env=os.environ | SETTINGS | {"PYTHONPATH": str(root)},
+        [sys.executable, __file__, *arguments],
+        env=os.environ | SETTINGS | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]) | {"topology": topology, "dtype": dtype}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_language_model_of_every_family_compiles():
+    """With padding; the compiler counts at least the products of the layers' kernels."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
+    tasks = [family.tasks for family in FAMILIES]
+    classes = [one.get("fill-mask") or one["text-generation"] for one in tasks]
+    found = program(*(cls.__name__ for cls in classes))
+    assert found.keys() == {cls.__name__ for cls in classes}
+    assert all(flops > 2 * BATCH * SEQ * 2 * 24 * (4 * 24 + 2 * 80) for flops in found.values())
 
 
 @pytest.mark.slow
@@ -121,17 +140,29 @@ def abstract_bert(dtype: str) -> minibert.BertModel:
     return minibert.BertModel(BASE, rngs=None, param_dtype=jnp.dtype(dtype)).eval()
 
 
-def describe(topology: str, dtype: str) -> dict:
-    """Compiles BERT-base for one chip of a described TPU, and says what came of it."""
+def compiled_for(topology: str, model: object) -> jax.stages.Compiled:
+    """Returns the forward pass of a tree of shapes, compiled for one chip of a described TPU."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     chip = SingleDeviceSharding(devices[0])
     ids = jax.ShapeDtypeStruct((BATCH, SEQ), np.int32)
     model, ids = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=chip),
-        (abstract_bert(dtype), ids),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=chip), (model, ids)
     )
-    forward = jax.jit(lambda model, ids, mask: model(ids, mask))
-    program = forward.trace(model, ids, ids).lower(lowering_platforms=("tpu",)).compile()
+    forward = jax.jit(lambda model, ids, mask: model(ids, attention_mask=mask))
+    return forward.trace(model, ids, ids).lower(lowering_platforms=("tpu",)).compile()
+
+
+def operations(name: str) -> float:
+    """Compiles a tiny model of a class, and returns how many operations it has."""
+    cls = getattr(minibert, name)
+    config = cls.config_class.tiny(max_position_embeddings=2 * SEQ)
+    program = compiled_for("v6e:2x2", cls(config, rngs=None, param_dtype=jnp.float32).eval())
+    return program.cost_analysis()["flops"]
+
+
+def describe(topology: str, dtype: str) -> dict:
+    """Compiles BERT-base for one chip of a described TPU, and says what came of it."""
+    program = compiled_for(topology, abstract_bert(dtype))
     (bound_to,) = jax.tree.leaves(program.output_shardings)[0].device_set
     memory = program.memory_analysis()
     text = program.as_text()
@@ -147,4 +178,6 @@ def describe(topology: str, dtype: str) -> dict:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(describe(*sys.argv[1:])) + "\n")
+    given = sys.argv[1:]
+    named = {name: operations(name) for name in given if hasattr(minibert, name)}
+    sys.stdout.write(json.dumps(named or describe(*given)) + "\n")

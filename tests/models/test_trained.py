@@ -58,12 +58,18 @@ def test_minilm(minilm):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spread"),
-    [("BertModel", 0.04), ("GPT2LMHeadModel", 0.02)],  # nothing norms GPT-2's residual: it grows
+    [
+        ("BertModel", 0.04),
+        ("GPT2LMHeadModel", 0.02),  # nothing norms its residual: it grows
+        ("XLMRobertaModel", 0.04),
+        ("DistilBertForMaskedLM", 0.04),
+        ("MPNetModel", 0.04),
+        ("ElectraModel", 0.04),
+    ],
 )
 def test_base_size(name, spread, tmp_path):
-    """BERT-base's and GPT-2's shape with every parameter drawn: all 13 hidden states."""
-    kind = transformers.GPT2Config if name.startswith("GPT2") else transformers.BertConfig
-    config = kind()
+    """The published base models' shape with every parameter drawn: all hidden states."""
+    config = getattr(transformers, name).config_class()
     config._attn_implementation = "eager"
     theirs = getattr(transformers, name)(config).eval()
     oracle.randomise(theirs, 0, norms=0.1, others=spread)
@@ -75,7 +81,8 @@ def test_base_size(name, spread, tmp_path):
     model = oracle.ours(name, tmp_path)
     found = jax.jit(lambda m, g: m(**g, output_hidden_states=True))(model, given)
     errors = oracle.errors(found, expected, given["attention_mask"])
-    assert sum(key.startswith("hidden_states") for key in errors) == 13
+    states = sum(key.startswith("hidden_states") for key in errors)
+    assert states == model.config.num_hidden_layers + 1 in (7, 13)
     logits = errors.pop("logits", 0)
     assert max(errors.values()) <= FLOAT32, errors
     assert logits <= LOGITS

@@ -53,7 +53,7 @@ BERT = {"vocab_size": 30522, "max_position_embeddings": 64}
         (
             "text-generation",
             {},
-            "a BertLMHeadModel or a GPT2LMHeadModel or a RobertaForCausalLM, found BertForM",
+            "a BertLMHeadModel or a GPT2LMHeadModel or a RobertaForCausalLM.*, found BertForM",
         ),
     ],
 )
@@ -63,9 +63,7 @@ def test_a_pipeline_that_cannot_be(masked, tokenizer, task, options, message):
 
 
 def test_models_must_be_models_in_evaluation_mode(masked, tokenizer, minilm):
-    with pytest.raises(
-        InputError, match="expects a BertForMaskedLM or a RobertaForMaskedLM, found 'x'"
-    ):
+    with pytest.raises(InputError, match=r"expects a BertForMaskedLM or .*, found 'x'"):
         FillMaskPipeline(model="x", tokenizer=tokenizer)
     with pytest.raises(InputError, match="found NoneType"):
         FeatureExtractionPipeline(tokenizer=tokenizer)

@@ -310,7 +310,7 @@ def test_what_is_no_folder_with_a_tokenizer_is_refused(masked, tmp_path):
     with pytest.raises(SourceError, match="no such folder"):
         pipeline("fill-mask", tmp_path / "nothing")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ConfigError, match="fill-mask is for 'bert' or 'roberta', found 't5'"):
+    with pytest.raises(ConfigError, match=r"fill-mask is for 'bert' or .*, found 't5'"):
         pipeline("fill-mask", tmp_path / "model")
 
 

@@ -39,14 +39,16 @@ GPT2 = {
     "n_inner": 80,
     "n_positions": 40,
 }
+ALBERT = BERT | {"embedding_size": 16, "num_hidden_layers": 3, "num_hidden_groups": 2}
 CLASSES = {
     "flax_bert_base": ("FlaxBertModel", {}),
     "flax_bert_pretraining": ("FlaxBertForPreTraining", {}),
     "flax_bert_classification": ("FlaxBertForSequenceClassification", {"num_labels": 5}),
     "flax_gpt2_base": ("FlaxGPT2Model", {}),
     "flax_gpt2_lm": ("FlaxGPT2LMHeadModel", {}),
+    "flax_albert_pretraining": ("FlaxAlbertForPreTraining", {}),
 }
-NORMS = ("LayerNorm/scale", "ln_1/scale", "ln_2/scale", "ln_f/scale")
+NORMS = ("LayerNorm/scale", "layer_norm/scale", "ln_1/scale", "ln_2/scale", "ln_f/scale")
 LENGTHS = (11, 7, 4)
 
 
@@ -73,9 +75,10 @@ def inputs(seed: int) -> dict[str, np.ndarray]:
 def record(folder: pathlib.Path, name: str, changes: dict, seed: int) -> None:
     """Saves one model and its outputs."""
     gpt2 = name.startswith("FlaxGPT2")
-    kind, tiny = (transformers.GPT2Config, GPT2) if gpt2 else (transformers.BertConfig, BERT)
-    config = kind(**tiny, **changes)
-    model = getattr(transformers, name)(config, input_shape=(1, max(LENGTHS)))
+    cls = getattr(transformers, name)
+    tiny = {"gpt2": GPT2, "bert": BERT, "albert": ALBERT}[cls.config_class.model_type]
+    config = cls.config_class(**tiny, **changes)
+    model = cls(config, input_shape=(1, max(LENGTHS)))
     model.params = randomised(model.params, seed)
     model.save_pretrained(folder)
     given = inputs(seed)

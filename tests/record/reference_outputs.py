@@ -39,6 +39,16 @@ CLASSES: dict[str, dict[str, Any]] = {
     "GPT2ForSequenceClassification": {"num_labels": 5, "pad_token_id": 0},
     "RobertaForMaskedLM": {},
     "RobertaForSequenceClassification": {"num_labels": 5},
+    "XLMRobertaForMaskedLM": {},
+    "CamembertForTokenClassification": {"num_labels": 5},
+    "DistilBertForMaskedLM": {},
+    "DistilBertForSequenceClassification": {"num_labels": 5},
+    "MPNetForMaskedLM": {},
+    "MPNetForSequenceClassification": {"num_labels": 5},
+    "ElectraForPreTraining": {},
+    "ElectraForMaskedLM": {},
+    "AlbertForPreTraining": {"num_hidden_layers": 3, "num_hidden_groups": 2},
+    "AlbertForSequenceClassification": {"num_labels": 5, "inner_group_num": 2},
 }
 CHOICES = 2
 
@@ -62,6 +72,8 @@ def record(name: str, config: dict[str, Any], seed: int) -> None:
         oracle.inputs(seed + choice, segments=facts.types, pad=facts.pad)
         for choice in range(CHOICES)
     ]
+    if not facts.types:
+        batches = [{k: a for k, a in batch.items() if k != "token_type_ids"} for batch in batches]
     given = batches[0]
     if name in facts.choices:
         given = {key: np.stack([batch[key] for batch in batches], axis=1) for key in given}

@@ -74,7 +74,10 @@ MIX = {"data": 2, "fsdp": 2, "tensor": 2}
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"fsdp": [2, 2], "tensor": 2}]
 
 
-@pytest.mark.parametrize("family", slow_but(["gpt2", "bert", "roberta"], "gpt2"))
+@pytest.mark.parametrize(
+    "family",
+    slow_but(["gpt2", "bert", "xlm-roberta", "distilbert", "mpnet", "electra", "albert"], "gpt2"),
+)
 def test_a_mix_has_the_losses_of_one_device(family):
     jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, MIX)]
     alone, mixed = trained(jobs)
@@ -84,9 +87,11 @@ def test_a_mix_has_the_losses_of_one_device(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_every_mesh_has_the_losses_of_one_device(family, capsys):
-    job = {"family": family, "layers": 1, "dropout": 0.1}
+@pytest.mark.parametrize(
+    ("family", "layers"), [("gpt2", 1), ("bert", 1), ("distilbert", 1), ("albert", 2)]
+)
+def test_every_mesh_has_the_losses_of_one_device(family, layers, capsys):
+    job = {"family": family, "layers": layers, "dropout": 0.1}
     jobs = [job | {"sizes": sizes} for sizes in (None, *MESHES)]
     alone, *found = trained(jobs)
     for sizes, together in zip(MESHES, found, strict=True):

@@ -58,6 +58,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "task_type": "SEQ_CLS",
         },
     ),
+    "DistilBERT and its task's head": (
+        "DistilBertForSequenceClassification",
+        {"target_modules": ["q_lin", "lin1"], "r": 3, "task_type": "SEQ_CLS"},
+    ),
     "biases": (
         "BertForSequenceClassification",
         {"bias": "all", "lora_bias": True, "task_type": "SEQ_CLS"},
@@ -74,6 +78,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitudes of GPT-2": (
         "GPT2LMHeadModel",
         {"use_dora": True, "fan_in_fan_out": True, "use_rslora": True},
+    ),
+    "layers that share blocks": (
+        "AlbertForSequenceClassification",
+        {"target_modules": "all-linear", "use_dora": True, "r": 3, "task_type": "SEQ_CLS"},
     ),
     "embeddings": (
         "BertForSequenceClassification",

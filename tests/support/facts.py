@@ -44,6 +44,7 @@ class Tensors:
         leaf: a tensor of width 24 in any layer.
         layer_faults: how many tensors a layer has.
         unprefixed_faults: how many faults there are if every tensor has an unknown prefix.
+        last: the number of the last layer.
         prefix: what the names of missing tensors begin with and those in the file do not.
         more: faults that only this family has, by name: a change and what is said of it.
     """
@@ -59,6 +60,7 @@ class Tensors:
     leaf: str
     layer_faults: int
     unprefixed_faults: int
+    last: int = 1
     prefix: str = ""
     more: Mapping[str, tuple[Any, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
 
@@ -84,13 +86,14 @@ class Facts:
         labelled: the class with a head of labels, and the head's tensors.
         choices: classes that take an axis of choices.
         norms: how the names of LayerNorm scales end.
-        types: how many token types there are.
+        types: how many token types there are; 0 if the model takes none.
         activation: the config's field of that name.
         positions: the config's field of the number of positions.
         tokens: how many tokens fit, and where that comes from, as messages say it.
         ignored: fields of a config.json that its class of transformers writes and does not read.
         tree: the family whose module tree it has, so that tensors alone do not tell them apart.
         types_field: the config's field of the number of token types.
+        attended: in a block of transformers', the layers whose inputs are the heads' outputs.
         wrapped: classes whose files are tried inside wrappers.
     """
 
@@ -116,11 +119,17 @@ class Facts:
     tree: str = ""
     ignored: tuple[str, ...] = ()
     types_field: str = "type_vocab_size"
+    attended: tuple[str, ...] = ("attention.output.dense", "crossattention.output.dense")
 
     @property
     def pad(self) -> int:
         """The id of padding."""
         return self.tiny.get("pad_token_id", 0)
+
+    @property
+    def width(self) -> int:
+        """The width of token embeddings."""
+        return self.tiny.get("embedding_size", 24)
 
     @property
     def base(self) -> str:

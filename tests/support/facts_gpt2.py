@@ -220,6 +220,7 @@ SIZES = {
 }
 
 FACTS = Facts(
+    attended=("attn.c_proj", "crossattention.c_proj"),
     model_type="gpt2",
     tiny={
         "vocab_size": 97,

@@ -49,6 +49,12 @@ def mean_for_first(self, hidden, rngs=None):
     return self.out_proj(jnp.tanh(self.dense(hidden.mean(axis=1))))
 
 
+def pooled_first(self, hidden, rngs=None):
+    """BERT's head takes the output of a pooler, which is a dense layer and tanh too."""
+    first = jnp.tanh(self.dense(hidden[:, 0]))
+    return self.out_proj(jnp.tanh(self.dense(first)))
+
+
 POSITIONS = {
     "positions from 0": positions_of(lambda given: np.arange(11)[None]),
     "positions from 1": positions_of(lambda given: np.arange(1, 12)[None]),
@@ -77,6 +83,7 @@ CLASSIFIER_HEAD = {
     "GELU for tanh": without_tanh("gelu"),
     "ReLU for tanh": without_tanh("relu"),
     "a mean for the first token": head(mean_for_first),
+    "a pooler before the head": head(pooled_first),
     "the dense layer left out": head(lambda self, hidden, rngs=None: self.out_proj(hidden[:, 0])),
 }
 DECODER = facts_bert.decoder_mistakes("roberta", "lm_head.bias") | {

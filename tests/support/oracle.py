@@ -5,7 +5,10 @@ Hugging Face's own initialisation hides a dropped bias (they are all zero) and a
 """
 
 import contextlib
+import functools
 import inspect
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -64,13 +67,15 @@ def randomise(model: Any, seed: int, norms: float = 0.3, others: float = 0.2) ->
 def inputs(
     seed: int = 0, vocab: int = 97, segments: int = 2, padding: str = "right", pad: int = 0
 ) -> dict[str, np.ndarray]:
-    """A ragged batch, padded on one side: ids, padding mask, token types."""
+    """A ragged batch, padded on one side: ids, padding mask, token types if there are any."""
     draw = np.random.default_rng(seed)
     mask = (np.arange(SEQ) < np.array(LENGTHS)[:, None]).astype(np.int64)
     mask = mask[:, ::-1].copy() if padding == "left" else mask
     ids = np.where(mask == 1, draw.integers(0, vocab, (BATCH, SEQ)), pad)
-    types = draw.integers(0, segments, (BATCH, SEQ)) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    given = {"input_ids": ids, "attention_mask": mask}
+    if segments:
+        given["token_type_ids"] = draw.integers(0, segments, (BATCH, SEQ)) * mask
+    return given
 
 
 def arguments(name: str, **options: Any) -> dict[str, np.ndarray]:
@@ -95,22 +100,25 @@ def additive(mask: np.ndarray) -> torch.Tensor:
 
 
 def scale_heads(model: Any, head_mask: np.ndarray) -> None:
-    """Applies a `(layers, heads)` head mask to the weights, because transformers 5 dropped it."""
+    """Scales the outputs of heads by a `(layers, heads)` head mask, which transformers 5 dropped.
+
+    A block that layers share is called with one row after the other.
+    """
+    name = type(model).__name__
     trunk = getattr(model, model.base_model_prefix, model)
-    for layer, factors in zip(range(len(head_mask)), head_mask, strict=True):
-        if hasattr(trunk, "h"):
-            block = trunk.h[layer]
-            kernels = [block.attn.c_proj.weight]
-            if hasattr(block, "crossattention"):
-                kernels.append(block.crossattention.c_proj.weight)
-        else:
-            block = trunk.encoder.layer[layer]
-            kernels = [block.attention.output.dense.weight.T]
-            if hasattr(block, "crossattention"):
-                kernels.append(block.crossattention.output.dense.weight.T)
-        with torch.no_grad():
-            for kernel in kernels:
-                kernel *= torch.tensor(np.repeat(factors, len(kernel) // len(factors)))[:, None]
+    blocks = trunk.get_submodule(getattr(minibert, name).blocks)
+    for attended in OF_CLASS[name].attended:
+        scale = functools.partial(_scaled, itertools.cycle(head_mask))
+        for path, layer in blocks.named_modules():
+            if path.endswith(f".{attended}"):
+                layer.register_forward_pre_hook(scale)
+
+
+def _scaled(rows: Iterator[np.ndarray], layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Scales the merged outputs of heads, `(batch, seq, hidden)`, by the next row of factors."""
+    merged, factors = given[0], next(rows)
+    factors = np.repeat(factors, merged.shape[-1] // len(factors))
+    return (merged * torch.tensor(factors, dtype=merged.dtype), *given[1:])
 
 
 @contextlib.contextmanager
@@ -206,7 +214,12 @@ def worst_gradient(name: str, folder: Any, theirs: Any, given: dict[str, Any]) -
         model = ours(name, folder, param_dtype=jnp.float64)
         gradient = jax.grad(lambda m: weighted(m(**given), weights, jnp.asarray))(model)
         found = named_arrays(gradient)
-    used = {path: grad.numpy() for path, grad in expected.items() if grad is not None}
+    # PyTorch lists a tied parameter under the name that its class assigns first
+    used = {
+        path if path in found else model.tied[path]: grad.numpy()
+        for path, grad in expected.items()
+        if grad is not None
+    }
     assert used
     assert found.keys() >= used.keys()
     # a key's bias cannot change a softmax: its gradient is zero, and both sides only rounding

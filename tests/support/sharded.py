@@ -10,41 +10,39 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import minibert
+from minibert import train
 from minibert.errors import InputError
+from minibert.models.registry import BY_TYPE
 from minibert.nn.tree import parameters
 from minibert.sharding.mesh import Sharding
 from minibert.sharding.placement import on_host
-from minibert.train import Trainer, adamw, causal_lm, masked_lm
+from minibert.train import Trainer, adamw
+from tiny import STILL
 
-OBJECTIVES = {"gpt2": causal_lm, "bert": masked_lm, "roberta": masked_lm}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 ROWS, SEQ = 16, 8
+# of any family's config
+WIDTHS = ("intermediate_size", "hidden_dim", "n_inner")
+DROPOUTS = tuple(name for names in STILL.values() for name in names)
 
 
 def model(family, even=True, dropout=0.0, layers=2):
     """Returns a float64 model with sizes that 2, 4 and 8 divide, or not."""
     hidden, heads, vocab = (32, 4, 64) if even else (30, 3, 61)
-    if family == "gpt2":
-        config = minibert.GPT2Config.tiny(
-            vocab_size=vocab, n_embd=hidden, n_head=heads, n_layer=layers, n_positions=SEQ
-        ).replace(attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
-        return minibert.GPT2LMHeadModel(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
-    roberta = family == "roberta"
-    config = (
-        (minibert.RobertaConfig if roberta else minibert.BertConfig)
-        .tiny(
-            vocab_size=vocab,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            intermediate_size=4 * hidden,
-            num_hidden_layers=layers,
-            max_position_embeddings=SEQ + 2 * roberta,
-        )
-        .replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    tasks = BY_TYPE[family].tasks
+    cls = tasks.get("fill-mask") or tasks["text-generation"]
+    config = cls.config_class.tiny(
+        vocab_size=vocab, hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers
     )
-    masked = minibert.RobertaForMaskedLM if roberta else minibert.BertForMaskedLM
-    return masked(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    before_first = config.max_position_embeddings - config.max_tokens
+    narrower = {"embedding_size": hidden // 2} if config.embedding_size < hidden else {}
+    config = config.replace(
+        max_position_embeddings=SEQ + before_first,
+        **narrower,
+        **{name: 4 * hidden for name in WIDTHS if hasattr(config, name)},
+        **{name: dropout for name in DROPOUTS if hasattr(config, name)},
+    )
+    return cls(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
 
 
 def batches(steps, part=0, parts=1):
@@ -63,7 +61,7 @@ def trainer(family, sizes, even=True, rules=None, dropout=0.0, layers=2, **optio
     sharding = None if sizes is None else Sharding.of_devices(**sizes, rules=rules)
     optimizer = adamw(1e-2)
     start = model(family, even, dropout, layers)
-    return Trainer(start, OBJECTIVES[family], optimizer, sharding=sharding, **options)
+    return Trainer(start, getattr(train, start.objective), optimizer, sharding=sharding, **options)
 
 
 def share(trained):

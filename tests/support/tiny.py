@@ -14,6 +14,7 @@ from minibert.nn.layers import LayerNorm
 STILL = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "distilbert": {"dropout": 0.0, "attention_dropout": 0.0},
 }
 
 

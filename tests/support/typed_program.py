@@ -136,6 +136,169 @@ def roberta_heads() -> None:
     )
 
 
+def distilbert_heads() -> None:
+    config, rngs = minibert.DistilBertConfig.tiny(), nnx.Rngs(0)
+    bare = minibert.DistilBertModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPastAndCrossAttentions)
+    assert_type(minibert.DistilBertForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.DistilBertForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.DistilBertForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.DistilBertForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.DistilBertForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
+def xlm_roberta_heads() -> None:
+    config, rngs = minibert.XLMRobertaConfig.base(), nnx.Rngs(0)
+    assert_type(config, minibert.XLMRobertaConfig)
+    bare = minibert.XLMRobertaModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(minibert.XLMRobertaForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.XLMRobertaForCausalLM(config, rngs=rngs)(ids),
+        outputs.CausalLMOutputWithCrossAttentions,
+    )
+    assert_type(
+        minibert.XLMRobertaForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.XLMRobertaForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.XLMRobertaForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.XLMRobertaForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
+def camembert_heads() -> None:
+    config, rngs = minibert.CamembertConfig.base(), nnx.Rngs(0)
+    assert_type(config, minibert.CamembertConfig)
+    bare = minibert.CamembertModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(minibert.CamembertForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.CamembertForCausalLM(config, rngs=rngs)(ids),
+        outputs.CausalLMOutputWithCrossAttentions,
+    )
+    assert_type(
+        minibert.CamembertForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.CamembertForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.CamembertForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.CamembertForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
+def mpnet_heads() -> None:
+    config, rngs = minibert.MPNetConfig.tiny(), nnx.Rngs(0)
+    bare = minibert.MPNetModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(minibert.MPNetForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.MPNetForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.MPNetForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.MPNetForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.MPNetForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
+def electra_heads() -> None:
+    config, rngs = minibert.ElectraConfig.tiny(), nnx.Rngs(0)
+    bare = minibert.ElectraModel(config, rngs=rngs)(ids, token_type_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPastAndCrossAttentions)
+    generator = minibert.ElectraForMaskedLM(config, rngs=rngs)
+    assert_type(generator(ids), outputs.MaskedLMOutput)
+    discriminator = minibert.ElectraForPreTraining(config, rngs=rngs)
+    assert_type(discriminator(ids), outputs.ElectraForPreTrainingOutput)
+    assert_type(
+        minibert.ElectraForCausalLM(config, rngs=rngs)(ids, use_cache=True),
+        outputs.CausalLMOutputWithCrossAttentions,
+    )
+    assert_type(
+        minibert.ElectraForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.ElectraForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.ElectraForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.ElectraForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+    pair = minibert.train.ElectraPair(generator, discriminator)
+    assert_type(pair.models()[0], minibert.ElectraForMaskedLM)
+    assert_type(minibert.train.electra_pretraining(), minibert.train.Objective)
+    assert_type(minibert.train.replaced_tokens, minibert.train.Objective)
+
+
+def albert_heads() -> None:
+    config, rngs = minibert.AlbertConfig.tiny(), nnx.Rngs(0)
+    assert_type(config.embedding_size, int)
+    bare = minibert.AlbertModel(config, rngs=rngs)(ids, position_ids=ids)
+    assert_type(bare, outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+    assert_type(
+        minibert.AlbertForPreTraining(config, rngs=rngs)(ids), outputs.AlbertForPreTrainingOutput
+    )
+    assert_type(minibert.AlbertForMaskedLM(config, rngs=rngs)(ids), outputs.MaskedLMOutput)
+    assert_type(
+        minibert.AlbertForSequenceClassification(config, rngs=rngs)(ids),
+        outputs.SequenceClassifierOutput,
+    )
+    assert_type(
+        minibert.AlbertForMultipleChoice(config, rngs=rngs)(ids[None]),
+        outputs.MultipleChoiceModelOutput,
+    )
+    assert_type(
+        minibert.AlbertForTokenClassification(config, rngs=rngs)(ids),
+        outputs.TokenClassifierOutput,
+    )
+    assert_type(
+        minibert.AlbertForQuestionAnswering(config, rngs=rngs)(ids),
+        outputs.QuestionAnsweringModelOutput,
+    )
+
+
 def checkpoints(folder: str) -> None:
     model, info = minibert.load(folder, output_loading_info=True, num_labels=3)
     assert_type(info, minibert.LoadingInfo)

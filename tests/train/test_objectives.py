@@ -194,6 +194,11 @@ CASES = {
         train.pretraining,
         both(tokens(VOCAB), rows(2, True, "next_sentence_label")),
     ),
+    "sentence order": Case(
+        "AlbertForPreTraining",
+        train.sentence_order_pretraining,
+        both(tokens(VOCAB), rows(2, True, "sentence_order_label")),
+    ),
     "next sentence": Case("BertForNextSentencePrediction", train.next_sentence, rows(2)),
     "next sentence, some": Case(
         "BertForNextSentencePrediction", train.next_sentence, rows(2, True)

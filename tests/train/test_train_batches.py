@@ -38,6 +38,11 @@ RIGHT = {
     "causal_lm": (train.causal_lm, LABELS),
     "shift_labels": (train.causal_lm, WORDS | {"shift_labels": IDS}),
     "pretraining": (train.pretraining, LABELS | {"next_sentence_label": CLASSES}),
+    "replaced_tokens": (train.replaced_tokens, WORDS | {"labels": IDS % 2}),
+    "sentence_order_pretraining": (
+        train.sentence_order_pretraining,
+        LABELS | {"sentence_order_label": CLASSES},
+    ),
     "next_sentence": (train.next_sentence, WORDS | {"labels": CLASSES}),
     "continuation": (train.continuation(5), WORDS),
     "filler": (train.continuation(96), WORDS | {"attention_mask": np.ones((ROWS, SEQ), int)}),

@@ -50,6 +50,24 @@ DOCUMENTS = [
 ]
 
 
+def test_sentence_order(tokenizer):
+    """Both parts are of one document, in their order or swapped; one document is enough."""
+    options = {"max_length": 24, "batch_size": 4, "epochs": 30, "sentence_order": True}
+    found = {0: set(), 1: set()}
+    for batch in data.pretraining(DOCUMENTS[:1], tokenizer, **options):
+        assert "next_sentence_label" not in batch
+        for row, label in enumerate(batch["sentence_order_label"]):
+            ids = restored(batch)[row][batch["attention_mask"][row] == 1].tolist()
+            first = ids[1 : ids.index(SEP)]
+            second = ids[len(first) + 2 : -1]
+            assert batch["token_type_ids"][row].sum() == len(second) + 1
+            found[int(label)].add((tuple(first), tuple(second)))
+    assert found[0]
+    assert {(second, first) for first, second in found[1]} == found[0]
+    with pytest.raises(InputError, match="documents: expected at least two"):
+        data.pretraining(DOCUMENTS[:1], tokenizer, max_length=24, batch_size=4)
+
+
 @pytest.fixture(scope="module")
 def pairs(tokenizer):
     batches = data.pretraining(

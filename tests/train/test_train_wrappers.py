@@ -107,8 +107,15 @@ def of_gpt2(path):
     return int(layer[1]) + 1 if layer else 0 if re.search(r"\bw[tp]e\.", path) else 3
 
 
+def of_albert(path):
+    group = re.search(r"albert_layer_groups\.(\d+)\.", path)
+    early = ("albert.embeddings.", "albert.encoder.embedding_hidden_mapping_in.")
+    return int(group[1]) + 1 if group else 0 if path.startswith(early) else 3
+
+
 BERT = minibert.BertConfig.tiny(num_hidden_layers=2)
 GPT2 = minibert.GPT2Config.tiny(n_layer=2)
+ALBERT = minibert.AlbertConfig.tiny(num_hidden_layers=4, num_hidden_groups=2)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,7 @@ GPT2 = minibert.GPT2Config.tiny(n_layer=2)
     [
         ("BertForMaskedLM", BERT, of_bert),
         ("GPT2LMHeadModel", GPT2, of_gpt2),
+        pytest.param("AlbertForMaskedLM", ALBERT, of_albert, marks=pytest.mark.slow),
     ],
 )
 def test_rates_by_layer_are_those_of_groups(name, config, depth):

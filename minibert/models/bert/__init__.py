@@ -1,6 +1,5 @@
 """BERT."""
 
-from minibert.models.base import Family
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.heads import (
     BertForMaskedLM,
@@ -13,6 +12,7 @@ from minibert.models.bert.heads import (
     BertLMHeadModel,
 )
 from minibert.models.bert.modeling import BertModel
+from minibert.models.family import Family
 
 FAMILY = Family(
     models=(

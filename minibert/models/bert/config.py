@@ -27,15 +27,36 @@ LARGE = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BertConfig(Config):
-    """The shape and settings of a BERT; field names and defaults are Hugging Face's."""
+class EncoderConfig(Config):
+    """What BERT's config and those of the encoders derived from it have in common."""
 
-    model_type = "bert"
     refused_fields: ClassVar[Neutral] = {
         **REFUSED_FIELDS,
         "position_embedding_type": ("absolute", None),
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_heads()
+        self._check_padding()
+        if self.is_causal and not self.is_decoder:
+            # transformers' eager attention ignores it; its default one applies it without padding
+            raise UnsupportedConfigError(
+                "is_causal: expected false or no value, as is_decoder is false, found true; set "
+                "is_decoder for attention to earlier tokens only"
+            )
+
+    @property
+    def padding_position(self) -> int | None:
+        """The position of padding, whose embedding receives no gradient; None if there is none."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig(EncoderConfig):
+    """The shape and settings of a BERT; field names and defaults are Hugging Face's."""
+
+    model_type = "bert"
 
     vocab_size: int = field(SIZE, 30522)
     hidden_size: int = field(SIZE, 768)
@@ -57,35 +78,12 @@ class BertConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"num_attention_heads: expected a divisor of hidden_size ({self.hidden_size}), "
-                f"found {self.num_attention_heads}"
-            )
         if self.add_cross_attention and not self.is_decoder:
             raise ConfigError("add_cross_attention: expected false, as is_decoder is false")
-        if self.is_causal and not self.is_decoder:
-            # transformers' eager attention ignores it; its default one applies it without padding
-            raise UnsupportedConfigError(
-                "is_causal: expected false or no value, as is_decoder is false, found true; set "
-                "is_decoder for attention to earlier tokens only"
-            )
-        if self.pad_token_id is not None and not (
-            -self.vocab_size <= self.pad_token_id < self.vocab_size
-        ):
-            raise ConfigError(
-                f"pad_token_id: expected an index into the vocabulary of {self.vocab_size}, "
-                f"found {self.pad_token_id}"
-            )
 
     @classmethod
     def _refused(cls, data: Mapping[str, Any]) -> Neutral:
         return {**cls.refused_fields, **(REFUSED_DECODER_FIELDS if data.get("is_decoder") else {})}
-
-    @property
-    def padding_position(self) -> int | None:
-        """The position of padding, whose embedding receives no gradient; None if there is none."""
-        return None
 
     @property
     def causal(self) -> bool:

@@ -12,22 +12,23 @@ from jax import Array
 from jaxtyping import Float
 
 from minibert.core.types import ArrayLike, Options, Rngs
-from minibert.errors import ConfigError
 from minibert.models.base import PretrainedModel, Table
 from minibert.models.bert.config import BertConfig
 from minibert.models.bert.modeling import BertModel, BertPreTrainedModel, Hidden
 from minibert.models.heads import (
     ForCausalLM,
     ForMaskedLM,
+    ForMultipleChoice,
     ForQuestionAnswering,
+    ForSequenceClassification,
     ForTokenClassification,
     ModelWithHead,
     Output,
+    check_two_labels,
     kept,
     lm_projection,
     projection,
 )
-from minibert.models.inputs import joined_choices
 from minibert.models.outputs import (
     AnyTrunkOutput,
     BertForPreTrainingOutput,
@@ -43,7 +44,7 @@ from minibert.nn.activations import activation
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import SHAPES_ONLY, Dropout, LayerNorm, Linear, Module, TiedLinear, constant
 
-EmbeddingMatrix = Float[Array, "vocab hidden"]
+EmbeddingMatrix = Float[Array, "vocab embedding"]
 VocabLogits = Float[Array, "batch seq vocab"]
 
 NO_POOLER = {"add_pooling_layer": False}
@@ -99,23 +100,14 @@ class _BertWithClassifier(BertWithHead[Output]):
         )
 
 
-class BertForSequenceClassification(_BertWithClassifier[SequenceClassifierOutput]):
+class BertForSequenceClassification(
+    ForSequenceClassification, _BertWithClassifier[SequenceClassifierOutput]
+):
     """BERT with a sequence classification head, over the pooled first token."""
 
-    objective: ClassVar[str | None] = "classification"
 
-    def _output(
-        self, outputs: AnyTrunkOutput, input_ids: ArrayLike | None, rngs: Rngs
-    ) -> SequenceClassifierOutput:
-        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        return SequenceClassifierOutput(logits=logits, **kept(outputs))
-
-
-class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
+class BertForMultipleChoice(ForMultipleChoice, _BertWithClassifier[MultipleChoiceModelOutput]):
     """BERT with a multiple-choice head: a score for each of several continuations."""
-
-    has_choices = True
-    objective: ClassVar[str | None] = "multiple_choice"
 
     def __call__(
         self,
@@ -135,22 +127,20 @@ class BertForMultipleChoice(_BertWithClassifier[MultipleChoiceModelOutput]):
         It is the second axis: `input_ids` is `(batch, choices, seq)`. Returns a score for each
         choice, `(batch, choices)`; hidden states and attentions have batch × choices rows.
         """
-        lead, joined = joined_choices(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        outputs = self.base_model(
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return self._choice_output(
+            arrays,
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             rngs=rngs,
-            **joined,
         )
-        logits = self.classifier(self.dropout(outputs["pooler_output"], rngs))
-        return MultipleChoiceModelOutput(logits=logits.reshape(lead), **kept(outputs))
 
 
 class BertForTokenClassification(
@@ -167,11 +157,7 @@ class BertForQuestionAnswering(ForQuestionAnswering, BertWithHead[QuestionAnswer
     base_options: ClassVar[Mapping[str, Any]] = NO_POOLER
 
     def _add_head(self, config: BertConfig, **options: Unpack[Options]) -> None:
-        if config.num_labels != 2:
-            raise ConfigError(
-                "num_labels: expected 2 for question answering (start and end), "
-                f"found {config.num_labels}"
-            )
+        check_two_labels(config)
         super()._add_head(config, **options)
 
 
@@ -200,7 +186,7 @@ class LMHead(Module):
 
     transform: Callable[..., Array]
 
-    def _add_decoder(self, config: BertConfig, **options: Unpack[Options]) -> None:
+    def _add_decoder(self, config: Any, **options: Unpack[Options]) -> None:
         self.decoder: TiedLinear = lm_projection(config, **options)
         key = (options["rngs"] or SHAPES_ONLY).params()
         self.bias: nnx.Param[Any] = nnx.Param(

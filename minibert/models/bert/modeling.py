@@ -18,7 +18,7 @@ from minibert.core.types import AnyArray, ArrayLike, Dtype, Options, Rngs
 from minibert.errors import InputError
 from minibert.models.base import Dimensions, Names, PretrainedModel, Table
 from minibert.models.bert.config import BertConfig
-from minibert.models.inputs import model_inputs
+from minibert.models.inputs import ModelInputs, model_inputs
 from minibert.models.outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -53,9 +53,9 @@ EncoderMask = Bool[Array, "batch 1 1 encoder_seq"] | None
 class BertEmbeddings(Module):
     """Token, position and token type embeddings, summed and normalised."""
 
-    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+    def __init__(self, config: Any, **options: Unpack[Options]):
         stddev = config.initializer_range
-        vocab, hidden, pad = config.vocab_size, config.hidden_size, config.pad_token_id
+        vocab, hidden, pad = config.vocab_size, config.embedding_size, config.pad_token_id
         padding_idx = None if pad is None else pad % vocab
         self.word_embeddings: Embed = Embed(
             vocab, hidden, padding_idx=padding_idx, stddev=stddev, **options
@@ -95,7 +95,7 @@ class BertEmbeddings(Module):
 class _Attention(Module):
     """Base class of self- and cross-attention: query, key and value projections."""
 
-    def __init__(self, config: BertConfig, **options: Unpack[Options]):
+    def __init__(self, config: Any, **options: Unpack[Options]):
         hidden = config.hidden_size
         stddev = config.initializer_range
         self.heads: int = config.num_attention_heads
@@ -403,9 +403,9 @@ class BertModel(BertPreTrainedModel):
         Raises:
             InputError: an argument is of the wrong shape or type, out of range or contradictory.
         """
-        config = self.config
-        given = model_inputs(
-            self,
+        done = self._encoded(
+            use_cache,
+            rngs,
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -416,9 +416,19 @@ class BertModel(BertPreTrainedModel):
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
         )
-        mask, past = given.mask, None
-        if given.tokens is not None:
-            mask = attention_mask_to_bool(given.tokens)
+        last = done.last_hidden_state
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last),
+            **requested_outputs(done, self.config, output_hidden_states, output_attentions),
+        )
+
+    def _encoded(
+        self, use_cache: bool | None, rngs: Rngs, **arguments: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Returns the output of the encoder; takes the arguments of `model_inputs`."""
+        config, given, past = self.config, model_inputs(self, **arguments), None
+        mask = given.mask if given.tokens is None else attention_mask_to_bool(given.tokens)
         if config.is_decoder:
             mask, past = past_and_mask(
                 given,
@@ -426,11 +436,8 @@ class BertModel(BertPreTrainedModel):
                 use_cache,
                 config.causal,
             )
-        hidden = self.embeddings(
-            given.input_ids, given.token_type_ids, given.position_ids, given.inputs_embeds, rngs
-        )
-        done = self.encoder(
-            hidden,
+        return self.encoder(
+            self._embedded(given, rngs),
             masks=[mask] * len(self.encoder.layer),
             head_mask=given.head_mask,
             encoded=given.encoder_hidden_states,
@@ -439,9 +446,8 @@ class BertModel(BertPreTrainedModel):
             rngs=rngs,
             execution=self.execution,
         )
-        last = done.last_hidden_state
-        return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=last,
-            pooler_output=None if self.pooler is None else self.pooler(last),
-            **requested_outputs(done, config, output_hidden_states, output_attentions),
+
+    def _embedded(self, given: ModelInputs, rngs: Rngs) -> Hidden:
+        return self.embeddings(
+            given.input_ids, given.token_type_ids, given.position_ids, given.inputs_embeds, rngs
         )

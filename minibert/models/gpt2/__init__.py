@@ -1,6 +1,6 @@
 """GPT-2."""
 
-from minibert.models.base import Family
+from minibert.models.family import Family
 from minibert.models.gpt2.config import GPT2Config
 from minibert.models.gpt2.heads import (
     GPT2DoubleHeadsModel,

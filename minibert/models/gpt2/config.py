@@ -22,7 +22,6 @@ from minibert.core.fields import (
     or_null,
     whole,
 )
-from minibert.errors import ConfigError
 from minibert.nn.activations import ACTIVATION_NAMES
 
 SUMMARY_TYPES = ("last", "first", "mean", "cls_index")
@@ -85,10 +84,7 @@ class GPT2Config(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"n_head: expected a divisor of n_embd ({self.n_embd}), found {self.n_head}"
-            )
+        self._check_heads()
 
     @property
     def hidden_size(self) -> int:

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import ClassVar, Unpack
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
 from minibert.core.checks import known
 from minibert.core.types import ArrayLike, Options, Rngs
@@ -24,6 +23,7 @@ from minibert.models.heads import (
     ForTokenClassification,
     ModelWithHead,
     Output,
+    SequenceSummary,
     kept,
     lm_projection,
     projection,
@@ -37,9 +37,8 @@ from minibert.models.outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from minibert.nn.activations import activation
 from minibert.nn.cache import KVCache
-from minibert.nn.layers import Dropout, Linear, Module, TiedLinear
+from minibert.nn.layers import Dropout, Linear, TiedLinear
 
 
 class GPT2WithHead(ModelWithHead[Output], GPT2PreTrainedModel):
@@ -137,47 +136,12 @@ class GPT2LMHeadModel(ForCausalLM, _GPT2WithLMHead[CausalLMOutputWithCrossAttent
         return self._kept_output(outputs, logits_to_keep)
 
 
-class GPT2SequenceSummary(Module):
+class GPT2SequenceSummary(SequenceSummary):
     """Pools a sequence to one vector, as the `summary_*` fields of the config specify."""
 
     def __init__(self, config: GPT2Config, **options: Unpack[Options]):
-        self.kind: str = config.summary_type
         outputs = 1 if config.summary_proj_to_labels else config.n_embd
-        projected = config.summary_use_proj
-        self.summary: Linear | None = nnx.data(
-            projection(config, outputs, **options) if projected else None
-        )
-        name = config.summary_activation
-        self.activation: Module | None = nnx.data(
-            None if name is None else activation(name, **options)
-        )
-        self.first_dropout: Dropout = Dropout(config.summary_first_dropout)
-        self.last_dropout: Dropout = Dropout(config.summary_last_dropout)
-
-    def __call__(
-        self,
-        hidden: Float[Array, "*batch seq hidden"],
-        index: Integer[Array, "*batch"] | None = None,
-        rngs: Rngs = None,
-    ) -> Float[Array, "..."]:
-        """Pools by `summary_type`; `cls_index` takes the token at `index` (or the last)."""
-        match self.kind:
-            case "last":
-                picked = hidden[:, -1]
-            case "first":
-                picked = hidden[:, 0]
-            case "mean":
-                picked = hidden.mean(axis=1)
-            case _ if index is None:
-                picked = hidden[..., -1, :]
-            case _:
-                picked = jnp.take_along_axis(hidden, index[..., None, None], axis=-2)[..., 0, :]
-        picked = self.first_dropout(picked, rngs)
-        if self.summary is not None:
-            picked = self.summary(picked)
-        if self.activation is not None:
-            picked = self.activation(picked)
-        return self.last_dropout(picked, rngs)
+        super().__init__(config, outputs, config.summary_first_dropout, **options)
 
 
 class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
@@ -215,14 +179,14 @@ class GPT2DoubleHeadsModel(_GPT2WithLMHead[GPT2DoubleHeadsModelOutput]):
         `summary_type`s `last`, `first` and `mean` pool along the choices, not along the sequence,
         as in transformers.
         """
-        lead, joined = joined_choices(
-            optional=True,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        lead, joined = joined_choices(arrays, optional=True)
         outputs = self.base_model(
             past_key_values=past_key_values,
             head_mask=head_mask,

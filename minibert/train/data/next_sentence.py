@@ -1,9 +1,13 @@
-"""Pairs of sentences for next-sentence prediction (Devlin et al., arXiv:1810.04805, 3.1)."""
+"""Pairs of sentences: for next-sentence prediction, and for sentence-order prediction.
+
+(Devlin et al., arXiv:1810.04805, 3.1; Lan et al., arXiv:1909.11942, 3.1.)
+"""
 
 import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -81,6 +85,7 @@ class SentencePairs:
     runs: list[tuple[int, int, int]]
     frame: Frame
     room: int  # the capacity in tokens; field names are part of the identity in checkpoints
+    label: ClassVar[str] = "next_sentence_label"
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -89,23 +94,30 @@ class SentencePairs:
         return {"example": np.int64(index)}
 
     def __call__(self, example: Example, generator: np.random.Generator) -> Example:
-        """Returns a pair; `next_sentence_label` is 0 if the second part follows the first."""
+        """Returns a pair; its label is 0 if the second part follows the first."""
         document, start, stop = self.runs[int(example["example"])]
         sentences = self.documents[document][start:stop]
         split = int(generator.integers(1, len(sentences)))
         first, second = joined(sentences[:split]), joined(sentences[split:])
-        is_random = bool(generator.random() < 0.5)
-        if is_random:
-            second = self._random_sentences(document, max(self.room - len(first[0]), 1), generator)
+        is_changed = bool(generator.random() < 0.5)
+        if is_changed:
+            first, second = self._changed(document, first, second, generator)
         first, second = _fitting(first, second, self.room)
         found = framed(self.frame, first, second)
         head = len(self.frame.before) + len(first[0]) + len(self.frame.between)
         in_first = np.arange(len(found["input_ids"])) < head
         return found | {
             "token_type_ids": np.where(in_first, *self.frame.types).astype(np.int32),
-            "next_sentence_label": np.int32(is_random),
+            self.label: np.int32(is_changed),
             "example": example["example"],
         }
+
+    def _changed(
+        self, document: int, first: Sentence, second: Sentence, generator: np.random.Generator
+    ) -> tuple[Sentence, Sentence]:
+        """Returns a pair whose second part does not follow the first."""
+        capacity = max(self.room - len(first[0]), 1)
+        return first, self._random_sentences(document, capacity, generator)
 
     def _random_sentences(
         self, own: int, capacity: int, generator: np.random.Generator
@@ -120,8 +132,22 @@ class SentencePairs:
         return ids[:capacity], starts[:capacity]
 
 
+class SwappedPairs(SentencePairs):
+    """Runs of sentences, of whose examples half have their two parts swapped."""
+
+    label: ClassVar[str] = "sentence_order_label"
+
+    def _changed(
+        self, document: int, first: Sentence, second: Sentence, generator: np.random.Generator
+    ) -> tuple[Sentence, Sentence]:
+        return second, first
+
+
 def pairs_of(
-    encoder: Encoder, documents: Sequence[Sequence[str]], places: Sequence[str]
+    encoder: Encoder,
+    documents: Sequence[Sequence[str]],
+    places: Sequence[str],
+    kind: type[SentencePairs] = SentencePairs,
 ) -> SentencePairs:
     """Tokenizes documents, checks their lengths and returns them as runs of sentences."""
     frame = frame_of(encoder.backend, pair=True)
@@ -131,7 +157,7 @@ def pairs_of(
             f"max_length: expected at least {frame.length + 2}, the special tokens and one of each "
             f"sentence; found {encoder.max_length}"
         )
-    if len(documents) < 2:
+    if len(documents) < 2 and kind is SentencePairs:
         raise InputError(f"documents: expected at least two, found {len(documents)}")
     for place, document in zip(places, documents, strict=True):
         if len(document) < 2:
@@ -150,7 +176,7 @@ def pairs_of(
                 place = f"{places[number]}: sentences {start} to {stop - 1}"
                 encoder.check_length(place, sum(lengths[start:stop]) + frame.length)
             runs.append((number, start, stop))
-    return SentencePairs(read, runs, frame, capacity)
+    return kind(read, runs, frame, capacity)
 
 
 def _runs(lengths: Sequence[int], capacity: int) -> Iterator[tuple[int, int]]:

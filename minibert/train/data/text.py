@@ -20,7 +20,12 @@ from minibert.train.data.encoding import (
     unpadded,
     word_starts,
 )
-from minibert.train.data.next_sentence import pairs_of, read_documents
+from minibert.train.data.next_sentence import (
+    SentencePairs,
+    SwappedPairs,
+    pairs_of,
+    read_documents,
+)
 from minibert.train.objectives.labels import IGNORED
 
 if TYPE_CHECKING:
@@ -224,6 +229,7 @@ def pretraining(
     truncation: bool = False,
     probability: float = 0.15,
     whole_words: bool = False,
+    sentence_order: bool = False,
     pad_to: int | Sequence[int] | None = None,
     show_progress: bool | None = None,
     **options: Unpack[BatchOptions],
@@ -231,7 +237,8 @@ def pretraining(
     """Returns masked sentence pairs: as `masked_lm`, and `token_type_ids`, `next_sentence_label`.
 
     `next_sentence_label` `(batch,)` is 0 if the second part follows the first in its document, and
-    1 if it is from another document, which is drawn again in every epoch, like the masks.
+    1 if it is from another document, which is drawn again in every epoch, like the masks. With
+    `sentence_order`, as for ALBERT, it is `sentence_order_label`, and 1 if the parts are swapped.
 
     Args:
         source: a path, of a `.txt` file with one sentence per line and a blank line between
@@ -242,18 +249,20 @@ def pretraining(
         batch_size: rows of a batch.
         column: the column of a file that has columns; `text` by default.
         probability, whole_words: as for `masked_lm`.
+        sentence_order: whether the second part is swapped with the first, not replaced.
         **options: those of `batches`.
 
     Raises:
         SourceError: there is no such file.
         InputError: an argument is wrong; a document has fewer than two sentences, or two that are
-            too long together; or there are fewer than two documents.
+            too long together; or there are fewer than two documents to draw from.
     """
     encoder = Encoder(tokenizer, max_length, truncation, show_progress, batch_size, options)
     masking = masking_of(tokenizer, probability, whole_words)
     collate = collate_for(encoder, pad_to, labels=True)
     documents, places = read_documents(source, column)
-    pairs = pairs_of(encoder, documents, places)
+    kind = SwappedPairs if sentence_order else SentencePairs
+    pairs = pairs_of(encoder, documents, places, kind)
     for document, place in zip(pairs.documents, places, strict=True):
         for index, (ids, _) in enumerate(document):
             masking.check(ids, place, f"sentence {index} ")

@@ -45,8 +45,9 @@ class Settings:
 
     task: str = field(
         TEXT,
-        about="causal-lm, instruction, continuation, masked-lm, pretraining, classification, "
-        "token-classification, question-answering or contrastive.",
+        about="causal-lm, instruction, continuation, masked-lm, pretraining, "
+        "sentence-order-pretraining, classification, token-classification, question-answering or "
+        "contrastive.",
     )
     data: str = field(
         FILE, about="File to train on: txt, jsonl, json, csv, tsv (also with .gz) or parquet."

@@ -1,6 +1,7 @@
 """Tasks of `minibert train`: their models, objectives and data, and configs of new models."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from minibert.train.objectives.base import (
     continuation,
     masked_lm,
     pretraining,
+    sentence_order_pretraining,
 )
 from minibert.train.objectives.heads import (
     classification,
@@ -191,6 +193,13 @@ TASKS = {
         dataset=datasets.pretraining,
         options=("text", "truncation", "pad_to", "probability", "whole_words"),
     ),
+    "sentence-order-pretraining": Task(
+        model_task="sentence-order-pretraining",
+        preset="albert",
+        objective=lambda settings, config: sentence_order_pretraining,
+        dataset=functools.partial(datasets.pretraining, sentence_order=True),
+        options=("text", "truncation", "pad_to", "probability", "whole_words"),
+    ),
     "classification": Task(
         model_task="text-classification",
         objective=lambda settings, config: _weighted(settings, config, classification(config)),
@@ -336,7 +345,7 @@ def sources_of(settings: Settings, tokenizer: "PreTrainedTokenizerBase") -> tupl
         ids = datasets.token_ids(settings.data, tokenizer, column=settings.text)
         cut = len(ids) - round(fraction * len(ids))
         return ids[:cut], ids[cut:]
-    if settings.task == "pretraining":
+    if settings.task in ("pretraining", "sentence-order-pretraining"):
         rows = read_documents(settings.data, settings.text)[0]
     elif task.columns:
         columns = [getattr(settings, name) or default for name, default in task.columns.items()]

@@ -19,7 +19,6 @@ import optax
 from flax import nnx
 from jax import Array
 
-from minibert.checkpoint.config import Config
 from minibert.core.types import AnyArray
 from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
@@ -34,21 +33,21 @@ TOKENS = ("input_ids", "inputs_embeds")
 Terms = dict[str, Any]  # arrays by term; on the host, numbers
 
 
-def model_arguments(config: Config, batch: Batch) -> dict[str, Any]:
+def model_arguments(model: PretrainedModel, batch: Batch) -> dict[str, Any]:
     """Returns the arguments with which a model is called for a batch.
 
     As in transformers' `Trainer`, training never uses a cache; without one, models that support it
     treat position ids that restart as the start of another text.
     """
-    given = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    restarting = "position_ids" in given and hasattr(config, "use_cache")
+    given = model.known_inputs({name: batch[name] for name in MODEL_INPUTS if name in batch})
+    restarting = "position_ids" in given and hasattr(model.config, "use_cache")
     return {**given, "use_cache": False} if restarting else given
 
 
 def call_model(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None, **more: Any) -> Any:
     """Returns a model's outputs for a batch; `more` are further arguments of the model."""
     model = with_keys(model, rngs)
-    return model(**model_arguments(model.config, batch), **more, rngs=rngs)
+    return model(**model_arguments(model, batch), **more, rngs=rngs)
 
 
 def _no_hits(outputs: ModelOutput, batch: Batch) -> Terms:
@@ -309,6 +308,17 @@ pretraining: Objective = choosing(
     },
     needs=(TOKENS, ("labels",), ("next_sentence_label",)),
     labels={"labels": of_tokens("vocab_size"), "next_sentence_label": of_rows(2)},
+)
+
+# ALBERT's: masked tokens, and whether the two segments are swapped (0: they are in their order).
+sentence_order_pretraining: Objective = choosing(
+    "sentence_order_pretraining",
+    {
+        "masked_lm": Choice("prediction_logits", "labels"),
+        "sentence_order": Choice("sop_logits", "sentence_order_label"),
+    },
+    needs=(TOKENS, ("labels",), ("sentence_order_label",)),
+    labels={"labels": of_tokens("vocab_size"), "sentence_order_label": of_rows(2)},
 )
 
 

@@ -149,7 +149,7 @@ class TeacherIterator:
 
     def __next__(self) -> dict[str, Any]:
         batch = next(self.batches)
-        given = model_arguments(self.teacher.config, batch)
+        given = model_arguments(self.teacher.model, batch)
         return {**batch, "teacher_logits": jax.device_get(output(self.teacher(**given), "logits"))}
 
     def __getattr__(self, name: str) -> Any:

@@ -40,12 +40,41 @@ from minibert.train.objectives.labels import (
     positions,
     token_shape,
     tokens_of_choices,
+    zeros_and_ones_of_tokens,
 )
 
 # Whether the second sentence follows the first: 0 if it does.
 next_sentence: Objective = labelled("next_sentence", of_rows(2))
 
 token_classification: Objective = labelled("token_classification", of_tokens("num_labels"))
+
+
+def _tokens(batch: Batch) -> Array:
+    """Returns 1 for every token, 0 for padding."""
+    mask = batch.get("attention_mask")
+    return jnp.ones(token_shape(batch)) if mask is None else jnp.asarray(mask, jnp.float32)
+
+
+def _replaced(outputs: ModelOutput, batch: Batch) -> Terms:
+    logits = widen(output(outputs, "logits"))
+    labels = jnp.asarray(batch["labels"]).astype(logits.dtype)
+    return {"replaced_tokens": optax.sigmoid_binary_cross_entropy(logits, labels)}
+
+
+def _found(outputs: ModelOutput, batch: Batch) -> Terms:
+    right = (output(outputs, "logits") > 0) == (jnp.asarray(batch["labels"]) == 1)
+    return {"replaced_tokens": right.astype(jnp.float32)}
+
+
+# ELECTRA's discriminator: whether each token was replaced, 1 if it was; padding is no target.
+replaced_tokens: Objective = Objective(
+    name="replaced_tokens",
+    needs=(TOKENS, ("labels",)),
+    labels={"labels": zeros_and_ones_of_tokens},
+    targets=lambda batch: {"replaced_tokens": _tokens(batch)},
+    losses=_replaced,
+    hits=_found,
+)
 
 # Token ids are `(batch, choices, seq)`; `labels` `(batch,)` are the indices of the right choices.
 multiple_choice: Objective = labelled("multiple_choice", of_choices)

@@ -60,6 +60,18 @@ def of_rows(limit: str | int) -> Check:
     return check
 
 
+def zeros_and_ones_of_tokens(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    """Checks one label per token, 0 or 1, and that not every position is padding."""
+    shape = token_shape(batch)
+    shaped(name, array, [shape])
+    checked_zeros_and_ones(name, array)
+    if "attention_mask" in batch:
+        mask = checked_zeros_and_ones("attention_mask", batch["attention_mask"])
+        shaped("attention_mask", mask, [shape])
+        if not np.any(mask):
+            raise NoTargetError("attention_mask: no target: every position is padding")
+
+
 def of_windows(filler: int) -> Check:
     """Returns the check of token ids that are targets themselves, unless they are padding.
 
