@@ -23,6 +23,7 @@ from minibert.errors import InputError, TextNotFiniteError
 from minibert.inspection.capture import captured
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import compiled
+from minibert.models.inputs import known_inputs
 from minibert.nn.numerics import cause, rows_not_finite
 from minibert.nn.pooling import POOLINGS
 
@@ -87,7 +88,7 @@ def embed_by_layer(
     layers, pooled = [], []
     for start in range(0, len(arrays["attention_mask"]), size):
         batch = {name: array[start : start + size] for name, array in arrays.items()}
-        outputs = fast(**model.known_inputs(batch), output_hidden_states=True)
+        outputs = fast(**known_inputs(model, batch), output_hidden_states=True)
         layers.append(pool_layers(outputs.hidden_states, batch["attention_mask"], pooling))
         if wrong := rows_not_finite(layers[-1].swapaxes(0, 1)):
             why = f"one of its vectors is NaN or infinite: {cause(model)}"

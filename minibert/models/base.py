@@ -143,10 +143,6 @@ class PretrainedModel(Module):
             return past + jnp.arange(seq, dtype=jnp.int32)[None]
         return past + jnp.maximum(numbered(jnp.asarray(tokens), segments) - 1, 0)
 
-    def known_inputs(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a tokenizer's arrays, without token types if the model has none."""
-        return {n: array for n, array in given.items() if n != "token_type_ids" or self.segments}
-
     def init_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Returns an empty cache, made by the bare model."""
         return self.base_model.init_cache(batch_size, max_length)

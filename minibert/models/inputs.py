@@ -33,6 +33,12 @@ from minibert.nn.attention import attention_mask_to_bool
 from minibert.nn.cache import KVCache
 
 
+def known_inputs(model: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a tokenizer's arrays, without token types if the model has none."""
+    typed = getattr(model, "segments", True)
+    return {name: array for name, array in given.items() if typed or name != "token_type_ids"}
+
+
 def index_limits(model: PretrainedModel) -> dict[str, str]:
     """Returns, for each argument of indices, the field of the config that limits it."""
     segments = getattr(model, "segments", "vocab_size")

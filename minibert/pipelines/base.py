@@ -22,6 +22,7 @@ from minibert.core.types import Path
 from minibert.errors import InputError, NotFiniteError, shown
 from minibert.models.base import PretrainedModel
 from minibert.models.compilation import Compiled, compiled
+from minibert.models.inputs import known_inputs
 from minibert.nn.numerics import cause, quoted, scores_defined
 from minibert.pipelines.batches import MODEL_INPUTS, Arrays, collated, length, on_host, separated
 from minibert.pipelines.options import BATCHING, routed
@@ -161,7 +162,7 @@ class Pipeline(abc.ABC):
     def forward(self, inputs: Arrays) -> dict[str, Any]:
         """Runs the model on a batch and returns its outputs and the inputs, by name."""
         given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-        return {**inputs, **self.compiled(**self.model.known_inputs(given))}
+        return {**inputs, **self.compiled(**known_inputs(self.model, given))}
 
     @abc.abstractmethod
     def postprocess(self, outputs: Any) -> Any:

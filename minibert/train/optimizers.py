@@ -157,8 +157,11 @@ def promoting() -> Generator[None]:
 
 
 def decaying(params: Mapping[str, Any]) -> dict[str, bool]:
-    """Returns by path whether weight decay applies to a parameter: to kernels and embeddings."""
-    return {path: not path.endswith(("bias", "scale")) for path in params}
+    """Returns by path whether weight decay applies to a parameter: to kernels and embeddings.
+
+    As in transformers, it does not apply to MPNet's table `relative_attention_bias`.
+    """
+    return {path: "bias" not in path and not path.endswith("scale") for path in params}
 
 
 def learning_rate(opt_state: object) -> Any:

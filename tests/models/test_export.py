@@ -10,6 +10,7 @@ import pytest
 
 from minibert.errors import InputError
 from minibert.models.compilation import compiled
+from minibert.models.inputs import known_inputs
 from tiny import drawn
 
 IDS = np.arange(1, 22, dtype=np.int64).reshape(3, 7)
@@ -55,7 +56,7 @@ assert "minibert" not in sys.modules and "flax" not in sys.modules
 def test_exported_to_a_process_without_it(name, tmp_path):
     model = single(name)
     inputs = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": IDS % 2}
-    inputs = {k: array.astype(np.int32) for k, array in model.known_inputs(inputs).items()}
+    inputs = {k: array.astype(np.int32) for k, array in known_inputs(model, inputs).items()}
     fast = compiled(model)
     program = fast.export(inputs=tuple(inputs), platforms=["cpu", "tpu"])
     assert program.platforms == ("cpu", "tpu")

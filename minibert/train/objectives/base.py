@@ -22,6 +22,7 @@ from jax import Array
 from minibert.core.types import AnyArray
 from minibert.errors import InputError
 from minibert.models.base import PretrainedModel
+from minibert.models.inputs import known_inputs
 from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.lora.layers import with_keys
@@ -39,7 +40,7 @@ def model_arguments(model: PretrainedModel, batch: Batch) -> dict[str, Any]:
     As in transformers' `Trainer`, training never uses a cache; without one, models that support it
     treat position ids that restart as the start of another text.
     """
-    given = model.known_inputs({name: batch[name] for name in MODEL_INPUTS if name in batch})
+    given = known_inputs(model, {name: batch[name] for name in MODEL_INPUTS if name in batch})
     restarting = "position_ids" in given and hasattr(model.config, "use_cache")
     return {**given, "use_cache": False} if restarting else given
 
