@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="the other side is PyTorch")
 
 import minibert  # noqa: E402
 import oracle  # noqa: E402
-from families import CLASSES, FACTS  # noqa: E402
+from families import CLASSES, FACTS, WITH_CODE  # noqa: E402
 from minibert.errors import InputError  # noqa: E402
 from minibert.models.registry import FAMILIES, MODELS  # noqa: E402
 from slowly import slow_but  # noqa: E402
@@ -22,11 +22,15 @@ LOWEST = np.finfo(np.float32).min
 ROWS = np.array([[1, 5, 1], [0, 2, 4]])  # positions of each row
 NAMES = [  # a decoder of each family, if it has one
     next((name for name in facts.classes if MODELS[name].generates), facts.words)
-    for facts in FACTS.values()
+    for facts in WITH_CODE
 ]
 DECODERS = [name for name in NAMES if MODELS[name].generates]
 QUICK = ("BertLMHeadModel", "GPT2LMHeadModel")
-MASKED = [family.tasks["fill-mask"].__name__ for family in FAMILIES if "fill-mask" in family.tasks]
+MASKED = [
+    family.tasks["fill-mask"].__name__
+    for family in FAMILIES
+    if "fill-mask" in family.tasks and FACTS[family.model_type] in WITH_CODE
+]
 
 
 @pytest.fixture(params=slow_but(NAMES, *QUICK))

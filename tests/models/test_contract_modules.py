@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import minibert
-from families import CLASSES, FACTS, OF_CLASS, SOME
+from families import CLASSES_WITH_CODE, OF_CLASS, SOME_WITH_CODE, WITH_CODE
 from minibert.errors import InputError
 from minibert.models.stack import run_blocks
 from minibert.nn.tree import submodules
@@ -18,16 +18,16 @@ pytestmark = pytest.mark.unoptimised
 IDS = np.random.default_rng(0).integers(0, 97, (2, 9))
 
 
-BASES = [facts.base for facts in FACTS.values()]
+BASES = [facts.base for facts in WITH_CODE]
 LEAST = {True: 0.1, False: 1e-3}  # what dropout changes at least: states, and a head's scores
 
 
 def fresh(name, **changes):
     cls = getattr(minibert, name)
-    return cls(cls.config_class.tiny(**CLASSES[name] | changes), rngs=nnx.Rngs(0))
+    return cls(cls.config_class.tiny(**CLASSES_WITH_CODE[name] | changes), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("name", slow_but(CLASSES, *SOME))
+@pytest.mark.parametrize("name", slow_but(CLASSES_WITH_CODE, *SOME_WITH_CODE))
 def test_dropout_needs_keys_and_obeys_them(name):
     model = fresh(name, initializer_range=0.1)  # so that scores are not tiny
     ids = IDS[None] if name in OF_CLASS[name].choices else IDS
@@ -41,7 +41,7 @@ def test_dropout_needs_keys_and_obeys_them(name):
     assert np.abs(one - model(ids)[0]).max() > LEAST[name in BASES]
 
 
-@pytest.mark.parametrize("name", slow_but(CLASSES, *SOME))
+@pytest.mark.parametrize("name", SOME_WITH_CODE)
 def test_dropout_obeys_keys_under_jit(name):
     ids = IDS[None] if name in OF_CLASS[name].choices else IDS
     call = jax.jit(lambda model, key: model(ids, rngs=nnx.Rngs(dropout=key))[0])
@@ -79,7 +79,7 @@ def test_each_block_has_its_own_mask(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [facts.words for facts in FACTS.values()])
+@pytest.mark.parametrize("name", [facts.words for facts in WITH_CODE])
 def test_it_learns_and_is_saved(name, tmp_path):
     model = fresh(name).eval()
     optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)

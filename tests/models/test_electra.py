@@ -145,6 +145,7 @@ def test_replaced_tokens(masked, tmp_path):
         assert np.abs(arrays[path] - parameter.grad.numpy()).max() <= GRADIENT * scale, path
 
 
+@pytest.mark.slow
 def test_pretraining(tmp_path):
     """For the same drawn tokens, the loss and every gradient of both models are PyTorch's."""
     sizes = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 28}
