@@ -1,6 +1,7 @@
 """Families of models: their classes, by tensors and by task."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 from minibert.checkpoint.config import Config
@@ -43,17 +44,17 @@ class Family:
             causal={other[cls]: other[causal] for cls, causal in self.causal.items()},
         )
 
-    @property
+    @functools.cached_property
     def base(self) -> ModelClass:
         """The class of the bare model."""
         return self.models[0]
 
-    @property
+    @functools.cached_property
     def config(self) -> type[Config]:
         """The class of the config."""
         return self.base.config_class
 
-    @property
+    @functools.cached_property
     def model_type(self) -> str:
         """The config's `model_type`."""
         return self.config.model_type
