@@ -65,23 +65,27 @@ def test_minilm(minilm):
         ("DistilBertForMaskedLM", 0.04),
         ("MPNetModel", 0.04),
         ("ElectraModel", 0.04),
+        ("AlbertModel", 0.04),
     ],
 )
 def test_base_size(name, spread, tmp_path):
     """The published base models' shape with every parameter drawn: all hidden states."""
-    config = getattr(transformers, name).config_class()
+    ours = getattr(minibert, name).config_class
+    sizes = ours.base() if hasattr(ours, "base") else ours()
+    config = getattr(transformers, name).config_class(**sizes.to_dict())
     config._attn_implementation = "eager"
     theirs = getattr(transformers, name)(config).eval()
     oracle.randomise(theirs, 0, norms=0.1, others=spread)
     theirs.save_pretrained(tmp_path)
     lengths = np.array([64, 41, 17])
-    ids = np.random.default_rng(0).integers(0, 30522, (3, 64))
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, 64))
     given = {"input_ids": ids, "attention_mask": (np.arange(64) < lengths[:, None]).astype(int)}
     expected = oracle.run_torch(theirs, given, output_hidden_states=True)
     model = oracle.ours(name, tmp_path)
     found = jax.jit(lambda m, g: m(**g, output_hidden_states=True))(model, given)
     errors = oracle.errors(found, expected, given["attention_mask"])
     states = sum(key.startswith("hidden_states") for key in errors)
+    assert model.config.hidden_size == 768
     assert states == model.config.num_hidden_layers + 1 in (7, 13)
     logits = errors.pop("logits", 0)
     assert max(errors.values()) <= FLOAT32, errors
