@@ -82,6 +82,8 @@ def test_a_mix_has_the_losses_of_one_device(family):
     jobs = [{"family": family, "sizes": sizes, "dropout": 0.1} for sizes in (None, MIX)]
     alone, mixed = trained(jobs)
     check_equal(alone, mixed)
+    # nothing is gathered or summed that is larger than a device's tensor-parallel part of a tensor
+    assert mixed["moved"] <= mixed["largest"] / MIX["tensor"]
     assert mixed["bytes"] <= 1.01 * mixed["whole"] / 4
     assert mixed["state_bytes"] <= 1.01 * alone["state_bytes"] / 4
 

@@ -135,6 +135,9 @@ def report(family, sizes, even=True, windows=False, layers=2, **options):
         found["said"] = sharding.device_bytes(arrays)
         found["whole"] = sum(array.nbytes for array in arrays.values())
         found["partial"] = sharding.partial(arrays)
+        found["largest"] = max(array.nbytes for array in arrays.values())
+        if jax.process_count() == 1:
+            found["moved"] = program(trained)["largest"]
     after = parameters(on_host(trained.model))
     found["sums"] = {path: float(np.abs(array).sum()) for path, array in after.items()}
     return found
