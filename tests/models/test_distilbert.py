@@ -23,6 +23,7 @@ from minibert import train
 from minibert.embedding.modules import Pooling, SentenceModel
 from minibert.errors import ConfigError, InputError
 from minibert.inspection import analysis
+from minibert.models.distilbert import modeling
 from minibert.nn.tree import parameters
 from minibert.pipelines import pipeline
 from minibert.train.job.settings import read_settings
@@ -86,6 +87,15 @@ def test_new_positions_are_sines():
     matrix = found.embeddings.position_embeddings.embedding[...]
     np.testing.assert_array_equal(matrix, expected.detach())
     assert expected.requires_grad
+    found.resize_position_embeddings(30)
+    found.resize_position_embeddings(40)  # the rows that are added are sines too, without keys
+    found.resize_position_embeddings(50)
+    longer = found.embeddings.position_embeddings.embedding[...]
+    np.testing.assert_array_equal(longer[:40], matrix)
+    assert np.abs(longer[40:] - modeling.sinusoidal(50, 24)[40:]).max() == 0
+    plain = minibert.DistilBertModel(minibert.DistilBertConfig.tiny(), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"rngs: expected nnx.Rngs\(0\) for new rows"):
+        plain.resize_position_embeddings(50)
 
 
 def test_no_token_types():

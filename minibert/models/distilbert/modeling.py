@@ -21,6 +21,7 @@ from minibert.models.distilbert.config import DistilBertConfig
 from minibert.models.heads import projection
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
+from minibert.models.resizing import NewRows
 from minibert.models.stack import Execution, requested_outputs, run_blocks
 from minibert.nn.activations import activation
 from minibert.nn.attention import attend, attention_mask_to_bool, merge_heads, split_heads
@@ -197,6 +198,17 @@ class DistilBertPreTrainedModel(PretrainedModel):
     }
     token_embeddings = "embeddings.word_embeddings"
     config: DistilBertConfig
+
+    def _new_positions(self, rngs: Rngs) -> NewRows:
+        """Returns sines where the config says that they are the initial embeddings."""
+        if not self.config.sinusoidal_pos_embds:
+            return super()._new_positions(rngs)
+
+        def sines(rows: Array, count: int) -> Array:
+            old, features = rows.shape
+            return jnp.asarray(sinusoidal(old + count, features)[old:], rows.dtype)
+
+        return sines
 
 
 class DistilBertModel(DistilBertPreTrainedModel):
