@@ -7,6 +7,7 @@ classes (see `PretrainedModel`): trunk, heads, tied copies, optional submodules,
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -248,8 +249,8 @@ class Matching:
         """Returns whether a tensor belongs to a layer that the model does not have."""
         blocks = f"{self.model.trunk}.{self.model.blocks}."
         number = name.removeprefix(blocks).partition(".")[0]
-        layers = self.model.config.stored_layers
-        return name.startswith(blocks) and number.isdecimal() and int(number) >= layers
+        count = len(operator.attrgetter(self.model.blocks_path)(self.model))
+        return name.startswith(blocks) and number.isdecimal() and int(number) >= count
 
     def _stored(self, name: str) -> TensorInfo:
         return self.source.tensors[self.found[name]]
