@@ -18,6 +18,7 @@ import oracle  # noqa: E402
 from conftest import EMBEDDING, FLOAT64, GRADIENT  # noqa: E402
 from minibert import train  # noqa: E402
 from minibert.errors import (  # noqa: E402
+    CheckpointMismatchError,
     ConfigError,
     InputError,
     MissingHeadError,
@@ -114,6 +115,15 @@ def test_files_without_architectures(name, tmp_path):
 def test_summaries(config, tmp_path):
     theirs = oracle.saved(CHOICE, tmp_path, **config)
     assert oracle.worst(CHOICE, tmp_path, theirs, oracle.arguments(CHOICE)) <= FLOAT64
+
+
+def test_a_config_with_another_summary(tmp_path):
+    """It does not describe the model, although the parameters are the same."""
+    model = minibert.ElectraForMultipleChoice(minibert.ElectraConfig.tiny(), rngs=nnx.Rngs(0))
+    other = model.config.replace(summary_type="mean")
+    with pytest.raises(CheckpointMismatchError, match="kind: expected 'mean', found 'first'"):
+        model.save_pretrained(tmp_path / "saved", config=other)
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("masked", slow_but([True, False], True), ids=["padded", "no mask"])
