@@ -61,6 +61,7 @@ class PretrainedModel(Module):
         submodules: names of the trunk's submodules, by which a checkpoint saved without the prefix
             is recognised.
         heads: all heads of the family, as prefixes of tensor names.
+        parts: heads that are parts of one; a checkpoint has all of them or none.
         optional: submodules of this class that a checkpoint may lack.
         tied: tensors that are copies of another unless the checkpoint says otherwise.
         generates: whether the model returns next-token logits, which `generate` needs.
@@ -81,6 +82,7 @@ class PretrainedModel(Module):
     is_trunk: ClassVar[bool] = False
     submodules: ClassVar[Names]
     heads: ClassVar[Names]
+    parts: ClassVar[Names] = ()
     optional: ClassVar[Names] = ()
     tied: ClassVar[Table] = {}
     generates: ClassVar[bool] = False

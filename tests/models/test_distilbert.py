@@ -21,7 +21,7 @@ import sentences
 from conftest import EMBEDDING, FLOAT64
 from minibert import train
 from minibert.embedding.modules import Pooling, SentenceModel
-from minibert.errors import ConfigError, InputError
+from minibert.errors import CheckpointMismatchError, ConfigError, InputError, MissingHeadError
 from minibert.inspection import analysis
 from minibert.models.distilbert import modeling
 from minibert.nn.tree import parameters
@@ -196,6 +196,26 @@ def test_a_published_file(tmp_path):
     assert {name.partition(".")[0] for name in info.left} == {
         "vocab_transform", "vocab_layer_norm", "vocab_projector",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("DistilBertForMaskedLM", "vocab_layer_norm."),
+        ("DistilBertForMaskedLM", "vocab_projector."),
+        ("ElectraForMaskedLM", "generator_lm_head."),
+    ],
+)
+def test_part_of_a_head(name, part, tmp_path):
+    """It is not completed by new parameters, although its parts are beside each other."""
+    cls = getattr(minibert, name)
+    cls(cls.config_class.tiny(), rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {key: array for key, array in tensors.items() if not key.startswith(part)}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError, match="incomplete") as caught:
+        minibert.load(tmp_path, new_head=True, rngs=nnx.Rngs(0))
+    assert not isinstance(caught.value, MissingHeadError)
 
 
 @pytest.mark.slow
