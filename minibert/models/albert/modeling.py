@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from minibert.checkpoint.config import Config
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
@@ -117,7 +118,11 @@ class AlbertTransformer(Module):
         )
 
     def __call__(
-        self, hidden: Array, paths: Sequence[str], mask: Mask, **given: Any
+        self,
+        hidden: Float[Array, "batch seq embedding"],
+        paths: Sequence[str],
+        mask: Mask,
+        **given: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Applies the blocks at some paths; takes further arguments of `run_blocks`."""
         indices = [map(int, path.split(".albert_layers.")) for path in paths]
