@@ -38,7 +38,6 @@ from minibert.models.outputs import (
 )
 from minibert.models.stack import Execution, requested_outputs, run_blocks
 from minibert.nn.activations import activation
-from minibert.nn.attention import attention_mask_to_bool
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Dropout, LayerNorm, Linear, Module
 
@@ -237,13 +236,12 @@ class AlbertModel(AlbertPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
         )
-        tokens = given.tokens
         done = self.encoder(
             self.embeddings(
                 given.input_ids, given.token_type_ids, given.position_ids, given.inputs_embeds, rngs
             ),
             self.config.layer_paths,
-            given.mask if tokens is None else attention_mask_to_bool(tokens),
+            given.bidirectional,
             head_mask=given.head_mask,
             rngs=rngs,
             execution=self.execution,

@@ -24,7 +24,7 @@ from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
 from minibert.models.resizing import NewRows
 from minibert.models.stack import Execution, requested_outputs, run_blocks
 from minibert.nn.activations import activation
-from minibert.nn.attention import attend, attention_mask_to_bool, merge_heads, split_heads
+from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
 
@@ -275,10 +275,10 @@ class DistilBertModel(DistilBertPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
         )
-        mask = given.mask if given.tokens is None else attention_mask_to_bool(given.tokens)
         ids, words, positions = given.input_ids, given.inputs_embeds, given.position_ids
         hidden = self.embeddings(ids, words, positions, rngs)
-        done = self.transformer(hidden, mask, given.head_mask, rngs, execution=self.execution)
+        heads, mask = given.head_mask, given.bidirectional
+        done = self.transformer(hidden, mask, heads, rngs, execution=self.execution)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=done.last_hidden_state,
             **requested_outputs(done, self.config, output_hidden_states, output_attentions),
