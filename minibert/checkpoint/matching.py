@@ -191,13 +191,13 @@ class Matching:
         for leaf in self.expected.values():
             if head := self._head(leaf.name):
                 ours.setdefault(head, []).append(leaf)
-        begun = {self._head(name) for name in (*(self.expected.keys() & self.found), *self.tied)}
+        started = {self._head(name) for name in (*(self.expected.keys() & self.found), *self.tied)}
         joint = self.model.parts
         for head, parts in ours.items():
             here = [leaf for leaf in parts if leaf.name in self.found]
             reshaped = self.relabelled and any(map(self._differs_in_labels, here))
             whole = joint if head in joint else (head,)
-            if begun.intersection(whole) and not reshaped:
+            if started.intersection(whole) and not reshaped:
                 continue  # if it is incomplete, `_compare` reports the rest as missing
             if self.new_head:
                 self.fresh += parts
