@@ -252,6 +252,9 @@ def test_wrong_pairs():
         train.ElectraPair(generator, discriminator)
     with pytest.raises(InputError, match="generator: expected an ElectraForMaskedLM, found 'Elec"):
         train.ElectraPair(discriminator, discriminator)
+    generator, discriminator = pair(layer_norm_eps=1e-5)  # with which it would be saved
+    with pytest.raises(InputError, match="generator: layer_norm_eps: expected 1e-12, as the discr"):
+        train.ElectraPair(generator, discriminator)
     generator, discriminator = pair(tie_word_embeddings=False)
     with pytest.raises(InputError, match="generator: expected a decoder that is tied"):
         train.ElectraPair(generator, discriminator)
@@ -272,6 +275,21 @@ def test_wrong_pairs():
 def test_wrong_labels(wrong, why):
     with pytest.raises(InputError, match=why):
         checked_batch(minibert.ElectraConfig.tiny(), train.replaced_tokens, BATCH | wrong, 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (np.ones((8, 12, 12), int), r"attention_mask: expected shape \(8, 12\), found \(8, 12, 12"),
+        (IDS * 0, "attention_mask: no target: every position is padding"),
+    ],
+    ids=["by query", "only padding"],
+)
+def test_wrong_masks_of_both(mask, why):
+    """The discriminator's targets are the tokens of the mask."""
+    batch = {"input_ids": IDS, "labels": np.where(LABELS, IDS, -100), "attention_mask": mask}
+    with pytest.raises(InputError, match=why):
+        checked_batch(minibert.ElectraConfig.tiny(), train.electra_pretraining(), batch, 1)
 
 
 @pytest.mark.slow
