@@ -1,4 +1,7 @@
-"""BERT, RoBERTa and GPT-2 in JAX and Flax NNX, with the module tree and results of Hugging Face.
+"""Text encoders and GPT-2 in JAX and Flax NNX, with the module tree and results of Hugging Face.
+
+The encoders are BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, MPNet, ELECTRA and ALBERT; see
+`docs/guides/models.md`.
 
 The public names are in `__init__.pyi`. Each is imported on first use, so that the command handles
 Ctrl-C during the import of JAX, which takes seconds.

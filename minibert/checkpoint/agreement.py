@@ -19,7 +19,7 @@ from minibert.errors import CheckpointMismatchError, InputError, shown
 from minibert.nn.tree import submodules
 
 # attributes of modules that are set from the config and affect results
-COMPUTING = ("heads", "scale", "epsilon", "name")
+COMPUTING = ("heads", "scale", "epsilon", "name", "kind")
 
 
 def check_tree(model: Any, config: Config) -> None:

@@ -150,14 +150,18 @@ def shapes_only(
     """Returns a tree of shapes with every optional submodule of a class.
 
     Raises:
-        ConfigError: the source contains fewer tensors than the config has layers.
+        ConfigError: the source contains fewer tensors than the config has layers, or no model of
+            the class has such a config.
     """
     if config.stored_layers > len(source.tensors):
         raise ConfigError(
             f"{where}: {config.stored_layers_name}: expected at most the number of tensors in the "
             f"checkpoint, {len(source.tensors)}, found {config.stored_layers}"
         )
-    return cls(config, rngs=None, **options)
+    try:
+        return cls(config, rngs=None, **options)
+    except ConfigError as reason:
+        raise type(reason)(f"{where}: {reason}") from None
 
 
 def _floating(name: str, dtype: Dtype) -> np.dtype | None:

@@ -7,6 +7,7 @@ classes (see `PretrainedModel`): trunk, heads, tied copies, optional submodules,
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -190,10 +191,13 @@ class Matching:
         for leaf in self.expected.values():
             if head := self._head(leaf.name):
                 ours.setdefault(head, []).append(leaf)
+        started = {self._head(name) for name in (*(self.expected.keys() & self.found), *self.tied)}
+        joint = self.model.parts
         for head, parts in ours.items():
             here = [leaf for leaf in parts if leaf.name in self.found]
             reshaped = self.relabelled and any(map(self._differs_in_labels, here))
-            if here and not reshaped:
+            whole = joint if head in joint else (head,)
+            if started.intersection(whole) and not reshaped:
                 continue  # if it is incomplete, `_compare` reports the rest as missing
             if self.new_head:
                 self.fresh += parts
@@ -248,8 +252,8 @@ class Matching:
         """Returns whether a tensor belongs to a layer that the model does not have."""
         blocks = f"{self.model.trunk}.{self.model.blocks}."
         number = name.removeprefix(blocks).partition(".")[0]
-        layers = self.model.config.stored_layers
-        return name.startswith(blocks) and number.isdecimal() and int(number) >= layers
+        count = len(operator.attrgetter(self.model.blocks_path)(self.model))
+        return name.startswith(blocks) and number.isdecimal() and int(number) >= count
 
     def _stored(self, name: str) -> TensorInfo:
         return self.source.tensors[self.found[name]]

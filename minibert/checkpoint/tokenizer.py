@@ -39,7 +39,7 @@ def load_tokenizer(source: AnyPath, **place: Any) -> Any:
                     source, trust_remote_code=False, **place
                 )
         except Exception as reason:  # every tokenizer class raises its own types
-            why = _needed(reason) or first_line(reason)
+            why = _of_sentencepiece(reason) or first_line(reason)
             raise SourceError(f"{source}: its tokenizer cannot be loaded ({why})") from None
     # without files AutoTokenizer returns a tokenizer that has special tokens only
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
@@ -50,16 +50,16 @@ def load_tokenizer(source: AnyPath, **place: Any) -> Any:
     return tokenizer
 
 
-def _needed(reason: Exception) -> str:
-    """Returns what to install for a SentencePiece model; empty if that is not the reason.
+def _of_sentencepiece(reason: Exception) -> str:
+    """Returns what is wrong with a SentencePiece model; empty if that is not the reason.
 
-    Without the packages, transformers takes the model for a file of tiktoken.
+    Without the packages, and if it is damaged, transformers takes it for a file of tiktoken.
     """
     if not any(name in f"{reason}" for name in ("SentencePiece", "sentencepiece", "tiktoken")):
         return ""
     with contextlib.suppress(ModuleNotFoundError):  # of `google`
         if all(importlib.util.find_spec(name) for name in ("sentencepiece", "google.protobuf")):
-            return ""
+            return "its SentencePiece model is damaged" if "tiktoken" in f"{reason}" else ""
     return (
         "a SentencePiece model needs sentencepiece and protobuf; "
         "pip install 'minibert-jax[sentencepiece]'"

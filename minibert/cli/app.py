@@ -57,7 +57,7 @@ def command(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = None,
 ) -> None:
-    """BERT, RoBERTa and GPT-2: convert, inspect, embed, fill masks, answer, generate, train."""
+    """Text encoders and GPT-2: convert, inspect, embed, fill masks, answer, generate, train."""
 
 
 @app.command()

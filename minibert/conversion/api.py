@@ -28,7 +28,7 @@ from minibert.conversion.verification import (
 )
 from minibert.core.atomic import atomic_folder
 from minibert.core.paths import path_text
-from minibert.errors import MinibertError, SourceError, writing
+from minibert.errors import MinibertError, SourceError, WeightsFileError, writing
 from minibert.models.base import ModelClass, PretrainedModel
 from minibert.models.registry import FAMILIES, class_by_tensors, model_class
 
@@ -231,9 +231,13 @@ def _open(folder: str, *, allow_pickle: bool) -> TensorSource:
 
 def _renamed(source: ArraySource, folder: str) -> TensorSource:
     """Returns the tensors of another library's checkpoint under the names of transformers."""
-    for family in FAMILIES:
-        if family.foreign and (found := family.foreign(source.arrays)) is not None:
-            return ArraySource(found, os.path.join(folder, PICKLE))
+    path = os.path.join(folder, PICKLE)
+    try:
+        for family in FAMILIES:
+            if family.foreign and (found := family.foreign(source.arrays)) is not None:
+                return ArraySource(found, path)
+    except WeightsFileError as reason:
+        raise WeightsFileError(f"{path}: {reason}") from None
     return source
 
 

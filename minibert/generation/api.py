@@ -84,8 +84,8 @@ def generate(
             checkpoint's generation_config.json.
         key: a random key (`jax.random.key(0)`), required for sampling. Row `i` samples with
             `fold_in(key, i)`, independently of the other rows.
-        inputs_embeds: `(batch, seq, hidden)` embeddings of the prompts, instead of `input_ids`.
-            The texts returned are then the generated tokens alone.
+        inputs_embeds: `(batch, seq, embedding_size)` embeddings of the prompts, instead of
+            `input_ids`. The texts returned are then the generated tokens alone.
         token_type_ids: `(batch, seq)`; generated tokens have the type of a prompt's last token.
         encoder_hidden_states: `(batch, encoder_seq, hidden)` for cross-attention.
         encoder_attention_mask: `(batch, encoder_seq)`, 0 at the encoder's padding.

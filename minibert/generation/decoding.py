@@ -62,7 +62,7 @@ class Prompt(NamedTuple):
         mask: `(batch, start)`, True at tokens and False at padding.
         encoder_hidden_states: `(batch, encoder_seq, hidden)`, or None.
         encoder_attention_mask: `(batch, encoder_seq)`, or None.
-        inputs_embeds: `(batch, start, hidden)` embeddings of the prompts, or None.
+        inputs_embeds: `(batch, start, embedding_size)` embeddings of the prompts, or None.
         token_type_ids: `(batch, start)`, or None.
     """
 

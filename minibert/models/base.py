@@ -19,7 +19,7 @@ from minibert.core.checks import whole
 from minibert.core.types import AnyArray, Dtype, Rngs, Size
 from minibert.errors import InputError, shown
 from minibert.models.arguments import explained
-from minibert.models.resizing import drawn_rows, keep_layers, mean_rows, resize
+from minibert.models.resizing import NewRows, drawn_rows, keep_layers, mean_rows, resize
 from minibert.nn.cache import KVCache
 from minibert.nn.layers import Embed, Module, TiedLinear
 from minibert.nn.tree import submodules
@@ -61,6 +61,7 @@ class PretrainedModel(Module):
         submodules: names of the trunk's submodules, by which a checkpoint saved without the prefix
             is recognised.
         heads: all heads of the family, as prefixes of tensor names.
+        parts: heads that are parts of one; a checkpoint has all of them or none.
         optional: submodules of this class that a checkpoint may lack.
         tied: tensors that are copies of another unless the checkpoint says otherwise.
         generates: whether the model returns next-token logits, which `generate` needs.
@@ -81,6 +82,7 @@ class PretrainedModel(Module):
     is_trunk: ClassVar[bool] = False
     submodules: ClassVar[Names]
     heads: ClassVar[Names]
+    parts: ClassVar[Names] = ()
     optional: ClassVar[Names] = ()
     tied: ClassVar[Table] = {}
     generates: ClassVar[bool] = False
@@ -260,9 +262,11 @@ class PretrainedModel(Module):
         name, field = "new_num_position_embeddings", "max_position_embeddings"
         size, now = whole(name, new_num_position_embeddings, 1), getattr(self.config, field)
         if size != now:
-            drawn = size > now
-            rows = drawn_rows(self.config.initializer_range, rngs) if drawn else mean_rows
-            resize(self, field, size, rows)
+            resize(self, field, size, self._new_positions(rngs) if size > now else mean_rows)
+
+    def _new_positions(self, rngs: Rngs) -> NewRows:
+        """Returns a function that returns the embeddings of additional positions."""
+        return drawn_rows(self.config.initializer_range, rngs)
 
     def keep_layers(self, layers: Sequence[int]) -> None:
         """Keeps some layers in the given order, in place, and changes `num_hidden_layers`.

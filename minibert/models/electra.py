@@ -273,6 +273,7 @@ class ElectraGeneratorPredictions(Module):
 
 
 class _ElectraWithLMHead(ElectraWithHead[Output]):
+    parts: ClassVar[Names] = ("generator_predictions", "generator_lm_head")
     tied: ClassVar[Table] = {
         "generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"
     }

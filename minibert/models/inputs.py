@@ -29,7 +29,7 @@ from minibert.core.checks import (
 from minibert.core.types import ArrayLike
 from minibert.errors import InputError, shown
 from minibert.models.base import PretrainedModel
-from minibert.nn.attention import attention_mask_to_bool
+from minibert.nn.attention import AttentionMask, attention_mask_to_bool
 from minibert.nn.cache import KVCache
 
 
@@ -79,6 +79,11 @@ class ModelInputs(NamedTuple):
     past: KVCache | None
     batch: Size
     seq: Size
+
+    @property
+    def bidirectional(self) -> AttentionMask | None:
+        """The mask of attention to earlier and later tokens: `tokens` or `mask`, for `attend`."""
+        return self.mask if self.tokens is None else attention_mask_to_bool(self.tokens)
 
 
 def model_inputs(

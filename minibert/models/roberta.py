@@ -23,7 +23,7 @@ from minibert.checkpoint.config import Config
 from minibert.checkpoint.tensors import Arrays
 from minibert.core.fields import SIZE, field, whole
 from minibert.core.types import AnyArray, Options, Rngs, Size
-from minibert.errors import ConfigError
+from minibert.errors import ConfigError, WeightsFileError, shown
 from minibert.models.base import Names, PretrainedModel, Table
 from minibert.models.bert.config import LARGE, BertConfig
 from minibert.models.bert.heads import (
@@ -326,6 +326,9 @@ def from_fairseq(arrays: Arrays) -> Arrays | None:
 
     Returns:
         None if it is not such a checkpoint.
+
+    Raises:
+        WeightsFileError: two tensors have the same name there, as of two classification heads.
     """
     if not any(".sentence_encoder.embed_tokens." in name for name in arrays):
         return None
@@ -338,6 +341,11 @@ def from_fairseq(arrays: Arrays) -> Arrays | None:
             new = re.sub(r"^(encoder|decoder)\.", "", own)
             for pattern, replacement in FAIRSEQ:
                 new = re.sub(pattern, replacement, new)
+            if new in found:
+                raise WeightsFileError(
+                    f"{shown(name)}: expected the only tensor that is {new!r} in transformers, "
+                    "found two, as of several classification heads; leave one in the file"
+                )
             found[new] = part
     words = found["roberta.embeddings.word_embeddings.weight"]
     types = np.zeros_like(words[:1])

@@ -11,6 +11,7 @@ import minibert
 from conftest import FIXTURES
 from converting import needs_torch, run
 from folders import contents
+from minibert.checkpoint.leaves import leaves
 from minibert.cli.convert import DIFFERS
 from minibert.conversion.parity import ragged_inputs
 from minibert.models.registry import MODELS
@@ -191,3 +192,19 @@ def test_flax_msgpack(folder, name, tmp_path):
         assert np.abs(ours - expected).max() < 2e-5, key
         compared += 1
     assert compared >= 4
+
+
+FLAX_ARRAYS = json.loads((FIXTURES / "flax_arrays.json").read_text())
+
+
+@pytest.mark.parametrize("name", FLAX_ARRAYS)
+def test_arrays_of_a_flax_class(name):
+    """Those of the class that it is converted into have the same names and shapes."""
+    cls = MODELS[name.removeprefix("Flax")]
+    found = leaves(cls(cls.config_class.tiny(num_hidden_layers=1), rngs=None))
+    shapes = {
+        leaf.name_in("flax"): list(leaf.shape_in("flax"))
+        for leaf in found
+        if leaf.name not in cls.tied
+    }
+    assert shapes == FLAX_ARRAYS[name]

@@ -70,6 +70,17 @@ def test_more_groups_than_tensors(tmp_path):
         minibert.load(tmp_path)
 
 
+def test_fewer_groups_of_several_blocks(tmp_path):
+    """Those beyond the number that is passed are left in the file."""
+    model = masked(**INNER | {"num_hidden_groups": 3, "num_hidden_layers": 3})
+    model.save_pretrained(tmp_path)
+    fewer = {"num_hidden_layers": 2, "num_hidden_groups": 2, "output_loading_info": True}
+    found, info = minibert.load(tmp_path, **fewer)
+    assert found.block_paths == model.block_paths[:4]
+    assert len(info.left) == 2 * 16
+    assert all(name.startswith("albert.encoder.albert_layer_groups.2.") for name in info.left)
+
+
 def test_blocks():
     """The blocks that are executed, in order, and how often each one was before."""
     paths = [BLOCK.format(group, 0) for group in (0, 0, 1)]

@@ -1,6 +1,7 @@
 """Classes by task, and configs that are read and written without weights."""
 
 import json
+import re
 
 import pytest
 from flax import nnx
@@ -53,6 +54,17 @@ def test_a_missing_head_is_not_made_up(folder):
         folder, num_labels=5, new_head=True, rngs=nnx.Rngs(0)
     )
     assert model.config.num_labels == 5
+
+
+def test_a_config_that_the_class_refuses(tmp_path):
+    """The message names the folder, and not the class's argument alone."""
+    config = minibert.AlbertConfig.tiny(num_labels=3)
+    minibert.AlbertForTokenClassification(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    said = f"^{re.escape(str(tmp_path))}: num_labels: expected 2 for question answering"
+    with pytest.raises(ConfigError, match=said):
+        minibert.AutoModelForQuestionAnswering.from_pretrained(
+            tmp_path, new_head=True, rngs=nnx.Rngs(0)
+        )
 
 
 @pytest.mark.parametrize("cls", [minibert.AutoConfig, *AUTO], ids=lambda cls: cls.__name__)

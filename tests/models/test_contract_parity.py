@@ -7,6 +7,8 @@ from conftest import FLOAT64
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
+from flax import nnx  # noqa: E402
+
 import oracle  # noqa: E402
 from families import CLASSES, FACTS, OF_CLASS, SOME  # noqa: E402
 from minibert.models.registry import MODELS  # noqa: E402
@@ -36,6 +38,34 @@ def test_classes(name, padding, tmp_path):
     if padding is None:
         del given["attention_mask"]
     assert worst(name, tmp_path, theirs, given) <= FLOAT64
+
+
+# XLM-R's and CamemBERT's classes are RoBERTa's under other names
+WITH_CODE = [name for name in CLASSES if not name.startswith(("XLMRoberta", "Camembert"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_what_is_dropped(name, tmp_path):
+    """In training, with one rate of the config at 1 and the others at 0, whatever the keys.
+
+    And with those that fall back to another one.
+    """
+    tiny = vars(MODELS[name].config_class.tiny())
+    rates = [field for field in tiny if "drop" in field]
+    cases = [dict.fromkeys(rates, 0.0) | {rate: 1.0} for rate in rates]
+    if "hidden_dropout_prob" in rates:
+        given_ones = [rate for rate in rates if tiny[rate] is not None]
+        cases.append(dict.fromkeys(given_ones, 0.0) | {"hidden_dropout_prob": 1.0})
+    given = arguments(name)
+    for number, case in enumerate(cases):
+        folder = tmp_path / f"{number}"
+        theirs = oracle.saved(name, folder, **CLASSES[name] | case).double().train()
+        expected = oracle.run_torch(theirs, given)
+        with oracle.float64():
+            model = oracle.ours(name, folder, param_dtype="float64")
+            found = model.train()(**given, rngs=nnx.Rngs(0))
+            assert max(oracle.errors(found, expected).values()) <= FLOAT64, case
 
 
 @pytest.mark.parametrize("act", slow_but(ACTIVATION_NAMES, "gelu", "gelu_new", "relu"))

@@ -21,8 +21,9 @@ import sentences
 from conftest import EMBEDDING, FLOAT64
 from minibert import train
 from minibert.embedding.modules import Pooling, SentenceModel
-from minibert.errors import ConfigError, InputError
+from minibert.errors import CheckpointMismatchError, ConfigError, InputError, MissingHeadError
 from minibert.inspection import analysis
+from minibert.models.distilbert import modeling
 from minibert.nn.tree import parameters
 from minibert.pipelines import pipeline
 from minibert.train.job.settings import read_settings
@@ -86,6 +87,15 @@ def test_new_positions_are_sines():
     matrix = found.embeddings.position_embeddings.embedding[...]
     np.testing.assert_array_equal(matrix, expected.detach())
     assert expected.requires_grad
+    found.resize_position_embeddings(30)
+    found.resize_position_embeddings(40)  # the rows that are added are sines too, without keys
+    found.resize_position_embeddings(50)
+    longer = found.embeddings.position_embeddings.embedding[...]
+    np.testing.assert_array_equal(longer[:40], matrix)
+    assert np.abs(longer[40:] - modeling.sinusoidal(50, 24)[40:]).max() == 0
+    plain = minibert.DistilBertModel(minibert.DistilBertConfig.tiny(), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"rngs: expected nnx.Rngs\(0\) for new rows"):
+        plain.resize_position_embeddings(50)
 
 
 def test_no_token_types():
@@ -186,6 +196,26 @@ def test_a_published_file(tmp_path):
     assert {name.partition(".")[0] for name in info.left} == {
         "vocab_transform", "vocab_layer_norm", "vocab_projector",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("DistilBertForMaskedLM", "vocab_layer_norm."),
+        ("DistilBertForMaskedLM", "vocab_projector."),
+        ("ElectraForMaskedLM", "generator_lm_head."),
+    ],
+)
+def test_part_of_a_head(name, part, tmp_path):
+    """It is not completed by new parameters, although its parts are beside each other."""
+    cls = getattr(minibert, name)
+    cls(cls.config_class.tiny(), rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {key: array for key, array in tensors.items() if not key.startswith(part)}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError, match="incomplete") as caught:
+        minibert.load(tmp_path, new_head=True, rngs=nnx.Rngs(0))
+    assert not isinstance(caught.value, MissingHeadError)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import oracle  # noqa: E402
 from conftest import EMBEDDING, FLOAT64, GRADIENT  # noqa: E402
 from minibert import train  # noqa: E402
 from minibert.errors import (  # noqa: E402
+    CheckpointMismatchError,
     ConfigError,
     InputError,
     MissingHeadError,
@@ -114,6 +115,15 @@ def test_files_without_architectures(name, tmp_path):
 def test_summaries(config, tmp_path):
     theirs = oracle.saved(CHOICE, tmp_path, **config)
     assert oracle.worst(CHOICE, tmp_path, theirs, oracle.arguments(CHOICE)) <= FLOAT64
+
+
+def test_a_config_with_another_summary(tmp_path):
+    """It does not describe the model, although the parameters are the same."""
+    model = minibert.ElectraForMultipleChoice(minibert.ElectraConfig.tiny(), rngs=nnx.Rngs(0))
+    other = model.config.replace(summary_type="mean")
+    with pytest.raises(CheckpointMismatchError, match="kind: expected 'mean', found 'first'"):
+        model.save_pretrained(tmp_path / "saved", config=other)
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("masked", slow_but([True, False], True), ids=["padded", "no mask"])
@@ -243,6 +253,9 @@ def test_wrong_pairs():
         train.ElectraPair(generator, discriminator)
     with pytest.raises(InputError, match="generator: expected an ElectraForMaskedLM, found 'Elec"):
         train.ElectraPair(discriminator, discriminator)
+    generator, discriminator = pair(layer_norm_eps=1e-5)  # with which it would be saved
+    with pytest.raises(InputError, match="generator: layer_norm_eps: expected 1e-12, as the discr"):
+        train.ElectraPair(generator, discriminator)
     generator, discriminator = pair(tie_word_embeddings=False)
     with pytest.raises(InputError, match="generator: expected a decoder that is tied"):
         train.ElectraPair(generator, discriminator)
@@ -263,6 +276,21 @@ def test_wrong_pairs():
 def test_wrong_labels(wrong, why):
     with pytest.raises(InputError, match=why):
         checked_batch(minibert.ElectraConfig.tiny(), train.replaced_tokens, BATCH | wrong, 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (np.ones((8, 12, 12), int), r"attention_mask: expected shape \(8, 12\), found \(8, 12, 12"),
+        (IDS * 0, "attention_mask: no target: every position is padding"),
+    ],
+    ids=["by query", "only padding"],
+)
+def test_wrong_masks_of_both(mask, why):
+    """The discriminator's targets are the tokens of the mask."""
+    batch = {"input_ids": IDS, "labels": np.where(LABELS, IDS, -100), "attention_mask": mask}
+    with pytest.raises(InputError, match=why):
+        checked_batch(minibert.ElectraConfig.tiny(), train.electra_pretraining(), batch, 1)
 
 
 @pytest.mark.slow

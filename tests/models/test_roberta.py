@@ -22,8 +22,9 @@ from conftest import FLOAT64
 from converting import run
 from folders import contents
 from minibert import train
+from minibert.conversion.api import read
 from minibert.embedding.modules import Pooling, SentenceModel
-from minibert.errors import ConfigError
+from minibert.errors import ConfigError, WeightsFileError
 from minibert.models.bert.modeling import BertModel
 from minibert.models.roberta import RobertaModel
 from minibert.pipelines import pipeline
@@ -266,3 +267,21 @@ def test_a_file_of_fairseq(fused, verifies, tmp_path):
     result = run(tmp_path / "in", tmp_path / "out", "--allow-pickle", *verifies)
     assert result.exit_code == 0, result.output
     assert contents(tmp_path / "out") == expected
+
+
+def test_a_file_of_fairseq_with_two_classification_heads(tmp_path):
+    """None of them is dropped unnamed."""
+    theirs = oracle.saved("RobertaForSequenceClassification", tmp_path / "in", type_vocab_size=1)
+    found = fairseq(dict(theirs.state_dict()), True)
+    (tmp_path / "in" / "model.safetensors").unlink()
+    heads = {name: a for name, a in found.items() if name.startswith("decoder.classifier.")}
+    for name in heads:
+        del found[name]
+    for head in ("mnli", "rte"):
+        found |= {f"classification_heads.{head}.{n.split('.', 2)[2]}": a for n, a in heads.items()}
+    file = tmp_path / "in" / "pytorch_model.bin"
+    torch.save({"args": argparse.Namespace(), "model": found}, file)
+    with pytest.raises(WeightsFileError) as caught:
+        read(str(tmp_path / "in"), allow_pickle=True)
+    said = f"{file}: 'classification_heads.rte.dense.weight': expected the only tensor that is 'cl"
+    assert str(caught.value).startswith(said)

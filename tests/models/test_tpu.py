@@ -3,7 +3,8 @@
 XLA's TPU compiler is in PyPI's `libtpu`, and compiles for a TPU that is only described. Nothing is
 run and no weight is made: a model built with `rngs=None` is a tree of shapes. The compiler runs in
 a process of its own, since it prints a great deal and reads its settings when it is loaded; this
-file is that process's program too: `python tests/models/test_tpu.py TOPOLOGY DTYPE`, or `CLASS …`.
+file is that process's program too: `python tests/models/test_tpu.py TOPOLOGY DTYPE`, `CLASS …`, or
+`shared`.
 """
 
 import importlib.util
@@ -29,6 +30,10 @@ KINDS = {"v5e:2x2": "TPU v5 lite", "v5p:2x2x1": "TPU v5", "v6e:2x2": "TPU v6 lit
 DTYPES = ("bfloat16", "float32")
 BATCH, SEQ = 8, 128
 BASE = minibert.BertConfig.base()
+SHARED = minibert.AlbertConfig(  # widths that fill a TPU's tiles; all layers share one block
+    vocab_size=1024, embedding_size=128, hidden_size=256, num_attention_heads=4,
+    intermediate_size=512, num_hidden_layers=6,
+)  # fmt: skip
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # do not look for a TPU on the network
@@ -107,6 +112,19 @@ def test_it_holds_the_weights_once(compiled: dict):
 
 
 @pytest.mark.slow
+def test_it_holds_the_weights_of_shared_layers_once():
+    """ALBERT's: six layers of work, of the weights of one."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the package libtpu, which holds XLA's compiler for TPUs")
+    found = program("shared")
+    weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_albert()))
+    layer = 4 * SHARED.hidden_size**2 + 2 * SHARED.hidden_size * SHARED.intermediate_size
+    assert weights < 2 * layer
+    assert found["arguments"] == pytest.approx(4 * weights + 2 * BATCH * SEQ * 4, rel=0.01)
+    assert found["flops"] > 2 * BATCH * SEQ * 6 * layer
+
+
+@pytest.mark.slow
 def test_every_entry_point_compiles():
     """Forward, texts to vectors (alone and in shared rows), generation, a step of training."""
     if importlib.util.find_spec("libtpu") is None:
@@ -140,6 +158,11 @@ def abstract_bert(dtype: str) -> minibert.BertModel:
     return minibert.BertModel(BASE, rngs=None, param_dtype=jnp.dtype(dtype)).eval()
 
 
+def abstract_albert() -> minibert.AlbertModel:
+    """ALBERT as a tree of shapes."""
+    return minibert.AlbertModel(SHARED, rngs=None).eval()
+
+
 def compiled_for(topology: str, model: object) -> jax.stages.Compiled:
     """Returns the forward pass of a tree of shapes, compiled for one chip of a described TPU."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -158,6 +181,13 @@ def operations(name: str) -> float:
     config = cls.config_class.tiny(max_position_embeddings=2 * SEQ)
     program = compiled_for("v6e:2x2", cls(config, rngs=None, param_dtype=jnp.float32).eval())
     return program.cost_analysis()["flops"]
+
+
+def describe_shared() -> dict:
+    """Compiles ALBERT, and returns its operations and the bytes of its arguments."""
+    program = compiled_for("v6e:2x2", abstract_albert())
+    arguments = program.memory_analysis().argument_size_in_bytes
+    return {"flops": program.cost_analysis()["flops"], "arguments": arguments}
 
 
 def describe(topology: str, dtype: str) -> dict:
@@ -180,4 +210,5 @@ def describe(topology: str, dtype: str) -> dict:
 if __name__ == "__main__":
     given = sys.argv[1:]
     named = {name: operations(name) for name in given if hasattr(minibert, name)}
-    sys.stdout.write(json.dumps(named or describe(*given)) + "\n")
+    found = describe_shared() if given == ["shared"] else named or describe(*given)
+    sys.stdout.write(json.dumps(found) + "\n")

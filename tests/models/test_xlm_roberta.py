@@ -221,6 +221,15 @@ def test_what_a_sentencepiece_model_needs(only_sentencepiece):
 
 
 @pytest.mark.skipif(not INSTALLED, reason="needs sentencepiece and protobuf")
+def test_a_damaged_sentencepiece_model(only_sentencepiece):
+    """It is not said to be another library's, which transformers takes it for."""
+    path = only_sentencepiece / "sentencepiece.bpe.model"
+    path.write_bytes(b"\x0a\x0d" + path.read_bytes()[:20])
+    with pytest.raises(SourceError, match="loaded \\(its SentencePiece model is damaged\\)"):
+        minibert.SentenceEncoder.from_pretrained(only_sentencepiece, pooling="mean")
+
+
+@pytest.mark.skipif(not INSTALLED, reason="needs sentencepiece and protobuf")
 def test_a_sentencepiece_model(only_sentencepiece):
     encoder = minibert.SentenceEncoder.from_pretrained(only_sentencepiece, pooling="mean")
     assert encoder.tokenizer("the a").input_ids == [0, 4, 5, 6, 2]

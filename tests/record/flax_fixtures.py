@@ -8,10 +8,12 @@ environment of its own:
 
 Writes a folder `tests/fixtures/flax_*` for each class: `config.json` and
 `flax_model.msgpack` as `save_pretrained` left them, and `outputs.safetensors` with the inputs and
-every output in float32. Every parameter is drawn anew, biases and LayerNorms too: the classes' own
+every output in float32; and `tests/fixtures/flax_arrays.json`, the shapes of the arrays of other
+classes, by name. Every parameter is drawn anew, biases and LayerNorms too: the classes' own
 initialisation would hide a dropped bias and a swapped LayerNorm.
 """
 
+import json
 import pathlib
 import zlib
 
@@ -47,6 +49,25 @@ CLASSES = {
     "flax_gpt2_base": ("FlaxGPT2Model", {}),
     "flax_gpt2_lm": ("FlaxGPT2LMHeadModel", {}),
     "flax_albert_pretraining": ("FlaxAlbertForPreTraining", {}),
+}
+DISTILBERT = {
+    "vocab_size": 97,
+    "dim": 24,
+    "n_layers": 1,
+    "n_heads": 3,
+    "hidden_dim": 80,
+    "max_position_embeddings": 40,
+}
+ONE_LAYER = BERT | {"num_hidden_layers": 1}
+SHAPES = {
+    "FlaxXLMRobertaForMaskedLM": ONE_LAYER,
+    "FlaxXLMRobertaForSequenceClassification": ONE_LAYER,
+    "FlaxDistilBertForMaskedLM": DISTILBERT,
+    "FlaxDistilBertForSequenceClassification": DISTILBERT,
+    "FlaxElectraForPreTraining": ONE_LAYER | {"embedding_size": 20},
+    "FlaxElectraForMaskedLM": ONE_LAYER | {"embedding_size": 20},
+    "FlaxElectraForSequenceClassification": ONE_LAYER | {"embedding_size": 20},
+    "FlaxElectraForMultipleChoice": ONE_LAYER | {"embedding_size": 20},
 }
 NORMS = ("LayerNorm/scale", "layer_norm/scale", "ln_1/scale", "ln_2/scale", "ln_f/scale")
 LENGTHS = (11, 7, 4)
@@ -97,8 +118,19 @@ def record(folder: pathlib.Path, name: str, changes: dict, seed: int) -> None:
     save_file(arrays, folder / "outputs.safetensors")
 
 
+def shapes(name: str, tiny: dict) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of a class, by name."""
+    cls = getattr(transformers, name)
+    rows = (1, 1) if name.endswith("MultipleChoice") else (1,)
+    model = cls(cls.config_class(**tiny), input_shape=(*rows, max(LENGTHS)))
+    return {path: array.shape for path, array in flatten_dict(model.params, sep=".").items()}
+
+
 def main() -> None:
     """Records every class."""
+    found = {name: shapes(name, tiny) for name, tiny in SHAPES.items()}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(found[name])}" for name in found)
+    (FIXTURES / "flax_arrays.json").write_text(f"{{\n{lines}\n}}\n")
     for seed, (folder, (name, changes)) in enumerate(CLASSES.items()):
         record(FIXTURES / folder, name, changes, seed)
 

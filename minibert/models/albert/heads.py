@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Unpack
 
 from jax import Array
+from jaxtyping import Float
 
 from minibert.core.types import ArrayLike, Options, Rngs
 from minibert.models.albert.config import AlbertConfig
@@ -74,7 +75,7 @@ class AlbertMLMHead(LMHead):
         self.LayerNorm: LayerNorm = LayerNorm(width, epsilon=config.layer_norm_eps, **options)
         self._add_decoder(config, **options)
 
-    def transform(self, hidden: Hidden) -> Array:
+    def transform(self, hidden: Hidden) -> Float[Array, "batch seq embedding"]:
         """Applies the layers before the decoder: dense, activation, LayerNorm."""
         return self.LayerNorm(self.activation(self.dense(hidden)))
 
@@ -99,7 +100,9 @@ class AlbertSOPHead(Module):
         self.dropout: Dropout = Dropout(config.classifier_rate)
         self.classifier: Linear = projection(config, config.num_labels, **options)
 
-    def __call__(self, pooled: Array, rngs: Rngs = None) -> Array:
+    def __call__(
+        self, pooled: Float[Array, "batch hidden"], rngs: Rngs = None
+    ) -> Float[Array, "batch labels"]:
         """Returns the scores of "in their order" (index 0) and "swapped" (index 1)."""
         return self.classifier(self.dropout(pooled, rngs))
 

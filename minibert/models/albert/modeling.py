@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from minibert.checkpoint.config import Config
 from minibert.core.types import ArrayLike, Dtype, Options, Rngs
@@ -37,7 +38,6 @@ from minibert.models.outputs import (
 )
 from minibert.models.stack import Execution, requested_outputs, run_blocks
 from minibert.nn.activations import activation
-from minibert.nn.attention import attention_mask_to_bool
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Dropout, LayerNorm, Linear, Module
 
@@ -117,7 +117,11 @@ class AlbertTransformer(Module):
         )
 
     def __call__(
-        self, hidden: Array, paths: Sequence[str], mask: Mask, **given: Any
+        self,
+        hidden: Float[Array, "batch seq embedding"],
+        paths: Sequence[str],
+        mask: Mask,
+        **given: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Applies the blocks at some paths; takes further arguments of `run_blocks`."""
         indices = [map(int, path.split(".albert_layers.")) for path in paths]
@@ -232,13 +236,12 @@ class AlbertModel(AlbertPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
         )
-        tokens = given.tokens
         done = self.encoder(
             self.embeddings(
                 given.input_ids, given.token_type_ids, given.position_ids, given.inputs_embeds, rngs
             ),
             self.config.layer_paths,
-            given.mask if tokens is None else attention_mask_to_bool(tokens),
+            given.bidirectional,
             head_mask=given.head_mask,
             rngs=rngs,
             execution=self.execution,

@@ -42,8 +42,8 @@ class EncoderConfig(Config):
         if self.is_causal and not self.is_decoder:
             # transformers' eager attention ignores it; its default one applies it without padding
             raise UnsupportedConfigError(
-                "is_causal: expected false or no value, as is_decoder is false, found true; set "
-                "is_decoder for attention to earlier tokens only"
+                "is_causal: expected false or no value, as is_decoder is false, found true; "
+                "only a decoder attends to earlier tokens only"
             )
 
     @property

@@ -34,7 +34,6 @@ from minibert.nn.activations import activation
 from minibert.nn.attention import (
     AttentionMask,
     attend,
-    attention_mask_to_bool,
     merge_heads,
     split_heads,
 )
@@ -428,7 +427,7 @@ class BertModel(BertPreTrainedModel):
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Returns the output of the encoder; takes the arguments of `model_inputs`."""
         config, given, past = self.config, model_inputs(self, **arguments), None
-        mask = given.mask if given.tokens is None else attention_mask_to_bool(given.tokens)
+        mask = given.bidirectional
         if config.is_decoder:
             mask, past = past_and_mask(
                 given,

@@ -24,8 +24,8 @@ class DistilBertConfig(Config):
     """The shape and settings of a DistilBERT; field names and defaults are Hugging Face's.
 
     `hidden_size`, `num_attention_heads` and `num_hidden_layers` are aliases of `dim`, `n_heads` and
-    `n_layers`. `sinusoidal_pos_embds` determines how new position embeddings are initialised; those
-    of a checkpoint are in its file.
+    `n_layers`. `sinusoidal_pos_embds` determines how new position embeddings are initialised, also
+    those that `resize_position_embeddings` adds; those of a checkpoint are in its file.
     """
 
     model_type = "distilbert"

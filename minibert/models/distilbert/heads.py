@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from minibert.core.types import ArrayLike, Options, Rngs
-from minibert.models.base import PretrainedModel, Table
+from minibert.models.base import Names, PretrainedModel, Table
 from minibert.models.bert.modeling import Hidden
 from minibert.models.distilbert.config import DistilBertConfig
 from minibert.models.distilbert.modeling import EPSILON, DistilBertModel, DistilBertPreTrainedModel
@@ -68,6 +68,7 @@ class DistilBertWithHead(ModelWithHead[Output], DistilBertPreTrainedModel):
 class DistilBertForMaskedLM(ForMaskedLM, DistilBertWithHead[MaskedLMOutput]):
     """DistilBERT with a masked language model head."""
 
+    parts: ClassVar[Names] = ("vocab_transform", "vocab_layer_norm", "vocab_projector")
     tied: ClassVar[Table] = {
         "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"
     }

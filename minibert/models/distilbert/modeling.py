@@ -21,9 +21,10 @@ from minibert.models.distilbert.config import DistilBertConfig
 from minibert.models.heads import projection
 from minibert.models.inputs import model_inputs
 from minibert.models.outputs import BaseModelOutputWithPastAndCrossAttentions
+from minibert.models.resizing import NewRows
 from minibert.models.stack import Execution, requested_outputs, run_blocks
 from minibert.nn.activations import activation
-from minibert.nn.attention import attend, attention_mask_to_bool, merge_heads, split_heads
+from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
 
@@ -198,6 +199,17 @@ class DistilBertPreTrainedModel(PretrainedModel):
     token_embeddings = "embeddings.word_embeddings"
     config: DistilBertConfig
 
+    def _new_positions(self, rngs: Rngs) -> NewRows:
+        """Returns sines where the config says that they are the initial embeddings."""
+        if not self.config.sinusoidal_pos_embds:
+            return super()._new_positions(rngs)
+
+        def sines(rows: Array, count: int) -> Array:
+            old, features = rows.shape
+            return jnp.asarray(sinusoidal(old + count, features)[old:], rows.dtype)
+
+        return sines
+
 
 class DistilBertModel(DistilBertPreTrainedModel):
     """The bare encoder.
@@ -263,10 +275,10 @@ class DistilBertModel(DistilBertPreTrainedModel):
             position_ids=position_ids,
             head_mask=head_mask,
         )
-        mask = given.mask if given.tokens is None else attention_mask_to_bool(given.tokens)
         ids, words, positions = given.input_ids, given.inputs_embeds, given.position_ids
         hidden = self.embeddings(ids, words, positions, rngs)
-        done = self.transformer(hidden, mask, given.head_mask, rngs, execution=self.execution)
+        heads, mask = given.head_mask, given.bidirectional
+        done = self.transformer(hidden, mask, heads, rngs, execution=self.execution)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=done.last_hidden_state,
             **requested_outputs(done, self.config, output_hidden_states, output_attentions),

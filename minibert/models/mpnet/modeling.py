@@ -39,7 +39,7 @@ from minibert.models.outputs import (
 )
 from minibert.models.roberta import CountedPositions, counted_from
 from minibert.models.stack import Execution, requested_outputs, run_blocks
-from minibert.nn.attention import attend, attention_mask_to_bool, merge_heads, split_heads
+from minibert.nn.attention import attend, merge_heads, split_heads
 from minibert.nn.cache import BlockOutput
 from minibert.nn.layers import Dropout, Embed, LayerNorm, Linear, Module
 from minibert.nn.numerics import wide_dtype
@@ -161,15 +161,15 @@ def bucket(distance: Integer[Array, "*shape"]) -> Integer[Array, "*shape"]:
     ranges, ratio = half - EXACT, FURTHEST / EXACT
     bounds = [math.ceil(EXACT * ratio ** (number / ranges)) for number in range(ranges)]
     # comparisons are exact on every device; a logarithm may be rounded below a bound
-    least = jnp.array([*range(1, EXACT), *bounds], distance.dtype)
-    number = (jnp.abs(distance)[..., None] >= least).sum(axis=-1, dtype=distance.dtype)
+    starts = jnp.array([*range(1, EXACT), *bounds], distance.dtype)
+    number = (jnp.abs(distance)[..., None] >= starts).sum(axis=-1, dtype=distance.dtype)
     return number + jnp.where(distance > 0, half, 0).astype(distance.dtype)
 
 
 def position_bias(embedding: Embed, seq: Size) -> Bias:
     """Returns the bias of attention scores: an embedding of the distance's bucket."""
-    places = jnp.arange(seq, dtype=jnp.int32)
-    return embedding(bucket(places[None, :] - places[:, None])).transpose(2, 0, 1)[None]
+    positions = jnp.arange(seq, dtype=jnp.int32)
+    return embedding(bucket(positions[None, :] - positions[:, None])).transpose(2, 0, 1)[None]
 
 
 def biased(mask: Mask, bias: Bias) -> Mask:
@@ -301,17 +301,13 @@ class MPNetModel(CountedPositions, MPNetPreTrainedModel):
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            token_type_ids=None,
             position_ids=position_ids,
             head_mask=head_mask,
-            encoder_hidden_states=None,
-            encoder_attention_mask=None,
-            past_key_values=None,
         )
         hidden = self.embeddings(given.input_ids, given.position_ids, given.inputs_embeds, rngs)
         done = self.encoder(
             hidden,
-            given.mask if given.tokens is None else attention_mask_to_bool(given.tokens),
+            given.bidirectional,
             head_mask=given.head_mask,
             rngs=rngs,
             execution=self.execution,

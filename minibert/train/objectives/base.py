@@ -26,7 +26,15 @@ from minibert.models.inputs import known_inputs
 from minibert.models.outputs import ModelOutput
 from minibert.nn.numerics import widen
 from minibert.train.lora.layers import with_keys
-from minibert.train.objectives.labels import IGNORED, Batch, Check, of_rows, of_tokens, of_windows
+from minibert.train.objectives.labels import (
+    IGNORED,
+    Batch,
+    Check,
+    of_rows,
+    of_tokens,
+    of_windows,
+    token_shape,
+)
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 TOKENS = ("input_ids", "inputs_embeds")
@@ -49,6 +57,12 @@ def call_model(model: PretrainedModel, batch: Batch, rngs: nnx.Rngs | None, **mo
     """Returns a model's outputs for a batch; `more` are further arguments of the model."""
     model = with_keys(model, rngs)
     return model(**model_arguments(model, batch), **more, rngs=rngs)
+
+
+def tokens(batch: Batch) -> Array:
+    """Returns 1 for every token, 0 for padding, `(batch, seq)`."""
+    mask = batch.get("attention_mask")
+    return jnp.ones(token_shape(batch)) if mask is None else jnp.asarray(mask, jnp.float32)
 
 
 def _no_hits(outputs: ModelOutput, batch: Batch) -> Terms:

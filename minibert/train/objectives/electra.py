@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -21,11 +22,17 @@ from minibert.models.outputs import ModelOutput
 from minibert.nn.layers import Module
 from minibert.nn.numerics import widen
 from minibert.train.lora.layers import with_keys
-from minibert.train.objectives.base import Batch, Choice, Objective, Terms
-from minibert.train.objectives.labels import IGNORED, of_tokens
+from minibert.train.objectives.base import Batch, Choice, Objective, Terms, tokens
+from minibert.train.objectives.labels import IGNORED, mask_of_tokens, of_tokens
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-SHARED = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")
+SHARED = (
+    "vocab_size",
+    "embedding_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
 
 
 class ElectraPairOutput(ModelOutput):
@@ -52,8 +59,8 @@ class ElectraPair(Module):
         discriminator: the discriminator.
 
     Raises:
-        InputError: a model is of another class, their embeddings have different shapes, or the
-            generator's decoder is not tied.
+        InputError: a model is of another class, their embeddings have different shapes or epsilons,
+            or the generator's decoder is not tied.
     """
 
     dimensions: ClassVar[Dimensions] = ElectraModel.dimensions
@@ -124,10 +131,10 @@ def _apply(model: Any, batch: Batch, rngs: Rngs) -> Any:
 MASKED = Choice("logits", "labels")
 
 
-def _tokens(batch: Batch) -> Array:
-    mask = batch.get("attention_mask")
-    shape = jnp.shape(batch["input_ids"])
-    return jnp.ones(shape) if mask is None else jnp.asarray(mask, jnp.float32)
+def _labels(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
+    """Checks one label per token, and that the mask has one number per token."""
+    of_tokens("vocab_size")(config, name, array, batch)
+    mask_of_tokens(batch)
 
 
 def electra_pretraining(weight: float = 50.0) -> Objective:
@@ -162,10 +169,10 @@ def electra_pretraining(weight: float = 50.0) -> Objective:
         name="electra_pretraining",
         needs=(("input_ids",), ("labels",)),
         inputs=INPUTS,
-        labels={"labels": of_tokens("vocab_size")},
+        labels={"labels": _labels},
         targets=lambda batch: {
             "masked_lm": MASKED.targets(batch),
-            "replaced_tokens": _tokens(batch),
+            "replaced_tokens": tokens(batch),
         },
         losses=losses,
         hits=hits,

@@ -30,6 +30,7 @@ from minibert.train.objectives.base import (
     labelled,
     next_tokens,
     output,
+    tokens,
 )
 from minibert.train.objectives.labels import (
     IGNORED,
@@ -49,12 +50,6 @@ next_sentence: Objective = labelled("next_sentence", of_rows(2))
 token_classification: Objective = labelled("token_classification", of_tokens("num_labels"))
 
 
-def _tokens(batch: Batch) -> Array:
-    """Returns 1 for every token, 0 for padding."""
-    mask = batch.get("attention_mask")
-    return jnp.ones(token_shape(batch)) if mask is None else jnp.asarray(mask, jnp.float32)
-
-
 def _replaced(outputs: ModelOutput, batch: Batch) -> Terms:
     logits = widen(output(outputs, "logits"))
     labels = jnp.asarray(batch["labels"]).astype(logits.dtype)
@@ -71,7 +66,7 @@ replaced_tokens: Objective = Objective(
     name="replaced_tokens",
     needs=(TOKENS, ("labels",)),
     labels={"labels": zeros_and_ones_of_tokens},
-    targets=lambda batch: {"replaced_tokens": _tokens(batch)},
+    targets=lambda batch: {"replaced_tokens": tokens(batch)},
     losses=_replaced,
     hits=_found,
 )

@@ -62,12 +62,16 @@ def of_rows(limit: str | int) -> Check:
 
 def zeros_and_ones_of_tokens(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
     """Checks one label per token, 0 or 1, and that not every position is padding."""
-    shape = token_shape(batch)
-    shaped(name, array, [shape])
+    shaped(name, array, [token_shape(batch)])
     checked_zeros_and_ones(name, array)
+    mask_of_tokens(batch)
+
+
+def mask_of_tokens(batch: Batch) -> None:
+    """Checks that the mask, if there is one, has one number per token, and not only zeros."""
     if "attention_mask" in batch:
         mask = checked_zeros_and_ones("attention_mask", batch["attention_mask"])
-        shaped("attention_mask", mask, [shape])
+        shaped("attention_mask", mask, [token_shape(batch)])
         if not np.any(mask):
             raise NoTargetError("attention_mask: no target: every position is padding")
 
@@ -82,11 +86,7 @@ def of_windows(filler: int) -> Check:
     def check(config: Any, name: str, array: np.ndarray, batch: Batch) -> None:
         checked_indices("filler", np.asarray(filler), config.vocab_size, "vocab_size")
         checked_indices(name, array, config.vocab_size, "vocab_size")
-        if "attention_mask" in batch:
-            mask = checked_zeros_and_ones("attention_mask", batch["attention_mask"])
-            shaped("attention_mask", mask, [array.shape])
-            if not np.any(mask):
-                raise NoTargetError("attention_mask: no target: every position is padding")
+        mask_of_tokens(batch)
 
     return check
 
