@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 from flax import nnx  # noqa: E402
 
 import oracle  # noqa: E402
-from families import CLASSES, FACTS, OF_CLASS, SOME  # noqa: E402
+from families import CLASSES, CLASSES_WITH_CODE, FACTS, OF_CLASS, SOME  # noqa: E402
 from minibert.models.registry import MODELS  # noqa: E402
 from minibert.nn.activations import ACTIVATION_NAMES  # noqa: E402
 from oracle import arguments, worst  # noqa: E402
@@ -40,12 +40,8 @@ def test_classes(name, padding, tmp_path):
     assert worst(name, tmp_path, theirs, given) <= FLOAT64
 
 
-# XLM-R's and CamemBERT's classes are RoBERTa's under other names
-WITH_CODE = [name for name in CLASSES if not name.startswith(("XLMRoberta", "Camembert"))]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize("name", CLASSES_WITH_CODE)
 def test_what_is_dropped(name, tmp_path):
     """In training, with one rate of the config at 1 and the others at 0, whatever the keys.
 

@@ -11,7 +11,7 @@ from facts_bert import without_tensors
 from facts_roberta import head, planted
 from malformed import ONES, add, drop
 from minibert.errors import CheckpointMismatchError, MissingHeadError
-from minibert.models.electra import ElectraModel
+from minibert.models.electra.modeling import ElectraModel
 from minibert.nn.activations import activation
 from planting import (
     epsilon,
