@@ -1,5 +1,6 @@
 """Processes forked from one that has already imported their modules, so that they start fast."""
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -38,8 +39,9 @@ class Forked:
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Sends it a signal."""
-        os.kill(self.process.pid, number)
+        """Sends it a signal, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         """Ends it at once, if it still runs."""
