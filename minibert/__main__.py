@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 
@@ -17,8 +18,9 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
     """Loads a command and calls it; an interrupt is one line, and exit status 130.
 
     While other libraries are imported, a KeyboardInterrupt would be raised inside of them, and they
-    print tracebacks: there the process ends at once. While Python exits, the command is done, and
-    an interrupt is ignored.
+    print tracebacks: there the process ends at once. Where Python ignores exceptions, as in JAX's
+    callback of the garbage collector, it is raised again a moment later. While Python exits, the
+    command is done, and an interrupt is ignored.
 
     Args:
         load: imports and returns the command.
@@ -29,6 +31,8 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
     try:
         command = load()
         if usual:
+            if hasattr(signal, "pthread_kill"):
+                sys.unraisablehook = _unraisable
             signal.signal(signal.SIGINT, signal.default_int_handler)
         command()
     except (KeyboardInterrupt, SystemExit) as reason:
@@ -45,6 +49,19 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
 def _end(*_: object) -> None:
     os.write(2, b"interrupted\n")
     os._exit(130)
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    if found.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.05, _interrupt)  # not here: it would be ignored again
+        again.daemon = True  # the command may end before
+        again.start()
+    else:
+        sys.__unraisablehook__(found)
+
+
+def _interrupt() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _minibert() -> Callable[[], object]:

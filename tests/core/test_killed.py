@@ -94,6 +94,33 @@ def test_killed_at_random_moments(start, flags, source, old, tmp_path):
     assert seen & {"absent", "old"}
 
 
+SWALLOWED = """
+import gc, os, signal, time
+from minibert.__main__ import run
+
+def interrupted(*_):
+    gc.callbacks.remove(interrupted)
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+
+def command():
+    gc.callbacks.append(interrupted)
+    gc.collect()
+    time.sleep(60)
+
+run(lambda: command)
+"""
+
+
+def test_an_interrupt_that_python_ignores():
+    """In a callback of the garbage collector: obeyed all the same, in one line."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def importing(process):
     """Returns whether a process imports libraries already, or has ended."""
     try:
