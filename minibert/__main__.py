@@ -44,6 +44,9 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # after an interrupt inside of exec with a string, which dataclasses use, Python would end
+        # by the signal, although it was caught: another exec with a string undoes that
+        exec("")
 
 
 def _end(*_: object) -> None:

@@ -173,6 +173,9 @@ def _interruptible() -> Generator[Callable[[], None]]:
     before = signal.signal(signal.SIGINT, remember)
     try:
         yield check
+    except Exception:
+        check()  # a library may have made another error of an interrupt, as while it is imported
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
         sys.unraisablehook = shown

@@ -121,6 +121,28 @@ def test_an_interrupt_that_python_ignores():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+def test_an_interrupt_inside_of_exec(tmp_path):
+    """As while libraries define dataclasses: Python would end by the signal, and its status."""
+    lines = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    script = f"from minibert.__main__ import run\n\nrun(lambda: lambda: exec({lines!r}))\n"
+    (tmp_path / "given.py").write_text(script)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "given"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_an_interrupt_of_which_another_error_is_made():
+    """As a library does that cannot be imported because of it."""
+    from minibert.cli.convert import _interruptible
+
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError from None
+
+
 def importing(process):
     """Returns whether a process imports libraries already, or has ended."""
     try:
