@@ -136,11 +136,14 @@ def test_an_interrupt_of_which_another_error_is_made():
     """As a library does that cannot be imported because of it."""
     from minibert.cli.convert import _interruptible
 
-    with pytest.raises(KeyboardInterrupt), _interruptible():
+    def imported():
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             raise ImportError from None
+
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        imported()
 
 
 def importing(process):
