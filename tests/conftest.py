@@ -41,9 +41,7 @@ ALREADY = jax.config.read("jax_disable_most_optimizations")
 def pytest_collection_modifyitems(items):
     """The default run sees every planted mistake, and not every test of every family."""
     if models := [item for item in items if item.path.parent.name == "models"]:
-        from by_default import (
-            mark_slow,
-        )  # not earlier: it imports minibert, which pytest is to hook
+        from by_default import mark_slow  # not earlier: it imports minibert, which pytest hooks
 
         mark_slow(models)
     for item in items:
