@@ -98,6 +98,8 @@ SWALLOWED = """
 import gc, os, signal, time
 from minibert.__main__ import run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process inherits
+
 def interrupted(*_):
     gc.callbacks.remove(interrupted)
     os.kill(os.getpid(), signal.SIGINT)
@@ -121,11 +123,18 @@ def test_an_interrupt_that_python_ignores():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+INSIDE_OF_EXEC = """
+import os, signal, time
+from minibert.__main__ import run
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process inherits
+run(lambda: lambda: exec("os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"))
+"""
+
+
 def test_an_interrupt_inside_of_exec(tmp_path):
     """As while libraries define dataclasses: Python would end by the signal, and its status."""
-    lines = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
-    script = f"from minibert.__main__ import run\n\nrun(lambda: lambda: exec({lines!r}))\n"
-    (tmp_path / "given.py").write_text(script)
+    (tmp_path / "given.py").write_text(INSIDE_OF_EXEC)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "given"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)

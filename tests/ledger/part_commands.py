@@ -5,6 +5,7 @@ import difflib
 import io
 import re
 import runpy
+import signal
 import sys
 import warnings
 from unittest import mock
@@ -28,9 +29,11 @@ def found() -> Record:
 def printed(command: list[str]) -> list[str]:
     """What `python -m COMMAND` prints, run in this process, by line; its status comes last."""
     output, status = io.StringIO(), None
+    interrupts = signal.getsignal(signal.SIGINT)  # ignored after a command
     with (
         mock.patch.dict("os.environ", PLAIN),
         mock.patch.object(sys, "argv", list(command)),
+        mock.patch.object(sys, "unraisablehook", sys.unraisablehook),  # which a command replaces
         contextlib.redirect_stdout(output),
         warnings.catch_warnings(),
     ):
@@ -39,6 +42,8 @@ def printed(command: list[str]) -> list[str]:
             runpy.run_module(command[0], run_name="__main__", alter_sys=True)
         except SystemExit as end:
             status = end.code
+        finally:
+            signal.signal(signal.SIGINT, interrupts)
     lines = COLOURS.sub("", output.getvalue()).splitlines()
     return [*(line.rstrip() for line in lines), f"exit status {status or 0}"]
 
