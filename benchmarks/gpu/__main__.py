@@ -213,15 +213,18 @@ def _add(step: dict[str, Any], line: dict[str, Any]) -> None:
 
 def _judge(step: dict[str, Any], code: int, late: bool, tail: str) -> None:
     """Sets the status of a step, from its results and the end of its process."""
-    cell = step.get("begins")
-    if not (code == 0 and step.get("done")) and not step["errors"]:
+    cell, limit = step.get("begins"), f"its limit of {step['limit']:.0f} s"
+    ended = code == 0 and step.get("done")
+    if not ended and not step["errors"]:
         if late and step["rows"]:
             step["notes"]["stopped at its limit in"] = cell
         else:
-            why = f"stopped at its limit of {step['limit']:.0f} s" if late else f"ended with {code}"
+            why = f"stopped at {limit}" if late else f"ended with {code}"
             step["errors"].append({"error": why, "at": cell})
     seen = {*step["rows"], *(error["at"] for error in step["errors"])}
     step["left_out"] = [name for name in step["left_out"] if name not in seen]
+    if ended and step["left_out"] and not step["rows"] and not step["errors"]:
+        step["errors"].append({"error": f"measured nothing within {limit}", "at": cell})
     if step["errors"]:
         step["status"], step["log"] = "failed", tail
     elif step["status"] == "running":

@@ -133,7 +133,10 @@ def test_one_that_measures_nothing_within_its_limit_fails(tmp_path):
     done = run(tmp_path, "--only", "card", "--seconds", "1")
     assert done.returncode == 1
     step = read(tmp_path / "gpu-card.json")["steps"]["card"]
-    assert step["errors"][0]["error"] == "stopped at its limit of 1 s"
+    assert step["errors"][0]["error"] in (
+        "stopped at its limit of 1 s",
+        "measured nothing within its limit of 1 s",  # its process ended before the limit
+    )
     assert step["seconds"] < 30
 
 
