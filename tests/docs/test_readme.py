@@ -36,9 +36,9 @@ def sessions(page: pathlib.Path) -> list[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def converted(minilm, tmp_path_factory):
-    """What README's second command writes; verifying it has tests of its own."""
+    """What README's second command writes."""
     folder = tmp_path_factory.mktemp("converted") / "minilm"
-    command = [sys.executable, "-m", "convert", minilm, str(folder), "--no-verify"]
+    command = [sys.executable, "-m", "convert", minilm, str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder
 
