@@ -181,6 +181,7 @@ def step(**found: object) -> dict:
     [
         (step(done=True, rows={"a": {}}, left_out=["a"]), 0, False, "ran", []),
         (step(done=True, rows={"a": {}}, left_out=["a", "b"]), 0, False, "ran", ["b"]),
+        (step(done=True, left_out=["a", "b"]), 0, False, "failed", ["a", "b"]),
         (step(rows={"a": {}}, left_out=["a", "b"], begins="b"), 1, True, "ran", ["b"]),
         (step(left_out=["a", "b"], begins="a"), 1, True, "failed", ["b"]),
         (step(rows={"a": {}}, left_out=["a", "b"], begins="b"), -11, False, "failed", []),

@@ -36,8 +36,11 @@ def committed(name):
 def executed(path, to, **variables):
     """Returns a notebook after a run in a process of its own, and the CPU seconds of the run."""
     command = [sys.executable, str(FOLDER.parent / "tests" / "support" / "notebook_runs.py")]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FOLDER.parent)}
-    environment |= variables
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(FOLDER.parent),
+        **variables,
+    }
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [*command, str(path), "--to", str(to)], env=environment, capture_output=True, text=True
